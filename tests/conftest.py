@@ -1,0 +1,23 @@
+"""What every test shares: one thread, no network, caches in a folder of the test session's own."""
+
+import os
+import tempfile
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, so before anything else
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="cps-hf-tests-")
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import pytest
+import torch
+
+torch.set_num_threads(1)  # with default threads on a busy two-core box a 0.3 s test takes 10 s
+
+
+def pytest_collection_modifyitems(items):
+    """A test marked gpu skips where there is no CUDA device; nothing else may skip for want of hardware."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
