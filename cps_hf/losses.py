@@ -1,0 +1,84 @@
+"""The math on tensors: every loss is a sum over pixels divided by a count of data.
+
+Shapes: B images, C classes, H x W pixels. A term never divides by a count of predictions (how many pixels passed a
+threshold, say), so the same global batch gives the same gradient on one process, on several, and with gradient
+accumulation: the trainer passes the global count, divided by (processes x accumulation steps), as `count`.
+OHEM is the exception and says so.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORE_INDEX = 255
+
+
+def pixel_cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    valid: Tensor | None = None,
+    count: Tensor | float | None = None,
+    ignore_index: int = IGNORE_INDEX,
+) -> Tensor:
+    """Cross entropy summed over pixels, divided by a count.
+
+    Args:
+        logits: (B, C, H, W), any float type; the loss is computed in float32.
+        target: long (B, H, W), class ids; pixels equal to `ignore_index` add nothing.
+        valid: bool (B, H, W); pixels where it is false add nothing. `None`: all are valid.
+        count: what the sum is divided by. `None`: the number of pixels that are neither ignored nor invalid.
+
+    Returns:
+        A scalar. Zero, with zero gradients, when no pixel counts.
+    """
+    if valid is not None:
+        target = target.masked_fill(~valid, ignore_index)
+    total = F.cross_entropy(logits.float(), target, ignore_index=ignore_index, reduction="sum")
+    if count is None:
+        count = (target != ignore_index).sum()
+    return total / _at_least_one(count)
+
+
+def ohem_cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    threshold: float = 0.7,
+    min_kept: int,
+    ignore_index: int = IGNORE_INDEX,
+) -> Tensor:
+    """Cross entropy on the hard pixels only: online hard example mining, as the CPS release uses it on Cityscapes.
+
+    A pixel is kept when the probability of its true class is at most `max(threshold, p_k)`, where `p_k` is the
+    `min_kept`-th smallest such probability among all pixels of this call (ignored pixels count as 1). With fewer than
+    `min_kept` labeled pixels, all are kept. The result is the mean over the kept pixels of *this* call: unlike the
+    other losses it depends on how the global batch is split over processes and micro-batches.
+
+    Args:
+        logits: (B, C, H, W). labels: long (B, H, W). min_kept: pixels of this call, at least 1.
+    """
+    if min_kept < 1:
+        raise ValueError(f"`min_kept` must be at least 1 pixel, got {min_kept}.")
+    labeled = labels != ignore_index
+    losses = F.cross_entropy(logits.float(), labels, ignore_index=ignore_index, reduction="none")
+    true_class_probs = torch.exp(-losses.detach()).masked_fill(~labeled, 1.0)  # softmax at the true class
+    p_k = true_class_probs.flatten().kthvalue(min(min_kept, labels.numel())).values
+    # Kept on the device: reading the number of labeled pixels here would make the host wait.
+    bound = torch.where(labeled.sum() < min_kept, torch.inf, p_k.clamp(min=threshold))
+    kept = labeled & (true_class_probs <= bound)
+    return (losses * kept).sum() / _at_least_one(kept.sum())
+
+
+def pseudo_label(logits: Tensor) -> Tensor:
+    """The most likely class of each pixel, one-hot in the paper's words: long (B, H, W), without gradient."""
+    return logits.detach().argmax(dim=1)
+
+
+def _at_least_one(count: Tensor | float) -> Tensor | float:
+    """A sum over no pixels is zero, not zero divided by zero. Global counts are shares, hence floats below one."""
+    if isinstance(count, Tensor):
+        return torch.where(count > 0, count, torch.ones_like(count))
+    return count if count > 0 else 1.0
