@@ -1,0 +1,417 @@
+"""Any segmentation model of transformers as a branch: full-size logits, and how a set of branches starts.
+
+A branch starts from as much pretrained weight as there is, and no two branches start with the same head:
+
+- a configuration: everything is drawn, for each branch from a seed of its own;
+- backbone weights: every branch gets the same backbone, its head is drawn from a seed of its own;
+- a whole checkpoint with the same classes: kept as it is (`reinit_heads=True` draws the heads anew);
+- a whole checkpoint with other classes: kept but for the weights whose shapes differ.
+
+Which of these happened is logged, one message a branch, by the logger "cps_hf".
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import random
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForSemanticSegmentation, PreTrainedConfig, PreTrainedModel
+
+from .backbones import backbone_of, load_backbone_weights
+from .preparation import (
+    check_input_size,
+    check_train_batch,
+    convert_sync_batchnorm,
+    enable_gradient_checkpointing,
+    freeze,
+    freeze_unused_parameters,
+    parameter_groups,
+)
+
+__all__ = [
+    "Branch",
+    "build_branches",
+    "check_input_size",
+    "check_train_batch",
+    "convert_sync_batchnorm",
+    "enable_gradient_checkpointing",
+    "freeze",
+    "freeze_unused_parameters",
+    "load_backbone_weights",
+    "parameter_groups",
+]
+
+IGNORE_INDEX = 255
+HEAD_NAMES = ("decode_head", "segmentation_head", "head", "decoder")
+"""What transformers' models (and ours) call the module that the backbone's feature maps go into."""
+
+logger = logging.getLogger("cps_hf")
+
+
+class Branch(nn.Module):
+    """A segmentation model whose logits have the size of its input.
+
+    Args:
+        model: any model of `AutoModelForSemanticSegmentation`; kept as `.model`.
+    """
+
+    def __init__(self, model: PreTrainedModel):
+        super().__init__()
+        self.model = model
+        self._feature_dropout = _FeatureDropout()
+        head = next((getattr(model, name) for name in HEAD_NAMES if hasattr(model, name)), None)
+        self._has_head = head is not None
+        if head is not None:
+            head.register_forward_pre_hook(self._feature_dropout, with_kwargs=True)
+
+    def forward(self, pixel_values: Tensor, *, feature_dropout: float = 0.0) -> Tensor:
+        """Logits at the size of the input.
+
+        Args:
+            pixel_values: (B, 3, H, W) float, normalised.
+            feature_dropout: the probability in [0, 1) with which a whole channel of the feature maps that enter the
+                decode head is set to zero, the others divided by 1 - p, for each image anew (UniMatch, CVPR 2023,
+                section 3.3); in evaluation mode too.
+
+        Returns:
+            (B, C, H, W) float32: resized bilinearly, with `config.align_corners` where the configuration has it.
+
+        Raises:
+            ValueError: `feature_dropout` is no such probability, or the model has no decode head that is known.
+        """
+        if not 0 <= feature_dropout < 1:
+            raise ValueError(f"`feature_dropout` is a probability in [0, 1), got {feature_dropout}.")
+        if feature_dropout > 0 and not self._has_head:
+            raise ValueError(
+                f"feature_dropout needs a module that the backbone's feature maps go into, called one of "
+                f"{', '.join(HEAD_NAMES)}; {type(self.model).__name__} has "
+                f"{', '.join(name for name, _ in self.model.named_children())}. Use a method without feature dropout."
+            )
+        self._feature_dropout.p = feature_dropout
+        try:
+            logits = self.model(pixel_values=pixel_values).logits.float()
+        finally:
+            self._feature_dropout.p = 0.0
+        size = pixel_values.shape[-2:]
+        if logits.shape[-2:] == size:
+            return logits
+        align_corners = getattr(self.model.config, "align_corners", False)
+        return F.interpolate(logits, size=size, mode="bilinear", align_corners=align_corners)
+
+
+class _FeatureDropout:
+    """A forward pre-hook, registered once and driven by `p`, so that a compiled or wrapped model keeps its hooks."""
+
+    def __init__(self):
+        self.p = 0.0
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict):
+        if self.p == 0:
+            return None
+        return tuple(self._drop(value) for value in args), {name: self._drop(value) for name, value in kwargs.items()}
+
+    def _drop(self, value):
+        if isinstance(value, (list, tuple)):
+            return type(value)(self._drop(item) for item in value)
+        if not isinstance(value, Tensor):
+            return value
+        if value.ndim == 4:  # (B, channels, h, w)
+            return F.dropout2d(value, self.p)
+        if value.ndim == 3:  # (B, tokens, channels)
+            return F.dropout1d(value.transpose(1, 2), self.p).transpose(1, 2)
+        return value
+
+
+Source = str | PathLike | PreTrainedConfig | PreTrainedModel
+
+
+def build_branches(
+    models: Source | Sequence[Source],
+    *,
+    id2label: Mapping[int, str] | None = None,
+    num_branches: int | None = None,
+    seed: int = 0,
+    reinit_heads: bool = False,
+    backbone: str | PathLike | Sequence[str | PathLike | None] | None = None,
+    trust_remote_code: bool = False,
+    dtype: torch.dtype | None = None,
+    attn_implementation: str | None = None,
+    revision: str | None = None,
+) -> list[PreTrainedModel]:
+    """The models that will teach each other, and where their weights come from (said aloud, see the module's page).
+
+    Args:
+        models: one Hub id, local folder or configuration, used `num_branches` times; or a sequence of these and of
+            models. A model is used as it is, only checked.
+        id2label: the classes, written into every configuration. None: those of the first model.
+        num_branches: how many, where `models` is one thing (default 2).
+        seed: with it and a branch's index everything that is drawn is drawn.
+        reinit_heads: draw the heads anew although the checkpoint has them.
+        backbone: weights for the backbones, see `load_backbone_weights`; a sequence gives one for each branch.
+        trust_remote_code: run the model code that a repository holds.
+        dtype: of the parameters; None: float32, whatever the checkpoint has.
+        attn_implementation: "sdpa", "eager", ...; None: the library's choice.
+        revision: of a Hub id.
+
+    Returns:
+        The models, all with the same classes, without auxiliary heads, 255 as their ignored label.
+
+    Raises:
+        ValueError: a source that cannot be loaded or has no segmentation head, weights that do not fit, models whose
+            classes differ.
+    """
+    sources = _one_source_a_branch(models, num_branches)
+    backbones = _one_backbone_a_branch(backbone, len(sources))
+    if id2label is not None:
+        id2label = _checked_id2label(id2label)
+    options = {"trust_remote_code": trust_remote_code, "revision": revision}
+    build = {"dtype": dtype or torch.float32, "attn_implementation": attn_implementation}
+    branches: list[PreTrainedModel] = []
+    for index, (source, weights) in enumerate(zip(sources, backbones, strict=True)):
+        if isinstance(source, PreTrainedModel):
+            if weights is not None or reinit_heads:
+                raise ValueError(
+                    "`backbone` and `reinit_heads` change weights, and a model that is passed is used as it is: pass "
+                    "its configuration or its folder, or call load_backbone_weights(model, source) yourself."
+                )
+            branches.append(source)
+            said = "the model that was passed, as it is"
+        else:
+            model, said = _build(source, index, seed, id2label, weights, reinit_heads, options, build)
+            branches.append(model)
+        logger.info("branch %d, %s: %s.", index, type(branches[-1]).__name__, said)
+    _check_same_classes(branches, id2label)
+    if len({id(branch) for branch in branches}) < len(branches):
+        raise ValueError("The same model object was passed twice: a branch cannot teach itself. Pass two models.")
+    return branches
+
+
+def _build(source, index, seed, id2label, weights, reinit_heads, options, build) -> tuple[PreTrainedModel, str]:
+    """One branch, and what was done in words."""
+    generator_seed = branch_seed(seed, index)
+    config = _adapted_config(source, id2label, options)
+    with torch.random.fork_rng():  # nobody else's random numbers move
+        torch.manual_seed(generator_seed)
+        if isinstance(source, PreTrainedConfig) or not _has_weights(source):
+            model, said = _from_config(config, options, build), f"everything drawn (seed {seed}, branch {index})"
+            to_draw = set()
+        else:
+            model, to_draw, said = _from_checkpoint(source, config, options, build)
+        if weights is not None:
+            load_backbone_weights(model, weights)
+            said = f"backbone from {weights}"
+        if weights is not None or reinit_heads:
+            to_draw = {name for name, _ in model.named_parameters()} - _backbone_parameters(model)
+            said += f", head drawn (seed {seed}, branch {index})"
+        elif to_draw:
+            said += f", drawn (seed {seed}, branch {index}) were {_listed(to_draw)}"
+        draw_weights(model, to_draw)
+    return model.train(), said
+
+
+def _one_source_a_branch(models: Source | Sequence[Source], num_branches: int | None) -> list[Source]:
+    if isinstance(models, PreTrainedModel):
+        models = [models]
+    if isinstance(models, (str, PathLike, PreTrainedConfig)):
+        count = 2 if num_branches is None else num_branches
+        if count < 1:
+            raise ValueError(f"`num_branches` must be at least 1, got {num_branches}.")
+        return [models] * count
+    sources = list(models)
+    for source in sources:
+        if not isinstance(source, (str, PathLike, PreTrainedConfig, PreTrainedModel)):
+            raise ValueError(
+                "`models` must hold Hub ids, local folders, transformers configurations or transformers models, got "
+                f"{type(source).__name__}."
+            )
+    if not sources:
+        raise ValueError("`models` is empty: give one id, folder or configuration, or a list of them.")
+    if num_branches is not None and num_branches != len(sources):
+        raise ValueError(f"`models` has {len(sources)} entries and `num_branches` is {num_branches}: leave it out.")
+    return sources
+
+
+def _one_backbone_a_branch(backbone, count: int) -> list[str | PathLike | None]:
+    if backbone is None or isinstance(backbone, (str, PathLike)):
+        return [backbone] * count
+    if len(backbone) != count:
+        raise ValueError(f"`backbone` has {len(backbone)} entries for {count} branches: one for each, None for none.")
+    return list(backbone)
+
+
+def _checked_id2label(id2label: Mapping[int, str]) -> dict[int, str]:
+    id2label = {int(index): str(name) for index, name in id2label.items()}
+    if sorted(id2label) != list(range(len(id2label))) or len(id2label) < 2:
+        raise ValueError(
+            f"`id2label` must name the classes 0, 1, ... without a gap, at least two of them, got the indices "
+            f"{sorted(id2label)}."
+        )
+    return id2label
+
+
+def _is_config_file(source) -> bool:
+    return Path(source).is_file() and Path(source).suffix == ".json"
+
+
+def _has_weights(source: str | PathLike) -> bool:
+    """False for a local folder that holds a configuration and nothing else."""
+    if _is_config_file(source):
+        return False
+    folder = Path(source)
+    return not folder.is_dir() or any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))
+
+
+def _adapted_config(source, id2label: dict[int, str] | None, options: dict) -> PreTrainedConfig:
+    """The configuration with our classes, no auxiliary head and our ignored label."""
+    if isinstance(source, PreTrainedConfig):
+        config = copy.deepcopy(source)
+    else:
+        if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
+            raise ValueError(f"The folder `{source}` holds no config.json: it is no model of transformers.")
+        try:
+            config = AutoConfig.from_pretrained(source, **options)
+        except (OSError, ValueError, KeyError) as error:
+            raise ValueError(
+                f"`{source}` is neither a folder here nor a model that could be read from the Hub. Check the spelling "
+                f"and the connection (HF_HUB_OFFLINE forbids it); a gated or private one needs HF_TOKEN; one with "
+                f"code of its own needs trust_remote_code=True. transformers said: {error}"
+            ) from error
+    known = type(config) in AutoModelForSemanticSegmentation._model_mapping
+    if not known and "AutoModelForSemanticSegmentation" not in (getattr(config, "auto_map", None) or {}):
+        names = sorted(kind.model_type for kind in AutoModelForSemanticSegmentation._model_mapping)
+        raise ValueError(
+            f"{_named(source)} is a {config.model_type!r}, which has no semantic segmentation head in transformers. "
+            f"Those that have: {', '.join(names)}. To use it as a backbone, give a UperNetConfig or "
+            "DeepLabV3PlusConfig as the model and this as `backbone`."
+        )
+    if config.model_type == "dpt" and config.backbone_config is not None and not config.is_hybrid:
+        raise ValueError(
+            f"{_named(source)}: DPTForSemanticSegmentation ignores `backbone_config` and "
+            "builds a ViT of its own. For another backbone take UperNetConfig, or Tipsv2DptConfig (a DPT head) "
+            "with a Dinov2WithRegistersConfig(reshape_hidden_states=False)."
+        )
+    if id2label is not None:
+        config.id2label = dict(id2label)
+        config.label2id = {name: index for index, name in id2label.items()}
+    if hasattr(config, "use_auxiliary_head"):
+        config.use_auxiliary_head = False  # it would get no gradient from our losses, and stop DDP
+    for field in ("semantic_loss_ignore_index", "loss_ignore_index"):  # the second is UperNet's
+        if hasattr(config, field):
+            setattr(config, field, IGNORE_INDEX)
+    return config
+
+
+def _from_config(config: PreTrainedConfig, options: dict, build: dict) -> PreTrainedModel:
+    kwargs = {name: value for name, value in build.items() if value is not None}
+    try:
+        return AutoModelForSemanticSegmentation.from_config(
+            config, trust_remote_code=options["trust_remote_code"], **kwargs
+        )
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"A {config.model_type!r} cannot be built from its configuration. Often the backbone does not give the "
+            f"stages that the head needs (`out_features`, `out_indices`). The library said: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def _from_checkpoint(source, config: PreTrainedConfig, options: dict, build: dict):
+    """The model, the names of the parameters that the checkpoint did not fill, and what was done in words."""
+    kwargs = {name: value for name, value in {**options, **build}.items() if value is not None}
+    try:
+        model, info = AutoModelForSemanticSegmentation.from_pretrained(
+            source, config=config, ignore_mismatched_sizes=True, output_loading_info=True, **kwargs
+        )
+    except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"`{source}` cannot be loaded. transformers said: {type(error).__name__}: {error}") from error
+    names = {name for name, _ in model.named_parameters()}
+    mismatched = {key[0] for key in info["mismatched_keys"]}
+    new = (set(info["missing_keys"]) | mismatched) & names
+    backbone_names = _backbone_parameters(model)
+    if backbone_names and backbone_names <= new:
+        raise ValueError(
+            f"`{source}` holds no weight of the backbone of {type(model).__name__}. If it is a backbone, give the "
+            f"segmentation model's configuration as the model and `{source}` as `backbone`."
+        )
+    if lost := new & backbone_names:
+        logger.warning("%s lacks these weights of the backbone, which are drawn: %s.", source, _listed(lost))
+    head_names = names - backbone_names
+    if not new:
+        return model, new, f"all weights from {source}"
+    if mismatched:
+        return model, new, f"weights from {source} but for the class count (now {config.num_labels})"
+    if head_names <= new:
+        return model, new, f"backbone from {source}"
+    return model, new, f"weights from {source}"
+
+
+def _backbone_parameters(model: PreTrainedModel) -> set[str]:
+    inside = {id(parameter) for parameter in backbone_of(model).parameters()}
+    return {name for name, parameter in model.named_parameters() if id(parameter) in inside}
+
+
+def branch_seed(seed: int, index: int) -> int:
+    """The seed of what branch `index` draws: another one for each pair, the same on every machine."""
+    return random.Random(f"cps_hf branch {seed} {index}").getrandbits(63)
+
+
+@torch.no_grad()
+def draw_weights(model: PreTrainedModel, names: set[str]) -> None:
+    """Draws the named parameters from torch's global generator, in the model's order.
+
+    Convolutions: kaiming normal, fan-in, relu, their biases by torch's default; norms: weight 1, bias 0 (as the CPS
+    release initialises its heads). All else by the model's own rule.
+    """
+    for prefix, module in model.named_modules():
+        own = {key: p for key, p in module.named_parameters(recurse=False) if f"{prefix}.{key}".lstrip(".") in names}
+        if not own:
+            continue
+        if isinstance(module, nn.Conv2d):
+            if "weight" in own:
+                nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
+            if "bias" in own:
+                bound = (module.weight.shape[1] * module.weight[0, 0].numel()) ** -0.5
+                nn.init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)):
+            for key, parameter in own.items():
+                parameter.fill_(1.0 if key == "weight" else 0.0)
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.reset_running_stats()
+        else:
+            for parameter in own.values():
+                parameter._is_hf_initialized = False  # the library's draws pass over tensors with this flag
+            model._init_weights(module)
+
+
+def _check_same_classes(branches: Sequence[PreTrainedModel], id2label: dict[int, str] | None) -> None:
+    expected = id2label if id2label is not None else dict(branches[0].config.id2label)
+    for index, branch in enumerate(branches):
+        found = {int(key): name for key, name in branch.config.id2label.items()}
+        if branch.config.num_labels != len(expected) or found != expected:
+            where = "`id2label`" if id2label is not None else "branch 0"
+            differing = next((key for key in expected if found.get(key) != expected[key]), None)
+            detail = (
+                ""
+                if differing is None
+                else (f", first at {differing}: {expected[differing]!r} against {found.get(differing)!r}")
+            )
+            raise ValueError(
+                f"Branches can only teach each other the same classes: {where} has {len(expected)}, branch {index} "
+                f"has {branch.config.num_labels}{detail}. Pass `id2label` to build all branches with the same ones."
+            )
+
+
+def _named(source) -> str:
+    return type(source).__name__ if isinstance(source, PreTrainedConfig) else f"`{source}`"
+
+
+def _listed(names: set[str], most: int = 6) -> str:
+    shown = sorted(names)
+    return ", ".join(shown[:most]) + (f" and {len(shown) - most} more" if len(shown) > most else "")
