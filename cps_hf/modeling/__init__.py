@@ -1,0 +1,49 @@
+"""Segmentation models as branches. Importing this registers DeepLabV3+ and HRNet with transformers' Auto classes."""
+
+from transformers import AutoConfig, AutoModelForSemanticSegmentation
+
+from .branches import (
+    Branch,
+    build_branches,
+    check_input_size,
+    check_train_batch,
+    convert_sync_batchnorm,
+    enable_gradient_checkpointing,
+    freeze,
+    freeze_unused_parameters,
+    load_backbone_weights,
+    parameter_groups,
+)
+from .configuration_deeplabv3_plus import DeepLabV3PlusConfig
+from .configuration_hrnet import HRNetConfig
+from .convert import from_torchsemiseg
+from .modeling_deeplabv3_plus import DeepLabV3PlusForSemanticSegmentation
+from .modeling_hrnet import HRNetForSemanticSegmentation
+
+for _config, _model in (
+    (DeepLabV3PlusConfig, DeepLabV3PlusForSemanticSegmentation),
+    (HRNetConfig, HRNetForSemanticSegmentation),
+):
+    AutoConfig.register(_config.model_type, _config, exist_ok=True)
+    AutoModelForSemanticSegmentation.register(_config, _model, exist_ok=True)
+    # a saved model takes its code along, so that it loads where this package is not installed
+    _config.register_for_auto_class()
+    _model.register_for_auto_class("AutoModelForSemanticSegmentation")
+
+__all__ = [
+    "Branch",
+    "DeepLabV3PlusConfig",
+    "DeepLabV3PlusForSemanticSegmentation",
+    "HRNetConfig",
+    "HRNetForSemanticSegmentation",
+    "build_branches",
+    "check_input_size",
+    "check_train_batch",
+    "convert_sync_batchnorm",
+    "enable_gradient_checkpointing",
+    "freeze",
+    "freeze_unused_parameters",
+    "from_torchsemiseg",
+    "load_backbone_weights",
+    "parameter_groups",
+]

@@ -72,7 +72,7 @@ def _load_timm(backbone: nn.Module, network: nn.Module, source: str | PathLike) 
         name = str(source).removeprefix("timm/")
         if name.split(".")[0] != config.backbone.split(".")[0]:
             raise ValueError(f"The backbone is timm's {config.backbone!r}, the weights are said to be {name!r}'s.")
-    if "feature_location" in getattr(network, "__dict__", {}) or name.startswith("hrnet"):
+    if getattr(network, "incre_modules", True) is None:  # an HRNet that gives its streams, see modeling_hrnet.py
         how["feature_location"] = ""
     try:
         donor = timm.create_model(

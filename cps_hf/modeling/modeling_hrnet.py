@@ -1,0 +1,105 @@
+"""HRNet for segmentation. Travels with a pushed model: imports torch, transformers, timm and its neighbours only."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel, TimmBackboneConfig
+from transformers import initialization as init
+from transformers.modeling_outputs import SemanticSegmenterOutput
+
+from .configuration_hrnet import HRNetConfig
+from .timm_features import TimmFeatures
+
+
+class HRNetHead(nn.Module):
+    """Four streams, resized to the first and concatenated; 1 x 1 convolution, norm, ReLU; classifier."""
+
+    def __init__(self, config: HRNetConfig, channels: list[int]):
+        super().__init__()
+        total = sum(channels)  # 48 + 96 + 192 + 384 = 720 for HRNet-W48
+        self.fuse = nn.Sequential(nn.Conv2d(total, total, 1), nn.BatchNorm2d(total), nn.ReLU())
+        self.classifier = nn.Conv2d(total, config.num_labels, 1)
+        self.align_corners = config.align_corners
+
+    def forward(self, streams: list[Tensor]) -> Tensor:
+        size = streams[0].shape[-2:]
+        resized = [
+            F.interpolate(stream, size=size, mode="bilinear", align_corners=self.align_corners)
+            for stream in streams[1:]
+        ]
+        return self.classifier(self.fuse(torch.cat([streams[0], *resized], dim=1)))
+
+
+class HRNetPreTrainedModel(PreTrainedModel):
+    """Initialisation: convolutions kaiming normal (fan-in, relu), norms 1 and 0, biases torch's default."""
+
+    config_class = HRNetConfig
+    base_model_prefix = "backbone"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    _no_split_modules: list[str] = []
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        if isinstance(module, nn.Conv2d):
+            init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
+            if module.bias is not None:
+                bound = 1 / math.sqrt(module.weight[0].numel())
+                init.uniform_(module.bias, -bound, bound)
+        else:
+            super()._init_weights(module)
+
+
+class HRNetForSemanticSegmentation(HRNetPreTrainedModel):
+    """HRNetV2 with logits at stride 4.
+
+    Args:
+        config: see `HRNetConfig`.
+    """
+
+    def __init__(self, config: HRNetConfig):
+        super().__init__(config)
+        streams = TimmBackboneConfig(backbone=config.backbone, out_indices=[1, 2, 3, 4])
+        # timm's default are the widened maps of its classifier; the streams themselves are what segmentation uses
+        self.backbone = TimmFeatures(streams, feature_location="")
+        self.decode_head = HRNetHead(config, self.backbone._backbone.feature_info.channels())
+        self.post_init()
+
+    def forward(
+        self, pixel_values: Tensor, labels: Tensor | None = None, return_dict: bool | None = None, **kwargs
+    ) -> SemanticSegmenterOutput | tuple:
+        """Logits at stride 4, and a loss where labels are given.
+
+        Args:
+            pixel_values: (B, 3, H, W) float, H and W multiples of 32.
+            labels: (B, H, W) long; `config.semantic_loss_ignore_index` is left out.
+            return_dict: False for a tuple.
+            **kwargs: for the backbone (`output_hidden_states`, ...).
+
+        Returns:
+            `logits` (B, num_labels, H/4, W/4); `loss`: the mean cross entropy at label size, None without labels.
+
+        Raises:
+            ValueError: H or W is no multiple of 32: the streams' sizes would not meet.
+        """
+        height, width = pixel_values.shape[-2:]
+        if height % 32 or width % 32:
+            raise ValueError(
+                f"HRNet needs height and width in multiples of 32, got {height} x {width}: pad to "
+                f"{-height % 32 + height} x {-width % 32 + width}."
+            )
+        features = self.backbone(pixel_values, **kwargs)
+        logits = self.decode_head(features.feature_maps)
+        loss = None
+        if labels is not None:
+            upsampled = F.interpolate(
+                logits.float(), size=labels.shape[-2:], mode="bilinear", align_corners=self.config.align_corners
+            )
+            loss = F.cross_entropy(upsampled, labels, ignore_index=self.config.semantic_loss_ignore_index)
+        if return_dict is False:
+            return (logits,) if loss is None else (loss, logits)
+        return SemanticSegmenterOutput(loss=loss, logits=logits, hidden_states=features.hidden_states)
