@@ -1,4 +1,4 @@
-"""CutMix for segmentation: drawing box masks and mixing by them (French et al. 2020, as the CPS release draws them)."""
+"""CutMix for segmentation: drawing box masks and mixing by them (French et al. 2020; as the CPS release does it)."""
 
 from __future__ import annotations
 

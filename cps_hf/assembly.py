@@ -1,0 +1,194 @@
+"""Putting a run together from its settings, and the checks that come before any training time is spent."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import platform
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from datasets import Dataset
+from transformers import PreTrainedModel
+
+from .config import CPSConfig
+from .data.labels import LabelEncoding
+from .modeling import branches as building
+from .modeling import preparation
+from .objectives import Objective
+
+logger = logging.getLogger(__name__)
+
+
+def check_launch(accelerator: Accelerator, args: CPSConfig) -> None:
+    """The first log line says how many processes there are; a launch that silently does something else is an error."""
+    count, world_size = accelerator.num_processes, int(os.environ.get("WORLD_SIZE", "1"))
+    working = "ACCELERATE_USE_CPU=1 accelerate launch --multi_gpu --num_processes {n} --num_machines 1 SCRIPT"
+    if count != world_size:
+        raise ValueError(
+            f"The launcher started {world_size} processes (WORLD_SIZE), but Accelerate sees {count}: each would train "
+            f"by itself and overwrite the others. On CPUs, launch with `{working.format(n=world_size)}`."
+        )
+    if args.num_processes is not None and args.num_processes != count:
+        raise ValueError(
+            f"`num_processes={args.num_processes}`, but this run has {count}. Launch with `accelerate launch "
+            f"--multi_gpu --num_processes {args.num_processes} SCRIPT` on GPUs, or with "
+            f"`{working.format(n=args.num_processes)}` on CPUs "
+            "(`accelerate launch --cpu --num_processes N` starts one process)."
+        )
+    unsupported = (DistributedType.DEEPSPEED, DistributedType.FSDP, DistributedType.MEGATRON_LM)
+    if accelerator.distributed_type in unsupported:
+        raise ValueError(
+            f"CPSTrainer runs on one device or with DDP; Accelerate is set up for {accelerator.distributed_type}. "
+            "Two branches that share a step need no sharding up to a few hundred million parameters."
+        )
+    if accelerator.is_main_process:
+        noun = "process" if count == 1 else "processes"
+        logger.info("%d %s on %s, precision %s.", count, noun, accelerator.device, accelerator.mixed_precision)
+
+
+def check_data(train_dataset, unlabeled_dataset, eval_dataset, objective: Objective) -> dict[int, str] | None:
+    """Which sets the objective needs, and the classes that they agree on.
+
+    Returns:
+        The class names, where the training set's label feature carries them.
+
+    Raises:
+        ValueError: a set is missing, or two have different classes.
+    """
+    name = type(objective).__name__
+    if objective.views and unlabeled_dataset is None:
+        raise ValueError(f"{name} learns from unlabeled images: pass `unlabeled_dataset`, or use `Supervised()`.")
+    if not objective.views and unlabeled_dataset is not None:
+        logger.warning("%s trains on no unlabeled image: `unlabeled_dataset` is only used to measure agreement.", name)
+    encodings = {
+        what: LabelEncoding.from_feature((dataset.features or {}).get("label"))
+        for what, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset))
+        if hasattr(dataset, "features")
+    }
+    known = {what: e.id2label for what, e in encodings.items() if e is not None}
+    if len(known) == 2 and known["train_dataset"] != known["eval_dataset"]:
+        raise ValueError(
+            f"`train_dataset` and `eval_dataset` have different classes: {known['train_dataset']} and "
+            f"{known['eval_dataset']}."
+        )
+    return known.get("train_dataset", known.get("eval_dataset"))
+
+
+def build_models(
+    models, args: CPSConfig, objective: Objective, id2label: dict[int, str] | None, accelerator: Accelerator
+) -> list[PreTrainedModel]:
+    """The branches, ready to be wrapped: built or taken as they are, frozen and checked as `args` say.
+
+    Raises:
+        ValueError: too few for the objective, another class count than the labels', or a crop or batch that a model
+            cannot take.
+    """
+    built = building.build_branches(
+        models,
+        id2label=id2label if not _holds_models(models) else None,
+        num_branches=args.num_branches,
+        seed=args.seed,
+        reinit_heads=args.reinit_heads,
+        backbone=args.backbone,
+        trust_remote_code=args.trust_remote_code,
+        attn_implementation=args.attn_implementation,
+    )
+    if len(built) < objective.min_branches:
+        raise ValueError(f"{type(objective).__name__} needs {objective.min_branches} models, got {len(built)}.")
+    num_labels = built[0].config.num_labels
+    if id2label is not None and num_labels != len(id2label):
+        raise ValueError(
+            f"The models have {num_labels} classes and `train_dataset` has {len(id2label)} "
+            f"({', '.join([*id2label.values()][:4])} ...). Build the models with `num_labels={len(id2label)}`."
+        )
+    for index, model in enumerate(built):
+        if args.freeze_backbone or args.freeze_norms:
+            preparation.freeze(model, backbone=args.freeze_backbone, norms=args.freeze_norms)
+        preparation.check_input_size(model, *args.crop_size)
+        if args.gradient_checkpointing:
+            preparation.enable_gradient_checkpointing(model)
+        if args.sync_batchnorm and accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+            model = built[index] = preparation.convert_sync_batchnorm(model)
+        for size in {args.per_device_train_batch_size, args.unlabeled_batch_size if objective.views else None} - {
+            None
+        }:
+            preparation.check_train_batch(model, size, *args.crop_size)
+        unused = preparation.freeze_unused_parameters(model, tuple(args.crop_size))
+        if unused and accelerator.is_main_process:
+            logger.info("branch %d: frozen, since the logits do not depend on them: %s.", index, ", ".join(unused))
+        model.train()
+    return built
+
+
+def _holds_models(models) -> bool:
+    """Models that are passed bring their own class names."""
+    return isinstance(models, PreTrainedModel) or (
+        isinstance(models, Sequence) and any(isinstance(m, PreTrainedModel) for m in models)
+    )
+
+
+def make_optimizer(models: Sequence[PreTrainedModel], args: CPSConfig) -> torch.optim.Optimizer:
+    """One optimizer over all branches: the same updates as one each, since none of the two mixes parameters."""
+    groups = []
+    for index, model in enumerate(models):
+        for group in preparation.parameter_groups(
+            model,
+            learning_rate=args.learning_rate,
+            weight_decay=args.weight_decay,
+            head_learning_rate_factor=args.head_learning_rate_factor,
+            backbone_learning_rate_factor=args.backbone_learning_rate_factor,
+            layer_decay=args.layer_decay,
+        ):
+            groups.append({**group, "name": f"branch {index}, {group['name']}"})
+    if args.optim == "sgd":
+        return torch.optim.SGD(groups, lr=args.learning_rate, momentum=args.momentum)
+    betas = (args.adam_beta1, args.adam_beta2)
+    return torch.optim.AdamW(groups, lr=args.learning_rate, betas=betas, eps=args.adam_epsilon)
+
+
+def scheduler_kwargs(args: CPSConfig) -> dict[str, Any]:
+    """The paper's poly schedule unless told otherwise: power 0.9, down to zero (transformers' own is 1.0 to 1e-7)."""
+    defaults = {"power": 0.9, "lr_end": 0.0} if args.lr_scheduler_type == "polynomial" else {}
+    return {**defaults, **args.lr_scheduler_kwargs}
+
+
+def evenly_spaced(dataset, count: int):
+    """`count` samples spread over a data set (a streamed one: its first), the same ones each time."""
+    if not isinstance(dataset, Dataset):
+        return dataset.take(count)
+    count = min(count, len(dataset))
+    return dataset.select([i * len(dataset) // count for i in range(count)])
+
+
+def init_trackers(accelerator: Accelerator, args: CPSConfig, objective: Objective) -> None:
+    """Start the trackers.
+
+    Raises:
+        ValueError: one that is asked for is not installed; Accelerate would drop it in silence.
+    """
+    if not args.report_to:
+        return
+    started = {str(getattr(t, "value", t)) for t in accelerator.log_with}
+    missing = [name for name in args.report_to if name not in started]
+    if missing:
+        raise ValueError(f"`report_to`: {', '.join(missing)} cannot be used; install it: `pip install {missing[0]}`.")
+    config = {"objective": type(objective).__name__, **dataclasses.asdict(objective), **dataclasses.asdict(args)}
+    plain = {k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in config.items()}
+    accelerator.init_trackers(args.run_name or os.path.basename(os.path.normpath(args.output_dir)), config=plain)
+
+
+def versions() -> dict[str, str]:
+    """Python's version and those of the libraries a number depends on."""
+    found = {"python": platform.python_version()}
+    for name in ("cps_hf", "torch", "torchvision", "transformers", "datasets", "accelerate", "evaluate", "timm"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # run from a checkout that is not installed
+            found[name] = "not installed"
+    return found

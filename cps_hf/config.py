@@ -1,0 +1,247 @@
+"""What the loop needs, with Hugging Face's spellings. What a method needs stands in its objective."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(kw_only=True)
+class CPSConfig:
+    """The settings of `CPSTrainer`. Every field is honoured; none is read from the environment.
+
+    Defaults are those of the CPS release for VOC at 512 x 512 in terms of a mean gradient (its nominal learning rate
+    0.01 is divided by four processes, and its weight decay 1e-4 multiplied by them). NOTE where they differ: gradients
+    are not accumulated, images are evaluated whole, and nothing is read from ImageNet unless the models bring it.
+
+    Output and resuming
+        output_dir: where everything is written.
+        overwrite_output_dir: start anew in a folder that holds a run, which is removed.
+        resume_from_checkpoint: a checkpoint's folder, or "true" for the newest one in `output_dir`.
+
+    Length and batches
+        max_steps: optimizer steps.
+        per_device_train_batch_size: labeled images a process and micro-batch.
+        per_device_unlabeled_batch_size: unlabeled ones; none: as many as labeled ones.
+        gradient_accumulation_steps: micro-batches an optimizer step.
+        num_processes: how many processes there must be; any other count is an error. None: any.
+
+    Optimizer and schedule
+        optim: "sgd" or "adamw".
+        learning_rate: of the backbone and, times its factor, the head.
+        head_learning_rate_factor: the decode head's learning rate over `learning_rate`.
+        backbone_learning_rate_factor: the backbone's learning rate over `learning_rate`.
+        layer_decay: each layer of the backbone learns at this share of the next one's rate; none: all alike.
+        weight_decay: none on biases and norms.
+        momentum: of "sgd".
+        adam_beta1: of "adamw".
+        adam_beta2: of "adamw".
+        adam_epsilon: of "adamw".
+        max_grad_norm: clip the gradient of each branch to this norm; none: no clipping.
+        lr_scheduler_type: any of transformers' schedules; "polynomial" is (1 - step / max_steps) ** power.
+        lr_scheduler_kwargs: the schedule's own arguments, as JSON on the command line.
+        warmup_steps: steps of linear warm-up.
+
+    Augmentation
+        crop_size: height and width in pixels.
+        random_scale: the factors to choose from, or the two ends of a range.
+        random_scale_mode: "choice" or "range".
+        horizontal_flip: probability.
+        resize_antialias: low-pass filter images that are shrunk (the release does not).
+        color_jitter: probability in a strong view.
+        grayscale: probability in a strong view.
+        gaussian_blur: probability in a strong view.
+        image_mean: what images are normalised with, and what the exported image processor says.
+        image_std: as `image_mean`.
+
+    Models (when they are given as an id, a path or a config)
+        num_branches: how many, where one id or config is given; none: two.
+        reinit_heads: draw the decode heads anew, also when the checkpoint has them.
+        backbone: weights for the backbones of all branches: a folder of a transformers backbone, or a timm file.
+        attn_implementation: "eager", "sdpa" or "flash_attention_2"; none: the library's choice.
+        trust_remote_code: run code that comes with a checkpoint.
+        freeze_backbone: train the decode heads alone.
+        freeze_norms: keep the backbone's norm layers as they are.
+        gradient_checkpointing: less memory for a second forward pass.
+        sync_batchnorm: batch norm over all processes, on GPUs with more than one process.
+
+    Evaluation
+        eval_steps: evaluate every so many steps; none: at the last step only, where it always runs.
+        per_device_eval_batch_size: whole images (of one size) or windows a forward pass.
+        eval_mode: "whole" image, or "sliding" windows.
+        eval_crop_size: the window; none: `crop_size`.
+        eval_stride: the window's step in pixels; none: two thirds of the window.
+        metric_for_best_model: what the best branch and the best step are chosen by.
+        agreement_images: how many fixed unlabeled images the branches' agreement is measured on; 0: none.
+
+    Logging and saving
+        logging_steps: log every so many steps.
+        logging_first_step: log the first step too.
+        report_to: trackers of Accelerate, e.g. tensorboard wandb trackio.
+        run_name: the trackers' name of this run; none: the output folder's.
+        disable_tqdm: no progress bar.
+        save_steps: a checkpoint every so many steps and at the last one; none: at the last one only.
+        save_total_limit: keep only the newest so many checkpoints; none: all.
+        num_pictures: evaluation images drawn into `output_dir/pictures`; 0: none.
+
+    Machine
+        seed: of everything random.
+        mixed_precision: "no", "bf16" or "fp16"; none: what `accelerate launch` was told.
+        dataloader_num_workers: worker processes a stream.
+        dataloader_prefetch_factor: batches each worker prepares ahead.
+        shuffle_buffer_size: rows that a streamed data set is shuffled among.
+
+    Bad samples
+        skip_bad_samples: replace a sample that cannot be read, and list it in `output_dir/bad_samples.jsonl`.
+        max_bad_sample_share: a run with a larger share of bad samples stops.
+
+    Provenance, for results.json and the model card; nothing else reads it
+        dataset_name: what the data set is called.
+        partition_name: which images are labeled, by name.
+        partition_sha256: the partition's hash.
+    """
+
+    output_dir: str = "outputs/cps"
+    overwrite_output_dir: bool = False
+    resume_from_checkpoint: str | None = None
+
+    max_steps: int = 40_000
+    per_device_train_batch_size: int = 8
+    per_device_unlabeled_batch_size: int | None = None
+    gradient_accumulation_steps: int = 1
+    num_processes: int | None = None
+
+    optim: str = "sgd"
+    learning_rate: float = 0.0025
+    head_learning_rate_factor: float = 1.0
+    backbone_learning_rate_factor: float = 1.0
+    layer_decay: float | None = None
+    weight_decay: float = 4e-4
+    momentum: float = 0.9
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_epsilon: float = 1e-8
+    max_grad_norm: float | None = None
+    lr_scheduler_type: str = "polynomial"
+    lr_scheduler_kwargs: dict[str, Any] = field(default_factory=dict)
+    warmup_steps: int = 0
+
+    crop_size: list[int] = field(default_factory=lambda: [512, 512])
+    random_scale: list[float] = field(default_factory=lambda: [0.5, 0.75, 1.0, 1.5, 1.75, 2.0])
+    random_scale_mode: str = "choice"
+    horizontal_flip: float = 0.5
+    resize_antialias: bool = False
+    color_jitter: float = 0.8
+    grayscale: float = 0.2
+    gaussian_blur: float = 0.5
+    image_mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
+    image_std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
+
+    num_branches: int | None = None
+    reinit_heads: bool = False
+    backbone: str | None = None
+    attn_implementation: str | None = None
+    trust_remote_code: bool = False
+    freeze_backbone: bool = False
+    freeze_norms: bool = False
+    gradient_checkpointing: bool = False
+    sync_batchnorm: bool = True
+
+    eval_steps: int | None = None
+    per_device_eval_batch_size: int = 1
+    eval_mode: str = "whole"
+    eval_crop_size: list[int] | None = None
+    eval_stride: list[int] | None = None
+    metric_for_best_model: str = "mean_iou"
+    agreement_images: int = 16
+
+    logging_steps: int = 50
+    logging_first_step: bool = True
+    report_to: list[str] = field(default_factory=list)
+    run_name: str | None = None
+    disable_tqdm: bool = False
+    save_steps: int | None = None
+    save_total_limit: int | None = None
+    num_pictures: int = 4
+
+    seed: int = 42
+    mixed_precision: str | None = None
+    dataloader_num_workers: int = 2
+    dataloader_prefetch_factor: int = 2
+    shuffle_buffer_size: int = 1000
+
+    skip_bad_samples: bool = False
+    max_bad_sample_share: float = 0.05
+
+    dataset_name: str | None = None
+    partition_name: str | None = None
+    partition_sha256: str | None = None
+
+    def __post_init__(self):
+        if isinstance(self.crop_size, int):
+            self.crop_size = [self.crop_size]
+        if len(self.crop_size) == 1:
+            self.crop_size = [self.crop_size[0], self.crop_size[0]]
+        for name, low in _AT_LEAST.items():
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise ValueError(f"`{name}` must be at least {low}, got {value}.")
+        for name, allowed in _ONE_OF.items():
+            value = getattr(self, name)
+            if value not in allowed:
+                raise ValueError(f"`{name}` must be one of {[a for a in allowed if a is not None]}, got {value!r}.")
+        for name in ("crop_size", "eval_crop_size", "eval_stride"):
+            value = getattr(self, name)
+            if value is not None and (len(value) != 2 or min(value) < 1):
+                raise ValueError(f"`{name}` must be height and width in pixels, got {value}.")
+        for name in ("image_mean", "image_std"):
+            if len(getattr(self, name)) != 3:
+                raise ValueError(f"`{name}` must be three numbers, one a colour, got {getattr(self, name)}.")
+        if min(self.image_std) <= 0:
+            raise ValueError(f"`image_std` must be positive, got {self.image_std}.")
+
+    # What transformers' callbacks (DefaultFlowCallback, EarlyStoppingCallback, a user's own) read from their `args`.
+
+    logging_strategy = eval_strategy = save_strategy = "steps"
+    eval_delay = 0
+    greater_is_better = True
+    load_best_model_at_end = False
+
+    @property
+    def unlabeled_batch_size(self) -> int:
+        """Unlabeled images a process and micro-batch."""
+        return self.per_device_unlabeled_batch_size or self.per_device_train_batch_size
+
+
+_AT_LEAST = {
+    "max_steps": 1,
+    "per_device_train_batch_size": 1,
+    "per_device_unlabeled_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "num_processes": 1,
+    "num_branches": 1,
+    "learning_rate": 0,
+    "head_learning_rate_factor": 0,
+    "weight_decay": 0,
+    "momentum": 0,
+    "max_grad_norm": 0,
+    "warmup_steps": 0,
+    "eval_steps": 1,
+    "agreement_images": 0,
+    "logging_steps": 1,
+    "save_steps": 1,
+    "save_total_limit": 1,
+    "num_pictures": 0,
+    "seed": 0,
+    "dataloader_num_workers": 0,
+    "dataloader_prefetch_factor": 1,
+    "shuffle_buffer_size": 1,
+}
+_ONE_OF = {
+    "optim": ("sgd", "adamw"),
+    "random_scale_mode": ("choice", "range"),
+    "eval_mode": ("whole", "sliding"),
+    "metric_for_best_model": ("mean_iou", "mean_accuracy", "overall_accuracy"),
+    "mixed_precision": (None, "no", "bf16", "fp16"),
+}

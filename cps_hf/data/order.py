@@ -1,0 +1,166 @@
+"""The global order of a training stream: which sample stands at which position, and whose share it is.
+
+A training stream never ends and is counted in *positions* of one global order. Which sample stands at position p
+depends on the seed and p alone: not on workers, processes or on where the run was resumed. Step k takes the positions
+[k * G, (k + 1) * G), G being the global batch; process r and micro-batch m take the B consecutive ones from
+k * G + (r * accumulation steps + m) * B, B being the batch of one process.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from datasets import Dataset, IterableDataset
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+Source = int | dict[str, Any]  # an index into a map-style data set, or the row itself where rows are streamed
+
+
+class Plan(NamedTuple):
+    """One micro-batch: (position, source) of its samples, and of the CutMix partners that lie outside it."""
+
+    samples: list[tuple[int, Source]]
+    partners: list[tuple[int, Source]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """Which part of the global order is this process's: its batch, its rank, and how often it accumulates."""
+
+    batch_size: int
+    accumulation_steps: int = 1
+    rank: int = 0
+    num_processes: int = 1
+
+    @property
+    def global_batch_size(self) -> int:
+        return self.batch_size * self.accumulation_steps * self.num_processes
+
+    def micro_batches(self, start: int) -> Iterator[range]:
+        """The positions of this process's micro-batches, without end, from the global batch that begins at `start`."""
+        for first in itertools.count(start, self.global_batch_size):
+            for micro in range(self.accumulation_steps):
+                begin = first + (self.rank * self.accumulation_steps + micro) * self.batch_size
+                yield range(begin, begin + self.batch_size)
+
+
+def require_a_batch(length: int, shard: Shard, name: str) -> None:
+    """A data set smaller than one optimizer step would show the same sample twice in it."""
+    if length < shard.global_batch_size:
+        raise ValueError(
+            f"`{name}` has {length} samples, fewer than the {shard.global_batch_size} of one optimizer step "
+            f"({shard.batch_size} a process x {shard.num_processes} processes x {shard.accumulation_steps} "
+            "accumulation steps). Lower the batch size or add samples."
+        )
+
+
+def seeded_generator(seed: int, stream: str, *keys: int) -> torch.Generator:
+    """A generator that depends on its arguments alone, the same on every machine."""
+    # The lengths keep (1, 2) and (1,) + (2,) apart; the closing 1 since trailing zeros do not count in a SeedSequence.
+    entropy = [seed, len(stream), *stream.encode(), len(keys), *keys, 1]
+    words = np.random.SeedSequence(entropy).generate_state(2, np.uint64)
+    return torch.Generator().manual_seed(int(words[0] >> 1))
+
+
+class MapReader:
+    """The global order of a map-style data set: a fresh permutation each pass."""
+
+    def __init__(self, dataset: Dataset, seed: int, stream: str):
+        self.length = len(dataset)
+        self.seed, self.stream = seed, stream
+        self._permutations: dict[int, Tensor] = {}
+
+    def source_at(self, position: int) -> int:
+        epoch, index = divmod(position, self.length)
+        if epoch not in self._permutations:
+            self._permutations = {e: p for e, p in self._permutations.items() if abs(e - epoch) <= 1}
+            generator = seeded_generator(self.seed, self.stream + "/order", epoch)
+            self._permutations[epoch] = torch.randperm(self.length, generator=generator)
+        return int(self._permutations[epoch][index])
+
+    def plans(self, positions_and_partners: Iterator[tuple[range, list[int]]]) -> Iterator[Plan]:
+        for positions, partners in positions_and_partners:
+            yield Plan([(p, self.source_at(p)) for p in positions], [(p, self.source_at(p)) for p in partners])
+
+    def spares(self, count: int) -> list[Source]:
+        """What may stand in for samples that cannot be read: any."""
+        return list(range(self.length))
+
+
+class IterableReader:
+    """The global order of a streamed data set: each pass is `shuffle(seed + pass, buffer)`.
+
+    Every process reads all rows and keeps its own, undecoded; only decoding and transforms run in workers. `length`,
+    the rows of a pass, is known once a pass has ended; a resumed run is given it, since it needs to know in which pass
+    its position lies.
+    """
+
+    def __init__(
+        self, dataset: IterableDataset, seed: int, buffer_size: int, length: int | None, shard: Shard, stream: str
+    ):
+        self.dataset, self.seed, self.buffer_size, self.length = dataset, seed, buffer_size, length
+        self.shard, self.stream = shard, stream
+
+    def rows_from(self, position: int) -> Iterator[dict[str, Any]]:
+        """The rows of the global order from `position` on, without end.
+
+        Raises:
+            ValueError: the set is empty, smaller than an optimizer step, or shorter than when it was first read.
+        """
+        epoch, offset = (0, position) if self.length is None else divmod(position, self.length)
+        while True:
+            # A fresh shuffle a pass: `repeat()` after a shuffle would replay one order for ever.
+            shuffled = self.dataset.shuffle(seed=self.seed + epoch, buffer_size=self.buffer_size)
+            if offset:
+                logger.info("%s: reading past %d rows to resume in pass %d.", self.stream, offset, epoch)
+                shuffled, began = shuffled.skip(offset), time.perf_counter()
+            seen = offset
+            for row in shuffled:
+                if seen == offset and offset:
+                    logger.info("%s: resumed after %.1f s.", self.stream, time.perf_counter() - began)
+                yield row
+                seen += 1
+            if seen == offset and (offset or seen == 0):
+                raise ValueError(
+                    f"`{self.stream}` gave no row in pass {epoch} after {offset} rows: it is empty, or shorter than "
+                    "when the checkpoint was written."
+                )
+            if self.length is None:
+                self.length = seen
+            if seen != self.length:
+                raise ValueError(
+                    f"`{self.stream}` had {self.length} rows in its first pass and {seen} in pass {epoch}: a streamed "
+                    "data set must stay the same while it is trained on."
+                )
+            epoch, offset = epoch + 1, 0
+
+    def plans(self, positions_and_partners: Iterator[tuple[range, list[int]]]) -> Iterator[Plan]:
+        rows: dict[int, dict[str, Any]] = {}
+        stream, next_position = None, 0
+        for positions, partners in positions_and_partners:
+            wanted = [*positions, *partners]
+            if stream is None:
+                next_position = min(wanted)
+                stream = self.rows_from(next_position)
+            while next_position <= max(wanted):
+                rows[next_position] = next(stream)
+                next_position += 1
+            if self.length is not None and self.length < self.shard.global_batch_size:
+                require_a_batch(self.length, self.shard, self.stream)
+            yield Plan([(p, rows[p]) for p in positions], [(p, rows[p]) for p in partners])
+            # The next batch's first sample may have its partner just before it, hence one position of grace.
+            rows = {p: row for p, row in rows.items() if p >= positions[-1]}
+
+    def spares(self, count: int) -> list[Source]:
+        """What may stand in for samples that cannot be read: the first rows of the first pass."""
+        first_pass = self.dataset.shuffle(seed=self.seed, buffer_size=self.buffer_size)
+        return list(itertools.islice(first_pass, count))

@@ -1,0 +1,329 @@
+"""The labeled, the unlabeled and the evaluation stream of one process.
+
+The order is in order.py; here samples are read, augmented and batched. How a sample is cropped, flipped, jittered and
+CutMixed depends on the seed and its position alone, so nothing depends on the number of workers.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from datasets import Dataset, Image, IterableDataset
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from .labels import LabelEncoding
+from .order import IterableReader, MapReader, Plan, Shard, Source, require_a_batch, seeded_generator
+from .reading import read_sample
+from .transforms import IGNORE_INDEX, Augmentation, labeled_sample, unlabeled_views
+
+MAX_ATTEMPTS = 10  # replacements for one bad sample before giving up
+NUM_SPARES = 32  # rows of a streamed data set that stand in for bad ones
+SHARE_COUNTED_OVER = 200  # samples; one bad sample among the first few is no verdict
+
+
+class TrainStream:
+    """The labeled stream (`views=None`) or the unlabeled one, of one process.
+
+    Iterating yields micro-batches without end, from `start` on: uint8 images, "labels" uint8 (B, H, W) or the views,
+    "valid" bool (B, H, W), "ids" (a list of str) and "bad_samples" (a list of dicts, empty unless samples were
+    replaced). The unlabeled stream never looks at a label column. A batch of an odd size that needs CutMix partners
+    holds them as "partner_weak" and "partner_valid".
+
+    Args:
+        name: how errors call the data set; also part of the seed.
+        start: the position to begin at: what a checkpoint says.
+        length: for a streamed data set that is resumed, what `state()["length"]` said; `None` in a new run.
+        num_labels: a label outside [0, num_labels) that is not 255 is an error.
+        skip_bad_samples: replace a sample that cannot be read by one that depends on (seed, position, attempt) alone.
+        max_bad_sample_share: more bad samples than this end the run.
+
+    Raises:
+        ValueError: while iterating: a sample cannot be read (names it), or too many cannot.
+    """
+
+    def __init__(
+        self,
+        dataset,
+        *,
+        name: str,
+        shard: Shard,
+        augmentation: Augmentation,
+        seed: int,
+        views: tuple[str, ...] | None = None,
+        num_labels: int | None = None,
+        num_workers: int = 0,
+        prefetch_factor: int = 2,
+        pin_memory: bool = False,
+        shuffle_buffer_size: int = 1000,
+        start: int = 0,
+        length: int | None = None,
+        skip_bad_samples: bool = False,
+        max_bad_sample_share: float = 0.05,
+    ):
+        dataset = undecoded(dataset, with_label=views is None, what=name)
+        self.name, self.shard, self.start = name, shard, start
+        self.max_bad_sample_share = max_bad_sample_share
+        # With an odd batch some neighbours, (0, 1), (2, 3), ..., fall into different batches.
+        self.sends_partners = views is not None and "cutmix_mask" in views and shard.batch_size % 2 == 1
+        if isinstance(dataset, Dataset):
+            require_a_batch(len(dataset), shard, name)
+            self.reader = MapReader(dataset, seed, name)
+        else:
+            self.reader = IterableReader(dataset, seed, shuffle_buffer_size, length, shard, name)
+        maker = SampleMaker(
+            dataset, name=name, seed=seed, augmentation=augmentation, views=views, num_labels=num_labels
+        )
+        if skip_bad_samples:
+            maker.spares = self.reader.spares(NUM_SPARES)
+        self._loader = DataLoader(
+            maker,
+            sampler=_Plans(self),
+            batch_size=None,  # a plan is a whole batch already
+            num_workers=num_workers,
+            prefetch_factor=prefetch_factor if num_workers else None,
+            pin_memory=pin_memory,
+            generator=torch.Generator().manual_seed(seed),  # else the loader draws from the global generator
+        )
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        seen = bad = 0
+        for batch in self._loader:
+            if isinstance(batch, Exception):  # carried over from a worker as it was, without the worker's traceback
+                raise batch
+            seen, bad = seen + len(batch["ids"]), bad + len(batch["bad_samples"])
+            if bad > self.max_bad_sample_share * max(seen, SHARE_COUNTED_OVER):
+                raise ValueError(
+                    f"`{self.name}`: {bad} of the last {seen} samples could not be read, more than "
+                    f"`max_bad_sample_share={self.max_bad_sample_share}` allows. "
+                    f"The newest: {batch['bad_samples'][-1:]}. "
+                    "OUT/bad_samples.jsonl lists them; mend the data set or raise the limit."
+                )
+            yield batch
+
+    def plans(self) -> Iterator[Plan]:
+        """What each micro-batch is made of, without end."""
+        return self.reader.plans(self._positions())
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed stream needs beside its position."""
+        return {"length": self.reader.length}
+
+    def _positions(self) -> Iterator[tuple[range, list[int]]]:
+        for positions in self.shard.micro_batches(self.start):
+            partners = [p ^ 1 for p in positions if p ^ 1 not in positions] if self.sends_partners else []
+            yield positions, partners
+
+
+class _Plans(torch.utils.data.Sampler):
+    """A sampler that yields plans: the DataLoader sends each to a worker as if it were an index."""
+
+    def __init__(self, stream: TrainStream):
+        self.stream = stream
+
+    def __iter__(self) -> Iterator[Plan]:
+        return self.stream.plans()
+
+
+class SampleMaker(torch.utils.data.Dataset):
+    """What runs in the workers: a plan becomes a batch of uint8 tensors, or the error that it meets."""
+
+    def __init__(
+        self, dataset, *, name: str, seed: int, augmentation: Augmentation, views: tuple[str, ...] | None, num_labels
+    ):
+        self.dataset, self.name, self.seed = dataset, name, seed
+        self.augmentation, self.num_labels = augmentation, num_labels
+        self.views = views  # None: the labeled stream
+        self.encoding = None if views is not None else LabelEncoding.from_feature(dataset.features["label"])
+        self.spares: list[Source] = []  # what bad samples are replaced by; empty: they are errors
+
+    def __getitem__(self, plan: Plan) -> dict[str, Any] | Exception:
+        try:
+            return self.batch(plan)
+        except Exception as error:
+            return error
+
+    def batch(self, plan: Plan) -> dict[str, Any]:
+        bad: list[dict[str, Any]] = []
+        samples = {position: self.sample(position, source, bad) for position, source in plan.samples}
+        batch = _stack(list(samples.values()))
+        if plan.partners:
+            # Another batch lists these too when they are bad.
+            outside = {position: self.sample(position, source, []) for position, source in plan.partners}
+            partners = [(samples | outside)[position ^ 1] for position in samples]
+            batch["partner_weak"] = torch.stack([p["weak"] for p in partners])
+            batch["partner_valid"] = torch.stack([p["valid"] for p in partners])
+        return {**batch, "bad_samples": bad}
+
+    def sample(self, position: int, source: Source, bad: list[dict[str, Any]]) -> dict[str, Any]:
+        """The sample at a position, or what replaces it; each failure is added to `bad`."""
+        for attempt in range(MAX_ATTEMPTS):
+            generator = seeded_generator(self.seed, self.name + "/augmentation", position, attempt)
+            row = None
+            try:
+                row = self.dataset[source] if isinstance(source, int) else source
+                return self._make(row, generator)
+            except ValueError as error:
+                if not self.spares:
+                    raise
+                bad.append(
+                    {
+                        "dataset": self.name,
+                        "position": position,
+                        "attempt": attempt,
+                        "id": None if row is None else str(row["id"]),
+                        "error": str(error),
+                    }
+                )
+            draw = seeded_generator(self.seed, self.name + "/replacement", position, attempt)
+            source = self.spares[int(torch.randint(len(self.spares), (), generator=draw))]
+        raise ValueError(f"`{self.name}`: {MAX_ATTEMPTS} samples in a row could not be read. The last: {bad[-1]}")
+
+    def _make(self, row: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
+        image, label = read_sample(row, self.encoding, with_label=self.views is None)
+        if self.views is None:
+            check_label_range(label, self.num_labels, row["id"])
+            sample = labeled_sample(image, label, self.augmentation, generator)
+        else:
+            sample = unlabeled_views(image, self.views, self.augmentation, generator)
+        return {**sample, "ids": str(row["id"])}
+
+
+def check_label_range(label: Tensor, num_labels: int | None, sample_id: Any) -> None:
+    """Every class id must be below `num_labels` or 255 (ignored)."""
+    if num_labels is None:
+        return
+    if torch.where(label == IGNORE_INDEX, 0, label).max() >= num_labels:
+        values, counts = label[(label != IGNORE_INDEX) & (label >= num_labels)].unique(return_counts=True)
+        found = ", ".join(f"{v} ({c} pixels)" for v, c in zip(values.tolist()[:5], counts.tolist()[:5], strict=True))
+        raise ValueError(
+            f"The label of {str(sample_id)!r} holds the values {found}, but the models have {num_labels} classes: "
+            f"expected 0 to {num_labels - 1}, or {IGNORE_INDEX} for pixels to ignore. Say how labels are coded when "
+            "loading the data set (`reduce_labels`, `values` or `colors`), or build models with more classes."
+        )
+
+
+def _stack(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """One batch of many samples: tensors are stacked, ids listed."""
+    return {
+        key: torch.stack([s[key] for s in samples]) if isinstance(value, Tensor) else [s[key] for s in samples]
+        for key, value in samples[0].items()
+    }
+
+
+def undecoded(dataset, *, with_label: bool, what: str):
+    """The data set with its images as bytes and paths, an "id" column, and nothing that is not needed.
+
+    Args:
+        what: how an error calls this data set, e.g. "train_dataset".
+
+    Raises:
+        ValueError: a column is missing or is no image.
+    """
+    if not isinstance(dataset, Dataset | IterableDataset):
+        hint = ' Choose a split: `dataset["train"]`.' if isinstance(dataset, dict) else ""
+        raise ValueError(
+            f"`{what}` must be a datasets.Dataset or datasets.IterableDataset, found {type(dataset).__name__}.{hint} "
+            "cps_hf.data's load_* functions return one."
+        )
+    if dataset.features is None:
+        raise ValueError(
+            f"`{what}` is streamed without features, so its columns are unknown. Pass it through "
+            "`dataset.cast(Features(...))`, or write parquet shards, which carry them."
+        )
+    wanted = ["image", "label"] if with_label else ["image"]
+    for column in wanted:
+        if not isinstance(dataset.features.get(column), Image):
+            found = ", ".join(f"{name} ({type(f).__name__})" for name, f in dataset.features.items())
+            raise ValueError(
+                f"`{what}` needs a column {column!r} of type Image, found {found}. Rename or cast yours: "
+                f'`dataset.rename_column("<yours>", "{column}").cast_column("{column}", datasets.Image())`.'
+            )
+    if "id" not in dataset.features:
+        if isinstance(dataset, Dataset):
+            dataset = dataset.add_column("id", [str(i) for i in range(len(dataset))])
+        else:
+            dataset = dataset.map(_number_row, with_indices=True, features=None)
+    dataset = dataset.select_columns([*wanted, "id"]).with_format(None)
+    for column in wanted:
+        # `id` carries how the label is coded
+        dataset = dataset.cast_column(column, Image(decode=False, id=dataset.features[column].id))
+    return dataset
+
+
+def _number_row(row: dict[str, Any], index: int) -> dict[str, Any]:
+    return {**row, "id": str(index)}
+
+
+class EvaluationStream:
+    """Whole images, once each, without padding or duplicates: this process's are `rank`, `rank + num_processes`, ...
+
+    Yields lists of at most `batch_size` samples {"image": uint8 (3, H, W), "label": uint8 (H, W) or absent,
+    "id": str}, since whole images differ in size.
+    """
+
+    def __init__(
+        self,
+        dataset,
+        *,
+        name: str = "eval_dataset",
+        with_label: bool = True,
+        num_labels: int | None = None,
+        batch_size: int = 1,
+        rank: int = 0,
+        num_processes: int = 1,
+        num_workers: int = 0,
+    ):
+        dataset = undecoded(dataset, with_label=with_label, what=name)
+        if isinstance(dataset, Dataset):
+            if len(dataset) == 0:
+                raise ValueError(f"`{name}` is empty.")
+            sources = range(rank, len(dataset), num_processes)
+        else:
+            sources = _EveryNth(dataset, rank, num_processes)
+        self._loader = DataLoader(
+            _WholeSamples(dataset, with_label, num_labels),
+            sampler=sources,
+            batch_size=batch_size,
+            collate_fn=list,
+            num_workers=num_workers,
+            generator=torch.Generator(),
+        )
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        for batch in self._loader:
+            for sample in batch:
+                if isinstance(sample, Exception):
+                    raise sample
+            yield batch
+
+
+class _EveryNth:
+    """The rows of a streamed data set that are this process's, sent to the workers as they are."""
+
+    def __init__(self, dataset: IterableDataset, rank: int, num_processes: int):
+        self.dataset, self.rank, self.num_processes = dataset, rank, num_processes
+
+    def __iter__(self):
+        return itertools.islice(iter(self.dataset), self.rank, None, self.num_processes)
+
+
+class _WholeSamples(torch.utils.data.Dataset):
+    def __init__(self, dataset, with_label: bool, num_labels: int | None):
+        self.dataset, self.with_label, self.num_labels = dataset, with_label, num_labels
+        self.encoding = LabelEncoding.from_feature(dataset.features["label"]) if with_label else None
+
+    def __getitem__(self, source: Source) -> dict[str, Any] | Exception:
+        try:
+            row = self.dataset[source] if isinstance(source, int) else source
+            image, label = read_sample(row, self.encoding, with_label=self.with_label)
+            sample = {"image": image, "id": str(row["id"])}
+            if self.with_label:
+                check_label_range(label, self.num_labels, row["id"])
+                sample["label"] = label
+            return sample
+        except Exception as error:
+            return error

@@ -1,0 +1,27 @@
+"""The averaged teacher: parameters and buffers of a branch, smoothed over steps."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+
+def make_teacher(branch: nn.Module) -> nn.Module:
+    """A copy of the branch that is no part of what is optimized (`requires_grad=False`)."""
+    return copy.deepcopy(branch).requires_grad_(False)
+
+
+@torch.no_grad()
+def update_teacher(teacher: nn.Module, branch: nn.Module, decay: float) -> None:
+    """teacher = decay * teacher + (1 - decay) * branch, for parameters and floating-point buffers (batch norm's).
+
+    Integer buffers (batch norm's counter) are copied.
+    """
+    own, new = teacher.state_dict(keep_vars=True), branch.state_dict(keep_vars=True)
+    for name, value in own.items():
+        if value.dtype.is_floating_point:
+            value.lerp_(new[name].to(value.dtype), 1 - decay)
+        else:
+            value.copy_(new[name])

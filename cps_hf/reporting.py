@@ -1,0 +1,143 @@
+"""What a run says while it goes on and when it ends: metrics.jsonl, trackers, the progress bar, tables."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from .checkpoints import write_atomically
+
+
+class RunLog:
+    """Takes a record a log and gives it to metrics.jsonl, to every tracker and to the progress bar.
+
+    Args:
+        first_step: 0, or the step that is resumed from: later lines of metrics.jsonl are taken out.
+    """
+
+    def __init__(self, accelerator: Accelerator, output_dir: str, *, max_steps: int, first_step: int, show_bar: bool):
+        self.accelerator = accelerator
+        self.path = Path(output_dir) / "metrics.jsonl"
+        if accelerator.is_main_process and first_step and self.path.exists():
+            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= first_step]
+            write_atomically(self.path, "".join(kept))
+        self.bar = tqdm(
+            total=max_steps,
+            initial=first_step,
+            unit="step",
+            dynamic_ncols=True,
+            disable=not (show_bar and accelerator.is_main_process),
+        )
+
+    def write(self, record: Mapping[str, Any], step: int) -> None:
+        """One line, one call a tracker. Floats only: numbers that trackers can draw."""
+        if self.accelerator.is_main_process:
+            finite = {k: v if math.isfinite(v) else None for k, v in record.items()}  # JSON has no NaN
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, **finite}) + "\n")
+        self.accelerator.log(dict(record), step=step)
+
+    def write_bad_samples(self, bad_samples: Sequence[Mapping[str, Any]], step: int) -> None:
+        """A line a bad sample, by every process: one short append each, so lines do not mix."""
+        with open(self.path.with_name("bad_samples.jsonl"), "a", encoding="utf-8") as file:
+            file.writelines(json.dumps({"step": step, **bad}) + "\n" for bad in bad_samples)
+
+    def show(self, record: Mapping[str, float]) -> None:
+        """The newest numbers behind the progress bar."""
+        short = {"learning_rate": "lr", "images_per_second": "img/s"}
+        self.bar.set_postfix(
+            {short.get(k, k.replace("_loss", "")): f"{v:.3g}" for k, v in record.items() if "norm" not in k},
+            refresh=False,
+        )
+
+
+class Averages:
+    """Means over steps of named scalars, kept on the device until they are read."""
+
+    def __init__(self):
+        self.sums: dict[str, Tensor] = {}
+        self.steps = 0
+
+    def add(self, values: Mapping[str, Tensor], share: float = 1.0) -> None:
+        for name, value in values.items():
+            value = value.detach().float() * share
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+
+    def read(self, accelerator: Accelerator) -> dict[str, float]:
+        """The means over the steps since the last reading, over all processes: one transfer to the host."""
+        if not self.sums:
+            return {}
+        means = accelerator.reduce(torch.stack([*self.sums.values()]), "mean") / max(self.steps, 1)
+        values = dict(zip(self.sums, means.tolist(), strict=True))
+        self.sums, self.steps = {}, 0
+        return values
+
+    def state(self) -> dict[str, Any]:
+        return {"steps": self.steps, "sums": {k: v.item() for k, v in self.sums.items()}}
+
+    def load(self, state: Mapping[str, Any], device: torch.device) -> None:
+        self.steps = state["steps"]
+        self.sums = {k: torch.tensor(v, device=device) for k, v in state["sums"].items()}
+
+
+class Stopwatch:
+    """Images a second while training; evaluating and saving do not count."""
+
+    def __init__(self):
+        self.images, self.seconds, self._since = 0, 0.0, None
+
+    def start(self) -> None:
+        self._since = time.perf_counter()
+
+    def stop(self, images: int) -> None:
+        self.seconds += time.perf_counter() - self._since
+        self.images += images
+
+    def read(self) -> float:
+        rate = self.images / self.seconds if self.seconds else 0.0
+        self.images, self.seconds = 0, 0.0
+        return rate
+
+
+def scores_table(scores: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> str:
+    """Per-class IoU and the means in percent, a column a branch. Classes without a pixel show a dash."""
+    columns = [row.replace("_", " ") for row in scores]
+    width = max([len(name) for name in names] + [16])
+    lines = [f"{'IoU, %':<{width}}" + "".join(f"{c:>11}" for c in columns)]
+    rule = "-" * len(lines[0])
+    lines.append(rule)
+    for index, name in enumerate(names):
+        lines.append(_line(name, [s["per_category_iou"][index] for s in scores.values()], width))
+    lines.append(rule)
+    for key, title in (
+        ("mean_iou", "mIoU"),
+        ("mean_accuracy", "mean accuracy"),
+        ("overall_accuracy", "pixel accuracy"),
+    ):
+        lines.append(_line(title, [s[key] for s in scores.values()], width))
+    return "\n".join(lines)
+
+
+def _line(title: str, values: Sequence[float], width: int) -> str:
+    return f"{title:<{width}}" + "".join(f"{'-':>11}" if math.isnan(v) else f"{100 * v:>11.2f}" for v in values)
+
+
+def without_nan(value: Any) -> Any:
+    """NaN (a class without a pixel) as None, at any depth: results.json is strict JSON."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {k: without_nan(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(v) for v in value]
+    return value

@@ -1,0 +1,614 @@
+"""`CPSTrainer`: the loop. Algorithms live in `cps_hf.objectives`; this file never knows which one it runs."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin, set_seed
+from torch import Tensor, nn
+from transformers import get_scheduler
+from transformers.trainer_callback import (
+    CallbackHandler,
+    DefaultFlowCallback,
+    ExportableState,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+)
+
+from . import assembly, checkpoints, cli, hub, results
+from .config import CPSConfig
+from .data.streams import EvaluationStream, Shard, TrainStream
+from .data.transforms import Augmentation, normalize
+from .ema import make_teacher, update_teacher
+from .evaluation import Predictor, branch_agreement, evaluate_branches, evaluating
+from .modeling.branches import Branch
+from .objectives import CrossPseudoSupervision, Objective, ObjectiveOutput
+from .reporting import Averages, RunLog, Stopwatch, without_nan
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingModule(nn.Module):
+    """The branches, the teacher and the objective in one module, called once a micro-batch.
+
+    So DDP and torch.compile see one forward, whatever the method does inside.
+    """
+
+    def __init__(self, models: Sequence[nn.Module], objective: Objective):
+        super().__init__()
+        self.branches = nn.ModuleList(Branch(model) for model in models)
+        self.objective = objective
+        self.teacher = make_teacher(self.branches[0]) if objective.teacher else None
+
+    def forward(self, labeled: dict, unlabeled: dict | None, progress: Tensor) -> ObjectiveOutput:
+        return self.objective(self.branches, labeled, unlabeled, teacher=self.teacher, progress=progress)
+
+
+class CPSTrainer:
+    """Trains branches on labeled and unlabeled images and hands out each by itself.
+
+    Args:
+        models: a pair (or more) of transformers models; or one Hub id, folder or configuration, used for each branch
+            with initialisations of its own; or a sequence of those: different architectures may train each other.
+        args: the settings.
+        objective: the method, an object of `cps_hf.objectives`.
+        train_dataset: the labeled set: columns "image", "label" and, if there is one, "id".
+        unlabeled_dataset: "image" and, if there is one, "id"; a label column is never opened.
+        eval_dataset: like `train_dataset`.
+        processing_class: the image processor that exported branches carry; none: one that normalises with
+            `args.image_mean` and `args.image_std` and does not resize.
+        optimizers: (optimizer, learning-rate schedule) in place of those that `args` describe. The optimizer is over
+            the parameters of `models`, which are then models and not ids.
+        callbacks: transformers' `TrainerCallback`s.
+
+    Raises:
+        ValueError: the models, data sets, objective and settings do not fit together; it says which and how.
+    """
+
+    def __init__(
+        self,
+        models,
+        args: CPSConfig | None = None,
+        *,
+        objective: Objective | None = None,
+        train_dataset,
+        unlabeled_dataset=None,
+        eval_dataset=None,
+        processing_class=None,
+        optimizers: tuple[torch.optim.Optimizer | None, Any] = (None, None),
+        callbacks: Sequence[TrainerCallback] | None = None,
+    ):
+        self.args = args = CPSConfig() if args is None else args
+        self.objective = CrossPseudoSupervision() if objective is None else objective
+        self.train_dataset, self.unlabeled_dataset, self.eval_dataset = train_dataset, unlabeled_dataset, eval_dataset
+        self.processing_class = processing_class
+        self.accelerator = Accelerator(
+            # The streams have no end at which accumulation should sync.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(
+                num_steps=args.gradient_accumulation_steps, sync_with_dataloader=False
+            ),
+            mixed_precision=args.mixed_precision,
+            log_with=args.report_to or None,
+            project_dir=args.output_dir,
+        )
+        assembly.check_launch(self.accelerator, args)
+        self.id2label = assembly.check_data(train_dataset, unlabeled_dataset, eval_dataset, self.objective)
+
+        # Swappable training components
+        self.models = assembly.build_models(models, args, self.objective, self.id2label, self.accelerator)
+        self.id2label = self.models[0].config.id2label
+        set_seed(args.seed, device_specific=True)  # dropout differs between processes, weights were drawn before
+        self.module = TrainingModule(self.models, self.objective)
+        self.optimizer = optimizers[0] or assembly.make_optimizer(self.models, args)
+        self.lr_scheduler = optimizers[1] or get_scheduler(
+            args.lr_scheduler_type,
+            self.optimizer,
+            num_warmup_steps=args.warmup_steps,
+            num_training_steps=args.max_steps,
+            scheduler_specific_kwargs=assembly.scheduler_kwargs(args),
+        )
+        # The schedule is not prepared: Accelerate would step it once a process.
+        self.prepared, self.optimizer = self.accelerator.prepare(self.module, self.optimizer)
+        self.device = self.accelerator.device
+        self.image_mean, self.image_std = (
+            torch.tensor(v, device=self.device) for v in (args.image_mean, args.image_std)
+        )
+        self._progress = torch.zeros((), device=self.device)
+        self.callback_handler = CallbackHandler(
+            [DefaultFlowCallback, *(callbacks or [])], self.module, processing_class, self.optimizer, self.lr_scheduler
+        )
+
+        # Additional training states
+        self.control = TrainerControl()
+        self.state = TrainerState(
+            max_steps=args.max_steps,
+            logging_steps=args.logging_steps,
+            eval_steps=args.eval_steps or args.max_steps,
+            save_steps=args.save_steps or args.max_steps,
+            is_local_process_zero=self.accelerator.is_local_main_process,
+            is_world_process_zero=self.accelerator.is_main_process,
+        )
+        self.averages = Averages()
+        self.stopwatch = Stopwatch()
+        self.scores: dict[str, dict[str, Any]] = {}  # the newest evaluation's, by row
+        self.best: dict[str, Any] = {}  # the best evaluation's rows, and its "step" and "branch"
+        self.agreement: dict[str, float] = {}  # "start" and "end"
+        self.run_log: RunLog | None = None
+        self.control = self.callback_handler.on_init_end(args, self.state, self.control)
+
+    # ------------------------------------------------------------------------------------------------ training
+
+    def train(self, resume_from_checkpoint: str | bool | None = None) -> dict[str, Any]:
+        """Train to `args.max_steps` and export the branches.
+
+        Args:
+            resume_from_checkpoint: a checkpoint's folder, or true for the newest one; none: what `args` say.
+
+        Returns:
+            What is written to `results.json`.
+
+        Raises:
+            ValueError: the output folder or the checkpoint cannot be used, or a sample cannot be read.
+            FloatingPointError: a loss or gradient is not finite; the last checkpoint is whole.
+        """
+        args, accelerator = self.args, self.accelerator
+        wanted = args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
+        checkpoint = checkpoints.resolve_checkpoint(wanted, args.output_dir)
+        if accelerator.is_main_process:
+            checkpoints.prepare_output_dir(
+                args.output_dir, overwrite=args.overwrite_output_dir, resuming=checkpoint is not None
+            )
+            config = cli.to_yaml(args, self.objective)
+            checkpoints.write_atomically(Path(args.output_dir) / "config.yaml", config)
+        accelerator.wait_for_everyone()
+        resumed = self._load_checkpoint(checkpoint) if checkpoint else {"streams": {}}
+        self._check_first_evaluation_batch()
+        assembly.init_trackers(accelerator, args, self.objective)
+        self.run_log = RunLog(
+            accelerator,
+            args.output_dir,
+            max_steps=args.max_steps,
+            first_step=self.state.global_step,
+            show_bar=not args.disable_tqdm,
+        )
+        try:
+            self._loop(*self._train_streams(resumed["streams"]))
+        finally:
+            self.run_log.bar.close()
+            accelerator.end_training()
+        return self._finish()
+
+    def _loop(self, labeled: TrainStream, unlabeled: TrainStream | None) -> None:
+        """The phases of an optimizer step, until the callbacks say that it is enough."""
+        args, accelerator, state = self.args, self.accelerator, self.state
+        self._streams = {"labeled": labeled} | ({"unlabeled": unlabeled} if unlabeled else {})
+        labeled_batches = iter(labeled)
+        unlabeled_batches = iter(unlabeled) if unlabeled else None
+        self.control = self.callback_handler.on_train_begin(args, state, self.control)
+        if state.global_step == 0:
+            self._measure_agreement("start")
+        self.prepared.train()
+        self.control.should_training_stop |= state.global_step >= args.max_steps
+        while not self.control.should_training_stop:
+            self.stopwatch.start()
+            self.control = self.callback_handler.on_step_begin(args, state, self.control)
+            # fetch: the micro-batches of the whole step, since the losses divide by its global counts
+            micro_batches = [
+                self._fetch(labeled_batches, unlabeled_batches) for _ in range(args.gradient_accumulation_steps)
+            ]
+            self._share_counts(micro_batches)
+            self._progress.fill_(state.global_step / args.max_steps)
+            for labeled_batch, unlabeled_batch in micro_batches:
+                with accelerator.accumulate(self.prepared):
+                    # forward
+                    output = self.prepared(labeled_batch, unlabeled_batch, self._progress)
+                    # backward (Accelerate divides by the accumulation steps)
+                    accelerator.backward(output.loss)
+                    share = 1 / args.gradient_accumulation_steps
+                    self.averages.add({"loss": output.loss, **output.logs}, share)
+            # stop if not finite, clip
+            self._check_and_clip(output)
+            # step
+            self.optimizer.step()
+            self.lr_scheduler.step()
+            self.optimizer.zero_grad()
+            state.global_step += 1
+            # teacher
+            if self.module.teacher is not None:
+                decay = self.objective.ema_decay(state.global_step)
+                update_teacher(self.module.teacher, self.module.branches[0], decay)
+            self.averages.steps += 1
+            self.stopwatch.stop(self._images_a_step())
+            self.run_log.bar.update()
+            # log, evaluate, save
+            self.control = self.callback_handler.on_step_end(args, state, self.control)
+            self._log_evaluate_save()
+        self.control = self.callback_handler.on_train_end(args, state, self.control)
+
+    def _fetch(self, labeled: Iterator[dict], unlabeled: Iterator[dict] | None) -> tuple[dict, dict | None]:
+        """The next micro-batch on the device, images normalised. Samples that were replaced are written down."""
+        batches = [next(stream) for stream in (labeled, unlabeled) if stream is not None]
+        bad_samples = [bad for batch in batches for bad in batch["bad_samples"]]
+        if bad_samples:
+            self.run_log.write_bad_samples(bad_samples, self.state.global_step + 1)
+        on_device = [self._to_device(batch) for batch in batches]
+        return on_device[0], on_device[1] if unlabeled is not None else None
+
+    def _to_device(self, batch: dict[str, Any]) -> dict[str, Any]:
+        batch = {k: v.to(self.device, non_blocking=True) for k, v in batch.items() if isinstance(v, Tensor)}
+        for name in ("pixel_values", "weak", "strong", "strong_2", "partner_weak"):
+            if name in batch:
+                valid = batch["partner_valid" if name == "partner_weak" else "valid"]
+                batch[name] = normalize(batch[name], self.image_mean, self.image_std, valid)
+        if "labels" in batch:
+            batch["labels"] = batch["labels"].long()
+        return batch
+
+    def _share_counts(self, micro_batches: list[tuple[dict, dict | None]]) -> None:
+        """Put the global counts that the losses divide by into the batches.
+
+        A loss is a sum over N pixels of the whole step. Accelerate divides it by the accumulation steps and DDP
+        averages gradients over processes, so each micro-batch divides by N / (processes x accumulation steps).
+        """
+        counts = torch.zeros(3, dtype=torch.int64, device=self.device)
+        for labeled, unlabeled in micro_batches:
+            counts[0] += (labeled["labels"] != 255).sum()
+            counts[1] += labeled["valid"].sum()
+            if unlabeled is not None:
+                counts[2] += unlabeled["valid"].sum()
+        shares = self.accelerator.reduce(counts, "sum").float() / (self.accelerator.num_processes * len(micro_batches))
+        for labeled, unlabeled in micro_batches:
+            labeled["num_labels"], labeled["num_pixels"] = shares[0], shares[1]
+            if unlabeled is not None:
+                unlabeled["num_pixels"] = shares[2]
+
+    def _check_and_clip(self, output: ObjectiveOutput) -> None:
+        """Clip each branch's gradient; refuse to step on numbers that are not finite. The step's one host read.
+
+        Raises:
+            FloatingPointError: on all processes. (With fp16 an infinite gradient is the scaler's to skip.)
+        """
+        scaled = self.accelerator.scaler is not None
+        self.accelerator.unscale_gradients(self.optimizer)
+        norms = []
+        for branch in self.module.branches:
+            parameters = [p for p in branch.parameters() if p.grad is not None]
+            norm = nn.utils.get_total_norm([p.grad for p in parameters])
+            if self.args.max_grad_norm is not None:
+                nn.utils.clip_grads_with_norm_(parameters, self.args.max_grad_norm, norm)
+            norms.append(norm.float())
+        self.averages.add({f"grad_norm_branch_{i}": norm for i, norm in enumerate(norms)})
+        bad_losses = self.accelerator.reduce((~torch.isfinite(output.loss.detach())).float(), "sum")
+        *norms, bad = torch.stack([*norms, bad_losses]).tolist()
+        broken = [f"branch {i}" for i, norm in enumerate(norms) if not norm < float("inf")]
+        if bad or (broken and not scaled):
+            parts = ", ".join(f"{name} {value.item():.4g}" for name, value in output.logs.items())
+            raise FloatingPointError(
+                f"Step {self.state.global_step + 1}: "
+                + (f"the gradient of {' and '.join(broken)} is not finite" if broken else "the loss is not finite")
+                + f" (loss {output.loss.item():.4g}; {parts}). Nothing was updated. Lower `learning_rate`, set "
+                "`max_grad_norm`, or use bf16 in place of fp16; the newest checkpoint is whole: "
+                f"{checkpoints.newest_checkpoint(self.args.output_dir) or 'there is none yet'}."
+            )
+
+    def _log_evaluate_save(self) -> None:
+        args, state = self.args, self.state
+        if self.control.should_log:
+            self.log(
+                {
+                    **self.averages.read(self.accelerator),
+                    "learning_rate": self.optimizer.param_groups[0]["lr"],
+                    "images_per_second": self.stopwatch.read(),
+                }
+            )
+        last = state.global_step >= args.max_steps or self.control.should_training_stop
+        if self.control.should_evaluate or last:
+            self.evaluate()
+            self._keep_best()
+        if self.control.should_save or last:
+            self._save_checkpoint()
+            self.control = self.callback_handler.on_save(args, state, self.control)
+
+    def _images_a_step(self) -> int:
+        return sum(s.shard.global_batch_size for s in self._streams.values())
+
+    def log(self, logs: dict[str, float]) -> None:
+        """Give named numbers to metrics.jsonl, the trackers, the progress bar and the callbacks."""
+        self.state.log_history.append({**logs, "step": self.state.global_step})
+        if self.run_log is not None:
+            self.run_log.write(logs, self.state.global_step)
+            if "loss" in logs:
+                self.run_log.show(logs)
+        self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
+
+    # ------------------------------------------------------------------------------------------------ streams
+
+    def _train_streams(self, states: dict[str, dict]) -> tuple[TrainStream, TrainStream | None]:
+        args = self.args
+        augmentation = Augmentation(
+            crop_size=tuple(args.crop_size),
+            random_scale=tuple(args.random_scale),
+            random_scale_mode=args.random_scale_mode,
+            horizontal_flip=args.horizontal_flip,
+            antialias=args.resize_antialias,
+            color_jitter=args.color_jitter,
+            grayscale=args.grayscale,
+            gaussian_blur=args.gaussian_blur,
+        )
+
+        def stream(dataset, name, batch_size, views):
+            begin = states.get(name, {"position": 0, "length": None})
+            return TrainStream(
+                dataset,
+                name={"labeled": "train_dataset", "unlabeled": "unlabeled_dataset"}[name],
+                shard=Shard(
+                    batch_size=batch_size,
+                    accumulation_steps=args.gradient_accumulation_steps,
+                    rank=self.accelerator.process_index,
+                    num_processes=self.accelerator.num_processes,
+                ),
+                augmentation=augmentation,
+                seed=args.seed,
+                views=views,
+                num_labels=len(self.id2label),
+                num_workers=args.dataloader_num_workers,
+                prefetch_factor=args.dataloader_prefetch_factor,
+                pin_memory=self.device.type == "cuda",
+                shuffle_buffer_size=args.shuffle_buffer_size,
+                start=begin["position"],
+                length=begin["length"],
+                skip_bad_samples=args.skip_bad_samples,
+                max_bad_sample_share=args.max_bad_sample_share,
+            )
+
+        labeled = stream(self.train_dataset, "labeled", args.per_device_train_batch_size, None)
+        if not self.objective.views:
+            return labeled, None
+        return labeled, stream(self.unlabeled_dataset, "unlabeled", args.unlabeled_batch_size, self.objective.views)
+
+    def _whole_images(self, dataset, *, name: str, with_label: bool = True) -> EvaluationStream:
+        return EvaluationStream(
+            dataset,
+            name=name,
+            with_label=with_label,
+            num_labels=len(self.id2label),
+            batch_size=self.args.per_device_eval_batch_size,
+            rank=self.accelerator.process_index,
+            num_processes=self.accelerator.num_processes,
+            num_workers=self.args.dataloader_num_workers,
+        )
+
+    # ------------------------------------------------------------------------------------------------ evaluation
+
+    def evaluate(self, eval_dataset=None, *, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """Score every branch, the teacher if there is one, and the branches' mean, on whole images.
+
+        Returns:
+            `<prefix>_mean_iou` (of the best single branch: what can be handed out), `<prefix>_<row>_mean_iou`,
+            `_mean_accuracy` and `_overall_accuracy` for each row, and `<prefix>_agreement`. Fractions. The per-class
+            scores are in `self.scores`. Empty without an evaluation set.
+        """
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        metrics: dict[str, float] = {}
+        self._same_buffers_everywhere()
+        if dataset is not None:
+            with self.accelerator.autocast():
+                self.scores = evaluate_branches(
+                    self.module.branches,
+                    self._whole_images(dataset, name="eval_dataset"),
+                    self._predictor(),
+                    num_labels=len(self.id2label),
+                    sum_over_processes=self._sum,
+                    extra={"teacher": self.module.teacher} if self.module.teacher is not None else None,
+                )
+            metric, best_row = self.args.metric_for_best_model, self._best_row()
+            metrics = {f"{metric_key_prefix}_{metric}": self.scores[best_row][metric]}
+            for row, scores in self.scores.items():
+                for key in ("mean_iou", "mean_accuracy", "overall_accuracy"):
+                    metrics[f"{metric_key_prefix}_{row}_{key}"] = scores[key]
+        if eval_dataset is None:
+            agreement = self._measure_agreement("end")
+            metrics |= {} if agreement is None else {f"{metric_key_prefix}_agreement": agreement}
+        if metrics:
+            self.log(metrics)
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def predict(self, dataset, *, branch: int | str = 0) -> Iterator[tuple[str, Tensor]]:
+        """(id, uint8 (H, W) class ids) of each image of this process's share, at the image's own size.
+
+        Args:
+            dataset: needs "image"; a label is not looked at.
+            branch: a number, "teacher", or "mean" (of the branches' probabilities).
+        """
+        networks = [*self.module.branches] if branch == "mean" else [self._network(branch)]
+        predictor = self._predictor()
+        samples = self._whole_images(dataset, name="dataset", with_label=False)
+        with self.accelerator.autocast(), evaluating(networks):
+            for group, images in predictor.batches(samples):
+                probs = sum(predictor.logits(network, images).softmax(1) for network in networks)
+                for sample, prediction in zip(group, probs.argmax(1), strict=True):
+                    yield sample["id"], prediction.to(torch.uint8).cpu()
+
+    def _network(self, branch: int | str) -> nn.Module:
+        """A branch by number, or the teacher."""
+        rows = {str(i): network for i, network in enumerate(self.module.branches)}
+        if self.module.teacher is not None:
+            rows["teacher"] = self.module.teacher
+        if str(branch) not in rows:
+            raise ValueError(f"`branch` must be one of {', '.join(rows)}, got {branch!r}.")
+        return rows[str(branch)]
+
+    def _predictor(self) -> Predictor:
+        args = self.args
+        options: dict[str, Any] = {"mode": args.eval_mode}
+        if args.eval_mode == "sliding":
+            crop = tuple(args.eval_crop_size or args.crop_size)
+            # Two thirds of the window, rounded up, as in the release: 534 for 800, 342 for 512.
+            stride = tuple(args.eval_stride or [-(-2 * side // 3) for side in crop])
+            options |= {"crop_size": crop, "stride": stride}
+        return Predictor(image_mean=self.image_mean, image_std=self.image_std, device=self.device, options=options)
+
+    def _measure_agreement(self, when: str) -> float | None:
+        """The branches' agreement on the same few unlabeled images each time; kept under `when`."""
+        if not (self.args.agreement_images and len(self.models) > 1 and self.unlabeled_dataset is not None):
+            return None
+        images = assembly.evenly_spaced(self.unlabeled_dataset, self.args.agreement_images)
+        samples = self._whole_images(images, name="unlabeled_dataset", with_label=False)
+        with self.accelerator.autocast():
+            self.agreement[when] = branch_agreement(
+                self.module.branches, samples, self._predictor(), sum_over_processes=self._sum
+            )
+        if when == "start":
+            self.log({"eval_agreement": self.agreement[when]})
+        return self.agreement[when]
+
+    def _check_first_evaluation_batch(self) -> None:
+        """A bad label or an image that the models cannot take is found before step 1, not at the first evaluation."""
+        if self.eval_dataset is None:
+            return
+        predictor = self._predictor()
+        samples = next(iter(self._whole_images(self.eval_dataset, name="eval_dataset")))
+        with self.accelerator.autocast(), evaluating(self.module.branches):
+            for _, images in predictor.batches([samples]):
+                for i, branch in enumerate(self.module.branches):
+                    try:
+                        predictor.logits(branch, images)
+                    except (RuntimeError, ValueError, AssertionError) as error:
+                        raise ValueError(
+                            f"Branch {i} cannot predict the evaluation image {samples[0]['id']!r} of size "
+                            f"{tuple(images.shape[-2:])} with `eval_mode={self.args.eval_mode}`: {error} "
+                            'With `eval_mode="sliding"` it sees windows of `eval_crop_size` only.'
+                        ) from error
+
+    def _sum(self, tensor: Tensor) -> Tensor:
+        """Summed over processes, on the tensor's own device."""
+        return self.accelerator.reduce(tensor.to(self.device), "sum").to(tensor.device)
+
+    def _same_buffers_everywhere(self) -> None:
+        """Batch norm's running statistics differ between processes after a step: take the main process's."""
+        if self.accelerator.num_processes > 1:
+            for buffer in self.module.buffers():
+                torch.distributed.broadcast(buffer, 0)
+
+    # ------------------------------------------------------------------------------------------------ saving
+
+    def _best_row(self) -> str:
+        """Which single network is best by the newest evaluation."""
+        metric = self.args.metric_for_best_model
+        return max((row for row in self.scores if row != "mean"), key=lambda row: self.scores[row][metric])
+
+    def _keep_best(self) -> None:
+        """`OUT/best`: a copy of the better branch at its best step."""
+        if not self.scores:
+            return
+        row, metric = self._best_row(), self.args.metric_for_best_model
+        value = self.scores[row][metric]
+        if self.state.best_metric is None or value > self.state.best_metric:
+            self.state.best_metric, self.state.best_global_step = value, self.state.global_step
+            self.best = {**self.scores, "step": self.state.global_step, "branch": row}
+            self.save_model(Path(self.args.output_dir) / "best", branch=row.removeprefix("branch_"))
+
+    def save_model(self, output_dir: str | os.PathLike | None = None, *, branch: int | str = 0) -> None:
+        """Export one branch: weights, config, image processor and card, and nothing of the other branch.
+
+        Args:
+            output_dir: none: `branch_<branch>` (or `teacher`) in `args.output_dir`.
+        """
+        model = self._network(branch).model
+        name = "teacher" if branch == "teacher" else f"branch_{branch}"
+        directory = Path(output_dir) if output_dir is not None else Path(self.args.output_dir) / name
+        self._same_buffers_everywhere()
+        if self.accelerator.is_main_process:
+            hub.export_branch(
+                model,
+                directory,
+                id2label=self.id2label,
+                image_mean=self.args.image_mean,
+                image_std=self.args.image_std,
+                processing_class=self.processing_class,
+                card=results.card_facts(self, name, directory.name),
+            )
+        self.accelerator.wait_for_everyone()
+
+    def _save_checkpoint(self) -> None:
+        step = self.state.global_step
+        state = {
+            "step": step,
+            "streams": {
+                name: {"position": stream.start + (step - self._first_step) * stream.shard.global_batch_size}
+                | stream.state()
+                for name, stream in self._streams.items()
+            },
+            "scheduler": self.lr_scheduler.state_dict(),
+            "averages": self.averages.state(),
+            "scores": self.scores,
+            "best": self.best,
+            "best_metric": self.state.best_metric,
+            "agreement": self.agreement,
+            "callbacks": {
+                type(c).__name__: c.state()["attributes"]
+                for c in self.callback_handler.callbacks
+                if isinstance(c, ExportableState)
+            },
+            "settings": asdict(self.args),
+        }
+        checkpoints.save_checkpoint(
+            self.args.output_dir,
+            step,
+            state,
+            save_state=self.accelerator.save_state,
+            wait_for_everyone=self.accelerator.wait_for_everyone,
+            is_main_process=self.accelerator.is_main_process,
+            save_total_limit=self.args.save_total_limit,
+        )
+
+    def _load_checkpoint(self, checkpoint: Path) -> dict[str, Any]:
+        state = checkpoints.read_state(checkpoint)
+        self.accelerator.load_state(str(checkpoint))
+        self.lr_scheduler.load_state_dict(state["scheduler"])
+        self.averages.load(state["averages"], self.device)
+        self.scores, self.best, self.agreement = state["scores"], state["best"], state["agreement"]
+        self.state.global_step = self._first_step = state["step"]
+        self.state.best_metric, self.state.best_global_step = state["best_metric"], state["best"].get("step")
+        for callback in self.callback_handler.callbacks:
+            for name, value in state["callbacks"].get(type(callback).__name__, {}).items():
+                setattr(callback, name, value)
+        logger.info("Resumed from %s at step %d.", checkpoint, state["step"])
+        return state
+
+    _first_step = 0
+
+    def _finish(self) -> dict[str, Any]:
+        """Export every branch as it is at the last step, write results.json, draw the pictures."""
+        output_dir = Path(self.args.output_dir)
+        results = {
+            "final": self.scores,
+            "best": self.best,
+            "agreement": self.agreement,
+            "steps": self.state.global_step,
+            "seed": self.args.seed,
+            "objective": {"name": type(self.objective).__name__, **asdict(self.objective)},
+            "dataset": self.args.dataset_name,
+            "partition": {"name": self.args.partition_name, "sha256": self.args.partition_sha256},
+            "versions": assembly.versions(),
+        }
+        for branch in [*range(len(self.models)), *(["teacher"] if self.module.teacher is not None else [])]:
+            self.save_model(branch=branch)
+        if self.best:  # the card of the best branch knows the final scores only now
+            results.rewrite_card(self, output_dir / "best")
+        if self.accelerator.is_main_process:
+            results.draw_pictures(self, output_dir / "pictures")
+            text = json.dumps(without_nan(results), indent=1)
+            checkpoints.write_atomically(output_dir / "results.json", text)
+        self.accelerator.wait_for_everyone()
+        return results

@@ -1,0 +1,96 @@
+"""The global order: a function of seed and position, whatever the number of processes."""
+
+import itertools
+
+import pytest
+from datasets import Dataset
+
+from cps_hf.data.order import IterableReader, MapReader, Shard, seeded_generator
+
+
+def rows(n):
+    return Dataset.from_dict({"id": [str(i) for i in range(n)]})
+
+
+def positions(shard, steps, start=0):
+    return list(itertools.islice(shard.micro_batches(start), steps * shard.accumulation_steps))
+
+
+@pytest.mark.parametrize(("world", "accumulation", "batch"), [(1, 1, 12), (2, 1, 6), (4, 1, 3), (1, 4, 3), (2, 2, 3)])
+def test_any_split_of_the_global_batch_takes_the_same_positions_each_step(world, accumulation, batch):
+    taken = [[] for _ in range(3)]
+    for rank in range(world):
+        shard = Shard(batch_size=batch, accumulation_steps=accumulation, rank=rank, num_processes=world)
+        assert shard.global_batch_size == 12
+        for i, micro in enumerate(positions(shard, 3, start=24)):
+            taken[i // accumulation] += micro
+    assert [sorted(t) for t in taken] == [list(range(24 + 12 * k, 36 + 12 * k)) for k in range(3)]
+
+
+def test_two_processes_make_the_micro_batches_of_two_accumulation_steps():
+    alone = positions(Shard(batch_size=3, accumulation_steps=2), 4)
+    pair = [positions(Shard(batch_size=3, rank=r, num_processes=2), 4) for r in (0, 1)]
+    assert alone == [batch for step in zip(*pair, strict=True) for batch in step]
+
+
+def test_a_map_style_order_is_a_fresh_permutation_each_pass():
+    reader = MapReader(rows(7), seed=3, stream="s")
+    passes = [[reader.source_at(7 * e + i) for i in range(7)] for e in range(5)]
+    assert all(sorted(p) == list(range(7)) for p in passes)
+    assert len({tuple(p) for p in passes}) == 5
+    again = MapReader(rows(7), seed=3, stream="s")
+    assert [again.source_at(p) for p in (30, 3, 17)] == [reader.source_at(p) for p in (30, 3, 17)]
+    assert passes[0] != [MapReader(rows(7), seed=4, stream="s").source_at(i) for i in range(7)]
+    assert passes[0] != [MapReader(rows(7), seed=3, stream="t").source_at(i) for i in range(7)]
+
+
+def iterable_reader(n, *, shard=None, seed=3, length=None, num_shards=3):
+    shard = shard or Shard(batch_size=2)
+    return IterableReader(rows(n).to_iterable_dataset(num_shards=num_shards), seed, 4, length, shard, "s")
+
+
+def test_a_streamed_order_reshuffles_each_pass_and_loses_nothing():
+    ids = [row["id"] for row in itertools.islice(iterable_reader(11).rows_from(0), 44)]
+    passes = [ids[i : i + 11] for i in range(0, 44, 11)]
+    assert all(sorted(p, key=int) == [str(i) for i in range(11)] for p in passes)
+    assert len({tuple(p) for p in passes}) == 4
+
+
+@pytest.mark.parametrize("start", [0, 5, 10, 11, 12, 27, 33])
+def test_a_resumed_streamed_order_continues_with_the_very_next_row(start):
+    unbroken = [row["id"] for row in itertools.islice(iterable_reader(11).rows_from(0), 60)]
+    length = 11 if start >= 11 else None  # within the first pass it is not known yet
+    resumed = [row["id"] for row in itertools.islice(iterable_reader(11, length=length).rows_from(start), 60 - start)]
+    assert resumed == unbroken[start:]
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_a_streamed_order_is_the_same_for_any_number_of_processes(world):
+    def ids(rank, world, batch):
+        shard = Shard(batch_size=batch, rank=rank, num_processes=world)
+        reader = iterable_reader(11, shard=shard)
+        plans = reader.plans((p, []) for p in shard.micro_batches(0))
+        return [{p: row["id"] for p, row in plan.samples} for plan in itertools.islice(plans, 6)]
+
+    alone = {p: i for batch in ids(0, 1, 8) for p, i in batch.items()}
+    together = {p: i for rank in range(world) for batch in ids(rank, world, 8 // world) for p, i in batch.items()}
+    assert together == alone and sorted(alone) == list(range(48))
+
+
+def test_a_streamed_set_that_is_empty_shrinks_or_is_smaller_than_a_step_is_an_error():
+    with pytest.raises(ValueError, match="gave no row"):
+        nothing = rows(3).to_iterable_dataset().filter(lambda row: False)
+        next(IterableReader(nothing, 0, 4, None, Shard(batch_size=1), "s").rows_from(0))
+    with pytest.raises(ValueError, match="shorter than"):
+        next(iterable_reader(5, length=11).rows_from(8))
+    small = iterable_reader(3, shard=Shard(batch_size=4))
+    with pytest.raises(ValueError, match="3 samples, fewer than the 4"):
+        list(itertools.islice(small.plans((p, []) for p in small.shard.micro_batches(0)), 3))
+
+
+def test_a_generator_depends_on_every_key():
+    def draw(*keys):
+        return seeded_generator(*keys).initial_seed()
+
+    seeds = [draw(0, "a", 0), draw(1, "a", 0), draw(0, "b", 0), draw(0, "a", 1), draw(0, "a", 0, 1), draw(0, "a")]
+    assert len(set(seeds)) == 6 and draw(0, "a", 0) == draw(0, "a", 0)

@@ -1,0 +1,148 @@
+"""Joint geometry of image and label, padding, strong views, normalising."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from cps_hf.data.transforms import Augmentation, labeled_sample, normalize, random_crop, strong_view, unlabeled_views
+
+
+def gen(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def coordinates(height, width):
+    """An image whose red is the row and green the column, and a label that is a checkerboard of 16-pixel cells."""
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    image = torch.stack([rows, columns, torch.full_like(rows, 200)]).to(torch.uint8)
+    label = ((rows // 16 + columns // 16) % 2).to(torch.uint8)
+    return image, label
+
+
+@pytest.mark.parametrize(("height", "width"), [(100, 180), (77, 51), (33, 200)])
+@pytest.mark.parametrize("scale", [0.5, 1.0, 1.5])
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+def test_image_and_label_move_together(height, width, scale, flip):
+    image, label = coordinates(height, width)
+    augmentation = Augmentation(crop_size=(40, 64), random_scale=(scale,), horizontal_flip=flip)
+    for seed in range(5):
+        crop, crop_label, valid = random_crop(image, label, augmentation, gen(seed))
+        assert crop.shape == (3, 40, 64) and crop_label.shape == valid.shape == (40, 64)
+        assert crop.dtype == crop_label.dtype == torch.uint8 and valid.dtype == torch.bool
+        # The colours say where a pixel came from, so they say what its label must be, but for the cells' edges.
+        expected = ((crop[0] // 16 + crop[1] // 16) % 2)[valid]
+        inner = ((crop[0] % 16 > 2) & (crop[0] % 16 < 13) & (crop[1] % 16 > 2) & (crop[1] % 16 < 13))[valid]
+        assert inner.any()
+        assert torch.equal(expected[inner], crop_label[valid][inner])
+        columns = crop[1][valid.any(1)][0][valid.any(0)].int()
+        assert (columns.diff() <= 0).all() if flip else (columns.diff() >= 0).all()
+
+
+@pytest.mark.parametrize("scale", [0.5, 0.75, 1.5, 2.0])
+def test_a_crop_is_what_resizing_the_whole_image_and_cropping_gives(scale):
+    """To one source pixel: the box is rounded to whole pixels before it is resized."""
+    rows, columns = torch.meshgrid(torch.arange(120.0), torch.arange(200.0), indexing="ij")
+    image = torch.stack([rows, columns, rows * 0]).to(torch.uint8)
+    augmentation = Augmentation(crop_size=(48, 80), random_scale=(scale,), horizontal_flip=0.0)
+    crop, _, valid = random_crop(image, None, augmentation, gen(3))
+    assert valid.all()
+    whole = F.interpolate(image[None].float(), scale_factor=scale, mode="bilinear", align_corners=False)[0]
+    top = (crop[0, 24, 40] - whole[0, :, 0]).abs().argmin() - 24
+    left = (crop[1, 24, 40] - whole[1, 0]).abs().argmin() - 40
+    top, left = top.clamp(0, whole.shape[1] - 48), left.clamp(0, whole.shape[2] - 80)
+    part = whole[:, top : top + 48, left : left + 80]
+    assert (crop.float() - part).abs().max() <= 1.0 + 1 / scale
+
+
+def test_padding_is_centred_black_ignored_and_not_valid():
+    image = torch.full((3, 10, 21), 99, dtype=torch.uint8)
+    label = torch.ones(10, 21, dtype=torch.uint8)
+    augmentation = Augmentation(crop_size=(16, 16), random_scale=(1.0,))
+    crop, crop_label, valid = random_crop(image, label, augmentation, gen())
+    assert valid[3:13].all() and valid.sum() == 10 * 16
+    assert (crop[:, ~valid] == 0).all() and (crop_label[~valid] == 255).all()
+    assert (crop[:, valid] == 99).all() and (crop_label[valid] == 1).all()
+
+
+def test_scales_are_chosen_or_drawn_from_a_range():
+    image = torch.zeros(3, 64, 64, dtype=torch.uint8)
+
+    def filled(augmentation):
+        return {int(random_crop(image, None, augmentation, gen(s))[2].any(1).sum()) for s in range(200)}
+
+    assert filled(Augmentation(crop_size=(256, 256), random_scale=(0.5, 1.0, 2.0))) == {32, 64, 128}
+    ranged = filled(Augmentation(crop_size=(256, 256), random_scale=(0.5, 2.0), random_scale_mode="range"))
+    assert min(ranged) >= 32 and max(ranged) <= 128 and len(ranged) > 40
+
+
+def test_every_position_of_the_crop_can_be_drawn():
+    image, _ = coordinates(20, 20)
+    augmentation = Augmentation(crop_size=(16, 16), random_scale=(1.0,), horizontal_flip=0.0)
+    corners = {tuple(random_crop(image, None, augmentation, gen(s))[0][:2, 0, 0].tolist()) for s in range(400)}
+    assert corners == {(r, c) for r in range(5) for c in range(5)}
+
+
+def test_antialiasing_is_a_switch_that_changes_shrunk_images():
+    image = (torch.rand(3, 64, 64, generator=gen()) * 255).to(torch.uint8)
+    crops = [
+        random_crop(image, None, Augmentation(crop_size=(32, 32), random_scale=(0.5,), antialias=a), gen(1))[0].float()
+        for a in (False, True)
+    ]
+    assert crops[1].std() < 0.8 * crops[0].std()
+
+
+def test_strong_views_share_the_geometry_and_differ_in_colour():
+    image, _ = coordinates(90, 120)
+    augmentation = Augmentation(crop_size=(64, 64), color_jitter=1.0, grayscale=0.0, gaussian_blur=0.0)
+    sample = unlabeled_views(image, ("weak", "strong", "strong_2", "cutmix_mask"), augmentation, gen(4))
+    assert set(sample) == {"weak", "strong", "strong_2", "cutmix_mask", "valid"}
+    assert not torch.equal(sample["weak"], sample["strong"])
+    assert not torch.equal(sample["strong"], sample["strong_2"])
+    assert torch.equal(sample["weak"][0].argmax(0)[:1], sample["weak"][0].argmax(0)[:1])
+    assert sample["cutmix_mask"].dtype == torch.bool and sample["cutmix_mask"].shape == (64, 64)
+
+
+@pytest.mark.parametrize("field", ["color_jitter", "grayscale", "gaussian_blur"])
+def test_each_strong_switch_changes_the_view(field):
+    image = (torch.rand(3, 32, 32, generator=gen()) * 255).to(torch.uint8)
+    off = {"color_jitter": 0.0, "grayscale": 0.0, "gaussian_blur": 0.0}
+    same = strong_view(image, Augmentation(crop_size=(32, 32), **off), gen(1))
+    assert torch.equal(same, image)
+    changed = strong_view(image, Augmentation(crop_size=(32, 32), **(off | {field: 1.0})), gen(1))
+    assert not torch.equal(changed, image)
+    if field == "grayscale":
+        assert torch.equal(changed[0], changed[1])
+
+
+def test_a_sample_depends_on_its_generator_alone_and_leaves_the_global_one_as_it_was():
+    image, label = coordinates(90, 120)
+    augmentation = Augmentation(crop_size=(64, 64))
+    torch.manual_seed(0)
+    before = torch.random.get_rng_state()
+    first = unlabeled_views(image, ("weak", "strong", "cutmix_mask"), augmentation, gen(9))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.manual_seed(123)
+    again = unlabeled_views(image, ("weak", "strong", "cutmix_mask"), augmentation, gen(9))
+    assert all(torch.equal(first[k], again[k]) for k in first)
+    a, b = (labeled_sample(image, label, augmentation, gen(s)) for s in (1, 2))
+    assert not torch.equal(a["pixel_values"], b["pixel_values"])
+
+
+def test_normalising_is_the_formula_and_padding_becomes_zero():
+    images = torch.tensor([0, 128, 255], dtype=torch.uint8).view(1, 3, 1, 1).expand(2, 3, 4, 5)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    valid = torch.ones(2, 4, 5, dtype=torch.bool)
+    valid[1, 2:] = False
+    out = normalize(images, mean, std, valid)
+    expected = [(0 / 255 - 0.485) / 0.229, (128 / 255 - 0.456) / 0.224, (255 / 255 - 0.406) / 0.225]
+    torch.testing.assert_close(out[0, :, 0, 0], torch.tensor(expected))
+    assert (out[1, :, 2:] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("crop_size", (0, 4)), ("random_scale", ()), ("random_scale_mode", "uniform"), ("horizontal_flip", 1.5)],
+)
+def test_a_bad_setting_is_named(field, value):
+    with pytest.raises(ValueError, match=field):
+        Augmentation(**{"crop_size": (8, 8), field: value})
