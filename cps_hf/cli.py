@@ -7,6 +7,7 @@ An unknown name or a value of a wrong type is an error that names it and the nea
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
 import json
@@ -46,17 +47,19 @@ def parse(
         given = _read_command_line(argv)
         wants_help = given.pop("help", False)
         from_file = _read_yaml(given.pop("config")) if "config" in given else {}
-        values = {**(defaults or {}), **from_file, **given}
-        name = values.pop("objective", default_objective)
+        name = given.get("objective", from_file.get("objective", default_objective))
         if name not in OBJECTIVES:
             raise ValueError(
                 f"`objective` must be one of {', '.join(OBJECTIVES)}, got {name!r}.{_nearest(name, OBJECTIVES)}"
             )
-        objective_class = OBJECTIVES[name]
         if wants_help:
-            print(_help(settings_class, objective_class, name, description))
+            print(_help(settings_class, name, description, defaults or {}))
             sys.exit(0)
-        return _build(settings_class, objective_class, name, values, optional=defaults or {})
+        if from_file.get("objective", name) != name:
+            from_file = _without_foreign_fields(from_file, name)
+        values = {**(defaults or {}), **from_file, **given}
+        values.pop("objective", None)
+        return _build(settings_class, name, values)
     except ValueError as error:
         print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -69,24 +72,31 @@ def to_yaml(settings: Any, objective: Objective) -> str:
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
-def _build(settings_class, objective_class, name, values, *, optional):
-    settings_types, objective_types = _field_types(settings_class), _field_types(objective_class)
+def _build(settings_class: type[Settings], name: str, values: dict[str, Any]) -> tuple[Settings, Objective]:
+    settings_types, objective_types = _field_types(settings_class), _field_types(OBJECTIVES[name])
     clash = settings_types.keys() & objective_types.keys()
-    assert not clash, f"fields of both {settings_class.__name__} and {objective_class.__name__}: {clash}"
+    assert not clash, f"fields of both {settings_class.__name__} and the objective {name}: {clash}"
     known = {**settings_types, **objective_types}
     for key in values:
-        if key not in known and key in optional:  # a script's default for another objective
-            continue
         if key not in known:
-            owners = [o for o, c in OBJECTIVES.items() if key in _field_types(c)]
-            elsewhere = (
-                f" It is a field of the objective{'s' * (len(owners) > 1)} {', '.join(owners)}." if owners else ""
-            )
+            owners = [other for other, cls in OBJECTIVES.items() if key in _field_types(cls)]
+            elsewhere = f" It is a field of the objective {' and '.join(owners)}." if owners else ""
             hint = elsewhere or _nearest(key, [*known, "config", "objective"])
             raise ValueError(f"unknown field `{key}` with `objective={name}`.{hint}")
-    converted = {key: _convert(key, value, known[key]) for key, value in values.items() if key in known}
+    converted = {key: _convert(key, value, known[key]) for key, value in values.items()}
     settings = settings_class(**{k: v for k, v in converted.items() if k in settings_types})
-    return settings, objective_class(**{k: v for k, v in converted.items() if k in objective_types})
+    return settings, OBJECTIVES[name](**{k: v for k, v in converted.items() if k in objective_types})
+
+
+def _without_foreign_fields(values: dict[str, Any], name: str) -> dict[str, Any]:
+    """A file's values without the hyper-parameters of its own objective, when the command line chose another one."""
+    own = OBJECTIVES.get(values["objective"])
+    foreign = _field_types(own).keys() - _field_types(OBJECTIVES[name]).keys() if own else set()
+    left_out = sorted(foreign & values.keys())
+    if left_out:
+        listed = ", ".join(f"`{key}`" for key in left_out)
+        print(f"note: {listed} of the file's objective {values['objective']}: not used by {name}.", file=sys.stderr)
+    return {key: value for key, value in values.items() if key not in foreign}
 
 
 def _field_types(cls) -> dict[str, Any]:
@@ -135,11 +145,14 @@ def _read_yaml(path: Any) -> dict[str, Any]:
 def _convert(name: str, value: Any, expected: Any) -> Any:
     """The value as the type that the field declares: text from the command line, or what YAML made of it."""
     origin, arguments = typing.get_origin(expected), typing.get_args(expected)
-    if origin in (types.UnionType, typing.Union):  # X | None
+    if origin in (types.UnionType, typing.Union):  # X | None, or bool | str | None
         if value is None or value in ("none", "None", "null"):
             return None
-        (expected,) = (a for a in arguments if a is not types.NoneType)
-        return _convert(name, value, expected)
+        *first, last = [a for a in arguments if a is not types.NoneType]
+        for candidate in first:
+            with contextlib.suppress(ValueError):
+                return _convert(name, value, candidate)
+        return _convert(name, value, last)
     if origin is list:
         items = value if isinstance(value, list | tuple) else [] if value in ("", "none") else [value]
         return [_convert(name, item, arguments[0]) for item in items]
@@ -186,7 +199,7 @@ def _nearest(name: str, known) -> str:
     return f" Did you mean `{close[0]}`?" if close else " `--help` lists them."
 
 
-def _help(settings_class, objective_class, name: str, description: str) -> str:
+def _help(settings_class: type, name: str, description: str, defaults: dict[str, Any]) -> str:
     parser = argparse.ArgumentParser(
         description=description,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=118),
@@ -199,6 +212,7 @@ def _help(settings_class, objective_class, name: str, description: str) -> str:
         metavar="NAME",
         help=f"one of {', '.join(OBJECTIVES)} (this help: {name}; `--objective NAME --help` shows another's fields)",
     )
+    objective_class = OBJECTIVES[name]
     for title, cls in (
         (f"objective {name}: {objective_class.__name__}", objective_class),
         ("settings", settings_class),
@@ -209,8 +223,9 @@ def _help(settings_class, objective_class, name: str, description: str) -> str:
             if group is None or (section and section != group.title):
                 group = parser.add_argument_group(section or title)
             default = f.default if f.default is not dataclasses.MISSING else f.default_factory()
+            default = defaults.get(f.name, default)
             shown = " ".join(map(str, default)) if isinstance(default, list) else default
-            text = f"{text} (default: {shown if shown not in ('', None) else 'none'})".replace("%", "%%")
+            text = f"{text} (default: {shown if shown not in ('', None, {}) else 'none'})".replace("%", "%%")
             group.add_argument(f"--{f.name}", metavar=_metavar(_field_types(cls)[f.name]), help=text)
     return parser.format_help()
 

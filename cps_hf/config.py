@@ -17,7 +17,7 @@ class CPSConfig:
     Output and resuming
         output_dir: where everything is written.
         overwrite_output_dir: start anew in a folder that holds a run, which is removed.
-        resume_from_checkpoint: a checkpoint's folder, or "true" for the newest one in `output_dir`.
+        resume_from_checkpoint: a checkpoint's folder, or true for the newest one in `output_dir`.
 
     Length and batches
         max_steps: optimizer steps.
@@ -103,7 +103,7 @@ class CPSConfig:
 
     output_dir: str = "outputs/cps"
     overwrite_output_dir: bool = False
-    resume_from_checkpoint: str | None = None
+    resume_from_checkpoint: bool | str | None = None
 
     max_steps: int = 40_000
     per_device_train_batch_size: int = 8

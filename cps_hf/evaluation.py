@@ -96,8 +96,8 @@ def branch_agreement(
 ) -> float:
     """The share of pixels for which all branches predict one class.
 
-    On whole unlabeled images, in evaluation mode, without CutMix. It is what the paper's overlap figure shows. Collapse
-    agrees too, so read it beside the scores.
+    On whole unlabeled images, in evaluation mode, without CutMix. It is what the overlap figure of the paper shows.
+    Collapse agrees too, so read it beside the scores.
     """
     counts = torch.zeros(2, dtype=torch.float64)
     with evaluating(branches):

@@ -1,0 +1,184 @@
+"""The main job: train two segmentation models on each other's pseudo labels, and keep the better one.
+
+    accelerate launch examples/train_cps.py
+        draws street scenes in the Cityscapes layout, takes 12 of 400 images as labeled, and trains two small
+        UperNet-ResNets from scratch with CPS + CutMix: a few minutes on two CPU cores.
+
+    accelerate launch examples/train_cps.py --objective supervised --output_dir outputs/supervised
+        the same labels and steps without the unlabeled images.
+
+    accelerate launch examples/train_cps.py --dataset cityscapes --data_root DIR --partition cps/cityscapes/1-8 \\
+        --models nvidia/mit-b2 --config FILE.yaml
+        real data, any model that AutoModelForSemanticSegmentation knows, settings from a file.
+
+`--help` lists every field. Settings are those of a small demonstration and do not follow the paper's schedule.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from accelerate import PartialState
+from transformers import ResNetConfig, UperNetConfig
+from transformers.utils import logging as transformers_logging
+
+from cps_hf import CPSConfig, CPSTrainer, cli
+from cps_hf.data import load_cityscapes, load_folder, load_hub, load_voc, partition
+from cps_hf.data.scenes import write_object_scenes, write_street_scenes
+from cps_hf.reporting import scores_table
+
+DATASETS = ("street_scenes", "object_scenes", "cityscapes", "voc", "folder", "hub")
+
+
+@dataclass(kw_only=True)
+class TrainArguments(CPSConfig):
+    """What this script adds to the trainer's settings.
+
+    Data and models
+        dataset: street_scenes, object_scenes (both drawn here), cityscapes, voc, folder or hub.
+        data_root: the data set's folder, or its Hub id; for the scenes none: a folder in the Hugging Face cache.
+        train_split: the split whose images are divided into labeled and unlabeled ones.
+        eval_split: the split that scores are computed on.
+        partition: which images are labeled: a count (12), a ratio (1-8), a published partition's name, a list file.
+        partition_seed: which ones, where the partition is a count or a ratio.
+        unlabeled_root: folder, hub: a folder or Hub id of further images; then all of `data_root` is labeled.
+        streaming: read the data set as a stream; then `data_root` is all labeled and needs `unlabeled_root`.
+        models: one or more Hub ids, folders or config.json files; none: a small UperNet-ResNet, from scratch.
+    """
+
+    dataset: str = "street_scenes"
+    data_root: str | None = None
+    train_split: str = "train"
+    eval_split: str = "val"
+    partition: str = "12"
+    partition_seed: int = 0
+    unlabeled_root: str | None = None
+    streaming: bool = False
+    models: list[str] = field(default_factory=list)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.dataset not in DATASETS:
+            raise ValueError(f"`dataset` must be one of {', '.join(DATASETS)}, got {self.dataset!r}.")
+        if self.data_root is None and not self.dataset.endswith("_scenes"):
+            raise ValueError(f"`dataset={self.dataset}` needs `data_root`.")
+        if self.unlabeled_root is not None and self.dataset not in ("folder", "hub"):
+            raise ValueError(f"`unlabeled_root` goes with `dataset` folder or hub, got {self.dataset!r}.")
+        if self.streaming and self.unlabeled_root is None:
+            raise ValueError("`streaming` needs `unlabeled_root`: a stream cannot be divided by ids.")
+
+
+# Small enough for two CPU cores and five minutes. Chosen on supervised training alone.
+DEFAULTS = {
+    "output_dir": "outputs/train_cps",
+    "max_steps": 1000,
+    "per_device_train_batch_size": 4,
+    "per_device_unlabeled_batch_size": 4,
+    "optim": "adamw",
+    "learning_rate": 2e-3,
+    "weight_decay": 0.01,
+    "crop_size": [64, 128],
+    "random_scale": [0.75, 1.0, 1.25, 1.5],
+    "eval_steps": 250,
+    "per_device_eval_batch_size": 8,
+    "logging_steps": 25,
+    "dataloader_num_workers": 1,
+    "save_total_limit": 1,
+}
+
+
+def load_data(args: TrainArguments):
+    """(labeled, unlabeled, evaluation set, partition or None)."""
+    root = args.data_root
+    if args.dataset == "street_scenes":
+        with PartialState().main_process_first():
+            root = write_street_scenes(root)
+    elif args.dataset == "object_scenes":
+        with PartialState().main_process_first():
+            root = write_object_scenes(root)
+    load = {
+        "street_scenes": load_cityscapes,
+        "cityscapes": load_cityscapes,
+        "object_scenes": load_voc,
+        "voc": load_voc,
+        "folder": load_folder,
+        "hub": load_hub,
+    }[args.dataset]
+    evaluation = load(root, split=args.eval_split)
+    if args.unlabeled_root is not None:
+        labeled = load(root, split=args.train_split, streaming=args.streaming)
+        unlabeled = load(args.unlabeled_root, split=args.train_split, with_labels=False, streaming=args.streaming)
+        return labeled, unlabeled, evaluation, None
+    images = load(root, split=args.train_split, with_labels=False)
+    chosen = partition(args.partition, images["id"], seed=args.partition_seed)
+    labeled_ids, unlabeled_ids = set(chosen.labeled_ids), set(chosen.unlabeled_ids)
+    labeled = load(root, split=args.train_split)
+    labeled = labeled.select([i for i, name in enumerate(labeled["id"]) if name in labeled_ids])
+    unlabeled = images.select([i for i, name in enumerate(images["id"]) if name in unlabeled_ids])
+    return labeled, unlabeled, evaluation, chosen
+
+
+def small_model() -> UperNetConfig:
+    """A convolutional network that learns from scratch on few images (a small SegFormer does not)."""
+    backbone = ResNetConfig(
+        embedding_size=16,
+        hidden_sizes=[16, 32, 64, 96],
+        depths=[1, 1, 1, 1],
+        layer_type="basic",
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )
+    return UperNetConfig(backbone_config=backbone, hidden_size=32, use_auxiliary_head=False)
+
+
+def main(argv: list[str] | None = None) -> dict:
+    args, objective = cli.parse(TrainArguments, argv, description=__doc__.split("\n")[0], defaults=DEFAULTS)
+    is_main = PartialState().is_main_process
+    logging.basicConfig(level=logging.INFO if is_main else logging.ERROR, format="%(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    transformers_logging.set_verbosity_error()
+
+    labeled, unlabeled, evaluation, chosen = load_data(args)
+    args = replace(
+        args,
+        dataset_name=args.dataset_name or args.dataset,
+        partition_name=None if chosen is None else chosen.name,
+        partition_sha256=None if chosen is None else chosen.sha256,
+    )
+    trainer = CPSTrainer(
+        args.models if len(args.models) > 1 else args.models[0] if args.models else small_model(),
+        args,
+        objective=objective,
+        train_dataset=labeled,
+        unlabeled_dataset=unlabeled,
+        eval_dataset=evaluation,
+    )
+    results = trainer.train()
+    if is_main:
+        report(results, args, [*trainer.id2label.values()])
+    return results
+
+
+def report(results: dict, args: TrainArguments, names: list[str]) -> None:
+    """The table, the agreement, where everything is, and how to load it."""
+    best = results["best"]
+    print(f"\n{args.dataset}, {args.partition_name or 'all of data_root'} labeled, step {results['steps']}:\n")
+    print(scores_table(results["final"], names))
+    print(f"\nBest: {best['branch'].replace('_', ' ')} at step {best['step']}, ", end="")
+    print(f"mIoU {100 * best[best['branch']]['mean_iou']:.2f} %. ", end="")
+    if results["agreement"]:
+        start, end = (f"{100 * results['agreement'][when]:.1f} %" for when in ("start", "end"))
+        print(f"The branches agree on {start} of unlabeled pixels at the start, {end} at the end.")
+    print(f"\nWritten to {args.output_dir}:")
+    for path in sorted(Path(args.output_dir).iterdir()):
+        print(f"  {path.name}{os.sep if path.is_dir() else ''}")
+    print("\nLoad the best branch anywhere, without cps_hf:\n")
+    print("  from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation")
+    print(f'  processor = AutoImageProcessor.from_pretrained("{args.output_dir}/best")')
+    print(f'  model = AutoModelForSemanticSegmentation.from_pretrained("{args.output_dir}/best")')
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""A program for tests: a few SGD steps on a fixed order, the parameters written to a file.
+
+The global batch is four labeled and four unlabeled images: two that fill the crop, then two that fill a tenth of it.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from toy import toy_models, write_world
+
+from cps_hf.config import CPSConfig
+from cps_hf.data import order
+from cps_hf.objectives import CrossPseudoSupervision
+from cps_hf.trainer import CPSTrainer
+
+parser = argparse.ArgumentParser()
+parser.add_argument("out", type=Path)
+parser.add_argument("--batch", type=int)
+parser.add_argument("--accumulation", type=int, default=1)
+parser.add_argument("--cutmix", action="store_true")
+parser.add_argument("--local_counts", action="store_true")
+parser.add_argument("--mixed_precision", default="no")
+options = parser.parse_args()
+
+torch.set_num_threads(1)
+order.MapReader.source_at = lambda self, position: position % self.length  # the files' own order
+if options.local_counts:
+    CPSTrainer._share_counts = lambda self, micro_batches: None
+
+large, small = (60, 80), (10, 16)  # in a crop of 40 x 40: all of it, and a tenth of it
+sizes = [large, large, small, small] * 2
+world = options.out.with_suffix(".world") / f"{torch.randint(10**9, ()).item()}"
+torch.manual_seed(0)
+trainer = CPSTrainer(
+    toy_models(),
+    CPSConfig(
+        output_dir=str(options.out.with_suffix(".run")),
+        max_steps=3,
+        per_device_train_batch_size=options.batch,
+        gradient_accumulation_steps=options.accumulation,
+        learning_rate=0.5,
+        crop_size=[40, 40],
+        random_scale=[1.0],
+        dataloader_num_workers=0,
+        agreement_images=0,
+        disable_tqdm=True,
+        mixed_precision=options.mixed_precision,
+    ),
+    objective=CrossPseudoSupervision(weight=1.5, cutmix=options.cutmix),
+    train_dataset=write_world(world / "labeled", sizes),
+    unlabeled_dataset=write_world(world / "unlabeled", sizes, first=100, labels=False),
+)
+trainer.train()
+if trainer.accelerator.is_main_process:
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    parameters = {k: v.detach().clone() for k, v in trainer.module.named_parameters()}
+    torch.save({"parameters": parameters, "logs": logs, "processes": trainer.accelerator.num_processes}, options.out)
+sys.stdout.flush()

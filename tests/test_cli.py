@@ -1,0 +1,150 @@
+"""The command line: YAML and options together, and errors that name the field."""
+
+from dataclasses import dataclass
+
+import pytest
+
+from cps_hf import cli
+from cps_hf.config import CPSConfig
+from cps_hf.objectives import CrossPseudoSupervision, Supervised
+
+
+@dataclass(kw_only=True)
+class ScriptArguments(CPSConfig):
+    """A script's own fields.
+
+    Data
+        data_root: where the images are.
+    """
+
+    data_root: str | None = None
+
+
+def parse(*words, **kwargs):
+    return cli.parse(ScriptArguments, list(words), **kwargs)
+
+
+def error_of(capsys, *words, **kwargs) -> str:
+    with pytest.raises(SystemExit) as exit_:
+        parse(*words, **kwargs)
+    assert exit_.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"), [(["true"], True), ([], True), (["false"], False), (["a/b"], "a/b"), (["none"], None)]
+)
+def test_resuming_takes_a_folder_or_true(words, expected):
+    assert parse("--resume_from_checkpoint", *words)[0].resume_from_checkpoint == expected
+
+
+def test_no_arguments_give_the_defaults_and_cps():
+    settings, objective = parse()
+    assert settings == ScriptArguments() and objective == CrossPseudoSupervision()
+
+
+def test_every_kind_of_value_is_read():
+    settings, objective = parse(
+        *("--max_steps", "1_000", "--learning-rate=1e-3", "--crop_size", "64", "128", "--random_scale", "1"),
+        *("--max_grad_norm", "none", "--disable_tqdm", "--resize_antialias", "false", "--data_root", "x y"),
+        *("--lr_scheduler_kwargs", '{"power": 2}', "--report_to", "tensorboard", "trackio"),
+        *("--weight", "5", "--cutmix", "false"),
+    )
+    assert (settings.max_steps, settings.learning_rate, settings.crop_size) == (1000, 1e-3, [64, 128])
+    assert (settings.random_scale, settings.max_grad_norm, settings.disable_tqdm) == ([1.0], None, True)
+    assert (settings.resize_antialias, settings.data_root) == (False, "x y")
+    assert settings.lr_scheduler_kwargs == {"power": 2} and settings.report_to == ["tensorboard", "trackio"]
+    assert objective == CrossPseudoSupervision(weight=5.0, cutmix=False)
+
+
+def test_the_command_line_wins_over_the_file_and_the_file_over_the_scripts_defaults(tmp_path):
+    (tmp_path / "c.yaml").write_text("learning_rate: 1e-3\nmax_steps: 7\ncutmix: false\ncrop_size: [32, 48]\n")
+    settings, objective = parse(
+        *("--config", str(tmp_path / "c.yaml"), "--max_steps", "9"), defaults={"max_steps": 5, "seed": 3}
+    )
+    assert (settings.learning_rate, settings.max_steps, settings.seed) == (1e-3, 9, 3)
+    assert settings.crop_size == [32, 48] and objective.cutmix is False
+
+
+def test_the_resolved_file_reads_back_to_the_same(tmp_path):
+    settings, objective = parse("--seed", "5", "--weight", "1.5", "--run_name", "92")
+    (tmp_path / "c.yaml").write_text(cli.to_yaml(settings, objective))
+    assert parse("--config", str(tmp_path / "c.yaml")) == (settings, objective)
+
+
+def test_another_objective_on_the_command_line_leaves_the_files_hyper_parameters_of_its_own_with_a_word(
+    tmp_path, capsys
+):
+    (tmp_path / "c.yaml").write_text("objective: cps\nweight: 5\nlabeled_loss: ohem\n")
+    _, objective = parse("--config", str(tmp_path / "c.yaml"), "--objective", "supervised")
+    assert objective == Supervised(labeled_loss="ohem")
+    assert "`weight`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--max_step", "5"], ["`max_step`", "Did you mean `max_steps`"]),
+        (["--max_steps", "many"], ["`max_steps`", "an integer", "'many'"]),
+        (["--max_steps", "1.5"], ["`max_steps`", "an integer", "'1.5'"]),
+        (["--learning_rate", "fast"], ["`learning_rate`", "a number", "'fast'"]),
+        (["--disable_tqdm", "maybe"], ["`disable_tqdm`", "true or false", "'maybe'"]),
+        (["--lr_scheduler_kwargs", "power=2"], ["`lr_scheduler_kwargs`", "a mapping"]),
+        (["--run_name"], ["`run_name`", "text"]),
+        (["--max_steps", "5", "6"], ["`max_steps`", "an integer"]),
+        (["--objective", "cpss"], ["`objective`", "supervised, cps", "Did you mean `cps`"]),
+        (
+            ["--objective", "supervised", "--weight", "2"],
+            ["`weight`", "objective=supervised", "field of the objective cps"],
+        ),
+        (["--weight", "-1"], ["`weight`", "-1"]),
+        (["--max_steps", "0"], ["`max_steps`", "at least 1"]),
+        (["--optim", "adam"], ["`optim`", "'sgd', 'adamw'", "'adam'"]),
+        (["--crop_size", "1", "2", "3"], ["`crop_size`", "height and width"]),
+        (["--seed", "1", "--seed", "2"], ["`--seed` is given twice"]),
+        (["train"], ["expected `--field value`", "'train'"]),
+        (["--config", "missing.yaml"], ["--config missing.yaml", "No such file"]),
+    ],
+)
+def test_an_error_names_the_field_and_what_is_valid(capsys, words, said):
+    message = error_of(capsys, *words)
+    for part in said:
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("learning_rat: 1", ["`learning_rat`", "Did you mean `learning_rate`"]),
+        ("max_steps: [1, 2]", ["`max_steps`", "an integer"]),
+        ("max_steps: true", ["`max_steps`", "an integer"]),
+        ("- a\n- b", ["`field: value` lines", "list"]),
+        ("a: [", ["no valid YAML"]),
+        ("a: !!python/object/apply:os.system [ls]", ["no valid YAML"]),
+    ],
+)
+def test_a_bad_file_is_an_error(tmp_path, capsys, text, said):
+    (tmp_path / "c.yaml").write_text(text)
+    message = error_of(capsys, "--config", str(tmp_path / "c.yaml"))
+    for part in said:
+        assert part in message
+
+
+def test_help_lists_every_field_with_its_text_and_default(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        parse("--help", "--objective", "cps", description="What it does.", defaults={"max_steps": 77})
+    assert exit_.value.code == 0
+    text = capsys.readouterr().out
+    assert "What it does." in text and "--data_root" in text and "where the images are" in text
+    assert "the paper's lambda" in text and "(default: 77)" in text
+    import dataclasses
+
+    for cls in (ScriptArguments, CrossPseudoSupervision):
+        documented = cli._documented(cls)
+        for f in dataclasses.fields(cls):
+            assert f"--{f.name} " in text and documented[f.name][1], f.name
+
+
+def test_a_setting_that_is_no_field_cannot_hide():
+    with pytest.raises(TypeError):
+        CPSConfig(learning_rat=1)

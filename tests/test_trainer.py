@@ -1,0 +1,437 @@
+"""The loop on a small world: what it writes, that it learns, what it refuses, and that it can go on."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+import yaml
+from toy import ID2LABEL, NAMES, run_python, tiny_upernet, toy_models, write_world
+from transformers import EarlyStoppingCallback, TrainerCallback
+
+from cps_hf.config import CPSConfig
+from cps_hf.objectives import CrossPseudoSupervision, ObjectiveOutput, Supervised
+from cps_hf.trainer import CPSTrainer
+
+SIZES = [(40, 56), (56, 40), (48, 48), (37, 61), (64, 33)]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    root = tmp_path_factory.mktemp("world")
+    return {
+        "train_dataset": write_world(root / "labeled", SIZES),
+        "unlabeled_dataset": write_world(root / "unlabeled", SIZES * 2, first=50, labels=False),
+        "eval_dataset": write_world(root / "eval", SIZES[:4], first=90),
+    }
+
+
+def settings(tmp_path, **fields):
+    values = {
+        "output_dir": str(tmp_path / "out"),
+        "max_steps": 4,
+        "per_device_train_batch_size": 2,
+        "crop_size": [32, 40],
+        "optim": "adamw",
+        "learning_rate": 1e-2,
+        "dataloader_num_workers": 0,
+        "logging_steps": 1,
+        "disable_tqdm": True,
+        "num_pictures": 2,
+    }
+    return CPSConfig(**(values | fields))
+
+
+def trainer_for(world, tmp_path, models=None, objective=None, callbacks=None, datasets=None, **fields):
+    args = settings(tmp_path, **fields)
+    return CPSTrainer(
+        toy_models() if models is None else models,
+        args,
+        objective=objective or CrossPseudoSupervision(),
+        callbacks=callbacks,
+        **(world | (datasets or {})),
+    )
+
+
+def parameters(trainer):
+    return {name: p.detach().clone() for name, p in trainer.module.named_parameters()}
+
+
+def log_lines(tmp_path):
+    return [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def finished(world, tmp_path_factory):
+    """One whole run with a real architecture, built from a configuration."""
+    tmp_path = tmp_path_factory.mktemp("finished")
+    trainer = trainer_for(world, tmp_path, tiny_upernet(), max_steps=5, eval_steps=2, save_steps=3)
+    before = parameters(trainer)
+    results = trainer.train()
+    return trainer, results, before, tmp_path
+
+
+def test_every_parameter_of_every_branch_moves(finished):
+    trainer, _, before, _ = finished
+    after = parameters(trainer)
+    still = [
+        n
+        for n in after
+        if torch.equal(after[n], before[n]) and dict(trainer.module.named_parameters())[n].requires_grad
+    ]
+    assert not still
+    assert any(n.startswith("branches.1.") for n in after)
+
+
+def test_a_run_writes_what_the_readme_says(finished):
+    trainer, results, _, tmp_path = finished
+    out = tmp_path / "out"
+    found = {p.name for p in out.iterdir()}
+    assert found == {
+        *("config.yaml", "metrics.jsonl", "results.json", "branch_0", "branch_1", "best", "pictures"),
+        *("checkpoint-3", "checkpoint-5"),
+    }
+    for branch in ("branch_0", "branch_1", "best"):
+        files = {p.name for p in (out / branch).iterdir()}
+        assert {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"} <= files
+        assert json.loads((out / branch / "config.json").read_text())["id2label"] == {
+            str(k): v for k, v in ID2LABEL.items()
+        }
+    assert [p for p in (out / "pictures").iterdir() if p.stat().st_size > 1000]
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    assert config["objective"] == "cps" and config["weight"] == 1.0 and config["max_steps"] == 5
+    written = json.loads((out / "results.json").read_text())
+    assert set(written["final"]) == {"branch_0", "branch_1", "mean"}
+    assert written["final"]["branch_0"]["mean_iou"] == results["final"]["branch_0"]["mean_iou"]
+    assert len(written["final"]["mean"]["per_category_iou"]) == len(NAMES)
+    assert written["best"]["step"] in (2, 4, 5) and written["best"]["branch"] in ("branch_0", "branch_1")
+    best_value = written["best"][written["best"]["branch"]]["mean_iou"]
+    evaluations = [line for line in log_lines(tmp_path) if "eval_mean_iou" in line]
+    assert [line["step"] for line in evaluations] == [2, 4, 5]
+    assert best_value == max(line["eval_mean_iou"] for line in evaluations)
+    assert set(written["agreement"]) == {"start", "end"} and written["steps"] == 5 and written["versions"]["torch"]
+
+
+def test_the_log_holds_loss_parts_rate_speed_and_norms(finished):
+    _, _, _, tmp_path = finished
+    lines = [line for line in log_lines(tmp_path) if "loss" in line]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
+    for line in lines:
+        assert line["loss"] == pytest.approx(line["supervised_loss"] + line["cps_loss"], rel=1e-5)
+        assert 0 <= line["agreement"] <= 1 and line["images_per_second"] > 0
+        assert line["grad_norm_branch_0"] > 0 and line["grad_norm_branch_1"] > 0
+
+
+def test_an_exported_branch_predicts_the_same_in_a_process_without_this_package(finished):
+    trainer, _, _, tmp_path = finished
+    for index in (0, 1):
+        torch.manual_seed(0)
+        pixel_values = torch.randn(1, 3, 45, 70)
+        torch.save(pixel_values, tmp_path / "pixels.pt")
+        with torch.no_grad():
+            trainer.module.branches[index].eval()
+            expected = trainer.module.branches[index].model(pixel_values=pixel_values).logits
+        done = run_python(
+            "-c",
+            "import sys, torch\n"
+            "from transformers import AutoModelForSemanticSegmentation, AutoImageProcessor\n"
+            f"folder = {str(tmp_path / 'out' / f'branch_{index}')!r}\n"
+            "model = AutoModelForSemanticSegmentation.from_pretrained(folder)\n"
+            "processor = AutoImageProcessor.from_pretrained(folder)\n"
+            "assert 'cps_hf' not in sys.modules and not processor.do_resize\n"
+            f"pixels = torch.load({str(tmp_path / 'pixels.pt')!r})\n"
+            f"torch.save(model(pixels).logits, {str(tmp_path / 'logits.pt')!r})\n",
+            PYTHONPATH="",
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_scores_are_those_of_predict_against_the_labels(finished, world):
+    """An independent count over the predictions that `predict` gives."""
+    trainer, results, _, _ = finished
+    import numpy as np
+    from sklearn.metrics import confusion_matrix
+
+    labels = {row["id"]: np.array(row["label"]) for row in world["eval_dataset"]}
+    for branch, row in ((0, "branch_0"), (1, "branch_1"), ("mean", "mean")):
+        predictions = dict(trainer.predict(world["eval_dataset"].remove_columns("label"), branch=branch))
+        assert {k: tuple(v.shape) for k, v in predictions.items()} == {k: v.shape for k, v in labels.items()}
+        truth = np.concatenate([labels[k][labels[k] != 255] for k in labels])
+        guess = np.concatenate([predictions[k].numpy()[labels[k] != 255] for k in labels])
+        matrix = confusion_matrix(truth, guess, labels=range(len(NAMES)))
+        iou = np.diag(matrix) / (matrix.sum(0) + matrix.sum(1) - np.diag(matrix))
+        assert results["final"][row]["mean_iou"] == pytest.approx(iou.mean(), rel=1e-6)
+    with pytest.raises(ValueError, match="`branch` must be one of 0, 1, got 7"):
+        next(trainer.predict(world["eval_dataset"], branch=7))
+
+
+def test_training_learns(world, tmp_path):
+    results = trainer_for(world, tmp_path, tiny_upernet(), max_steps=60, logging_steps=60, agreement_images=0).train()
+    assert results["final"]["mean"]["mean_iou"] > 0.6
+
+
+def test_the_rate_follows_the_poly_schedule(world, tmp_path):
+    trainer = trainer_for(
+        world, tmp_path, max_steps=10, learning_rate=0.25, optim="sgd", head_learning_rate_factor=3.0
+    )
+    trainer.train()
+    rates = [line["learning_rate"] for line in log_lines(tmp_path) if "loss" in line]
+    # The rate that is logged after step k is that of the next one.
+    assert rates == pytest.approx([0.25 * (1 - k / 10) ** 0.9 for k in range(1, 11)], abs=1e-12)
+    factors = {g["name"]: g["initial_lr"] / 0.25 for g in trainer.optimizer.param_groups}
+    assert set(factors.values()) == {1.0, 3.0}
+    assert all(v == (3.0 if "head" in k else 1.0) for k, v in factors.items())
+    decays = {k: g["weight_decay"] for g in trainer.optimizer.param_groups for k in [g["name"]]}
+    assert all((v == 0) == ("no decay" in k) for k, v in decays.items())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_resumed_run_is_the_run_that_was_never_stopped(world, tmp_path, workers):
+    fields = {"max_steps": 6, "save_steps": 2, "eval_steps": 3, "logging_steps": 4, "dataloader_num_workers": workers}
+    whole = trainer_for(world, tmp_path / "a", tiny_upernet(), **fields)
+    expected = whole.train()
+    # The second run stops after step 4, between the evaluation at 3 and the log at its own last step.
+    trainer_for(world, tmp_path / "b", tiny_upernet(), callbacks=[StopAfter(4)], **fields).train()
+    resumed = trainer_for(world, tmp_path / "b", tiny_upernet(), **fields)
+    results = resumed.train(resume_from_checkpoint=True)
+    a, b = parameters(whole), parameters(resumed)
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert results["final"] == expected["final"] and results["agreement"] == expected["agreement"]
+    steps = [line["step"] for line in log_lines(tmp_path / "b") if "loss" in line]
+    assert steps == sorted(set(steps)) and steps[-1] == 4
+
+
+class StopAfter(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step >= self.step:
+            control.should_training_stop = True
+
+
+class Recorder(TrainerCallback):
+    def __init__(self):
+        self.events, self.metrics = [], []
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.events.append("train_begin")
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        assert model is not None
+        self.events.append("step_end")
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self.events.append("log")
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        self.metrics.append(metrics)
+
+    def on_save(self, args, state, control, **kwargs):
+        self.events.append("save")
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.events.append("train_end")
+
+
+def test_callbacks_of_transformers_are_called_and_may_stop_the_run(world, tmp_path):
+    recorder = Recorder()
+    patience = EarlyStoppingCallback(early_stopping_patience=2, early_stopping_threshold=2.0)  # no gain is ever enough
+    trainer = trainer_for(world, tmp_path, callbacks=[recorder, patience], max_steps=50, eval_steps=1)
+    results = trainer.train()
+    assert results["steps"] < 6 and (tmp_path / "out" / f"checkpoint-{results['steps']}").is_dir()
+    assert recorder.events[0] == "train_begin" and recorder.events[-1] == "train_end"
+    assert recorder.events.count("step_end") == results["steps"] and "save" in recorder.events
+    assert set(recorder.metrics[0]) >= {
+        "eval_mean_iou",
+        "eval_branch_0_mean_iou",
+        "eval_mean_mean_iou",
+        "eval_agreement",
+    }
+
+
+def test_trackers_get_every_logged_value(world, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    trainer_for(world, tmp_path, report_to=["tensorboard"], eval_steps=2, run_name="a-run").train()
+    (folder,) = {p.parent for p in (tmp_path / "out").rglob("events.*") if "a-run" in str(p)} or [None]
+    events = EventAccumulator(str(folder)).Reload()
+    for line in log_lines(tmp_path):
+        for name, value in line.items():
+            if name == "step":
+                continue
+            logged = {e.step: e.value for e in events.Scalars(name)}
+            assert logged[line["step"]] == pytest.approx(value, rel=1e-6), name
+
+
+def test_a_tracker_that_is_not_installed_is_an_error(world, tmp_path):
+    with pytest.raises(ValueError, match="comet_ml.*pip install"):
+        trainer_for(world, tmp_path, report_to=["comet_ml"]).train()
+
+
+def test_supervised_training_reads_no_unlabeled_image(world, tmp_path):
+    class Explosive:
+        features = world["unlabeled_dataset"].features
+
+    trainer = trainer_for(
+        world, tmp_path, objective=Supervised(), datasets={"unlabeled_dataset": Explosive()}, agreement_images=0
+    )
+    results = trainer.train()
+    assert results["steps"] == 4 and results["agreement"] == {}
+
+
+def test_one_model_alone_can_be_trained(world, tmp_path):
+    results = trainer_for(world, tmp_path, toy_models(1), objective=Supervised()).train()
+    assert set(results["final"]) == {"branch_0"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Broken(Supervised):
+    at: int = 2
+
+    def __call__(self, branches, labeled, unlabeled=None, *, teacher=None, progress=0.0):
+        output = super().__call__(branches, labeled, unlabeled)
+        bad = torch.where(progress * 4 >= self.at, torch.nan, 1.0)
+        return ObjectiveOutput(output.loss * bad, output.logs)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_optimizer(world, tmp_path):
+    trainer = trainer_for(world, tmp_path, objective=Broken(), save_steps=2)
+    with pytest.raises(
+        FloatingPointError, match=r"Step 3: .*branch 0 and branch 1 is not finite.*supervised_loss.*checkpoint-2"
+    ):
+        trainer.train()
+    assert all(torch.isfinite(p).all() for p in trainer.module.parameters())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Averaged(Supervised):
+    teacher: ClassVar[bool] = True
+
+    def ema_decay(self, step):
+        return 0.75
+
+
+def test_a_teacher_is_averaged_scored_saved_and_exported(world, tmp_path):
+    trainer = trainer_for(world, tmp_path, tiny_upernet(), objective=Averaged(), max_steps=1)
+    start = {k: v.clone() for k, v in trainer.module.branches[0].state_dict().items()}
+    results = trainer.train()
+    end = trainer.module.branches[0].state_dict()
+    for name, value in trainer.module.teacher.state_dict().items():
+        expected = end[name] if not value.is_floating_point() else 0.75 * start[name] + 0.25 * end[name]
+        torch.testing.assert_close(value, expected)
+    assert any("running_mean" in name for name in start)
+    assert not any(p.requires_grad for p in trainer.module.teacher.parameters())
+    assert "teacher" in results["final"] and (tmp_path / "out" / "teacher" / "model.safetensors").is_file()
+
+
+def test_gradients_are_clipped_a_branch(world, tmp_path):
+    trainer = trainer_for(
+        world, tmp_path, optim="sgd", momentum=0.0, weight_decay=0.0, max_grad_norm=1e-3, max_steps=1
+    )
+    before = parameters(trainer)
+    trainer.train()
+    after = parameters(trainer)
+    for branch in ("branches.0.", "branches.1."):
+        moved = torch.cat([(after[k] - before[k]).flatten() for k in after if k.startswith(branch)])
+        assert moved.norm().item() == pytest.approx(1e-2 * 1e-3, rel=1e-3)
+        assert log_lines(tmp_path)[1][f"grad_norm_branch_{branch[9]}"] > 1e-3
+
+
+def test_sliding_evaluation_is_used_when_asked_for(world, tmp_path):
+    scores = [
+        trainer_for(
+            world, tmp_path / mode, tiny_upernet(), max_steps=30, eval_mode=mode, eval_crop_size=[16, 16]
+        ).train()
+        for mode in ("whole", "sliding")
+    ]
+    assert scores[0]["final"]["mean"]["mean_iou"] != scores[1]["final"]["mean"]["mean_iou"]
+
+
+def test_checkpoints_are_pruned_to_the_limit(world, tmp_path):
+    trainer_for(world, tmp_path, max_steps=4, save_steps=1, save_total_limit=2).train()
+    assert sorted(p.name for p in (tmp_path / "out").glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-4"]
+
+
+# ------------------------------------------------------------------------------------------------ what is refused
+
+
+def test_an_output_folder_that_is_a_file_or_holds_a_run_is_refused(world, tmp_path):
+    (tmp_path / "out").write_text("x")
+    with pytest.raises(ValueError, match="is a file"):
+        trainer_for(world, tmp_path).train()
+    (tmp_path / "out").unlink()
+    trainer_for(world, tmp_path).train()
+    keep = tmp_path / "out" / "notes.txt"
+    keep.write_text("mine")
+    with pytest.raises(ValueError, match=r"holds a run.*checkpoint-4.*--overwrite_output_dir"):
+        trainer_for(world, tmp_path).train()
+    trainer_for(world, tmp_path, overwrite_output_dir=True, max_steps=2).train()
+    assert keep.read_text() == "mine" and not (tmp_path / "out" / "checkpoint-4").exists()
+
+
+def test_a_checkpoint_that_does_not_exist_is_refused(world, tmp_path):
+    with pytest.raises(ValueError, match="does not exist"):
+        trainer_for(world, tmp_path).train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-9"))
+    with pytest.raises(ValueError, match="no whole checkpoint"):
+        trainer_for(world, tmp_path).train(resume_from_checkpoint=True)
+    (tmp_path / "out" / "checkpoint-7").mkdir(parents=True)  # killed while it was written
+    with pytest.raises(ValueError, match="no whole checkpoint"):
+        trainer_for(world, tmp_path, resume_from_checkpoint="true").train()
+
+
+def test_models_that_do_not_fit_are_refused(world, tmp_path):
+    with pytest.raises(ValueError, match=r"classes"):
+        trainer_for(world, tmp_path, [toy_models(1)[0], toy_models(1, num_labels=5)[0]])
+    with pytest.raises(ValueError, match=r"5 classes and `train_dataset` has 3 \(ground, disc, bar"):
+        trainer_for(world, tmp_path, toy_models(2, num_labels=5))
+    with pytest.raises(ValueError, match="CrossPseudoSupervision needs 2 models, got 1"):
+        trainer_for(world, tmp_path, toy_models(1))
+
+
+def test_data_sets_that_do_not_fit_are_refused(world, tmp_path):
+    with pytest.raises(ValueError, match="pass `unlabeled_dataset`"):
+        trainer_for(world, tmp_path, datasets={"unlabeled_dataset": None})
+    with pytest.raises(ValueError, match="`train_dataset` needs a column 'label'.*found image"):
+        trainer_for(world, tmp_path, datasets={"train_dataset": world["unlabeled_dataset"]}).train()
+    with pytest.raises(ValueError, match="`train_dataset` has 5 samples, fewer than the 6"):
+        trainer_for(world, tmp_path, per_device_train_batch_size=6).train()
+    with pytest.raises(ValueError, match="train_dataset.*DatasetDict.*Choose a split"):
+        from datasets import DatasetDict
+
+        split = DatasetDict(train=world["train_dataset"])
+        trainer_for(world, tmp_path, datasets={"train_dataset": split}).train()
+
+
+@pytest.mark.parametrize("which", ["train_dataset", "eval_dataset"])
+@pytest.mark.parametrize("encoding", [True, False], ids=["class names known", "bare labels"])
+def test_a_label_outside_the_classes_names_the_image_and_the_value(world, tmp_path, which, encoding):
+    import numpy as np
+    from PIL import Image
+
+    bad = write_world(tmp_path / "bad", SIZES[:2], encoding=encoding)
+    path = tmp_path / "bad" / "0_label.png"
+    label = np.array(Image.open(path))
+    label[5, 5:9] = 33
+    Image.fromarray(label).save(path)
+    with pytest.raises(ValueError, match=r"(?s)bad-0.*33") as error:
+        trainer_for(world, tmp_path, datasets={which: bad}, per_device_train_batch_size=2).train()
+    assert "4 pixels" in str(error.value)
+    assert not list(Path(tmp_path / "out").glob("checkpoint-*"))
+
+
+def test_another_process_count_than_asked_for_prints_the_launch_line(world, tmp_path):
+    with pytest.raises(ValueError, match="ACCELERATE_USE_CPU=1 accelerate launch --multi_gpu --num_processes 2"):
+        trainer_for(world, tmp_path, num_processes=2)
+
+
+def test_two_launched_processes_that_do_not_see_each_other_are_refused(world, tmp_path, monkeypatch):
+    trainer = trainer_for(world, tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    from cps_hf.assembly import check_launch
+
+    with pytest.raises(ValueError, match="2 processes.*Accelerate sees 1"):
+        check_launch(trainer.accelerator, trainer.args)

@@ -1,0 +1,123 @@
+"""What several tests share: a small labeled world on disk, and small models."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset, Features, Image, Value
+from PIL import Image as PILImage
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel, ResNetConfig, UperNetConfig
+from transformers.modeling_outputs import SemanticSegmenterOutput
+
+from cps_hf.data.labels import LabelEncoding
+
+NAMES = ("ground", "disc", "bar")
+ID2LABEL = dict(enumerate(NAMES))
+
+
+class ToyConfig(PreTrainedConfig):
+    model_type = "toy_segmentation"
+    width: int = 8
+
+
+class ToyForSemanticSegmentation(PreTrainedModel):
+    """Two convolutions and no norm: a sample's gradient does not depend on its batch. Logits at stride 2."""
+
+    config_class = ToyConfig
+    main_input_name = "pixel_values"
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.backbone = nn.Conv2d(3, config.width, 3, stride=2, padding=1)
+        self.decode_head = nn.Conv2d(config.width, config.num_labels, 3, padding=1)
+        self.post_init()
+
+    def _init_weights(self, module):
+        if isinstance(module, nn.Conv2d) and not getattr(module.weight, "_is_hf_initialized", False):
+            nn.init.kaiming_normal_(module.weight)
+            nn.init.zeros_(module.bias)
+
+    def forward(self, pixel_values, labels=None, **kwargs):
+        return SemanticSegmenterOutput(logits=self.decode_head(torch.tanh(self.backbone(pixel_values))))
+
+
+def toy_models(count=2, num_labels=3, seed=0):
+    models = []
+    for i in range(count):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed + i)
+            id2label = {k: ID2LABEL.get(k, f"class {k}") for k in range(num_labels)}
+            models.append(ToyForSemanticSegmentation(ToyConfig(id2label=id2label)))
+    return models
+
+
+def tiny_upernet() -> UperNetConfig:
+    backbone = ResNetConfig(
+        embedding_size=8,
+        hidden_sizes=[8, 8, 16, 16],
+        depths=[1] * 4,
+        layer_type="basic",
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )
+    return UperNetConfig(backbone_config=backbone, hidden_size=16, use_auxiliary_head=False, id2label=ID2LABEL)
+
+
+def draw(index: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """A disc and a bar on noise: image (H, W, 3), label (H, W) with a void rim."""
+    rng = np.random.default_rng([7, index])
+    rows, columns = np.mgrid[:height, :width]
+    label = np.zeros((height, width), np.uint8)
+    radius = min(height, width) // 4
+    label[(rows - rng.integers(height)) ** 2 + (columns - rng.integers(width)) ** 2 < radius**2] = 1
+    left = rng.integers(width)
+    label[:, left : left + max(2, width // 8)] = 2
+    colors = np.array([[60, 120, 60], [200, 60, 60], [60, 60, 200]])
+    image = np.clip(colors[label] + rng.normal(0, 25, (height, width, 3)), 0, 255).astype(np.uint8)
+    label[:1] = 255
+    return image, label
+
+
+def write_world(folder: Path, sizes, *, first=0, labels=True, encoding=True) -> Dataset:
+    """One image a size, as PNG files, and the data set over them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = {"image": [], "label": [], "id": []}
+    for i, (height, width) in enumerate(sizes):
+        image, label = draw(first + i, height, width)
+        PILImage.fromarray(image).save(folder / f"{i}.png")
+        PILImage.fromarray(label).save(folder / f"{i}_label.png")
+        rows["image"].append(str(folder / f"{i}.png"))
+        rows["label"].append(str(folder / f"{i}_label.png"))
+        rows["id"].append(f"{folder.name}-{i}")
+    label = LabelEncoding(names=NAMES).to_feature() if encoding else Image()
+    features = Features({"image": Image(), "label": label, "id": Value("string")})
+    dataset = Dataset.from_dict(rows, features=features)
+    return dataset if labels else dataset.remove_columns("label")
+
+
+def run_python(*words: str, processes: int = 1, cwd: Path | None = None, timeout: int = 240, **env: str):
+    """A fresh Python (several joined by gloo when `processes` > 1); its CompletedProcess."""
+    launch = [sys.executable]
+    if processes > 1:
+        launch += ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
+        launch += [
+            "--num_machines",
+            "1",
+            "--mixed_precision",
+            "no",
+            "--dynamo_backend",
+            "no",
+            "--main_process_port",
+            "0",
+        ]
+        env = {"ACCELERATE_USE_CPU": "1", **env}
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, PATHS)), **env}
+    return subprocess.run([*launch, *words], capture_output=True, text=True, timeout=timeout, cwd=cwd, env=env)
+
+
+PATHS = [Path(__file__).parents[1], Path(__file__).parent]
