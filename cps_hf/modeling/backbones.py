@@ -71,30 +71,36 @@ def _load_timm(backbone: nn.Module, network: nn.Module, source: str | PathLike) 
     else:
         name = str(source).removeprefix("timm/")
         if name.split(".")[0] != config.backbone.split(".")[0]:
-            raise ValueError(f"The backbone is timm's {config.backbone!r}, the weights are said to be {name!r}'s.")
+            raise ValueError(f"The weights `{source}` are not of the backbone, which is timm's {config.backbone!r}.")
     if getattr(network, "incre_modules", True) is None:  # an HRNet that gives its streams, see modeling_hrnet.py
         how["feature_location"] = ""
+    if config.output_stride is not None:
+        how["output_stride"] = config.output_stride
+    how |= {"features_only": True, "in_chans": config.num_channels, "out_indices": tuple(config.out_indices)}
+    donors = []
     try:
-        donor = timm.create_model(
-            name,
-            pretrained=True,
-            features_only=True,
-            in_chans=config.num_channels,
-            out_indices=tuple(config.out_indices),
-            **({} if config.output_stride is None else {"output_stride": config.output_stride}),
-            **how,
-        )
-        network.load_state_dict(donor.state_dict())
+        for seed in (0, 1):
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                donors.append(timm.create_model(name, pretrained=True, **how).state_dict())
     except Exception as error:  # timm, the Hub client and torch raise a dozen kinds here
         raise ValueError(
             f"timm cannot give the weights `{source}` for {config.backbone!r}. "
             f"It said: {type(error).__name__}: {error}"
         ) from error
-    means = [m.running_mean for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    weights, drawn_otherwise = donors
+    # timm passes over weights that a file lacks; those were drawn, so they differ between the two
+    lacking = [key for key, tensor in weights.items() if not torch.equal(tensor, drawn_otherwise[key])]
+    if lacking:
+        raise ValueError(
+            f"`{source}` lacks {len(lacking)} weights of timm's {config.backbone!r}: {', '.join(lacking[:4])}."
+        )
+    means = [tensor for key, tensor in weights.items() if key.endswith("running_mean")]
     if means and not any(mean.any() for mean in means):
         raise ValueError(
             f"`{source}` has batch-norm statistics that are all zero: these are not the weights of a trained network."
         )
+    network.load_state_dict(weights)
 
 
 def _load_transformers(backbone: nn.Module, source: str | PathLike) -> None:
@@ -107,13 +113,13 @@ def _load_transformers(backbone: nn.Module, source: str | PathLike) -> None:
             f"`{source}` cannot be loaded as a {type(backbone).__name__}: a folder or Hub id of a checkpoint of this "
             f"kind and these sizes is needed. transformers said: {type(error).__name__}: {error}"
         ) from error
-    names = {name for name, _ in backbone.named_parameters()}
-    missing = set(info["missing_keys"]) & names
-    if missing == names:
-        raise ValueError(f"`{source}` holds no weight that a {type(backbone).__name__} has.")
-    if missing:
-        logger.warning(
-            "%s lacks these weights of the backbone, left as drawn: %s.", source, ", ".join(sorted(missing))
+    missing = {name: p for name, p in backbone.named_parameters() if name in info["missing_keys"]}
+    vital = [name for name, p in missing.items() if p.ndim > 1 and "mask_token" not in name]
+    if vital:
+        raise ValueError(
+            f"`{source}` lacks {len(vital)} weights of a {type(backbone).__name__}: {', '.join(vital[:4])}."
         )
+    if missing:  # norms that only the backbone's own maps have, such as Swin's: 1 and 0 is how they start
+        logger.warning("%s lacks these weights of the backbone, left as they were: %s.", source, ", ".join(missing))
     kept = {name: tensor for name, tensor in donor.state_dict().items() if name not in missing}
     backbone.load_state_dict(kept, strict=False)

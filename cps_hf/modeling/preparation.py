@@ -183,7 +183,10 @@ def enable_gradient_checkpointing(model: PreTrainedModel) -> None:
     network = timm_network(backbone)
     for part in (model, backbone):
         if getattr(part, "supports_gradient_checkpointing", False):
-            part.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            if hasattr(part, "activation_checkpointing_enable"):  # transformers 5.24 renamed it
+                part.activation_checkpointing_enable()
+            else:
+                part.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             return
     if network is not None and hasattr(network, "set_grad_checkpointing"):
         with contextlib.suppress(AssertionError):  # timm's way to say that it cannot
