@@ -80,8 +80,8 @@ def _load_timm(backbone: nn.Module, network: nn.Module, source: str | PathLike) 
     donors = []
     try:
         for seed in (0, 1):
-            with torch.random.fork_rng():
-                torch.manual_seed(seed)
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(seed)
                 donors.append(timm.create_model(name, pretrained=True, **how).state_dict())
     except Exception as error:  # timm, the Hub client and torch raise a dozen kinds here
         raise ValueError(

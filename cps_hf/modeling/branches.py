@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import random
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSemanticSegmentation, PreTrainedConfig, PreTrainedModel
 
 from .backbones import backbone_of, load_backbone_weights
+from .drawing import branch_seed, draw_weights
 from .preparation import (
     check_input_size,
     check_train_batch,
@@ -197,8 +197,8 @@ def _build(source, index, seed, id2label, weights, reinit_heads, options, build)
     """One branch, and what was done in words."""
     generator_seed = branch_seed(seed, index)
     config = _adapted_config(source, id2label, options)
-    with torch.random.fork_rng():  # nobody else's random numbers move
-        torch.manual_seed(generator_seed)
+    with torch.random.fork_rng(devices=[]):  # nobody else's random numbers move
+        torch.default_generator.manual_seed(generator_seed)
         if isinstance(source, PreTrainedConfig) or not _has_weights(source):
             model, said = _from_config(config, options, build), f"everything drawn (seed {seed}, branch {index})"
             to_draw = set()
@@ -278,6 +278,10 @@ def _adapted_config(source, id2label: dict[int, str] | None, options: dict) -> P
         try:
             config = AutoConfig.from_pretrained(source, **options)
         except (OSError, ValueError, KeyError) as error:
+            if Path(source).exists():
+                raise ValueError(
+                    f"The configuration in `{source}` cannot be read. transformers said: {error}"
+                ) from error
             raise ValueError(
                 f"`{source}` is neither a folder here nor a model that could be read from the Hub. Check the spelling "
                 f"and the connection (HF_HUB_OFFLINE forbids it); a gated or private one needs HF_TOKEN; one with "
@@ -355,39 +359,6 @@ def _from_checkpoint(source, config: PreTrainedConfig, options: dict, build: dic
 def _backbone_parameters(model: PreTrainedModel) -> set[str]:
     inside = {id(parameter) for parameter in backbone_of(model).parameters()}
     return {name for name, parameter in model.named_parameters() if id(parameter) in inside}
-
-
-def branch_seed(seed: int, index: int) -> int:
-    """The seed of what branch `index` draws: another one for each pair, the same on every machine."""
-    return random.Random(f"cps_hf branch {seed} {index}").getrandbits(63)
-
-
-@torch.no_grad()
-def draw_weights(model: PreTrainedModel, names: set[str]) -> None:
-    """Draws the named parameters from torch's global generator, in the model's order.
-
-    Convolutions: kaiming normal, fan-in, relu, their biases by torch's default; norms: weight 1, bias 0 (as the CPS
-    release initialises its heads). All else by the model's own rule.
-    """
-    for prefix, module in model.named_modules():
-        own = {key: p for key, p in module.named_parameters(recurse=False) if f"{prefix}.{key}".lstrip(".") in names}
-        if not own:
-            continue
-        if isinstance(module, nn.Conv2d):
-            if "weight" in own:
-                nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
-            if "bias" in own:
-                bound = (module.weight.shape[1] * module.weight[0, 0].numel()) ** -0.5
-                nn.init.uniform_(module.bias, -bound, bound)
-        elif isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)):
-            for key, parameter in own.items():
-                parameter.fill_(1.0 if key == "weight" else 0.0)
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.reset_running_stats()
-        else:
-            for parameter in own.values():
-                parameter._is_hf_initialized = False  # the library's draws pass over tensors with this flag
-            model._init_weights(module)
 
 
 def _check_same_classes(branches: Sequence[PreTrainedModel], id2label: dict[int, str] | None) -> None:

@@ -138,14 +138,16 @@ def _error_at(model: PreTrainedModel, height: int, width: int, batch_size: int =
     dtype = next(model.parameters()).dtype
     pixel_values = torch.empty(batch_size, 3, height, width, device="meta", dtype=dtype)
     try:
-        with torch.no_grad(), _evaluating(model, training), torch.random.fork_rng():
+        with torch.no_grad(), _evaluating(model, training), torch.random.fork_rng(devices=[]):
             torch.func.functional_call(model, tensors, kwargs={"pixel_values": pixel_values})
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
         return error
     return None
 
 
-def check_train_batch(model: PreTrainedModel, batch_size: int, height: int = 256, width: int = 256) -> None:
+def check_train_batch(
+    model: PreTrainedModel, batch_size: int, height: int | None = None, width: int | None = None
+) -> None:
     """Raises if a batch norm over an image-pooled map would see one value a channel, which has no deviation.
 
     ASPP and pyramid pooling average the whole image; with one image a process their batch norm cannot train, unless
@@ -154,14 +156,16 @@ def check_train_batch(model: PreTrainedModel, batch_size: int, height: int = 256
     Args:
         model: a segmentation model.
         batch_size: images a process and forward.
-        height, width: a size the model takes.
+        height, width: of the crop, a size the model takes; None: the model's own, or 256.
 
     Raises:
         ValueError: it would.
     """
     if any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
         return
-    error = _error_at(model, height, width, batch_size, training=True)
+    image_size = getattr(model.config, "image_size", None) or 256
+    own = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    error = _error_at(model, height or own[0], width or own[1], batch_size, training=True)
     if error is not None and "more than 1 value per channel" in str(error):
         raise ValueError(
             f"{type(model).__name__} has a batch norm on an image-pooled 1 x 1 map, which cannot be trained with "

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers import (
     ConvNextConfig,
+    Data2VecVisionConfig,
     Dinov2Config,
     DPTConfig,
     MobileNetV2Config,
@@ -132,6 +133,10 @@ def test_a_batch_of_one_is_refused_where_a_norm_sees_an_image_pooled_map():
     check_train_batch(convert_sync_batchnorm(model), 1)
     with pytest.raises(ValueError, match="MobileNetV2.*image-pooled"):
         check_train_batch(build(MobileNetV2Config(depth_multiplier=0.25)), 1)
+    fixed_size = {"image_size": 48, "patch_size": 16, "hidden_size": 16, "intermediate_size": 32}
+    data2vec = Data2VecVisionConfig(**fixed_size, num_hidden_layers=4, num_attention_heads=2, out_indices=[0, 1, 2, 3])
+    with pytest.raises(ValueError, match="Data2Vec.*image-pooled"):
+        check_train_batch(build(data2vec), 1)
 
 
 def test_size_errors_name_what_is_allowed():

@@ -1,0 +1,42 @@
+"""How the weights are drawn that no checkpoint gives."""
+
+from __future__ import annotations
+
+import random
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+
+def branch_seed(seed: int, index: int) -> int:
+    """The seed of what branch `index` draws: another one for each pair, the same on every machine."""
+    return random.Random(f"cps_hf branch {seed} {index}").getrandbits(63)
+
+
+@torch.no_grad()
+def draw_weights(model: PreTrainedModel, names: set[str]) -> None:
+    """Draws the named parameters from torch's global generator, in the model's order.
+
+    Convolutions: kaiming normal, fan-in, relu, their biases by torch's default; norms: weight 1, bias 0 (as the CPS
+    release initialises its heads). All else by the model's own rule.
+    """
+    for prefix, module in model.named_modules():
+        own = {key: p for key, p in module.named_parameters(recurse=False) if f"{prefix}.{key}".lstrip(".") in names}
+        if not own:
+            continue
+        if isinstance(module, nn.Conv2d):
+            if "weight" in own:
+                nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
+            if "bias" in own:
+                bound = (module.weight.shape[1] * module.weight[0, 0].numel()) ** -0.5
+                nn.init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)):
+            for key, parameter in own.items():
+                parameter.fill_(1.0 if key == "weight" else 0.0)
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.reset_running_stats()
+        else:
+            for parameter in own.values():
+                parameter._is_hf_initialized = False  # the library's draws pass over tensors with this flag
+            model._init_weights(module)
