@@ -1,0 +1,180 @@
+"""How a stored label map becomes class ids, and where that knowledge travels.
+
+`datasets.Image` has a free text field, `id`, which survives select, filter, map, parquet and the Hub. The label
+feature of a data set carries its `LabelEncoding` there, as JSON: a shard, a subset or a stream needs no telling.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from datasets import Image
+from PIL import Image as PILImage
+
+IGNORE_INDEX = 255
+_KEY = "cps_hf.label_encoding"
+_UNKNOWN = -1
+
+
+@dataclass(frozen=True)
+class LabelEncoding:
+    """The classes of a data set, and how its label images code them.
+
+    Args:
+        names: class names; the index is the class id. At most 255, since 255 means ignored.
+        values: stored value -> class id or 255. None: stored values are class ids, and 255 is ignored.
+        colors: for RGB-coded masks: colour -> class id or 255.
+        palette: the colour that each class is shown in.
+
+    Raises:
+        ValueError: names repeat, a value or colour leads to no class, or the palette has another length.
+    """
+
+    names: tuple[str, ...]
+    values: Mapping[int, int] | None = None
+    colors: Mapping[tuple[int, int, int], int] | None = None
+    palette: tuple[tuple[int, int, int], ...] | None = None
+
+    def __post_init__(self):
+        if not 1 <= len(self.names) <= IGNORE_INDEX:
+            raise ValueError(f"A label encoding needs 1 to {IGNORE_INDEX} class names, got {len(self.names)}.")
+        repeated = sorted({name for name in self.names if self.names.count(name) > 1})
+        if repeated:
+            raise ValueError(f"Class names must differ; these appear more than once: {', '.join(repeated[:5])}.")
+        if self.values is not None and self.colors is not None:
+            raise ValueError(
+                "A label encoding has `values` (grey or palette masks) or `colors` (RGB masks), not both."
+            )
+        for field, table in (("values", self.values), ("colors", self.colors)):
+            bad = {k: v for k, v in (table or {}).items() if not (0 <= v < len(self.names) or v == IGNORE_INDEX)}
+            if bad:
+                raise ValueError(
+                    f"`{field}` must lead to class ids 0 to {len(self.names) - 1} or to {IGNORE_INDEX} (ignored), "
+                    f"found {dict(list(bad.items())[:5])}."
+                )
+        if self.palette is not None and len(self.palette) != len(self.names):
+            raise ValueError(f"`palette` has {len(self.palette)} colours for {len(self.names)} classes.")
+
+    @property
+    def id2label(self) -> dict[int, str]:
+        """What a model's configuration takes."""
+        return dict(enumerate(self.names))
+
+    def to_feature(self, decode: bool = True) -> Image:
+        """The `datasets` feature of a label column that is coded like this."""
+        value = {
+            "names": list(self.names),
+            "values": None if self.values is None else [[int(k), int(v)] for k, v in self.values.items()],
+            "colors": None if self.colors is None else [[*map(int, k), int(v)] for k, v in self.colors.items()],
+            "palette": None if self.palette is None else [[*map(int, color)] for color in self.palette],
+        }
+        text = json.dumps({_KEY: 1, **{k: v for k, v in value.items() if v is not None}}, separators=(",", ":"))
+        return Image(decode=decode, id=text)
+
+    @classmethod
+    def from_feature(cls, feature) -> LabelEncoding | None:
+        """The encoding that a label feature carries; `None` when it carries none of ours."""
+        try:
+            value = json.loads(getattr(feature, "id", None) or "")
+        except ValueError:
+            return None
+        if not isinstance(value, dict) or value.get(_KEY) != 1:
+            return None
+        return cls(
+            names=tuple(value["names"]),
+            values=None if "values" not in value else dict(value["values"]),
+            colors=None if "colors" not in value else {(r, g, b): v for r, g, b, v in value["colors"]},
+            palette=None if "palette" not in value else tuple((r, g, b) for r, g, b in value["palette"]),
+        )
+
+    def decode(self, image: PILImage.Image, *, name: str) -> np.ndarray:
+        """A label image as uint8 (H, W): class ids, and 255 where ignored.
+
+        Args:
+            name: what an error calls the image.
+
+        Raises:
+            ValueError: the image holds values or colours that this encoding does not know.
+        """
+        if self.colors is not None:
+            return self._decode_colors(np.asarray(image.convert("RGB")), name)
+        stored = stored_values(image, name=name)
+        table = np.full(max(int(stored.max(initial=0)) + 1, 256), _UNKNOWN, np.int16)
+        for value, class_id in self.values.items() if self.values is not None else enumerate(range(len(self.names))):
+            if 0 <= value < len(table):
+                table[value] = class_id
+        if self.values is None:
+            table[IGNORE_INDEX] = IGNORE_INDEX
+        decoded = table[stored]
+        if decoded.min(initial=0) == _UNKNOWN:
+            unknown, counts = np.unique(stored[decoded == _UNKNOWN], return_counts=True)
+            raise self._unknown_error(name, unknown.tolist(), counts.tolist())
+        return decoded.astype(np.uint8)
+
+    def _decode_colors(self, rgb: np.ndarray, name: str) -> np.ndarray:
+        packed = rgb.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
+        keys = np.array(sorted((r << 16) + (g << 8) + b for r, g, b in self.colors), np.int32)
+        by_key = {(r << 16) + (g << 8) + b: class_id for (r, g, b), class_id in self.colors.items()}
+        classes = np.array([by_key[k] for k in keys.tolist()], np.uint8)
+        places = np.searchsorted(keys, packed).clip(max=len(keys) - 1)
+        wrong = keys[places] != packed
+        if wrong.any():
+            unknown, counts = np.unique(packed[wrong], return_counts=True)
+            colors = [(v >> 16, v >> 8 & 255, v & 255) for v in unknown.tolist()]
+            raise self._unknown_error(name, colors, counts.tolist())
+        return classes[places]
+
+    def _unknown_error(self, name: str, found: list, counts: list[int]) -> ValueError:
+        first = ", ".join(f"{value} ({count} pixels)" for value, count in list(zip(found, counts, strict=True))[:5])
+        if self.colors is not None:
+            expected = f"the {len(self.colors)} colours of `colors`"
+        elif self.values is not None:
+            expected = f"the stored values {_ranges(self.values)}"
+        else:
+            expected = f"class ids 0 to {len(self.names) - 1}, or {IGNORE_INDEX} for pixels to ignore"
+        return ValueError(
+            f"The label of {name} holds {first}{' ...' if len(found) > 5 else ''}; expected {expected}. Mend the "
+            "file, or say how labels are coded when loading the data set (`class_names`, `reduce_labels`, `values`, "
+            "`colors`)."
+        )
+
+
+def reduced_values(num_labels: int) -> dict[int, int]:
+    """`reduce_labels`: 0 is background to ignore, k is class k - 1, 255 stays ignored (ADE20K's way)."""
+    return {0: IGNORE_INDEX, **{k + 1: k for k in range(num_labels)}, IGNORE_INDEX: IGNORE_INDEX}
+
+
+def stored_values(image: PILImage.Image, *, name: str) -> np.ndarray:
+    """The integers that a label image holds (H, W): palette indices, grey values, 16-bit values, 0/1 of a bitmap.
+
+    Raises:
+        ValueError: it has several channels, or fractions.
+    """
+    if image.mode == "1":
+        return np.asarray(image).astype(np.uint8)
+    if image.mode in ("P", "L", "I", "I;16", "I;16B", "I;16L"):
+        values = np.asarray(image)
+        if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
+            raise ValueError(
+                f"The label of {name} holds values from {values.min()} to {values.max()}; expected 0 to 65535."
+            )
+        return values if values.dtype == np.uint8 else values.astype(np.int32)
+    raise ValueError(
+        f"The label of {name} has mode {image.mode!r} ({len(image.getbands())} channels); expected one channel of "
+        "class ids (grey or palette). For masks that code classes by RGB colours, give the table: "
+        "`colors={(r, g, b): class id, ...}`."
+    )
+
+
+def _ranges(values: Iterable[int]) -> str:
+    """0, 1, 2, 5 -> "0-2, 5"."""
+    runs: list[list[int]] = []
+    for value in sorted(values):
+        if runs and value == runs[-1][1] + 1:
+            runs[-1][1] = value
+        else:
+            runs.append([value, value])
+    return ", ".join(f"{a}-{b}" if a != b else str(a) for a, b in runs)

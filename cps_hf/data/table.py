@@ -1,0 +1,37 @@
+"""From lists of files to a data set with the columns that everything here expects."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from datasets import Dataset, Features, Image, IterableDataset, Value
+
+
+def build(
+    ids: Sequence[str],
+    images: Sequence[Path],
+    labels: Sequence[Path] | None = None,
+    label_feature: Image | None = None,
+    *,
+    streaming: bool = False,
+) -> Dataset | IterableDataset:
+    """A data set over files: "image" and "label" (lazily decoded; absent when `labels` is `None`) and "id".
+
+    Args:
+        label_feature: carries how labels are coded (`LabelEncoding.to_feature()`).
+        streaming: an `IterableDataset`, in shards of at most a thousand files.
+    """
+    columns = {"image": [str(path) for path in images]}
+    features = {"image": Image()}
+    if labels is not None:
+        columns["label"], features["label"] = [str(path) for path in labels], label_feature or Image()
+    columns["id"], features["id"] = list(ids), Value("string")
+    dataset = Dataset.from_dict(columns, features=Features(features))
+    return dataset.to_iterable_dataset(num_shards=max(1, len(ids) // 1000)) if streaming else dataset
+
+
+def first_few(names: Sequence[object], most: int = 5) -> str:
+    """For errors: "a, b, c ... (17 in all)"."""
+    listed = ", ".join(str(name) for name in names[:most])
+    return listed if len(names) <= most else f"{listed} ... ({len(names)} in all)"

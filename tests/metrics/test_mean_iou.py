@@ -1,0 +1,167 @@
+"""The metric against scikit-learn's confusion matrix and against evaluate's own definition, typed out."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import confusion_matrix
+from toy import run_python
+
+from cps_hf.metrics.mean_iou import MeanIoU
+
+SIZES = [(7, 11), (16, 5), (1, 1), (20, 20)]
+
+
+def maps(num_labels=6, seed=0, dtype=np.uint8, missing=(4,)):
+    """Maps of different sizes with ignored pixels and a class that never occurs."""
+    rng = np.random.default_rng(seed)
+    classes = [c for c in range(num_labels) if c not in missing]
+    references = [rng.choice(classes + [255], size) for size in SIZES]
+    predictions = [
+        np.where(rng.random(r.shape) < 0.6, np.where(r == 255, 0, r), rng.choice(classes, r.shape)) for r in references
+    ]
+    return [p.astype(dtype) for p in predictions], [r.astype(dtype) for r in references]
+
+
+def by_histograms(predictions, references, num_labels, ignore_index=255):
+    """The definition in evaluate: a histogram each of intersection, prediction and label; then the ratios."""
+    intersect, guess, truth = np.zeros(num_labels), np.zeros(num_labels), np.zeros(num_labels)
+    for prediction, reference in zip(predictions, references, strict=True):
+        keep = reference != ignore_index
+        prediction, reference = prediction[keep], reference[keep]
+        bins = {"bins": num_labels, "range": (0, num_labels - 1)}
+        intersect += np.histogram(prediction[prediction == reference], **bins)[0]
+        guess += np.histogram(prediction, **bins)[0]
+        truth += np.histogram(reference, **bins)[0]
+    with np.errstate(invalid="ignore"):
+        iou, accuracy = intersect / (guess + truth - intersect), intersect / truth
+    return {
+        "mean_iou": np.nanmean(iou),
+        "mean_accuracy": np.nanmean(accuracy),
+        "overall_accuracy": intersect.sum() / truth.sum(),
+        "per_category_iou": iou,
+        "per_category_accuracy": accuracy,
+    }
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.int64, np.uint16])
+def test_keys_and_numbers_are_those_of_evaluates_definition(dtype):
+    predictions, references = maps(dtype=dtype)
+    scores = MeanIoU(num_labels=6).compute(predictions=predictions, references=references)
+    expected = by_histograms(predictions, references, 6)
+    assert set(scores) == set(expected)
+    for key, value in expected.items():
+        np.testing.assert_allclose(scores[key], value, err_msg=key)
+    assert np.isnan(scores["per_category_iou"][4]) and not np.isnan(scores["mean_iou"])
+
+
+def test_the_confusion_matrix_is_scikit_learns():
+    predictions, references = maps()
+    metric = MeanIoU(num_labels=6)
+    for prediction, reference in zip(predictions, references, strict=True):
+        metric.add(prediction=prediction, reference=reference)
+    keep = [r != 255 for r in references]
+    truth = np.concatenate([r[k] for r, k in zip(references, keep, strict=True)])
+    guess = np.concatenate([p[k] for p, k in zip(predictions, keep, strict=True)])
+    expected = confusion_matrix(truth, guess, labels=range(6))
+    np.testing.assert_array_equal(metric.confusion_matrix.numpy(), expected)
+
+
+def test_batches_tensors_lists_and_single_maps_add_up_alike():
+    rng = np.random.default_rng(1)
+    predictions, references = rng.integers(0, 3, (4, 9, 13)), rng.integers(0, 3, (4, 9, 13))
+    whole = MeanIoU(num_labels=3)
+    whole.add_batch(predictions=torch.from_numpy(predictions), references=torch.from_numpy(references))
+    listed = MeanIoU(num_labels=3)
+    listed.add_batch(predictions=list(predictions[:2]), references=list(references[:2]))
+    listed.add_batch(predictions=predictions[2:].astype(np.uint8), references=references[2:])
+    assert torch.equal(whole.confusion_matrix, listed.confusion_matrix)
+
+
+def test_another_ignore_index_and_binary_maps():
+    prediction, reference = np.array([[True, False, True]]), np.array([[1, 9, 0]])
+    scores = MeanIoU(num_labels=2, ignore_index=9).compute(predictions=prediction, references=reference)
+    assert scores["overall_accuracy"] == 0.5 and scores["per_category_iou"].tolist() == [0.0, 0.5]
+
+
+def test_all_pixels_ignored_is_nan_and_no_crash():
+    metric = MeanIoU(num_labels=3)
+    scores = metric.compute(predictions=np.zeros((2, 2), int), references=np.full((2, 2), 255))
+    assert np.isnan(scores["mean_iou"]) and np.isnan(scores["overall_accuracy"])
+    assert np.isnan(MeanIoU(num_labels=3).compute()["mean_iou"])
+    zeros = MeanIoU(num_labels=3).compute(nan_to_num=0.0)
+    assert zeros["mean_iou"] == 0.0 and zeros["per_category_iou"].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize(("prediction", "reference"), [(0, 33), (3, 0), (-1, 0), (0, -1), (255, 1)])
+def test_a_value_that_is_no_class_is_an_error_that_names_it(prediction, reference):
+    metric = MeanIoU(num_labels=3)
+    bad = prediction if not 0 <= prediction < 3 else reference
+    with pytest.raises(ValueError, match=rf"hold \[{bad}\].*\[0, 3\)"):
+        metric.add_batch(predictions=np.array([[0, prediction]]), references=np.array([[0, reference]]))
+
+
+def test_a_prediction_under_an_ignored_label_may_be_anything():
+    metric = MeanIoU(num_labels=3)
+    metric.add_batch(predictions=np.array([[0, 77]]), references=np.array([[0, 255]]))
+    assert metric.compute()["overall_accuracy"] == 1.0
+
+
+def test_shapes_counts_and_kinds_are_checked():
+    metric = MeanIoU(num_labels=3)
+    with pytest.raises(ValueError, match=r"\(2, 3\) and references \(3, 2\)"):
+        metric.add_batch(predictions=np.zeros((2, 3), int), references=np.zeros((3, 2), int))
+    with pytest.raises(ValueError, match="2 predictions were given for 1 references"):
+        metric.add_batch(predictions=[np.zeros((2, 3), int)] * 2, references=[np.zeros((2, 3), int)])
+    with pytest.raises(ValueError, match="must be integers, found an array of float64"):
+        metric.add_batch(predictions=np.zeros((2, 3)), references=np.zeros((2, 3), int))
+    with pytest.raises(ValueError, match="`num_labels` is not known"):
+        MeanIoU().add_batch(predictions=np.zeros((2, 3), int), references=np.zeros((2, 3), int))
+    with pytest.raises(ValueError, match="already added with num_labels=3"):
+        metric.add_batch(predictions=np.zeros((2, 3), int), references=np.zeros((2, 3), int))
+        metric.compute(num_labels=4)
+    with pytest.raises(ValueError, match="does not know reduce_labels"):
+        MeanIoU(num_labels=2).compute(reduce_labels=True)
+
+
+def test_it_starts_anew_after_compute_and_can_be_given_classes_there():
+    metric = MeanIoU()
+    first = metric.compute(predictions=[np.zeros((2, 2), int)], references=[np.zeros((2, 2), int)], num_labels=2)
+    second = metric.compute(predictions=[np.zeros((2, 2), int)], references=[np.ones((2, 2), int)], num_labels=2)
+    assert (first["overall_accuracy"], second["overall_accuracy"]) == (1.0, 0.0)
+
+
+def test_matrices_summed_over_processes_give_the_score_of_all_images():
+    predictions, references = maps()
+    parts = [MeanIoU(num_labels=6) for _ in range(2)]
+    for i, part in enumerate(parts):
+        part.add_batch(predictions=predictions[i::2], references=references[i::2])
+    parts[0].confusion_matrix = sum(part.confusion_matrix for part in parts)
+    whole = MeanIoU(num_labels=6).compute(predictions=predictions, references=references)
+    assert parts[0].compute()["mean_iou"] == whole["mean_iou"]
+
+
+def test_what_it_keeps_does_not_grow():
+    metric = MeanIoU(num_labels=6)
+    for seed in range(20):
+        predictions, references = maps(seed=seed)
+        metric.add_batch(predictions=predictions, references=references)
+    assert metric._counts.numel() == 37 and not [v for v in vars(metric).values() if isinstance(v, list) and v]
+
+
+def test_evaluate_loads_the_file_by_its_path_without_a_network(tmp_path):
+    source = Path(__file__).parents[2] / "cps_hf" / "metrics" / "mean_iou.py"
+    done = run_python(
+        "-c",
+        "import evaluate, numpy as np, sys\n"
+        f"metric = evaluate.load({str(source)!r}, num_labels=3)\n"
+        "metric.add_batch(predictions=np.array([[0, 1, 2]]), references=np.array([[0, 1, 1]]))\n"
+        "print(metric.compute()['mean_iou'])\n"
+        "assert 'cps_hf' not in sys.modules\n",
+        PYTHONPATH="",
+        HF_MODULES_CACHE=str(tmp_path),
+        HF_EVALUATE_OFFLINE="1",
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert float(done.stdout) == pytest.approx((1 + 0.5 + 0) / 3)

@@ -1,0 +1,110 @@
+"""Whole images, windows, scales and flips against brute-force loops."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from toy import tiny_upernet
+from transformers import AutoModelForSemanticSegmentation
+
+from cps_hf.inference import as_logits_fn, predict_logits
+
+
+def blur_net(seed=0, channels=4):
+    """Sees its neighbourhood, so a window's border differs from the whole image's inside."""
+    weight = torch.randn(channels, 3, 5, 5, generator=torch.Generator().manual_seed(seed))
+    return lambda pixel_values: F.conv2d(pixel_values, weight, padding=2)
+
+
+def images(batch=2, height=37, width=53, seed=1):
+    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(("height", "width"), [(37, 53), (20, 20), (12, 70), (64, 9), (5, 7)])
+@pytest.mark.parametrize(("crop", "stride"), [((20, 24), (13, 16)), ((16, 16), (16, 16)), ((20, 20), (1, 19))])
+@pytest.mark.parametrize("average", [True, False])
+def test_windows_are_stitched_as_a_loop_over_all_windows_does(height, width, crop, stride, average):
+    net, pixels = blur_net(), images(height=height, width=width)
+    padded = F.pad(pixels, (0, max(0, crop[1] - width), 0, max(0, crop[0] - height)))
+    total, seen = torch.zeros(2, 4, *padded.shape[-2:]), torch.zeros(padded.shape[-2:])
+    tops, lefts = set(), set()
+    for starts, side, c, s in (
+        (tops, padded.shape[-2], crop[0], stride[0]),
+        (lefts, padded.shape[-1], crop[1], stride[1]),
+    ):
+        at = 0
+        while at + c < side:
+            starts.add(at)
+            at += s
+        starts.add(side - c)
+    for top in tops:
+        for left in lefts:
+            window = net(padded[:, :, top : top + crop[0], left : left + crop[1]])
+            total[:, :, top : top + crop[0], left : left + crop[1]] += window
+            seen[top : top + crop[0], left : left + crop[1]] += 1
+    assert (seen > 0).all()
+    expected = (total / seen if average else total)[:, :, :height, :width]
+    ours = predict_logits(
+        net, pixels, mode="sliding", crop_size=crop, stride=stride, average=average, window_batch_size=3
+    )
+    torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_summing_and_averaging_choose_other_classes_only_where_counts_differ_between_scales():
+    """With one scale the arg max of a sum and of a mean is the same; that is why the switch is a switch of values."""
+    net, pixels = blur_net(), images()
+    options = {"mode": "sliding", "crop_size": (20, 24), "stride": (13, 16)}
+    mean, total = (predict_logits(net, pixels, average=a, **options) for a in (True, False))
+    assert not torch.allclose(mean, total)
+    assert torch.equal(mean.argmax(1), total.argmax(1))
+
+
+def test_a_model_without_a_neighbourhood_does_not_notice_windows():
+    weight = torch.randn(4, 3, 1, 1)
+
+    def net(pixel_values):
+        return F.conv2d(pixel_values, weight)
+
+    pixels = images()
+    ours = predict_logits(net, pixels, mode="sliding", crop_size=(16, 16), stride=(11, 10))
+    torch.testing.assert_close(ours, net(pixels))
+
+
+def test_flip_and_scales_average_probabilities():
+    net, pixels = blur_net(), images()
+    expected = 0
+    for scale in (0.5, 1.0):
+        scaled = pixels if scale == 1 else F.interpolate(pixels, size=(18, 26), mode="bilinear", align_corners=False)
+        for mirror in (False, True):
+            logits = net(scaled.flip(-1) if mirror else scaled)
+            logits = logits.flip(-1) if mirror else logits
+            logits = F.interpolate(logits, size=(37, 53), mode="bilinear", align_corners=False)
+            expected = expected + logits.softmax(1) / 4
+    ours = predict_logits(net, pixels, scales=(0.5, 1.0), flip=True)
+    torch.testing.assert_close(ours.exp(), expected)
+
+
+def test_with_flip_a_mirrored_image_gives_the_mirrored_prediction():
+    net, pixels = blur_net(), images()
+    a, b = (predict_logits(net, p, flip=True) for p in (pixels, pixels.flip(-1)))
+    torch.testing.assert_close(a, b.flip(-1), atol=1e-4, rtol=1e-4)
+
+
+def test_any_model_of_transformers_is_a_logits_function():
+    model = AutoModelForSemanticSegmentation.from_config(tiny_upernet())
+    logits = predict_logits(as_logits_fn(model), images(height=41, width=67))
+    assert logits.shape == (2, 3, 41, 67) and not logits.requires_grad and not model.training
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"mode": "tiles"}, '"whole" or "sliding".*tiles'),
+        ({"mode": "sliding"}, "`crop_size` must be .height, width."),
+        ({"mode": "sliding", "crop_size": (8, 8)}, "`stride` must be"),
+        ({"mode": "sliding", "crop_size": (8, 8), "stride": (8, 9)}, "must not exceed.*missed"),
+        ({"mode": "sliding", "crop_size": (8, 8), "stride": (0, 4)}, "`stride` must be"),
+    ],
+)
+def test_windows_that_make_no_sense_are_refused(options, said):
+    with pytest.raises(ValueError, match=said):
+        predict_logits(blur_net(), images(), **options)
