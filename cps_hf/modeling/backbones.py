@@ -113,7 +113,7 @@ def _load_transformers(backbone: nn.Module, source: str | PathLike) -> None:
             f"`{source}` cannot be loaded as a {type(backbone).__name__}: a folder or Hub id of a checkpoint of this "
             f"kind and these sizes is needed. transformers said: {type(error).__name__}: {error}"
         ) from error
-    missing = {name: p for name, p in backbone.named_parameters() if name in info["missing_keys"]}
+    missing = {n: p for n, p in backbone.named_parameters() if n in info["missing_keys"] and p.numel() > 0}
     vital = [name for name, p in missing.items() if p.ndim > 1 and "mask_token" not in name]
     if vital:
         raise ValueError(

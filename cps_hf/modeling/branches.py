@@ -142,7 +142,7 @@ def build_branches(
     backbone: str | PathLike | Sequence[str | PathLike | None] | None = None,
     trust_remote_code: bool = False,
     dtype: torch.dtype | None = None,
-    attn_implementation: str | None = None,
+    attn_implementation: str | dict[str, str] | None = None,
     revision: str | None = None,
 ) -> list[PreTrainedModel]:
     """The models that will teach each other, and where their weights come from (said aloud, see the module's page).
@@ -157,7 +157,8 @@ def build_branches(
         backbone: weights for the backbones, see `load_backbone_weights`; a sequence gives one for each branch.
         trust_remote_code: run the model code that a repository holds.
         dtype: of the parameters; None: float32, whatever the checkpoint has.
-        attn_implementation: "sdpa", "eager", ...; None: the library's choice.
+        attn_implementation: "sdpa", "eager", ..., or {"backbone_config": "sdpa"} for a backbone inside; None: the
+            library's choice for each part.
         revision: of a Hub id.
 
     Returns:
@@ -319,9 +320,11 @@ def _from_config(config: PreTrainedConfig, options: dict, build: dict) -> PreTra
             config, trust_remote_code=options["trust_remote_code"], **kwargs
         )
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, AssertionError) as error:
+        hint = "Often the backbone does not give the stages that the head needs (`out_features`, `out_indices`)."
+        if "attention implementation" in str(error):
+            hint = 'For the backbone alone pass attn_implementation={"backbone_config": ...}, or leave it out.'
         raise ValueError(
-            f"A {config.model_type!r} cannot be built from its configuration. Often the backbone does not give the "
-            f"stages that the head needs (`out_features`, `out_indices`). The library said: "
+            f"A {config.model_type!r} cannot be built from its configuration. {hint} The library said: "
             f"{type(error).__name__}: {error}"
         ) from error
 

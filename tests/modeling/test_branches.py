@@ -9,6 +9,9 @@ import torch
 import torch.nn.functional as F
 from transformers import (
     AutoModelForSemanticSegmentation,
+    Dinov2Config,
+    Dinov2Model,
+    Dinov2WithRegistersConfig,
     DPTConfig,
     ResNetConfig,
     ResNetModel,
@@ -16,6 +19,7 @@ from transformers import (
     SegformerForSemanticSegmentation,
     SegformerModel,
     SwinConfig,
+    Tipsv2DptConfig,
     UperNetConfig,
 )
 
@@ -290,6 +294,31 @@ def test_both_branches_share_a_backbone_of_transformers(tmp_path):
     assert torch.equal(
         b.backbone.embedder.embedder.normalization.running_mean, source.embedder.embedder.normalization.running_mean
     )
+
+
+def test_dinov2_weights_fit_the_dpt_head_on_a_backbone_without_registers(tmp_path):
+    vit = {"image_size": 56, "patch_size": 14, "hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2}
+    source = Dinov2Model(Dinov2Config(**vit))
+    source.save_pretrained(tmp_path)
+    backbone = Dinov2WithRegistersConfig(
+        **vit, num_register_tokens=0, out_features=STAGES, reshape_hidden_states=False
+    )
+    config = Tipsv2DptConfig(backbone_config=backbone, neck_hidden_sizes=[8] * 4, fusion_hidden_size=16)
+    a, b = build_branches(config, backbone=tmp_path, id2label=NAMES)
+    assert Branch(a)(torch.randn(1, 3, 56, 84)).shape == (1, 3, 56, 84) and same(a, b, "backbone.") is True
+    images = torch.randn(1, 3, 56, 56)  # at other sizes the two resize the position embeddings a little differently
+    features = a.backbone.eval()(images).feature_maps[-1]
+    assert torch.allclose(features, source.eval()(images).last_hidden_state, atol=1e-4)
+
+
+def test_attention_can_be_chosen_for_the_backbone_alone():
+    vit = {"image_size": 56, "patch_size": 14, "hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2}
+    config = UperNetConfig(hidden_size=16, backbone_config=Dinov2Config(**vit, out_features=STAGES))
+    for chosen in ("eager", "sdpa"):
+        model = build_branches(config, num_branches=1, attn_implementation={"backbone_config": chosen})[0]
+        assert model.backbone.config._attn_implementation == chosen
+    with pytest.raises(ValueError, match="For the backbone alone pass"):
+        build_branches(config, attn_implementation="sdpa")
 
 
 @pytest.mark.parametrize(
