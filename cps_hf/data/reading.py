@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import warnings
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,11 @@ import torch
 from PIL import Image as PILImage
 from PIL import ImageOps
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image
+
+try:  # twice as fast as PIL on PNGs; torchvision 0.29 announces its removal, after which PIL decodes them too
+    from torchvision.io import ImageReadMode, decode_image
+except ImportError:
+    decode_image = None
 
 from .labels import LabelEncoding, stored_values
 
@@ -141,13 +146,17 @@ def _refuse_bomb(width: int, height: int, where: str) -> None:
 
 def _is_plain_png(data: bytes) -> bool:
     """8 bits a channel, grey or RGB, no rotation: what torchvision decodes to the same pixels in half PIL's time."""
+    if decode_image is None:
+        return False
     return data[:8] == _PNG and len(data) > 33 and data[24] == 8 and data[25] in (0, 2) and b"eXIf" not in data[:4096]
 
 
 def _decode_plain_png(data: bytes, where: str) -> Tensor:
     _refuse_bomb(*struct.unpack(">II", data[16:24]), where)
     try:
-        return decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # the removal announced above
+            return decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
     except RuntimeError as error:
         raise ValueError(
             f"Cannot decode {where}: {len(data)} bytes, {str(error).splitlines()[0]}. It is corrupt: restore the "
