@@ -25,16 +25,47 @@ def freeze_unused_parameters(model: PreTrainedModel, size: int | tuple[int, int]
         size: the input's height and width (one number: both) that the model takes.
     """
     height, width = (size, size) if isinstance(size, int) else size
-    parameter = next(model.parameters())
-    pixel_values = torch.zeros(2, 3, height, width, device=parameter.device, dtype=parameter.dtype)
     wanted = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    with _evaluating(model), torch.enable_grad():
-        logits = model(pixel_values=pixel_values).logits
-        gradients = torch.autograd.grad(logits.float().sum(), list(wanted.values()), allow_unused=True)
+    tensors = _meta_tensors(model)
+    dtype = next(model.parameters()).dtype
+    with _evaluating(model), torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        pixel_values = torch.empty(2, 3, height, width, dtype=dtype, device="meta")
+        gradients_of = _LogitGradients(model, [tensors[name] for name in wanted])
+        try:
+            under_wrapper = {f"model.{name}": tensor for name, tensor in tensors.items()}
+            gradients = torch.func.functional_call(gradients_of, under_wrapper, (pixel_values,))
+        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError):
+            # a model that needs values, not only shapes (or a size that does not fit: then this raises)
+            device = next(model.parameters()).device
+            pixel_values = torch.zeros(2, 3, height, width, dtype=dtype, device=device)
+            gradients = _LogitGradients(model, list(wanted.values()))(pixel_values)
     unused = [name for name, gradient in zip(wanted, gradients, strict=True) if gradient is None]
     for name in unused:
         wanted[name].requires_grad_(False)
     return unused
+
+
+class _LogitGradients(nn.Module):
+    """Backward inside a forward, so that recomputed activations see the same tensors as the first time."""
+
+    def __init__(self, model: nn.Module, tensors: list[torch.Tensor]):
+        super().__init__()
+        self.model = model
+        self.tensors = tensors
+
+    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        logits = self.model(pixel_values=pixel_values).logits
+        return torch.autograd.grad(logits.float().sum(), self.tensors, allow_unused=True)
+
+
+def _meta_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """All parameters and buffers as shapes without values; tied ones stay tied."""
+    shapes: dict[int, torch.Tensor] = {}
+    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    for _, tensor in named:
+        if id(tensor) not in shapes:
+            shapes[id(tensor)] = torch.empty_like(tensor, device="meta").requires_grad_(tensor.requires_grad)
+    return {name: shapes[id(tensor)] for name, tensor in named}
 
 
 def freeze(model: PreTrainedModel, *, backbone: bool = False, norms: bool = False) -> list[str]:
@@ -132,9 +163,7 @@ def _size_step(model: PreTrainedModel) -> int:
 
 def _error_at(model: PreTrainedModel, height: int, width: int, batch_size: int = 1, training: bool = False):
     """The error of a forward at this size, or None. On meta tensors: shapes only, no arithmetic, nothing changes."""
-    tensors = dict(model.named_parameters(remove_duplicate=False))
-    tensors.update(model.named_buffers(remove_duplicate=False))
-    tensors = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
+    tensors = _meta_tensors(model)
     dtype = next(model.parameters()).dtype
     pixel_values = torch.empty(batch_size, 3, height, width, device="meta", dtype=dtype)
     try:

@@ -16,6 +16,7 @@ from transformers import (
     ResNetConfig,
     ResNetModel,
     SegformerConfig,
+    SegformerForImageClassification,
     SegformerForSemanticSegmentation,
     SegformerModel,
     SwinConfig,
@@ -197,7 +198,7 @@ def test_a_configuration_is_drawn_wholly_for_each_branch_and_reproducibly(caplog
 
 
 def test_backbone_weights_are_shared_and_the_head_is_drawn_kaiming_for_each_branch(tmp_path, caplog):
-    SegformerModel(segformer()).save_pretrained(tmp_path)
+    SegformerForImageClassification(segformer()).save_pretrained(tmp_path)  # what nvidia/mit-b0 is
     with caplog.at_level(logging.INFO, logger="cps_hf"):
         a, b = build_branches(str(tmp_path), id2label=NAMES)
     source = SegformerModel.from_pretrained(tmp_path)

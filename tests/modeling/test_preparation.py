@@ -116,6 +116,29 @@ def test_frozen_norms_stay_in_evaluation_mode_through_train_and_copies(build_mod
         assert trainable == {name for name, _ in each.named_parameters()} - set(frozen)
 
 
+@pytest.mark.parametrize("model", [lambda: upernet(swin()), lambda: upernet(dinov2()), deeplab, segformer])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_what_counts_as_unused_is_what_a_backward_pass_leaves_without_a_gradient(model, checkpointing):
+    model = model()
+    if checkpointing:
+        enable_gradient_checkpointing(model)
+    model.eval()(torch.randn(2, 3, 56, 84)).logits.sum().backward()
+    without = [name for name, p in model.named_parameters() if p.grad is None]
+    assert freeze_unused_parameters(model, (56, 84)) == without
+    assert [name for name, p in model.named_parameters() if not p.requires_grad] == without
+
+
+def test_a_model_that_needs_values_and_not_only_shapes_is_tried_for_real():
+    model = segformer()
+    model.decode_head.spare = nn.Linear(2, 2)
+
+    def looks_at_the_values(module, args, kwargs):
+        kwargs["pixel_values"].sum().item()
+
+    model.register_forward_pre_hook(looks_at_the_values, with_kwargs=True)
+    assert freeze_unused_parameters(model, 64) == ["decode_head.spare.weight", "decode_head.spare.bias"]
+
+
 # --- checks
 
 
