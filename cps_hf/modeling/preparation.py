@@ -117,7 +117,7 @@ def _evaluating(model: nn.Module, training: bool = False):
 
 
 def check_input_size(model: PreTrainedModel, height: int, width: int) -> None:
-    """Raises unless the model takes images of this size; finds out by trying, without computing anything.
+    """Raises unless the model takes images of this size; finds out by trying, on shapes without values where it can.
 
     Args:
         model: a segmentation model.
@@ -136,7 +136,14 @@ def check_input_size(model: PreTrainedModel, height: int, width: int) -> None:
     if image_size is not None:
         candidates.append((image_size, image_size) if isinstance(image_size, int) else tuple(image_size))
     taken = [size for size in dict.fromkeys(candidates) if _error_at(model, *size) is None]
-    if not taken:
+    if not taken:  # no size works on shapes alone: it may need values
+        parameter = next(model.parameters())
+        try:
+            with torch.no_grad(), _evaluating(model):
+                model(pixel_values=torch.zeros(1, 3, height, width, dtype=parameter.dtype, device=parameter.device))
+            return
+        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as real_error:
+            error = real_error
         hint = f"Nor does it take {' or '.join(f'{h} x {w}' for h, w in candidates)}."
     else:
         hint = f"It takes, for instance, {' or '.join(f'{h} x {w}' for h, w in taken)}"

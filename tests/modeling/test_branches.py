@@ -8,6 +8,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from transformers import (
+    AutoConfig,
     AutoModelForSemanticSegmentation,
     Dinov2Config,
     Dinov2Model,
@@ -20,7 +21,6 @@ from transformers import (
     SegformerForSemanticSegmentation,
     SegformerModel,
     SwinConfig,
-    Tipsv2DptConfig,
     UperNetConfig,
 )
 
@@ -244,6 +244,16 @@ def test_other_classes_replace_only_the_weights_that_do_not_fit_and_say_which(tm
     assert "decode_head.classifier.bias, decode_head.classifier.weight" in said(caplog)[0]
 
 
+@pytest.mark.parametrize("config", [deeplab, lambda: HRNetConfig("hrnet_w18_small", num_labels=3)])
+def test_a_saved_branch_of_ours_starts_others_with_other_classes(config, tmp_path):
+    model = build_branches(config(), num_branches=1)[0]
+    model.save_pretrained(tmp_path)
+    a, b = build_branches(tmp_path, id2label={0: "sky", 1: "rest"})
+    assert same(a, b, "backbone.") is True and a.decode_head.classifier.weight.shape[0] == 2
+    assert all(torch.equal(p, model.get_parameter(n)) for n, p in a.named_parameters() if ".classifier." not in n)
+    assert not torch.equal(a.decode_head.classifier.weight, b.decode_head.classifier.weight)
+
+
 def test_parameters_are_float32_whatever_the_checkpoint_has(tmp_path):
     SegformerForSemanticSegmentation(segformer()).bfloat16().save_pretrained(tmp_path)
     assert {p.dtype for p in build_branches(tmp_path)[0].parameters()} == {torch.float32}
@@ -304,7 +314,8 @@ def test_dinov2_weights_fit_the_dpt_head_on_a_backbone_without_registers(tmp_pat
     backbone = Dinov2WithRegistersConfig(
         **vit, num_register_tokens=0, out_features=STAGES, reshape_hidden_states=False
     )
-    config = Tipsv2DptConfig(backbone_config=backbone, neck_hidden_sizes=[8] * 4, fusion_hidden_size=16)
+    dpt = {"backbone_config": backbone, "neck_hidden_sizes": [8] * 4, "fusion_hidden_size": 16}
+    config = AutoConfig.for_model("tipsv2_dpt", **dpt)
     a, b = build_branches(config, backbone=tmp_path, id2label=NAMES)
     assert Branch(a)(torch.randn(1, 3, 56, 84)).shape == (1, 3, 56, 84) and same(a, b, "backbone.") is True
     images = torch.randn(1, 3, 56, 56)  # at other sizes the two resize the position embeddings a little differently
