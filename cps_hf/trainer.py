@@ -375,7 +375,8 @@ class CPSTrainer:
             return labeled, None
         return labeled, stream(self.unlabeled_dataset, "unlabeled", args.unlabeled_batch_size, self.objective.views)
 
-    def _whole_images(self, dataset, *, name: str, with_label: bool = True) -> EvaluationStream:
+    def whole_images(self, dataset, *, name: str = "eval_dataset", with_label: bool = True) -> EvaluationStream:
+        """This process's share of a data set, image by image."""
         return EvaluationStream(
             dataset,
             name=name,
@@ -404,8 +405,8 @@ class CPSTrainer:
             with self.accelerator.autocast():
                 self.scores = evaluate_branches(
                     self.module.branches,
-                    self._whole_images(dataset, name="eval_dataset"),
-                    self._predictor(),
+                    self.whole_images(dataset, name="eval_dataset"),
+                    self.predictor(),
                     num_labels=len(self.id2label),
                     sum_over_processes=self._sum,
                     extra={"teacher": self.module.teacher} if self.module.teacher is not None else None,
@@ -430,16 +431,16 @@ class CPSTrainer:
             dataset: needs "image"; a label is not looked at.
             branch: a number, "teacher", or "mean" (of the branches' probabilities).
         """
-        networks = [*self.module.branches] if branch == "mean" else [self._network(branch)]
-        predictor = self._predictor()
-        samples = self._whole_images(dataset, name="dataset", with_label=False)
+        networks = [*self.module.branches] if branch == "mean" else [self.network(branch)]
+        predictor = self.predictor()
+        samples = self.whole_images(dataset, name="dataset", with_label=False)
         with self.accelerator.autocast(), evaluating(networks):
             for group, images in predictor.batches(samples):
                 probs = sum(predictor.logits(network, images).softmax(1) for network in networks)
                 for sample, prediction in zip(group, probs.argmax(1), strict=True):
                     yield sample["id"], prediction.to(torch.uint8).cpu()
 
-    def _network(self, branch: int | str) -> nn.Module:
+    def network(self, branch: int | str) -> nn.Module:
         """A branch by number, or the teacher."""
         rows = {str(i): network for i, network in enumerate(self.module.branches)}
         if self.module.teacher is not None:
@@ -448,7 +449,8 @@ class CPSTrainer:
             raise ValueError(f"`branch` must be one of {', '.join(rows)}, got {branch!r}.")
         return rows[str(branch)]
 
-    def _predictor(self) -> Predictor:
+    def predictor(self) -> Predictor:
+        """How images become logits in this run's evaluation."""
         args = self.args
         options: dict[str, Any] = {"mode": args.eval_mode}
         if args.eval_mode == "sliding":
@@ -463,10 +465,10 @@ class CPSTrainer:
         if not (self.args.agreement_images and len(self.models) > 1 and self.unlabeled_dataset is not None):
             return None
         images = assembly.evenly_spaced(self.unlabeled_dataset, self.args.agreement_images)
-        samples = self._whole_images(images, name="unlabeled_dataset", with_label=False)
+        samples = self.whole_images(images, name="unlabeled_dataset", with_label=False)
         with self.accelerator.autocast():
             self.agreement[when] = branch_agreement(
-                self.module.branches, samples, self._predictor(), sum_over_processes=self._sum
+                self.module.branches, samples, self.predictor(), sum_over_processes=self._sum
             )
         if when == "start":
             self.log({"eval_agreement": self.agreement[when]})
@@ -476,8 +478,8 @@ class CPSTrainer:
         """A bad label or an image that the models cannot take is found before step 1, not at the first evaluation."""
         if self.eval_dataset is None:
             return
-        predictor = self._predictor()
-        samples = next(iter(self._whole_images(self.eval_dataset, name="eval_dataset")))
+        predictor = self.predictor()
+        samples = next(iter(self.whole_images(self.eval_dataset, name="eval_dataset")))
         with self.accelerator.autocast(), evaluating(self.module.branches):
             for _, images in predictor.batches([samples]):
                 for i, branch in enumerate(self.module.branches):
@@ -524,7 +526,7 @@ class CPSTrainer:
         Args:
             output_dir: none: `branch_<branch>` (or `teacher`) in `args.output_dir`.
         """
-        model = self._network(branch).model
+        model = self.network(branch).model
         name = "teacher" if branch == "teacher" else f"branch_{branch}"
         directory = Path(output_dir) if output_dir is not None else Path(self.args.output_dir) / name
         self._same_buffers_everywhere()
@@ -591,24 +593,15 @@ class CPSTrainer:
     def _finish(self) -> dict[str, Any]:
         """Export every branch as it is at the last step, write results.json, draw the pictures."""
         output_dir = Path(self.args.output_dir)
-        results = {
-            "final": self.scores,
-            "best": self.best,
-            "agreement": self.agreement,
-            "steps": self.state.global_step,
-            "seed": self.args.seed,
-            "objective": {"name": type(self.objective).__name__, **asdict(self.objective)},
-            "dataset": self.args.dataset_name,
-            "partition": {"name": self.args.partition_name, "sha256": self.args.partition_sha256},
-            "versions": assembly.versions(),
-        }
         for branch in [*range(len(self.models)), *(["teacher"] if self.module.teacher is not None else [])]:
             self.save_model(branch=branch)
         if self.best:  # the card of the best branch knows the final scores only now
             results.rewrite_card(self, output_dir / "best")
+        summary = results.summary(self)
         if self.accelerator.is_main_process:
-            results.draw_pictures(self, output_dir / "pictures")
-            text = json.dumps(without_nan(results), indent=1)
+            log = [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text("utf-8").splitlines()]
+            results.draw_pictures(self, output_dir / "pictures", log)
+            text = json.dumps(without_nan(summary), indent=1)
             checkpoints.write_atomically(output_dir / "results.json", text)
         self.accelerator.wait_for_everyone()
-        return results
+        return summary

@@ -9,9 +9,12 @@ os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="cps-hf-tests-")
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import datasets
 import pytest
 import torch
 
+# Closing a streamed parquet set sleeps five seconds (a guard against a crash of Arrow when a process ends).
+datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0.05
 torch.set_num_threads(1)  # with default threads on a busy two-core box a 0.3 s test takes 10 s
 
 

@@ -97,11 +97,13 @@ class MapReader:
 
 
 class IterableReader:
-    """The global order of a streamed data set: each pass is `shuffle(seed + pass, buffer)`.
+    """The global order of a streamed data set.
 
-    Every process reads all rows and keeps its own, undecoded; only decoding and transforms run in workers. `length`,
-    the rows of a pass, is known once a pass has ended; a resumed run is given it, since it needs to know in which pass
-    its position lies.
+    The first pass is `shuffle(seed, buffer)`. So is each further one, with a seed of its own, unless the whole set fits
+    into the buffer: then its rows, still encoded, are kept and permuted, since opening a stream takes seconds and a
+    labeled set may be passed over every few steps. Every process reads all rows and keeps its own; only decoding and
+    transforms run in workers. `length`, the rows of a pass, is known once a pass has ended; a resumed run is given it,
+    since it needs to know in which pass its position lies.
     """
 
     def __init__(
@@ -109,39 +111,50 @@ class IterableReader:
     ):
         self.dataset, self.seed, self.buffer_size, self.length = dataset, seed, buffer_size, length
         self.shard, self.stream = shard, stream
+        self._first_rows: list[dict[str, Any]] | None = None
 
     def rows_from(self, position: int) -> Iterator[dict[str, Any]]:
         """The rows of the global order from `position` on, without end.
 
         Raises:
-            ValueError: the set is empty, smaller than an optimizer step, or shorter than when it was first read.
+            ValueError: the set is empty, or not as long as when it was first read.
         """
         epoch, offset = (0, position) if self.length is None else divmod(position, self.length)
+        if offset or epoch:
+            logger.info("%s: resuming in pass %d after %d rows.", self.stream, epoch, offset)
+        began, first = time.perf_counter(), True
         while True:
-            # A fresh shuffle a pass: `repeat()` after a shuffle would replay one order for ever.
-            shuffled = self.dataset.shuffle(seed=self.seed + epoch, buffer_size=self.buffer_size)
-            if offset:
-                logger.info("%s: reading past %d rows to resume in pass %d.", self.stream, offset, epoch)
-                shuffled, began = shuffled.skip(offset), time.perf_counter()
+            rows = self._pass(epoch, offset)
             seen = offset
-            for row in shuffled:
-                if seen == offset and offset:
+            for row in rows:
+                if first and (offset or epoch):
                     logger.info("%s: resumed after %.1f s.", self.stream, time.perf_counter() - began)
+                first = False
                 yield row
                 seen += 1
-            if seen == offset and (offset or seen == 0):
-                raise ValueError(
-                    f"`{self.stream}` gave no row in pass {epoch} after {offset} rows: it is empty, or shorter than "
-                    "when the checkpoint was written."
-                )
-            if self.length is None:
+            if self.length is None and seen:
                 self.length = seen
-            if seen != self.length:
+            if seen == 0 or seen != self.length:
                 raise ValueError(
-                    f"`{self.stream}` had {self.length} rows in its first pass and {seen} in pass {epoch}: a streamed "
-                    "data set must stay the same while it is trained on."
+                    f"`{self.stream}` gave {seen} rows in pass {epoch}, "
+                    + (f"and {self.length} before: it must stay the same." if self.length else "so it is empty.")
                 )
             epoch, offset = epoch + 1, 0
+
+    def _pass(self, epoch: int, offset: int) -> Iterator[dict[str, Any]]:
+        if epoch and self.length <= self.buffer_size:
+            if self._first_rows is None:
+                self._first_rows = list(self._shuffled(0))
+            generator = seeded_generator(self.seed, self.stream + "/order", epoch)
+            permutation = torch.randperm(len(self._first_rows), generator=generator).tolist()
+            yield from (self._first_rows[index] for index in permutation[offset:])
+        else:
+            shuffled = self._shuffled(epoch)
+            yield from shuffled.skip(offset) if offset else shuffled
+
+    def _shuffled(self, epoch: int) -> IterableDataset:
+        # A fresh shuffle a pass: `repeat()` after a shuffle would replay one order for ever.
+        return self.dataset.shuffle(seed=self.seed + epoch, buffer_size=self.buffer_size)
 
     def plans(self, positions_and_partners: Iterator[tuple[range, list[int]]]) -> Iterator[Plan]:
         rows: dict[int, dict[str, Any]] = {}
@@ -162,5 +175,4 @@ class IterableReader:
 
     def spares(self, count: int) -> list[Source]:
         """What may stand in for samples that cannot be read: the first rows of the first pass."""
-        first_pass = self.dataset.shuffle(seed=self.seed, buffer_size=self.buffer_size)
-        return list(itertools.islice(first_pass, count))
+        return list(itertools.islice(self._shuffled(0), count))

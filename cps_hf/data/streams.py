@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from datasets import Dataset, Image, IterableDataset
+from datasets import Dataset, Features, Image, IterableDataset, Value
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -246,7 +246,8 @@ def undecoded(dataset, *, with_label: bool, what: str):
         if isinstance(dataset, Dataset):
             dataset = dataset.add_column("id", [str(i) for i in range(len(dataset))])
         else:
-            dataset = dataset.map(_number_row, with_indices=True, features=None)
+            features = Features({**dataset.features, "id": Value("string")})
+            dataset = dataset.map(_number_row, with_indices=True, features=features)
     dataset = dataset.select_columns([*wanted, "id"]).with_format(None)
     for column in wanted:
         # `id` carries how the label is coded

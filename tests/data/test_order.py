@@ -44,23 +44,37 @@ def test_a_map_style_order_is_a_fresh_permutation_each_pass():
     assert passes[0] != [MapReader(rows(7), seed=3, stream="t").source_at(i) for i in range(7)]
 
 
-def iterable_reader(n, *, shard=None, seed=3, length=None, num_shards=3):
+def iterable_reader(n, *, shard=None, seed=3, length=None, num_shards=3, buffer=4):
     shard = shard or Shard(batch_size=2)
-    return IterableReader(rows(n).to_iterable_dataset(num_shards=num_shards), seed, 4, length, shard, "s")
+    return IterableReader(rows(n).to_iterable_dataset(num_shards=num_shards), seed, buffer, length, shard, "s")
 
 
-def test_a_streamed_order_reshuffles_each_pass_and_loses_nothing():
-    ids = [row["id"] for row in itertools.islice(iterable_reader(11).rows_from(0), 44)]
+BUFFERS = pytest.mark.parametrize("buffer", [4, 100], ids=["larger than the buffer", "fits into the buffer"])
+
+
+def test_a_set_that_fits_into_the_buffer_is_read_once():
+    reader, reads = iterable_reader(11, buffer=11), []
+    shuffled = reader._shuffled
+    reader._shuffled = lambda epoch: reads.append(epoch) or shuffled(epoch)
+    ids = [row["id"] for row in itertools.islice(reader.rows_from(0), 110)]
+    assert reads == [0, 0] and len(set(ids)) == 11  # the first pass, and once more to keep it
+
+
+@BUFFERS
+def test_a_streamed_order_reshuffles_each_pass_and_loses_nothing(buffer):
+    ids = [row["id"] for row in itertools.islice(iterable_reader(11, buffer=buffer).rows_from(0), 44)]
     passes = [ids[i : i + 11] for i in range(0, 44, 11)]
     assert all(sorted(p, key=int) == [str(i) for i in range(11)] for p in passes)
     assert len({tuple(p) for p in passes}) == 4
 
 
+@BUFFERS
 @pytest.mark.parametrize("start", [0, 5, 10, 11, 12, 27, 33])
-def test_a_resumed_streamed_order_continues_with_the_very_next_row(start):
-    unbroken = [row["id"] for row in itertools.islice(iterable_reader(11).rows_from(0), 60)]
+def test_a_resumed_streamed_order_continues_with_the_very_next_row(start, buffer):
+    unbroken = [row["id"] for row in itertools.islice(iterable_reader(11, buffer=buffer).rows_from(0), 60)]
     length = 11 if start >= 11 else None  # within the first pass it is not known yet
-    resumed = [row["id"] for row in itertools.islice(iterable_reader(11, length=length).rows_from(start), 60 - start)]
+    reader = iterable_reader(11, length=length, buffer=buffer)
+    resumed = [row["id"] for row in itertools.islice(reader.rows_from(start), 60 - start)]
     assert resumed == unbroken[start:]
 
 
@@ -78,10 +92,10 @@ def test_a_streamed_order_is_the_same_for_any_number_of_processes(world):
 
 
 def test_a_streamed_set_that_is_empty_shrinks_or_is_smaller_than_a_step_is_an_error():
-    with pytest.raises(ValueError, match="gave no row"):
+    with pytest.raises(ValueError, match="gave 0 rows in pass 0, so it is empty"):
         nothing = rows(3).to_iterable_dataset().filter(lambda row: False)
         next(IterableReader(nothing, 0, 4, None, Shard(batch_size=1), "s").rows_from(0))
-    with pytest.raises(ValueError, match="shorter than"):
+    with pytest.raises(ValueError, match="gave 8 rows in pass 0, and 11 before"):
         next(iterable_reader(5, length=11).rows_from(8))
     small = iterable_reader(3, shard=Shard(batch_size=4))
     with pytest.raises(ValueError, match="3 samples, fewer than the 4"):

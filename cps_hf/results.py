@@ -1,0 +1,139 @@
+"""What a run leaves for people: results.json's content, the facts of the model card, pictures."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from . import assembly, visualization
+from .checkpoints import write_atomically
+from .data.labels import LabelEncoding
+from .evaluation import evaluating
+from .hub import render_card
+
+if TYPE_CHECKING:
+    from .trainer import CPSTrainer
+
+# What a reader of a card wants to know of the settings; the rest is in the run's config.yaml.
+_SETTINGS_IN_CARD = (
+    *("max_steps", "per_device_train_batch_size", "per_device_unlabeled_batch_size", "gradient_accumulation_steps"),
+    *("optim", "learning_rate", "head_learning_rate_factor", "backbone_learning_rate_factor", "weight_decay"),
+    *("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "max_grad_norm", "crop_size", "random_scale"),
+    *("random_scale_mode", "horizontal_flip", "mixed_precision", "seed"),
+)
+
+
+def summary(trainer: CPSTrainer) -> dict[str, Any]:
+    """The content of results.json; the schema stands in the README."""
+    args = trainer.args
+    return {
+        "final": trainer.scores,
+        "best": trainer.best,
+        "agreement": trainer.agreement,
+        "steps": trainer.state.global_step,
+        "seed": args.seed,
+        "objective": {"name": type(trainer.objective).__name__, **asdict(trainer.objective)},
+        "dataset": args.dataset_name,
+        "partition": {"name": args.partition_name, "sha256": args.partition_sha256},
+        "versions": assembly.versions(),
+    }
+
+
+def card_facts(trainer: CPSTrainer, branch: str, directory: str) -> dict[str, Any]:
+    """What `hub.render_card` makes a page of.
+
+    Args:
+        branch: "branch_0", ..., or "teacher".
+        directory: the name of the folder that the card will lie in.
+    """
+    args, model = trainer.args, trainer.network(branch.removeprefix("branch_")).model
+    source = getattr(model.config, "_name_or_path", "") or None
+    settings = {name: getattr(args, name) for name in _SETTINGS_IN_CARD if getattr(args, name) not in (None, {}, [])}
+    return {
+        "model_name": directory if directory != "best" else f"{Path(args.output_dir).name}-best",
+        "branch": branch,
+        "architecture": type(model).__name__,
+        "base_model": source if source and not Path(source).exists() else None,
+        "license": None,
+        "id2label": dict(trainer.id2label),
+        "trust_remote_code": bool(getattr(model.config, "auto_map", None) or model._auto_class),
+        "directory": directory,
+        "dataset_name": args.dataset_name,
+        "partition_name": args.partition_name,
+        "partition_sha256": args.partition_sha256,
+        "num_labeled": _length(trainer.train_dataset),
+        "num_unlabeled": _length(trainer.unlabeled_dataset) if trainer.objective.views else 0,
+        "objective": type(trainer.objective).__name__,
+        "objective_fields": asdict(trainer.objective),
+        "citation": trainer.objective.citation,
+        "settings": {**settings, "num_processes": trainer.accelerator.num_processes},
+        "scores": trainer.scores,
+        "best": trainer.best,
+        "step": trainer.state.global_step if directory != "best" else trainer.best["step"],
+        "eval": {"mode": args.eval_mode, **({} if args.eval_mode == "whole" else trainer.predictor().options)},
+        "versions": assembly.versions(),
+        "picture": None,
+        "limits": _LIMITS.get(args.dataset_name or ""),
+    }
+
+
+_SCENES = (
+    "It was trained on procedural drawings, not on photographs: it demonstrates the method and the file format, and "
+    "is of no use on real images."
+)
+_LIMITS = {"street_scenes": _SCENES, "object_scenes": _SCENES}
+
+
+def _length(dataset) -> int | None:
+    return len(dataset) if hasattr(dataset, "__len__") else None
+
+
+def rewrite_card(trainer: CPSTrainer, folder: Path) -> None:
+    """The best branch's card, which was written before the final scores were known."""
+    if trainer.accelerator.is_main_process:
+        card = render_card(card_facts(trainer, trainer.best["branch"], folder.name))
+        write_atomically(folder / "README.md", card)
+
+
+def draw_pictures(trainer: CPSTrainer, folder: Path, log: list[dict[str, Any]]) -> None:
+    """A panel of the first evaluation images (image, label, every branch) and the curves of the run.
+
+    Args:
+        log: the lines of metrics.jsonl.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [*trainer.id2label.values()]
+    losses = sorted({k for line in log for k in line if k.endswith("loss")})
+    scores = sorted({k for line in log for k in line if k.endswith("_mean_iou") or k.endswith("agreement")})
+    for file, keys in (("losses.png", losses), ("scores.png", scores)):
+        if any(k in line for line in log for k in keys):
+            visualization.curves_figure(log, keys, folder / file)
+    if trainer.eval_dataset is None or not trainer.args.num_pictures:
+        return
+    encoding = LabelEncoding.from_feature(trainer.eval_dataset.features["label"])
+    palette = encoding.palette if encoding is not None and encoding.palette else visualization.palette(len(names))
+    panel, predictor = [], trainer.predictor()
+    samples = [
+        s for batch in islice(trainer.whole_images(trainer.eval_dataset), trainer.args.num_pictures) for s in batch
+    ]
+    branches = [*trainer.module.branches]
+    with evaluating(branches), trainer.accelerator.autocast():
+        for sample in samples[: trainer.args.num_pictures]:
+            images = sample["image"].unsqueeze(0).to(trainer.device)
+            predictions = [predictor.logits(branch, images).argmax(1)[0] for branch in branches]
+            panel.append([_picture(sample["image"]), _map(sample["label"]), *[_map(p) for p in predictions]])
+    titles = ["image", "label", *[f"branch {i}" for i in range(len(branches))]]
+    visualization.panel(panel, titles, names, palette, folder / "predictions.png")
+
+
+def _picture(image: torch.Tensor) -> np.ndarray:
+    return image.permute(1, 2, 0).numpy()
+
+
+def _map(labels: torch.Tensor) -> np.ndarray:
+    return labels.to(torch.uint8).cpu().numpy()
