@@ -65,7 +65,7 @@ def read_sample(
     Raises:
         ValueError: a file cannot be read, or the two sizes do not fit.
     """
-    name = repr(str(row.get("id", "?")))
+    name = repr(str(row.get("id", "a row without an id")))
     if not with_label:
         return read_image(row["image"], name=name), None
     data, where = _bytes_of(row["image"], name)

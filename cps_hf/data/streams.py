@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from datasets import Dataset, Features, Image, IterableDataset, Value
+from datasets import Dataset, Image, IterableDataset
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -174,7 +174,7 @@ class SampleMaker(torch.utils.data.Dataset):
                         "dataset": self.name,
                         "position": position,
                         "attempt": attempt,
-                        "id": None if row is None else str(row["id"]),
+                        "id": None if row is None else id_of(row),
                         "error": str(error),
                     }
                 )
@@ -185,14 +185,14 @@ class SampleMaker(torch.utils.data.Dataset):
     def _make(self, row: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
         image, label = read_sample(row, self.encoding, with_label=self.views is None)
         if self.views is None:
-            check_label_range(label, self.num_labels, row["id"])
+            check_label_range(label, self.num_labels, id_of(row))
             sample = labeled_sample(image, label, self.augmentation, generator)
         else:
             sample = unlabeled_views(image, self.views, self.augmentation, generator)
-        return {**sample, "ids": str(row["id"])}
+        return {**sample, "ids": id_of(row)}
 
 
-def check_label_range(label: Tensor, num_labels: int | None, sample_id: Any) -> None:
+def check_label_range(label: Tensor, num_labels: int | None, sample_id: str) -> None:
     """Every class id must be below `num_labels` or 255 (ignored)."""
     if num_labels is None:
         return
@@ -200,7 +200,7 @@ def check_label_range(label: Tensor, num_labels: int | None, sample_id: Any) -> 
         values, counts = label[(label != IGNORE_INDEX) & (label >= num_labels)].unique(return_counts=True)
         found = ", ".join(f"{v} ({c} pixels)" for v, c in zip(values.tolist()[:5], counts.tolist()[:5], strict=True))
         raise ValueError(
-            f"The label of {str(sample_id)!r} holds the values {found}, but the models have {num_labels} classes: "
+            f"The label of {sample_id!r} holds the values {found}, but the models have {num_labels} classes: "
             f"expected 0 to {num_labels - 1}, or {IGNORE_INDEX} for pixels to ignore. Say how labels are coded when "
             "loading the data set (`reduce_labels`, `values` or `colors`), or build models with more classes."
         )
@@ -242,21 +242,20 @@ def undecoded(dataset, *, with_label: bool, what: str):
                 f"`{what}` needs a column {column!r} of type Image, found {found}. Rename or cast yours: "
                 f'`dataset.rename_column("<yours>", "{column}").cast_column("{column}", datasets.Image())`.'
             )
-    if "id" not in dataset.features:
-        if isinstance(dataset, Dataset):
-            dataset = dataset.add_column("id", [str(i) for i in range(len(dataset))])
-        else:
-            features = Features({**dataset.features, "id": Value("string")})
-            dataset = dataset.map(_number_row, with_indices=True, features=features)
-    dataset = dataset.select_columns([*wanted, "id"]).with_format(None)
+    if "id" not in dataset.features and isinstance(dataset, Dataset):
+        dataset = dataset.add_column("id", [str(i) for i in range(len(dataset))])
+    # A streamed set without ids stays so: numbering rows that are then shuffled would number them anew in each shard.
+    features = dataset.features
+    dataset = dataset.select_columns([name for name in (*wanted, "id") if name in features]).with_format(None)
     for column in wanted:
         # `id` carries how the label is coded
-        dataset = dataset.cast_column(column, Image(decode=False, id=dataset.features[column].id))
+        dataset = dataset.cast_column(column, Image(decode=False, id=features[column].id))
     return dataset
 
 
-def _number_row(row: dict[str, Any], index: int) -> dict[str, Any]:
-    return {**row, "id": str(index)}
+def id_of(row: dict[str, Any]) -> str:
+    """What a row is called: its id, or in a streamed set without ids its file."""
+    return str(row["id"]) if "id" in row else str(row["image"].get("path") or "a row without an id")
 
 
 class EvaluationStream:
@@ -321,9 +320,9 @@ class _WholeSamples(torch.utils.data.Dataset):
         try:
             row = self.dataset[source] if isinstance(source, int) else source
             image, label = read_sample(row, self.encoding, with_label=self.with_label)
-            sample = {"image": image, "id": str(row["id"])}
+            sample = {"image": image, "id": id_of(row)}
             if self.with_label:
-                check_label_range(label, self.num_labels, row["id"])
+                check_label_range(label, self.num_labels, id_of(row))
                 sample["label"] = label
             return sample
         except Exception as error:
