@@ -1,0 +1,227 @@
+"""What both kinds of drawn scenes share: paints, textures, a canvas with a label plane, and the camera's faults."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+
+SUPERSAMPLING = 2
+_TILE = 512
+
+Color = tuple[int, int, int]
+
+# One box of paints for walls, clothes and vehicles alike: a colour alone must not tell the class.
+PAINTS: tuple[Color, ...] = (
+    (240, 238, 232),
+    (205, 200, 190),
+    (160, 160, 162),
+    (118, 120, 124),
+    (74, 76, 80),
+    (34, 35, 40),
+    (196, 178, 142),
+    (222, 206, 170),
+    (150, 112, 80),
+    (104, 72, 52),
+    (158, 78, 62),
+    (178, 44, 40),
+    (120, 26, 34),
+    (214, 120, 50),
+    (226, 188, 70),
+    (176, 170, 90),
+    (98, 128, 70),
+    (48, 92, 62),
+    (120, 158, 150),
+    (96, 150, 190),
+    (52, 92, 150),
+    (34, 48, 96),
+    (118, 92, 140),
+    (210, 150, 158),
+)
+
+
+def jitter(rng: np.random.Generator, color: Sequence[int], amount: float = 14) -> Color:
+    """`color` a little brighter or darker, and a little off in hue."""
+    moved = np.asarray(color) + rng.normal(0, amount) + rng.normal(0, amount / 2, 3)
+    r, g, b = np.clip(moved, 0, 255).astype(int).tolist()
+    return r, g, b
+
+
+def paint(rng: np.random.Generator, amount: float = 12) -> Color:
+    """Any paint of the shared box."""
+    return jitter(rng, PAINTS[rng.integers(len(PAINTS))], amount)
+
+
+def scaled(color: Sequence[int], factor: float) -> Color:
+    """`color` in more (> 1) or less light."""
+    r, g, b = (max(0, min(255, int(c * factor))) for c in color)
+    return r, g, b
+
+
+def mixed(a: Sequence[int], b: Sequence[int], share: float) -> Color:
+    """`share` of b, the rest of a."""
+    r, g, b = (int(x + (y - x) * share) for x, y in zip(a, b, strict=True))
+    return r, g, b
+
+
+@lru_cache(maxsize=1)
+def _tiles() -> dict[str, np.ndarray]:
+    """Grey textures of 512 x 512 pixels, about -1 to 1; each use cuts its piece out at a place drawn anew."""
+    rng = np.random.default_rng(20210601)
+    y, x = np.mgrid[:_TILE, :_TILE]
+
+    def cloud(radius: float) -> np.ndarray:
+        noise = Image.fromarray(rng.integers(0, 256, (_TILE, _TILE), dtype=np.uint8))
+        field = np.asarray(noise.filter(ImageFilter.GaussianBlur(radius)), np.float32)
+        return np.clip((field - field.mean()) / (2 * field.std()), -1, 1)
+
+    grain, fine, coarse = cloud(0.6), cloud(2), cloud(8)
+    row = y // 6
+    mortar = (y % 6 == 0) | ((x + 7 * (row % 2)) % 14 == 0)
+    return {
+        "grain": 0.7 * grain + 0.5 * coarse,
+        "blotch": coarse + 0.3 * grain,
+        "leaves": np.clip(1.6 * fine + 0.6 * coarse, -1, 1),
+        "grass": np.clip(np.roll(grain, 1, 0) + grain + 0.4 * coarse, -1, 1),
+        "brick": np.where(mortar, -0.9, 0.2) + 0.4 * grain,
+        "planks": np.where(x % 9 < 2, -0.9, 0.2) + 0.3 * fine,
+        "ribs": np.sin(2 * np.pi * x / 6) * 0.8 + 0.2 * grain,
+        "plaster": 0.5 * coarse + 0.25 * grain,
+        "fur": 0.8 * fine + 0.4 * grain,
+        "weave": 0.5 * (np.sign(np.sin(x / 2.3)) * np.sign(np.sin(y / 2.3))) + 0.3 * grain,
+        "stripes": np.sign(np.sin(2 * np.pi * (x + y) / 26)) * 0.8,
+        "waves": np.sin(2 * np.pi * (y + 6 * coarse) / 12) * 0.6 + 0.3 * fine,
+    }
+
+
+def texture(rng: np.random.Generator, kind: str, height: int, width: int) -> np.ndarray:
+    """A piece of the texture `kind`, float32 (height, width), cut out at a place drawn by `rng`."""
+    tile = _tiles()[kind]
+    tops = (rng.integers(_TILE) + np.arange(height)) % _TILE
+    lefts = (rng.integers(_TILE) + np.arange(width)) % _TILE
+    return tile[np.ix_(tops, lefts)].astype(np.float32)
+
+
+class Canvas:
+    """An image, its labels, its instances and its depth, painted together, nearer things over farther ones.
+
+    Coordinates are pixels of the finished image, (x, y), fractions included; painting happens at twice that size.
+
+    Args:
+        size: (height, width) of the finished image.
+        background: the value that the label plane starts with.
+    """
+
+    def __init__(self, size: tuple[int, int], background: int, rng: np.random.Generator):
+        self.height, self.width = size
+        self.rng = rng
+        wide = (self.width * SUPERSAMPLING, self.height * SUPERSAMPLING)
+        self.rgb = Image.new("RGB", wide)
+        self.labels = Image.new("L", wide, background)
+        self.instances = Image.new("L", wide, 0)
+        self.depth = Image.new("L", wide, 255)
+        self._pens = {name: ImageDraw.Draw(getattr(self, name)) for name in ("rgb", "labels", "instances", "depth")}
+        self.label: int | None = None
+        self.instance: int | None = None
+        self.z: int | None = None
+
+    def begin(self, label: int | None, *, z: float | None = None, instance: int | None = None) -> None:
+        """What follows is painted as this label (none: only the colour changes), `z` metres away."""
+        self.label = label
+        self.instance = instance
+        self.z = None if z is None else int(255 * (1 - np.exp(-z / 60)))
+
+    def polygon(self, points, color: Color | None, *, grain: tuple[str, float] | None = None) -> None:
+        """A filled polygon. Colour none: labels alone. `grain`: a texture and its strength in grey levels."""
+        self._paint("polygon", [(x * SUPERSAMPLING, y * SUPERSAMPLING) for x, y in points], color, grain, {})
+
+    def ellipse(self, box, color: Color | None, *, grain: tuple[str, float] | None = None, ring: float = 0) -> None:
+        """An ellipse in `box` (left, top, right, bottom), filled, or with `ring` a line of that width."""
+        left, top, right, bottom = (v * SUPERSAMPLING for v in box)
+        corners = [(min(left, right), min(top, bottom)), (max(left, right), max(top, bottom))]
+        options = {"width": max(1, round(ring * SUPERSAMPLING))} if ring else {}
+        self._paint("ellipse", corners, color, grain, options)
+
+    def line(self, points, color: Color | None, width: float) -> None:
+        """A line through `points`, at least one painted pixel wide."""
+        scaled_points = [(x * SUPERSAMPLING, y * SUPERSAMPLING) for x, y in points]
+        self._paint("line", scaled_points, color, None, {"width": max(1, round(width * SUPERSAMPLING))})
+
+    def rectangle(self, box, color: Color | None, *, grain: tuple[str, float] | None = None) -> None:
+        """A filled rectangle (left, top, right, bottom)."""
+        left, top, right, bottom = box
+        self.polygon([(left, top), (right, top), (right, bottom), (left, bottom)], color, grain=grain)
+
+    def _paint(self, shape: str, points, color: Color | None, grain, options: dict) -> None:
+        values = {"rgb": color, "labels": self.label, "instances": self.instance, "depth": self.z}
+        for name, value in values.items():
+            if value is not None:
+                self._stroke(self._pens[name], shape, points, value, options)
+        if grain is not None and color is not None:
+            self._add_texture(shape, points, grain, options)
+
+    @staticmethod
+    def _stroke(pen: ImageDraw.ImageDraw, shape: str, points, value, options: dict) -> None:
+        if shape == "line":
+            pen.line(points, fill=value, **options)
+        elif shape == "ellipse" and options:
+            pen.ellipse(points, outline=value, **options)
+        elif shape == "ellipse":
+            pen.ellipse(points, fill=value)
+        else:
+            pen.polygon(points, fill=value)
+
+    def _add_texture(self, shape: str, points, grain: tuple[str, float], options: dict) -> None:
+        xs, ys = zip(*points, strict=True)
+        left, top = max(0, int(min(xs))), max(0, int(min(ys)))
+        right, bottom = min(self.rgb.width, int(max(xs)) + 2), min(self.rgb.height, int(max(ys)) + 2)
+        if right - left < 2 or bottom - top < 2:
+            return
+        mask = Image.new("L", (right - left, bottom - top), 0)
+        moved = [(x - left, y - top) for x, y in points]
+        self._stroke(ImageDraw.Draw(mask), shape, moved, 255, options)
+        kind, strength = grain
+        patch = np.asarray(self.rgb.crop((left, top, right, bottom)), np.float32)
+        patch = patch + strength * texture(self.rng, kind, bottom - top, right - left)[..., None]
+        self.rgb.paste(Image.fromarray(np.clip(patch, 0, 255).astype(np.uint8)), (left, top), mask)
+
+    def darken(self, points, strength: float) -> None:
+        """A soft shadow over a polygon: only colours change."""
+        points = [(x * SUPERSAMPLING, y * SUPERSAMPLING) for x, y in points]
+        mask = Image.new("L", self.rgb.size, 0)
+        ImageDraw.Draw(mask).polygon(points, fill=int(255 * strength))
+        self.rgb.paste((12, 14, 22), (0, 0), mask.filter(ImageFilter.BoxBlur(2)))
+
+    def picture(self) -> np.ndarray:
+        """The colours at their final size, float32 (H, W, 3), 0 to 255."""
+        return np.asarray(self.rgb.reduce(SUPERSAMPLING), np.float32)
+
+    def plane(self, name: str) -> np.ndarray:
+        """The plane `labels`, `instances` or `depth` at its final size, uint8 (H, W): one painted pixel of four."""
+        return np.asarray(getattr(self, name))[1::SUPERSAMPLING, 1::SUPERSAMPLING].copy()
+
+
+def photograph(picture: np.ndarray, rng: np.random.Generator, *, noise: float) -> np.ndarray:
+    """What a camera makes of a scene: exposure, contrast, white balance, vignetting, blur and noise.
+
+    Args:
+        picture: float32 (H, W, 3), 0 to 255.
+        noise: the strongest noise, in grey levels.
+    """
+    height, width = picture.shape[:2]
+    white_balance = rng.normal(1, 0.05, 3).astype(np.float32)
+    contrast, brightness = rng.uniform(0.75, 1.2), rng.normal(0, 12)
+    picture = (picture * white_balance - 118) * contrast + 118 + brightness
+    y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j].astype(np.float32)
+    slope_x, slope_y = rng.normal(0, 0.08, 2)
+    picture = picture * (1 + slope_x * x + slope_y * y - rng.uniform(0, 0.15) * (x * x + y * y))[..., None]
+    picture = Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8))
+    if rng.random() < 0.5:
+        picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.2, 0.9)))
+    noisy = np.asarray(picture, np.float32)
+    strength = rng.uniform(0.1, 1) * noise
+    noisy = noisy + rng.standard_normal((height, width, 1), np.float32) * strength
+    noisy = noisy + rng.standard_normal((height, width, 3), np.float32) * (strength / 2)
+    return np.clip(noisy, 0, 255).astype(np.uint8)
