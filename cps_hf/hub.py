@@ -1,0 +1,436 @@
+"""One branch as a folder that loads anywhere, the page that describes it, and its way to the Hub."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData, get_token
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from transformers import PreTrainedModel, SegformerImageProcessor
+
+logger = logging.getLogger(__name__)
+
+# These take one input size only, so their images must be resized: oblong ones are refused.
+_SQUARE_MODELS = ("dpt", "data2vec-vision")
+
+
+# ------------------------------------------------------------------------------------------------------- exporting
+
+
+def export_branch(
+    model: PreTrainedModel,
+    directory: str | os.PathLike,
+    *,
+    id2label: Mapping[int, str] | None = None,
+    image_mean: Sequence[float],
+    image_std: Sequence[float],
+    processing_class: Any | None = None,
+    card: Mapping[str, Any] | None = None,
+    extra_files: Mapping[str, str | os.PathLike] | None = None,
+) -> Path:
+    """Write what `AutoModelForSemanticSegmentation.from_pretrained(directory)` and `pipeline` need, and no more.
+
+    The folder is filled beside (as `tmp-<name>`) and renamed, so it is never half-written; an earlier export of the
+    same name is replaced as a whole.
+
+    Args:
+        model: one bare branch (`Branch.model`), saved in its own dtype; if its architecture is one of ours, its code
+            goes along.
+        id2label: class names for config.json; none: the model's own.
+        image_mean, image_std: of the three colours, for images in [0, 1], as in training.
+        processing_class: an image processor to save; none: a `SegformerImageProcessor` that normalises and does not
+            resize, unless the model takes one size only.
+        card: the facts of `render_card`, to write README.md; none: no README.md. A file under "picture" is copied.
+        extra_files: name in the folder -> file to copy there.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: `model` is a wrapper, `id2label` has another count of classes than the model, or `directory` holds
+            something that is no exported model.
+    """
+    directory = Path(directory)
+    _check_export(model, directory, id2label)
+    temporary = directory.with_name(f"tmp-{directory.name}")
+    shutil.rmtree(temporary, ignore_errors=True)  # left by a run that was killed here
+    temporary.mkdir(parents=True)
+    model.save_pretrained(temporary)  # not state_dict(): the names in a file may differ from those in memory
+    config = _write_class_names(temporary / "config.json", id2label)
+    if processing_class is None:
+        processing_class = _image_processor(model, image_mean, image_std)
+    else:
+        _check_processor(processing_class, model, image_mean, image_std)
+    processing_class.save_pretrained(temporary)
+    copies = {name: Path(source) for name, source in (extra_files or {}).items()}
+    if card is not None:
+        if card.get("picture"):
+            copies[Path(card["picture"]).name] = Path(card["picture"])
+        text = render_card({**card, "trust_remote_code": "auto_map" in config})
+        (temporary / "README.md").write_text(text, encoding="utf-8")
+    for name, source in copies.items():
+        (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, temporary / name)
+    _replace_folder(temporary, directory)
+    return directory
+
+
+def _check_export(model: PreTrainedModel, directory: Path, id2label: Mapping[int, str] | None) -> None:
+    if not isinstance(model, PreTrainedModel):
+        raise ValueError(
+            f"`export_branch` takes a bare transformers model, got {type(model).__name__}. Pass `.model` of a Branch, "
+            "or `.module` of a model wrapped for several processes."
+        )
+    if id2label is not None and sorted(id2label) != list(range(model.config.num_labels)):
+        raise ValueError(
+            f"`id2label` must name the classes 0 to {model.config.num_labels - 1}, as the model has them, "
+            f"got {sorted(id2label)}."
+        )
+    if directory.exists():
+        names = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
+        if not directory.is_dir() or (names and "config.json" not in names) or ".git" in names:
+            found = ", ".join(names[:4]) or "a file"
+            raise ValueError(
+                f"{directory} holds something that is no exported model ({found}), and exporting would replace it. "
+                "Choose a new folder."
+            )
+
+
+def _write_class_names(path: Path, id2label: Mapping[int, str] | None) -> dict[str, Any]:
+    """config.json with the class names; the model in memory is left as it is. Returns the content."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if id2label is not None:
+        config["id2label"] = {str(index): id2label[index] for index in sorted(id2label)}
+        config["label2id"] = {id2label[index]: index for index in sorted(id2label)}
+        path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return config
+
+
+def _image_processor(model: PreTrainedModel, image_mean, image_std) -> SegformerImageProcessor:
+    size = None
+    if model.config.model_type in _SQUARE_MODELS:
+        side = getattr(model.config, "image_size", None) or model.config.backbone_config.image_size
+        height, width = (side, side) if isinstance(side, int) else side
+        size = {"height": height, "width": width}
+    return SegformerImageProcessor(
+        do_resize=size is not None,  # the default would squash every image to 512 x 512
+        **({"size": size} if size else {}),
+        do_rescale=True,
+        do_normalize=True,
+        image_mean=[float(v) for v in image_mean],
+        image_std=[float(v) for v in image_std],
+        do_reduce_labels=False,
+    )
+
+
+def _check_processor(processor: Any, model: PreTrainedModel, image_mean, image_std) -> None:
+    size = getattr(processor, "size", None) or {}
+    squashes = getattr(processor, "do_resize", False) and "height" in size and "width" in size
+    if squashes and model.config.model_type not in _SQUARE_MODELS:
+        logger.warning(
+            "`processing_class` squashes every image to %s x %s, whatever its shape, and is saved so. "
+            "Training did not: set `processing_class.do_resize = False`.",
+            size["height"],
+            size["width"],
+        )
+    theirs = [getattr(processor, name, None) for name in ("image_mean", "image_std")]
+    for name, theirs_, ours in zip(("image_mean", "image_std"), theirs, (image_mean, image_std), strict=True):
+        if theirs_ is None or any(abs(a - b) > 1e-6 for a, b in zip(theirs_, ours, strict=True)):
+            logger.warning(
+                "`processing_class.%s` is %s, but training used %s: the exported branch would see other numbers.",
+                name,
+                theirs_,
+                list(ours),
+            )
+
+
+def _replace_folder(temporary: Path, final: Path) -> None:
+    """Two renames: a crash between them leaves the earlier folder whole, as `tmp-old-<name>`."""
+    old = final.with_name(f"tmp-old-{final.name}")
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        os.replace(final, old)
+    os.replace(temporary, final)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+# -------------------------------------------------------------------------------------------------------- the card
+
+_FACTS = (
+    *("model_name", "branch", "architecture", "base_model", "license", "id2label", "trust_remote_code", "directory"),
+    *("dataset_name", "partition_name", "partition_sha256", "num_labeled", "num_unlabeled", "objective"),
+    *("objective_fields", "citation", "settings", "scores", "best", "step", "eval", "versions", "picture", "limits"),
+)
+_ROWS_OF_BEST = ("step", "branch")  # what stands in `best` beside a row a network
+_CITATION = """@inproceedings{chen2021cps,
+  title     = {Semi-Supervised Semantic Segmentation with Cross Pseudo Supervision},
+  author    = {Chen, Xiaokang and Yuan, Yuhui and Zeng, Gang and Wang, Jingdong},
+  booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)},
+  year      = {2021}
+}"""
+
+
+def render_card(facts: Mapping[str, Any]) -> str:
+    """The model card: metadata for the Hub, and a page for people. No local path gets into it.
+
+    Args:
+        facts: all of
+            model_name, branch ("branch_0", ..., "teacher"), architecture (the class), directory (the folder's name);
+            base_model (a name on the Hub or None), license (an identifier or None: `push_branch` then takes the base
+            model's); id2label; trust_remote_code (whether code travels along);
+            dataset_name, partition_name, partition_sha256, num_labeled, num_unlabeled (each may be None);
+            objective (its name), objective_fields, citation (BibTeX, may be empty), settings, step, versions: dicts
+            of what to print; eval: {"mode": ..., further options};
+            scores: network -> {"mean_iou", "per_category_iou", ...}, fractions, at the last step; best: the same at
+            the best step, with "step" and "branch", or empty;
+            picture: an image file that lies beside the card, or None; limits: a sentence or None.
+
+    Raises:
+        ValueError: a fact is missing or unknown (Jinja would leave an empty place in silence).
+    """
+    missing, unknown = set(_FACTS) - set(facts), set(facts) - set(_FACTS)
+    if missing or unknown:
+        raise ValueError(
+            f"The facts of a model card: missing {sorted(missing) or 'none'}, unknown {sorted(unknown) or 'none'}. "
+            f"Give all of {', '.join(_FACTS)}."
+        )
+    best_step = facts["best"].get("step")
+    own = (facts["best"] if best_step == facts["step"] else facts["scores"]).get(facts["branch"], {})
+    citations = [text.strip() for text in (_CITATION, facts["citation"]) if text]
+    card = ModelCard.from_template(
+        _metadata(facts, own),
+        template_str=(files(__package__) / "model_card_template.md").read_text(encoding="utf-8"),
+        title=escape_markdown(facts["model_name"]),
+        model_id=json.dumps(_plain(facts["directory"])),
+        trust_remote_code=facts["trust_remote_code"],
+        branch=facts["branch"].replace("_", " "),
+        architecture=escape_markdown(facts["architecture"]),
+        base_model=escape_markdown(_hub_id(facts["base_model"]) or ""),
+        num_classes=len(facts["id2label"]),
+        dataset=escape_markdown(facts["dataset_name"] or ""),
+        partition=escape_markdown(facts["partition_name"] or ""),
+        partition_sha256=facts["partition_sha256"],
+        num_labeled=facts["num_labeled"],
+        num_unlabeled=facts["num_unlabeled"],
+        objective=escape_markdown(facts["objective"]),
+        objective_fields=_printed(facts["objective_fields"]),
+        settings=_printed(facts["settings"]),
+        step=facts["step"],
+        best_step=best_step,
+        best_branch=str(facts["best"].get("branch", "")).replace("_", " "),
+        score_rows=_score_rows(facts),
+        class_rows=_class_rows(facts, own),
+        evaluation=_printed(facts["eval"]),
+        versions=_printed(facts["versions"]),
+        picture=Path(facts["picture"]).name if facts["picture"] else None,
+        limits=escape_markdown(facts["limits"] or ""),
+        citations=[text.replace("```", "'''") for text in dict.fromkeys(citations)],
+    )
+    return str(card)
+
+
+def escape_markdown(text: Any) -> str:
+    """A text that a Markdown page or table shows as it is; paths of this machine are cut to names."""
+    text = re.sub(r"([\\`*_\[\]{}|~$#])", r"\\\1", _plain(text))
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _plain(text: Any) -> str:
+    """One line, and of a path of this machine only the last part."""
+    line = " ".join(str(text).split())
+    if re.match(r"(/|~|\.\.?[/\\]|[A-Za-z]:[/\\]|\\\\)", line):
+        line = re.split(r"[/\\]", line.rstrip("/\\"))[-1]
+    return line
+
+
+def _hub_id(name: str | None) -> str | None:
+    """`name` if the Hub could have it."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return None
+    return name
+
+
+def _metadata(facts: Mapping[str, Any], own: Mapping[str, Any]) -> ModelCardData:
+    dataset = _plain(facts["dataset_name"]) if facts["dataset_name"] else None
+    results = [
+        EvalResult(
+            task_type="image-segmentation",
+            task_name="Semantic Segmentation",
+            dataset_type=re.sub(r"[^\w./-]+", "-", dataset),
+            dataset_name=dataset,
+            dataset_split="validation",
+            metric_type=metric,
+            metric_name=name,
+            metric_value=float(own[metric]),  # a numpy float would poison the YAML
+        )
+        for metric, name in (("mean_iou", "mIoU"), ("mean_accuracy", "mean accuracy"))
+        if dataset and _is_number(own.get(metric))
+    ]
+    return ModelCardData(
+        model_name=_plain(facts["model_name"]),
+        license=facts["license"] or "unknown",
+        library_name="transformers",
+        pipeline_tag="image-segmentation",
+        base_model=_hub_id(facts["base_model"]),
+        datasets=[dataset] if dataset and _hub_id(dataset) else None,
+        metrics=["mean_iou"],
+        tags=["semantic-segmentation", "semi-supervised-learning", "cross-pseudo-supervision", "cps_hf"],
+        eval_results=results or None,
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def _percent(value: Any) -> str:
+    return f"{100 * value:.2f}" if _is_number(value) else "-"
+
+
+def _printed(fields: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [(escape_markdown(name), escape_markdown(value)) for name, value in fields.items()]
+
+
+def _score_rows(facts: Mapping[str, Any]) -> list[list[str]]:
+    """A row a network: its name, mIoU and pixel accuracy at the last step, the same at the best step."""
+    names = [name for name in (facts["scores"] or facts["best"]) if name not in _ROWS_OF_BEST]
+    return [
+        [
+            escape_markdown(name.replace("_", " ")),
+            *(
+                _percent(scores.get(name, {}).get(metric))
+                for scores in (facts["scores"], facts["best"])
+                for metric in ("mean_iou", "overall_accuracy")
+            ),
+        ]
+        for name in names
+    ]
+
+
+def _class_rows(facts: Mapping[str, Any], own: Mapping[str, Any]) -> list[list[str]]:
+    values = own.get("per_category_iou") or []
+    names = [escape_markdown(facts["id2label"][index]) for index in sorted(facts["id2label"])]
+    return [[name, _percent(value)] for name, value in zip(names, values, strict=True)] if len(values) else []
+
+
+# --------------------------------------------------------------------------------------------------------- pushing
+
+
+def push_branch(
+    directory: str | os.PathLike,
+    repo_id: str,
+    *,
+    private: bool = True,
+    token: str | None = None,
+    revision: str | None = None,
+    commit_message: str = "Upload a branch trained with cps_hf",
+    create_pr: bool = False,
+    tag: str | None = None,
+) -> str:
+    """Upload an exported branch in one commit, and say where it is.
+
+    README.md in `directory` gets the repository's name into its example and, where no license was chosen, the base
+    model's license, before it is uploaded.
+
+    Args:
+        directory: written by `export_branch`.
+        repo_id: "user/name" (or "name": the token's user).
+        private: only matters for a repository that does not exist yet.
+        token: none: the one of `hf auth login` or HF_TOKEN. It is never logged.
+        revision: a branch of the repository, made if missing; none: main.
+        tag: a name for the commit, like "v1".
+
+    Returns:
+        The commit's address (the pull request's, with `create_pr`).
+
+    Raises:
+        ValueError: `directory` is no exported branch, `repo_id` is no name, or there is no token.
+        RuntimeError: the Hub did not take it; the message holds the call that pushes later.
+    """
+    directory = Path(directory)
+    _check_push(directory, repo_id, token)
+    api = HfApi(token=token)
+    later = f"cps_hf.hub.push_branch({str(directory)!r}, {repo_id!r}, private={private}, revision={revision!r})"
+    try:
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if revision is not None:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        _finish_card(directory, repo_id, api)
+        address = _commit(api, directory, repo_id, revision, commit_message, create_pr)
+        if tag is not None:
+            api.create_tag(repo_id, tag=tag, revision=revision)
+    except Exception as error:  # of the Hub, the network or the disk
+        raise RuntimeError(
+            f"Pushing {directory} to {repo_id} failed: {type(error).__name__}: {error}. Nothing is lost, the branch "
+            f"is in {directory}. To push it later: {later}"
+        ) from error
+    logger.info("Pushed %s to %s.", directory, address)
+    return address
+
+
+def _check_push(directory: Path, repo_id: str, token: str | None) -> None:
+    missing = [name for name in ("config.json", "preprocessor_config.json") if not (directory / name).is_file()]
+    if not missing and not [*directory.glob("*.safetensors")]:
+        missing = ["model.safetensors"]
+    if missing:
+        raise ValueError(f"{directory} is no exported branch: it has no {' and no '.join(missing)}.")
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(f'`repo_id` must be like "user/name", got {repo_id!r}: {error}') from error
+    if (token or get_token()) is None:
+        raise ValueError("Pushing needs a token: run `hf auth login`, set HF_TOKEN, or pass `token=`.")
+
+
+def _finish_card(directory: Path, repo_id: str, api: HfApi) -> None:
+    """The repository's name in the card's example; the base model's license where none was chosen."""
+    path = directory / "README.md"
+    if not path.is_file():
+        logger.warning("%s has no README.md: the repository will have no model card.", directory)
+        return
+    card = ModelCard.load(path)
+    card.text = re.sub(r"^model_id = \".*\"$", f"model_id = {json.dumps(repo_id)}", card.text, flags=re.M)
+    if card.data.license == "unknown" and card.data.base_model:
+        try:
+            base = api.model_info(card.data.base_model).card_data or {}
+        except HfHubHTTPError as error:
+            logger.warning("The license of %s is not known (%s).", card.data.base_model, type(error).__name__)
+            base = {}
+        for field in ("license", "license_name", "license_link"):
+            if base.get(field):
+                setattr(card.data, field, base.get(field))
+    temporary = path.with_name("README.md.tmp")
+    temporary.write_text(str(card), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _commit(api: HfApi, directory: Path, repo_id: str, revision, message: str, create_pr: bool) -> str:
+    """One commit. When its answer is lost, the repository's newest commit tells whether it was made."""
+    before = api.repo_info(repo_id, revision=revision).sha
+    try:
+        info = api.upload_folder(
+            repo_id=repo_id,
+            folder_path=directory,
+            commit_message=message,
+            revision=revision,
+            create_pr=create_pr,
+        )
+        return info.pr_url or info.commit_url
+    except Exception:
+        # An answer that is lost on its way looks like a failure, yet the commit exists: look before pushing again.
+        newest = api.list_repo_commits(repo_id, revision=revision)[0]
+        if create_pr or newest.commit_id == before or newest.title != message:
+            raise
+        return f"{api.endpoint}/{repo_id}/commit/{newest.commit_id}"
