@@ -49,9 +49,26 @@ def jitter(rng: np.random.Generator, color: Sequence[int], amount: float = 14) -
     return r, g, b
 
 
-def paint(rng: np.random.Generator, amount: float = 12) -> Color:
-    """Any paint of the shared box."""
-    return jitter(rng, PAINTS[rng.integers(len(PAINTS))], amount)
+# Where a kind of thing has favourites they are drawn more often; every kind still takes any paint at times.
+FAVOURITES: dict[str, tuple[int, ...]] = {
+    "building": (6, 7, 10, 1, 7, 10),
+    "wall": (2, 15, 3),
+    "metal": (3, 4, 2, 17),
+    "sign": (0, 11, 14, 20),
+    "car": (0, 5, 1, 11, 21, 2),
+    "truck": (0, 20, 8, 6),
+    "bus": (14, 18, 19),
+    "train": (11, 12, 0),
+    "motorcycle": (5, 11, 4),
+    "bicycle": (5, 18, 14),
+    "clothes": (22, 12, 21, 13, 5),
+}
+
+
+def paint(rng: np.random.Generator, kind: str | None = None, amount: float = 12) -> Color:
+    """Any paint of the shared box, or, four times of five, a favourite of this kind of thing."""
+    among = FAVOURITES[kind] if kind in FAVOURITES and rng.random() < 0.8 else range(len(PAINTS))
+    return jitter(rng, PAINTS[among[rng.integers(len(among))]], amount)
 
 
 def scaled(color: Sequence[int], factor: float) -> Color:
@@ -211,15 +228,15 @@ def photograph(picture: np.ndarray, rng: np.random.Generator, *, noise: float) -
         noise: the strongest noise, in grey levels.
     """
     height, width = picture.shape[:2]
-    white_balance = rng.normal(1, 0.05, 3).astype(np.float32)
-    contrast, brightness = rng.uniform(0.75, 1.2), rng.normal(0, 12)
+    white_balance = rng.normal(1, 0.03, 3).astype(np.float32)
+    contrast, brightness = rng.uniform(0.85, 1.15), rng.normal(0, 8)
     picture = (picture * white_balance - 118) * contrast + 118 + brightness
     y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j].astype(np.float32)
     slope_x, slope_y = rng.normal(0, 0.08, 2)
     picture = picture * (1 + slope_x * x + slope_y * y - rng.uniform(0, 0.15) * (x * x + y * y))[..., None]
     picture = Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8))
-    if rng.random() < 0.5:
-        picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.2, 0.9)))
+    if rng.random() < 0.35:
+        picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.2, 0.7)))
     noisy = np.asarray(picture, np.float32)
     strength = rng.uniform(0.1, 1) * noise
     noisy = noisy + rng.standard_normal((height, width, 1), np.float32) * strength

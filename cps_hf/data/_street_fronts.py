@@ -11,7 +11,7 @@ from ._street_objects import ID, Stage, foliage, glass
 def building(stage: Stage, side: int, x: float, near: float, far: float) -> None:
     rng, canvas, camera = stage.rng, stage.canvas, stage.camera
     height, floor = rng.uniform(4, 18), rng.uniform(2.8, 3.8)
-    wall = stage.paint()
+    wall = stage.paint("building")
     grain = (("brick", "plaster", "planks", "grain")[rng.integers(4)], rng.uniform(5, 24))
     canvas.begin(ID["building"], z=near)
     outer = x + side * 12
@@ -43,7 +43,7 @@ def building(stage: Stage, side: int, x: float, near: float, far: float) -> None
 def wall(stage: Stage, side: int, x: float, near: float, far: float) -> None:
     """Windowless, low, with a cap."""
     rng, canvas, camera = stage.rng, stage.canvas, stage.camera
-    height, color = rng.uniform(1.0, 3.2), stage.paint()
+    height, color = rng.uniform(1.4, 3.2), stage.paint("wall")
     grain = (("brick", "plaster", "blotch")[rng.integers(3)], rng.uniform(6, 26))
     canvas.begin(ID["wall"], z=near)
     canvas.polygon(camera.quad((x, x + side * 0.4), (0, height), near), scaled(color, 0.8))
@@ -55,7 +55,7 @@ def wall(stage: Stage, side: int, x: float, near: float, far: float) -> None:
 def fence(stage: Stage, side: int, x: float, near: float, far: float) -> None:
     """Bars and rails; what is behind shows through, and is labeled fence all the same."""
     rng, canvas, camera = stage.rng, stage.canvas, stage.camera
-    height, color = rng.uniform(0.9, 2.4), stage.paint()
+    height, color = rng.uniform(0.9, 2.8), stage.paint("metal")
     canvas.begin(ID["guard rail" if height < 1.0 else "fence"], z=(near + far) / 2)
     canvas.polygon(camera.wall(x, (0, height), (near, far)), None)
     gap, bar = rng.uniform(0.35, 0.9), rng.uniform(0.08, 0.2)

@@ -52,8 +52,8 @@ class Stage:
     light: float
     night: bool
 
-    def paint(self) -> Color:
-        return scaled(paint(self.rng), self.light)
+    def paint(self, kind: str | None = None) -> Color:
+        return scaled(paint(self.rng, kind), self.light)
 
     def lit(self, color: Color, amount: float = 8) -> Color:
         return scaled(jitter(self.rng, color, amount), self.light)
@@ -83,7 +83,7 @@ def pole(stage: Stage, x: float, z: float, *, height: float | None = None) -> fl
     """A thin pole, at times a lamp with an arm. Returns its height."""
     rng, canvas = stage.rng, stage.canvas
     tall = height or rng.uniform(3.5, 7)
-    color, width = stage.paint(), rng.uniform(0.09, 0.2)
+    color, width = stage.paint("metal"), rng.uniform(0.14, 0.28)
     canvas.begin(ID["pole"], z=z)
     stage.rod([(x, 0), (x, tall)], z, width, color)
     if height is None and rng.random() < 0.6:
@@ -98,9 +98,11 @@ def traffic_light(stage: Stage, x: float, z: float) -> None:
     """A dark, upright box of three lamps on a pole; which lamp is lit, and the frame, differ."""
     rng, canvas = stage.rng, stage.canvas
     top = pole(stage, x, z, height=rng.uniform(2.6, 4))
-    half, tall = rng.uniform(0.18, 0.3), rng.uniform(0.9, 1.3)
+    half, tall = rng.uniform(0.22, 0.36), rng.uniform(1.0, 1.5)
     canvas.begin(ID["traffic light"], z=z)
-    canvas.polygon(stage.camera.quad((x - half, x + half), (top - tall * 0.5, top + tall * 0.5), z), stage.paint())
+    canvas.polygon(
+        stage.camera.quad((x - half, x + half), (top - tall * 0.5, top + tall * 0.5), z), stage.paint("metal")
+    )
     inside = stage.lit((26, 28, 30))
     box = stage.camera.quad((x - half * 0.75, x + half * 0.75), (top - tall * 0.45, top + tall * 0.45), z)
     canvas.polygon(box, inside)
@@ -115,10 +117,10 @@ def traffic_sign(stage: Stage, x: float, z: float) -> None:
     """A disc, triangle, square, diamond or octagon with a rim, on a pole."""
     rng, canvas, camera = stage.rng, stage.canvas, stage.camera
     top = pole(stage, x, z, height=rng.uniform(2.2, 3.4))
-    r, sides = rng.uniform(0.32, 0.6), int(rng.choice([3, 4, 5, 8, 24]))
+    r, sides = rng.uniform(0.4, 0.75), int(rng.choice([3, 4, 5, 8, 24]))
     turn = rng.choice([0, np.pi]) if sides == 3 else rng.choice([0, np.pi / sides])
     angles = np.pi / 2 + turn + 2 * np.pi * np.arange(sides) / sides
-    rim, face, mark = stage.paint(), stage.paint(), stage.paint()
+    rim, face, mark = stage.paint("sign"), stage.paint("sign"), stage.paint()
     canvas.begin(ID["traffic sign"], z=z)
     for size, color in ((1.0, rim), (0.72, face)):
         canvas.polygon(
@@ -133,7 +135,7 @@ def person(stage: Stage, x: float, z: float) -> None:
     """Someone walking or standing, in any clothes."""
     rng, canvas, camera = stage.rng, stage.canvas, stage.camera
     tall, broad = rng.uniform(1.35, 1.95), rng.uniform(0.2, 0.3)
-    coat, trousers, skin = stage.paint(), stage.paint(), stage.lit(SKINS[rng.integers(4)])
+    coat, trousers, skin = stage.paint("clothes"), stage.paint("clothes"), stage.lit(SKINS[rng.integers(4)])
     hip, stride, lean = tall * 0.5, rng.uniform(0.02, 0.35), rng.normal(0, 0.05)
     stage.shadow(x, z, 0.4, 0.6)
     canvas.begin(ID["person"], z=z)
@@ -165,7 +167,7 @@ def two_wheeler(stage: Stage, x: float, z: float, kind: str, *, ridden: bool) ->
     facing = rng.choice([-1, 1])
     stage.shadow(x, z, 0.7, 0.5)
     stage.canvas.begin(ID[kind], z=z)
-    frame = stage.paint()
+    frame = stage.paint(kind)
     if side and kind == "bicycle":
         _bicycle(stage, x, z, facing, frame)
     elif side:
@@ -211,7 +213,7 @@ def _motorcycle(stage: Stage, x: float, z: float, facing: int, frame: Color) -> 
 
 def _rider(stage: Stage, x: float, z: float, facing: int, *, seat: float) -> None:
     rng, canvas, camera = stage.rng, stage.canvas, stage.camera
-    coat, trousers = stage.paint(), stage.paint()
+    coat, trousers = stage.paint("clothes"), stage.paint("clothes")
     canvas.begin(ID["rider"], z=z)
     lean, top = facing * rng.uniform(0.1, 0.4), seat + rng.uniform(0.5, 0.65)
     seat_x = x - facing * 0.2
@@ -251,7 +253,7 @@ def tree(stage: Stage, x: float, z: float) -> None:
 
 def foliage(stage: Stage) -> Color:
     """A colour of leaves in one of the seasons."""
-    seasons = ((62, 98, 44), (38, 66, 34), (112, 130, 58), (150, 116, 52), (140, 74, 42), (96, 88, 70), (84, 120, 84))
+    seasons = ((62, 98, 44), (38, 66, 34), (112, 130, 58), (150, 116, 52), (84, 120, 84), (74, 104, 40))
     return stage.lit(seasons[stage.rng.integers(len(seasons))], 14)
 
 

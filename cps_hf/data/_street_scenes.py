@@ -46,12 +46,12 @@ def draw_street_scene(
     camera = Camera(
         center=width * rng.normal(0.5, 0.07),
         horizon=height * rng.uniform(0.36, 0.5),
-        focal=max(width / 2, height) * rng.uniform(1.0, 1.4),
+        focal=max(width / 2, height) * rng.uniform(1.15, 1.5),
         height=rng.uniform(1.3, 2.1),
         bend=rng.normal(0, 0.0012),
     )
-    night = rng.random() < 0.12
-    light = rng.uniform(0.35, 0.55) if night else rng.uniform(0.7, 1.12)
+    night = rng.random() < 0.07
+    light = rng.uniform(0.45, 0.6) if night else rng.uniform(0.85, 1.1)
     stage = Stage(Canvas(size, ID["unlabeled"], rng), camera, rng, light, night)
     sky = _sky(stage)
     street = _Street(rng)
@@ -62,7 +62,7 @@ def draw_street_scene(
     _ego_vehicle(stage)
     picture = _weather(stage.canvas.picture(), stage.canvas.plane("depth"), sky, rng)
     labels = stage.canvas.plane("labels")
-    image = photograph(picture, rng, noise=14)
+    image = photograph(picture, rng, noise=6)
     _out_of_roi(image, labels, rng)
     return image, labels
 
@@ -80,8 +80,8 @@ class _Street:
         self.road = (-rng.uniform(2.2, 6.5), rng.uniform(2.2, 6.5))
         self.parking = tuple(rng.uniform(2, 2.5) if rng.random() < 0.3 else 0.0 for _ in range(2))
         self.sidewalk = tuple(rng.uniform(1.4, 4.5) for _ in range(2))
-        self.verge = tuple(rng.uniform(1, 6) if rng.random() < 0.45 else 0.3 for _ in range(2))
-        self.tracks = rng.random() < 0.28
+        self.verge = tuple(rng.uniform(2, 6) if rng.random() < 0.6 else 0.3 for _ in range(2))
+        self.tracks = rng.random() < 0.35
 
     def edges(self, side: int) -> tuple[float, float, float, float]:
         """On this side (-1 left, 1 right): where road, parking, sidewalk and verge end."""
@@ -126,7 +126,7 @@ def _sky(stage: Stage) -> tuple[int, int, int]:
         box = (x, camera.horizon - h, x + w, camera.horizon + 2)
         if kind < 0.45:
             canvas.begin(ID["building"], z=_FAR)
-            canvas.rectangle(box, stage.paint(), grain=stage.grain())
+            canvas.rectangle(box, stage.paint("building"), grain=stage.grain())
         elif kind < 0.85:
             canvas.begin(ID["vegetation"], z=_FAR)
             canvas.ellipse((x - 3, box[1], x + w + 3, camera.horizon + h), foliage(stage), grain=("leaves", 16))
@@ -145,7 +145,7 @@ def _strip(stage: Stage, label: str | None, left: float, right: float, color, gr
 
 def _ground(stage: Stage, street: _Street) -> None:
     canvas, rng, camera = stage.canvas, stage.rng, stage.camera
-    soils = ((96, 128, 60), (130, 136, 72), (134, 112, 84), (180, 168, 132), (222, 224, 228), (72, 96, 52))
+    soils = ((112, 152, 66), (138, 150, 76), (150, 130, 88), (96, 136, 60))
     soil = stage.lit(soils[rng.integers(len(soils))], 12)
     open_ground = "terrain" if rng.random() < 0.75 else "ground"
     if open_ground == "ground":
@@ -154,9 +154,9 @@ def _ground(stage: Stage, street: _Street) -> None:
              rng.uniform(10, 28))  # fmt: skip
     canvas.begin(ID[open_ground])
     canvas.rectangle((0, camera.horizon, canvas.width, canvas.height), soil, grain=grain)
-    asphalts = ((92, 92, 96), (122, 120, 118), (68, 68, 74), (148, 144, 138), (110, 98, 90))
+    asphalts = ((92, 92, 96), (122, 120, 118), (68, 68, 74), (104, 98, 96))
     asphalt = stage.lit(asphalts[rng.integers(len(asphalts))], 10)
-    pavings = ((150, 146, 140), (176, 168, 156), (150, 110, 96), (110, 110, 112), (196, 186, 160))
+    pavings = ((150, 146, 140), (176, 168, 156), (164, 122, 108), (196, 186, 160))
     for side in (-1, 1):
         road, parking, sidewalk, _ = street.edges(side)
         if abs(sidewalk - parking) > 0:
@@ -229,13 +229,13 @@ def _sides(stage: Stage, street: _Street) -> None:
             cuts.append(cuts[-1] + rng.uniform(5, 20))
         for near, far in reversed(list(zip(cuts, cuts[1:], strict=False))):
             kind = rng.random()
-            if kind < 0.3 + 0.4 * town:
+            if kind < 0.15 + 0.4 * town:
                 building(stage, side, front, near, far)
-            elif kind < 0.85:
+            elif kind < 0.9:
                 if rng.random() < 0.7:
                     behind = front + side * rng.uniform(3, 8)
                     (building if rng.random() < 0.4 else hedge)(stage, side, behind, near, far)
-                (wall, fence, hedge)[rng.integers(3)](stage, side, front, near, far)
+                (wall, fence, hedge)[rng.choice(3, p=[0.4, 0.4, 0.2])](stage, side, front, near, far)
             elif rng.random() < 0.5:
                 for _ in range(rng.integers(1, 4)):
                     tree(stage, front + side * rng.uniform(0.5, 5), rng.uniform(near, far) + 3)
@@ -253,7 +253,7 @@ def _traffic(stage: Stage, street: _Street) -> None:
         _beside_the_road(add, rng, street, side)
     _on_the_road(add, rng, street)
     if street.tracks and rng.random() < 0.75:
-        z, x = rng.uniform(7, 26), _track_position(street)
+        z, x = rng.uniform(6, 16), _track_position(street)
         add(_vehicle_of("train"), x, z, across=rng.random() < 0.15)
     for _, draw, arguments, options in sorted(things, key=lambda thing: -thing[0]):
         draw(stage, *arguments, **options)
@@ -267,28 +267,28 @@ def _vehicle_of(kind: str):
     return lambda stage, x, z, **options: vehicle(stage, kind, x, z, **options)
 
 
-def _depth(rng: np.random.Generator, near: float = 4.0, far: float = 32.0) -> float:
+def _depth(rng: np.random.Generator, near: float = 4.0, far: float = 24.0) -> float:
     """A distance, near ones likelier than far ones."""
-    return near * (far / near) ** float(rng.random() ** 0.9)
+    return near * (far / near) ** float(rng.random() ** 1.3)
 
 
 def _beside_the_road(add, rng: np.random.Generator, street: _Street, side: int) -> None:
     road, parking, sidewalk, front = street.edges(side)
     for _ in range(rng.poisson(1.4)):
-        add(pole, parking + side * rng.uniform(0.2, 0.7), _depth(rng, 6, 40))
+        add(pole, parking + side * rng.uniform(0.2, 0.7), _depth(rng, 5, 25))
     for draw, often in ((traffic_light, 0.7), (traffic_sign, 1.1)):
         for _ in range(rng.poisson(often)):
-            add(draw, parking + side * rng.uniform(0.2, 0.8), _depth(rng, 5, 22))
+            add(draw, parking + side * rng.uniform(0.2, 0.8), _depth(rng, 4.5, 16))
     if abs(front - sidewalk) > 0.8:
         for _ in range(rng.poisson(1.0)):
-            add(tree, rng.uniform(*sorted((sidewalk, front))), _depth(rng, 6, 40))
+            add(tree, rng.uniform(*sorted((sidewalk, front))), _depth(rng, 5, 25))
     for _ in range(rng.poisson(1.6)):
-        add(person, rng.uniform(*sorted((parking, sidewalk))), _depth(rng, 4.5, 24))
+        add(person, rng.uniform(*sorted((parking, sidewalk))), _depth(rng, 4.5, 16))
     for _ in range(rng.poisson(0.4)):
         add(clutter, rng.uniform(*sorted((parking, sidewalk))), _depth(rng, 4, 25))
     for kind in ("bicycle", "motorcycle"):
         for _ in range(rng.poisson(0.35)):
-            add(two_wheeler, parking + side * rng.uniform(0.3, 1.2), _depth(rng, 4, 16), kind, ridden=False)
+            add(two_wheeler, parking + side * rng.uniform(0.3, 1.2), _depth(rng, 4, 11), kind, ridden=False)
     z = rng.uniform(5, 14)
     while parking != road and z < 40:  # parked, one behind the other
         if rng.random() < 0.7:
@@ -299,15 +299,15 @@ def _beside_the_road(add, rng: np.random.Generator, street: _Street, side: int) 
 
 def _on_the_road(add, rng: np.random.Generator, street: _Street) -> None:
     left, right = street.road
-    for kind, often in (("car", 1.3), ("truck", 0.3), ("bus", 0.3), ("trailer", 0.03)):
+    for kind, often in (("car", 1.3), ("truck", 0.35), ("bus", 0.4), ("trailer", 0.03)):
         for _ in range(rng.poisson(often)):
             x = rng.uniform(left + 1.2, right - 1.2) if right - left > 5 else right - 1.4
-            add(_vehicle_of(kind), x, _depth(rng, 6, 36), across=rng.random() < 0.3)
+            add(_vehicle_of(kind), x, _depth(rng, 6, 26), across=rng.random() < 0.3)
     for kind in ("bicycle", "motorcycle"):
         for _ in range(rng.poisson(0.45)):
-            add(two_wheeler, rng.uniform(left + 0.4, right - 0.4), _depth(rng, 5, 20), kind, ridden=True)
+            add(two_wheeler, rng.uniform(left + 0.4, right - 0.4), _depth(rng, 4.5, 13), kind, ridden=True)
     for _ in range(rng.poisson(0.5)):
-        add(person, rng.uniform(left, right), _depth(rng, 5, 22))
+        add(person, rng.uniform(left, right), _depth(rng, 4.5, 16))
 
 
 def _shadows(stage: Stage, street: _Street) -> None:
@@ -343,7 +343,7 @@ def _ego_vehicle(stage: Stage) -> None:
 
 def _weather(picture: np.ndarray, depth: np.ndarray, sky, rng: np.random.Generator) -> np.ndarray:
     """Haze that grows with distance, and at times rain or snow."""
-    fog = rng.uniform(0.5, 1.0) if rng.random() < 0.18 else rng.uniform(0.0, 0.35)
+    fog = rng.uniform(0.4, 0.8) if rng.random() < 0.12 else rng.uniform(0.0, 0.25)
     share = (fog * depth.astype(np.float32) / 255)[..., None]
     picture = picture + (np.asarray(sky, np.float32) - picture) * share
     if rng.random() < 0.15:

@@ -20,7 +20,7 @@ def vehicle(stage: Stage, kind: str, x: float, z: float, *, across: bool = False
     """A vehicle whose near end is at (x, z); `across`: it stands across the street and shows its flank."""
     rng, canvas = stage.rng, stage.canvas
     width, height, length = (rng.uniform(*bounds) for bounds in SIZES[kind])
-    body = stage.paint()
+    body = stage.paint(kind)
     stage.shadow(x, z, (length if across else width) * 0.55, width if across else length * 0.6)
     canvas.begin(ID[kind], z=z)
     if across:

@@ -19,9 +19,18 @@ from huggingface_hub import constants
 from PIL import Image
 from tqdm.auto import tqdm
 
+from ._object_scenes import draw_object_scene
 from ._street_scenes import STREET_SIZE, draw_street_scene
+from .voc import voc_color
 
-__all__ = ["GENERATOR_VERSION", "STREET_SIZE", "draw_street_scene", "write_street_scenes"]
+__all__ = [
+    "GENERATOR_VERSION",
+    "STREET_SIZE",
+    "draw_object_scene",
+    "draw_street_scene",
+    "write_object_scenes",
+    "write_street_scenes",
+]
 
 GENERATOR_VERSION = 1
 """Part of every cached folder's name. Scores are compared across runs: whoever changes a pixel must raise it."""
@@ -33,6 +42,7 @@ _CITIES = {
     "train_extra": ("augsburg", "dortmund", "freiburg", "mannheim"),
     "val": ("frankfurt", "lindau", "munster"),
 }
+_VOC_YEARS = {"train": 2007, "val": 2008}
 
 
 def write_street_scenes(
@@ -86,6 +96,53 @@ def write_street_scenes(
         "seed": int(seed),
     }
     return _write_once(root, {"kind": "street", **made_of}, fill)
+
+
+def write_object_scenes(
+    root: str | Path | None = None,
+    *,
+    num_train: int = 300,
+    num_val: int = 100,
+    seed: int = 0,
+    progress: bool = True,
+) -> Path:
+    """Object scenes in the VOC layout, in `VOCdevkit/VOC2012/` below `root`: JPEG images of many sizes, palette PNGs.
+
+    Args:
+        root: the folder to make; a folder that already holds this very set is returned as it is. None: a folder in
+            the Hugging Face cache, named after all that determines its content.
+        num_train, num_val: how many images.
+        seed: another seed draws other scenes. Scene n of a split does not depend on how many there are.
+        progress: show a bar while drawing.
+
+    Returns:
+        The folder (`root`), to be given to `load_voc`.
+
+    Raises:
+        ValueError: a number makes no sense, or `root` holds something else (nothing is ever overwritten).
+    """
+    counts = {"train": num_train, "val": num_val}
+    _check(counts, may_be_empty=None, seed=seed)
+    palette = [channel for index in range(256) for channel in voc_color(index)]
+
+    def fill(folder: Path) -> None:
+        voc = folder / "VOCdevkit" / "VOC2012"
+        names: dict[str, list[str]] = {split: [] for split in counts}
+        for split, n in _scenes_of(counts, "object scenes", progress):
+            image, labels = draw_object_scene(_scene_index(list(counts), split, n), seed=seed)
+            name = f"{_VOC_YEARS[split]}_{n:06d}"
+            mask = Image.fromarray(labels)
+            mask.putpalette(palette)  # greyscale becomes palette mode, the values stay
+            _save(image, voc / "JPEGImages" / f"{name}.jpg", quality=92)
+            _save(mask, voc / "SegmentationClass" / f"{name}.png")
+            names[split].append(name)
+        listings = voc / "ImageSets" / "Segmentation"
+        listings.mkdir(parents=True)
+        for split, ids in {**names, "trainval": sorted(names["train"] + names["val"])}.items():
+            (listings / f"{split}.txt").write_text("".join(f"{name}\n" for name in ids), encoding="utf-8")
+
+    made_of = {**{f"num_{split}": int(count) for split, count in counts.items()}, "seed": int(seed)}
+    return _write_once(root, {"kind": "object", **made_of}, fill)
 
 
 def _check(counts: dict[str, int], *, may_be_empty: str | None, seed: int) -> None:
