@@ -24,8 +24,8 @@ RUN_FILES = ("config.yaml", "metrics.jsonl", "results.json", "bad_samples.jsonl"
 RUN_FOLDERS = ("best", "teacher", "pictures", "branch_*", "checkpoint-*", "tmp-*")
 
 
-def prepare_output_dir(output_dir: str, *, overwrite: bool, resuming: bool) -> None:
-    """Make the folder, or say before any time is lost why it cannot be used. To be called by one process.
+def check_output_dir(output_dir: str, *, overwrite: bool, resuming: bool) -> None:
+    """Say before any time is lost why the folder cannot be used.
 
     Raises:
         ValueError: it is a file, or it holds a run and neither `overwrite` nor `resuming` is asked for.
@@ -33,23 +33,32 @@ def prepare_output_dir(output_dir: str, *, overwrite: bool, resuming: bool) -> N
     folder = Path(output_dir)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"`output_dir` must be a folder, but {output_dir} is a file. Choose another name.")
+    # A run that stopped before its first log left its settings alone: nothing that would be lost.
+    traces = sorted(path.name for path in _run_paths(folder) if path.name != "config.yaml")
+    if traces and not overwrite and not resuming:
+        newest = newest_checkpoint(output_dir)
+        resume = (
+            f"resume it with `--resume_from_checkpoint true` (its newest checkpoint is {newest})"
+            if newest
+            else "it has no checkpoint to resume from"
+        )
+        raise ValueError(
+            f"`output_dir` {output_dir} holds a run ({', '.join(traces[:4])}{' ...' if len(traces) > 4 else ''}): "
+            f"{resume}; remove it with `--overwrite_output_dir`, or choose another folder."
+        )
+
+
+def prepare_output_dir(output_dir: str, *, resuming: bool) -> None:
+    """Make the folder; what an earlier run left there is removed unless it goes on. To be called by one process."""
     if not resuming:
-        traces = [p for name in RUN_FILES for p in folder.glob(name)]
-        traces += [p for pattern in RUN_FOLDERS for p in folder.glob(pattern)]
-        if traces and not overwrite:
-            newest = newest_checkpoint(output_dir)
-            resume = (
-                f"resume it with `--resume_from_checkpoint true` (its newest checkpoint is {newest})"
-                if newest
-                else "it has no checkpoint to resume from"
-            )
-            raise ValueError(
-                f"`output_dir` {output_dir} holds a run ({', '.join(sorted(p.name for p in traces)[:4])} ...): "
-                f"{resume}, remove it with `--overwrite_output_dir`, or choose another folder."
-            )
-        for path in traces:
+        for path in _run_paths(Path(output_dir)):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    folder.mkdir(parents=True, exist_ok=True)
+    Path(output_dir).mkdir(parents=True, exist_ok=True)
+
+
+def _run_paths(folder: Path) -> list[Path]:
+    """What a run wrote into its folder."""
+    return [path for pattern in (*RUN_FILES, *RUN_FOLDERS) for path in folder.glob(pattern)]
 
 
 def checkpoints_in(output_dir: str | Path) -> list[Path]:

@@ -163,15 +163,18 @@ class CPSTrainer:
         args, accelerator = self.args, self.accelerator
         wanted = args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
         checkpoint = checkpoints.resolve_checkpoint(wanted, args.output_dir)
+        # All that can be wrong is found before anything is written.
+        checkpoints.check_output_dir(args.output_dir, overwrite=args.overwrite_output_dir, resuming=bool(checkpoint))
+        resumed = checkpoints.read_state(checkpoint) if checkpoint else {"streams": {}}
+        labeled, unlabeled = self._train_streams(resumed["streams"])
+        self._check_first_evaluation_batch()
         if accelerator.is_main_process:
-            checkpoints.prepare_output_dir(
-                args.output_dir, overwrite=args.overwrite_output_dir, resuming=checkpoint is not None
-            )
+            checkpoints.prepare_output_dir(args.output_dir, resuming=bool(checkpoint))
             config = cli.to_yaml(args, self.objective)
             checkpoints.write_atomically(Path(args.output_dir) / "config.yaml", config)
         accelerator.wait_for_everyone()
-        resumed = self._load_checkpoint(checkpoint) if checkpoint else {"streams": {}}
-        self._check_first_evaluation_batch()
+        if checkpoint:
+            self._load_checkpoint(checkpoint, resumed)
         assembly.init_trackers(accelerator, args, self.objective)
         self.run_log = RunLog(
             accelerator,
@@ -181,11 +184,15 @@ class CPSTrainer:
             show_bar=not args.disable_tqdm,
         )
         try:
-            self._loop(*self._train_streams(resumed["streams"]))
+            self._loop(labeled, unlabeled)
         finally:
             self.run_log.bar.close()
-            accelerator.end_training()
-        return self._finish()
+            # Not accelerator.end_training(), which would end the processes' group before the branches are exported.
+            for tracker in accelerator.trackers:
+                tracker.finish()
+        summary = self._finish()
+        self.run_log = None  # what is logged from now on belongs to no run
+        return summary
 
     def _loop(self, labeled: TrainStream, unlabeled: TrainStream | None) -> None:
         """The phases of an optimizer step, until the callbacks say that it is enough."""
@@ -310,11 +317,10 @@ class CPSTrainer:
                     "images_per_second": self.stopwatch.read(),
                 }
             )
-        last = state.global_step >= args.max_steps or self.control.should_training_stop
-        if self.control.should_evaluate or last:
+        if self.control.should_evaluate or self.control.should_training_stop:
             self.evaluate()
             self._keep_best()
-        if self.control.should_save or last:
+        if self.control.should_save or self.control.should_training_stop:  # an evaluation may have stopped the run
             self._save_checkpoint()
             self.control = self.callback_handler.on_save(args, state, self.control)
 
@@ -574,8 +580,7 @@ class CPSTrainer:
             save_total_limit=self.args.save_total_limit,
         )
 
-    def _load_checkpoint(self, checkpoint: Path) -> dict[str, Any]:
-        state = checkpoints.read_state(checkpoint)
+    def _load_checkpoint(self, checkpoint: Path, state: dict[str, Any]) -> None:
         self.accelerator.load_state(str(checkpoint))
         self.lr_scheduler.load_state_dict(state["scheduler"])
         self.averages.load(state["averages"], self.device)
@@ -586,7 +591,6 @@ class CPSTrainer:
             for name, value in state["callbacks"].get(type(callback).__name__, {}).items():
                 setattr(callback, name, value)
         logger.info("Resumed from %s at step %d.", checkpoint, state["step"])
-        return state
 
     _first_step = 0
 

@@ -182,3 +182,4 @@ def report(results: dict, args: TrainArguments, names: list[str]) -> None:
 
 if __name__ == "__main__":
     main()
+    PartialState().destroy_process_group()

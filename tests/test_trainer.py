@@ -169,8 +169,15 @@ def test_scores_are_those_of_predict_against_the_labels(finished, world):
 
 
 def test_training_learns(world, tmp_path):
-    results = trainer_for(world, tmp_path, tiny_upernet(), max_steps=60, logging_steps=60, agreement_images=0).train()
-    assert results["final"]["mean"]["mean_iou"] > 0.6
+    fields = {
+        "max_steps": 150,
+        "logging_steps": 50,
+        "agreement_images": 0,
+        "random_scale": [1.0],
+        "learning_rate": 3e-3,
+    }
+    results = trainer_for(world, tmp_path, tiny_upernet(), Supervised(), **fields).train()
+    assert results["final"]["mean"]["mean_iou"] > 0.4  # always predicting the ground gives 0.26
 
 
 def test_the_rate_follows_the_poly_schedule(world, tmp_path):
@@ -257,7 +264,7 @@ def test_trackers_get_every_logged_value(world, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     trainer_for(world, tmp_path, report_to=["tensorboard"], eval_steps=2, run_name="a-run").train()
-    (folder,) = {p.parent for p in (tmp_path / "out").rglob("events.*") if "a-run" in str(p)} or [None]
+    (folder,) = {p.parent for p in (tmp_path / "out").rglob("events.*") if p.parent.name == "a-run"}
     events = EventAccumulator(str(folder)).Reload()
     for line in log_lines(tmp_path):
         for name, value in line.items():
@@ -342,13 +349,11 @@ def test_gradients_are_clipped_a_branch(world, tmp_path):
 
 
 def test_sliding_evaluation_is_used_when_asked_for(world, tmp_path):
-    scores = [
-        trainer_for(
-            world, tmp_path / mode, tiny_upernet(), max_steps=30, eval_mode=mode, eval_crop_size=[16, 16]
-        ).train()
-        for mode in ("whole", "sliding")
-    ]
-    assert scores[0]["final"]["mean"]["mean_iou"] != scores[1]["final"]["mean"]["mean_iou"]
+    scores = []
+    for mode in ("whole", "sliding"):
+        trainer = trainer_for(world, tmp_path / mode, objective=Supervised(), eval_mode=mode, eval_crop_size=[16, 16])
+        scores.append(trainer.train()["final"]["mean"]["mean_iou"])
+    assert scores[0] != scores[1]
 
 
 def test_checkpoints_are_pruned_to_the_limit(world, tmp_path):

@@ -99,9 +99,9 @@ class MapReader:
 class IterableReader:
     """The global order of a streamed data set.
 
-    The first pass is `shuffle(seed, buffer)`. So is each further one, with a seed of its own, unless the whole set fits
-    into the buffer: then its rows, still encoded, are kept and permuted, since opening a stream takes seconds and a
-    labeled set may be passed over every few steps. Every process reads all rows and keeps its own; only decoding and
+    The first pass is `shuffle(seed, buffer)`. So is each further one, with a seed of its own, unless the whole set
+    fits into the buffer: then its rows, still encoded, are kept and permuted, since opening a stream takes seconds and
+    a labeled set may be passed over every few steps. Every process reads all rows and keeps its own; only decoding and
     transforms run in workers. `length`, the rows of a pass, is known once a pass has ended; a resumed run is given it,
     since it needs to know in which pass its position lies.
     """
