@@ -10,10 +10,11 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData, get_token
+from huggingface_hub import EvalResult, GitCommitInfo, HfApi, ModelCard, ModelCardData, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from transformers import PreTrainedModel, SegformerImageProcessor
@@ -22,9 +23,6 @@ logger = logging.getLogger(__name__)
 
 # These take one input size only, so their images must be resized: oblong ones are refused.
 _SQUARE_MODELS = ("dpt", "data2vec-vision")
-
-
-# ------------------------------------------------------------------------------------------------------- exporting
 
 
 def export_branch(
@@ -66,7 +64,7 @@ def export_branch(
     shutil.rmtree(temporary, ignore_errors=True)  # left by a run that was killed here
     temporary.mkdir(parents=True)
     model.save_pretrained(temporary)  # not state_dict(): the names in a file may differ from those in memory
-    config = _write_class_names(temporary / "config.json", id2label)
+    config = _rewrite_config(temporary / "config.json", id2label)
     if processing_class is None:
         processing_class = _image_processor(model, image_mean, image_std)
     else:
@@ -106,13 +104,16 @@ def _check_export(model: PreTrainedModel, directory: Path, id2label: Mapping[int
             )
 
 
-def _write_class_names(path: Path, id2label: Mapping[int, str] | None) -> dict[str, Any]:
-    """config.json with the class names; the model in memory is left as it is. Returns the content."""
+def _rewrite_config(path: Path, id2label: Mapping[int, str] | None) -> dict[str, Any]:
+    """config.json with the class names and without local paths; the model in memory is left as it is."""
     config = json.loads(path.read_text(encoding="utf-8"))
     if id2label is not None:
         config["id2label"] = {str(index): id2label[index] for index in sorted(id2label)}
         config["label2id"] = {id2label[index]: index for index in sorted(id2label)}
-        path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+        if "_name_or_path" in part and (not _hub_id(part["_name_or_path"]) or Path(part["_name_or_path"]).exists()):
+            del part["_name_or_path"]  # where a backbone's weights came from on this machine
+    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return config
 
 
@@ -138,18 +139,18 @@ def _check_processor(processor: Any, model: PreTrainedModel, image_mean, image_s
     squashes = getattr(processor, "do_resize", False) and "height" in size and "width" in size
     if squashes and model.config.model_type not in _SQUARE_MODELS:
         logger.warning(
-            "`processing_class` squashes every image to %s x %s, whatever its shape, and is saved so. "
-            "Training did not: set `processing_class.do_resize = False`.",
+            "`processing_class` squashes every image to %s x %s, whatever its shape; training did not. "
+            "Set `processing_class.do_resize = False`.",
             size["height"],
             size["width"],
         )
-    theirs = [getattr(processor, name, None) for name in ("image_mean", "image_std")]
-    for name, theirs_, ours in zip(("image_mean", "image_std"), theirs, (image_mean, image_std), strict=True):
-        if theirs_ is None or any(abs(a - b) > 1e-6 for a, b in zip(theirs_, ours, strict=True)):
+    for name, ours in (("image_mean", image_mean), ("image_std", image_std)):
+        theirs = getattr(processor, name, None) if getattr(processor, "do_normalize", False) else None
+        if theirs is None or [round(float(v), 6) for v in theirs] != [round(float(v), 6) for v in ours]:
             logger.warning(
-                "`processing_class.%s` is %s, but training used %s: the exported branch would see other numbers.",
+                "`processing_class` normalises with %s %s, training with %s: the exported branch sees other numbers.",
                 name,
-                theirs_,
+                theirs,
                 list(ours),
             )
 
@@ -164,14 +165,11 @@ def _replace_folder(temporary: Path, final: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-# -------------------------------------------------------------------------------------------------------- the card
-
 _FACTS = (
     *("model_name", "branch", "architecture", "base_model", "license", "id2label", "trust_remote_code", "directory"),
     *("dataset_name", "partition_name", "partition_sha256", "num_labeled", "num_unlabeled", "objective"),
     *("objective_fields", "citation", "settings", "scores", "best", "step", "eval", "versions", "picture", "limits"),
 )
-_ROWS_OF_BEST = ("step", "branch")  # what stands in `best` beside a row a network
 _CITATION = """@inproceedings{chen2021cps,
   title     = {Semi-Supervised Semantic Segmentation with Cross Pseudo Supervision},
   author    = {Chen, Xiaokang and Yuan, Yuhui and Zeng, Gang and Wang, Jingdong},
@@ -200,57 +198,44 @@ def render_card(facts: Mapping[str, Any]) -> str:
     """
     missing, unknown = set(_FACTS) - set(facts), set(facts) - set(_FACTS)
     if missing or unknown:
-        raise ValueError(
-            f"The facts of a model card: missing {sorted(missing) or 'none'}, unknown {sorted(unknown) or 'none'}. "
-            f"Give all of {', '.join(_FACTS)}."
-        )
-    best_step = facts["best"].get("step")
-    own = (facts["best"] if best_step == facts["step"] else facts["scores"]).get(facts["branch"], {})
-    citations = [text.strip() for text in (_CITATION, facts["citation"]) if text]
+        raise ValueError(f"Facts of a model card: missing {sorted(missing)}, unknown {sorted(unknown)}.")
+    is_best = facts["best"].get("step") == facts["step"]
+    own = facts["best"] if is_best else facts["scores"]  # of the step that is exported
+    citations = [_CITATION, facts["citation"]] if facts["citation"] else [_CITATION]
     card = ModelCard.from_template(
-        _metadata(facts, own),
+        _metadata(facts, own.get(facts["branch"], {})),
         template_str=(files(__package__) / "model_card_template.md").read_text(encoding="utf-8"),
-        title=escape_markdown(facts["model_name"]),
-        model_id=json.dumps(_plain(facts["directory"])),
-        trust_remote_code=facts["trust_remote_code"],
-        branch=facts["branch"].replace("_", " "),
-        architecture=escape_markdown(facts["architecture"]),
-        base_model=escape_markdown(_hub_id(facts["base_model"]) or ""),
-        num_classes=len(facts["id2label"]),
-        dataset=escape_markdown(facts["dataset_name"] or ""),
-        partition=escape_markdown(facts["partition_name"] or ""),
-        partition_sha256=facts["partition_sha256"],
-        num_labeled=facts["num_labeled"],
-        num_unlabeled=facts["num_unlabeled"],
-        objective=escape_markdown(facts["objective"]),
-        objective_fields=_printed(facts["objective_fields"]),
-        settings=_printed(facts["settings"]),
-        step=facts["step"],
-        best_step=best_step,
-        best_branch=str(facts["best"].get("branch", "")).replace("_", " "),
-        score_rows=_score_rows(facts),
-        class_rows=_class_rows(facts, own),
-        evaluation=_printed(facts["eval"]),
-        versions=_printed(facts["versions"]),
-        picture=Path(facts["picture"]).name if facts["picture"] else None,
-        limits=escape_markdown(facts["limits"] or ""),
-        citations=[text.replace("```", "'''") for text in dict.fromkeys(citations)],
+        **{name: _shown(value) for name, value in facts.items() if name not in ("scores", "best")},
+        model_id=json.dumps(_without_paths(facts["directory"])),
+        networks=[name for name in own if name not in ("step", "branch")],
+        own=own,
+        scores=facts["scores"],
+        best=facts["best"],
+        citations=[text.strip().replace("```", "'''") for text in dict.fromkeys(citations)],
+        percent=_percent,
     )
     return str(card)
 
 
 def escape_markdown(text: Any) -> str:
-    """A text that a Markdown page or table shows as it is; paths of this machine are cut to names."""
-    text = re.sub(r"([\\`*_\[\]{}|~$#])", r"\\\1", _plain(text))
+    """A text that a Markdown page or a table cell shows as it is."""
+    text = re.sub(r"([\\`*_\[\]{}|~$#])", r"\\\1", " ".join(str(text).split()))
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def _plain(text: Any) -> str:
-    """One line, and of a path of this machine only the last part."""
-    line = " ".join(str(text).split())
-    if re.match(r"(/|~|\.\.?[/\\]|[A-Za-z]:[/\\]|\\\\)", line):
-        line = re.split(r"[/\\]", line.rstrip("/\\"))[-1]
-    return line
+def _shown(value: Any) -> Any:
+    """Facts as the template prints them: every text escaped and without paths, at any depth; numbers as they are."""
+    if isinstance(value, Mapping):
+        return {_shown(name): _shown(item) for name, item in value.items()}
+    if value is None or isinstance(value, int | float):
+        return value
+    return escape_markdown(_without_paths(value))
+
+
+def _without_paths(value: Any) -> str:
+    """One line, in which paths of this machine are cut to names."""
+    path = r"""(^|[\s'",(\[=])((?:/|~/|\.\.?[/\\]|[A-Za-z]:[/\\]|\\\\)(?=\S)[^'",)\]]+)"""
+    return re.sub(path, lambda m: m[1] + re.split(r"[/\\]", m[2].rstrip("/\\"))[-1], " ".join(str(value).split()))
 
 
 def _hub_id(name: str | None) -> str | None:
@@ -263,7 +248,7 @@ def _hub_id(name: str | None) -> str | None:
 
 
 def _metadata(facts: Mapping[str, Any], own: Mapping[str, Any]) -> ModelCardData:
-    dataset = _plain(facts["dataset_name"]) if facts["dataset_name"] else None
+    dataset = _without_paths(facts["dataset_name"]) if facts["dataset_name"] else None
     results = [
         EvalResult(
             task_type="image-segmentation",
@@ -279,7 +264,7 @@ def _metadata(facts: Mapping[str, Any], own: Mapping[str, Any]) -> ModelCardData
         if dataset and _is_number(own.get(metric))
     ]
     return ModelCardData(
-        model_name=_plain(facts["model_name"]),
+        model_name=_without_paths(facts["model_name"]),
         license=facts["license"] or "unknown",
         library_name="transformers",
         pipeline_tag="image-segmentation",
@@ -292,40 +277,11 @@ def _metadata(facts: Mapping[str, Any], own: Mapping[str, Any]) -> ModelCardData
 
 
 def _is_number(value: Any) -> bool:
-    return value is not None and math.isfinite(value)
+    return isinstance(value, Real) and math.isfinite(value)
 
 
 def _percent(value: Any) -> str:
     return f"{100 * value:.2f}" if _is_number(value) else "-"
-
-
-def _printed(fields: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [(escape_markdown(name), escape_markdown(value)) for name, value in fields.items()]
-
-
-def _score_rows(facts: Mapping[str, Any]) -> list[list[str]]:
-    """A row a network: its name, mIoU and pixel accuracy at the last step, the same at the best step."""
-    names = [name for name in (facts["scores"] or facts["best"]) if name not in _ROWS_OF_BEST]
-    return [
-        [
-            escape_markdown(name.replace("_", " ")),
-            *(
-                _percent(scores.get(name, {}).get(metric))
-                for scores in (facts["scores"], facts["best"])
-                for metric in ("mean_iou", "overall_accuracy")
-            ),
-        ]
-        for name in names
-    ]
-
-
-def _class_rows(facts: Mapping[str, Any], own: Mapping[str, Any]) -> list[list[str]]:
-    values = own.get("per_category_iou") or []
-    names = [escape_markdown(facts["id2label"][index]) for index in sorted(facts["id2label"])]
-    return [[name, _percent(value)] for name, value in zip(names, values, strict=True)] if len(values) else []
-
-
-# --------------------------------------------------------------------------------------------------------- pushing
 
 
 def push_branch(
@@ -361,8 +317,11 @@ def push_branch(
     """
     directory = Path(directory)
     _check_push(directory, repo_id, token)
+    if create_pr and tag is not None:
+        raise ValueError("`tag` names a commit of a branch, and `create_pr` makes none: tag after merging.")
+    options = {"private": private, "revision": revision, "create_pr": create_pr, "tag": tag}
+    given = "".join(f", {name}={value!r}" for name, value in options.items())
     api = HfApi(token=token)
-    later = f"cps_hf.hub.push_branch({str(directory)!r}, {repo_id!r}, private={private}, revision={revision!r})"
     try:
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if revision is not None:
@@ -374,7 +333,8 @@ def push_branch(
     except Exception as error:  # of the Hub, the network or the disk
         raise RuntimeError(
             f"Pushing {directory} to {repo_id} failed: {type(error).__name__}: {error}. Nothing is lost, the branch "
-            f"is in {directory}. To push it later: {later}"
+            f"is in {directory}. To push it later, in Python: "
+            f"cps_hf.hub.push_branch({str(directory)!r}, {repo_id!r}{given})"
         ) from error
     logger.info("Pushed %s to %s.", directory, address)
     return address
@@ -416,21 +376,23 @@ def _finish_card(directory: Path, repo_id: str, api: HfApi) -> None:
     os.replace(temporary, path)
 
 
-def _commit(api: HfApi, directory: Path, repo_id: str, revision, message: str, create_pr: bool) -> str:
-    """One commit. When its answer is lost, the repository's newest commit tells whether it was made."""
+def _commit(api: HfApi, directory: Path, repo_id: str, revision: str | None, message: str, create_pr: bool) -> str:
+    """One commit. When its answer is lost on the way it looks like a failure: then the repository is asked."""
     before = api.repo_info(repo_id, revision=revision).sha
     try:
         info = api.upload_folder(
-            repo_id=repo_id,
-            folder_path=directory,
-            commit_message=message,
-            revision=revision,
-            create_pr=create_pr,
+            repo_id=repo_id, folder_path=directory, commit_message=message, revision=revision, create_pr=create_pr
         )
         return info.pr_url or info.commit_url
     except Exception:
-        # An answer that is lost on its way looks like a failure, yet the commit exists: look before pushing again.
-        newest = api.list_repo_commits(repo_id, revision=revision)[0]
-        if create_pr or newest.commit_id == before or newest.title != message:
+        newest = None if create_pr else _newest_commit(api, repo_id, revision)
+        if newest is None or newest.commit_id == before or newest.title != message:
             raise
         return f"{api.endpoint}/{repo_id}/commit/{newest.commit_id}"
+
+
+def _newest_commit(api: HfApi, repo_id: str, revision: str | None) -> GitCommitInfo | None:
+    try:
+        return api.list_repo_commits(repo_id, revision=revision)[0]
+    except Exception:  # the Hub is gone: the first error is the one to tell
+        return None
