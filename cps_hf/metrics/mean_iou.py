@@ -7,7 +7,6 @@ matrices. The file stands alone: `evaluate.load("<path of this file>", num_label
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import datasets
@@ -25,6 +24,9 @@ Args:
     references: the true class ids, of the same shapes.
     num_labels: the number of classes, given at load or at compute.
     ignore_index: pixels whose reference is this do not count. Default 255.
+    label_map: {found: meant} for the references that are given with it.
+    reduce_labels: references hold 0 for "no class" and 1..C for the classes.
+    nan_to_num: what to put in place of NaN.
 Returns:
     mean_iou, mean_accuracy, overall_accuracy: floats; per_category_iou, per_category_accuracy: float64 (num_labels,),
     NaN for a class that does not occur. Fractions.
@@ -33,6 +35,9 @@ Returns:
 
 class MeanIoU(evaluate.Metric):
     """Mean IoU over a confusion matrix; memory does not grow with the number of images.
+
+    With several processes, each adds its share, and before `compute` everyone sums:
+    `metric.confusion_matrix = accelerator.reduce(metric.confusion_matrix, "sum")`.
 
     Args:
         num_labels: C, the number of classes. `None`: it must be given to `compute`, which then takes all maps at once.
@@ -48,8 +53,6 @@ class MeanIoU(evaluate.Metric):
 
     def __init__(self, *args: Any, num_labels: int | None = None, ignore_index: int = 255, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        if num_labels is not None and num_labels < 1:
-            raise ValueError(f"`num_labels` must be at least 1, got {num_labels}.")
         self.num_labels, self.ignore_index = num_labels, ignore_index
         self.reset()
 
@@ -63,116 +66,121 @@ class MeanIoU(evaluate.Metric):
 
     def reset(self) -> None:
         """Forget all that was added."""
-        self._counts: Tensor | None = None
+        self._matrix: Tensor | None = None
 
     @property
     def confusion_matrix(self) -> Tensor:
-        """int64 (C, C): rows are the truth, columns the prediction. May be set, e.g. to the sum over processes.
+        """int64 (C, C) on the device of the maps: rows are the truth, columns the prediction.
 
-        Raises:
-            ValueError: a label or prediction that is no class was added.
+        May be set, e.g. to the sum over processes.
         """
-        if self._counts is None:
+        if self._matrix is None:
             return torch.zeros(self._size, self._size, dtype=torch.int64)
-        self._raise_if_out_of_range()
-        return self._counts[: self._size**2].view(self._size, self._size)
+        return self._matrix
 
     @confusion_matrix.setter
     def confusion_matrix(self, matrix: Tensor) -> None:
-        # One cell more than the matrix has: it counts what belongs nowhere.
-        self._counts = torch.cat([matrix.flatten(), matrix.new_zeros(1)])
+        if tuple(matrix.shape) != (self._size, self._size):
+            raise ValueError(f"The confusion matrix must be ({self._size}, {self._size}), got {tuple(matrix.shape)}.")
+        self._matrix = matrix
 
     @property
     def _size(self) -> int:
         if self.num_labels is None:
             raise ValueError("`num_labels` is not known: give it when the metric is made, or to `compute`.")
+        if self.num_labels < 1:
+            raise ValueError(f"`num_labels` must be at least 1, got {self.num_labels}.")
         return self.num_labels
 
-    def add(self, *, prediction=None, reference=None, **kwargs: Any) -> None:
+    # evaluate appends to the docstrings of the next three, so each must have one.
+
+    def add(self, *, prediction: Any = None, reference: Any = None) -> None:
         """Add one map (H, W) and its truth."""
         self.add_batch(predictions=[prediction], references=[reference])
 
-    def add_batch(self, *, predictions=None, references=None, **kwargs: Any) -> None:
+    def add_batch(self, *, predictions: Any = None, references: Any = None) -> None:
         """Add maps and their truths: tensors or arrays (H, W) or (B, H, W), or lists of maps.
 
         Raises:
-            ValueError: the shapes differ. (Values that are no class are found at `compute`, or here on the CPU.)
+            ValueError: shapes differ, values are no integers, or a pixel that counts holds no class.
         """
-        if isinstance(predictions, list | tuple) or isinstance(references, list | tuple):
-            if len(predictions) != len(references):
-                raise ValueError(f"{len(predictions)} predictions were given for {len(references)} references.")
-            for prediction, reference in zip(predictions, references, strict=True):
-                self._count(_tensor(prediction), _tensor(reference))
-        else:
-            self._count(_tensor(predictions), _tensor(references))
+        for guess, truth in _pairs(predictions, references):
+            self._count(guess, truth)
 
-    def _count(self, predictions: Tensor, references: Tensor) -> None:
-        if predictions.shape != references.shape:
+    def _count(self, guess: Tensor, truth: Tensor) -> None:
+        if guess.shape != truth.shape:
             raise ValueError(
-                f"predictions have the shape {tuple(predictions.shape)} and references {tuple(references.shape)}; "
+                f"predictions have the shape {tuple(guess.shape)} and references {tuple(truth.shape)}; "
                 "resize the predictions to the labels' size."
             )
         size = self._size
-        truth, guess = references.flatten().long(), predictions.flatten().to(references.device).long()
-        counts = truth != self.ignore_index
+        truth = truth.to(guess.device)
+        if guess.device.type == "cpu":  # numpy counts twice as fast as torch there, and compares without widening
+            lib, guess, truth = np, guess.flatten().numpy(), truth.flatten().numpy()
+            cells = size * truth.astype(np.int64) + guess.astype(np.int64)
+        else:  # bincount makes the host wait for the device, so that looking at the last cell costs nothing more
+            lib, guess, truth = torch, guess.flatten().long(), truth.flatten().long()
+            cells = size * truth + guess
+        counted = truth != self.ignore_index
         known = (truth >= 0) & (truth < size) & (guess >= 0) & (guess < size)
-        # Cells: size * truth + prediction; then one for pixels that are no class, and one for those to ignore.
-        cells = torch.where(known, size * truth + guess, size * size)
-        cells = torch.where(counts, cells, size * size + 1)
-        added = torch.bincount(cells, minlength=size * size + 2)[:-1]
-        self._counts = added if self._counts is None else self._counts.to(added.device) + added
-        if added.device.type == "cpu" and added[-1]:  # elsewhere looking would make the host wait
-            self._raise_out_of_range(truth[counts & ~known], guess[counts & ~known])
+        # Cells: size * truth + prediction; then one for pixels to ignore, and one for those that hold no class.
+        cells = lib.where(known, cells, size * size + 1)
+        cells = lib.where(counted, cells, size * size)
+        counts = lib.bincount(cells, minlength=size * size + 2)
+        if counts[-1]:
+            self._raise_no_class(guess[counted & ~known], truth[counted & ~known])
+        added = torch.as_tensor(counts[: size * size]).view(size, size)
+        self._matrix = added if self._matrix is None else self._matrix.to(added.device) + added
 
-    def _raise_if_out_of_range(self) -> None:
-        if self._counts[-1]:
-            raise ValueError(
-                f"{int(self._counts[-1])} pixels had a label or prediction outside [0, {self._size}) that is not "
-                f"ignore_index {self.ignore_index}. Map the labels to class ids before scoring."
-            )
-
-    def _raise_out_of_range(self, truth: Tensor, guess: Tensor) -> None:
+    def _raise_no_class(self, guess: Any, truth: Any) -> None:
         self.reset()  # what was added so far is no score of anything
-        values = {
-            what: [v for v in t.unique().tolist() if not 0 <= v < self._size]
-            for what, t in (("references", truth), ("predictions", guess))
-        }
-        found = " and ".join(f"{what} hold {v[:5]}" for what, v in values.items() if v)
+        found = []
+        for what, values in (("references", truth), ("predictions", guess)):
+            strange = [value for value in sorted(set(values.tolist())) if not 0 <= value < self._size]
+            if strange:
+                found.append(f"{what} hold {strange[:5]}{' and more' if len(strange) > 5 else ''}")
         raise ValueError(
-            f"{found}: expected class ids in [0, {self._size}), or ignore_index {self.ignore_index} in references. "
-            "Map the labels to class ids before scoring."
+            f"{' and '.join(found)}: expected class ids in [0, {self._size}), or ignore_index {self.ignore_index} in "
+            "references. Map the labels to class ids before scoring."
         )
 
     def compute(
         self,
         *,
-        predictions=None,
-        references=None,
+        predictions: Any = None,
+        references: Any = None,
         num_labels: int | None = None,
         ignore_index: int | None = None,
+        label_map: dict[int, int] | None = None,
+        reduce_labels: bool = False,
         nan_to_num: float | None = None,
-        **kwargs: Any,
     ) -> dict[str, Any]:
-        """The scores of all that was added since the last time, and of what is given here."""
-        if kwargs:
-            raise ValueError(
-                f"MeanIoU.compute does not know {', '.join(kwargs)}: map the labels when the data set is loaded."
-            )
+        """The scores of all that was added since the last time, and of what is given here; then starts anew.
+
+        Raises:
+            ValueError: as `add_batch`; or an option that would have had to be known when maps were added.
+        """
         for name, value in (("num_labels", num_labels), ("ignore_index", ignore_index)):
             known = getattr(self, name)
             if value is not None and value != known:
-                if self._counts is not None:
+                if self._matrix is not None:
                     raise ValueError(f"`{name}={value}`, but maps were already added with {name}={known}.")
                 setattr(self, name, value)
+        if (label_map or reduce_labels) and (references is None or self._matrix is not None):
+            raise ValueError(
+                "`label_map` and `reduce_labels` change the references given to the same call of `compute`, and maps "
+                "were added before it. Map those labels before they are added."
+            )
         if predictions is not None or references is not None:
-            self.add_batch(predictions=predictions, references=references)
+            for guess, truth in _pairs(predictions, references):
+                self._count(guess, _mapped(truth, label_map, reduce_labels))
         return self._compute(nan_to_num=nan_to_num)
 
     def _compute(self, nan_to_num: float | None = None) -> dict[str, Any]:
         matrix = self.confusion_matrix.cpu().numpy().astype(np.float64)
         self.reset()
         correct, truth, guess = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(invalid="ignore"):  # 0 / 0: a class that does not occur
             iou = correct / (truth + guess - correct)
             accuracy = correct / truth
             overall = correct.sum() / truth.sum()
@@ -185,21 +193,42 @@ class MeanIoU(evaluate.Metric):
         }
         if nan_to_num is None:
             return scores
-        return {
-            k: type(v)(np.nan_to_num(v, nan=nan_to_num)) if isinstance(v, float) else np.nan_to_num(v, nan=nan_to_num)
-            for k, v in scores.items()
-        }
+        # As in evaluate: the means are over what occurs; NaN is replaced only in what is handed out.
+        filled = {key: np.nan_to_num(value, nan=nan_to_num) for key, value in scores.items()}
+        return {key: value if value.ndim else float(value) for key, value in filled.items()}
 
 
-def _nanmean(values: Sequence[float]) -> float:
+def _nanmean(values: np.ndarray) -> float:
     present = values[~np.isnan(values)]
     return float(present.mean()) if len(present) else float("nan")
 
 
+def _pairs(predictions: Any, references: Any) -> list[tuple[Tensor, Tensor]]:
+    """(prediction, truth) by map, or one pair of batches when both are arrays."""
+    if not isinstance(predictions, list | tuple) and not isinstance(references, list | tuple):
+        return [(_tensor(predictions), _tensor(references))]
+    if len(predictions) != len(references):
+        raise ValueError(f"{len(predictions)} predictions were given for {len(references)} references.")
+    return [(_tensor(guess), _tensor(truth)) for guess, truth in zip(predictions, references, strict=True)]
+
+
 def _tensor(values: Any) -> Tensor:
-    if isinstance(values, Tensor):
-        return values
-    array = np.asarray(values)
-    if array.dtype.kind not in "iub":
-        raise ValueError(f"Class ids must be integers, found an array of {array.dtype}.")
-    return torch.from_numpy(array.astype(np.int64) if array.dtype in (np.uint16, np.uint32, np.uint64) else array)
+    if not isinstance(values, Tensor):
+        array = np.asarray(values)
+        if array.dtype.kind not in "iub":
+            raise ValueError(f"Class ids must be integers, found an array of {array.dtype}.")
+        values = torch.from_numpy(np.require(array, requirements="CW"))  # a PIL image's array is read-only
+    if values.is_floating_point() or values.is_complex():
+        raise ValueError(f"Class ids must be integers, found a tensor of {values.dtype}; take the arg max of logits.")
+    return values.detach()
+
+
+def _mapped(truth: Tensor, label_map: dict[int, int] | None, reduce_labels: bool) -> Tensor:
+    """References as class ids: first `label_map` (all at once, so that {1: 2, 2: 1} swaps), then one less each."""
+    found = truth.long()
+    truth = found.clone()
+    for value, meant in (label_map or {}).items():
+        truth[found == value] = meant
+    if reduce_labels:
+        truth = torch.where((truth == 0) | (truth == 255), 255, truth - 1)
+    return truth

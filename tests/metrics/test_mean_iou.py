@@ -1,10 +1,13 @@
 """The metric against scikit-learn's confusion matrix and against evaluate's own definition, typed out."""
 
+import tracemalloc
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.metrics import confusion_matrix
 from toy import run_python
 
@@ -45,7 +48,7 @@ def by_histograms(predictions, references, num_labels, ignore_index=255):
     }
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.int64, np.uint16])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32, np.int64, np.uint16, np.uint64])
 def test_keys_and_numbers_are_those_of_evaluates_definition(dtype):
     predictions, references = maps(dtype=dtype)
     scores = MeanIoU(num_labels=6).compute(predictions=predictions, references=references)
@@ -121,8 +124,26 @@ def test_shapes_counts_and_kinds_are_checked():
     with pytest.raises(ValueError, match="already added with num_labels=3"):
         metric.add_batch(predictions=np.zeros((2, 3), int), references=np.zeros((2, 3), int))
         metric.compute(num_labels=4)
-    with pytest.raises(ValueError, match="does not know reduce_labels"):
-        MeanIoU(num_labels=2).compute(reduce_labels=True)
+    with pytest.raises(ValueError, match="Class ids must be integers.*float32; take the arg max"):
+        metric.add_batch(predictions=torch.zeros(1, 3), references=torch.zeros(1, 3, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"must be \(3, 3\), got \(2, 2\)"):
+        metric.confusion_matrix = torch.zeros(2, 2, dtype=torch.int64)
+    with pytest.raises(ValueError, match="`num_labels` must be at least 1, got 0"):
+        MeanIoU().compute(num_labels=0)
+    for option in ({"reduce_labels": True}, {"label_map": {0: 1}}):
+        with pytest.raises(ValueError, match="Map those labels before they are added"):
+            metric.compute(**option)  # a map was added above
+
+
+def test_label_map_and_reduce_labels_change_the_references_of_that_call():
+    predictions, references = maps()
+    swap = {1: 2, 2: 1, 3: 255}
+    mapped = [np.choose(np.minimum(r, 6), [0, 2, 1, 255, 4, 5, 255]) for r in references]
+    ours = MeanIoU(num_labels=6).compute(predictions=predictions, references=references, label_map=swap)
+    np.testing.assert_allclose(ours["per_category_iou"], by_histograms(predictions, mapped, 6)["per_category_iou"])
+    raised = [np.where(r == 255, 0, r.astype(int) + 1).astype(np.uint8) for r in references]
+    ours = MeanIoU(num_labels=6).compute(predictions=predictions, references=raised, reduce_labels=True)
+    np.testing.assert_allclose(ours["per_category_iou"], by_histograms(predictions, references, 6)["per_category_iou"])
 
 
 def test_it_starts_anew_after_compute_and_can_be_given_classes_there():
@@ -142,12 +163,46 @@ def test_matrices_summed_over_processes_give_the_score_of_all_images():
     assert parts[0].compute()["mean_iou"] == whole["mean_iou"]
 
 
-def test_what_it_keeps_does_not_grow():
-    metric = MeanIoU(num_labels=6)
-    for seed in range(20):
-        predictions, references = maps(seed=seed)
+def test_what_it_keeps_does_not_grow(tmp_path):
+    metric = MeanIoU(num_labels=6, cache_dir=str(tmp_path))
+    predictions, references = (np.zeros((8, 256, 512), np.int64) for _ in range(2))
+    metric.add_batch(predictions=predictions, references=references)
+    tracemalloc.start()
+    for _ in range(20):  # 16 MiB a call
         metric.add_batch(predictions=predictions, references=references)
-    assert metric._counts.numel() == 37 and not [v for v in vars(metric).values() if isinstance(v, list) and v]
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 2**16
+    assert metric.confusion_matrix[0, 0] == 21 * predictions.size
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()], "maps were stored"
+
+
+def test_pictures_transposed_views_and_two_kinds_of_integers_are_maps_too():
+    rng = np.random.default_rng(2)
+    prediction, reference = rng.integers(0, 3, (2, 9, 13), dtype=np.uint8)
+    expected = MeanIoU(num_labels=3).compute(predictions=prediction, references=reference)["mean_iou"]
+    pairs = [
+        (Image.fromarray(prediction), [Image.fromarray(reference)]),
+        (torch.from_numpy(prediction).T.contiguous().T.long(), [torch.from_numpy(reference)]),
+        (prediction[:, ::-1].astype(np.int16)[:, ::-1], [reference.tolist()]),
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for guess, truth in pairs:
+            assert MeanIoU(num_labels=3).compute(predictions=[guess], references=truth)["mean_iou"] == expected
+
+
+def test_formulas_by_hand():
+    # rows: truth 0 0 0 1 1 ., predictions 0 1 2 1 0 0; class 2 is predicted and never true, class 3 is absent
+    scores = MeanIoU(num_labels=4).compute(
+        predictions=np.array([[0, 1, 2], [1, 0, 0]]), references=np.array([[0, 0, 0], [1, 1, 255]])
+    )
+    np.testing.assert_allclose(scores["per_category_iou"], [1 / 4, 1 / 3, 0, np.nan])
+    np.testing.assert_allclose(scores["per_category_accuracy"], [1 / 3, 1 / 2, np.nan, np.nan])
+    assert scores["mean_iou"] == pytest.approx((1 / 4 + 1 / 3 + 0) / 3)
+    assert scores["mean_accuracy"] == pytest.approx((1 / 3 + 1 / 2) / 2)
+    assert scores["overall_accuracy"] == pytest.approx(2 / 5)
+    assert all(type(scores[key]) is float for key in ("mean_iou", "mean_accuracy", "overall_accuracy"))
 
 
 def test_evaluate_loads_the_file_by_its_path_without_a_network(tmp_path):
@@ -165,3 +220,28 @@ def test_evaluate_loads_the_file_by_its_path_without_a_network(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert float(done.stdout) == pytest.approx((1 + 0.5 + 0) / 3)
+
+
+@pytest.mark.slow
+def test_two_real_processes_with_unequal_shares_give_the_score_of_all_images(tmp_path):
+    predictions, references = maps()
+    np.savez(tmp_path / "maps.npz", *predictions, *references)
+    script = tmp_path / "score.py"
+    script.write_text(
+        "import numpy as np, torch.distributed as dist\n"
+        "from cps_hf.metrics.mean_iou import MeanIoU\n"
+        "dist.init_process_group('gloo')\n"
+        "maps = [*np.load('maps.npz').values()]\n"
+        "share = [slice(3), slice(3, 4)][dist.get_rank()]\n"
+        "metric = MeanIoU(num_labels=6)\n"
+        "metric.add_batch(predictions=maps[:4][share], references=maps[4:][share])\n"
+        "total = metric.confusion_matrix\n"
+        "dist.all_reduce(total)\n"
+        "metric.confusion_matrix = total\n"
+        "print('score', metric.compute()['mean_iou'], flush=True)\n"
+        "dist.destroy_process_group()\n"
+    )
+    done = run_python(str(script), processes=2, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    whole = MeanIoU(num_labels=6).compute(predictions=predictions, references=references)["mean_iou"]
+    assert [float(line.split()[1]) for line in done.stdout.splitlines()] == [pytest.approx(whole, abs=1e-12)] * 2
