@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -18,6 +18,9 @@ from transformers import PreTrainedModel
 
 from .config import CPSConfig
 from .data.labels import LabelEncoding
+from .data.order import Shard
+from .data.streams import TrainStream
+from .data.transforms import Augmentation
 from .modeling import branches as building
 from .modeling import preparation
 from .objectives import Objective
@@ -156,6 +159,63 @@ def scheduler_kwargs(args: CPSConfig) -> dict[str, Any]:
     """The paper's poly schedule unless told otherwise: power 0.9, down to zero (transformers' own is 1.0 to 1e-7)."""
     defaults = {"power": 0.9, "lr_end": 0.0} if args.lr_scheduler_type == "polynomial" else {}
     return {**defaults, **args.lr_scheduler_kwargs}
+
+
+def train_streams(
+    args: CPSConfig,
+    accelerator: Accelerator,
+    objective: Objective,
+    train_dataset,
+    unlabeled_dataset,
+    states: Mapping[str, Mapping[str, Any]],
+    *,
+    num_labels: int,
+) -> tuple[TrainStream, TrainStream | None]:
+    """The labeled stream, and the unlabeled one where the objective asks for views.
+
+    Args:
+        states: "labeled" and "unlabeled" to the "position" and "length" that a checkpoint holds; empty in a new run.
+    """
+    augmentation = Augmentation(
+        crop_size=tuple(args.crop_size),
+        random_scale=tuple(args.random_scale),
+        random_scale_mode=args.random_scale_mode,
+        horizontal_flip=args.horizontal_flip,
+        antialias=args.resize_antialias,
+        color_jitter=args.color_jitter,
+        grayscale=args.grayscale,
+        gaussian_blur=args.gaussian_blur,
+    )
+
+    def stream(dataset, kind: str, batch_size: int, views: tuple[str, ...] | None) -> TrainStream:
+        begin = states.get(kind, {"position": 0, "length": None})
+        return TrainStream(
+            dataset,
+            name={"labeled": "train_dataset", "unlabeled": "unlabeled_dataset"}[kind],
+            shard=Shard(
+                batch_size=batch_size,
+                accumulation_steps=args.gradient_accumulation_steps,
+                rank=accelerator.process_index,
+                num_processes=accelerator.num_processes,
+            ),
+            augmentation=augmentation,
+            seed=args.seed,
+            views=views,
+            num_labels=num_labels,
+            num_workers=args.dataloader_num_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            pin_memory=accelerator.device.type == "cuda",
+            shuffle_buffer_size=args.shuffle_buffer_size,
+            start=begin["position"],
+            length=begin["length"],
+            skip_bad_samples=args.skip_bad_samples,
+            max_bad_sample_share=args.max_bad_sample_share,
+        )
+
+    labeled = stream(train_dataset, "labeled", args.per_device_train_batch_size, None)
+    if not objective.views:
+        return labeled, None
+    return labeled, stream(unlabeled_dataset, "unlabeled", args.unlabeled_batch_size, objective.views)
 
 
 def evenly_spaced(dataset, count: int):

@@ -1,114 +1,156 @@
-"""Scoring branches on whole images while training: every branch, and the mean of their probabilities.
+"""Judging branches on whole images: scores of every branch and of their mean, agreement, predictions.
 
-Each image is normalised and predicted once a branch; what is kept is one confusion matrix a row of the table.
+Each image is normalised once and predicted once a branch; what is kept is one confusion matrix a row of the table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
+from .config import CPSConfig
+from .data.streams import EvaluationStream
 from .data.transforms import normalize
 from .inference import predict_logits
 from .metrics.mean_iou import MeanIoU
 
+Samples = list[dict[str, Any]]
 
-@dataclass(frozen=True, kw_only=True)
-class Predictor:
-    """How an image becomes logits: its normalisation, its device, and `predict_logits`' own arguments.
+
+class Judge:
+    """Looks at the branches of a run with the run's evaluation settings. Every process takes its share of images.
 
     Args:
-        image_mean, image_std: (3,) each, on `device`.
-        options: `mode`, `crop_size`, `stride`, `window_batch_size` of `cps_hf.inference.predict_logits`.
+        branches: each `(pixel_values (B, 3, H, W)) -> logits (B, C, H, W)`.
+        teacher: one more to score; it is no part of the mean.
     """
 
-    image_mean: Tensor
-    image_std: Tensor
-    device: torch.device
-    options: dict[str, Any]
+    def __init__(
+        self,
+        branches: Sequence[nn.Module],
+        teacher: nn.Module | None,
+        args: CPSConfig,
+        accelerator: Accelerator,
+        *,
+        num_labels: int,
+    ):
+        self.branches, self.teacher, self.args, self.accelerator = branches, teacher, args, accelerator
+        self.num_labels, self.device = num_labels, accelerator.device
+        self.mean, self.std = (torch.tensor(v, device=self.device) for v in (args.image_mean, args.image_std))
+        self.options: dict[str, Any] = {"mode": args.eval_mode}
+        if args.eval_mode == "sliding":
+            crop = tuple(args.eval_crop_size or args.crop_size)
+            # Two thirds of the window, rounded up, as in the release: 534 for 800, 342 for 512.
+            stride = tuple(args.eval_stride or [-(-2 * side // 3) for side in crop])
+            batch = args.per_device_eval_batch_size
+            self.options |= {"crop_size": crop, "stride": stride, "window_batch_size": batch}
+
+    def scores(self, dataset) -> dict[str, dict[str, Any]]:
+        """By row ("branch_0", "branch_1", ..., "teacher", and "mean" of the branches' probabilities) what
+        `MeanIoU.compute` gives, as plain floats and lists. The same on every process."""
+        rows = {f"branch_{i}": branch for i, branch in enumerate(self.branches)}
+        if self.teacher is not None:
+            rows["teacher"] = self.teacher
+        names = [*rows, "mean"] if len(self.branches) > 1 else [*rows]
+        metrics = {name: MeanIoU(num_labels=self.num_labels) for name in names}
+        with self.accelerator.autocast(), evaluating([*rows.values()]):
+            for group, images in self._batches(self.stream(dataset)):
+                labels = torch.stack([s["label"] for s in group]).to(self.device)
+                mean_probs = 0
+                for name, network in rows.items():
+                    logits = self.logits(network, images)
+                    metrics[name].add_batch(predictions=logits.argmax(1), references=labels)
+                    if "mean" in metrics and name != "teacher":
+                        mean_probs = mean_probs + logits.softmax(1)
+                if "mean" in metrics:
+                    metrics["mean"].add_batch(predictions=mean_probs.argmax(1), references=labels)
+        found = {}
+        for name, metric in metrics.items():
+            metric.confusion_matrix = self._sum(metric.confusion_matrix)
+            found[name] = plain(metric.compute())
+        return found
+
+    def agreement(self, dataset) -> float:
+        """The share of pixels for which all branches predict one class.
+
+        On whole unlabeled images, in evaluation mode, without CutMix: what the overlap figure of the paper shows.
+        Collapse agrees too, so read it beside the scores.
+        """
+        counts = torch.zeros(2, dtype=torch.int64)
+        with self.accelerator.autocast(), evaluating(self.branches):
+            samples = self.stream(dataset, name="unlabeled_dataset", with_label=False)
+            for _, images in self._batches(samples):
+                first, *others = (self.logits(branch, images).argmax(1) for branch in self.branches)
+                same = torch.ones_like(first, dtype=torch.bool)
+                for other in others:
+                    same &= first == other
+                counts += torch.tensor([same.sum().item(), same.numel()])
+        agreed, total = self._sum(counts).tolist()
+        return agreed / total
+
+    def predictions(self, dataset, networks: Sequence[nn.Module]) -> Iterator[tuple[str, Tensor]]:
+        """(id, uint8 (H, W) class ids on the CPU) of each image, by the mean of the networks' probabilities."""
+        samples = self.stream(dataset, name="dataset", with_label=False)
+        for group, images in self._batches(samples):
+            with self.accelerator.autocast(), evaluating(networks):  # not held while the caller has the turn
+                probs = sum(self.logits(network, images).softmax(1) for network in networks)
+            for sample, prediction in zip(group, probs.argmax(1), strict=True):
+                yield sample["id"], prediction.to(torch.uint8).cpu()
+
+    def check_first_batch(self, dataset) -> None:
+        """A bad label or an image that a branch cannot take is found before step 1, not at the first evaluation.
+
+        Raises:
+            ValueError: names the image and what was wrong with it.
+        """
+        first = next(iter(self.stream(dataset)), [])
+        with self.accelerator.autocast(), evaluating(self.branches):
+            for group, images in self._batches([first]):
+                for i, branch in enumerate(self.branches):
+                    try:
+                        self.logits(branch, images)
+                    except (RuntimeError, ValueError, AssertionError) as error:
+                        raise ValueError(
+                            f"Branch {i} cannot predict the evaluation image {group[0]['id']!r} of size "
+                            f"{images.shape[-2]} x {images.shape[-1]} with `eval_mode={self.args.eval_mode}`: {error} "
+                            'With `eval_mode="sliding"` it sees windows of `eval_crop_size` only.'
+                        ) from error
+
+    def stream(self, dataset, *, name: str = "eval_dataset", with_label: bool = True) -> EvaluationStream:
+        """This process's share of a data set, in lists of whole images."""
+        return EvaluationStream(
+            dataset,
+            name=name,
+            with_label=with_label,
+            num_labels=self.num_labels,
+            batch_size=self.args.per_device_eval_batch_size,
+            rank=self.accelerator.process_index,
+            num_processes=self.accelerator.num_processes,
+            num_workers=self.args.dataloader_num_workers,
+        )
 
     @torch.no_grad()
-    def logits(self, branch: nn.Module, images: Tensor) -> Tensor:
+    def logits(self, network: nn.Module, images: Tensor) -> Tensor:
         """uint8 (B, 3, H, W) on the device -> (B, C, H, W)."""
-        pixel_values = normalize(images, self.image_mean, self.image_std)
-        return predict_logits(branch, pixel_values, **self.options)
+        return predict_logits(network, normalize(images, self.mean, self.std), **self.options)
 
-    def batches(self, samples: Iterable[list[dict[str, Any]]]) -> Iterator[tuple[list[dict[str, Any]], Tensor]]:
+    def _batches(self, samples: Iterable[Samples]) -> Iterator[tuple[Samples, Tensor]]:
         """Lists of samples -> (samples of one size, their images as uint8 (B, 3, H, W) on the device)."""
         for batch in samples:
-            by_size: dict[torch.Size, list[dict[str, Any]]] = {}
+            by_size: dict[torch.Size, Samples] = {}
             for sample in batch:
                 by_size.setdefault(sample["image"].shape, []).append(sample)
             for group in by_size.values():
                 yield group, torch.stack([s["image"] for s in group]).to(self.device)
 
-
-def evaluate_branches(
-    branches: Sequence[nn.Module],
-    samples: Iterable[list[dict[str, Any]]],
-    predictor: Predictor,
-    *,
-    num_labels: int,
-    sum_over_processes: Callable[[Tensor], Tensor] = lambda matrix: matrix,
-    extra: dict[str, nn.Module] | None = None,
-) -> dict[str, dict[str, Any]]:
-    """Scores by row: "branch_0", "branch_1", ..., "mean" (of the branches' probabilities, with two or more), `extra`.
-
-    Args:
-        samples: lists of {"image": uint8 (3, H, W), "label": uint8 (H, W), ...}: this process's share.
-        extra: further networks to score, by name; they are no part of the mean.
-
-    Returns:
-        For each row what `MeanIoU.compute` gives, as plain Python floats and lists of floats.
-    """
-    rows = {f"branch_{i}": branch for i, branch in enumerate(branches)} | (extra or {})
-    names = [*rows, "mean"] if len(branches) > 1 else list(rows)
-    metrics = {name: MeanIoU(num_labels=num_labels) for name in names}
-    with evaluating([*rows.values()]):
-        for group, images in predictor.batches(samples):
-            labels = torch.stack([s["label"] for s in group]).to(images.device)
-            mean_probs = 0
-            for name, branch in rows.items():
-                logits = predictor.logits(branch, images)
-                metrics[name].add_batch(predictions=logits.argmax(1), references=labels)
-                if "mean" in metrics and name.startswith("branch_"):
-                    mean_probs = mean_probs + logits.softmax(1)
-            if "mean" in metrics:
-                metrics["mean"].add_batch(predictions=mean_probs.argmax(1), references=labels)
-    scores = {}
-    for name, metric in metrics.items():
-        metric.confusion_matrix = sum_over_processes(metric.confusion_matrix)
-        scores[name] = plain(metric.compute())
-    return scores
-
-
-def branch_agreement(
-    branches: Sequence[nn.Module],
-    samples: Iterable[list[dict[str, Any]]],
-    predictor: Predictor,
-    *,
-    sum_over_processes: Callable[[Tensor], Tensor] = lambda counts: counts,
-) -> float:
-    """The share of pixels for which all branches predict one class.
-
-    On whole unlabeled images, in evaluation mode, without CutMix. It is what the overlap figure of the paper shows.
-    Collapse agrees too, so read it beside the scores.
-    """
-    counts = torch.zeros(2, dtype=torch.float64)
-    with evaluating(branches):
-        for _, images in predictor.batches(samples):
-            first, *others = (predictor.logits(branch, images).argmax(1) for branch in branches)
-            same = torch.ones_like(first, dtype=torch.bool)
-            for other in others:
-                same &= first == other
-            counts += torch.tensor([same.sum().item(), same.numel()], dtype=torch.float64)
-    agreed, total = sum_over_processes(counts).tolist()
-    return agreed / total
+    def _sum(self, tensor: Tensor) -> Tensor:
+        """Summed over processes, on the tensor's own device."""
+        return self.accelerator.reduce(tensor.to(self.device), "sum").to(tensor.device)
 
 
 @contextmanager

@@ -75,7 +75,7 @@ def card_facts(trainer: CPSTrainer, branch: str, directory: str) -> dict[str, An
         "scores": trainer.scores,
         "best": trainer.best,
         "step": trainer.state.global_step if directory != "best" else trainer.best["step"],
-        "eval": {"mode": args.eval_mode, **({} if args.eval_mode == "whole" else trainer.predictor().options)},
+        "eval": {"mode": args.eval_mode, **({} if args.eval_mode == "whole" else trainer.judge.options)},
         "versions": assembly.versions(),
         "picture": None,
         "limits": _LIMITS.get(args.dataset_name or ""),
@@ -117,15 +117,13 @@ def draw_pictures(trainer: CPSTrainer, folder: Path, log: list[dict[str, Any]]) 
         return
     encoding = LabelEncoding.from_feature(trainer.eval_dataset.features["label"])
     palette = encoding.palette if encoding is not None and encoding.palette else visualization.palette(len(names))
-    panel, predictor = [], trainer.predictor()
-    samples = [
-        s for batch in islice(trainer.whole_images(trainer.eval_dataset), trainer.args.num_pictures) for s in batch
-    ]
+    panel, judge = [], trainer.judge
+    samples = [s for batch in islice(judge.stream(trainer.eval_dataset), trainer.args.num_pictures) for s in batch]
     branches = [*trainer.module.branches]
     with evaluating(branches), trainer.accelerator.autocast():
         for sample in samples[: trainer.args.num_pictures]:
             images = sample["image"].unsqueeze(0).to(trainer.device)
-            predictions = [predictor.logits(branch, images).argmax(1)[0] for branch in branches]
+            predictions = [judge.logits(branch, images).argmax(1)[0] for branch in branches]
             panel.append([_picture(sample["image"]), _map(sample["label"]), *[_map(p) for p in predictions]])
     titles = ["image", "label", *[f"branch {i}" for i in range(len(branches))]]
     visualization.panel(panel, titles, names, palette, folder / "predictions.png")

@@ -26,10 +26,10 @@ from transformers.trainer_callback import (
 
 from . import assembly, checkpoints, cli, hub, results
 from .config import CPSConfig
-from .data.streams import EvaluationStream, Shard, TrainStream
-from .data.transforms import Augmentation, normalize
+from .data.streams import TrainStream
+from .data.transforms import normalize
 from .ema import make_teacher, update_teacher
-from .evaluation import Predictor, branch_agreement, evaluate_branches, evaluating
+from .evaluation import Judge
 from .modeling.branches import Branch
 from .objectives import CrossPseudoSupervision, Objective, ObjectiveOutput
 from .reporting import Averages, RunLog, Stopwatch, without_nan
@@ -123,6 +123,9 @@ class CPSTrainer:
             torch.tensor(v, device=self.device) for v in (args.image_mean, args.image_std)
         )
         self._progress = torch.zeros((), device=self.device)
+        self.judge = Judge(
+            self.module.branches, self.module.teacher, args, self.accelerator, num_labels=len(self.id2label)
+        )
         self.callback_handler = CallbackHandler(
             [DefaultFlowCallback, *(callbacks or [])], self.module, processing_class, self.optimizer, self.lr_scheduler
         )
@@ -166,8 +169,17 @@ class CPSTrainer:
         # All that can be wrong is found before anything is written.
         checkpoints.check_output_dir(args.output_dir, overwrite=args.overwrite_output_dir, resuming=bool(checkpoint))
         resumed = checkpoints.read_state(checkpoint) if checkpoint else {"streams": {}}
-        labeled, unlabeled = self._train_streams(resumed["streams"])
-        self._check_first_evaluation_batch()
+        labeled, unlabeled = assembly.train_streams(
+            args,
+            accelerator,
+            self.objective,
+            self.train_dataset,
+            self.unlabeled_dataset,
+            resumed["streams"],
+            num_labels=len(self.id2label),
+        )
+        if self.eval_dataset is not None:
+            self.judge.check_first_batch(self.eval_dataset)
         if accelerator.is_main_process:
             checkpoints.prepare_output_dir(args.output_dir, resuming=bool(checkpoint))
             config = cli.to_yaml(args, self.objective)
@@ -336,64 +348,6 @@ class CPSTrainer:
                 self.run_log.show(logs)
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
 
-    # ------------------------------------------------------------------------------------------------ streams
-
-    def _train_streams(self, states: dict[str, dict]) -> tuple[TrainStream, TrainStream | None]:
-        args = self.args
-        augmentation = Augmentation(
-            crop_size=tuple(args.crop_size),
-            random_scale=tuple(args.random_scale),
-            random_scale_mode=args.random_scale_mode,
-            horizontal_flip=args.horizontal_flip,
-            antialias=args.resize_antialias,
-            color_jitter=args.color_jitter,
-            grayscale=args.grayscale,
-            gaussian_blur=args.gaussian_blur,
-        )
-
-        def stream(dataset, name, batch_size, views):
-            begin = states.get(name, {"position": 0, "length": None})
-            return TrainStream(
-                dataset,
-                name={"labeled": "train_dataset", "unlabeled": "unlabeled_dataset"}[name],
-                shard=Shard(
-                    batch_size=batch_size,
-                    accumulation_steps=args.gradient_accumulation_steps,
-                    rank=self.accelerator.process_index,
-                    num_processes=self.accelerator.num_processes,
-                ),
-                augmentation=augmentation,
-                seed=args.seed,
-                views=views,
-                num_labels=len(self.id2label),
-                num_workers=args.dataloader_num_workers,
-                prefetch_factor=args.dataloader_prefetch_factor,
-                pin_memory=self.device.type == "cuda",
-                shuffle_buffer_size=args.shuffle_buffer_size,
-                start=begin["position"],
-                length=begin["length"],
-                skip_bad_samples=args.skip_bad_samples,
-                max_bad_sample_share=args.max_bad_sample_share,
-            )
-
-        labeled = stream(self.train_dataset, "labeled", args.per_device_train_batch_size, None)
-        if not self.objective.views:
-            return labeled, None
-        return labeled, stream(self.unlabeled_dataset, "unlabeled", args.unlabeled_batch_size, self.objective.views)
-
-    def whole_images(self, dataset, *, name: str = "eval_dataset", with_label: bool = True) -> EvaluationStream:
-        """This process's share of a data set, image by image."""
-        return EvaluationStream(
-            dataset,
-            name=name,
-            with_label=with_label,
-            num_labels=len(self.id2label),
-            batch_size=self.args.per_device_eval_batch_size,
-            rank=self.accelerator.process_index,
-            num_processes=self.accelerator.num_processes,
-            num_workers=self.args.dataloader_num_workers,
-        )
-
     # ------------------------------------------------------------------------------------------------ evaluation
 
     def evaluate(self, eval_dataset=None, *, metric_key_prefix: str = "eval") -> dict[str, float]:
@@ -408,17 +362,9 @@ class CPSTrainer:
         metrics: dict[str, float] = {}
         self._same_buffers_everywhere()
         if dataset is not None:
-            with self.accelerator.autocast():
-                self.scores = evaluate_branches(
-                    self.module.branches,
-                    self.whole_images(dataset, name="eval_dataset"),
-                    self.predictor(),
-                    num_labels=len(self.id2label),
-                    sum_over_processes=self._sum,
-                    extra={"teacher": self.module.teacher} if self.module.teacher is not None else None,
-                )
-            metric, best_row = self.args.metric_for_best_model, self._best_row()
-            metrics = {f"{metric_key_prefix}_{metric}": self.scores[best_row][metric]}
+            self.scores = self.judge.scores(dataset)
+            metric = self.args.metric_for_best_model
+            metrics = {f"{metric_key_prefix}_{metric}": self.scores[self._best_row()][metric]}
             for row, scores in self.scores.items():
                 for key in ("mean_iou", "mean_accuracy", "overall_accuracy"):
                     metrics[f"{metric_key_prefix}_{row}_{key}"] = scores[key]
@@ -437,14 +383,7 @@ class CPSTrainer:
             dataset: needs "image"; a label is not looked at.
             branch: a number, "teacher", or "mean" (of the branches' probabilities).
         """
-        networks = [*self.module.branches] if branch == "mean" else [self.network(branch)]
-        predictor = self.predictor()
-        samples = self.whole_images(dataset, name="dataset", with_label=False)
-        with self.accelerator.autocast(), evaluating(networks):
-            for group, images in predictor.batches(samples):
-                probs = sum(predictor.logits(network, images).softmax(1) for network in networks)
-                for sample, prediction in zip(group, probs.argmax(1), strict=True):
-                    yield sample["id"], prediction.to(torch.uint8).cpu()
+        return self.judge.predictions(dataset, [*self.module.branches] if branch == "mean" else [self.network(branch)])
 
     def network(self, branch: int | str) -> nn.Module:
         """A branch by number, or the teacher."""
@@ -455,52 +394,15 @@ class CPSTrainer:
             raise ValueError(f"`branch` must be one of {', '.join(rows)}, got {branch!r}.")
         return rows[str(branch)]
 
-    def predictor(self) -> Predictor:
-        """How images become logits in this run's evaluation."""
-        args = self.args
-        options: dict[str, Any] = {"mode": args.eval_mode}
-        if args.eval_mode == "sliding":
-            crop = tuple(args.eval_crop_size or args.crop_size)
-            # Two thirds of the window, rounded up, as in the release: 534 for 800, 342 for 512.
-            stride = tuple(args.eval_stride or [-(-2 * side // 3) for side in crop])
-            options |= {"crop_size": crop, "stride": stride}
-        return Predictor(image_mean=self.image_mean, image_std=self.image_std, device=self.device, options=options)
-
     def _measure_agreement(self, when: str) -> float | None:
         """The branches' agreement on the same few unlabeled images each time; kept under `when`."""
         if not (self.args.agreement_images and len(self.models) > 1 and self.unlabeled_dataset is not None):
             return None
         images = assembly.evenly_spaced(self.unlabeled_dataset, self.args.agreement_images)
-        samples = self.whole_images(images, name="unlabeled_dataset", with_label=False)
-        with self.accelerator.autocast():
-            self.agreement[when] = branch_agreement(
-                self.module.branches, samples, self.predictor(), sum_over_processes=self._sum
-            )
+        self.agreement[when] = self.judge.agreement(images)
         if when == "start":
             self.log({"eval_agreement": self.agreement[when]})
         return self.agreement[when]
-
-    def _check_first_evaluation_batch(self) -> None:
-        """A bad label or an image that the models cannot take is found before step 1, not at the first evaluation."""
-        if self.eval_dataset is None:
-            return
-        predictor = self.predictor()
-        samples = next(iter(self.whole_images(self.eval_dataset, name="eval_dataset")))
-        with self.accelerator.autocast(), evaluating(self.module.branches):
-            for _, images in predictor.batches([samples]):
-                for i, branch in enumerate(self.module.branches):
-                    try:
-                        predictor.logits(branch, images)
-                    except (RuntimeError, ValueError, AssertionError) as error:
-                        raise ValueError(
-                            f"Branch {i} cannot predict the evaluation image {samples[0]['id']!r} of size "
-                            f"{tuple(images.shape[-2:])} with `eval_mode={self.args.eval_mode}`: {error} "
-                            'With `eval_mode="sliding"` it sees windows of `eval_crop_size` only.'
-                        ) from error
-
-    def _sum(self, tensor: Tensor) -> Tensor:
-        """Summed over processes, on the tensor's own device."""
-        return self.accelerator.reduce(tensor.to(self.device), "sum").to(tensor.device)
 
     def _same_buffers_everywhere(self) -> None:
         """Batch norm's running statistics differ between processes after a step: take the main process's."""
