@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from toy import tiny_upernet
 from transformers import AutoModelForSemanticSegmentation
 
-from cps_hf.inference import as_logits_fn, predict_logits
+from cps_hf.inference import as_logits_fn, predict, predict_logits
 
 
 def blur_net(seed=0, channels=4):
@@ -24,7 +24,9 @@ def images(batch=2, height=37, width=53, seed=1):
 @pytest.mark.parametrize("average", [True, False])
 def test_windows_are_stitched_as_a_loop_over_all_windows_does(height, width, crop, stride, average):
     net, pixels = blur_net(), images(height=height, width=width)
-    padded = F.pad(pixels, (0, max(0, crop[1] - width), 0, max(0, crop[0] - height)))
+    top_pad, left_pad = max(0, crop[0] - height) // 2, max(0, crop[1] - width) // 2
+    padded = torch.zeros(2, 3, max(crop[0], height), max(crop[1], width))
+    padded[:, :, top_pad : top_pad + height, left_pad : left_pad + width] = pixels
     total, seen = torch.zeros(2, 4, *padded.shape[-2:]), torch.zeros(padded.shape[-2:])
     tops, lefts = set(), set()
     for starts, side, c, s in (
@@ -42,7 +44,7 @@ def test_windows_are_stitched_as_a_loop_over_all_windows_does(height, width, cro
             total[:, :, top : top + crop[0], left : left + crop[1]] += window
             seen[top : top + crop[0], left : left + crop[1]] += 1
     assert (seen > 0).all()
-    expected = (total / seen if average else total)[:, :, :height, :width]
+    expected = (total / seen if average else total)[:, :, top_pad : top_pad + height, left_pad : left_pad + width]
     ours = predict_logits(
         net, pixels, mode="sliding", crop_size=crop, stride=stride, average=average, window_batch_size=3
     )
@@ -95,6 +97,75 @@ def test_any_model_of_transformers_is_a_logits_function():
     assert logits.shape == (2, 3, 41, 67) and not logits.requires_grad and not model.training
 
 
+@pytest.mark.parametrize("options", [{}, {"flip": True, "scales": (0.75, 1.0)}])
+@pytest.mark.parametrize("mode", ["whole", "sliding"])
+def test_an_image_is_predicted_the_same_alone_and_in_a_batch(mode, options):
+    net, pixels = blur_net(), images(batch=3)
+    if mode == "sliding":
+        options = options | {"mode": mode, "crop_size": (20, 24), "stride": (13, 16), "window_batch_size": 4}
+    together = predict_logits(net, pixels, **options)
+    alone = torch.cat([predict_logits(net, one[None], **options) for one in pixels])
+    torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-4)
+
+
+def test_no_forward_pass_sees_more_windows_than_asked_for_and_each_window_once():
+    seen = []
+
+    def net(pixel_values):
+        seen.append(pixel_values)
+        return pixel_values
+
+    pixels = images(batch=3, height=37, width=53)
+    predict_logits(net, pixels, mode="sliding", crop_size=(20, 24), stride=(17, 16), window_batch_size=5)
+    # rows start at 0 and 17, columns at 0, 16 and 29: 6 windows an image, 18 in all
+    assert [len(windows) for windows in seen] == [5, 5, 5, 3]
+    assert {tuple(windows.shape[1:]) for windows in seen} == {(3, 20, 24)}
+    assert len({w.double().sum().item() for windows in seen for w in windows}) == 18
+
+
+def test_several_networks_are_the_mean_of_their_probabilities():
+    nets, pixels = [blur_net(0), blur_net(5)], images()
+    expected = (nets[0](pixels).softmax(1) + nets[1](pixels).softmax(1)) / 2
+    torch.testing.assert_close(predict_logits(nets, pixels).softmax(1), expected)
+    mean_of_logits = (nets[0](pixels) + nets[1](pixels)) / 2
+    assert not torch.equal(predict(nets, pixels), mean_of_logits.argmax(1)), "the test cannot tell the two apart"
+    assert torch.equal(predict(nets, pixels), expected.argmax(1))
+
+
+def test_a_list_of_modules_is_several_networks():
+    modules = torch.nn.ModuleList(torch.nn.Conv2d(3, 4, 1) for _ in range(2))
+    pixels = images()
+    assert torch.equal(predict_logits(modules, pixels), predict_logits([*modules], pixels))
+
+
+def test_maps_are_predicted_at_the_target_size_from_resized_logits():
+    net, pixels = blur_net(), images()
+    ids = predict(net, pixels, target_size=(61, 90))
+    expected = F.interpolate(net(pixels), size=(61, 90), mode="bilinear", align_corners=False).argmax(1)
+    assert ids.dtype == torch.long and torch.equal(ids, expected)
+    nearest = F.interpolate(net(pixels).argmax(1, keepdim=True).float(), size=(61, 90)).long()[:, 0]
+    assert not torch.equal(ids, nearest), "resizing after the arg max would look the same"
+    assert torch.equal(predict(net, pixels), net(pixels).argmax(1))
+
+
+def test_certain_predictions_stay_finite_and_can_be_resized():
+    def certain(pixel_values):
+        return 1000 * torch.stack([pixel_values[:, 0], -pixel_values[:, 0]], 1)
+
+    pixels = images()
+    assert predict_logits(certain, pixels, flip=True).isfinite().all()
+    ids = predict(certain, pixels, flip=True, target_size=(74, 106))
+    assert 0.3 < ids.float().mean() < 0.7
+
+
+def test_a_model_that_was_not_wrapped_is_refused_with_the_remedy():
+    model = AutoModelForSemanticSegmentation.from_config(tiny_upernet()).eval()
+    with pytest.raises(ValueError, match=r"size \(37, 53\), got SemanticSegmenterOutput. Wrap.*as_logits_fn"):
+        predict_logits(model, images())
+    with pytest.raises(ValueError, match=r"size \(37, 53\), got \(2, 3, 9, 13\)"):
+        predict_logits(lambda x: F.avg_pool2d(x, 4), images())
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -103,8 +174,16 @@ def test_any_model_of_transformers_is_a_logits_function():
         ({"mode": "sliding", "crop_size": (8, 8)}, "`stride` must be"),
         ({"mode": "sliding", "crop_size": (8, 8), "stride": (8, 9)}, "must not exceed.*missed"),
         ({"mode": "sliding", "crop_size": (8, 8), "stride": (0, 4)}, "`stride` must be"),
+        ({"mode": "sliding", "crop_size": (8, 8), "stride": (8, 8), "window_batch_size": 0}, "`window_batch_size`.*0"),
+        ({"scales": ()}, "`scales` must be one or more"),
+        ({"scales": (1.0, 0.0)}, "`scales` must be one or more"),
     ],
 )
 def test_windows_that_make_no_sense_are_refused(options, said):
     with pytest.raises(ValueError, match=said):
         predict_logits(blur_net(), images(), **options)
+
+
+def test_no_network_at_all_is_refused():
+    with pytest.raises(ValueError, match="`logits_fn` is an empty list"):
+        predict_logits([], images())
