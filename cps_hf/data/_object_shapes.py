@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ._scene_canvas import PAINTS, Canvas, Color, jitter, mixed, paint, scaled
+from ._scene_canvas import PAINTS, SKINS, Canvas, Color, jitter, mixed, paint, scaled
 
-SKINS: tuple[Color, ...] = ((236, 198, 170), (206, 156, 120), (148, 100, 72), (92, 62, 48))
 FURS: tuple[Color, ...] = (
     (60, 48, 40),
     (150, 104, 66),
@@ -46,13 +45,13 @@ class Pen:
         x, y = u * cos - v * sin, u * sin + v * cos
         return float(self.center[0] + self.half * x), float(self.center[1] - self.half * y)
 
-    def shape(self, points, color: Color, grain=None) -> None:
+    def shape(self, points, color: Color | None, grain=None) -> None:
         self.canvas.polygon([self._at(u, v) for u, v in points], color, grain=grain)
 
     def box(self, left: float, bottom: float, right: float, top: float, color: Color, grain=None) -> None:
         self.shape([(left, bottom), (right, bottom), (right, top), (left, top)], color, grain)
 
-    def oval(self, u: float, v: float, ru: float, rv: float, color: Color, grain=None) -> None:
+    def oval(self, u: float, v: float, ru: float, rv: float, color: Color | None, grain=None) -> None:
         around = 2 * np.pi * np.arange(20) / 20
         self.shape([(u + ru * np.cos(a), v + rv * np.sin(a)) for a in around], color, grain)
 
@@ -75,7 +74,10 @@ def aeroplane(p: Pen) -> None:
 
 
 def bicycle(p: Pen) -> None:
+    # What shows between the spokes and the tubes is labeled too: the lines alone would be nothing but border.
+    p.shape([(-0.6, -0.4), (-0.2, 0.3), (0.42, 0.25), (0.0, -0.4)], None)
     for u in (-0.6, 0.6):
+        p.oval(u, -0.4, 0.4, 0.4, None)
         p.ring(u, -0.4, 0.38, p.dark, 0.09)
         for angle in (0.3, 1.35, 2.4):
             du, dv = 0.36 * np.cos(angle), 0.36 * np.sin(angle)

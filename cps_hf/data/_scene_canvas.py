@@ -41,6 +41,8 @@ PAINTS: tuple[Color, ...] = (
     (210, 150, 158),
 )
 
+SKINS: tuple[Color, ...] = ((236, 198, 170), (206, 156, 120), (148, 100, 72), (92, 62, 48))
+
 
 def jitter(rng: np.random.Generator, color: Sequence[int], amount: float = 14) -> Color:
     """`color` a little brighter or darker, and a little off in hue."""
@@ -51,23 +53,26 @@ def jitter(rng: np.random.Generator, color: Sequence[int], amount: float = 14) -
 
 # Where a kind of thing has favourites they are drawn more often; every kind still takes any paint at times.
 FAVOURITES: dict[str, tuple[int, ...]] = {
-    "building": (6, 7, 10, 1, 7, 10),
-    "wall": (2, 15, 3),
-    "metal": (3, 4, 2, 17),
-    "sign": (0, 11, 14, 20),
+    "building": (6, 7, 10),
+    "wall": (15, 3, 2),
+    "fence": (8, 9),
+    "metal": (3, 4, 2),
+    "sign": (11, 14, 20),
+    "traffic light": (14, 5, 4),
     "car": (0, 5, 1, 11, 21, 2),
-    "truck": (0, 20, 8, 6),
+    "truck": (0, 8, 20),
     "bus": (14, 18, 19),
     "train": (11, 12, 0),
     "motorcycle": (5, 11, 4),
     "bicycle": (5, 18, 14),
-    "clothes": (22, 12, 21, 13, 5),
+    "clothes": (22, 12, 21, 13),
+    "rider": (14, 13, 19),
 }
 
 
-def paint(rng: np.random.Generator, kind: str | None = None, amount: float = 12) -> Color:
-    """Any paint of the shared box, or, four times of five, a favourite of this kind of thing."""
-    among = FAVOURITES[kind] if kind in FAVOURITES and rng.random() < 0.8 else range(len(PAINTS))
+def paint(rng: np.random.Generator, kind: str | None = None, amount: float = 9) -> Color:
+    """Any paint of the shared box, or, nine times of ten, a favourite of this kind of thing."""
+    among = FAVOURITES[kind] if kind in FAVOURITES and rng.random() < 0.9 else range(len(PAINTS))
     return jitter(rng, PAINTS[among[rng.integers(len(among))]], amount)
 
 
@@ -229,7 +234,7 @@ def photograph(picture: np.ndarray, rng: np.random.Generator, *, noise: float) -
     """
     height, width = picture.shape[:2]
     white_balance = rng.normal(1, 0.03, 3).astype(np.float32)
-    contrast, brightness = rng.uniform(0.85, 1.15), rng.normal(0, 8)
+    contrast, brightness = rng.uniform(0.9, 1.15), rng.normal(0, 6)
     picture = (picture * white_balance - 118) * contrast + 118 + brightness
     y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j].astype(np.float32)
     slope_x, slope_y = rng.normal(0, 0.08, 2)

@@ -53,12 +53,15 @@ def wall(stage: Stage, side: int, x: float, near: float, far: float) -> None:
 
 
 def fence(stage: Stage, side: int, x: float, near: float, far: float) -> None:
-    """Bars and rails; what is behind shows through, and is labeled fence all the same."""
+    """Boards, or bars and rails; what is behind shows through the bars, and is labeled fence all the same."""
     rng, canvas, camera = stage.rng, stage.canvas, stage.camera
-    height, color = rng.uniform(0.9, 2.8), stage.paint("metal")
+    height, color = rng.uniform(0.9, 2.8), stage.paint("fence")
     canvas.begin(ID["guard rail" if height < 1.0 else "fence"], z=(near + far) / 2)
-    canvas.polygon(camera.wall(x, (0, height), (near, far)), None)
-    gap, bar = rng.uniform(0.35, 0.9), rng.uniform(0.08, 0.2)
+    boards = rng.random() < 0.5
+    planks = ("planks", rng.uniform(14, 34)) if boards else None
+    canvas.polygon(camera.wall(x, (0, height), (near, far)), color if boards else None, grain=planks)
+    color = scaled(color, 0.8) if boards else color
+    gap, bar = rng.uniform(0.35, 0.8), rng.uniform(0.12, 0.25)
     z = near
     while z < min(far, 40):
         canvas.polygon(camera.wall(x, (0, height), (z, z + bar)), color)

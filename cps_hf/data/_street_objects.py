@@ -6,11 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ._scene_canvas import Canvas, Color, jitter, mixed, paint, scaled
+from ._scene_canvas import SKINS, Canvas, Color, jitter, mixed, paint, scaled
 from .cityscapes import LABELS
 
 ID = {label.name: label.id for label in LABELS}
-SKINS: tuple[Color, ...] = ((236, 198, 170), (206, 156, 120), (148, 100, 72), (92, 62, 48))
 SURFACES = ("grain", "plaster", "blotch", "ribs", "weave")
 
 
@@ -83,7 +82,7 @@ def pole(stage: Stage, x: float, z: float, *, height: float | None = None) -> fl
     """A thin pole, at times a lamp with an arm. Returns its height."""
     rng, canvas = stage.rng, stage.canvas
     tall = height or rng.uniform(3.5, 7)
-    color, width = stage.paint("metal"), rng.uniform(0.14, 0.28)
+    color, width = stage.paint("metal"), rng.uniform(0.2, 0.36)
     canvas.begin(ID["pole"], z=z)
     stage.rod([(x, 0), (x, tall)], z, width, color)
     if height is None and rng.random() < 0.6:
@@ -98,7 +97,7 @@ def traffic_light(stage: Stage, x: float, z: float) -> None:
     """A dark, upright box of three lamps on a pole; which lamp is lit, and the frame, differ."""
     rng, canvas = stage.rng, stage.canvas
     top = pole(stage, x, z, height=rng.uniform(2.6, 4))
-    half, tall = rng.uniform(0.22, 0.36), rng.uniform(1.0, 1.5)
+    half, tall = rng.uniform(0.34, 0.5), rng.uniform(1.4, 2.0)
     canvas.begin(ID["traffic light"], z=z)
     canvas.polygon(
         stage.camera.quad((x - half, x + half), (top - tall * 0.5, top + tall * 0.5), z), stage.paint("metal")
@@ -117,7 +116,7 @@ def traffic_sign(stage: Stage, x: float, z: float) -> None:
     """A disc, triangle, square, diamond or octagon with a rim, on a pole."""
     rng, canvas, camera = stage.rng, stage.canvas, stage.camera
     top = pole(stage, x, z, height=rng.uniform(2.2, 3.4))
-    r, sides = rng.uniform(0.4, 0.75), int(rng.choice([3, 4, 5, 8, 24]))
+    r, sides = rng.uniform(0.5, 0.85), int(rng.choice([3, 4, 5, 8, 24]))
     turn = rng.choice([0, np.pi]) if sides == 3 else rng.choice([0, np.pi / sides])
     angles = np.pi / 2 + turn + 2 * np.pi * np.arange(sides) / sides
     rim, face, mark = stage.paint("sign"), stage.paint("sign"), stage.paint()
@@ -173,7 +172,7 @@ def two_wheeler(stage: Stage, x: float, z: float, kind: str, *, ridden: bool) ->
     elif side:
         _motorcycle(stage, x, z, facing, frame)
     else:
-        thick = 0.07 if kind == "bicycle" else 0.2
+        thick = 0.12 if kind == "bicycle" else 0.2
         stage.rod([(x, 0), (x, 0.7)], z, thick, stage.lit((28, 28, 30)))
         stage.rod([(x, 0.5), (x, 1.0)], z, thick * (1 if kind == "bicycle" else 2), frame)
         stage.rod([(x - 0.3, 1.05), (x + 0.3, 1.05)], z, thick, stage.lit((60, 60, 64)))
@@ -182,10 +181,13 @@ def two_wheeler(stage: Stage, x: float, z: float, kind: str, *, ridden: bool) ->
 
 
 def _bicycle(stage: Stage, x: float, z: float, facing: int, frame: Color) -> None:
-    tyre = stage.lit((30, 30, 32))
+    tyre, spokes = stage.lit((30, 30, 32)), stage.lit((190, 190, 194))
     for end in (-0.52, 0.52):
         stage.disc(x + end, 0.34, z, 0.34, None)  # the whole wheel is labeled, what shows between the spokes too
-        stage.disc(x + end, 0.34, z, 0.34, tyre, ring=0.07)
+        for angle in (0.2, 1.25, 2.3):
+            du, dv = 0.32 * np.cos(angle), 0.32 * np.sin(angle)
+            stage.rod([(x + end - du, 0.34 - dv), (x + end + du, 0.34 + dv)], z, 0.05, spokes)
+        stage.disc(x + end, 0.34, z, 0.34, tyre, ring=0.1)
     stage.canvas.polygon(
         [
             stage.camera.project(x + facing * dx, y, z)
@@ -194,8 +196,8 @@ def _bicycle(stage: Stage, x: float, z: float, facing: int, frame: Color) -> Non
         None,
     )
     path = ((-0.52, 0.34), (-0.15, 0.85), (0.4, 0.8), (0.0, 0.3), (-0.52, 0.34))
-    stage.rod([(x + facing * dx, y) for dx, y in path], z, 0.07, frame)
-    stage.rod([(x + facing * dx, y) for dx, y in ((0.52, 0.34), (0.38, 1.0), (0.55, 1.02))], z, 0.06, frame)
+    stage.rod([(x + facing * dx, y) for dx, y in path], z, 0.1, frame)
+    stage.rod([(x + facing * dx, y) for dx, y in ((0.52, 0.34), (0.38, 1.0), (0.55, 1.02))], z, 0.09, frame)
     stage.rod([(x + facing * dx, 0.95) for dx in (-0.3, -0.05)], z, 0.1, tyre)
 
 
@@ -213,7 +215,7 @@ def _motorcycle(stage: Stage, x: float, z: float, facing: int, frame: Color) -> 
 
 def _rider(stage: Stage, x: float, z: float, facing: int, *, seat: float) -> None:
     rng, canvas, camera = stage.rng, stage.canvas, stage.camera
-    coat, trousers = stage.paint("clothes"), stage.paint("clothes")
+    coat, trousers = stage.paint("rider"), stage.paint("clothes")
     canvas.begin(ID["rider"], z=z)
     lean, top = facing * rng.uniform(0.1, 0.4), seat + rng.uniform(0.5, 0.65)
     seat_x = x - facing * 0.2
@@ -253,7 +255,7 @@ def tree(stage: Stage, x: float, z: float) -> None:
 
 def foliage(stage: Stage) -> Color:
     """A colour of leaves in one of the seasons."""
-    seasons = ((62, 98, 44), (38, 66, 34), (112, 130, 58), (150, 116, 52), (84, 120, 84), (74, 104, 40))
+    seasons = ((62, 98, 44), (38, 66, 34), (112, 130, 58), (150, 120, 56), (60, 104, 52), (74, 104, 40))
     return stage.lit(seasons[stage.rng.integers(len(seasons))], 14)
 
 

@@ -22,7 +22,7 @@ from ._street_objects import (
 )
 from ._street_vehicles import vehicle
 
-STREET_SIZE = (96, 192)
+STREET_SIZE = (64, 128)
 _STREET_KIND = 1
 _FAR = 90.0
 
@@ -50,8 +50,8 @@ def draw_street_scene(
         height=rng.uniform(1.3, 2.1),
         bend=rng.normal(0, 0.0012),
     )
-    night = rng.random() < 0.07
-    light = rng.uniform(0.45, 0.6) if night else rng.uniform(0.85, 1.1)
+    night = rng.random() < 0.05
+    light = rng.uniform(0.45, 0.6) if night else rng.uniform(0.88, 1.08)
     stage = Stage(Canvas(size, ID["unlabeled"], rng), camera, rng, light, night)
     sky = _sky(stage)
     street = _Street(rng)
@@ -62,7 +62,7 @@ def draw_street_scene(
     _ego_vehicle(stage)
     picture = _weather(stage.canvas.picture(), stage.canvas.plane("depth"), sky, rng)
     labels = stage.canvas.plane("labels")
-    image = photograph(picture, rng, noise=6)
+    image = photograph(picture, rng, noise=4)
     _out_of_roi(image, labels, rng)
     return image, labels
 
@@ -99,8 +99,8 @@ def _sky(stage: Stage) -> tuple[int, int, int]:
         ((70, 120, 190), (190, 210, 230)),
         ((150, 158, 168), (210, 212, 214)),
         ((225, 228, 232), (238, 238, 238)),
-        ((110, 120, 160), (236, 180, 130)),
-        ((96, 104, 116), (160, 164, 168)),
+        ((130, 140, 186), (236, 196, 160)),
+        ((128, 146, 172), (186, 196, 206)),
         ((140, 180, 220), (232, 224, 206)),
     )
     top, low = weathers[rng.integers(len(weathers))]
@@ -156,7 +156,7 @@ def _ground(stage: Stage, street: _Street) -> None:
     canvas.rectangle((0, camera.horizon, canvas.width, canvas.height), soil, grain=grain)
     asphalts = ((92, 92, 96), (122, 120, 118), (68, 68, 74), (104, 98, 96))
     asphalt = stage.lit(asphalts[rng.integers(len(asphalts))], 10)
-    pavings = ((150, 146, 140), (176, 168, 156), (164, 122, 108), (196, 186, 160))
+    pavings = ((150, 146, 140), (176, 168, 156), (168, 140, 132), (186, 180, 166))
     for side in (-1, 1):
         road, parking, sidewalk, _ = street.edges(side)
         if abs(sidewalk - parking) > 0:
@@ -267,7 +267,7 @@ def _vehicle_of(kind: str):
     return lambda stage, x, z, **options: vehicle(stage, kind, x, z, **options)
 
 
-def _depth(rng: np.random.Generator, near: float = 4.0, far: float = 24.0) -> float:
+def _depth(rng: np.random.Generator, near: float = 4.0, far: float = 18.0) -> float:
     """A distance, near ones likelier than far ones."""
     return near * (far / near) ** float(rng.random() ** 1.3)
 
@@ -275,20 +275,20 @@ def _depth(rng: np.random.Generator, near: float = 4.0, far: float = 24.0) -> fl
 def _beside_the_road(add, rng: np.random.Generator, street: _Street, side: int) -> None:
     road, parking, sidewalk, front = street.edges(side)
     for _ in range(rng.poisson(1.4)):
-        add(pole, parking + side * rng.uniform(0.2, 0.7), _depth(rng, 5, 25))
-    for draw, often in ((traffic_light, 0.7), (traffic_sign, 1.1)):
+        add(pole, parking + side * rng.uniform(0.2, 0.7), _depth(rng, 4.5, 18))
+    for draw, often in ((traffic_light, 0.9), (traffic_sign, 1.1)):
         for _ in range(rng.poisson(often)):
-            add(draw, parking + side * rng.uniform(0.2, 0.8), _depth(rng, 4.5, 16))
+            add(draw, parking + side * rng.uniform(0.2, 0.8), _depth(rng, 4, 12))
     if abs(front - sidewalk) > 0.8:
         for _ in range(rng.poisson(1.0)):
-            add(tree, rng.uniform(*sorted((sidewalk, front))), _depth(rng, 5, 25))
+            add(tree, rng.uniform(*sorted((sidewalk, front))), _depth(rng, 4.5, 18))
     for _ in range(rng.poisson(1.6)):
-        add(person, rng.uniform(*sorted((parking, sidewalk))), _depth(rng, 4.5, 16))
+        add(person, rng.uniform(*sorted((parking, sidewalk))), _depth(rng, 4, 12))
     for _ in range(rng.poisson(0.4)):
         add(clutter, rng.uniform(*sorted((parking, sidewalk))), _depth(rng, 4, 25))
     for kind in ("bicycle", "motorcycle"):
-        for _ in range(rng.poisson(0.35)):
-            add(two_wheeler, parking + side * rng.uniform(0.3, 1.2), _depth(rng, 4, 11), kind, ridden=False)
+        for _ in range(rng.poisson(0.45)):
+            add(two_wheeler, parking + side * rng.uniform(0.3, 1.2), _depth(rng, 3.5, 9), kind, ridden=False)
     z = rng.uniform(5, 14)
     while parking != road and z < 40:  # parked, one behind the other
         if rng.random() < 0.7:
@@ -302,12 +302,12 @@ def _on_the_road(add, rng: np.random.Generator, street: _Street) -> None:
     for kind, often in (("car", 1.3), ("truck", 0.35), ("bus", 0.4), ("trailer", 0.03)):
         for _ in range(rng.poisson(often)):
             x = rng.uniform(left + 1.2, right - 1.2) if right - left > 5 else right - 1.4
-            add(_vehicle_of(kind), x, _depth(rng, 6, 26), across=rng.random() < 0.3)
+            add(_vehicle_of(kind), x, _depth(rng, 5.5, 22), across=rng.random() < 0.3)
     for kind in ("bicycle", "motorcycle"):
-        for _ in range(rng.poisson(0.45)):
-            add(two_wheeler, rng.uniform(left + 0.4, right - 0.4), _depth(rng, 4.5, 13), kind, ridden=True)
+        for _ in range(rng.poisson(0.55)):
+            add(two_wheeler, rng.uniform(left + 0.4, right - 0.4), _depth(rng, 4, 10), kind, ridden=True)
     for _ in range(rng.poisson(0.5)):
-        add(person, rng.uniform(left, right), _depth(rng, 4.5, 16))
+        add(person, rng.uniform(left, right), _depth(rng, 4, 12))
 
 
 def _shadows(stage: Stage, street: _Street) -> None:

@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 GENERATOR_VERSION = 1
-"""Part of every cached folder's name. Scores are compared across runs: whoever changes a pixel must raise it."""
+"""Part of every cached folder's name. Frozen: scores are compared across runs, so who changes a pixel raises it."""
 
 MANIFEST = "manifest.json"
 _MOST = 1_000_000  # images a split: names have six digits, and each split has its own range of scene indices
