@@ -137,8 +137,10 @@ def main(argv: list[str] | None = None) -> dict:
     args, objective = cli.parse(TrainArguments, argv, description=__doc__.split("\n")[0], defaults=DEFAULTS)
     is_main = PartialState().is_main_process
     logging.basicConfig(level=logging.INFO if is_main else logging.ERROR, format="%(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for noisy in ("httpx", "accelerate"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
     transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()  # a bar of its own for each exported branch
 
     labeled, unlabeled, evaluation, chosen = load_data(args)
     args = replace(

@@ -295,6 +295,28 @@ def test_one_model_alone_can_be_trained(world, tmp_path):
     assert set(results["final"]) == {"branch_0"}
 
 
+def test_three_branches_of_one_configuration_teach_each_other(world, tmp_path):
+    trainer = trainer_for(world, tmp_path, tiny_upernet(), num_branches=3)
+    before = parameters(trainer)
+    assert not torch.equal(*[before[f"branches.{i}.model.decode_head.classifier.weight"] for i in (1, 2)])
+    results = trainer.train()
+    assert set(results["final"]) == {"branch_0", "branch_1", "branch_2", "mean"}
+    moved = {n.split(".")[1] for n, p in parameters(trainer).items() if not torch.equal(p, before[n])}
+    assert moved == {"0", "1", "2"}
+
+
+def test_models_of_different_architectures_train_each_other(world, tmp_path):
+    from transformers import SegformerConfig
+
+    segformer = SegformerConfig(
+        hidden_sizes=[8, 8, 16, 16], depths=[1] * 4, num_attention_heads=[1, 1, 2, 2], decoder_hidden_size=16
+    )
+    trainer = trainer_for(world, tmp_path, [segformer, tiny_upernet()])
+    results = trainer.train()
+    assert [type(m).__name__[:4] for m in trainer.models] == ["Segf", "Uper"] and results["steps"] == 4
+    assert {m.config.id2label[1] for m in trainer.models} == {"disc"}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Broken(Supervised):
     at: int = 2
