@@ -23,7 +23,12 @@ def images(batch=2, height=37, width=53, seed=1):
 @pytest.mark.parametrize(("crop", "stride"), [((20, 24), (13, 16)), ((16, 16), (16, 16)), ((20, 20), (1, 19))])
 @pytest.mark.parametrize("average", [True, False])
 def test_windows_are_stitched_as_a_loop_over_all_windows_does(height, width, crop, stride, average):
-    net, pixels = blur_net(), images(height=height, width=width)
+    blur, pixels = blur_net(), images(height=height, width=width)
+    position = torch.randn(1, 4, *crop, generator=torch.Generator().manual_seed(2))
+
+    def net(windows):  # notices where in its window a pixel is, so where the padding went
+        return blur(windows) + position
+
     top_pad, left_pad = max(0, crop[0] - height) // 2, max(0, crop[1] - width) // 2
     padded = torch.zeros(2, 3, max(crop[0], height), max(crop[1], width))
     padded[:, :, top_pad : top_pad + height, left_pad : left_pad + width] = pixels

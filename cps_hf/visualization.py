@@ -1,0 +1,308 @@
+"""Pictures: class maps in colour, panels with a legend, learning curves, confusion matrices.
+
+Pictures are uint8, (H, W, 3) as arrays or (3, H, W) as tensors; class maps are integers (H, W), as arrays or tensors
+on any device, with 255 where no class is known. What is drawn comes back as an array; what is given a `path` is
+written there as PNG, beside it first and then renamed, so that a reader never finds half a file.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+IGNORE_INDEX = 255
+Color = tuple[int, int, int]
+Palette = Sequence[Color]
+
+WHITE, BLACK, GRAY = (255, 255, 255), (0, 0, 0), (150, 150, 150)
+# Okabe and Ito's eight colours, which stay apart for colour-blind eyes; black comes first, as class 0 is often the
+# background.
+_OKABE_ITO = (
+    BLACK,
+    (230, 159, 0),
+    (86, 180, 233),
+    (0, 158, 115),
+    (240, 228, 66),
+    (0, 114, 178),
+    (213, 94, 0),
+    (204, 121, 167),
+)
+# What `agreement_map` paints, in words; without labels only the first and the last occur. None is a class's colour.
+AGREEMENT = {
+    "agree": (225, 225, 225),
+    "agree, both wrong": (110, 110, 110),
+    "only the first is right": (68, 119, 170),
+    "only the second is right": (34, 136, 51),
+    "disagree": (204, 51, 17),
+}
+
+
+def palette(num_labels: int) -> tuple[Color, ...]:
+    """`num_labels` display colours: up to 8 are safe for colour-blind eyes, more are Pascal VOC's colour map."""
+    if not 1 <= num_labels <= 255:
+        raise ValueError(f"`num_labels` must be from 1 to 255, got {num_labels}.")
+    return _OKABE_ITO[:num_labels] if num_labels <= 8 else tuple(_voc_color(i) for i in range(num_labels))
+
+
+def _voc_color(index: int) -> Color:
+    """Bits 0, 3, 6 of the index are the highest bits of red, bits 1, 4, 7 of green, bits 2, 5 of blue."""
+    return tuple(
+        sum(((index >> 3 * place + channel) & 1) << (7 - place) for place in range(3)) for channel in range(3)
+    )
+
+
+def denormalize(pixel_values: Tensor | np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+    """Normalised (3, H, W) -> uint8 (H, W, 3). `mean` and `std` are for values in [0, 1], as image processors have."""
+    values = np.moveaxis(_array(pixel_values).astype(np.float64), 0, -1) * np.asarray(std) + np.asarray(mean)
+    return np.clip(np.rint(values * 255), 0, 255).astype(np.uint8)
+
+
+def colorize(labels: Any, palette: Palette, ignore_color: Color = WHITE) -> np.ndarray:
+    """A class map (H, W) in the palette's colours, `ignore_color` where it is 255: uint8 (H, W, 3).
+
+    Raises:
+        ValueError: a class without a colour.
+    """
+    labels = _class_map(labels)
+    strange = [value for value in _present(labels) if not 0 <= value < len(palette)]
+    if strange:
+        raise ValueError(f"The map holds {strange[:5]}, but the palette has {len(palette)} colours (255 is ignored).")
+    table = np.zeros((256, 3), np.uint8)
+    table[: len(palette)] = palette
+    table[IGNORE_INDEX] = ignore_color
+    return table[labels]
+
+
+def overlay(image: Any, labels: Any, palette: Palette, alpha: float = 0.5) -> np.ndarray:
+    """The picture with the class map laid over it, uint8 (H, W, 3); where the map is 255 the picture stays as it is.
+
+    Args:
+        alpha: how much of the class's colour is seen, from 0 to 1.
+    """
+    image, labels = _picture(image), _class_map(labels)
+    _check_sizes(image, labels)
+    mixed = np.rint((1 - alpha) * image + alpha * colorize(labels, palette)).astype(np.uint8)
+    return np.where((labels == IGNORE_INDEX)[..., None], image, mixed)
+
+
+def agreement_map(pred_a: Any, pred_b: Any, labels: Any = None) -> np.ndarray:
+    """Where two branches predict one class, and with labels, who is right: uint8 (H, W, 3) in `AGREEMENT` colours.
+
+    Args:
+        pred_a, pred_b: class maps (H, W).
+        labels: the truth; where it is 255, only agreement counts.
+    """
+    pred_a, pred_b = _class_map(pred_a), _class_map(pred_b)
+    _check_sizes(pred_a, pred_b)
+    agree = pred_a == pred_b
+    case = np.where(agree, 0, 4)
+    if labels is not None:
+        labels = _class_map(labels)
+        _check_sizes(pred_a, labels)
+        known = labels != IGNORE_INDEX
+        case[known & agree & (pred_a != labels)] = 1
+        case[known & ~agree & (pred_a == labels)] = 2
+        case[known & ~agree & (pred_b == labels)] = 3
+    return np.array(list(AGREEMENT.values()), np.uint8)[case]
+
+
+def panel(
+    rows: Sequence[Sequence[Any]],
+    titles: Sequence[str],
+    names: Sequence[str],
+    palette: Palette,
+    path: str | os.PathLike,
+    *,
+    legend: Mapping[str, Color] | None = None,
+) -> None:
+    """Write a grid of pictures and class maps, with a title a column and a legend of the classes that occur.
+
+    Small pictures are enlarged by whole factors, large ones reduced; class maps are never blended.
+
+    Args:
+        rows: each as long as `titles`; a cell with two dimensions is a class map, one with three a picture.
+        names: the classes' names; `palette`: their colours.
+        legend: further entries {text: colour}, e.g. `AGREEMENT`.
+    """
+    if not rows or any(len(row) != len(titles) for row in rows):
+        raise ValueError(f"Each row needs {len(titles)} cells, one a title; got {[len(row) for row in rows]}.")
+    if len(palette) < len(names):
+        raise ValueError(f"The palette has {len(palette)} colours for {len(names)} class names.")
+    cells = [[_array(cell) for cell in row] for row in rows]
+    box = min(512, max(256, 1600 // len(titles)))
+    pictures = [[_fit(cell, palette, box) for cell in row] for row in cells]
+    entries = _legend_entries([cell for row in cells for cell in row if cell.ndim == 2], names, palette)
+    _draw_page(pictures, list(titles), entries + [(c, text) for text, c in (legend or {}).items()], Path(path))
+
+
+def _fit(cell: np.ndarray, palette: Palette, box: int) -> np.ndarray:
+    picture = colorize(cell, palette) if cell.ndim == 2 else _picture(cell)
+    height, width = picture.shape[:2]
+    scale = box / max(height, width)
+    if scale >= 1:
+        return picture.repeat(int(scale), axis=0).repeat(int(scale), axis=1)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    how = Image.Resampling.NEAREST if cell.ndim == 2 else Image.Resampling.LANCZOS
+    return np.asarray(Image.fromarray(picture).resize(size, how))
+
+
+def _legend_entries(maps: Sequence[np.ndarray], names: Sequence[str], palette: Palette) -> list[tuple[Color, str]]:
+    """(colour, name) of the classes that occur in any map, and of ignored pixels when there are some."""
+    present = sorted({value for labels in maps for value in _present(labels)})
+    entries = [(tuple(palette[i]), str(names[i]) if i < len(names) else f"class {i}") for i in present]
+    ignored = any((labels == IGNORE_INDEX).any() for labels in maps)
+    return [*entries, (WHITE, "ignored")] if ignored else entries
+
+
+def _draw_page(
+    pictures: list[list[np.ndarray]], titles: list[str], entries: list[tuple[Color, str]], path: Path
+) -> None:
+    """Titles, then the rows, then the legend in columns, on a page just large enough."""
+    gap = 10
+    columns = range(len(titles))
+    widths = [max(row[i].shape[1] for row in pictures) for i in columns]
+    font = _font(max(15, sum(widths) // 75))
+    line = round(font.size * 1.6)
+    widths = [max(width, math.ceil(font.getlength(title))) for width, title in zip(widths, titles, strict=True)]
+    heights = [max(cell.shape[0] for cell in row) for row in pictures]
+    entry = max((line + math.ceil(font.getlength(name)) + 2 * gap for _, name in entries), default=0)
+    page_width = max(sum(widths) + gap * (len(widths) + 1), entry + gap)
+    per_line = max(1, (page_width - gap) // entry) if entries else 1
+    legend_top = line + sum(heights) + gap * (len(heights) + 1)
+    page = Image.new("RGB", (page_width, legend_top + line * math.ceil(len(entries) / per_line)), WHITE)
+    draw = ImageDraw.Draw(page)
+    top = line
+    for row, height in zip(pictures, heights, strict=True):
+        for i, cell in enumerate(row):
+            left = gap * (i + 1) + sum(widths[:i]) + (widths[i] - cell.shape[1]) // 2
+            y = top + (height - cell.shape[0]) // 2
+            page.paste(Image.fromarray(cell), (left, y))
+            draw.rectangle((left - 1, y - 1, left + cell.shape[1], y + cell.shape[0]), outline=GRAY)
+        top += height + gap
+    for i, title in enumerate(titles):
+        middle = gap * (i + 1) + sum(widths[:i]) + widths[i] // 2
+        draw.text((middle, line // 2), title, fill=BLACK, font=font, anchor="mm")
+    for i, (color, name) in enumerate(entries):
+        left, y = gap + entry * (i % per_line), legend_top + line * (i // per_line)
+        draw.rectangle((left, y, left + line - 8, y + line - 8), fill=color, outline=GRAY)
+        draw.text((left + line, y + (line - 8) // 2), name, fill=BLACK, font=font, anchor="lm")
+    _write(path, lambda temporary: page.save(temporary, format="PNG"))
+
+
+def confusion_matrix_figure(matrix: Any, names: Sequence[str], path: str | os.PathLike) -> None:
+    """Write a confusion matrix (C, C; rows are the truth) as the share of each true class that was predicted as what.
+
+    Rows of classes that do not occur stay empty.
+    """
+    from matplotlib.figure import Figure
+
+    matrix = _array(matrix).astype(np.float64)
+    count = len(names)
+    if matrix.shape != (count, count):
+        raise ValueError(f"The matrix must be ({count}, {count}) for {count} names, got {matrix.shape}.")
+    with np.errstate(invalid="ignore"):
+        shares = 100 * matrix / matrix.sum(1, keepdims=True)
+    side = 2.5 + 0.42 * count
+    figure = Figure(figsize=(side + 1, side), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    picture = axes.imshow(np.ma.masked_invalid(shares), cmap="Blues", vmin=0, vmax=100)
+    axes.set_facecolor("0.93")
+    axes.set_xticks(range(count), names, rotation=90)
+    axes.set_yticks(range(count), names)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    for row, column in np.argwhere(shares >= 0.5):
+        share = shares[row, column]
+        color = "white" if share > 60 else "black"
+        axes.text(column, row, f"{share:.0f}", ha="center", va="center", fontsize=8, color=color)
+    figure.colorbar(picture, ax=axes, label="% of the true class's pixels", shrink=0.8)
+    _write(Path(path), lambda temporary: figure.savefig(temporary, format="png"))
+
+
+def curves_figure(records: Sequence[Mapping[str, Any]], keys: Sequence[str], path: str | os.PathLike) -> None:
+    """Write learning curves: one line a key over "step".
+
+    Args:
+        records: rows of metrics.jsonl; a row counts for the keys it has beside "step". None leaves a gap, as NaN does.
+
+    Raises:
+        ValueError: a key that no row has.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4.5), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    # Yellow is left out, it cannot be seen on white; after seven colours the lines change their dashes.
+    colors = [tuple(channel / 255 for channel in color) for color in _OKABE_ITO if color != (240, 228, 66)]
+    for i, key in enumerate(keys):
+        points = [(r["step"], math.nan if r[key] is None else r[key]) for r in records if "step" in r and key in r]
+        if not points:
+            raise ValueError(
+                f"No record has {key!r} beside 'step'; there are {sorted({k for r in records for k in r})}."
+            )
+        steps, values = zip(*sorted(points), strict=True)
+        color, dashes = colors[i % len(colors)], ("-", "--", ":")[i // len(colors) % 3]
+        marker = "o" if len(points) <= 30 else None
+        axes.plot(steps, values, dashes, color=color, marker=marker, markersize=3.5, linewidth=1.5, label=key)
+    axes.set_xlabel("step")
+    axes.grid(color="0.9")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=9)
+    _write(Path(path), lambda temporary: figure.savefig(temporary, format="png"))
+
+
+def _array(values: Any) -> np.ndarray:
+    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+
+
+def _picture(image: Any) -> np.ndarray:
+    """uint8 (H, W, 3). (3, H, W) is turned; when both would do, a tensor's channels are first and an array's last."""
+    picture = _array(image)
+    if picture.dtype == np.uint8 and picture.ndim == 3:
+        if picture.shape[0] == 3 and (picture.shape[-1] != 3 or isinstance(image, Tensor)):
+            return np.ascontiguousarray(np.moveaxis(picture, 0, -1))
+        if picture.shape[-1] == 3:
+            return picture
+    raise ValueError(
+        f"A picture must be uint8, (H, W, 3) or (3, H, W), got {picture.dtype} {picture.shape}; see `denormalize`."
+    )
+
+
+def _class_map(labels: Any) -> np.ndarray:
+    labels = _array(labels)
+    if labels.ndim != 2 or labels.dtype.kind not in "iub":
+        raise ValueError(f"A class map must be integers (H, W), got {labels.dtype} {labels.shape}.")
+    return labels.astype(np.int64)
+
+
+def _present(labels: np.ndarray) -> list[int]:
+    return [value for value in np.unique(labels).tolist() if value != IGNORE_INDEX]
+
+
+def _check_sizes(a: np.ndarray, b: np.ndarray) -> None:
+    if a.shape[:2] != b.shape[:2]:
+        raise ValueError(f"The two must be of one size, got {a.shape[:2]} and {b.shape[:2]} (height, width).")
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which matplotlib brings along: class names are not always ASCII."""
+    from matplotlib import get_data_path
+
+    return ImageFont.truetype(str(Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), size)
+
+
+def _write(path: Path, save: Callable[[Path], None]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        save(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
