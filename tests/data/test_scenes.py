@@ -11,6 +11,7 @@ from PIL import Image
 from torchvision.datasets import Cityscapes, VOCSegmentation
 
 from cps_hf.data import scenes
+from cps_hf.data._object_scenes import _borders
 from cps_hf.data.cityscapes import LABELS, load_cityscapes
 from cps_hf.data.scenes import draw_object_scene, draw_street_scene, write_object_scenes, write_street_scenes
 from cps_hf.data.voc import load_voc, voc_color
@@ -72,6 +73,12 @@ def test_objects_hold_every_class_and_borders_that_part_them():
         for a, b in ((labels[1:], labels[:-1]), (labels[:, 1:], labels[:, :-1])):
             assert not ((a != b) & (a != 255) & (b != 255)).any()  # no two classes touch without a border
         assert 0 < (labels == 255).mean() < 0.35
+
+
+def test_a_border_lies_on_both_sides_of_an_outline():
+    instances = np.array([[0, 0, 0, 0], [0, 0, 2, 2], [0, 0, 2, 2], [1, 1, 2, 2]], np.uint8)
+    expected = [[0, 0, 1, 1], [0, 1, 1, 1], [1, 1, 1, 0], [1, 1, 1, 0]]
+    assert np.array_equal(_borders(instances), np.array(expected, bool))
 
 
 def test_objects_come_in_many_sizes_and_every_orientation():
@@ -159,7 +166,7 @@ def test_processes_that_race_get_the_same_whole_folder(tmp_path, street_root):
     ]
     for racer in racers:
         racer.start()
-    assert {answers.get(timeout=90) for _ in racers} == {str(tmp_path / "root")}
+    assert {answers.get(timeout=40) for _ in racers} == {str(tmp_path / "root")}
     for racer in racers:
         racer.join(30)
         assert racer.exitcode == 0
