@@ -75,8 +75,8 @@ class TrainArguments(CPSConfig):
 DEFAULTS = {
     "output_dir": "outputs/train_cps",
     "max_steps": 1000,
-    "per_device_train_batch_size": 4,
-    "per_device_unlabeled_batch_size": 4,
+    "per_device_train_batch_size": 8,
+    "per_device_unlabeled_batch_size": 8,
     "optim": "adamw",
     "learning_rate": 2e-3,
     "weight_decay": 0.01,

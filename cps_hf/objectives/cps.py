@@ -23,12 +23,18 @@ class CrossPseudoSupervision(Objective):
         weight: the paper's lambda. The release has 1.5 (VOC) and 6 (Cityscapes), with CutMix 1 and 5.
         cutmix: true: Lcps on mixed unlabeled images only; the pseudo labels come from the unmixed images and are mixed
             like them. False: the paper's plain CPS, on labeled and unlabeled images together.
+        warm_up: the share of training at whose start Lcps is left out. The paper has none.
+        ramp_up: the share of training, after it, over which `weight` grows linearly to its value. The paper has none:
+            its networks start from ImageNet. Networks that start from nothing predict the commonest class everywhere at
+            first, and without a ramp-up confirm each other in that.
 
     With n branches each is taught by all others, and its loss is the mean over its n - 1 teachers.
     """
 
     weight: float = 1.0
     cutmix: bool = True
+    warm_up: float = 0.0
+    ramp_up: float = 0.0
 
     min_branches: ClassVar[int] = 2
     citation: ClassVar[str] = """@inproceedings{chen2021cps,
@@ -42,6 +48,9 @@ class CrossPseudoSupervision(Objective):
         super().__post_init__()
         if self.weight < 0:
             raise ValueError(f"`weight` must not be negative, got {self.weight}.")
+        for name in ("warm_up", "ramp_up"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"`{name}` is a share of training in [0, 1], got {getattr(self, name)}.")
 
     @property
     def views(self) -> tuple[str, ...]:
@@ -52,7 +61,7 @@ class CrossPseudoSupervision(Objective):
         supervised_loss = sum(self.supervised_loss(logits, labeled) for logits in labeled_logits)  # eq. 1
         on_unlabeled = self._on_mixed_images if self.cutmix else self._on_both_batches
         cps_loss, agreement = on_unlabeled(branches, labeled, labeled_logits, unlabeled)  # eq. 2 and 3
-        loss = supervised_loss + self.weight * cps_loss  # eq. 4
+        loss = supervised_loss + self.weight * self.ramp(progress) * cps_loss  # eq. 4
         return ObjectiveOutput(
             loss,
             {
@@ -61,6 +70,13 @@ class CrossPseudoSupervision(Objective):
                 "agreement": agreement,
             },
         )
+
+    def ramp(self, progress: torch.Tensor | float) -> torch.Tensor:
+        """What `weight` is multiplied with: 0 while warming up, then linearly up to 1."""
+        since = torch.as_tensor(progress) - self.warm_up
+        if self.ramp_up == 0:
+            return (since >= 0).float()
+        return (since / self.ramp_up).clamp(0, 1)
 
     def _on_both_batches(self, branches, labeled, labeled_logits, unlabeled):
         """Plain CPS: the mean over the pixels of both batches together."""

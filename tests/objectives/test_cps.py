@@ -263,8 +263,36 @@ def test_the_counts_given_by_the_trainer_replace_the_local_ones():
 
 
 @pytest.mark.parametrize(
+    ("options", "progress", "share"),
+    [
+        ({}, 0.0, 1.0),
+        ({"warm_up": 0.25}, 0.2, 0.0),
+        ({"warm_up": 0.25}, 0.25, 1.0),
+        ({"ramp_up": 0.5}, 0.0, 0.0),
+        ({"ramp_up": 0.5}, 0.125, 0.25),
+        ({"ramp_up": 0.5}, 0.9, 1.0),
+        ({"warm_up": 0.25, "ramp_up": 0.5}, 0.5, 0.5),
+    ],
+)
+def test_the_weight_grows_as_asked_for(options, progress, share):
+    branches = [TinyBranch(1), TinyBranch(2)]
+    labeled, unlabeled = batches()
+    objective = CrossPseudoSupervision(weight=3.0, **options)
+    out = objective(branches, labeled, unlabeled, progress=torch.tensor(progress))
+    expected = out.logs["supervised_loss"] + 3.0 * share * out.logs["cps_loss"]
+    torch.testing.assert_close(out.loss.detach(), expected)
+
+
+@pytest.mark.parametrize(
     ("field", "value"),
-    [("labeled_loss", "focal"), ("ohem_threshold", 1.5), ("ohem_min_kept", 0), ("weight", -1.0)],
+    [
+        ("warm_up", -0.1),
+        ("ramp_up", 1.5),
+        ("labeled_loss", "focal"),
+        ("ohem_threshold", 1.5),
+        ("ohem_min_kept", 0),
+        ("weight", -1.0),
+    ],
 )
 def test_a_bad_hyper_parameter_is_named(field, value):
     with pytest.raises(ValueError, match=f"`{field}`.*{value}"):
