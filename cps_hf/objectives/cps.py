@@ -25,7 +25,7 @@ class CrossPseudoSupervision(Objective):
             like them. False: the paper's plain CPS, on labeled and unlabeled images together.
         warm_up: the share of training at whose start Lcps is left out. The paper has none.
         ramp_up: the share of training, after it, over which `weight` grows linearly to its value. The paper has none:
-            its networks start from ImageNet. Networks that start from nothing predict the commonest class everywhere at
+            its networks start from ImageNet. Those that start from nothing predict the commonest class everywhere at
             first, and without a ramp-up confirm each other in that.
 
     With n branches each is taught by all others, and its loss is the mean over its n - 1 teachers.
