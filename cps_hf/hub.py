@@ -214,7 +214,7 @@ def render_card(facts: Mapping[str, Any]) -> str:
         citations=[text.strip().replace("```", "'''") for text in dict.fromkeys(citations)],
         percent=_percent,
     )
-    return str(card)
+    return f"{str(card).rstrip()}\n"
 
 
 def escape_markdown(text: Any) -> str:
@@ -269,7 +269,7 @@ def _metadata(facts: Mapping[str, Any], own: Mapping[str, Any]) -> ModelCardData
         library_name="transformers",
         pipeline_tag="image-segmentation",
         base_model=_hub_id(facts["base_model"]),
-        datasets=[dataset] if dataset and _hub_id(dataset) else None,
+        datasets=[dataset] if dataset and "/" in dataset and _hub_id(dataset) else None,  # as the Hub names them
         metrics=["mean_iou"],
         tags=["semantic-segmentation", "semi-supervised-learning", "cross-pseudo-supervision", "cps_hf"],
         eval_results=results or None,

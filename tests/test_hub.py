@@ -232,6 +232,8 @@ def test_the_metadata_holds_plain_floats_of_the_step_that_is_exported():
     assert result["dataset"]["name"] == "street_scenes" and data["model-index"][0]["name"] == "my-run"
     assert data["library_name"] == "transformers" and data["pipeline_tag"] == "image-segmentation"
     assert data["base_model"] == "some/backbone" and data["license"] == "unknown"
+    assert "datasets" not in data, "not a name on the Hub"
+    assert metadata(hub.render_card(facts(dataset_name="me/shapes")))["datasets"] == ["me/shapes"]
     best = metadata(hub.render_card(facts(step=30, license="mit")))
     assert best["model-index"][0]["results"][0]["metrics"][0]["value"] == 0.55 and best["license"] == "mit"
     bare = metadata(hub.render_card(facts(scores={}, best={}, base_model=None, dataset_name=None)))
@@ -301,7 +303,8 @@ Environment: python 3\.11, torch 2\.15\.
 
 ```bibtex
 @inproceedings\{sohn2020fixmatch,.*
-```\n?"""
+```
+"""
     assert re.fullmatch(pattern, text, flags=re.DOTALL), text
 
 
