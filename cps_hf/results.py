@@ -1,11 +1,14 @@
-"""What a run leaves for people: results.json's content, the facts of the model card, pictures."""
+"""What a run leaves for people: results.json's content, the facts of the model card, pictures.
+
+`trainer` is a `CPSTrainer`, which nothing imports but the package's front door.
+"""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,9 +18,7 @@ from .checkpoints import write_atomically
 from .data.labels import LabelEncoding
 from .evaluation import evaluating
 from .hub import render_card
-
-if TYPE_CHECKING:
-    from .trainer import CPSTrainer
+from .objectives import Objective
 
 # What a reader of a card wants to know of the settings; the rest is in the run's config.yaml.
 _SETTINGS_IN_CARD = (
@@ -28,7 +29,7 @@ _SETTINGS_IN_CARD = (
 )
 
 
-def summary(trainer: CPSTrainer) -> dict[str, Any]:
+def summary(trainer: Any) -> dict[str, Any]:
     """The content of results.json; the schema stands in the README."""
     args = trainer.args
     return {
@@ -44,7 +45,7 @@ def summary(trainer: CPSTrainer) -> dict[str, Any]:
     }
 
 
-def card_facts(trainer: CPSTrainer, branch: str, directory: str) -> dict[str, Any]:
+def card_facts(trainer: Any, branch: str, directory: str) -> dict[str, Any]:
     """What `hub.render_card` makes a page of.
 
     Args:
@@ -69,7 +70,7 @@ def card_facts(trainer: CPSTrainer, branch: str, directory: str) -> dict[str, An
         "num_labeled": _length(trainer.train_dataset),
         "num_unlabeled": _length(trainer.unlabeled_dataset) if trainer.objective.views else 0,
         "objective": type(trainer.objective).__name__,
-        "objective_fields": asdict(trainer.objective),
+        "objective_fields": _fields_that_act(trainer.objective),
         "citation": trainer.objective.citation,
         "settings": {**settings, "num_processes": trainer.accelerator.num_processes},
         "scores": trainer.scores,
@@ -80,6 +81,14 @@ def card_facts(trainer: CPSTrainer, branch: str, directory: str) -> dict[str, An
         "picture": None,
         "limits": _LIMITS.get(args.dataset_name or ""),
     }
+
+
+def _fields_that_act(objective: Objective) -> dict[str, Any]:
+    """The method's hyper-parameters, without OHEM's where it is not used."""
+    fields = asdict(objective)
+    if objective.labeled_loss != "ohem":
+        fields = {name: value for name, value in fields.items() if not name.startswith("ohem_")}
+    return fields
 
 
 _SCENES = (
@@ -93,14 +102,14 @@ def _length(dataset) -> int | None:
     return len(dataset) if hasattr(dataset, "__len__") else None
 
 
-def rewrite_card(trainer: CPSTrainer, folder: Path) -> None:
+def rewrite_card(trainer: Any, folder: Path) -> None:
     """The best branch's card, which was written before the final scores were known."""
     if trainer.accelerator.is_main_process:
         card = render_card(card_facts(trainer, trainer.best["branch"], folder.name))
         write_atomically(folder / "README.md", card)
 
 
-def draw_pictures(trainer: CPSTrainer, folder: Path, log: list[dict[str, Any]]) -> None:
+def draw_pictures(trainer: Any, folder: Path, log: list[dict[str, Any]]) -> None:
     """A panel of the first evaluation images (image, label, every branch) and the curves of the run.
 
     Args:

@@ -18,14 +18,16 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from accelerate import PartialState
+from datasets import concatenate_datasets
 from transformers import ResNetConfig, UperNetConfig
 from transformers.utils import logging as transformers_logging
 
-from cps_hf import CPSConfig, CPSTrainer, cli
+from cps_hf import CPSConfig, CPSTrainer, Objective, cli
 from cps_hf.data import load_cityscapes, load_folder, load_hub, load_voc, partition
 from cps_hf.data.scenes import write_object_scenes, write_street_scenes
 from cps_hf.reporting import scores_table
@@ -113,6 +115,8 @@ def load_data(args: TrainArguments):
         unlabeled = load(args.unlabeled_root, split=args.train_split, with_labels=False, streaming=args.streaming)
         return labeled, unlabeled, evaluation, None
     images = load(root, split=args.train_split, with_labels=False)
+    if args.partition.startswith("coarse-"):  # all of train is labeled; the unlabeled ones are from train_extra
+        images = concatenate_datasets([images, load(root, split="train_extra", with_labels=False)])
     chosen = partition(args.partition, images["id"], seed=args.partition_seed)
     labeled_ids, unlabeled_ids = set(chosen.labeled_ids), set(chosen.unlabeled_ids)
     labeled = load(root, split=args.train_split)
@@ -142,6 +146,19 @@ def main(argv: list[str] | None = None) -> dict:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()  # a bar of its own for each exported branch
 
+    try:
+        trainer, args = build(args, objective)
+        results = trainer.train()
+    except (ValueError, ConnectionError) as error:  # what a user can mend: one line, no traceback
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    if is_main:
+        report(results, args, [*trainer.id2label.values()])
+    return results
+
+
+def build(args: TrainArguments, objective: Objective) -> tuple[CPSTrainer, TrainArguments]:
+    """The trainer, and the arguments completed by what the data set says."""
     labeled, unlabeled, evaluation, chosen = load_data(args)
     args = replace(
         args,
@@ -157,10 +174,7 @@ def main(argv: list[str] | None = None) -> dict:
         unlabeled_dataset=unlabeled,
         eval_dataset=evaluation,
     )
-    results = trainer.train()
-    if is_main:
-        report(results, args, [*trainer.id2label.values()])
-    return results
+    return trainer, args
 
 
 def report(results: dict, args: TrainArguments, names: list[str]) -> None:

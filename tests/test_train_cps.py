@@ -1,0 +1,119 @@
+"""The main script on small trees in the true layouts, in one process and launched in two."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from toy import run_python
+
+from cps_hf.data.scenes import write_object_scenes, write_street_scenes
+
+SCRIPT = Path(__file__).parents[1] / "examples" / "train_cps.py"
+SMALL = ("--max_steps", "3", "--crop_size", "32", "64", "--dataloader_num_workers", "0", "--disable_tqdm", "true")
+SMALL += ("--per_device_train_batch_size", "2", "--per_device_unlabeled_batch_size", "4", "--num_pictures", "1")
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("train_cps", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def streets(tmp_path_factory):
+    root = tmp_path_factory.mktemp("streets") / "set"
+    return write_street_scenes(root, num_train=10, num_train_extra=4, num_val=3, progress=False)
+
+
+@pytest.fixture(scope="module")
+def objects(tmp_path_factory):
+    return write_object_scenes(tmp_path_factory.mktemp("objects") / "set", num_train=10, num_val=3, progress=False)
+
+
+def run(script, tmp_path, *words):
+    return script.main([*words, *SMALL, "--output_dir", str(tmp_path / "out")])
+
+
+def test_cityscapes_in_the_official_layout(script, streets, tmp_path, capsys):
+    results = run(script, tmp_path, "--dataset", "cityscapes", "--data_root", str(streets), "--partition", "1-4")
+    out = capsys.readouterr().out
+    for said in (
+        "road",
+        "bicycle",
+        "mIoU",
+        "Best: branch",
+        "at the start",
+        "best/",
+        "AutoModelForSemanticSegmentation",
+    ):
+        assert said in out
+    assert results["partition"]["name"] and len(results["partition"]["sha256"]) == 64
+    config = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())
+    assert config["data_root"] == str(streets) and config["partition"] == "1-4" and config["objective"] == "cps"
+    written = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert written["partition"] == results["partition"] and written["steps"] == 3
+
+
+def test_its_own_config_file_repeats_the_run(script, streets, tmp_path):
+    first = run(script, tmp_path / "a", "--dataset", "cityscapes", "--data_root", str(streets), "--partition", "4")
+    again = script.main(
+        ["--config", str(tmp_path / "a" / "out" / "config.yaml"), "--output_dir", str(tmp_path / "b" / "out")]
+    )
+    assert again["final"] == first["final"]
+
+
+def test_voc_with_images_of_many_sizes_and_supervised_training(script, objects, tmp_path):
+    results = run(
+        script,
+        tmp_path,
+        "--dataset",
+        "voc",
+        "--data_root",
+        str(objects),
+        "--partition",
+        "4",
+        "--objective",
+        "supervised",
+    )
+    assert results["objective"]["name"] == "Supervised"
+    assert len(results["final"]["branch_0"]["per_category_iou"]) == 21
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--dataset", "cityscape"], "`dataset` must be one of .*'cityscape'"),
+        (["--dataset", "voc"], "`dataset=voc` needs `data_root`"),
+        (["--dataset", "voc", "--data_root", "nowhere"], "No VOC2012 at nowhere"),
+        (["--dataset", "cityscapes", "--data_root", "nowhere"], "No folder nowhere"),
+        (["--streaming", "true"], "`streaming` needs `unlabeled_root`"),
+        (["--unlabeled_root", "x"], "`unlabeled_root` goes with"),
+        (["--max_step", "5"], "Did you mean `max_steps`"),
+    ],
+)
+def test_a_mistake_ends_with_one_line_and_no_traceback(script, tmp_path, capsys, words, said):
+    import re
+
+    with pytest.raises(SystemExit) as exit_:
+        run(script, tmp_path, *words)
+    message = capsys.readouterr().err
+    assert exit_.value.code == 2 and re.search(said, message) and "Traceback" not in message
+
+
+@pytest.mark.slow
+def test_two_launched_processes_with_bfloat16_and_accumulation_end_with_the_table(streets, tmp_path):
+    done = run_python(
+        *(str(SCRIPT), "--dataset", "cityscapes", "--data_root", str(streets), "--partition", "8", "--max_steps", "3"),
+        *("--crop_size", "32", "64", "--dataloader_num_workers", "1", "--per_device_train_batch_size", "2"),
+        *("--gradient_accumulation_steps", "2", "--mixed_precision", "bf16", "--num_processes", "2"),
+        *("--per_device_unlabeled_batch_size", "1", "--output_dir", str(tmp_path / "out")),
+        processes=2,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("mIoU  ") == 1 and "2 processes" in done.stderr
+    assert (tmp_path / "out" / "best" / "model.safetensors").is_file()
+    assert (tmp_path / "out" / "checkpoint-3" / "random_states_1.pkl").is_file()
