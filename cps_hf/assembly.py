@@ -100,6 +100,7 @@ def build_models(
         reinit_heads=args.reinit_heads,
         backbone=args.backbone,
         trust_remote_code=args.trust_remote_code,
+        dtype=getattr(torch, args.dtype),
         attn_implementation=args.attn_implementation,
     )
     if len(built) < objective.min_branches:

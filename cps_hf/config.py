@@ -58,6 +58,7 @@ class CPSConfig:
         num_branches: how many, where one id or config is given; none: two.
         reinit_heads: draw the decode heads anew, also when the checkpoint has them.
         backbone: weights for the backbones of all branches: a folder of a transformers backbone, or a timm file.
+        dtype: of the parameters: "float32", "bfloat16" or "float16"; `mixed_precision` is usually what you want.
         attn_implementation: "eager", "sdpa" or "flash_attention_2"; none: the library's choice.
         trust_remote_code: run code that comes with a checkpoint.
         freeze_backbone: train the decode heads alone.
@@ -140,6 +141,7 @@ class CPSConfig:
     num_branches: int | None = None
     reinit_heads: bool = False
     backbone: str | None = None
+    dtype: str = "float32"
     attn_implementation: str | None = None
     trust_remote_code: bool = False
     freeze_backbone: bool = False
@@ -240,6 +242,7 @@ _AT_LEAST = {
 }
 _ONE_OF = {
     "optim": ("sgd", "adamw"),
+    "dtype": ("float32", "bfloat16", "float16"),
     "random_scale_mode": ("choice", "range"),
     "eval_mode": ("whole", "sliding"),
     "metric_for_best_model": ("mean_iou", "mean_accuracy", "overall_accuracy"),

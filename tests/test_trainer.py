@@ -370,6 +370,39 @@ def test_gradients_are_clipped_a_branch(world, tmp_path):
         assert log_lines(tmp_path)[1][f"grad_norm_branch_{branch[9]}"] > 1e-3
 
 
+def test_an_optimizer_and_a_schedule_of_ones_own_are_used(world, tmp_path):
+    models = toy_models()
+    optimizer = torch.optim.RMSprop([p for m in models for p in m.parameters()], lr=0.125)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=2, gamma=0.5)
+    trainer = CPSTrainer(models, settings(tmp_path), optimizers=(optimizer, schedule), **world)
+    trainer.train()
+    assert [line["learning_rate"] for line in log_lines(tmp_path) if "loss" in line] == [
+        0.125,
+        0.0625,
+        0.0625,
+        0.03125,
+    ]
+
+
+def test_parameters_can_be_bfloat16(world, tmp_path):
+    trainer = trainer_for(world, tmp_path, tiny_upernet(), dtype="bfloat16")
+    trainer.train()
+    assert {p.dtype for p in trainer.module.parameters()} == {torch.bfloat16}
+    saved = json.loads((tmp_path / "out" / "best" / "config.json").read_text())
+    assert saved["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize("field", ["freeze_backbone", "freeze_norms"])
+def test_what_is_frozen_does_not_move(world, tmp_path, field):
+    trainer = trainer_for(world, tmp_path, tiny_upernet(), **{field: True})
+    before = {k: v.clone() for k, v in trainer.module.state_dict().items()}
+    trainer.train()
+    after = trainer.module.state_dict()
+    moved = {k for k in after if not torch.equal(after[k], before[k])}
+    assert not [k for k in moved if "backbone" in k and (field == "freeze_backbone" or "normalization" in k)]
+    assert [k for k in moved if "decode_head" in k]
+
+
 def test_sliding_evaluation_is_used_when_asked_for(world, tmp_path):
     scores = []
     for mode in ("whole", "sliding"):
