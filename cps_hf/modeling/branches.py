@@ -96,7 +96,7 @@ class Branch(nn.Module):
             )
         self._feature_dropout.p = feature_dropout
         try:
-            logits = self.model(pixel_values=pixel_values.to(self.model.dtype)).logits.float()
+            logits = self.model(pixel_values=pixel_values.to(next(self.model.parameters()).dtype)).logits.float()
         finally:
             self._feature_dropout.p = 0.0
         size = pixel_values.shape[-2:]
