@@ -16,13 +16,17 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import sys
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from datasets import concatenate_datasets
 from transformers import ResNetConfig, UperNetConfig
 from transformers.utils import logging as transformers_logging
@@ -32,7 +36,14 @@ from cps_hf.data import load_cityscapes, load_folder, load_hub, load_voc, partit
 from cps_hf.data.scenes import write_object_scenes, write_street_scenes
 from cps_hf.reporting import scores_table
 
-DATASETS = ("street_scenes", "object_scenes", "cityscapes", "voc", "folder", "hub")
+LOADERS = {
+    "street_scenes": load_cityscapes,
+    "object_scenes": load_voc,
+    "cityscapes": load_cityscapes,
+    "voc": load_voc,
+    "folder": load_folder,
+    "hub": load_hub,
+}
 
 
 @dataclass(kw_only=True)
@@ -42,11 +53,12 @@ class TrainArguments(CPSConfig):
     Data and models
         dataset: street_scenes, object_scenes (both drawn here), cityscapes, voc, folder or hub.
         data_root: the data set's folder, or its Hub id; for the scenes none: a folder in the Hugging Face cache.
-        train_split: the split whose images are divided into labeled and unlabeled ones.
+        train_split: the split whose images are divided into labeled and unlabeled ones; for folder, its folder.
         eval_split: the split that scores are computed on.
+        load_options: further arguments of the loader, as JSON: {"class_names": "names.json", "reduce_labels": true}.
         partition: which images are labeled: a count (12), a ratio (1-8), a published partition's name, a list file.
         partition_seed: which ones, where the partition is a count or a ratio.
-        unlabeled_root: folder, hub: a folder or Hub id of further images; then all of `data_root` is labeled.
+        unlabeled_root: for folder and hub: further images, without masks; all of `train_split` is labeled then.
         streaming: read the data set as a stream; then `data_root` is all labeled and needs `unlabeled_root`.
         models: one or more Hub ids, folders or config.json files; none: a small UperNet-ResNet, from scratch.
     """
@@ -55,6 +67,7 @@ class TrainArguments(CPSConfig):
     data_root: str | None = None
     train_split: str = "train"
     eval_split: str = "val"
+    load_options: dict[str, Any] = field(default_factory=dict)
     partition: str = "12"
     partition_seed: int = 0
     unlabeled_root: str | None = None
@@ -63,8 +76,8 @@ class TrainArguments(CPSConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.dataset not in DATASETS:
-            raise ValueError(f"`dataset` must be one of {', '.join(DATASETS)}, got {self.dataset!r}.")
+        if self.dataset not in LOADERS:
+            raise ValueError(f"`dataset` must be one of {', '.join(LOADERS)}, got {self.dataset!r}.")
         if self.data_root is None and not self.dataset.endswith("_scenes"):
             raise ValueError(f"`dataset={self.dataset}` needs `data_root`.")
         if self.unlabeled_root is not None and self.dataset not in ("folder", "hub"):
@@ -101,18 +114,20 @@ def load_data(args: TrainArguments):
     elif args.dataset == "object_scenes":
         with PartialState().main_process_first():
             root = write_object_scenes(root)
-    load = {
-        "street_scenes": load_cityscapes,
-        "cityscapes": load_cityscapes,
-        "object_scenes": load_voc,
-        "voc": load_voc,
-        "folder": load_folder,
-        "hub": load_hub,
-    }[args.dataset]
+    load = LOADERS[args.dataset]
+    if args.load_options:
+        known = inspect.signature(load).parameters
+        unknown = [name for name in args.load_options if name not in known]
+        if unknown:
+            raise ValueError(
+                f"`load_options`: {load.__name__} does not know {unknown[0]!r}; it has {', '.join(known)}."
+            )
+        load = partial(load, **args.load_options)
     evaluation = load(root, split=args.eval_split)
     if args.unlabeled_root is not None:
         labeled = load(root, split=args.train_split, streaming=args.streaming)
-        unlabeled = load(args.unlabeled_root, split=args.train_split, with_labels=False, streaming=args.streaming)
+        split = {} if args.dataset == "folder" else {"split": args.train_split}
+        unlabeled = load(args.unlabeled_root, **split, with_labels=False, streaming=args.streaming)
         return labeled, unlabeled, evaluation, None
     images = load(root, split=args.train_split, with_labels=False)
     if args.partition.startswith("coarse-"):  # all of train is labeled; the unlabeled ones are from train_extra
@@ -139,7 +154,8 @@ def small_model() -> UperNetConfig:
 
 def main(argv: list[str] | None = None) -> dict:
     args, objective = cli.parse(TrainArguments, argv, description=__doc__.split("\n")[0], defaults=DEFAULTS)
-    is_main = PartialState().is_main_process
+    # Before the trainer makes its Accelerator, and as that will: CPU processes find each other only when told so.
+    is_main = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).is_main_process
     logging.basicConfig(level=logging.INFO if is_main else logging.ERROR, format="%(message)s")
     for noisy in ("httpx", "accelerate"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from toy import run_python
 from cps_hf.data.scenes import write_object_scenes, write_street_scenes
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "train_cps.py"
-SMALL = ("--max_steps", "3", "--crop_size", "32", "64", "--dataloader_num_workers", "0", "--disable_tqdm", "true")
+SMALL = ("--max_steps", "3", "--crop_size", "32", "--dataloader_num_workers", "0", "--disable_tqdm", "true")
 SMALL += ("--per_device_train_batch_size", "2", "--per_device_unlabeled_batch_size", "4", "--num_pictures", "1")
 
 
@@ -19,6 +21,7 @@ SMALL += ("--per_device_train_batch_size", "2", "--per_device_unlabeled_batch_si
 def script():
     spec = importlib.util.spec_from_file_location("train_cps", SCRIPT)
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # its dataclass looks itself up there
     spec.loader.exec_module(module)
     return module
 
@@ -26,7 +29,7 @@ def script():
 @pytest.fixture(scope="module")
 def streets(tmp_path_factory):
     root = tmp_path_factory.mktemp("streets") / "set"
-    return write_street_scenes(root, num_train=10, num_train_extra=4, num_val=3, progress=False)
+    return write_street_scenes(root, num_train=24, num_train_extra=4, num_val=3, progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +38,9 @@ def objects(tmp_path_factory):
 
 
 def run(script, tmp_path, *words):
-    return script.main([*words, *SMALL, "--output_dir", str(tmp_path / "out")])
+    given = {word for word in words if word.startswith("--")}
+    small = [word for pair in zip(SMALL[::2], SMALL[1::2], strict=True) if pair[0] not in given for word in pair]
+    return script.main([*words, *small, "--output_dir", str(tmp_path / "out")])
 
 
 def test_cityscapes_in_the_official_layout(script, streets, tmp_path, capsys):
@@ -59,11 +64,10 @@ def test_cityscapes_in_the_official_layout(script, streets, tmp_path, capsys):
 
 
 def test_its_own_config_file_repeats_the_run(script, streets, tmp_path):
-    first = run(script, tmp_path / "a", "--dataset", "cityscapes", "--data_root", str(streets), "--partition", "4")
-    again = script.main(
-        ["--config", str(tmp_path / "a" / "out" / "config.yaml"), "--output_dir", str(tmp_path / "b" / "out")]
-    )
-    assert again["final"] == first["final"]
+    run(script, tmp_path / "a", "--dataset", "cityscapes", "--data_root", str(streets), "--partition", "4")
+    script.main(["--config", str(tmp_path / "a" / "out" / "config.yaml"), "--output_dir", str(tmp_path / "b" / "out")])
+    first, again = (json.loads((tmp_path / run / "out" / "results.json").read_text()) for run in "ab")
+    assert again["final"] == first["final"] and again["agreement"] == first["agreement"]
 
 
 def test_voc_with_images_of_many_sizes_and_supervised_training(script, objects, tmp_path):
@@ -83,6 +87,52 @@ def test_voc_with_images_of_many_sizes_and_supervised_training(script, objects, 
     assert len(results["final"]["branch_0"]["per_category_iou"]) == 21
 
 
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """labeled/{train,val}/{images,masks} and unlabeled/images, and the same as parquet shards."""
+    from toy import NAMES, write_world
+
+    root = tmp_path_factory.mktemp("folders")
+    for split, count in (("train", 5), ("val", 3)):
+        write_world(root / "flat" / split, [(40, 56), (33, 48), (64, 40), (40, 40), (50, 34)][:count])
+        for path in sorted((root / "flat" / split).glob("*.png")):
+            kind, name = ("masks", path.name.replace("_label", "")) if "_label" in path.name else ("images", path.name)
+            (root / "labeled" / split / kind).mkdir(parents=True, exist_ok=True)
+            path.rename(root / "labeled" / split / kind / name)
+    (root / "labeled" / "names.json").write_text(json.dumps(NAMES))
+    write_world(root / "unlabeled" / "images", [(40, 56)] * 6, first=30)
+    for path in (root / "unlabeled" / "images").glob("*_label.png"):
+        path.unlink()
+    return root
+
+
+def test_folders_with_unlabeled_images_of_their_own(script, folders, tmp_path):
+    options = json.dumps({"class_names": str(folders / "labeled" / "names.json")})
+    words = ("--dataset", "folder", "--data_root", str(folders / "labeled"), "--load_options", options)
+    results = run(script, tmp_path, *words, "--unlabeled_root", str(folders / "unlabeled"))
+    assert len(results["final"]["mean"]["per_category_iou"]) == 3 and results["partition"]["name"] is None
+    again = run(script, tmp_path / "again", *words, "--partition", "3", "--per_device_unlabeled_batch_size", "2")
+    assert again["partition"]["name"].startswith("3")
+
+
+def test_parquet_shards_as_streams(script, folders, tmp_path):
+    from datasets import concatenate_datasets
+
+    from cps_hf.data import load_folder
+
+    options = {"class_names": folders / "labeled" / "names.json"}
+    for split in ("train", "val"):
+        dataset = load_folder(folders / "labeled", split, **options)
+        (tmp_path / "shards").mkdir(exist_ok=True)
+        concatenate_datasets([dataset]).to_parquet(tmp_path / "shards" / f"{split}-00000-of-00001.parquet")
+    unlabeled = load_folder(folders / "unlabeled", with_labels=False)
+    (tmp_path / "more").mkdir()
+    unlabeled.to_parquet(tmp_path / "more" / "train-00000-of-00001.parquet")
+    words = ("--dataset", "hub", "--data_root", str(tmp_path / "shards"), "--unlabeled_root", str(tmp_path / "more"))
+    results = run(script, tmp_path, *words, "--streaming", "true", "--eval_split", "validation")
+    assert results["steps"] == 3 and len(results["final"]["branch_0"]["per_category_iou"]) == 3
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -93,11 +143,10 @@ def test_voc_with_images_of_many_sizes_and_supervised_training(script, objects, 
         (["--streaming", "true"], "`streaming` needs `unlabeled_root`"),
         (["--unlabeled_root", "x"], "`unlabeled_root` goes with"),
         (["--max_step", "5"], "Did you mean `max_steps`"),
+        (["--load_options", '{"color": 1}'], "load_cityscapes does not know 'color'"),
     ],
 )
 def test_a_mistake_ends_with_one_line_and_no_traceback(script, tmp_path, capsys, words, said):
-    import re
-
     with pytest.raises(SystemExit) as exit_:
         run(script, tmp_path, *words)
     message = capsys.readouterr().err
@@ -110,7 +159,7 @@ def test_two_launched_processes_with_bfloat16_and_accumulation_end_with_the_tabl
         *(str(SCRIPT), "--dataset", "cityscapes", "--data_root", str(streets), "--partition", "8", "--max_steps", "3"),
         *("--crop_size", "32", "64", "--dataloader_num_workers", "1", "--per_device_train_batch_size", "2"),
         *("--gradient_accumulation_steps", "2", "--mixed_precision", "bf16", "--num_processes", "2"),
-        *("--per_device_unlabeled_batch_size", "1", "--output_dir", str(tmp_path / "out")),
+        *("--per_device_unlabeled_batch_size", "3", "--output_dir", str(tmp_path / "out")),
         processes=2,
     )
     assert done.returncode == 0, done.stderr[-3000:]

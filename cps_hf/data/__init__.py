@@ -1,0 +1,18 @@
+"""Data sets as `datasets` with the columns image, label and id; which images are labeled; views and streams."""
+
+from .cityscapes import load_cityscapes
+from .folder import load_folder
+from .hub_dataset import load_hub
+from .labels import LabelEncoding
+from .partitions import Partition, partition
+from .voc import load_voc
+
+__all__ = [
+    "LabelEncoding",
+    "Partition",
+    "load_cityscapes",
+    "load_folder",
+    "load_hub",
+    "load_voc",
+    "partition",
+]

@@ -1,0 +1,228 @@
+"""One's own images in a folder, with or without masks."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from datasets import Dataset, Image, IterableDataset
+
+from .labels import LabelEncoding, reduced_values
+from .table import build, first_few
+
+logger = logging.getLogger(__name__)
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif")
+METADATA = "metadata.jsonl"
+CLASSES = "classes.json"
+
+
+def load_folder(
+    root: str | Path,
+    split: str | None = None,
+    *,
+    images: str = "images",
+    masks: str = "masks",
+    mask_suffix: str = "",
+    class_names: Sequence[str] | Mapping[int | str, str] | str | Path | None = None,
+    values: Mapping[int, int] | None = None,
+    colors: Mapping[tuple[int, int, int], int] | None = None,
+    reduce_labels: bool = False,
+    palette: Sequence[tuple[int, int, int]] | None = None,
+    with_labels: bool = True,
+    streaming: bool = False,
+) -> Dataset | IterableDataset:
+    """Images of `<root>/images` and masks of `<root>/masks`, matched by name; subfolders are kept.
+
+    With a `split`, `<root>/<split>/...` is read. A `metadata.jsonl` there (lines with "file_name" and, where labeled,
+    "mask_file_name") is followed instead of names.
+
+    Args:
+        mask_suffix: what a mask's name has after its image's: "_mask" for `a.jpg` and `a_mask.png`.
+        class_names: a list, {id: name}, or a JSON file of either; none: `<root>/classes.json` where there is one.
+            Without any, masks are read as class ids as they are.
+        values: stored value -> class id or 255 (ignored), e.g. `{0: 0, 255: 1}` for masks of 0 and 255.
+        colors: colour -> class id or 255, for masks that are RGB pictures.
+        reduce_labels: 0 is no class, k is class k - 1.
+        palette: the colour that each class is shown in.
+        with_labels: false: no mask is looked for.
+        streaming: give an `IterableDataset`.
+
+    Returns:
+        Columns "image", "label" (unless `with_labels` is false) and "id" (the image's path without its ending).
+
+    Raises:
+        ValueError: nothing is there, an image has no mask, two images have one name, or the class names do not fit.
+    """
+    folder = _folder_of(Path(root), split, images)
+    if (folder / METADATA).is_file():
+        pairs = _listed_pairs(folder, with_labels)
+    else:
+        pairs = _named_pairs(folder, images, masks if with_labels else None, mask_suffix)
+    ids = [name for name, _, _ in pairs]
+    files = [image for _, image, _ in pairs]
+    if not with_labels:
+        return build(ids, files, streaming=streaming)
+    names = read_class_names(class_names, default=[folder / CLASSES, Path(root) / CLASSES])
+    feature = label_feature(names, values=values, colors=colors, reduce_labels=reduce_labels, palette=palette)
+    if names is None:
+        logger.info(
+            "%s: no class names given; masks are read as class ids, and models say how many there are.", folder
+        )
+    return build(ids, files, [mask for _, _, mask in pairs], feature, streaming=streaming)
+
+
+def label_feature(
+    names: tuple[str, ...] | None,
+    *,
+    values: Mapping[int, int] | None = None,
+    colors: Mapping[tuple[int, int, int], int] | None = None,
+    reduce_labels: bool = False,
+    palette: Sequence[tuple[int, int, int]] | None = None,
+) -> Image:
+    """The feature of a label column, from what a user may say of it.
+
+    Raises:
+        ValueError: two ways of coding are given, or one without class names.
+    """
+    given = [
+        name for name, value in (("values", values), ("colors", colors), ("reduce_labels", reduce_labels)) if value
+    ]
+    if len(given) > 1:
+        raise ValueError(f"Give one way of coding labels, not {' and '.join(given)}.")
+    if names is None:
+        if given or palette:
+            raise ValueError(f"`{(given or ['palette'])[0]}` needs `class_names`: which classes does it lead to?")
+        return Image()
+    if reduce_labels:
+        values = reduced_values(len(names))
+    elif values is not None:
+        values = {int(key): int(value) for key, value in values.items()}  # JSON has text for keys
+    return LabelEncoding(
+        names, values=values, colors=colors, palette=None if palette is None else tuple(map(tuple, palette))
+    ).to_feature()
+
+
+def read_class_names(given, *, default: Sequence[Path] = ()) -> tuple[str, ...] | None:
+    """Class names in the order of their ids, from a list, {id: name}, or a JSON file of either.
+
+    Raises:
+        ValueError: the file cannot be read, or the ids are not 0, 1, ... without a gap.
+    """
+    if given is None:
+        given = next((path for path in default if path.is_file()), None)
+        if given is None:
+            return None
+    where = "`class_names`"
+    if isinstance(given, str | Path):
+        where = str(given)
+        try:
+            given = json.loads(Path(given).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"Cannot read class names from {where}: {error}. Expected a JSON list or mapping."
+            ) from error
+    if isinstance(given, Mapping):
+        try:
+            by_id = {int(key): str(value) for key, value in given.items()}
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{where}: the keys must be class ids, found {list(given)[:5]}.") from error
+        if sorted(by_id) != list(range(len(by_id))):
+            raise ValueError(
+                f"{where} must name the classes 0, 1, ... without a gap, found the ids {sorted(by_id)[:9]}."
+            )
+        return tuple(by_id[index] for index in range(len(by_id)))
+    if not isinstance(given, Sequence) or not all(isinstance(name, str) for name in given):
+        raise ValueError(f"{where} must be a list of names or a mapping from ids to names, found {given!r:.80}.")
+    return tuple(given)
+
+
+def _folder_of(root: Path, split: str | None, images: str) -> Path:
+    if not root.is_dir():
+        raise ValueError(f"No folder {root}.")
+    if split is not None and (root / split).is_dir():
+        return root / split
+    if split is not None and (root / images / split).is_dir():
+        raise ValueError(
+            f"{root} has {images}/{split}/; expected {split}/{images}/ (and masks likewise). Give the names instead: "
+            f"`images='{images}/{split}', masks='masks/{split}'` and no `split`."
+        )
+    if split is not None:
+        there = first_few(sorted(path.name for path in root.iterdir() if path.is_dir())) or "none"
+        raise ValueError(f"No split {split!r} in {root}: expected a folder {root / split}; folders there: {there}.")
+    return root
+
+
+def _named_pairs(
+    folder: Path, images: str, masks: str | None, mask_suffix: str
+) -> list[tuple[str, Path, Path | None]]:
+    found = _files_by_stem(folder / images, IMAGE_SUFFIXES)
+    if masks is None:
+        return [(name, path, None) for name, path in found.items()]
+    labels = _files_by_stem(folder / masks, MASK_SUFFIXES)
+    missing = [name for name in found if name + mask_suffix not in labels]
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of {len(found)} images in {folder / images} have no mask in {folder / masks} (expected "
+            f"e.g. {missing[0]}{mask_suffix}.png): {first_few(missing)}. Add them, give `mask_suffix`, or read the "
+            "images alone with `with_labels=False`."
+        )
+    alone = sorted(labels.keys() - {name + mask_suffix for name in found})
+    if alone:
+        logger.warning("%s: %d masks belong to no image: %s.", folder / masks, len(alone), first_few(alone))
+    return [(name, path, labels[name + mask_suffix]) for name, path in found.items()]
+
+
+def _files_by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
+    if not folder.is_dir():
+        there = sorted(path.name for path in folder.parent.iterdir()) if folder.parent.is_dir() else []
+        raise ValueError(f"No folder {folder}; {folder.parent} holds: {first_few(there) or 'nothing'}.")
+    found: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*")):
+        if not path.is_file() or path.suffix.lower() not in suffixes or path.name.startswith("."):
+            continue
+        name = path.relative_to(folder).with_suffix("").as_posix()
+        if name in found:
+            raise ValueError(
+                f"Two files have one name: {found[name]} and {path}. Rename one: names match images and masks."
+            )
+        found[name] = path
+    if not found:
+        raise ValueError(f"No image in {folder}: looked for {', '.join(suffixes)}.")
+    return found
+
+
+def _listed_pairs(folder: Path, with_labels: bool) -> list[tuple[str, Path, Path | None]]:
+    pairs = []
+    for number, line in enumerate((folder / METADATA).read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        where = f"{folder / METADATA}, line {number}"
+        try:
+            row = json.loads(line)
+            image = row["file_name"]
+            mask = row["mask_file_name"] if with_labels else None
+        except (ValueError, KeyError, TypeError) as error:
+            wanted = '{"file_name": ..., "mask_file_name": ...}' if with_labels else '{"file_name": ...}'
+            raise ValueError(f"{where}: expected {wanted}, found {line[:80]!r} ({error}).") from error
+        paths = [_inside(folder, name, where) for name in (image, mask) if name is not None]
+        pairs.append((Path(image).with_suffix("").as_posix(), paths[0], paths[1] if with_labels else None))
+    if not pairs:
+        raise ValueError(f"{folder / METADATA} lists no image.")
+    repeated = [name for name, count in Counter(name for name, _, _ in pairs).items() if count > 1]
+    if repeated:
+        raise ValueError(f"{folder / METADATA} lists images more than once: {first_few(repeated)}.")
+    return pairs
+
+
+def _inside(folder: Path, name: str, where: str) -> Path:
+    path = (folder / name).resolve()
+    if not path.is_relative_to(folder.resolve()):
+        raise ValueError(f"{where}: {name!r} leads out of {folder}.")
+    if not path.is_file():
+        raise ValueError(f"{where}: no file {folder / name}.")
+    return path

@@ -1,0 +1,126 @@
+"""Any data set of the Hub, or local parquet files, with an image column and perhaps a label column."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import ClassLabel, Dataset, DatasetDict, Image, IterableDataset, load_dataset
+from datasets.exceptions import DatasetNotFoundError
+
+from .folder import label_feature, read_class_names
+from .labels import LabelEncoding
+from .table import first_few
+
+
+def load_hub(
+    path: str | Path,
+    split: str = "train",
+    *,
+    name: str | None = None,
+    image_column: str = "image",
+    label_column: str = "label",
+    id_column: str | None = None,
+    class_names: Sequence[str] | Mapping[int | str, str] | str | Path | None = None,
+    values: Mapping[int, int] | None = None,
+    colors: Mapping[tuple[int, int, int], int] | None = None,
+    reduce_labels: bool = False,
+    with_labels: bool = True,
+    streaming: bool = False,
+    revision: str | None = None,
+) -> Dataset | IterableDataset:
+    """A data set that `datasets.load_dataset` reads: a Hub id, or a folder of parquet files.
+
+    Args:
+        path: `user/name`, or a folder with `<split>-*.parquet` files.
+        split: as `load_dataset` takes it.
+        name: the Hub data set's configuration.
+        image_column, label_column, id_column: what columns are called there; they become "image", "label" and "id".
+            Without an `id_column` a column "id" is used, or else rows are numbered (not when streaming).
+        class_names, values, colors, reduce_labels: as for `load_folder`; not needed for shards that
+            `examples/prepare_dataset.py` wrote, which carry them, nor names where the set has a ClassLabel of them.
+        with_labels: false: the label column is dropped unread.
+
+    Raises:
+        ValueError: no such data set, split or column, or labels are coded in two ways.
+    """
+    dataset = _load(str(path), name, split, streaming, revision)
+    if dataset.features is None:
+        raise ValueError(f"{path} is streamed without saying its columns' types: read it with `streaming=False`.")
+    columns = {image_column: "image"} | ({label_column: "label"} if with_labels else {})
+    for column, role in columns.items():
+        _require_image_column(dataset, column, role, str(path))
+    feature = dataset.features[label_column] if with_labels else None
+    names_there = _class_label_names(dataset.features) if with_labels else None
+    if id_column is None and "id" in dataset.features:
+        id_column = "id"
+    if id_column is not None:
+        if id_column not in dataset.features:
+            raise ValueError(f"{path} has no column {id_column!r} for `id_column`.{_columns(dataset, id_column)}")
+        columns[id_column] = "id"
+    elif isinstance(dataset, Dataset):
+        dataset = dataset.add_column("id", [f"{split}-{index}" for index in range(len(dataset))])
+        columns["id"] = "id"
+    dataset = dataset.select_columns([*columns])
+    dataset = dataset.rename_columns({old: new for old, new in columns.items() if old != new})
+    if not with_labels:
+        return dataset
+    carried = LabelEncoding.from_feature(feature)
+    told = [k for k, v in {"class_names": class_names, "values": values, "colors": colors}.items() if v is not None]
+    if carried is not None:
+        if told or reduce_labels:
+            raise ValueError(
+                f"The labels of {path} say how they are coded ({len(carried.names)} classes); leave out "
+                f"`{(told or ['reduce_labels'])[0]}`."
+            )
+        return dataset
+    names = read_class_names(class_names if class_names is not None else names_there)
+    wanted = label_feature(names, values=values, colors=colors, reduce_labels=reduce_labels)
+    return dataset.cast_column("label", wanted)
+
+
+def _load(path: str, name: str | None, split: str, streaming: bool, revision: str | None) -> Any:
+    try:
+        dataset = load_dataset(path, name, split=split, streaming=streaming, revision=revision)
+    except DatasetNotFoundError as error:
+        raise ValueError(
+            f"No data set {path!r}: neither a folder here nor a data set of the Hub that can be read. Check the "
+            f"spelling; a gated or private one needs HF_TOKEN. The library said: {error}"
+        ) from error
+    except (ValueError, FileNotFoundError, ConnectionError, OSError) as error:
+        raise ValueError(f"Cannot load split {split!r} of {path!r}: {type(error).__name__}: {error}") from error
+    assert not isinstance(dataset, DatasetDict)
+    return dataset
+
+
+def _require_image_column(dataset, column: str, role: str, path: str) -> None:
+    option = f"`{role}_column`"
+    if column not in dataset.features:
+        extra = ", or read the images alone with `with_labels=False`" if role == "label" else ""
+        raise ValueError(
+            f"{path} has no column {column!r} for {option}.{_columns(dataset, column)} Give {option}{extra}."
+        )
+    if not isinstance(dataset.features[column], Image):
+        found = type(dataset.features[column]).__name__
+        raise ValueError(
+            f"Column {column!r} of {path} is of type {found}, expected Image.{_columns(dataset, column)} "
+            f"Give another {option}."
+        )
+
+
+def _columns(dataset, wanted: str) -> str:
+    known = [*dataset.features]
+    close = difflib.get_close_matches(wanted, known, n=1)
+    return f" There are: {first_few(known, 12)}." + (f" Did you mean {close[0]!r}?" if close else "")
+
+
+def _class_label_names(features) -> tuple[str, ...] | None:
+    """Class names that a column says, such as a list of ClassLabel; `None` without exactly one such column."""
+    found = []
+    for feature in features.values():
+        inner = getattr(feature, "feature", feature)
+        if isinstance(inner, ClassLabel) and inner.names:
+            found.append(tuple(inner.names))
+    return found[0] if len(found) == 1 else None

@@ -1,0 +1,69 @@
+"""Local parquet folders through the loader for the Hub: columns, class names, encodings, errors."""
+
+import numpy as np
+import pytest
+from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, Sequence, Value
+from PIL import Image as PILImage
+
+from cps_hf.data.hub_dataset import load_hub
+from cps_hf.data.labels import LabelEncoding
+from cps_hf.data.reading import read_sample
+from cps_hf.data.streams import undecoded
+
+ENCODING = LabelEncoding(("sky", "road"), values={7: 0, 9: 1})
+
+
+def write_parquet(folder, label_feature=None, *, columns=("image", "label", "id"), classes=None):
+    rng = np.random.default_rng(0)
+    images = [PILImage.fromarray(rng.integers(0, 255, (5, 8, 3), np.uint8)) for _ in range(4)]
+    labels = [PILImage.fromarray(rng.choice([7, 9], (5, 8)).astype(np.uint8)) for _ in range(4)]
+    data = {columns[0]: images, columns[1]: labels, columns[2]: [f"row-{i}" for i in range(4)]}
+    features = {columns[0]: Image(), columns[1]: label_feature or Image(), columns[2]: Value("string")}
+    if classes is not None:
+        data["objects"], features["objects"] = [[0]] * 4, Sequence(ClassLabel(names=classes))
+    folder.mkdir(parents=True)
+    Dataset.from_dict(data, features=Features(features)).to_parquet(folder / "train-00000-of-00001.parquet")
+    return labels
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_an_encoding_that_rides_along_is_found_again(tmp_path, streaming):
+    labels = write_parquet(tmp_path / "set", ENCODING.to_feature())
+    dataset = load_hub(tmp_path / "set", streaming=streaming)
+    assert isinstance(dataset, IterableDataset) == streaming
+    assert LabelEncoding.from_feature(dataset.features["label"]) == ENCODING
+    for row, label in zip(undecoded(dataset, with_label=True, what="d"), labels, strict=True):
+        decoded = read_sample(row, ENCODING, with_label=True)[1].numpy()
+        assert np.array_equal(decoded, (np.asarray(label) == 9).astype(np.uint8))
+
+
+def test_columns_are_renamed_and_others_dropped(tmp_path):
+    write_parquet(tmp_path / "set", columns=("photo", "annotation", "name"))
+    options = {"image_column": "photo", "label_column": "annotation"}
+    dataset = load_hub(tmp_path / "set", id_column="name", class_names=["sky", "road"], values={7: 0, 9: 1}, **options)
+    assert dataset.column_names == ["image", "label", "id"] and dataset["id"][2] == "row-2"
+    assert LabelEncoding.from_feature(dataset.features["label"]).values == {7: 0, 9: 1}
+    assert load_hub(tmp_path / "set", **options)["id"][:2] == ["train-0", "train-1"]
+    alone = load_hub(tmp_path / "set", image_column="photo", with_labels=False, streaming=True)
+    assert [*next(iter(alone))] == ["image"]
+
+
+def test_names_come_from_a_list_of_class_labels(tmp_path):
+    write_parquet(tmp_path / "set", classes=["a", "b", "c"])
+    assert LabelEncoding.from_feature(load_hub(tmp_path / "set").features["label"]).names == ("a", "b", "c")
+
+
+def test_what_does_not_fit_is_named(tmp_path):
+    write_parquet(tmp_path / "set", ENCODING.to_feature())
+    with pytest.raises(ValueError, match="no column 'labels'.*There are: image, label, id. Did you mean 'label'"):
+        load_hub(tmp_path / "set", label_column="labels")
+    with pytest.raises(ValueError, match="Column 'id' .* of type Value, expected Image"):
+        load_hub(tmp_path / "set", image_column="id")
+    with pytest.raises(ValueError, match="no column 'key' for `id_column`"):
+        load_hub(tmp_path / "set", id_column="key")
+    with pytest.raises(ValueError, match=r"say how they are coded \(2 classes\); leave out `values`"):
+        load_hub(tmp_path / "set", values={0: 0})
+    with pytest.raises(ValueError, match="Cannot load split 'val'"):
+        load_hub(tmp_path / "set", "val")
+    with pytest.raises(ValueError, match=r"(Cannot load|No data set).*nobody/nothing"):
+        load_hub("nobody/nothing")
