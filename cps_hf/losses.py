@@ -21,6 +21,7 @@ def pixel_cross_entropy(
     *,
     valid: Tensor | None = None,
     count: Tensor | float | None = None,
+    class_weights: Tensor | None = None,
     ignore_index: int = IGNORE_INDEX,
 ) -> Tensor:
     """Cross entropy summed over pixels, divided by a count.
@@ -30,13 +31,14 @@ def pixel_cross_entropy(
         target: long (B, H, W), class ids; pixels equal to `ignore_index` add nothing.
         valid: bool (B, H, W); pixels where it is false add nothing. `None`: all are valid.
         count: what the sum is divided by. `None`: the number of pixels that are neither ignored nor invalid.
+        class_weights: float (C,), what a pixel's loss is multiplied with, by its target.
 
     Returns:
         A scalar. Zero, with zero gradients, when no pixel counts.
     """
     if valid is not None:
         target = target.masked_fill(~valid, ignore_index)
-    total = F.cross_entropy(logits.float(), target, ignore_index=ignore_index, reduction="sum")
+    total = F.cross_entropy(logits.float(), target, weight=class_weights, ignore_index=ignore_index, reduction="sum")
     if count is None:
         count = (target != ignore_index).sum()
     return total / _at_least_one(count)
@@ -75,6 +77,24 @@ def ohem_cross_entropy(
 def pseudo_label(logits: Tensor) -> Tensor:
     """The most likely class of each pixel, one-hot in the paper's words: long (B, H, W), without gradient."""
     return logits.detach().argmax(dim=1)
+
+
+def balanced_class_weights(labels: Tensor, valid: Tensor, num_labels: int, *, power: float) -> Tensor:
+    """Weights that fall with a class's frequency among the valid pixels of this call: frequency ** -power.
+
+    Their mean over those pixels is 1, so a loss keeps its size. As with OHEM, they depend on how a batch is split.
+
+    Args:
+        labels: long (B, H, W), class ids. valid: bool (B, H, W). power: 0 weighs all alike, 1 each class alike.
+
+    Returns:
+        float (num_labels,); a class without a pixel has the weight of one with a single pixel.
+    """
+    index = torch.where(valid, labels, num_labels).flatten()
+    counts = torch.zeros(num_labels + 1, device=labels.device).scatter_add_(0, index, torch.ones_like(index).float())
+    counts = counts[:num_labels]
+    weights = counts.clamp(min=1) ** -power
+    return weights * counts.sum() / (counts * weights).sum().clamp(min=1e-12)
 
 
 def _at_least_one(count: Tensor | float) -> Tensor | float:

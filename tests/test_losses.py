@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cps_hf.losses import ohem_cross_entropy, pixel_cross_entropy, pseudo_label
+from cps_hf.losses import balanced_class_weights, ohem_cross_entropy, pixel_cross_entropy, pseudo_label
 from cps_hf.objectives import Supervised
 
 
@@ -89,3 +89,19 @@ def test_a_pseudo_label_is_the_argmax_without_gradient():
     assert labels.dtype == torch.long and labels.shape == (2, 7, 3) and not labels.requires_grad
     for i, y, x in labels.new_ones(labels.shape).nonzero().tolist():
         assert logits[i, labels[i, y, x], y, x] == logits[i, :, y, x].max()
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
+def test_balanced_weights_fall_with_frequency_and_average_to_one(power):
+    labels = torch.tensor([[[0, 0, 0, 0, 0, 0, 1, 1, 2, 2]]])
+    valid = torch.tensor([[[True] * 9 + [False]]])  # 6, 2 and 1 pixels; class 3 has none
+    weights = balanced_class_weights(labels, valid, 4, power=power)
+    raw = torch.tensor([6.0, 2.0, 1.0, 1.0]) ** -power
+    expected = raw * 9 / (6 * raw[0] + 2 * raw[1] + raw[2])
+    torch.testing.assert_close(weights, expected)
+    logits = torch.randn(1, 4, 1, 10, generator=torch.Generator().manual_seed(0))
+    by_hand = (
+        sum(-expected[c] * logits[0, :, 0, i].log_softmax(0)[c] for i, c in enumerate(labels[0, 0, :9].tolist())) / 9
+    )
+    torch.testing.assert_close(pixel_cross_entropy(logits, labels, valid=valid, class_weights=weights), by_hand)
+    assert torch.isfinite(balanced_class_weights(labels, torch.zeros_like(valid), 4, power=power)).all()

@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 
 from ..cutmix import draw_cutmix_masks, mix, swap_neighbours
-from ..losses import pixel_cross_entropy, pseudo_label
+from ..losses import balanced_class_weights, pixel_cross_entropy, pseudo_label
 from .base import Objective, ObjectiveOutput, num_pixels, valid_pixels
 
 
@@ -27,6 +27,8 @@ class CrossPseudoSupervision(Objective):
         ramp_up: the share of training, after it, over which `weight` grows linearly to its value. The paper has none:
             its networks start from ImageNet. Those that start from nothing predict the commonest class everywhere at
             first, and without a ramp-up confirm each other in that.
+        class_balance: weigh a pixel by its pseudo label's frequency in the batch to the power of minus this, so that
+            rare classes are not unlearned. 0, as in the paper: all pixels alike; 1: all classes alike.
 
     With n branches each is taught by all others, and its loss is the mean over its n - 1 teachers.
     """
@@ -35,6 +37,7 @@ class CrossPseudoSupervision(Objective):
     cutmix: bool = True
     warm_up: float = 0.0
     ramp_up: float = 0.0
+    class_balance: float = 0.0
 
     min_branches: ClassVar[int] = 2
     citation: ClassVar[str] = """@inproceedings{chen2021cps,
@@ -48,9 +51,9 @@ class CrossPseudoSupervision(Objective):
         super().__post_init__()
         if self.weight < 0:
             raise ValueError(f"`weight` must not be negative, got {self.weight}.")
-        for name in ("warm_up", "ramp_up"):
+        for name in ("warm_up", "ramp_up", "class_balance"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"`{name}` is a share of training in [0, 1], got {getattr(self, name)}.")
+                raise ValueError(f"`{name}` must be in [0, 1], got {getattr(self, name)}.")
 
     @property
     def views(self) -> tuple[str, ...]:
@@ -90,7 +93,7 @@ class CrossPseudoSupervision(Objective):
         count = num_pixels(labeled, labeled["pixel_values"]) + num_pixels(unlabeled, unlabeled["weak"])
         first_unlabeled = labeled["pixel_values"].shape[0]
         agreement = _agreement([p[first_unlabeled:] for p in pseudo_labels], unlabeled_valid, unlabeled)
-        return _cross_teaching(logits, pseudo_labels, valid, count), agreement
+        return self._cross_teaching(logits, pseudo_labels, valid, count), agreement
 
     def _on_mixed_images(self, branches, labeled, labeled_logits, unlabeled):
         """CPS + CutMix: one pseudo-label pass a branch on the weak views, one pass on the mixed images."""
@@ -113,19 +116,25 @@ class CrossPseudoSupervision(Objective):
         mixed_labels = [mix(own, other, mask) for own, other in zip(pseudo_labels, partner_labels, strict=True)]
         logits = [branch(mixed) for branch in branches]
         # Mixing moves valid pixels between images; the count of the global batch stands for both.
-        loss = _cross_teaching(logits, mixed_labels, mixed_valid, num_pixels(unlabeled, weak))
+        loss = self._cross_teaching(logits, mixed_labels, mixed_valid, num_pixels(unlabeled, weak))
         return loss, _agreement(pseudo_labels, valid, unlabeled)
 
+    def _cross_teaching(self, logits, pseudo_labels, valid, count):
+        """Each branch on the pseudo labels of all others (eq. 2; for n branches the mean over n - 1 teachers)."""
+        losses = [
+            pixel_cross_entropy(
+                student, labels, valid=valid, count=count, class_weights=self._class_weights(labels, valid, student)
+            )
+            for i, student in enumerate(logits)
+            for j, labels in enumerate(pseudo_labels)
+            if i != j
+        ]
+        return sum(losses) / (len(logits) - 1)
 
-def _cross_teaching(logits, pseudo_labels, valid, count):
-    """Each branch on the pseudo labels of all others (equation 2; for n branches the mean over n - 1 teachers)."""
-    losses = [
-        pixel_cross_entropy(student, teacher_labels, valid=valid, count=count)
-        for i, student in enumerate(logits)
-        for j, teacher_labels in enumerate(pseudo_labels)
-        if i != j
-    ]
-    return sum(losses) / (len(logits) - 1)
+    def _class_weights(self, labels, valid, student):
+        if self.class_balance == 0:
+            return None
+        return balanced_class_weights(labels, valid, student.shape[1], power=self.class_balance)
 
 
 def _agreement(pseudo_labels, valid, batch):

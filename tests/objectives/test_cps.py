@@ -262,6 +262,24 @@ def test_the_counts_given_by_the_trainer_replace_the_local_ones():
     torch.testing.assert_close(given["agreement"], local["agreement"] / 4)
 
 
+def test_class_balance_weighs_each_pixel_by_its_pseudo_labels_frequency():
+    branches = [TinyBranch(1), TinyBranch(2)]
+    labeled, unlabeled = batches()
+    images = torch.cat([labeled["pixel_values"], unlabeled["weak"]])
+    valid = torch.cat([labeled["valid"], unlabeled["valid"]])
+    expected = 0.0
+    for student, other in (branches, branches[::-1]):
+        taught = {p: arg_max(log_softmax(other, images[p[0]], *p[1:])) for p in pixels(images) if valid[p]}
+        counts = [max(1, list(taught.values()).count(c)) for c in range(C)]
+        scale = len(taught) / sum(counts[c] ** -0.5 for c in taught.values())
+        for (i, y, x), c in taught.items():
+            expected -= scale * counts[c] ** -0.5 * log_softmax(student, images[i], y, x)[c] / len(taught)
+    plain = CrossPseudoSupervision(cutmix=False)(branches, labeled, unlabeled).logs["cps_loss"]
+    logs = CrossPseudoSupervision(cutmix=False, class_balance=0.5)(branches, labeled, unlabeled).logs
+    assert logs["cps_loss"].item() == pytest.approx(expected, rel=1e-5)
+    assert abs(logs["cps_loss"] - plain) > 1e-3
+
+
 @pytest.mark.parametrize(
     ("options", "progress", "share"),
     [

@@ -1,0 +1,112 @@
+"""Parquet shards of a data set: images and labels as the bytes that their files hold, class codes riding along.
+
+A shard is written beside and renamed, so an interrupted call goes on where it stopped. `load_hub(folder)` reads the
+shards back, as a data set or as a stream.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from datasets import Dataset, IterableDataset
+from datasets.table import embed_table_storage
+from tqdm.auto import tqdm
+
+MANIFEST = "manifest-{split}.json"
+ROW_GROUP = 8  # rows that a reader of the stream holds at a time
+
+
+def write_shards(
+    dataset: Dataset,
+    folder: str | Path,
+    *,
+    split: str = "train",
+    rows_per_shard: int = 500,
+    progress: bool = True,
+    on_shard: Callable[[Path, int], None] | None = None,
+) -> tuple[list[Path], int]:
+    """Write `<split>-00000-of-00003.parquet`, ... into a folder.
+
+    Args:
+        dataset: with "image", "id" and perhaps "label", as the `load_*` functions give it.
+        rows_per_shard: images a file.
+        on_shard: called with each shard and its rows once it is there.
+
+    Returns:
+        (all shards, how many of them were written by this call; the others were there already).
+
+    Raises:
+        ValueError: the data set is streamed or empty, or the folder holds shards of something else.
+    """
+    if isinstance(dataset, IterableDataset):
+        raise ValueError("Shards are written from a data set that is not streamed: load it with `streaming=False`.")
+    if rows_per_shard < 1:
+        raise ValueError(f"`rows_per_shard` must be at least 1, got {rows_per_shard}.")
+    if len(dataset) == 0:
+        raise ValueError("The data set is empty: there is nothing to write.")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    count = -(-len(dataset) // rows_per_shard)
+    _check_manifest(dataset, folder, split, count)
+    shards, written = [], 0
+    for index in tqdm(range(count), desc=f"{split} shards", disable=not progress):
+        path = folder / f"{split}-{index:05d}-of-{count:05d}.parquet"
+        rows = range(index * rows_per_shard, min((index + 1) * rows_per_shard, len(dataset)))
+        if not path.is_file():
+            _write_one(dataset.select(rows), path)
+            written += 1
+            if on_shard is not None:
+                on_shard(path, len(rows))
+        shards.append(path)
+    return shards, written
+
+
+def _write_one(part: Dataset, path: Path) -> None:
+    # `to_parquet` alone would write the paths of this machine in place of the images.
+    embedded = part.with_format("arrow").map(embed_table_storage, batched=True, batch_size=ROW_GROUP, desc=None)
+    temporary = path.with_name(f".tmp-{path.name}")  # hidden, so that no reader takes it for a shard
+    embedded.with_format(None).to_parquet(temporary, batch_size=ROW_GROUP)
+    os.replace(temporary, path)
+
+
+def _check_manifest(dataset: Dataset, folder: Path, split: str, count: int) -> None:
+    """Which rows the shards hold; going on with other ones would mix two data sets."""
+    ids = hashlib.sha256("".join(f"{name}\n" for name in dataset["id"]).encode()).hexdigest()
+    label = dataset.features.get("label")
+    wanted = {"rows": len(dataset), "shards": count, "ids_sha256": ids, "columns": dataset.column_names}
+    wanted["label"] = getattr(label, "id", None)
+    path = folder / MANIFEST.format(split=split)
+    if path.is_file():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        other = [key for key in wanted if found.get(key) != wanted[key]]
+        if other:
+            raise ValueError(
+                f"{folder} holds shards of another {split!r}: {other[0]} is {found.get(other[0])!r:.80} there and "
+                f"{wanted[other[0]]!r:.80} here. Choose another folder, or remove its {split}-*.parquet and "
+                f"{path.name}."
+            )
+    elif any(folder.glob(f"{split}-*.parquet")):
+        raise ValueError(
+            f"{folder} holds {split}-*.parquet files that were not written by this. Choose another folder."
+        )
+    else:
+        temporary = path.with_name(f".tmp-{path.name}")
+        temporary.write_text(json.dumps(wanted, indent=1), encoding="utf-8")
+        os.replace(temporary, path)
+
+
+def push_shards(dataset: Dataset, repo_id: str, *, split: str, private: bool = True, token: str | None = None) -> None:
+    """Push a data set to the Hub, images embedded.
+
+    Raises:
+        ValueError: nobody is logged in.
+    """
+    from huggingface_hub import get_token
+
+    if (token or get_token()) is None:
+        raise ValueError("Pushing needs a token: `hf auth login`, or set HF_TOKEN.")
+    dataset.push_to_hub(repo_id, split=split, private=private, token=token, embed_external_files=True)

@@ -1,0 +1,50 @@
+"""Walk a data set before training: counts, sizes, class shares, broken files, a contact sheet.
+
+    python examples/check_dataset.py DIR --split train                       # DIR/train/{images,masks}
+    python examples/check_dataset.py DIR --dataset cityscapes --split train
+    python examples/check_dataset.py DIR --images_only                       # unlabeled images: DIR/images
+
+Ends with status 1 when a sample cannot be read as it is, and 2 when the set cannot be opened at all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from cps_hf.data import load_cityscapes, load_folder, load_hub, load_voc
+from cps_hf.data.check import check_dataset, format_report
+
+LOADERS = {"cityscapes": load_cityscapes, "voc": load_voc, "folder": load_folder, "hub": load_hub}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("data_root", help="folder or Hub id")
+    parser.add_argument("--dataset", choices=LOADERS, default="folder")
+    parser.add_argument("--split", help="default: train; for folder: none")
+    parser.add_argument("--images_only", action="store_true", help="leave labels unread")
+    parser.add_argument("--load_options", default="{}", help="further arguments of the loader, as JSON")
+    parser.add_argument("--output_dir", default="outputs/check", help="where report.json and contact_sheet.png go")
+    options = parser.parse_args(argv)
+    split = options.split or (None if options.dataset == "folder" else "train")
+    try:
+        extra = json.loads(options.load_options)
+        extra |= {"with_labels": False} if options.images_only else {}
+        dataset = LOADERS[options.dataset](options.data_root, split=split, **extra)
+        output = Path(options.output_dir)
+        report = check_dataset(dataset, sheet=output / "contact_sheet.png")
+    except (ValueError, TypeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+    print(format_report(report))
+    print(f"\nWritten to {output}: report.json, contact_sheet.png")
+    return 1 if report["problems"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

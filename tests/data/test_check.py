@@ -1,0 +1,86 @@
+"""The walk over a data set: counts by hand, every problem by file, a sheet that shows labels."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from toy import NAMES, run_python, write_world
+
+from cps_hf.data.check import _spread_colors, check_dataset, format_report
+
+SIZES = [(20, 31), (33, 18), (25, 25), (12, 40), (31, 20)]
+SCRIPT = Path(__file__).parents[2] / "examples" / "check_dataset.py"
+
+
+def test_counts_sizes_and_shares_are_those_of_the_files(tmp_path):
+    dataset = write_world(tmp_path / "w", SIZES)
+    report = check_dataset(dataset, progress=False)
+    labels = [np.array(Image.open(tmp_path / "w" / f"{i}_label.png")) for i in range(5)]
+    pixels = np.concatenate([label.ravel() for label in labels])
+    assert (report["samples"], report["readable"], report["problems"]) == (5, 5, [])
+    assert report["sizes"] == {"min": [12, 18], "median": [25.0, 25.0], "max": [33, 40]}
+    assert report["orientations"] == {"landscape": 2, "portrait": 2, "square": 1}
+    assert [row["name"] for row in report["classes"]] == list(NAMES)
+    for c, row in enumerate(report["classes"]):
+        assert row["pixel_share"] == pytest.approx((pixels == c).sum() / (pixels != 255).sum())
+        assert row["image_share"] == np.mean([(label == c).any() for label in labels])
+    assert report["ignored_share"] == pytest.approx((pixels == 255).mean())
+
+
+def test_every_problem_is_listed_by_file(tmp_path):
+    dataset = write_world(tmp_path / "w", SIZES)
+    (tmp_path / "w" / "0.png").write_bytes(b"")
+    (tmp_path / "w" / "1.png").unlink()
+    Image.fromarray(np.zeros((7, 7), np.uint8)).save(tmp_path / "w" / "2_label.png")
+    Image.fromarray(np.full(SIZES[3], 77, np.uint8)).save(tmp_path / "w" / "3_label.png")
+    report = check_dataset(dataset, progress=False)
+    said = {p["id"]: p["problem"] for p in report["problems"]}
+    assert report["readable"] == 1 and set(said) == {"w-0", "w-1", "w-2", "w-3"}
+    for name, part in (("w-0", "0 bytes"), ("w-1", "1.png"), ("w-2", "7 x 7"), ("w-3", "77 (480 pixels)")):
+        assert part in said[name]
+    text = format_report(report)
+    assert "4 problems" in text and "w-3" in text and "never occurs" not in text.split("disc")[0]
+
+
+def test_ids_that_stand_twice_are_a_problem(tmp_path):
+    from datasets import concatenate_datasets
+
+    dataset = write_world(tmp_path / "w", SIZES[:2])
+    report = check_dataset(concatenate_datasets([dataset, dataset.select([0])]), progress=False)
+    assert report["problems"] == [{"id": "w-0", "problem": "this id stands more than once"}]
+
+
+def test_the_sheet_shows_the_image_and_its_label_over_it(tmp_path):
+    dataset = write_world(tmp_path / "w", [(40, 60)])
+    check_dataset(dataset, sheet=tmp_path / "s" / "sheet.png", progress=False)
+    sheet = np.array(Image.open(tmp_path / "s" / "sheet.png")).astype(int)
+    image, label = (
+        np.array(Image.open(tmp_path / "w" / "0.png")).astype(int),
+        Image.open(tmp_path / "w" / "0_label.png"),
+    )
+    assert sheet.shape == (2 * 160 + 16 + 12, 172, 3)
+    row, column = (int(v[0]) for v in np.nonzero(np.array(label) == 2))
+    row, column = row + 5, column + 2
+    scale, top = 160 / 60, (160 - round(40 * 160 / 60)) // 2
+    y, x = 6 + top + round((row + 0.5) * scale), 6 + round((column + 0.5) * scale)
+    assert np.abs(sheet[y, x] - image[row - 1 : row + 2, column - 1 : column + 2].mean((0, 1))).max() < 60
+    blended = 0.4 * sheet[y, x] + 0.6 * np.array(_spread_colors()[2])  # the class's colour lies over it
+    assert np.abs(sheet[y + 160, x] - blended).max() < 30
+
+
+def test_the_command_reports_and_tells_by_its_status(tmp_path):
+    write_world(tmp_path / "set" / "images", SIZES, labels=False)
+    (tmp_path / "set" / "masks").mkdir()
+    for path in (tmp_path / "set" / "images").glob("*_label.png"):
+        path.rename(tmp_path / "set" / "masks" / path.name.replace("_label", ""))
+    words = [str(SCRIPT), str(tmp_path / "set"), "--output_dir", str(tmp_path / "out")]
+    good = run_python(*words)
+    assert good.returncode == 0 and "5 samples, 5 readable" in good.stdout and "no problems" in good.stdout
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["readable"] == 5
+    (tmp_path / "set" / "images" / "4.png").write_bytes(b"no image")
+    bad = run_python(*words, "--images_only")
+    assert bad.returncode == 1 and "1 problems" in bad.stdout and "4.png" in bad.stdout
+    none = run_python(str(SCRIPT), str(tmp_path / "nowhere"))
+    assert none.returncode == 2 and "No folder" in none.stderr and "Traceback" not in none.stderr

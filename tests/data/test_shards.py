@@ -1,0 +1,102 @@
+"""Shards hold the files' own bytes, read back with their class names, and an interrupted call goes on."""
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from toy import NAMES, run_python, write_world
+
+from cps_hf.data.hub_dataset import load_hub
+from cps_hf.data.labels import LabelEncoding
+from cps_hf.data.reading import read_sample
+from cps_hf.data.shards import write_shards
+from cps_hf.data.streams import undecoded
+
+SIZES = [(20, 31), (33, 18), (25, 25), (12, 40), (31, 20)]
+SCRIPT = Path(__file__).parents[2] / "examples" / "prepare_dataset.py"
+
+
+def test_shards_hold_the_very_bytes_of_the_files(tmp_path):
+    dataset = write_world(tmp_path / "w", SIZES)
+    shards, written = write_shards(dataset, tmp_path / "shards", rows_per_shard=2, progress=False)
+    assert [s.name for s in shards] == [f"train-0000{i}-of-00003.parquet" for i in range(3)] and written == 3
+    rows = [row for shard in shards for row in pq.read_table(shard).to_pylist()]
+    assert [row["id"] for row in rows] == [f"w-{i}" for i in range(5)]
+    for i, row in enumerate(rows):
+        assert row["image"]["bytes"] == (tmp_path / "w" / f"{i}.png").read_bytes()
+        assert row["label"]["bytes"] == (tmp_path / "w" / f"{i}_label.png").read_bytes()
+        assert str(tmp_path) not in str(row["image"]["path"])
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_they_read_back_to_the_same_pixels_and_names(tmp_path, streaming):
+    dataset = write_world(tmp_path / "w", SIZES)
+    write_shards(dataset, tmp_path / "shards", rows_per_shard=2, progress=False)
+    for path in (tmp_path / "w").iterdir():
+        path.unlink(missing_ok=True) if not path.name.startswith("0") else None
+    again = load_hub(tmp_path / "shards", streaming=streaming)
+    encoding = LabelEncoding.from_feature(again.features["label"])
+    assert encoding.names == NAMES
+    fresh = undecoded(write_world(tmp_path / "v", SIZES), with_label=True, what="d")
+    for row, expected in zip(undecoded(again, with_label=True, what="d"), fresh, strict=True):
+        for a, b in zip(*(read_sample(r, encoding, with_label=True) for r in (row, expected)), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_an_interrupted_call_goes_on_and_writes_nothing_twice(tmp_path):
+    dataset = write_world(tmp_path / "w", SIZES)
+
+    def stop(path, rows):
+        if "00001" in path.name:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_shards(dataset, tmp_path / "s", rows_per_shard=2, progress=False, on_shard=stop)
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "s").glob("*.parquet")}
+    assert len(before) == 2
+    shards, written = write_shards(dataset, tmp_path / "s", rows_per_shard=2, progress=False)
+    assert written == 1 and len(shards) == 3 and all(p.stat().st_mtime_ns == t for p, t in before.items())
+    assert len(load_hub(tmp_path / "s")) == 5
+
+
+def test_a_shard_that_broke_off_is_no_shard(tmp_path, monkeypatch):
+    dataset = write_world(tmp_path / "w", SIZES)
+    (tmp_path / "w" / "3.png").unlink()
+    with pytest.raises((FileNotFoundError, OSError)):
+        write_shards(dataset, tmp_path / "s", rows_per_shard=2, progress=False)
+    assert [p.name for p in (tmp_path / "s").glob("*.parquet")] == ["train-00000-of-00003.parquet"]
+
+
+def test_shards_of_something_else_are_never_mixed(tmp_path):
+    write_shards(write_world(tmp_path / "w", SIZES), tmp_path / "s", rows_per_shard=2, progress=False)
+    with pytest.raises(ValueError, match="shards of another 'train': rows is 5 there and 4 here"):
+        write_shards(write_world(tmp_path / "v", SIZES[:4]), tmp_path / "s", rows_per_shard=2, progress=False)
+    write_shards(write_world(tmp_path / "v", SIZES[:4]), tmp_path / "s", split="val", progress=False)
+    (tmp_path / "s" / "manifest-train.json").unlink()
+    with pytest.raises(ValueError, match="not written by this"):
+        write_shards(write_world(tmp_path / "w", SIZES), tmp_path / "s", rows_per_shard=2, progress=False)
+    with pytest.raises(ValueError, match="is empty"):
+        write_shards(write_world(tmp_path / "w", SIZES).select([]), tmp_path / "t")
+
+
+def test_the_command_says_how_many_and_asks_before_sharing(tmp_path):
+    world = tmp_path / "set"
+    write_world(world / "images", SIZES)
+    (world / "masks").mkdir()
+    for path in (world / "images").glob("*_label.png"):
+        path.rename(world / "masks" / path.name.replace("_label", ""))
+    (world / "classes.json").write_text(json.dumps(NAMES))
+    words = [str(SCRIPT), "--dataset", "folder", "--data_root", str(world), "--load_options", '{"images": "images"}']
+    words = [*words, "--rows_per_shard", "2", "--output_dir", str(tmp_path / "out")]
+    wrong = run_python(*words)
+    assert wrong.returncode == 2 and "No split 'train'" in wrong.stderr and "Traceback" not in wrong.stderr
+    (tmp_path / "all").mkdir()
+    world.rename(tmp_path / "all" / "train")
+    words[words.index(str(world))] = str(tmp_path / "all")
+    done = run_python(*words)
+    assert "5 rows (image, label, id) in 3 shards" in done.stdout and "3 written, 0 there already" in done.stdout
+    assert "0 written, 3 there already" in run_python(*words).stdout
+    city = run_python(str(SCRIPT), "--dataset", "cityscapes", "--data_root", "x", "--push_to_hub", "me/city")
+    assert city.returncode == 2 and "may not be passed on" in city.stderr and "--i_may_share" in city.stderr
