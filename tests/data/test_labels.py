@@ -1,0 +1,129 @@
+"""How stored label maps become class ids, and that the knowledge travels with the column."""
+
+import numpy as np
+import pytest
+from datasets import Dataset, Features, Image, load_dataset
+from PIL import Image as PILImage
+
+from cps_hf.data.labels import LabelEncoding, reduced_values
+
+NAMES = ("sky", "road", "car")
+LABEL = np.array([[0, 1, 2, 255], [2, 2, 0, 1]], np.uint8)
+
+
+def decode(encoding, image):
+    return encoding.decode(image, name="'x' (x.png)")
+
+
+def palette_image(indices):
+    image = PILImage.new("P", indices.shape[::-1])
+    image.putpalette([v for i in range(256) for v in (i, 255 - i, 7)])
+    image.putdata(indices.flatten().tolist())
+    return image
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        PILImage.fromarray(LABEL),
+        palette_image(LABEL),
+        PILImage.fromarray(LABEL.astype(np.int32)),
+        PILImage.fromarray(LABEL.astype(np.uint16)),
+    ],
+    ids=["grey", "palette", "32 bits", "16 bits"],
+)
+def test_masks_of_every_kind_keep_their_values(image):
+    decoded = decode(LabelEncoding(NAMES), image)
+    assert decoded.dtype == np.uint8 and np.array_equal(decoded, LABEL)
+
+
+def test_a_bitmap_is_0_and_1():
+    image = PILImage.fromarray(LABEL == 1)
+    assert image.mode == "1"
+    assert np.array_equal(decode(LabelEncoding(NAMES[:2]), image), (LABEL == 1).astype(np.uint8))
+
+
+def test_values_are_looked_up_beyond_8_bits_too():
+    stored = np.array([[0, 1000, 40000], [7, 7, 1000]], np.uint16)
+    encoding = LabelEncoding(NAMES, values={0: 255, 7: 0, 1000: 1, 40000: 2})
+    assert decode(encoding, PILImage.fromarray(stored)).tolist() == [[255, 1, 2], [0, 0, 1]]
+
+
+def test_colours_are_looked_up():
+    colors = {(0, 0, 0): 255, (70, 70, 70): 0, (70, 70, 71): 1, (255, 0, 1): 2}
+    rgb = np.array([[(70, 70, 70), (70, 70, 71)], [(255, 0, 1), (0, 0, 0)]], np.uint8)
+    encoding = LabelEncoding(NAMES, colors=colors)
+    assert decode(encoding, PILImage.fromarray(rgb)).tolist() == [[0, 1], [2, 255]]
+    rgba = np.concatenate([rgb, np.full((2, 2, 1), 255, np.uint8)], 2)
+    assert decode(encoding, PILImage.fromarray(rgba)).tolist() == [[0, 1], [2, 255]]
+    rgb[0, 0] = (1, 2, 3)
+    with pytest.raises(ValueError, match=r"'x' \(x.png\) holds \(1, 2, 3\) \(1 pixels\).*4 colours of `colors`"):
+        decode(encoding, PILImage.fromarray(rgb))
+
+
+def test_unknown_values_are_named_with_their_counts():
+    bad = LABEL.copy()
+    bad[0, :2] = 33
+    with pytest.raises(ValueError, match=r"'x' \(x.png\) holds 33 \(2 pixels\); expected class ids 0 to 2, or 255"):
+        decode(LabelEncoding(NAMES), PILImage.fromarray(bad))
+    with pytest.raises(ValueError, match=r"expected the stored values 0-2, 9"):
+        decode(LabelEncoding(NAMES, values={0: 0, 1: 1, 2: 2, 9: 255}), PILImage.fromarray(bad))
+
+
+def test_a_mask_of_three_channels_asks_for_a_colour_table():
+    with pytest.raises(ValueError, match=r"mode 'RGB' \(3 channels\).*`colors="):
+        decode(LabelEncoding(NAMES), PILImage.new("RGB", (4, 2)))
+    with pytest.raises(ValueError, match="mode 'F'"):
+        decode(LabelEncoding(NAMES), PILImage.new("F", (4, 2)))
+
+
+def test_reduced_labels_are_ade20ks():
+    encoding = LabelEncoding(NAMES, values=reduced_values(3))
+    stored = np.array([[0, 1, 2, 3, 255]], np.uint8)
+    assert decode(encoding, PILImage.fromarray(stored)).tolist() == [[255, 0, 1, 2, 255]]
+
+
+ENCODINGS = [
+    LabelEncoding(NAMES),
+    LabelEncoding(("a|b", "{{ x }}", "ü"), values={7: 0, 300: 255}, palette=((1, 2, 3), (4, 5, 6), (7, 8, 9))),
+    LabelEncoding(NAMES, colors={(0, 0, 0): 255, (1, 2, 3): 2}),
+]
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_an_encoding_survives_what_data_sets_do_with_it(tmp_path, encoding):
+    features = Features({"label": encoding.to_feature()})
+    dataset = Dataset.from_dict({"label": [PILImage.fromarray(LABEL)] * 4}, features=features)
+    dataset.select([0, 2]).to_parquet(tmp_path / "train-00000-of-00001.parquet")
+    for again in (
+        dataset.select([1]),
+        dataset.shard(2, 0),
+        dataset.to_iterable_dataset().shuffle(seed=1),
+        dataset.cast_column("label", Image(decode=False, id=dataset.features["label"].id)),
+        load_dataset(str(tmp_path), split="train"),
+        load_dataset(str(tmp_path), split="train", streaming=True),
+    ):
+        assert LabelEncoding.from_feature(again.features["label"]) == encoding
+
+
+@pytest.mark.parametrize("text", [None, "", "my own", '{"a": 1}', "[1, 2]", "7"])
+def test_a_foreign_id_is_no_encoding(text):
+    assert LabelEncoding.from_feature(Image(id=text)) is None
+    assert LabelEncoding.from_feature(None) is None
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"names": ()}, "1 to 255 class names, got 0"),
+        ({"names": tuple(map(str, range(256)))}, "got 256"),
+        ({"names": ("a", "b", "a")}, "more than once: a"),
+        ({"names": NAMES, "values": {0: 3}}, r"`values` must lead to class ids 0 to 2.*\{0: 3\}"),
+        ({"names": NAMES, "colors": {(0, 0, 0): -1}}, "`colors` must lead to"),
+        ({"names": NAMES, "values": {0: 0}, "colors": {(0, 0, 0): 0}}, "not both"),
+        ({"names": NAMES, "palette": ((0, 0, 0),)}, "1 colours for 3 classes"),
+    ],
+)
+def test_an_encoding_that_makes_no_sense_is_refused(options, said):
+    with pytest.raises(ValueError, match=said):
+        LabelEncoding(**options)
