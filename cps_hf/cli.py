@@ -38,7 +38,8 @@ def parse(
     Args:
         settings_class: `CPSConfig`, or a dataclass that extends it with fields of a script's own.
         argv: the arguments; none: those of this process.
-        defaults: what differs from the classes' own defaults, by field name.
+        defaults: what differs from the classes' own defaults, by field name; fields of another objective are passed
+            over.
 
     Exits with a message on standard error and status 2 when something is wrong, as argparse does.
     """
@@ -57,7 +58,9 @@ def parse(
             sys.exit(0)
         if from_file.get("objective", name) != name:
             from_file = _without_foreign_fields(from_file, name)
-        values = {**(defaults or {}), **from_file, **given}
+        known = {**_field_types(settings_class), **_field_types(OBJECTIVES[name])}
+        # A script's defaults may hold fields of several objectives; those of the others mean nothing here.
+        values = {**{k: v for k, v in (defaults or {}).items() if k in known}, **from_file, **given}
         values.pop("objective", None)
         return _build(settings_class, name, values)
     except ValueError as error:

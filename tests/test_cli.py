@@ -66,6 +66,11 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_scripts_defau
     assert settings.crop_size == [32, 48] and objective.cutmix is False
 
 
+def test_a_scripts_defaults_for_another_objective_are_passed_over():
+    assert parse(defaults={"weight": 3.0})[1].weight == 3.0
+    assert parse("--objective", "supervised", defaults={"weight": 3.0})[1] == Supervised()
+
+
 def test_the_resolved_file_reads_back_to_the_same(tmp_path):
     settings, objective = parse("--seed", "5", "--weight", "1.5", "--run_name", "92")
     (tmp_path / "c.yaml").write_text(cli.to_yaml(settings, objective))
