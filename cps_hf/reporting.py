@@ -47,6 +47,12 @@ class RunLog:
                 file.write(json.dumps({"step": step, **finite}) + "\n")
         self.accelerator.log(dict(record), step=step)
 
+    def read(self) -> list[dict[str, Any]]:
+        """All lines so far."""
+        if not self.path.exists():
+            return []
+        return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
+
     def write_bad_samples(self, bad_samples: Sequence[Mapping[str, Any]], step: int) -> None:
         """A line a bad sample, by every process: one short append each, so lines do not mix."""
         with open(self.path.with_name("bad_samples.jsonl"), "a", encoding="utf-8") as file:

@@ -489,6 +489,8 @@ class CPSTrainer:
         self.scores, self.best, self.agreement = state["scores"], state["best"], state["agreement"]
         self.state.global_step = self._first_step = state["step"]
         self.state.best_metric, self.state.best_global_step = state["best_metric"], state["best"].get("step")
+        if not (Path(self.args.output_dir) / "best").is_dir():  # resumed into another folder: the best is found anew
+            self.best, self.state.best_metric, self.state.best_global_step = {}, None, None
         for callback in self.callback_handler.callbacks:
             for name, value in state["callbacks"].get(type(callback).__name__, {}).items():
                 setattr(callback, name, value)
@@ -505,7 +507,7 @@ class CPSTrainer:
             results.rewrite_card(self, output_dir / "best")
         summary = results.summary(self)
         if self.accelerator.is_main_process:
-            log = [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text("utf-8").splitlines()]
+            log = self.run_log.read()
             results.draw_pictures(self, output_dir / "pictures", log)
             text = json.dumps(without_nan(summary), indent=1)
             checkpoints.write_atomically(output_dir / "results.json", text)

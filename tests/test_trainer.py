@@ -211,6 +211,18 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(world, tmp_path, worker
     assert steps == sorted(set(steps)) and steps[-1] == 4
 
 
+def test_a_run_can_go_on_in_another_folder(world, tmp_path):
+    trainer_for(world, tmp_path / "a", max_steps=4, save_steps=2, eval_steps=2).train()
+    checkpoint = tmp_path / "a" / "out" / "checkpoint-2"
+    on = trainer_for(world, tmp_path / "b", max_steps=4, eval_steps=2)
+    results = on.train(resume_from_checkpoint=str(checkpoint))
+    assert results["best"]["step"] == 4 and (tmp_path / "b" / "out" / "best" / "config.json").is_file()
+    done = trainer_for(world, tmp_path / "c", max_steps=2).train(resume_from_checkpoint=str(checkpoint))
+    assert done["steps"] == 2 and (tmp_path / "c" / "out" / "branch_1" / "config.json").is_file()
+    with pytest.raises(ValueError, match="does not exist.*checkpoint-2.*checkpoint-4"):
+        trainer_for(world, tmp_path / "d").train(resume_from_checkpoint=str(checkpoint.with_name("checkpoint-3")))
+
+
 class StopAfter(TrainerCallback):
     def __init__(self, step):
         self.step = step
