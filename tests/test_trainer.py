@@ -495,6 +495,18 @@ def test_a_label_outside_the_classes_names_the_image_and_the_value(world, tmp_pa
     assert not list(Path(tmp_path / "out").glob("checkpoint-*"))
 
 
+def test_skipped_samples_are_listed_beside_the_run(world, tmp_path):
+    damaged = write_world(tmp_path / "u", SIZES * 2, first=50, labels=False)
+    (tmp_path / "u" / "3.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"Cannot decode 'u-3'.*skip_bad_samples"):
+        trainer_for(world, tmp_path, datasets={"unlabeled_dataset": damaged}, agreement_images=0, max_steps=6).train()
+    fields = {"skip_bad_samples": True, "agreement_images": 0, "max_steps": 6, "overwrite_output_dir": True}
+    trainer_for(world, tmp_path, datasets={"unlabeled_dataset": damaged}, **fields).train()
+    listed = [json.loads(line) for line in (tmp_path / "out" / "bad_samples.jsonl").read_text().splitlines()]
+    assert {line["id"] for line in listed} == {"u-3"} and listed[0]["dataset"] == "unlabeled_dataset"
+    assert "3.png" in listed[0]["error"] and listed[0]["step"] >= 1
+
+
 def test_another_process_count_than_asked_for_prints_the_launch_line(world, tmp_path):
     with pytest.raises(ValueError, match="ACCELERATE_USE_CPU=1 accelerate launch --multi_gpu --num_processes 2"):
         trainer_for(world, tmp_path, num_processes=2)
