@@ -27,6 +27,8 @@ class CrossPseudoSupervision(Objective):
         ramp_up: the share of training, after it, over which `weight` grows linearly to its value. The paper has none:
             its networks start from ImageNet. Those that start from nothing predict the commonest class everywhere at
             first, and without a ramp-up confirm each other in that.
+        confidence_threshold: a pixel teaches only where the teacher's probability of its prediction is at least this.
+            0, as in the paper: everywhere. The loss is still divided by all valid pixels.
         class_balance: weigh a pixel by its pseudo label's frequency in the batch to the power of minus this, so that
             rare classes are not unlearned. 0, as in the paper: all pixels alike; 1: all classes alike.
 
@@ -37,6 +39,7 @@ class CrossPseudoSupervision(Objective):
     cutmix: bool = True
     warm_up: float = 0.0
     ramp_up: float = 0.0
+    confidence_threshold: float = 0.0
     class_balance: float = 0.0
 
     min_branches: ClassVar[int] = 2
@@ -51,7 +54,7 @@ class CrossPseudoSupervision(Objective):
         super().__post_init__()
         if self.weight < 0:
             raise ValueError(f"`weight` must not be negative, got {self.weight}.")
-        for name in ("warm_up", "ramp_up", "class_balance"):
+        for name in ("warm_up", "ramp_up", "confidence_threshold", "class_balance"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` must be in [0, 1], got {getattr(self, name)}.")
 
@@ -88,12 +91,13 @@ class CrossPseudoSupervision(Objective):
             for branch, on_labeled in zip(branches, labeled_logits, strict=True)
         ]
         pseudo_labels = [pseudo_label(branch_logits) for branch_logits in logits]
+        confident = [self._confident(branch_logits) for branch_logits in logits]
         unlabeled_valid = valid_pixels(unlabeled, unlabeled["weak"])
         valid = torch.cat([valid_pixels(labeled, labeled["pixel_values"]), unlabeled_valid])
         count = num_pixels(labeled, labeled["pixel_values"]) + num_pixels(unlabeled, unlabeled["weak"])
         first_unlabeled = labeled["pixel_values"].shape[0]
         agreement = _agreement([p[first_unlabeled:] for p in pseudo_labels], unlabeled_valid, unlabeled)
-        return self._cross_teaching(logits, pseudo_labels, valid, count), agreement
+        return self._cross_teaching(logits, pseudo_labels, [valid & c for c in confident], count), agreement
 
     def _on_mixed_images(self, branches, labeled, labeled_logits, unlabeled):
         """CPS + CutMix: one pseudo-label pass a branch on the weak views, one pass on the mixed images."""
@@ -101,32 +105,47 @@ class CrossPseudoSupervision(Objective):
         valid = valid_pixels(unlabeled, weak)
         partner_weak = unlabeled.get("partner_weak")
         with torch.no_grad():  # batch norm stays in train mode, as in the release
-            pseudo_labels = [pseudo_label(branch(weak)) for branch in branches]
+            weak_logits = [branch(weak) for branch in branches]
+            pseudo_labels = [pseudo_label(logits) for logits in weak_logits]
+            confident = [self._confident(logits) for logits in weak_logits]
             if partner_weak is None:  # an image's partner is its neighbour in the batch
                 partner_weak, partner_valid = swap_neighbours(weak), swap_neighbours(valid)
                 partner_labels = [swap_neighbours(p) for p in pseudo_labels]
+                partner_confident = [swap_neighbours(c) for c in confident]
             else:  # an odd batch: the neighbour lies in another batch, so the stream sends it along
                 partner_valid = unlabeled["partner_valid"]
-                partner_labels = [pseudo_label(branch(partner_weak)) for branch in branches]
+                partner_logits = [branch(partner_weak) for branch in branches]
+                partner_labels = [pseudo_label(logits) for logits in partner_logits]
+                partner_confident = [self._confident(logits) for logits in partner_logits]
         mask = unlabeled.get("cutmix_mask")
         if mask is None:
             mask = draw_cutmix_masks(*weak[:, 0].shape).to(weak.device)
         mixed = mix(weak, partner_weak, mask)
         mixed_valid = mix(valid, partner_valid, mask)
         mixed_labels = [mix(own, other, mask) for own, other in zip(pseudo_labels, partner_labels, strict=True)]
+        teaches = [
+            mixed_valid & mix(own, other, mask) for own, other in zip(confident, partner_confident, strict=True)
+        ]
         logits = [branch(mixed) for branch in branches]
         # Mixing moves valid pixels between images; the count of the global batch stands for both.
-        loss = self._cross_teaching(logits, mixed_labels, mixed_valid, num_pixels(unlabeled, weak))
+        loss = self._cross_teaching(logits, mixed_labels, teaches, num_pixels(unlabeled, weak))
         return loss, _agreement(pseudo_labels, valid, unlabeled)
 
-    def _cross_teaching(self, logits, pseudo_labels, valid, count):
+    def _confident(self, logits: torch.Tensor) -> torch.Tensor:
+        """bool (B, H, W): where the soft-max probability of the prediction reaches the threshold."""
+        if self.confidence_threshold == 0:
+            return torch.ones_like(logits[:, 0], dtype=torch.bool)
+        logits = logits.detach().float()
+        return (logits.amax(1) - logits.logsumexp(1)).exp() >= self.confidence_threshold
+
+    def _cross_teaching(self, logits, pseudo_labels, teaches, count):
         """Each branch on the pseudo labels of all others (eq. 2; for n branches the mean over n - 1 teachers)."""
         losses = [
             pixel_cross_entropy(
-                student, labels, valid=valid, count=count, class_weights=self._class_weights(labels, valid, student)
+                student, labels, valid=where, count=count, class_weights=self._class_weights(labels, where, student)
             )
             for i, student in enumerate(logits)
-            for j, labels in enumerate(pseudo_labels)
+            for j, (labels, where) in enumerate(zip(pseudo_labels, teaches, strict=True))
             if i != j
         ]
         return sum(losses) / (len(logits) - 1)

@@ -262,6 +262,24 @@ def test_the_counts_given_by_the_trainer_replace_the_local_ones():
     torch.testing.assert_close(given["agreement"], local["agreement"] / 4)
 
 
+@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7])
+def test_with_a_confidence_threshold_only_sure_pixels_teach_and_the_count_stays(threshold):
+    branches = [TinyBranch(1), TinyBranch(2)]
+    labeled, unlabeled = batches()
+    kept, losses = 0, 0.0
+    for i, y, x in pixels(unlabeled["weak"]):
+        source = (i ^ 1) if unlabeled["cutmix_mask"][i, y, x] else i
+        if unlabeled["valid"][source, y, x]:
+            p1, p2 = (log_softmax(b, unlabeled["weak"][source], y, x) for b in branches)
+            for student, teacher in ((p1, p2), (p2, p1)):
+                if math.exp(max(teacher)) >= threshold:
+                    losses, kept = losses - student[arg_max(teacher)], kept + 1
+    logs = CrossPseudoSupervision(confidence_threshold=threshold)(branches, labeled, unlabeled).logs
+    count = unlabeled["valid"].sum().item()
+    assert logs["cps_loss"].item() == pytest.approx(losses / count, rel=1e-5)
+    assert kept < 2 * count or threshold == 0.3
+
+
 def test_class_balance_weighs_each_pixel_by_its_pseudo_labels_frequency():
     branches = [TinyBranch(1), TinyBranch(2)]
     labeled, unlabeled = batches()
