@@ -11,11 +11,16 @@
         --models nvidia/mit-b2 --config FILE.yaml
         real data, any model that AutoModelForSemanticSegmentation knows, settings from a file.
 
+    accelerate launch examples/train_cps.py --config examples/configs/voc_cps_cutmix_r50.yaml --smoke
+        a recipe at toy size on drawn data, to see in seconds that it runs; without `--smoke` and with `--data_root`
+        the recipe itself.
+
 `--help` lists every field. Settings are those of a small demonstration and do not follow the paper's schedule.
 """
 
 from __future__ import annotations
 
+import argparse
 import inspect
 import logging
 import os
@@ -60,7 +65,10 @@ class TrainArguments(CPSConfig):
         partition_seed: which ones, where the partition is a count or a ratio.
         unlabeled_root: for folder and hub: further images, without masks; all of `train_split` is labeled then.
         streaming: read the data set as a stream; then `data_root` is all labeled and needs `unlabeled_root`.
-        models: one or more Hub ids, folders or config.json files; none: a small UperNet-ResNet, from scratch.
+        models: one or more Hub ids, folders or config.json files (a path in a YAML file may be relative to it); none:
+            a small UperNet-ResNet, from scratch.
+        backbone: weights for the backbones: a Hub id, a folder or a timm file for all branches, or one a branch.
+        smoke: the same objective, schedule and model family at toy size on drawn data, for a handful of steps.
     """
 
     dataset: str = "street_scenes"
@@ -73,12 +81,14 @@ class TrainArguments(CPSConfig):
     unlabeled_root: str | None = None
     streaming: bool = False
     models: list[str] = field(default_factory=list)
+    backbone: str | list[str] | None = None
+    smoke: bool = False
 
     def __post_init__(self):
         super().__post_init__()
         if self.dataset not in LOADERS:
             raise ValueError(f"`dataset` must be one of {', '.join(LOADERS)}, got {self.dataset!r}.")
-        if self.data_root is None and not self.dataset.endswith("_scenes"):
+        if self.data_root is None and not self.smoke and not self.dataset.endswith("_scenes"):
             raise ValueError(f"`dataset={self.dataset}` needs `data_root`.")
         if self.unlabeled_root is not None and self.dataset not in ("folder", "hub"):
             raise ValueError(f"`unlabeled_root` goes with `dataset` folder or hub, got {self.dataset!r}.")
@@ -158,6 +168,7 @@ def small_model() -> UperNetConfig:
 
 def main(argv: list[str] | None = None) -> dict:
     args, objective = cli.parse(TrainArguments, argv, description=__doc__.split("\n")[0], defaults=DEFAULTS)
+    args.models = [beside_config(model, argv) for model in args.models]
     # Before the trainer makes its Accelerator, and as that will: CPU processes find each other only when told so.
     is_main = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).is_main_process
     logging.basicConfig(level=logging.INFO if is_main else logging.ERROR, format="%(message)s")
@@ -167,6 +178,10 @@ def main(argv: list[str] | None = None) -> dict:
     transformers_logging.disable_progress_bar()  # a bar of its own for each exported branch
 
     try:
+        if args.smoke:
+            from smoke import shrink  # the file beside this one
+
+            args, objective = shrink(args, objective)
         trainer, args = build(args, objective)
         results = trainer.train()
     except (ValueError, ConnectionError) as error:  # what a user can mend: one line, no traceback
@@ -175,6 +190,15 @@ def main(argv: list[str] | None = None) -> dict:
     if is_main:
         report(results, args, [*trainer.id2label.values()])
     return results
+
+
+def beside_config(model: str, argv: list[str] | None) -> str:
+    """`model` itself, or, where it is a file beside the one that `--config` names and not one here, its path."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config")
+    config = parser.parse_known_args(argv)[0].config
+    candidate = Path(config or ".").parent / model
+    return str(candidate) if not Path(model).exists() and candidate.is_file() else model
 
 
 def build(args: TrainArguments, objective: Objective) -> tuple[CPSTrainer, TrainArguments]:
