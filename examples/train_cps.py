@@ -96,8 +96,9 @@ class TrainArguments(CPSConfig):
             raise ValueError("`streaming` needs `unlabeled_root`: a stream cannot be divided by ids.")
 
 
-# Small enough for two CPU cores and five minutes. The learning rate was chosen on supervised training alone (the best
-# of 1e-3, 2e-3, 4e-3, 8e-3); what is CPS's own, on another seed than those that the README reports.
+# Of the demonstration, which draws its data: small enough for two CPU cores and five minutes. The learning rate was
+# chosen on supervised training alone (the best of 1e-3, 2e-3, 4e-3, 8e-3); what is CPS's own, on another seed than those
+# that the README reports.
 DEFAULTS = {
     "output_dir": "outputs/train_cps",
     "max_steps": 1500,
@@ -167,7 +168,12 @@ def small_model() -> UperNetConfig:
 
 
 def main(argv: list[str] | None = None) -> dict:
-    args, objective = cli.parse(TrainArguments, argv, description=__doc__.split("\n")[0], defaults=DEFAULTS)
+    description = __doc__.split("\n")[0]
+    args, objective = cli.parse(TrainArguments, argv, description=description, defaults=DEFAULTS)
+    if (
+        args.data_root is not None or config_of(argv) is not None
+    ):  # real data or a recipe: nothing of the demonstration
+        args, objective = cli.parse(TrainArguments, argv, description=description)
     args.models = [beside_config(model, argv) for model in args.models]
     # Before the trainer makes its Accelerator, and as that will: CPU processes find each other only when told so.
     is_main = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).is_main_process
@@ -192,12 +198,16 @@ def main(argv: list[str] | None = None) -> dict:
     return results
 
 
-def beside_config(model: str, argv: list[str] | None) -> str:
-    """`model` itself, or, where it is a file beside the one that `--config` names and not one here, its path."""
+def config_of(argv: list[str] | None) -> str | None:
+    """The file that `--config` names."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config")
-    config = parser.parse_known_args(argv)[0].config
-    candidate = Path(config or ".").parent / model
+    return parser.parse_known_args(argv)[0].config
+
+
+def beside_config(model: str, argv: list[str] | None) -> str:
+    """`model` itself, or, where it is a file beside the one that `--config` names and not one here, its path."""
+    candidate = Path(config_of(argv) or ".").parent / model
     return str(candidate) if not Path(model).exists() and candidate.is_file() else model
 
 
