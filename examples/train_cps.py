@@ -97,8 +97,8 @@ class TrainArguments(CPSConfig):
 
 
 # Of the demonstration, which draws its data: small enough for two CPU cores and five minutes. The learning rate was
-# chosen on supervised training alone (the best of 1e-3, 2e-3, 4e-3, 8e-3); what is CPS's own, on another seed than those
-# that the README reports.
+# chosen on supervised training alone (the best of 1e-3, 2e-3, 4e-3, 8e-3); what is CPS's own, on another seed than
+# those that the README reports.
 DEFAULTS = {
     "output_dir": "outputs/train_cps",
     "max_steps": 1500,
