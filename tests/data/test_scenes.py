@@ -154,7 +154,7 @@ def test_an_interrupted_drawing_leaves_nothing_behind(cache, monkeypatch):
 
 
 def _write_after_all_are_here(root, barrier, answers):
-    barrier.wait(timeout=60)
+    barrier.wait(timeout=240)
     answers.put(str(write_street_scenes(root, **FEW_STREETS)))
 
 
@@ -166,9 +166,9 @@ def test_processes_that_race_get_the_same_whole_folder(tmp_path, street_root):
     ]
     for racer in racers:
         racer.start()
-    assert {answers.get(timeout=40) for _ in racers} == {str(tmp_path / "root")}
+    assert {answers.get(timeout=240) for _ in racers} == {str(tmp_path / "root")}
     for racer in racers:
-        racer.join(30)
+        racer.join(240)
         assert racer.exitcode == 0
     assert contents(tmp_path / "root") == contents(street_root)
     assert os.listdir(tmp_path) == ["root"]
