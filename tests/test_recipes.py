@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from accelerate.state import AcceleratorState
 from transformers import AutoConfig, AutoModelForSemanticSegmentation
 
 from cps_hf import cli
@@ -296,7 +297,16 @@ KEPT += (
 KEPT += ("mixed_precision", "objective", "cutmix", "weight", "ramp_up", "labeled_loss", "ohem_threshold", "seed")
 
 
+@pytest.fixture
+def own_precision():
+    """Accelerate has one precision a process, and the recipes have two."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("own_precision")
 @pytest.mark.parametrize(
     ("name", "kinds", "crop"),
     [
