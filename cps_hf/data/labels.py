@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from datasets import Image
@@ -30,7 +31,7 @@ class LabelEncoding:
         palette: the colour that each class is shown in.
 
     Raises:
-        ValueError: names repeat, a value or colour leads to no class, or the palette has another length.
+        ValueError: names repeat, a value or colour cannot be or leads to no class, or the palette has another length.
     """
 
     names: tuple[str, ...]
@@ -39,6 +40,8 @@ class LabelEncoding:
     palette: tuple[tuple[int, int, int], ...] | None = None
 
     def __post_init__(self):
+        if isinstance(self.names, str):
+            raise ValueError(f"`names` must be a sequence of class names, got the text {self.names!r}.")
         if not 1 <= len(self.names) <= IGNORE_INDEX:
             raise ValueError(f"A label encoding needs 1 to {IGNORE_INDEX} class names, got {len(self.names)}.")
         repeated = sorted({name for name in self.names if self.names.count(name) > 1})
@@ -55,6 +58,12 @@ class LabelEncoding:
                     f"`{field}` must lead to class ids 0 to {len(self.names) - 1} or to {IGNORE_INDEX} (ignored), "
                     f"found {dict(list(bad.items())[:5])}."
                 )
+        for value in self.values or ():
+            if not 0 <= value <= 65535:
+                raise ValueError(f"`values`: a stored value is 0 to 65535, got {value}.")
+        for color in self.colors or ():
+            if len(color) != 3 or not all(0 <= v <= 255 for v in color):
+                raise ValueError(f"`colors`: a colour is (red, green, blue), each 0 to 255, got {color}.")
         if self.palette is not None and len(self.palette) != len(self.names):
             raise ValueError(f"`palette` has {len(self.palette)} colours for {len(self.names)} classes.")
 
@@ -76,19 +85,31 @@ class LabelEncoding:
 
     @classmethod
     def from_feature(cls, feature) -> LabelEncoding | None:
-        """The encoding that a label feature carries; `None` when it carries none of ours."""
+        """The encoding that a label feature carries; `None` when it carries none of ours.
+
+        Raises:
+            ValueError: it carries one that this version cannot read; labels taken as they are would be wrong.
+        """
         try:
             value = json.loads(getattr(feature, "id", None) or "")
         except ValueError:
             return None
-        if not isinstance(value, dict) or value.get(_KEY) != 1:
+        if not isinstance(value, dict) or _KEY not in value:
             return None
-        return cls(
-            names=tuple(value["names"]),
-            values=None if "values" not in value else dict(value["values"]),
-            colors=None if "colors" not in value else {(r, g, b): v for r, g, b, v in value["colors"]},
-            palette=None if "palette" not in value else tuple((r, g, b) for r, g, b in value["palette"]),
-        )
+        try:
+            if value[_KEY] != 1:
+                raise ValueError(f"version {value[_KEY]!r}")
+            return cls(
+                names=tuple(value["names"]),
+                values=None if "values" not in value else dict(value["values"]),
+                colors=None if "colors" not in value else {(r, g, b): v for r, g, b, v in value["colors"]},
+                palette=None if "palette" not in value else tuple((r, g, b) for r, g, b in value["palette"]),
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"The label column says how it is coded in a way that this version of cps_hf cannot read ({error}); "
+                "expected version 1. Update cps_hf, or write the data set anew."
+            ) from error
 
     def decode(self, image: PILImage.Image, *, name: str) -> np.ndarray:
         """A label image as uint8 (H, W): class ids, and 255 where ignored.
@@ -100,7 +121,7 @@ class LabelEncoding:
             ValueError: the image holds values or colours that this encoding does not know.
         """
         if self.colors is not None:
-            return self._decode_colors(np.asarray(image.convert("RGB")), name)
+            return self._decode_colors(image, name)
         stored = stored_values(image, name=name)
         table = np.full(max(int(stored.max(initial=0)) + 1, 256), _UNKNOWN, np.int16)
         for value, class_id in self.values.items() if self.values is not None else enumerate(range(len(self.names))):
@@ -114,18 +135,23 @@ class LabelEncoding:
             raise self._unknown_error(name, unknown.tolist(), counts.tolist())
         return decoded.astype(np.uint8)
 
-    def _decode_colors(self, rgb: np.ndarray, name: str) -> np.ndarray:
-        packed = rgb.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
-        keys = np.array(sorted((r << 16) + (g << 8) + b for r, g, b in self.colors), np.int32)
-        by_key = {(r << 16) + (g << 8) + b: class_id for (r, g, b), class_id in self.colors.items()}
-        classes = np.array([by_key[k] for k in keys.tolist()], np.uint8)
-        places = np.searchsorted(keys, packed).clip(max=len(keys) - 1)
-        wrong = keys[places] != packed
-        if wrong.any():
-            unknown, counts = np.unique(packed[wrong], return_counts=True)
-            colors = [(v >> 16, v >> 8 & 255, v & 255) for v in unknown.tolist()]
+    def _decode_colors(self, image: PILImage.Image, name: str) -> np.ndarray:
+        # Four bytes a pixel, read as one number; alpha, the highest byte, does not count.
+        packed = np.asarray(image.convert("RGBA")).view("<u4")[..., 0] & 0xFFFFFF
+        decoded = self._color_table[packed]
+        if decoded.min(initial=0) == _UNKNOWN:
+            unknown, counts = np.unique(packed[decoded == _UNKNOWN], return_counts=True)
+            colors = [(v & 255, v >> 8 & 255, v >> 16) for v in unknown.tolist()]
             raise self._unknown_error(name, colors, counts.tolist())
-        return classes[places]
+        return decoded.astype(np.uint8)
+
+    @cached_property
+    def _color_table(self) -> np.ndarray:
+        """Class ids by red + 256 green + 65536 blue: 32 MB, made once."""
+        table = np.full(1 << 24, _UNKNOWN, np.int16)
+        for (r, g, b), class_id in self.colors.items():
+            table[r | g << 8 | b << 16] = class_id
+        return table
 
     def _unknown_error(self, name: str, found: list, counts: list[int]) -> ValueError:
         first = ", ".join(f"{value} ({count} pixels)" for value, count in list(zip(found, counts, strict=True))[:5])

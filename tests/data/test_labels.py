@@ -112,6 +112,12 @@ def test_a_foreign_id_is_no_encoding(text):
     assert LabelEncoding.from_feature(None) is None
 
 
+@pytest.mark.parametrize("text", ['{"cps_hf.label_encoding":2,"names":["a"]}', '{"cps_hf.label_encoding":1}'])
+def test_an_encoding_that_cannot_be_read_is_not_passed_over(text):
+    with pytest.raises(ValueError, match="this version of cps_hf cannot read"):
+        LabelEncoding.from_feature(Image(id=text))
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -120,6 +126,9 @@ def test_a_foreign_id_is_no_encoding(text):
         ({"names": ("a", "b", "a")}, "more than once: a"),
         ({"names": NAMES, "values": {0: 3}}, r"`values` must lead to class ids 0 to 2.*\{0: 3\}"),
         ({"names": NAMES, "colors": {(0, 0, 0): -1}}, "`colors` must lead to"),
+        ({"names": "sky"}, "must be a sequence of class names"),
+        ({"names": NAMES, "values": {-1: 255}}, "a stored value is 0 to 65535, got -1"),
+        ({"names": NAMES, "colors": {(0, 0, 256): 0}}, r"each 0 to 255, got \(0, 0, 256\)"),
         ({"names": NAMES, "values": {0: 0}, "colors": {(0, 0, 0): 0}}, "not both"),
         ({"names": NAMES, "palette": ((0, 0, 0),)}, "1 colours for 3 classes"),
     ],

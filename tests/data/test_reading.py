@@ -1,13 +1,14 @@
 """Decoding: every mode to RGB bytes, rotation only where image and label share it, and errors that name the file."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from cps_hf.data import reading
 from cps_hf.data.reading import read_image, read_label, read_sample
 
 RNG = np.random.default_rng(0)
@@ -25,11 +26,8 @@ def pixels(tensor):
     return tensor.permute(1, 2, 0).numpy()
 
 
-@pytest.mark.parametrize("decoder", ["torchvision", "PIL"])
 @pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_plain_pngs_are_the_same_pixels_with_either_decoder(monkeypatch, decoder, mode):
-    if decoder == "PIL":
-        monkeypatch.setattr(reading, "decode_image", None)
+def test_plain_pngs_keep_their_pixels(mode):
     image = Image.fromarray(RGB).convert(mode)
     expected = np.array(image.convert("RGB"))
     assert np.array_equal(pixels(read_image(encoded(image), name="x")), expected)
@@ -92,6 +90,45 @@ def test_an_image_is_turned_only_when_its_label_was(orientation, label_is):
     assert np.abs(pixels(image).astype(int) - expected).mean() < 12
 
 
+def exif_block(kind, count, value):
+    """A TIFF header and one tag, the orientation, typed by hand."""
+    return b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<HHHI4sI", 1, 0x0112, kind, count, value, 0)
+
+
+@pytest.mark.parametrize(
+    ("exif", "turned"),
+    [
+        (exif_block(3, 1, b"\x06\0\0\0"), True),
+        (exif_block(2, 2, b"6\0\0\0"), False),  # text where a number belongs
+        (exif_block(3, 1, b"\x63\0\0\0"), False),  # 99
+        (b"Exif\0\0garbage, no header", False),
+    ],
+    ids=["6", "text", "99", "garbage"],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_metadata_that_make_no_sense_turn_nothing_and_stop_nothing(exif, turned):
+    value = encoded(Image.fromarray(RGB), "JPEG", exif=exif)
+    label = encoded(Image.fromarray(np.zeros((6, 9), np.uint8)))
+    assert tuple(read_image(value, name="x").shape) == ((3, 9, 6) if turned else (3, 6, 9))
+    row = {"id": "a", "image": value, "label": label}
+    assert tuple(read_sample(row, None, with_label=True)[0].shape) == (3, 6, 9)
+
+
+def chunk(kind, content):
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+@pytest.mark.parametrize("place", ["after a long comment", "at the end"])
+def test_the_rotation_of_a_png_counts_wherever_it_stands(place):
+    png = encoded(Image.fromarray(RGB))["bytes"]
+    exif = chunk(b"eXIf", exif_block(3, 1, b"\x06\0\0\0")[6:])
+    comment = chunk(b"tEXt", b"Comment\0" + b"x" * 9000)
+    head, body, end = png[:33], png[33:-12], png[-12:]
+    data = head + comment + exif + body + end if place != "at the end" else head + body + exif + end
+    decoded = pixels(read_image({"bytes": data, "path": None}, name="x"))
+    assert np.array_equal(decoded, np.rot90(RGB, -1))
+
+
 def test_image_and_label_of_different_size_are_refused_with_both_sizes():
     label = encoded(Image.fromarray(np.zeros((9, 6), np.uint8)))
     with pytest.raises(ValueError, match=r"'a' is 6 x 9 .* label 'a' is 9 x 6"):
@@ -116,6 +153,30 @@ def test_a_broken_file_is_named(tmp_path, format, damage, what):
         read({"bytes": None, "path": str(path)}, name="'a7'")
 
 
+@pytest.mark.parametrize("what", ["image", "label"])
+def test_a_png_with_any_wrong_bit_is_an_error_and_never_wrong_pixels(what):
+    """Smooth content: PIL alone decodes about one in seven of these without a word."""
+    smooth = (np.indices((60, 80)).sum(0) % 256).astype(np.uint8)
+    whole = encoded(Image.fromarray(np.stack([smooth] * 3, 2) if what == "image" else smooth))["bytes"]
+    read = read_image if what == "image" else lambda value, name: read_label(value, None, name=name)
+    for _ in range(60):
+        data = bytearray(whole)
+        data[RNG.integers(8, len(data))] ^= 1 << RNG.integers(8)
+        with pytest.raises(ValueError, match=f"Cannot decode 'a7': {what} of {len(whole)} bytes"):
+            read({"bytes": bytes(data), "path": None}, name="'a7'")
+    for missing in (1, 12, 13, 30):
+        with pytest.raises(ValueError, match="Cannot decode 'a7': .*breaks off"):
+            read({"bytes": whole[:-missing], "path": None}, name="'a7'")
+
+
+def test_a_text_made_to_exhaust_memory_is_refused_with_the_name():
+    png = encoded(Image.fromarray(RGB))["bytes"]
+    text = chunk(b"zTXt", b"Comment\0\0" + zlib.compress(b"x" * (2 << 20)))
+    with pytest.raises(ValueError, match=r"Cannot decode 'a7': .*too large"):
+        read_image({"bytes": png[:33] + text + png[33:], "path": None}, name="'a7'")
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("mode", ["RGB", "L", "P"])
 def test_a_file_made_to_exhaust_memory_is_refused(monkeypatch, mode):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
@@ -128,6 +189,11 @@ def test_a_file_made_to_exhaust_memory_is_refused(monkeypatch, mode):
 
 def test_one_pixel_is_an_image():
     assert read_image(encoded(Image.new("RGB", (1, 1), (1, 2, 3))), name="x").flatten().tolist() == [1, 2, 3]
+
+
+def test_a_row_without_a_label_says_so():
+    with pytest.raises(ValueError, match="'a' has no label"):
+        read_sample({"id": "a", "image": encoded(Image.fromarray(RGB)), "label": None}, None, with_label=True)
 
 
 @pytest.mark.parametrize("value", [None, {"bytes": None, "path": None}, 7])
