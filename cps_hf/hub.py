@@ -34,7 +34,6 @@ def export_branch(
     image_std: Sequence[float],
     processing_class: Any | None = None,
     card: Mapping[str, Any] | None = None,
-    extra_files: Mapping[str, str | os.PathLike] | None = None,
 ) -> Path:
     """Write what `AutoModelForSemanticSegmentation.from_pretrained(directory)` and `pipeline` need, and no more.
 
@@ -49,7 +48,6 @@ def export_branch(
         processing_class: an image processor to save; none: a `SegformerImageProcessor` that normalises and does not
             resize, unless the model takes one size only.
         card: the facts of `render_card`, to write README.md; none: no README.md. A file under "picture" is copied.
-        extra_files: name in the folder -> file to copy there.
 
     Returns:
         The folder.
@@ -70,15 +68,13 @@ def export_branch(
     else:
         _check_processor(processing_class, model, image_mean, image_std)
     processing_class.save_pretrained(temporary)
-    copies = {name: Path(source) for name, source in (extra_files or {}).items()}
     if card is not None:
+        card = {**card, "trust_remote_code": "auto_map" in config}
         if card.get("picture"):
-            copies[Path(card["picture"]).name] = Path(card["picture"])
-        text = render_card({**card, "trust_remote_code": "auto_map" in config})
-        (temporary / "README.md").write_text(text, encoding="utf-8")
-    for name, source in copies.items():
-        (temporary / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, temporary / name)
+            source = Path(card["picture"])
+            card["picture"] = source.name
+            shutil.copyfile(source, temporary / source.name)
+        (temporary / "README.md").write_text(render_card(card), encoding="utf-8")
     _replace_folder(temporary, directory)
     return directory
 
@@ -194,20 +190,23 @@ def render_card(facts: Mapping[str, Any]) -> str:
             picture: an image file that lies beside the card, or None; limits: a sentence or None.
 
     Raises:
-        ValueError: a fact is missing or unknown (Jinja would leave an empty place in silence).
+        ValueError: a fact is missing or unknown (Jinja would leave an empty place in silence), `id2label` does not
+            count up from 0, or a network's `per_category_iou` has another count of classes.
     """
     missing, unknown = set(_FACTS) - set(facts), set(facts) - set(_FACTS)
     if missing or unknown:
         raise ValueError(f"Facts of a model card: missing {sorted(missing)}, unknown {sorted(unknown)}.")
     is_best = facts["best"].get("step") == facts["step"]
     own = facts["best"] if is_best else facts["scores"]  # of the step that is exported
+    networks = [name for name in own if name not in ("step", "branch")]
+    _check_classes(facts["id2label"], {name: own[name] for name in networks})
     citations = [_CITATION, facts["citation"]] if facts["citation"] else [_CITATION]
     card = ModelCard.from_template(
         _metadata(facts, own.get(facts["branch"], {})),
         template_str=(files(__package__) / "model_card_template.md").read_text(encoding="utf-8"),
         **{name: _shown(value) for name, value in facts.items() if name not in ("scores", "best")},
         model_id=json.dumps(_without_paths(facts["directory"])),
-        networks=[name for name in own if name not in ("step", "branch")],
+        networks=networks,
         own=own,
         scores=facts["scores"],
         best=facts["best"],
@@ -215,6 +214,17 @@ def render_card(facts: Mapping[str, Any]) -> str:
         percent=_percent,
     )
     return f"{str(card).rstrip()}\n"
+
+
+def _check_classes(id2label: Mapping[int, str], scores: Mapping[str, Mapping[str, Any]]) -> None:
+    """Else a table would say, with dashes, that a class does not occur."""
+    count = len(id2label)
+    if set(id2label) != set(range(count)):
+        raise ValueError(f"`id2label` of a model card must have the keys 0 to {count - 1}, {[*id2label]} found.")
+    for name, score in scores.items():
+        found = len(score["per_category_iou"])
+        if found != count:
+            raise ValueError(f"`per_category_iou` of {name} has {found} values for {count} classes.")
 
 
 def escape_markdown(text: Any) -> str:
@@ -297,8 +307,8 @@ def push_branch(
 ) -> str:
     """Upload an exported branch in one commit, and say where it is.
 
-    README.md in `directory` gets the repository's name into its example and, where no license was chosen, the base
-    model's license, before it is uploaded.
+    README.md in `directory` gets the repository's name (and `revision`) into its example and, where no license was
+    chosen, the base model's license, before it is uploaded.
 
     Args:
         directory: written by `export_branch`.
@@ -319,17 +329,18 @@ def push_branch(
     _check_push(directory, repo_id, token)
     if create_pr and tag is not None:
         raise ValueError("`tag` names a commit of a branch, and `create_pr` makes none: tag after merging.")
-    options = {"private": private, "revision": revision, "create_pr": create_pr, "tag": tag}
+    options = {"private": private, "revision": revision, "commit_message": commit_message}
+    options |= {"create_pr": create_pr, "tag": tag}
     given = "".join(f", {name}={value!r}" for name, value in options.items())
     api = HfApi(token=token)
     try:
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-        _finish_card(directory, repo_id, api)
-        address = _commit(api, directory, repo_id, revision, commit_message, create_pr)
+        _finish_card(directory, repo_id, revision, api)
+        address, commit = _commit(api, directory, repo_id, revision, commit_message, create_pr)
         if tag is not None:
-            api.create_tag(repo_id, tag=tag, revision=revision)
+            api.create_tag(repo_id, tag=tag, revision=commit)
     except Exception as error:  # of the Hub, the network or the disk
         raise RuntimeError(
             f"Pushing {directory} to {repo_id} failed: {type(error).__name__}: {error}. Nothing is lost, the branch "
@@ -354,14 +365,17 @@ def _check_push(directory: Path, repo_id: str, token: str | None) -> None:
         raise ValueError("Pushing needs a token: run `hf auth login`, set HF_TOKEN, or pass `token=`.")
 
 
-def _finish_card(directory: Path, repo_id: str, api: HfApi) -> None:
-    """The repository's name in the card's example; the base model's license where none was chosen."""
+def _finish_card(directory: Path, repo_id: str, revision: str | None, api: HfApi) -> None:
+    """The repository's name and branch in the card's example; the base model's license where none was chosen."""
     path = directory / "README.md"
     if not path.is_file():
         logger.warning("%s has no README.md: the repository will have no model card.", directory)
         return
     card = ModelCard.load(path)
     card.text = re.sub(r"^model_id = \".*\"$", f"model_id = {json.dumps(repo_id)}", card.text, flags=re.M)
+    of_branch = f", revision={json.dumps(revision)}" if revision is not None else ""
+    call = r'(from_pretrained\(model_id|model=model_id)(, revision="[^"]*")?'  # of an earlier push
+    card.text = re.sub(call, lambda found: found[1] + of_branch, card.text)
     if card.data.license == "unknown" and card.data.base_model:
         try:
             base = api.model_info(card.data.base_model).card_data or {}
@@ -376,19 +390,21 @@ def _finish_card(directory: Path, repo_id: str, api: HfApi) -> None:
     os.replace(temporary, path)
 
 
-def _commit(api: HfApi, directory: Path, repo_id: str, revision: str | None, message: str, create_pr: bool) -> str:
-    """One commit. When its answer is lost on the way it looks like a failure: then the repository is asked."""
+def _commit(
+    api: HfApi, directory: Path, repo_id: str, revision: str | None, message: str, create_pr: bool
+) -> tuple[str, str]:
+    """One commit: its address and hash. When the answer is lost it looks like a failure: the repository is asked."""
     before = api.repo_info(repo_id, revision=revision).sha
     try:
         info = api.upload_folder(
             repo_id=repo_id, folder_path=directory, commit_message=message, revision=revision, create_pr=create_pr
         )
-        return info.pr_url or info.commit_url
+        return info.pr_url or info.commit_url, info.oid
     except Exception:
         newest = None if create_pr else _newest_commit(api, repo_id, revision)
         if newest is None or newest.commit_id == before or newest.title != message:
             raise
-        return f"{api.endpoint}/{repo_id}/commit/{newest.commit_id}"
+        return f"{api.endpoint}/{repo_id}/commit/{newest.commit_id}", newest.commit_id
 
 
 def _newest_commit(api: HfApi, repo_id: str, revision: str | None) -> GitCommitInfo | None:

@@ -107,6 +107,9 @@ def test_an_exported_branch_loads_with_the_same_weights_names_and_numbers(config
     assert not info["missing_keys"] and not info["unexpected_keys"]
     for name, value in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value), name
+    image = torch.randn(1, 3, 64, 96)
+    with torch.inference_mode():
+        torch.testing.assert_close(loaded.eval()(image).logits, model(image).logits, rtol=1e-4, atol=1e-5)
     assert loaded.config.id2label == names and loaded.config.label2id == {v: k for k, v in names.items()}
     assert model.config.id2label == before, "exporting leaves the model as it is"
     # An oblong image of odd size goes through in its own size, normalised as in training.
@@ -116,14 +119,15 @@ def test_an_exported_branch_loads_with_the_same_weights_names_and_numbers(config
     assert np.allclose(pixel_values[0].permute(1, 2, 0).numpy(), expected, atol=1e-5)
 
 
-def test_the_folder_holds_what_loading_needs_and_nothing_else(tmp_path):
-    picture = tmp_path / "my panel.png"
+def test_the_folder_holds_what_loading_needs_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    picture = tmp_path / "pictures" / "my panel.png"
+    picture.parent.mkdir()
     Image.new("RGB", (4, 4)).save(picture)
-    directory = export(tmp_path / "b", card=facts(picture=str(picture)), extra_files={"code/x.py": __file__})
+    directory = export(tmp_path / "b", card=facts(picture="pictures/my panel.png"))
     found = sorted(str(p.relative_to(directory)) for p in directory.rglob("*") if p.is_file())
     assert found == [
         "README.md",
-        "code/x.py",
         "config.json",
         "model.safetensors",
         "my panel.png",
@@ -191,13 +195,20 @@ def test_no_path_of_this_machine_leaves_it(tmp_path):
     assert "of cityscapes" in readme and "| labeled.txt |" in readme and "cps/voc/1-8" in hub.render_card(facts())
 
 
-def test_a_failing_export_leaves_the_earlier_one_whole(tmp_path):
+def test_a_failing_export_leaves_the_earlier_one_whole(tmp_path, monkeypatch):
     directory = export(tmp_path / "best", card=facts())
     old = {p.name: p.read_bytes() for p in directory.iterdir()}
     with pytest.raises(ValueError, match="missing"):
         export(directory, card={"model_name": "x"})
     with pytest.raises(OSError):
-        export(directory, extra_files={"x": tmp_path / "not there"})
+        export(directory, card=facts(picture=str(tmp_path / "not there.png")))
+
+    def fails(self, folder):
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no space left"):
+        patch.setattr(SegformerImageProcessor, "save_pretrained", fails)
+        export(directory)
     assert {p.name: p.read_bytes() for p in directory.iterdir()} == old
     export(directory)  # without a card: the folder is replaced as a whole
     assert not (directory / "README.md").exists()
@@ -339,6 +350,15 @@ def test_a_fact_that_is_missing_or_unknown_is_an_error():
         hub.render_card(few | {"partition": "1-8"})
 
 
+def test_classes_that_do_not_fit_the_scores_are_an_error():
+    with pytest.raises(ValueError, match=r"keys 0 to 1, \['0', '1'\] found"):
+        hub.render_card(facts(id2label={"0": "a", "1": "b"}))
+    shuffled = hub.render_card(facts(id2label={2: NAMES[2], 0: NAMES[0], 1: NAMES[1]}))
+    assert shuffled == hub.render_card(facts()), "rows stand in the order of the classes"
+    with pytest.raises(ValueError, match="per_category_iou` of branch_0 has 3 values for 2 classes"):
+        hub.render_card(facts(id2label={0: "a", 1: "b"}))
+
+
 def test_the_template_uses_no_name_that_is_not_given():
     source = (hub.files("cps_hf") / "model_card_template.md").read_text(encoding="utf-8")
     used = jinja2.meta.find_undeclared_variables(jinja2.Environment().parse(source))
@@ -409,11 +429,13 @@ def test_pushing_says_what_is_wrong_before_it_asks_the_hub(tmp_path, monkeypatch
 def test_a_push_that_fails_names_the_call_for_later_and_not_the_token(tmp_path, caplog):
     directory = export(tmp_path / "b", card=facts())
     with pytest.raises(RuntimeError) as failure, caplog.at_level(logging.DEBUG):
-        hub.push_branch(directory, "me/x", token="hf_secret", revision="v2", private=False)  # offline, as all tests
+        # offline, as all tests
+        hub.push_branch(directory, "me/x", token="hf_secret", revision="v2", private=False, commit_message="It's new")
     call = re.search(r"cps_hf\.hub\.push_branch\((.*)\)", str(failure.value))[1]
     arguments = eval(f"(lambda *a, **k: (a, k))({call})")
     assert arguments[0] == (str(directory), "me/x")
-    assert arguments[1] == {"private": False, "revision": "v2", "create_pr": False, "tag": None}
+    options = {"private": False, "revision": "v2", "commit_message": "It's new", "create_pr": False, "tag": None}
+    assert arguments[1] == options
     assert "hf_secret" not in str(failure.value) + caplog.text
 
 
@@ -426,12 +448,19 @@ class FakeHub:
         self.commits = [SimpleNamespace(commit_id=c, title=c) for c in commits]
         self.fails, self.commits_anyway, self.base, self.uploads = fails, commits_anyway, base or {}, 0
         self.title = title  # of a commit that someone else makes meanwhile
+        self.branches, self.tags = [], {}
 
     def __call__(self, token=None):
         return self
 
     def create_repo(self, repo_id, private, exist_ok):
         return SimpleNamespace(repo_id=f"me/{repo_id}")
+
+    def create_branch(self, repo_id, branch, exist_ok):
+        self.branches.append(branch)
+
+    def create_tag(self, repo_id, tag, revision):
+        self.tags[tag] = revision
 
     def repo_info(self, repo_id, revision):
         return SimpleNamespace(sha=self.commits[0].commit_id)
@@ -448,7 +477,7 @@ class FakeHub:
             self.commits.insert(0, SimpleNamespace(commit_id=f"new{self.uploads}", title=self.title or commit_message))
         if self.fails is not None:
             raise self.fails
-        return SimpleNamespace(pr_url=None, commit_url="https://hub/me/x/commit/new")
+        return SimpleNamespace(pr_url=None, commit_url="https://hub/me/x/commit/new", oid=self.commits[0].commit_id)
 
 
 def test_pushing_puts_the_repository_and_the_base_models_license_into_the_card(tmp_path, monkeypatch):
@@ -464,12 +493,33 @@ def test_pushing_puts_the_repository_and_the_base_models_license_into_the_card(t
     assert metadata((directory / "README.md").read_text(encoding="utf-8"))["license"] == "mit"
 
 
+def test_a_branch_of_the_repository_is_made_and_stands_in_the_example_and_the_tag_names_the_commit(
+    tmp_path, monkeypatch
+):
+    directory = export(tmp_path / "b", card=facts())
+    before = (directory / "README.md").read_text(encoding="utf-8")
+    fake = FakeHub()
+    monkeypatch.setattr(hub, "HfApi", fake)
+    for revision in ("old", "v2"):
+        hub.push_branch(directory, "x", token="hf_x", revision=revision, tag=f"tag-{revision}")
+    assert fake.branches == ["old", "v2"] and fake.tags == {"tag-old": "new1", "tag-v2": "new2"}
+    card = (directory / "README.md").read_text(encoding="utf-8")
+    for call in (
+        'pipeline("image-segmentation", model=model_id, revision="v2")',
+        'from_pretrained(model_id, revision="v2")',
+    ):
+        assert card.count(call) == (2 if call.startswith("from") else 1)
+    hub.push_branch(directory, "x", token="hf_x")  # to main: the card is as it was but for the name
+    card = (directory / "README.md").read_text(encoding="utf-8")
+    assert card.rstrip() == before.replace('model_id = "branch_0"', 'model_id = "me/x"').rstrip()
+
+
 def test_a_commit_whose_answer_was_lost_is_looked_up_and_not_made_twice(tmp_path, monkeypatch):
     directory = export(tmp_path / "b")
     lost = FakeHub(fails=ConnectionError("cut"), commits_anyway=True)
     monkeypatch.setattr(hub, "HfApi", lost)
-    assert hub.push_branch(directory, "x", token="hf_x") == "https://hub/me/x/commit/new1"
-    assert lost.uploads == 1
+    assert hub.push_branch(directory, "x", token="hf_x", tag="v1") == "https://hub/me/x/commit/new1"
+    assert lost.uploads == 1 and lost.tags == {"v1": "new1"}
     # An earlier push of the same title is not taken for this one.
     message = "Upload a branch trained with cps_hf"
     monkeypatch.setattr(hub, "HfApi", FakeHub(commits=[message], fails=ConnectionError("cut")))
