@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets import ClassLabel, Dataset, DatasetDict, Image, IterableDataset, load_dataset
+from datasets import ClassLabel, Dataset, DatasetDict, Image, IterableDataset, Value, load_dataset
 from datasets.exceptions import DatasetNotFoundError
 
 from .folder import label_feature, read_class_names
@@ -31,10 +32,12 @@ def load_hub(
     streaming: bool = False,
     revision: str | None = None,
 ) -> Dataset | IterableDataset:
-    """A data set that `datasets.load_dataset` reads: a Hub id, or a folder of parquet files.
+    """A data set that `datasets.load_dataset` reads: a Hub id, a local folder, or a parquet file.
 
     Args:
-        path: `user/name`, or a folder with `<split>-*.parquet` files.
+        path: `user/name`; a folder with shards as `examples/prepare_dataset.py` writes them
+            (`<split>-00000-of-00003.parquet`, any number of splits) or of another layout that `load_dataset` knows; or
+            one parquet file, which then is the split.
         split: as `load_dataset` takes it.
         name: the Hub data set's configuration.
         image_column, label_column, id_column: what columns are called there; they become "image", "label" and "id".
@@ -44,7 +47,7 @@ def load_hub(
         with_labels: false: the label column is dropped unread.
 
     Raises:
-        ValueError: no such data set, split or column, or labels are coded in two ways.
+        ValueError: no such data set, split or column, shards are missing, or labels are coded in two ways.
     """
     dataset = _load(str(path), name, split, streaming, revision)
     if dataset.features is None:
@@ -65,6 +68,8 @@ def load_hub(
         columns["id"] = "id"
     dataset = dataset.select_columns([*columns])
     dataset = dataset.rename_columns({old: new for old, new in columns.items() if old != new})
+    if "id" in columns.values() and dataset.features["id"] != Value("string"):
+        dataset = dataset.cast_column("id", Value("string"))  # numbers; partitions and errors call images by text
     if not with_labels:
         return dataset
     carried = LabelEncoding.from_feature(feature)
@@ -82,8 +87,13 @@ def load_hub(
 
 
 def _load(path: str, name: str | None, split: str, streaming: bool, revision: str | None) -> Any:
+    wanted = [part.split("[")[0].strip() for part in split.split("+")]  # of "train[:100]+val", say
+    files = {wanted[0]: [path]} if path.endswith(".parquet") else _shards(Path(path), wanted)
     try:
-        dataset = load_dataset(path, name, split=split, streaming=streaming, revision=revision)
+        if files:
+            dataset = load_dataset("parquet", data_files=files, split=split, streaming=streaming)
+        else:
+            dataset = load_dataset(path, name, split=split, streaming=streaming, revision=revision)
     except DatasetNotFoundError as error:
         raise ValueError(
             f"No data set {path!r}: neither a folder here nor a data set of the Hub that can be read. Check the "
@@ -93,6 +103,32 @@ def _load(path: str, name: str | None, split: str, streaming: bool, revision: st
         raise ValueError(f"Cannot load split {split!r} of {path!r}: {type(error).__name__}: {error}") from error
     assert not isinstance(dataset, DatasetDict)
     return dataset
+
+
+def _shards(folder: Path, wanted: Sequence[str]) -> dict[str, list[str]]:
+    """The shards of each wanted split in a local folder, in order; {} where the folder holds no such files.
+
+    `load_dataset` would guess splits from the names: to it, `train_extra-*` and `train_aug-*` are "train" as well.
+    """
+    splits: dict[str, list[tuple[int, int, str]]] = {}
+    for path in sorted(folder.glob("*.parquet")):
+        if match := re.fullmatch(r"(\w+)-(\d{5})-of-(\d{5})\.parquet", path.name):
+            splits.setdefault(match[1], []).append((int(match[2]), int(match[3]), str(path)))
+    if not splits:
+        return {}
+    for split in wanted:
+        if split not in splits:
+            raise ValueError(f"No split {split!r} in {folder}; there are: {first_few(sorted(splits))}.")
+        counts = sorted({count for _, count, _ in splits[split]})
+        if len(counts) > 1:
+            raise ValueError(f"{folder} holds {split!r} cut into {counts[0]} and into {counts[1]} shards: remove one.")
+        missing = sorted(set(range(counts[0])) - {index for index, _, _ in splits[split]})
+        if missing:
+            raise ValueError(
+                f"{folder} lacks {len(missing)} of {counts[0]} shards of {split!r}: {first_few(missing)}. Copy them, "
+                "or call `examples/prepare_dataset.py` again: it goes on where it stopped."
+            )
+    return {split: [path for _, _, path in splits[split]] for split in wanted}
 
 
 def _require_image_column(dataset, column: str, role: str, path: str) -> None:

@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow.parquet as pq
 from datasets import Dataset, IterableDataset
 from datasets.table import embed_table_storage
 from tqdm.auto import tqdm
@@ -29,7 +30,8 @@ def write_shards(
     progress: bool = True,
     on_shard: Callable[[Path, int], None] | None = None,
 ) -> tuple[list[Path], int]:
-    """Write `<split>-00000-of-00003.parquet`, ... into a folder.
+    """Write `<split>-00000-of-00003.parquet`, ... into a folder. Shards that are there already are left as they are:
+    after changing an image, remove its shard.
 
     Args:
         dataset: with "image", "id" and perhaps "label", as the `load_*` functions give it.
@@ -66,11 +68,19 @@ def write_shards(
 
 
 def _write_one(part: Dataset, path: Path) -> None:
-    # `to_parquet` alone would write the paths of this machine in place of the images.
-    embedded = part.with_format("arrow").map(embed_table_storage, batched=True, batch_size=ROW_GROUP, desc=None)
+    """Few rows at a time, so that memory holds no shard, and past `datasets`' cache, which would keep a second copy of
+    all images and give it again after a file was mended. (`to_parquet` would write this machine's paths.)"""
     temporary = path.with_name(f".tmp-{path.name}")  # hidden, so that no reader takes it for a shard
-    embedded.with_format(None).to_parquet(temporary, batch_size=ROW_GROUP)
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            with pq.ParquetWriter(file, part.features.arrow_schema) as writer:
+                for rows in part.with_format("arrow").iter(ROW_GROUP):
+                    writer.write_table(embed_table_storage(rows))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _check_manifest(dataset: Dataset, folder: Path, split: str, count: int) -> None:

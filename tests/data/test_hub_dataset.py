@@ -63,7 +63,31 @@ def test_what_does_not_fit_is_named(tmp_path):
         load_hub(tmp_path / "set", id_column="key")
     with pytest.raises(ValueError, match=r"say how they are coded \(2 classes\); leave out `values`"):
         load_hub(tmp_path / "set", values={0: 0})
-    with pytest.raises(ValueError, match="Cannot load split 'val'"):
+    with pytest.raises(ValueError, match="No split 'val' in .*; there are: train"):
         load_hub(tmp_path / "set", "val")
     with pytest.raises(ValueError, match=r"(Cannot load|No data set).*nobody/nothing"):
         load_hub("nobody/nothing")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_one_parquet_file_is_a_data_set_and_numbers_become_ids(tmp_path, streaming):
+    image = {"bytes": None, "path": str(tmp_path / "a.png")}
+    PILImage.new("RGB", (4, 3)).save(tmp_path / "a.png")
+    features = Features({"image": Image(), "id": Value("int64")})
+    Dataset.from_dict({"image": [image] * 3, "id": [7, 8, 900]}, features=features).to_parquet(tmp_path / "x.parquet")
+    dataset = load_hub(tmp_path / "x.parquet", "unlabeled", with_labels=False, streaming=streaming)
+    assert dataset.features["id"] == Value("string") and [row["id"] for row in dataset] == ["7", "8", "900"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_an_imagefolder_with_metadata_is_a_data_set(tmp_path, streaming):
+    (tmp_path / "train").mkdir()
+    for i in range(2):
+        PILImage.new("RGB", (4, 3), (i, 0, 0)).save(tmp_path / "train" / f"{i}.png")
+        PILImage.new("L", (4, 3), i).save(tmp_path / "train" / f"{i}_mask.png")
+    lines = [f'{{"file_name": "{i}.png", "mask_file_name": "{i}_mask.png"}}\n' for i in range(2)]
+    (tmp_path / "train" / "metadata.jsonl").write_text("".join(lines))
+    dataset = load_hub(tmp_path, label_column="mask", class_names=["sky", "road"], streaming=streaming)
+    encoding = LabelEncoding.from_feature(dataset.features["label"])
+    rows = undecoded(dataset, with_label=True, what="d")
+    assert [int(read_sample(row, encoding, with_label=True)[1].max()) for row in rows] == [0, 1]

@@ -45,6 +45,45 @@ def test_they_read_back_to_the_same_pixels_and_names(tmp_path, streaming):
             assert torch.equal(a, b)
 
 
+def test_splits_side_by_side_are_kept_apart(tmp_path):
+    """`load_dataset` alone would take all but "val" for parts of "train", and not know the others."""
+    counts = {"train": 3, "train_extra": 4, "train_aug": 2, "trainval": 1, "val": 2}
+    for split, count in counts.items():
+        dataset = write_world(tmp_path / split, SIZES[:count])
+        write_shards(dataset, tmp_path / "s", split=split, rows_per_shard=2, progress=False)
+    for split, count in counts.items():
+        for streaming in (False, True):
+            rows = load_hub(tmp_path / "s", split, streaming=streaming)
+            assert [row["id"] for row in rows] == [f"{split}-{i}" for i in range(count)]
+    assert load_hub(tmp_path / "s", "train[1:]+val[:1]")["id"][:] == ["train-1", "train-2", "val-0"]
+    with pytest.raises(ValueError, match="No split 'test' in .*; there are: train, train_aug, train_extra, trainval"):
+        load_hub(tmp_path / "s", "test")
+
+
+def test_a_part_of_the_shards_is_not_taken_for_all(tmp_path):
+    dataset = write_world(tmp_path / "w", SIZES)
+    shards, _ = write_shards(dataset, tmp_path / "s", rows_per_shard=2, progress=False)
+    shards[1].rename(tmp_path / "aside.parquet")
+    with pytest.raises(ValueError, match=r"lacks 1 of 3 shards of 'train': 1\."):
+        load_hub(tmp_path / "s")
+    (tmp_path / "aside.parquet").rename(shards[1].with_name("train-00000-of-00001.parquet"))
+    with pytest.raises(ValueError, match="'train' cut into 1 and into 3 shards"):
+        load_hub(tmp_path / "s")
+
+
+def test_a_mended_file_is_written_as_it_now_is(tmp_path):
+    """Also where the data set came through `datasets`' cache, which must not give the earlier bytes again."""
+    folder = tmp_path / "set" / "train"
+    write_world(folder, SIZES[:2])
+    (folder / "metadata.jsonl").write_text('{"file_name": "0.png", "label_file_name": "0_label.png"}\n')
+    dataset = load_hub(tmp_path / "set")
+    (shard,), _ = write_shards(dataset, tmp_path / "s", progress=False)
+    shard.unlink()
+    (folder / "0.png").write_bytes((folder / "1.png").read_bytes())
+    write_shards(dataset, tmp_path / "s", progress=False)
+    assert pq.read_table(shard).to_pylist()[0]["image"]["bytes"] == (folder / "1.png").read_bytes()
+
+
 def test_an_interrupted_call_goes_on_and_writes_nothing_twice(tmp_path):
     dataset = write_world(tmp_path / "w", SIZES)
 
@@ -66,7 +105,7 @@ def test_a_shard_that_broke_off_is_no_shard(tmp_path, monkeypatch):
     (tmp_path / "w" / "3.png").unlink()
     with pytest.raises((FileNotFoundError, OSError)):
         write_shards(dataset, tmp_path / "s", rows_per_shard=2, progress=False)
-    assert [p.name for p in (tmp_path / "s").glob("*.parquet")] == ["train-00000-of-00003.parquet"]
+    assert [p.name for p in (tmp_path / "s").iterdir() if p.suffix == ".parquet"] == ["train-00000-of-00003.parquet"]
 
 
 def test_shards_of_something_else_are_never_mixed(tmp_path):
