@@ -30,7 +30,7 @@ def load_folder(
     mask_suffix: str = "",
     class_names: Sequence[str] | Mapping[int | str, str] | str | Path | None = None,
     values: Mapping[int, int] | None = None,
-    colors: Mapping[tuple[int, int, int], int] | None = None,
+    colors: Mapping[tuple[int, int, int] | str, int] | None = None,
     reduce_labels: bool = False,
     palette: Sequence[tuple[int, int, int]] | None = None,
     with_labels: bool = True,
@@ -38,15 +38,16 @@ def load_folder(
 ) -> Dataset | IterableDataset:
     """Images of `<root>/images` and masks of `<root>/masks`, matched by name; subfolders are kept.
 
-    With a `split`, `<root>/<split>/...` is read. A `metadata.jsonl` there (lines with "file_name" and, where labeled,
-    "mask_file_name") is followed instead of names.
+    With a `split`, `<root>/<split>/...` is read. With `with_labels=False`, images may lie in that folder itself. A
+    `metadata.jsonl` there (lines with "file_name" and, where labeled, "mask_file_name") is followed instead of names.
 
     Args:
         mask_suffix: what a mask's name has after its image's: "_mask" for `a.jpg` and `a_mask.png`.
         class_names: a list, {id: name}, or a JSON file of either; none: `<root>/classes.json` where there is one.
             Without any, masks are read as class ids as they are.
         values: stored value -> class id or 255 (ignored), e.g. `{0: 0, 255: 1}` for masks of 0 and 255.
-        colors: colour -> class id or 255, for masks that are RGB pictures.
+        colors: colour -> class id or 255, for masks that are RGB pictures: {(128, 64, 128): 0}; in JSON, which has
+            text for keys, {"128, 64, 128": 0}.
         reduce_labels: 0 is no class, k is class k - 1.
         palette: the colour that each class is shown in.
         with_labels: false: no mask is looked for.
@@ -80,18 +81,17 @@ def label_feature(
     names: tuple[str, ...] | None,
     *,
     values: Mapping[int, int] | None = None,
-    colors: Mapping[tuple[int, int, int], int] | None = None,
+    colors: Mapping[tuple[int, int, int] | str, int] | None = None,
     reduce_labels: bool = False,
     palette: Sequence[tuple[int, int, int]] | None = None,
 ) -> Image:
     """The feature of a label column, from what a user may say of it.
 
     Raises:
-        ValueError: two ways of coding are given, or one without class names.
+        ValueError: two ways of coding are given, one without class names, or one that cannot be read.
     """
-    given = [
-        name for name, value in (("values", values), ("colors", colors), ("reduce_labels", reduce_labels)) if value
-    ]
+    ways = {"values": values, "colors": colors, "reduce_labels": reduce_labels or None}
+    given = [name for name, value in ways.items() if value is not None]
     if len(given) > 1:
         raise ValueError(f"Give one way of coding labels, not {' and '.join(given)}.")
     if names is None:
@@ -100,11 +100,21 @@ def label_feature(
         return Image()
     if reduce_labels:
         values = reduced_values(len(names))
-    elif values is not None:
-        values = {int(key): int(value) for key, value in values.items()}  # JSON has text for keys
+    try:  # JSON has text for keys
+        if values is not None:
+            values = {int(key): int(value) for key, value in values.items()}
+        if colors is not None:
+            colors = {_color(key): int(value) for key, value in colors.items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        wanted = "{7: 0, ...}" if values is not None else "{(128, 64, 128): 0, ...}"
+        raise ValueError(f"`{given[0]}` must be like {wanted}, found {ways[given[0]]!r:.80} ({error}).") from error
     return LabelEncoding(
         names, values=values, colors=colors, palette=None if palette is None else tuple(map(tuple, palette))
     ).to_feature()
+
+
+def _color(key) -> tuple[int, ...]:
+    return tuple(int(part) for part in (key.split(",") if isinstance(key, str) else key))
 
 
 def read_class_names(given, *, default: Sequence[Path] = ()) -> tuple[str, ...] | None:
@@ -160,7 +170,10 @@ def _folder_of(root: Path, split: str | None, images: str) -> Path:
 def _named_pairs(
     folder: Path, images: str, masks: str | None, mask_suffix: str
 ) -> list[tuple[str, Path, Path | None]]:
-    found = _files_by_stem(folder / images, IMAGE_SUFFIXES)
+    source = folder / images
+    if masks is None and not source.is_dir() and _holds_only_images(folder):
+        source = folder
+    found = _files_by_stem(source, IMAGE_SUFFIXES)
     if masks is None:
         return [(name, path, None) for name, path in found.items()]
     labels = _files_by_stem(folder / masks, MASK_SUFFIXES)
@@ -175,6 +188,12 @@ def _named_pairs(
     if alone:
         logger.warning("%s: %d masks belong to no image: %s.", folder / masks, len(alone), first_few(alone))
     return [(name, path, labels[name + mask_suffix]) for name, path in found.items()]
+
+
+def _holds_only_images(folder: Path) -> bool:
+    """Images, and no subfolder, which might hold masks."""
+    entries = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    return any(path.suffix.lower() in IMAGE_SUFFIXES for path in entries) and not any(p.is_dir() for p in entries)
 
 
 def _files_by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
@@ -205,12 +224,15 @@ def _listed_pairs(folder: Path, with_labels: bool) -> list[tuple[str, Path, Path
         try:
             row = json.loads(line)
             image = row["file_name"]
-            mask = row["mask_file_name"] if with_labels else None
+            mask = row["mask_file_name"] if with_labels else ""
+            if not isinstance(image, str) or not isinstance(mask, str):
+                raise TypeError("a file name is no text")
         except (ValueError, KeyError, TypeError) as error:
             wanted = '{"file_name": ..., "mask_file_name": ...}' if with_labels else '{"file_name": ...}'
             raise ValueError(f"{where}: expected {wanted}, found {line[:80]!r} ({error}).") from error
-        paths = [_inside(folder, name, where) for name in (image, mask) if name is not None]
-        pairs.append((Path(image).with_suffix("").as_posix(), paths[0], paths[1] if with_labels else None))
+        path = _inside(folder, image, where)
+        mask_path = _inside(folder, mask, where) if with_labels else None
+        pairs.append((Path(image).with_suffix("").as_posix(), path, mask_path))
     if not pairs:
         raise ValueError(f"{folder / METADATA} lists no image.")
     repeated = [name for name, count in Counter(name for name, _, _ in pairs).items() if count > 1]

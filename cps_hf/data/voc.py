@@ -19,6 +19,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from .labels import IGNORE_INDEX, LabelEncoding
+from .reading import read_label
 from .table import build, first_few
 
 logger = logging.getLogger(__name__)
@@ -144,7 +145,7 @@ def build_train_aug(voc_root: str | Path, sbd_root: str | Path, *, progress: boo
         The number of ids; 10,582 with the real data, and a warning otherwise.
 
     Raises:
-        ValueError: a folder is missing, or a `.mat` file cannot be read.
+        ValueError: a folder, list or label is missing, or a label or `.mat` file cannot be read.
         ImportError: scipy is not installed (`pip install "cps_hf[sbd]"`).
     """
     try:
@@ -155,7 +156,10 @@ def build_train_aug(voc_root: str | Path, sbd_root: str | Path, *, progress: boo
     if not mats.is_dir():
         raise ValueError(f"No folder {mats}: give SBD's `dataset` folder, which holds cls/*.mat, as `sbd_root`.")
     lists = folder / "ImageSets" / "Segmentation"
+    _require_files([lists / "train.txt", lists / "val.txt"], "VOC's lists of its own images")
     voc = {split: set(_read_ids(lists / f"{split}.txt")) for split in ("train", "val")}
+    own = sorted(voc["train"] | voc["val"])
+    _require_files([folder / "SegmentationClass" / f"{name}.png" for name in own], "VOC's own labels")
     sbd = {path.stem for path in mats.glob("*.mat")} - voc["val"]
     target = folder / "SegmentationClassAug"
     target.mkdir(exist_ok=True)
@@ -163,11 +167,12 @@ def build_train_aug(voc_root: str | Path, sbd_root: str | Path, *, progress: boo
         if (target / f"{name}.png").is_file():
             continue
         if name in voc["train"] or name in voc["val"]:
-            label = np.asarray(Image.open(folder / "SegmentationClass" / f"{name}.png"))
+            path = folder / "SegmentationClass" / f"{name}.png"
+            label = read_label({"bytes": None, "path": str(path)}, ENCODING, name=repr(name)).numpy()
         else:
             label = _read_sbd(mats / f"{name}.mat")
         temporary = target / f"tmp-{name}.png"
-        Image.fromarray(label, "L").save(temporary)
+        Image.fromarray(label).save(temporary)
         os.replace(temporary, target / f"{name}.png")
     ids = sorted(voc["train"] | sbd)
     (lists / "tmp-train_aug").write_text("".join(f"{name}\n" for name in ids), encoding="utf-8")

@@ -63,6 +63,26 @@ def test_images_alone_need_no_mask(tmp_path):
     assert load_folder(tmp_path, with_labels=False).column_names == ["image", "id"]
 
 
+def test_images_alone_may_lie_in_the_folder_itself_unless_masks_may_lie_there_too(tmp_path):
+    for name in ("b", "a"):
+        picture(tmp_path / f"{name}.jpg")
+    assert load_folder(tmp_path, with_labels=False)["id"] == ["a", "b"]
+    with pytest.raises(ValueError, match="No folder .*images"):
+        load_folder(tmp_path, class_names=NAMES)
+    mask(tmp_path / "annotations" / "a.png", np.zeros((6, 9)))
+    with pytest.raises(ValueError, match="No folder .*images; .* holds: a.jpg, annotations, b.jpg"):
+        load_folder(tmp_path, with_labels=False)
+
+
+def test_codes_may_come_from_json_which_has_text_for_keys(tmp_path):
+    write_tree(tmp_path / "rgb", label=np.full((6, 9, 3), (128, 64, 128)))
+    told = json.loads('{"colors": {"128, 64, 128": 1, "0,0,0": 255}}')
+    assert (labels_of(load_folder(tmp_path / "rgb", class_names=NAMES, **told))["b"] == 1).all()
+    write_tree(tmp_path / "grey", label=np.full((6, 9), 7))
+    told = json.loads('{"values": {"7": 1}}')
+    assert (labels_of(load_folder(tmp_path / "grey", class_names=NAMES, **told))["b"] == 1).all()
+
+
 def test_binary_masks_of_0_and_255(tmp_path):
     write_tree(tmp_path, label=(np.indices((6, 9)).sum(0) % 2) * 255)
     plain = labels_of(load_folder(tmp_path, class_names=NAMES))["b"]
@@ -106,6 +126,8 @@ def test_metadata_lines_are_followed_and_may_not_lead_out(tmp_path):
     for text, said in (
         ('{"file_name": "../secret.png", "mask_file_name": "y/other.png"}', "line 1: '../secret.png' leads out"),
         ('{"file_name": "x/2.png", "mask_file_name": "y/other.png"}', "line 1: no file .*x/2.png"),
+        ('{"file_name": "x/1.png", "mask_file_name": null}', "line 1: expected .*file name is no text"),
+        ('{"file_name": 7, "mask_file_name": "y/other.png"}', "line 1: expected .*file name is no text"),
         ('{"file_name": "x/1.png"}', 'line 1: expected .*"mask_file_name"'),
         ("x/1.png", "line 1: expected"),
         ('{"file_name": "x/1.png", "mask_file_name": "y/other.png"}\n' * 2, "more than once: x/1"),
@@ -142,6 +164,10 @@ def test_what_is_missing_or_double_is_named(tmp_path, caplog):
         ({"values": {0: 0}, "reduce_labels": True}, "not values and reduce_labels"),
         ({"class_names": None, "values": {0: 0}}, "`values` needs `class_names`"),
         ({"values": {0: 7}}, "class ids 0 to 1"),
+        ({"values": {"road": 0}}, r"`values` must be like \{7: 0, ...\}, found \{'road': 0\}"),
+        ({"colors": {"red": 0}}, r"`colors` must be like .*found \{'red': 0\}"),
+        ({"colors": {"1, 2": 0}}, r"a colour is \(red, green, blue\).*got \(1, 2\)"),
+        ({"colors": {}, "reduce_labels": True}, "not colors and reduce_labels"),
         ({"palette": [(0, 0, 0)]}, "1 colours for 2 classes"),
         ({"class_names": {"0": "a", "2": "b"}}, r"without a gap, found the ids \[0, 2\]"),
         ({"class_names": {"sky": 0}}, "keys must be class ids"),

@@ -90,6 +90,20 @@ def test_train_aug_takes_vocs_own_labels_before_sbds_and_leaves_val_out(tmp_path
     assert np.array_equal(again[VAL[0]], own[TRAIN[0]])
 
 
+def test_what_train_aug_cannot_be_built_from_is_named(tmp_path):
+    folder, sbd = write_voc(tmp_path / "voc"), write_sbd(tmp_path / "sbd")
+    path = folder / "SegmentationClass" / f"{TRAIN[1]}.png"
+    PILImage.new("RGB", (7, 3)).save(path)
+    with pytest.raises(ValueError, match=rf"{TRAIN[1]}.png\) has mode 'RGB'"):
+        build_train_aug(tmp_path / "voc", sbd, progress=False)
+    path.unlink()
+    with pytest.raises(ValueError, match=f"VOC's own labels are missing, 1 of 3: .*{TRAIN[1]}.png"):
+        build_train_aug(tmp_path / "voc", sbd, progress=False)
+    (folder / "ImageSets" / "Segmentation" / "val.txt").unlink()
+    with pytest.raises(ValueError, match="VOC's lists .* are missing, 1 of 2: .*val.txt"):
+        build_train_aug(tmp_path / "voc", sbd, progress=False)
+
+
 def test_an_interrupted_build_goes_on(tmp_path):
     folder, sbd = write_voc(tmp_path / "voc"), write_sbd(tmp_path / "sbd")
     bad = sbd / "cls" / f"{MORE[1]}.mat"
