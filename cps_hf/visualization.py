@@ -86,6 +86,8 @@ def overlay(image: Any, labels: Any, palette: Palette, alpha: float = 0.5) -> np
     Args:
         alpha: how much of the class's colour is seen, from 0 to 1.
     """
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"`alpha` must be from 0 to 1, got {alpha}.")
     image, labels = _picture(image), _class_map(labels)
     _check_sizes(image, labels)
     mixed = np.rint((1 - alpha) * image + alpha * colorize(labels, palette)).astype(np.uint8)
@@ -139,7 +141,8 @@ def panel(
     box = min(512, max(256, 1600 // len(titles)))
     pictures = [[_fit(cell, palette, box) for cell in row] for row in cells]
     entries = _legend_entries([cell for row in cells for cell in row if cell.ndim == 2], names, palette)
-    _draw_page(pictures, list(titles), entries + [(c, text) for text, c in (legend or {}).items()], Path(path))
+    entries += [(color, text) for text, color in (legend or {}).items()]
+    _draw_page(pictures, [_line(t) for t in titles], [(color, _line(text)) for color, text in entries], Path(path))
 
 
 def _fit(cell: np.ndarray, palette: Palette, box: int) -> np.ndarray:
@@ -199,7 +202,7 @@ def _draw_page(
 def confusion_matrix_figure(matrix: Any, names: Sequence[str], path: str | os.PathLike) -> None:
     """Write a confusion matrix (C, C; rows are the truth) as the share of each true class that was predicted as what.
 
-    Rows of classes that do not occur stay empty.
+    Rows of classes that do not occur stay empty. Beyond 40 classes the cells are small and have no numbers.
     """
     from matplotlib.figure import Figure
 
@@ -209,16 +212,18 @@ def confusion_matrix_figure(matrix: Any, names: Sequence[str], path: str | os.Pa
         raise ValueError(f"The matrix must be ({count}, {count}) for {count} names, got {matrix.shape}.")
     with np.errstate(invalid="ignore"):
         shares = 100 * matrix / matrix.sum(1, keepdims=True)
-    side = 2.5 + 0.42 * count
+    numbers = count <= 40
+    side = 2.5 + (0.42 if numbers else 0.13) * count
     figure = Figure(figsize=(side + 1, side), dpi=110, layout="constrained")
     axes = figure.subplots()
     picture = axes.imshow(np.ma.masked_invalid(shares), cmap="Blues", vmin=0, vmax=100)
     axes.set_facecolor("0.93")
-    axes.set_xticks(range(count), names, rotation=90)
-    axes.set_yticks(range(count), names)
+    names, size = [_plain(name) for name in names], 10 if numbers else 7
+    axes.set_xticks(range(count), names, rotation=90, fontsize=size)
+    axes.set_yticks(range(count), names, fontsize=size)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
-    for row, column in np.argwhere(shares >= 0.5):
+    for row, column in np.argwhere(shares >= 0.5) if numbers else ():
         share = shares[row, column]
         color = "white" if share > 60 else "black"
         axes.text(column, row, f"{share:.0f}", ha="center", va="center", fontsize=8, color=color)
@@ -238,7 +243,7 @@ def curves_figure(records: Sequence[Mapping[str, Any]], keys: Sequence[str], pat
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 4.5), dpi=110, layout="constrained")
-    axes = figure.subplots()
+    axes, lines = figure.subplots(), []
     # Yellow is left out, it cannot be seen on white; after seven colours the lines change their dashes.
     colors = [tuple(channel / 255 for channel in color) for color in _OKABE_ITO if color != (240, 228, 66)]
     for i, key in enumerate(keys):
@@ -250,11 +255,12 @@ def curves_figure(records: Sequence[Mapping[str, Any]], keys: Sequence[str], pat
         steps, values = zip(*sorted(points), strict=True)
         color, dashes = colors[i % len(colors)], ("-", "--", ":")[i // len(colors) % 3]
         marker = "o" if len(points) <= 30 else None
-        axes.plot(steps, values, dashes, color=color, marker=marker, markersize=3.5, linewidth=1.5, label=key)
+        lines += axes.plot(steps, values, dashes, color=color, marker=marker, markersize=3.5, linewidth=1.5)
     axes.set_xlabel("step")
     axes.grid(color="0.9")
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside right upper", frameon=False, fontsize=9)
+    # Not by the lines' own labels, of which matplotlib hides those that start with "_".
+    figure.legend(lines, [_plain(key) for key in keys], loc="outside right upper", frameon=False, fontsize=9)
     _write(Path(path), lambda temporary: figure.savefig(temporary, format="png"))
 
 
@@ -289,6 +295,16 @@ def _present(labels: np.ndarray) -> list[int]:
 def _check_sizes(a: np.ndarray, b: np.ndarray) -> None:
     if a.shape[:2] != b.shape[:2]:
         raise ValueError(f"The two must be of one size, got {a.shape[:2]} and {b.shape[:2]} (height, width).")
+
+
+def _line(text: Any) -> str:
+    """On one line: Pillow places no others by their middle."""
+    return " ".join(str(text).split())
+
+
+def _plain(text: Any) -> str:
+    """As matplotlib shows it letter by letter: between two dollar signs it would read a formula."""
+    return _line(text).replace("$", r"\$")
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont:

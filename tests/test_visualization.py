@@ -106,6 +106,8 @@ def test_an_overlay_mixes_by_alpha_and_leaves_ignored_pixels_alone():
     tensors = overlay(torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(labels), colors, alpha=0.25)
     np.testing.assert_array_equal(tensors, mixed)
     assert mixed.dtype == np.uint8
+    with pytest.raises(ValueError, match="`alpha` must be from 0 to 1, got 1.5"):
+        overlay(image, labels, colors, alpha=1.5)
     with pytest.raises(ValueError, match=r"one size, got \(7, 9\) and \(7, 8\)"):
         overlay(image, labels[:, :8], colors)
     with pytest.raises(ValueError, match="must be uint8.*float64.*see `denormalize`"):
@@ -246,6 +248,30 @@ def test_a_confusion_matrix_has_the_truth_in_rows_and_empty_rows_stay_empty(tmp_
     assert above < below and left < right
     with pytest.raises(ValueError, match=r"must be \(2, 2\) for 2 names, got \(3, 3\)"):
         confusion_matrix_figure(np.eye(3), ["first", "second"], tmp_path / "matrix.png")
+
+
+def test_names_are_shown_letter_by_letter(tmp_path, texts, monkeypatch):
+    """Class names are a user's: line ends, formulas that are none, a leading underscore."""
+    from matplotlib.figure import Figure
+
+    names, labels = ["two\nlines", "$\\frac$", "_hidden"], np.array([[0, 1, 2]])
+    panel([[labels]], ["a\ntitle"], names, palette(3), tmp_path / "panel.png")
+    assert [text for text, _ in texts] == ["a title", "two lines", "$\\frac$", "_hidden"]
+    shown, legend = [], Figure.legend
+    monkeypatch.setattr(Figure, "legend", lambda *a, **k: shown.append(legend(*a, **k)) or shown[-1])
+    curves_figure([{"step": 1, **dict.fromkeys(names, 1.0)}], names, tmp_path / "curves.png")
+    escaped = ["two lines", r"\$\frac\$", "_hidden"]
+    assert [text.get_text() for text in shown[0].get_texts()] == escaped
+    confusion_matrix_figure(np.eye(3), names, tmp_path / "matrix.png")  # a formula that is none would raise
+
+
+def test_a_confusion_matrix_of_many_classes_stays_a_picture_one_can_open(tmp_path):
+    count = 150
+    matrix = np.eye(count) + np.eye(count, k=5)
+    confusion_matrix_figure(matrix, [f"class {i}" for i in range(count)], tmp_path / "matrix.png")
+    page = read(tmp_path / "matrix.png")
+    assert max(page.shape) < 2600
+    assert (np.abs(page.astype(int) - (8, 48, 107)) < 6).all(-1).sum() > 5 * 100, "the last rows are at 100 %"
 
 
 def test_curves_follow_their_records(tmp_path):
