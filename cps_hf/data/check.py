@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from PIL import Image, ImageDraw
 from tqdm.auto import tqdm
 
@@ -31,7 +31,12 @@ def check_dataset(dataset: Dataset, *, sheet: str | Path | None = None, progress
         "samples", "readable", "sizes" (height and width: smallest, median, largest), "orientations", "classes" (name,
         share of labeled pixels, share of images that have it), "ignored_share", and "problems": a list of
         {"id", "problem"}, one for every sample that cannot be read.
+
+    Raises:
+        ValueError: the data set is streamed, or lacks a column.
     """
+    if isinstance(dataset, IterableDataset):
+        raise ValueError("A data set is checked whole, not as a stream: load it with `streaming=False`.")
     with_label = "label" in dataset.features
     encoding = LabelEncoding.from_feature(dataset.features["label"]) if with_label else None
     rows = undecoded(dataset, with_label=with_label, what="dataset")

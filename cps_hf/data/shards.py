@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
 from datasets import Dataset, IterableDataset
 from datasets.table import embed_table_storage
+from pyarrow import ArrowInvalid
 from tqdm.auto import tqdm
+
+logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest-{split}.json"
 ROW_GROUP = 8  # rows that a reader of the stream holds at a time
@@ -30,11 +35,12 @@ def write_shards(
     progress: bool = True,
     on_shard: Callable[[Path, int], None] | None = None,
 ) -> tuple[list[Path], int]:
-    """Write `<split>-00000-of-00003.parquet`, ... into a folder. Shards that are there already are left as they are:
-    after changing an image, remove its shard.
+    """Write `<split>-00000-of-00003.parquet`, ... into a folder. Shards that are there already and whole are left as
+    they are: after changing an image, remove its shard.
 
     Args:
         dataset: with "image", "id" and perhaps "label", as the `load_*` functions give it.
+        split: what the shards are called; letters, digits and underscores.
         rows_per_shard: images a file.
         on_shard: called with each shard and its rows once it is there.
 
@@ -42,12 +48,13 @@ def write_shards(
         (all shards, how many of them were written by this call; the others were there already).
 
     Raises:
-        ValueError: the data set is streamed or empty, or the folder holds shards of something else.
+        ValueError: the data set is streamed or empty, `split` is no name, or the folder holds shards of something else.
     """
     if isinstance(dataset, IterableDataset):
         raise ValueError("Shards are written from a data set that is not streamed: load it with `streaming=False`.")
-    if rows_per_shard < 1:
-        raise ValueError(f"`rows_per_shard` must be at least 1, got {rows_per_shard}.")
+    if not re.fullmatch(r"\w+", split):
+        raise ValueError(f"`split` names the shards: expected letters, digits and underscores, got {split!r}.")
+    _require_rows(rows_per_shard)
     if len(dataset) == 0:
         raise ValueError("The data set is empty: there is nothing to write.")
     folder = Path(folder)
@@ -58,13 +65,32 @@ def write_shards(
     for index in tqdm(range(count), desc=f"{split} shards", disable=not progress):
         path = folder / f"{split}-{index:05d}-of-{count:05d}.parquet"
         rows = range(index * rows_per_shard, min((index + 1) * rows_per_shard, len(dataset)))
-        if not path.is_file():
+        if not _is_whole(path, len(rows)):
             _write_one(dataset.select(rows), path)
             written += 1
             if on_shard is not None:
                 on_shard(path, len(rows))
         shards.append(path)
     return shards, written
+
+
+def _require_rows(rows_per_shard: int) -> None:
+    if rows_per_shard < 1:
+        raise ValueError(f"`rows_per_shard` must be at least 1, got {rows_per_shard}.")
+
+
+def _is_whole(path: Path, rows: int) -> bool:
+    """There, with the table of contents that stands at a parquet file's end, and all rows."""
+    if not path.is_file():
+        return False
+    try:
+        found = f"{pq.read_metadata(path).num_rows} rows of {rows}"
+    except (OSError, ArrowInvalid) as error:
+        found = str(error)
+    if found != f"{rows} rows of {rows}":
+        logger.warning("%s is damaged (%s): it is written anew.", path, found)
+        return False
+    return True
 
 
 def _write_one(part: Dataset, path: Path) -> None:
@@ -109,14 +135,29 @@ def _check_manifest(dataset: Dataset, folder: Path, split: str, count: int) -> N
         os.replace(temporary, path)
 
 
-def push_shards(dataset: Dataset, repo_id: str, *, split: str, private: bool = True, token: str | None = None) -> None:
-    """Push a data set to the Hub, images embedded.
+def push_shards(
+    dataset: Dataset,
+    repo_id: str,
+    *,
+    split: str,
+    rows_per_shard: int = 500,
+    private: bool = True,
+    token: str | None = None,
+) -> int:
+    """Push a data set to the Hub as parquet shards, images embedded; how many shards.
 
     Raises:
-        ValueError: nobody is logged in.
+        ValueError: nobody is logged in, or the data set is empty.
     """
     from huggingface_hub import get_token
 
+    _require_rows(rows_per_shard)
+    if len(dataset) == 0:
+        raise ValueError("The data set is empty: there is nothing to push.")
     if (token or get_token()) is None:
         raise ValueError("Pushing needs a token: `hf auth login`, or set HF_TOKEN.")
-    dataset.push_to_hub(repo_id, split=split, private=private, token=token, embed_external_files=True)
+    count = -(-len(dataset) // rows_per_shard)
+    dataset.push_to_hub(
+        repo_id, split=split, private=private, token=token, embed_external_files=True, num_shards=count
+    )
+    return count

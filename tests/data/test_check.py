@@ -1,6 +1,7 @@
 """The walk over a data set: counts by hand, every problem by file, a sheet that shows labels."""
 
 import json
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -70,17 +71,24 @@ def test_the_sheet_shows_the_image_and_its_label_over_it(tmp_path):
     assert np.abs(sheet[y + 160, x] - blended).max() < 30
 
 
-def test_the_command_reports_and_tells_by_its_status(tmp_path):
+def test_a_stream_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="streaming=False"):
+        check_dataset(write_world(tmp_path / "w", SIZES[:1]).to_iterable_dataset(), progress=False)
+
+
+def test_the_command_reports_and_tells_by_its_status(tmp_path, capsys):
+    main = runpy.run_path(str(SCRIPT))["main"]
     write_world(tmp_path / "set" / "images", SIZES, labels=False)
     (tmp_path / "set" / "masks").mkdir()
     for path in (tmp_path / "set" / "images").glob("*_label.png"):
         path.rename(tmp_path / "set" / "masks" / path.name.replace("_label", ""))
-    words = [str(SCRIPT), str(tmp_path / "set"), "--output_dir", str(tmp_path / "out")]
-    good = run_python(*words)
-    assert good.returncode == 0 and "5 samples, 5 readable" in good.stdout and "no problems" in good.stdout
+    words = [str(tmp_path / "set"), "--output_dir", str(tmp_path / "out")]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert "5 samples, 5 readable" in said and "no problems" in said
     assert json.loads((tmp_path / "out" / "report.json").read_text())["readable"] == 5
     (tmp_path / "set" / "images" / "4.png").write_bytes(b"no image")
-    bad = run_python(*words, "--images_only")
+    bad = run_python(str(SCRIPT), *words, "--images_only")  # as a shell sees it
     assert bad.returncode == 1 and "1 problems" in bad.stdout and "4.png" in bad.stdout
-    none = run_python(str(SCRIPT), str(tmp_path / "nowhere"))
-    assert none.returncode == 2 and "No folder" in none.stderr and "Traceback" not in none.stderr
+    assert main([str(tmp_path / "nowhere")]) == 2
+    assert "error: No folder" in capsys.readouterr().err

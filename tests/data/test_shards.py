@@ -1,17 +1,21 @@
 """Shards hold the files' own bytes, read back with their class names, and an interrupted call goes on."""
 
 import json
+import runpy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
 import torch
+from datasets import Dataset
+from huggingface_hub.errors import RepositoryNotFoundError
 from toy import NAMES, run_python, write_world
 
 from cps_hf.data.hub_dataset import load_hub
 from cps_hf.data.labels import LabelEncoding
 from cps_hf.data.reading import read_sample
-from cps_hf.data.shards import write_shards
+from cps_hf.data.shards import push_shards, write_shards
 from cps_hf.data.streams import undecoded
 
 SIZES = [(20, 31), (33, 18), (25, 25), (12, 40), (31, 20)]
@@ -120,22 +124,64 @@ def test_shards_of_something_else_are_never_mixed(tmp_path):
         write_shards(write_world(tmp_path / "w", SIZES).select([]), tmp_path / "t")
 
 
-def test_the_command_says_how_many_and_asks_before_sharing(tmp_path):
+class FakeHub:
+    """Knows one public and one private repository; keeps what `push_to_hub` was asked for."""
+
+    def __init__(self, monkeypatch):
+        self.pushed = []
+        monkeypatch.setenv("HF_TOKEN", "hf_secret")
+        monkeypatch.setattr("huggingface_hub.HfApi", lambda token=None: self)
+        monkeypatch.setattr(Dataset, "push_to_hub", lambda dataset, repo_id, **o: self.pushed.append((repo_id, o)))
+
+    def repo_info(self, repo_id, repo_type):
+        assert repo_type == "dataset"
+        if repo_id == "me/new":
+            answer = SimpleNamespace(headers={}, request=None, status_code=404)
+            raise RepositoryNotFoundError("404", response=answer)
+        return SimpleNamespace(private=repo_id == "me/private")
+
+
+def test_what_is_to_be_private_never_goes_into_a_public_repository(tmp_path, monkeypatch):
+    """`push_to_hub(private=True)` alone writes into a public one, if it is there."""
+    hub, dataset = FakeHub(monkeypatch), write_world(tmp_path / "w", SIZES[:1])
+    with pytest.raises(ValueError, match="me/public exists and is public"):
+        push_shards(dataset, "me/public", split="train")
+    assert hub.pushed == []
+    for name, private in (("me/new", True), ("me/private", True), ("me/public", False)):
+        push_shards(dataset, name, split="train", private=private)
+        repo_id, options = hub.pushed.pop()
+        assert repo_id == name and options["private"] is private and options["embed_external_files"]
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    with pytest.raises(ValueError, match="needs a token"):
+        push_shards(dataset, "me/new", split="train")
+
+
+def test_the_command_says_how_many_and_asks_before_sharing(tmp_path, capsys):
+    main = runpy.run_path(str(SCRIPT))["main"]
     world = tmp_path / "set"
     write_world(world / "images", SIZES)
     (world / "masks").mkdir()
     for path in (world / "images").glob("*_label.png"):
         path.rename(world / "masks" / path.name.replace("_label", ""))
     (world / "classes.json").write_text(json.dumps(NAMES))
-    words = [str(SCRIPT), "--dataset", "folder", "--data_root", str(world), "--load_options", '{"images": "images"}']
+    words = ["--dataset", "folder", "--data_root", str(tmp_path / "set"), "--load_options", '{"images": "images"}']
     words = [*words, "--rows_per_shard", "2", "--output_dir", str(tmp_path / "out")]
-    wrong = run_python(*words)
-    assert wrong.returncode == 2 and "No split 'train'" in wrong.stderr and "Traceback" not in wrong.stderr
+    with pytest.raises(SystemExit, match="2"):
+        main(words)
+    assert "error: No split 'train'" in capsys.readouterr().err
     (tmp_path / "all").mkdir()
     world.rename(tmp_path / "all" / "train")
     words[words.index(str(world))] = str(tmp_path / "all")
-    done = run_python(*words)
-    assert "5 rows (image, label, id) in 3 shards" in done.stdout and "3 written, 0 there already" in done.stdout
-    assert "0 written, 3 there already" in run_python(*words).stdout
-    city = run_python(str(SCRIPT), "--dataset", "cityscapes", "--data_root", "x", "--push_to_hub", "me/city")
-    assert city.returncode == 2 and "may not be passed on" in city.stderr and "--i_may_share" in city.stderr
+    done = run_python(str(SCRIPT), *words)
+    assert done.returncode == 0 and "5 rows (image, label, id) in 3 shards" in done.stdout
+    assert "3 written, 0 there already" in done.stdout and "3/3" in done.stderr and "Traceback" not in done.stderr
+    main(words)
+    assert "0 written, 3 there already" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="2"):
+        main(["--dataset", "cityscapes", "--data_root", "x", "--push_to_hub", "me/city"])
+    said = capsys.readouterr().err
+    assert "may not be passed on" in said and "--i_may_share" in said
+    with pytest.raises(SystemExit, match="2"):
+        main(["--dataset", "folder", "--data_root", "x"])
+    assert "give either --output_dir or --push_to_hub" in capsys.readouterr().err
