@@ -395,6 +395,12 @@ def test_a_fetch_that_fails_says_how_to_get_the_list_otherwise(hub, tmp_path, mo
     assert partition("unimatch/voc/92", IDS).labeled_ids == tuple(IDS[:5])
 
 
+def test_a_cache_that_cannot_be_written_costs_a_warning_only(hub, tmp_path, caplog):
+    (tmp_path / "home").write_text("a file where the folder should be")
+    assert partition("unimatch/voc/92", IDS).labeled_ids == tuple(IDS[:5])
+    assert "cannot be kept for the next time" in caplog.text
+
+
 def test_a_folder_of_lists_is_used_whatever_its_layout_and_nothing_is_fetched(hub, tmp_path):
     (tmp_path / "copy" / "a" / "b").mkdir(parents=True)
     (tmp_path / "copy" / "labeled.txt").write_bytes(b"img_099\n")  # another list of the same name
