@@ -48,7 +48,7 @@ def write_shards(
         (all shards, how many of them were written by this call; the others were there already).
 
     Raises:
-        ValueError: the data set is streamed or empty, `split` is no name, or the folder holds shards of something else.
+        ValueError: the data set is streamed or empty, `split` is no name, or the folder holds shards of another set.
     """
     if isinstance(dataset, IterableDataset):
         raise ValueError("Shards are written from a data set that is not streamed: load it with `streaming=False`.")
@@ -147,15 +147,26 @@ def push_shards(
     """Push a data set to the Hub as parquet shards, images embedded; how many shards.
 
     Raises:
-        ValueError: nobody is logged in, or the data set is empty.
+        ValueError: nobody is logged in, the data set is empty, or it is to be private and the repository is public.
     """
-    from huggingface_hub import get_token
+    from huggingface_hub import HfApi, get_token
+    from huggingface_hub.errors import RepositoryNotFoundError
 
     _require_rows(rows_per_shard)
     if len(dataset) == 0:
         raise ValueError("The data set is empty: there is nothing to push.")
     if (token or get_token()) is None:
         raise ValueError("Pushing needs a token: `hf auth login`, or set HF_TOKEN.")
+    if private:  # `push_to_hub(private=True)` alone writes into a public repository, if there is one
+        try:
+            public = not HfApi(token=token).repo_info(repo_id, repo_type="dataset").private
+        except RepositoryNotFoundError:
+            public = False  # it will be made, private
+        if public:
+            raise ValueError(
+                f"{repo_id} exists and is public, and the data set is to be private. Choose another name, make the "
+                "repository private, or say that it may be public (`private=False`, `--public`)."
+            )
     count = -(-len(dataset) // rows_per_shard)
     dataset.push_to_hub(
         repo_id, split=split, private=private, token=token, embed_external_files=True, num_shards=count
