@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--dataset", choices=LOADERS, required=True)
     parser.add_argument("--data_root", required=True, help="folder or Hub id")
-    parser.add_argument("--split", default="train")
+    parser.add_argument("--split", help="default: train; for folder: none, and the shards are called train")
     parser.add_argument("--images_only", action="store_true", help="leave labels out, unread")
     parser.add_argument("--load_options", default="{}", help="further arguments of the loader, as JSON")
     parser.add_argument("--output_dir", help="where shards are written")
@@ -36,23 +36,24 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--public", action="store_true", help="a public repository; it is private otherwise")
     parser.add_argument("--i_may_share", action="store_true", help="needed to push Cityscapes")
     options = parser.parse_args(argv)
+    split = options.split or (None if options.dataset == "folder" else "train")
     if (options.output_dir is None) == (options.push_to_hub is None):
         parser.error("give either --output_dir or --push_to_hub")
+    if options.public and not options.push_to_hub:
+        parser.error("--public goes with --push_to_hub")
     if options.dataset == "cityscapes" and options.push_to_hub and not options.i_may_share:
         parser.error(CITYSCAPES_TERMS)
     try:
         extra = json.loads(options.load_options)
         extra |= {"with_labels": False} if options.images_only else {}
-        dataset = LOADERS[options.dataset](options.data_root, split=options.split, **extra)
+        dataset = LOADERS[options.dataset](options.data_root, split=split, **extra)
+        shape = {"split": split or "train", "rows_per_shard": options.rows_per_shard}
         if options.push_to_hub:
-            push_shards(dataset, options.push_to_hub, split=options.split, private=not options.public)
-            print(
-                f"{len(dataset)} rows pushed to {options.push_to_hub} ({'public' if options.public else 'private'})."
-            )
+            count = push_shards(dataset, options.push_to_hub, private=not options.public, **shape)
+            seen = "public" if options.public else "private"
+            print(f"{len(dataset)} rows pushed to {options.push_to_hub} ({seen}) in {count} shards.")
             return
-        shards, written = write_shards(
-            dataset, options.output_dir, split=options.split, rows_per_shard=options.rows_per_shard
-        )
+        shards, written = write_shards(dataset, options.output_dir, **shape)
     except (ValueError, TypeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

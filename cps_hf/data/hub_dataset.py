@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,8 @@ from datasets.exceptions import DatasetNotFoundError
 from .folder import label_feature, read_class_names
 from .labels import LabelEncoding
 from .table import first_few
+
+logger = logging.getLogger(__name__)
 
 
 def load_hub(
@@ -43,7 +46,8 @@ def load_hub(
         image_column, label_column, id_column: what columns are called there; they become "image", "label" and "id".
             Without an `id_column` a column "id" is used, or else rows are numbered (not when streaming).
         class_names, values, colors, reduce_labels: as for `load_folder`; not needed for shards that
-            `examples/prepare_dataset.py` wrote, which carry them, nor names where the set has a ClassLabel of them.
+            `examples/prepare_dataset.py` wrote, which carry them, nor names where a column lists each image's classes
+            (a list of ClassLabel).
         with_labels: false: the label column is dropped unread.
 
     Raises:
@@ -68,8 +72,8 @@ def load_hub(
         columns["id"] = "id"
     dataset = dataset.select_columns([*columns])
     dataset = dataset.rename_columns({old: new for old, new in columns.items() if old != new})
-    if "id" in columns.values() and dataset.features["id"] != Value("string"):
-        dataset = dataset.cast_column("id", Value("string"))  # numbers; partitions and errors call images by text
+    if "id" in columns.values():
+        dataset = _with_text_ids(dataset, str(path), id_column)
     if not with_labels:
         return dataset
     carried = LabelEncoding.from_feature(feature)
@@ -146,6 +150,23 @@ def _require_image_column(dataset, column: str, role: str, path: str) -> None:
         )
 
 
+def _with_text_ids(dataset, path: str, column: str | None):
+    """Numbers become text: partitions and errors call images by text."""
+    feature = dataset.features["id"]
+    if feature == Value("string"):
+        return dataset
+    if not isinstance(feature, Value) or not ("int" in feature.dtype or "string" in feature.dtype):
+        found = getattr(feature, "dtype", type(feature).__name__)
+        raise ValueError(
+            f"Column {column!r} of {path} is of type {found}, expected text or whole numbers for `id_column`. Give "
+            "another one."
+        )
+    if isinstance(dataset, IterableDataset):
+        return dataset.cast_column("id", Value("string"))
+    ids = [str(value) for value in dataset["id"]]  # a cast would write all images anew, into the cache
+    return dataset.remove_columns("id").add_column("id", ids)
+
+
 def _columns(dataset, wanted: str) -> str:
     known = [*dataset.features]
     close = difflib.get_close_matches(wanted, known, n=1)
@@ -153,10 +174,17 @@ def _columns(dataset, wanted: str) -> str:
 
 
 def _class_label_names(features) -> tuple[str, ...] | None:
-    """Class names that a column says, such as a list of ClassLabel; `None` without exactly one such column."""
-    found = []
-    for feature in features.values():
-        inner = getattr(feature, "feature", feature)
-        if isinstance(inner, ClassLabel) and inner.names:
-            found.append(tuple(inner.names))
-    return found[0] if len(found) == 1 else None
+    """Class names of a column that lists the classes of an image; `None` without exactly one such column.
+
+    A single ClassLabel is none: it says what the whole image shows (a scene, the weather), not what its pixels do.
+    """
+    found = {
+        column: tuple(feature.feature.names)
+        for column, feature in features.items()
+        if isinstance(getattr(feature, "feature", None), ClassLabel) and feature.feature.names
+    }
+    if len(found) != 1:
+        return None
+    ((column, names),) = found.items()
+    logger.info("Class names are those of the column %r: %s.", column, first_few(names))
+    return names

@@ -20,6 +20,8 @@ def write_parquet(folder, label_feature=None, *, columns=("image", "label", "id"
     data = {columns[0]: images, columns[1]: labels, columns[2]: [f"row-{i}" for i in range(4)]}
     features = {columns[0]: Image(), columns[1]: label_feature or Image(), columns[2]: Value("string")}
     if classes is not None:
+        data["scene"], features["scene"] = [0] * 4, ClassLabel(names=["indoor", "outdoor"])
+    if classes:
         data["objects"], features["objects"] = [[0]] * 4, Sequence(ClassLabel(names=classes))
     folder.mkdir(parents=True)
     Dataset.from_dict(data, features=Features(features)).to_parquet(folder / "train-00000-of-00001.parquet")
@@ -51,6 +53,8 @@ def test_columns_are_renamed_and_others_dropped(tmp_path):
 def test_names_come_from_a_list_of_class_labels(tmp_path):
     write_parquet(tmp_path / "set", classes=["a", "b", "c"])
     assert LabelEncoding.from_feature(load_hub(tmp_path / "set").features["label"]).names == ("a", "b", "c")
+    write_parquet(tmp_path / "scenes", classes=[])  # what the whole image shows is no class of its pixels
+    assert LabelEncoding.from_feature(load_hub(tmp_path / "scenes").features["label"]) is None
 
 
 def test_what_does_not_fit_is_named(tmp_path):
@@ -59,6 +63,8 @@ def test_what_does_not_fit_is_named(tmp_path):
         load_hub(tmp_path / "set", label_column="labels")
     with pytest.raises(ValueError, match="Column 'id' .* of type Value, expected Image"):
         load_hub(tmp_path / "set", image_column="id")
+    with pytest.raises(ValueError, match="Column 'image' .*expected text or whole numbers for `id_column`"):
+        load_hub(tmp_path / "set", id_column="image")
     with pytest.raises(ValueError, match="no column 'key' for `id_column`"):
         load_hub(tmp_path / "set", id_column="key")
     with pytest.raises(ValueError, match=r"say how they are coded \(2 classes\); leave out `values`"):

@@ -112,6 +112,17 @@ def test_a_shard_that_broke_off_is_no_shard(tmp_path, monkeypatch):
     assert [p.name for p in (tmp_path / "s").iterdir() if p.suffix == ".parquet"] == ["train-00000-of-00003.parquet"]
 
 
+@pytest.mark.parametrize("damage", ["cut", "rows"])
+def test_a_damaged_shard_is_written_anew_and_said(tmp_path, caplog, damage):
+    dataset = write_world(tmp_path / "w", SIZES)
+    shards, _ = write_shards(dataset, tmp_path / "s", rows_per_shard=2, progress=False)
+    whole = shards[0].read_bytes()
+    shards[0].write_bytes(whole[:100] if damage == "cut" else shards[2].read_bytes())
+    _, written = write_shards(dataset, tmp_path / "s", rows_per_shard=2, progress=False)
+    assert written == 1 and shards[0].read_bytes() == whole
+    assert "train-00000-of-00003.parquet is damaged" in caplog.text and "written anew" in caplog.text
+
+
 def test_shards_of_something_else_are_never_mixed(tmp_path):
     write_shards(write_world(tmp_path / "w", SIZES), tmp_path / "s", rows_per_shard=2, progress=False)
     with pytest.raises(ValueError, match="shards of another 'train': rows is 5 there and 4 here"):
@@ -120,6 +131,8 @@ def test_shards_of_something_else_are_never_mixed(tmp_path):
     (tmp_path / "s" / "manifest-train.json").unlink()
     with pytest.raises(ValueError, match="not written by this"):
         write_shards(write_world(tmp_path / "w", SIZES), tmp_path / "s", rows_per_shard=2, progress=False)
+    with pytest.raises(ValueError, match=r"letters, digits and underscores, got 'train\[:2\]'"):
+        write_shards(write_world(tmp_path / "w", SIZES), tmp_path / "t", split="train[:2]")
     with pytest.raises(ValueError, match="is empty"):
         write_shards(write_world(tmp_path / "w", SIZES).select([]), tmp_path / "t")
 
@@ -148,8 +161,9 @@ def test_what_is_to_be_private_never_goes_into_a_public_repository(tmp_path, mon
         push_shards(dataset, "me/public", split="train")
     assert hub.pushed == []
     for name, private in (("me/new", True), ("me/private", True), ("me/public", False)):
-        push_shards(dataset, name, split="train", private=private)
+        assert push_shards(dataset.select([0] * 5), name, split="train", rows_per_shard=2, private=private) == 3
         repo_id, options = hub.pushed.pop()
+        assert options["split"] == "train" and options["num_shards"] == 3
         assert repo_id == name and options["private"] is private and options["embed_external_files"]
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
@@ -167,6 +181,9 @@ def test_the_command_says_how_many_and_asks_before_sharing(tmp_path, capsys):
     (world / "classes.json").write_text(json.dumps(NAMES))
     words = ["--dataset", "folder", "--data_root", str(tmp_path / "set"), "--load_options", '{"images": "images"}']
     words = [*words, "--rows_per_shard", "2", "--output_dir", str(tmp_path / "out")]
+    main([*words[:-1], str(tmp_path / "flat")])  # a folder without splits is one, called train
+    assert "3 written, 0 there already" in capsys.readouterr().out and len(load_hub(tmp_path / "flat", "train")) == 5
+    words = [*words, "--split", "train"]
     with pytest.raises(SystemExit, match="2"):
         main(words)
     assert "error: No split 'train'" in capsys.readouterr().err
@@ -185,3 +202,6 @@ def test_the_command_says_how_many_and_asks_before_sharing(tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["--dataset", "folder", "--data_root", "x"])
     assert "give either --output_dir or --push_to_hub" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main([*words, "--public"])
+    assert "--public goes with --push_to_hub" in capsys.readouterr().err
