@@ -42,7 +42,8 @@ def main(argv: list[str] | None = None) -> int:
     output.mkdir(parents=True, exist_ok=True)
     (output / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
     print(format_report(report))
-    print(f"\nWritten to {output}: report.json, contact_sheet.png")
+    sheet = ", contact_sheet.png" if "contact_sheet" in report else ""  # none where nothing could be read
+    print(f"\nWritten to {output}: report.json{sheet}")
     return 1 if report["problems"] else 0
 
 

@@ -90,5 +90,10 @@ def test_the_command_reports_and_tells_by_its_status(tmp_path, capsys):
     (tmp_path / "set" / "images" / "4.png").write_bytes(b"no image")
     bad = run_python(str(SCRIPT), *words, "--images_only")  # as a shell sees it
     assert bad.returncode == 1 and "1 problems" in bad.stdout and "4.png" in bad.stdout
+    for path in (tmp_path / "set" / "images").iterdir():
+        path.write_bytes(b"no image")
+    assert main([str(tmp_path / "set"), "--output_dir", str(tmp_path / "none"), "--images_only"]) == 1
+    said = capsys.readouterr().out
+    assert "5 problems" in said and "contact_sheet" not in said and len([*(tmp_path / "none").iterdir()]) == 1
     assert main([str(tmp_path / "nowhere")]) == 2
     assert "error: No folder" in capsys.readouterr().err
