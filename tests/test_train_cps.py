@@ -129,7 +129,7 @@ def test_parquet_shards_as_streams(script, folders, tmp_path):
     (tmp_path / "more").mkdir()
     unlabeled.to_parquet(tmp_path / "more" / "train-00000-of-00001.parquet")
     words = ("--dataset", "hub", "--data_root", str(tmp_path / "shards"), "--unlabeled_root", str(tmp_path / "more"))
-    results = run(script, tmp_path, *words, "--streaming", "true", "--eval_split", "validation")
+    results = run(script, tmp_path, *words, "--streaming", "true")
     assert results["steps"] == 3 and len(results["final"]["branch_0"]["per_category_iou"]) == 3
 
 

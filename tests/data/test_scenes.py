@@ -1,8 +1,9 @@
 """The drawn data sets: what is in them, that the real loaders read them, and that they are whole or absent."""
 
 import json
-import multiprocessing
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -153,23 +154,25 @@ def test_an_interrupted_drawing_leaves_nothing_behind(cache, monkeypatch):
     assert list(cache.iterdir()) == [root]
 
 
-def _write_after_all_are_here(root, barrier, answers):
-    barrier.wait(timeout=240)
-    answers.put(str(write_street_scenes(root, **FEW_STREETS)))
+RACER = """
+import json, sys
+from cps_hf.data.scenes import write_street_scenes
+print("ready", flush=True)
+sys.stdin.readline()
+print(write_street_scenes(sys.argv[1], **json.loads(sys.argv[2])))
+"""
 
 
 def test_processes_that_race_get_the_same_whole_folder(tmp_path, street_root):
-    context = multiprocessing.get_context("spawn")
-    barrier, answers = context.Barrier(2), context.Queue()
-    racers = [
-        context.Process(target=_write_after_all_are_here, args=(tmp_path / "root", barrier, answers)) for _ in range(2)
-    ]
+    command = [sys.executable, "-c", RACER, str(tmp_path / "root"), json.dumps(FEW_STREETS)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    racers = [subprocess.Popen(command, **pipes) for _ in range(2)]
+    assert [racer.stdout.readline() for racer in racers] == ["ready\n"] * 2
     for racer in racers:
-        racer.start()
-    assert {answers.get(timeout=240) for _ in racers} == {str(tmp_path / "root")}
-    for racer in racers:
-        racer.join(240)
-        assert racer.exitcode == 0
+        racer.stdin.write("go\n")
+        racer.stdin.flush()
+    assert {racer.communicate(timeout=240)[0] for racer in racers} == {f"{tmp_path / 'root'}\n"}
+    assert [racer.returncode for racer in racers] == [0, 0]
     assert contents(tmp_path / "root") == contents(street_root)
     assert os.listdir(tmp_path) == ["root"]
 
