@@ -95,7 +95,7 @@ def build_models(
     built = building.build_branches(
         models,
         id2label=id2label if not _holds_models(models) else None,
-        num_branches=args.num_branches,
+        num_branches=1 if objective.teacher and args.num_branches is None else args.num_branches,
         seed=args.seed,
         reinit_heads=args.reinit_heads,
         backbone=args.backbone,
@@ -105,6 +105,8 @@ def build_models(
     )
     if len(built) < objective.min_branches:
         raise ValueError(f"{type(objective).__name__} needs {objective.min_branches} models, got {len(built)}.")
+    if objective.teacher and len(built) > 1:
+        raise ValueError(f"{type(objective).__name__} trains one model beside its teacher, got {len(built)}.")
     num_labels = built[0].config.num_labels
     if id2label is not None and num_labels != len(id2label):
         raise ValueError(
@@ -202,6 +204,8 @@ def train_streams(
             augmentation=augmentation,
             seed=args.seed,
             views=views,
+            cutmix_masks=objective.cutmix_masks,
+            reshuffle=kind == "labeled" or args.reshuffle_unlabeled,
             num_labels=num_labels,
             num_workers=args.dataloader_num_workers,
             prefetch_factor=args.dataloader_prefetch_factor,

@@ -90,6 +90,7 @@ class CPSConfig:
         mixed_precision: "no", "bf16" or "fp16"; none: what `accelerate launch` was told.
         dataloader_num_workers: worker processes a stream.
         dataloader_prefetch_factor: batches each worker prepares ahead.
+        reshuffle_unlabeled: a fresh order of the unlabeled images each pass. The CPS release never changes it.
         shuffle_buffer_size: rows that a streamed data set is shuffled among.
 
     Bad samples
@@ -170,6 +171,7 @@ class CPSConfig:
     mixed_precision: str | None = None
     dataloader_num_workers: int = 2
     dataloader_prefetch_factor: int = 2
+    reshuffle_unlabeled: bool = True
     shuffle_buffer_size: int = 1000
 
     skip_bad_samples: bool = False

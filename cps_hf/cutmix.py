@@ -15,13 +15,15 @@ def draw_cutmix_masks(
     *,
     boxes: int = 3,
     area: tuple[float, float] = (0.25, 0.5),
+    probability: float = 1.0,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Draw one mask an image: true where the partner's pixel is taken.
 
     Each box has an area share p ~ U(area), the height share p**u with u ~ U(0, 1) and the width share p / p**u, both
     scaled by sqrt(1 / boxes), and a position uniform inside the image; the boxes of a mask are combined by exclusive
-    or. With the defaults a quarter of the pixels is mixed in (0.2515 on average at 512 x 512).
+    or. With the defaults a quarter of the pixels is mixed in (0.2515 on average at 512 x 512). With a `probability`
+    below 1 the other masks are empty: nothing is mixed into those images.
 
     Returns:
         bool (batch_size, height, width), on the generator's device.
@@ -30,6 +32,8 @@ def draw_cutmix_masks(
         raise ValueError(f"`boxes` must be at least 1, got {boxes}.")
     if not 0 < area[0] <= area[1] <= 1:
         raise ValueError(f"`area` must be two shares with 0 < low <= high <= 1, got {tuple(area)}.")
+    if not 0 <= probability <= 1:
+        raise ValueError(f"`probability` must be in [0, 1], got {probability}.")
     device = generator.device if generator is not None else "cpu"
     draws = torch.rand(batch_size, 4, boxes, generator=generator, device=device, dtype=torch.float64)
     share, aspect, top, left = draws.unbind(1)
@@ -43,7 +47,10 @@ def draw_cutmix_masks(
     columns = torch.arange(width, device=device).view(1, 1, 1, width)
     top, left, box_height, box_width = (t[..., None, None] for t in (top, left, box_height, box_width))
     inside = (rows >= top) & (rows < top + box_height) & (columns >= left) & (columns < left + box_width)
-    return inside.sum(dim=1) % 2 == 1
+    masks = inside.sum(dim=1) % 2 == 1
+    if probability < 1:
+        masks &= (torch.rand(batch_size, generator=generator, device=device) < probability).view(-1, 1, 1)
+    return masks
 
 
 def mix(own: Tensor, partner: Tensor, mask: Tensor) -> Tensor:

@@ -74,9 +74,36 @@ def ohem_cross_entropy(
     return (losses * kept).sum() / _at_least_one(kept.sum())
 
 
-def pseudo_label(logits: Tensor) -> Tensor:
-    """The most likely class of each pixel, one-hot in the paper's words: long (B, H, W), without gradient."""
-    return logits.detach().argmax(dim=1)
+def pseudo_label(logits: Tensor, *, confidence_threshold: float = 0.0) -> Tensor:
+    """The most likely class of each pixel, one-hot in the paper's words: long (B, H, W), without gradient.
+
+    255 (ignored) where its soft-max probability is below the threshold.
+    """
+    logits = logits.detach()
+    if confidence_threshold == 0:
+        return logits.argmax(dim=1)
+    top, labels = logits.float().max(dim=1)
+    return labels.masked_fill((top - logits.float().logsumexp(1)).exp() < confidence_threshold, IGNORE_INDEX)
+
+
+def soft_cross_entropy(logits: Tensor, target: Tensor, *, valid: Tensor, count: Tensor | float) -> Tensor:
+    """Cross entropy with soft targets, summed over valid pixels, divided by a count.
+
+    Args:
+        logits, target: (B, C, H, W); the target holds probabilities. valid: bool (B, H, W).
+    """
+    losses = -(target * logits.float().log_softmax(1)).sum(1)
+    return losses.masked_fill(~valid, 0).sum() / _at_least_one(count)
+
+
+def squared_difference(logits: Tensor, target: Tensor, *, valid: Tensor, count: Tensor | float) -> Tensor:
+    """The squared difference of probabilities, averaged over classes, summed over valid pixels, divided by a count.
+
+    Args:
+        logits, target: (B, C, H, W); the target holds probabilities. valid: bool (B, H, W).
+    """
+    losses = (logits.float().softmax(1) - target).square().mean(1)
+    return losses.masked_fill(~valid, 0).sum() / _at_least_one(count)
 
 
 def balanced_class_weights(labels: Tensor, valid: Tensor, num_labels: int, *, power: float) -> Tensor:

@@ -49,6 +49,13 @@ class TrainingModule(nn.Module):
         self.objective = objective
         self.teacher = make_teacher(self.branches[0]) if objective.teacher else None
 
+    def train(self, mode: bool = True) -> TrainingModule:
+        """The teacher stays in evaluation mode: its batch norm uses the statistics that it averages."""
+        super().train(mode)
+        if self.teacher is not None:
+            self.teacher.eval()
+        return self
+
     def forward(self, labeled: dict, unlabeled: dict | None, progress: Tensor) -> ObjectiveOutput:
         return self.objective(self.branches, labeled, unlabeled, teacher=self.teacher, progress=progress)
 
@@ -264,10 +271,10 @@ class CPSTrainer:
 
     def _to_device(self, batch: dict[str, Any]) -> dict[str, Any]:
         batch = {k: v.to(self.device, non_blocking=True) for k, v in batch.items() if isinstance(v, Tensor)}
-        for name in ("pixel_values", "weak", "strong", "strong_2", "partner_weak"):
-            if name in batch:
-                valid = batch["partner_valid" if name == "partner_weak" else "valid"]
-                batch[name] = normalize(batch[name], self.image_mean, self.image_std, valid)
+        for name in [name for name, value in batch.items() if value.dim() == 4]:  # the images, by view
+            own_valid = name.split("_")[0] + "_valid"  # of "partner_..." and "second_crop"
+            valid = batch[own_valid if own_valid in batch else "valid"]
+            batch[name] = normalize(batch[name], self.image_mean, self.image_std, valid)
         if "labels" in batch:
             batch["labels"] = batch["labels"].long()
         return batch

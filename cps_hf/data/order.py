@@ -72,15 +72,16 @@ def seeded_generator(seed: int, stream: str, *keys: int) -> torch.Generator:
 
 
 class MapReader:
-    """The global order of a map-style data set: a fresh permutation each pass."""
+    """The global order of a map-style data set: a fresh permutation each pass; `reshuffle=False`: one for all."""
 
-    def __init__(self, dataset: Dataset, seed: int, stream: str):
+    def __init__(self, dataset: Dataset, seed: int, stream: str, *, reshuffle: bool = True):
         self.length = len(dataset)
-        self.seed, self.stream = seed, stream
+        self.seed, self.stream, self.reshuffle = seed, stream, reshuffle
         self._permutations: dict[int, Tensor] = {}
 
     def source_at(self, position: int) -> int:
         epoch, index = divmod(position, self.length)
+        epoch = epoch if self.reshuffle else 0
         if epoch not in self._permutations:
             self._permutations = {e: p for e, p in self._permutations.items() if abs(e - epoch) <= 1}
             generator = seeded_generator(self.seed, self.stream + "/order", epoch)
@@ -103,14 +104,22 @@ class IterableReader:
     fits into the buffer: then its rows, still encoded, are kept and permuted, since opening a stream takes seconds and
     a labeled set may be passed over every few steps. Every process reads all rows and keeps its own; only decoding and
     transforms run in workers. `length`, the rows of a pass, is known once a pass has ended; a resumed run is given it,
-    since it needs to know in which pass its position lies.
+    since it needs to know in which pass its position lies. With `reshuffle=False` each pass is like the first.
     """
 
     def __init__(
-        self, dataset: IterableDataset, seed: int, buffer_size: int, length: int | None, shard: Shard, stream: str
+        self,
+        dataset: IterableDataset,
+        seed: int,
+        buffer_size: int,
+        length: int | None,
+        shard: Shard,
+        stream: str,
+        *,
+        reshuffle: bool = True,
     ):
         self.dataset, self.seed, self.buffer_size, self.length = dataset, seed, buffer_size, length
-        self.shard, self.stream = shard, stream
+        self.shard, self.stream, self.reshuffle = shard, stream, reshuffle
         self._first_rows: list[dict[str, Any]] | None = None
 
     def rows_from(self, position: int) -> Iterator[dict[str, Any]]:
@@ -147,6 +156,8 @@ class IterableReader:
                 self._first_rows = list(self._shuffled(0))
             generator = seeded_generator(self.seed, self.stream + "/order", epoch)
             permutation = torch.randperm(len(self._first_rows), generator=generator).tolist()
+            if not self.reshuffle:
+                permutation = range(len(self._first_rows))
             yield from (self._first_rows[index] for index in permutation[offset:])
         else:
             shuffled = self._shuffled(epoch)
@@ -154,7 +165,7 @@ class IterableReader:
 
     def _shuffled(self, epoch: int) -> IterableDataset:
         # A fresh shuffle a pass: `repeat()` after a shuffle would replay one order for ever.
-        return self.dataset.shuffle(seed=self.seed + epoch, buffer_size=self.buffer_size)
+        return self.dataset.shuffle(seed=self.seed + (epoch if self.reshuffle else 0), buffer_size=self.buffer_size)
 
     def plans(self, positions_and_partners: Iterator[tuple[range, list[int]]]) -> Iterator[Plan]:
         rows: dict[int, dict[str, Any]] = {}

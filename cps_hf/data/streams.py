@@ -7,7 +7,7 @@ CutMixed depends on the seed and its position alone, so nothing depends on the n
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -31,12 +31,14 @@ class TrainStream:
     Iterating yields micro-batches without end, from `start` on: uint8 images, "labels" uint8 (B, H, W) or the views,
     "valid" bool (B, H, W), "ids" (a list of str) and "bad_samples" (a list of dicts, empty unless samples were
     replaced). The unlabeled stream never looks at a label column. A batch of an odd size that needs CutMix partners
-    holds them as "partner_weak" and "partner_valid".
+    holds them too: "partner_weak", "partner_strong", ... as the views are, and "partner_valid".
 
     Args:
         name: how errors call the data set; also part of the seed.
         start: the position to begin at: what a checkpoint says.
         length: for a streamed data set that is resumed, what `state()["length"]` said; `None` in a new run.
+        cutmix_masks: keyword arguments of `draw_cutmix_masks` for the views that are masks.
+        reshuffle: draw a fresh order for each pass; else the first pass's order is repeated (crops stay fresh).
         num_labels: a label outside [0, num_labels) that is not 255 is an error.
         skip_bad_samples: replace a sample that cannot be read by one that depends on (seed, position, attempt) alone.
         max_bad_sample_share: more bad samples than this end the run.
@@ -54,6 +56,8 @@ class TrainStream:
         augmentation: Augmentation,
         seed: int,
         views: tuple[str, ...] | None = None,
+        cutmix_masks: Mapping[str, Any] | None = None,
+        reshuffle: bool = True,
         num_labels: int | None = None,
         num_workers: int = 0,
         prefetch_factor: int = 2,
@@ -71,11 +75,17 @@ class TrainStream:
         self.sends_partners = views is not None and "cutmix_mask" in views and shard.batch_size % 2 == 1
         if isinstance(dataset, Dataset):
             require_a_batch(len(dataset), shard, name)
-            self.reader = MapReader(dataset, seed, name)
+            self.reader = MapReader(dataset, seed, name, reshuffle=reshuffle)
         else:
-            self.reader = IterableReader(dataset, seed, shuffle_buffer_size, length, shard, name)
+            self.reader = IterableReader(dataset, seed, shuffle_buffer_size, length, shard, name, reshuffle=reshuffle)
         maker = SampleMaker(
-            dataset, name=name, seed=seed, augmentation=augmentation, views=views, num_labels=num_labels
+            dataset,
+            name=name,
+            seed=seed,
+            augmentation=augmentation,
+            views=views,
+            cutmix_masks=cutmix_masks,
+            num_labels=num_labels,
         )
         if skip_bad_samples:
             maker.spares = self.reader.spares(NUM_SPARES)
@@ -132,11 +142,19 @@ class SampleMaker(torch.utils.data.Dataset):
     """What runs in the workers: a plan becomes a batch of uint8 tensors, or the error that it meets."""
 
     def __init__(
-        self, dataset, *, name: str, seed: int, augmentation: Augmentation, views: tuple[str, ...] | None, num_labels
+        self,
+        dataset,
+        *,
+        name: str,
+        seed: int,
+        augmentation: Augmentation,
+        views: tuple[str, ...] | None,
+        cutmix_masks: Mapping[str, Any] | None = None,
+        num_labels: int | None = None,
     ):
         self.dataset, self.name, self.seed = dataset, name, seed
         self.augmentation, self.num_labels = augmentation, num_labels
-        self.views = views  # None: the labeled stream
+        self.views, self.cutmix_masks = views, cutmix_masks  # no views: the labeled stream
         self.encoding = None if views is not None else LabelEncoding.from_feature(dataset.features["label"])
         self.spares: list[Source] = []  # what bad samples are replaced by; empty: they are errors
 
@@ -154,8 +172,8 @@ class SampleMaker(torch.utils.data.Dataset):
             # Another batch lists these too when they are bad.
             outside = {position: self.sample(position, source, []) for position, source in plan.partners}
             partners = [(samples | outside)[position ^ 1] for position in samples]
-            batch["partner_weak"] = torch.stack([p["weak"] for p in partners])
-            batch["partner_valid"] = torch.stack([p["valid"] for p in partners])
+            for view in {"weak", "strong", "strong_2", "valid"} & set(partners[0]):
+                batch[f"partner_{view}"] = torch.stack([p[view] for p in partners])
         return {**batch, "bad_samples": bad}
 
     def sample(self, position: int, source: Source, bad: list[dict[str, Any]]) -> dict[str, Any]:
@@ -188,7 +206,7 @@ class SampleMaker(torch.utils.data.Dataset):
             check_label_range(label, self.num_labels, id_of(row))
             sample = labeled_sample(image, label, self.augmentation, generator)
         else:
-            sample = unlabeled_views(image, self.views, self.augmentation, generator)
+            sample = unlabeled_views(image, self.views, self.augmentation, generator, self.cutmix_masks)
         return {**sample, "ids": id_of(row)}
 
 

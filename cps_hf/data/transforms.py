@@ -6,9 +6,10 @@ not depend on the worker that made it. Images stay uint8 until they are on the d
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from ..cutmix import draw_cutmix_masks
 IGNORE_INDEX = 255
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+VIEWS = ("weak", "strong", "strong_2", "second_crop", "cutmix_mask", "cutmix_mask_2")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,11 +165,16 @@ def labeled_sample(
 
 
 def unlabeled_views(
-    image: Tensor, views: Sequence[str], augmentation: Augmentation, generator: torch.Generator
+    image: Tensor,
+    views: Sequence[str],
+    augmentation: Augmentation,
+    generator: torch.Generator,
+    cutmix_masks: Mapping[str, Any] | None = None,
 ) -> dict[str, Tensor]:
-    """The views that an objective declares, by name, and "valid". All share one crop.
+    """The views that an objective declares, by name, and "valid". All but "second_crop" share one crop.
 
-    "weak", "strong", "strong_2": uint8 (3, h, w); "cutmix_mask", "cutmix_mask_2": bool (h, w).
+    "weak", "strong", "strong_2": uint8 (3, h, w); "cutmix_mask", "cutmix_mask_2": bool (h, w), drawn with the keyword
+    arguments `cutmix_masks`; "second_crop": uint8 (3, h, w), another crop of the image, with its own "second_valid".
     """
     crop, _, valid = random_crop(image, None, augmentation, generator)
     sample = {"valid": valid}
@@ -177,11 +184,12 @@ def unlabeled_views(
         elif view in ("strong", "strong_2"):
             sample[view] = strong_view(crop, augmentation, generator)
         elif view in ("cutmix_mask", "cutmix_mask_2"):
-            sample[view] = draw_cutmix_masks(1, *augmentation.crop_size, generator=generator)[0]
+            masks = draw_cutmix_masks(1, *augmentation.crop_size, generator=generator, **(cutmix_masks or {}))
+            sample[view] = masks[0]
+        elif view == "second_crop":
+            sample[view], _, sample["second_valid"] = random_crop(image, None, augmentation, generator)
         else:
-            raise ValueError(
-                f"Unknown view {view!r}. Known are weak, strong, strong_2, cutmix_mask and cutmix_mask_2."
-            )
+            raise ValueError(f"Unknown view {view!r}. Known are {', '.join(VIEWS)}.")
     return sample
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..cutmix import draw_cutmix_masks, mix, swap_neighbours
 from ..losses import IGNORE_INDEX, ohem_cross_entropy, pixel_cross_entropy
 
 Branch = Callable[..., Tensor]  # (pixel_values (B, 3, H, W), *, feature_dropout=0.0) -> logits (B, C, H, W)
@@ -57,11 +58,17 @@ class Objective(ABC):
 
     @property
     def views(self) -> tuple[str, ...]:
-        """What the unlabeled stream must yield: of "weak", "strong", "strong_2", "cutmix_mask", "cutmix_mask_2".
+        """What the unlabeled stream must yield: of "weak", "strong", "strong_2", "cutmix_mask", "cutmix_mask_2" and
+        "second_crop" (another crop of the same image, with "second_valid").
 
         Empty: the method reads no unlabeled image.
         """
         return ()
+
+    @property
+    def cutmix_masks(self) -> dict[str, Any]:
+        """How the stream draws "cutmix_mask" and "cutmix_mask_2": keyword arguments of `draw_cutmix_masks`."""
+        return {}
 
     @abstractmethod
     def __call__(
@@ -112,3 +119,64 @@ def num_labels(labeled: Views) -> Tensor:
 def num_pixels(batch: Views, like: Tensor) -> Tensor:
     """How many pixels are valid: the trainer's global share, or, without one, counted here."""
     return batch["num_pixels"] if "num_pixels" in batch else valid_pixels(batch, like).sum()
+
+
+def ramp(progress: Tensor | float, *, warm_up: float = 0.0, ramp_up: float = 0.0) -> Tensor:
+    """What an unsupervised weight is multiplied with: 0 while warming up, then linearly up to 1.
+
+    Args:
+        progress: the share of training done, in [0, 1]. warm_up, ramp_up: shares of training.
+    """
+    since = torch.as_tensor(progress) - warm_up
+    if ramp_up == 0:
+        return (since >= 0).float()
+    return (since / ramp_up).clamp(0, 1)
+
+
+def cutmix_view(
+    unlabeled: Views, view: str, own: Sequence[Tensor], partners: Sequence[Tensor], *, mask: str = "cutmix_mask"
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """CutMix a view with its partners', and the targets alike.
+
+    Args:
+        view: which images. mask: the name of the masks to mix by; drawn here when the batch holds none.
+        own, partners: targets (B, H, W) or (B, C, H, W) of the images and of their partners.
+
+    Returns:
+        The mixed images (B, 3, H, W), where they are valid, bool (B, H, W), and the mixed targets.
+    """
+    images = unlabeled[view]
+    masks = unlabeled.get(mask)
+    if masks is None:
+        masks = draw_cutmix_masks(*images[:, 0].shape).to(images.device)
+    valid = valid_pixels(unlabeled, images)
+    mixed = mix(images, partner_of(unlabeled, view), masks)
+    mixed_valid = mix(valid, unlabeled.get("partner_valid", swap_neighbours(valid)), masks)
+    return mixed, mixed_valid, [mix(a, b, masks) for a, b in zip(own, partners, strict=True)]
+
+
+def partner_of(unlabeled: Views, view: str) -> Tensor:
+    """The CutMix partners of a view's images: the neighbours in the batch, or, with an odd batch, what was sent."""
+    sent = unlabeled.get(f"partner_{view}")
+    return swap_neighbours(unlabeled[view]) if sent is None else sent
+
+
+def partner_targets(unlabeled: Views, own: Sequence[Tensor], predict: Callable[[Tensor], list[Tensor]]):
+    """The targets of the CutMix partners of the weak views: `own` ones swapped, or `predict`ed when they were sent."""
+    if "partner_weak" in unlabeled:
+        return predict(unlabeled["partner_weak"])
+    return [swap_neighbours(target) for target in own]
+
+
+def check_shares(objective: Objective, *names: str) -> None:
+    """Each of these fields must be in [0, 1]."""
+    for name in names:
+        if not 0 <= getattr(objective, name) <= 1:
+            raise ValueError(f"`{name}` must be in [0, 1], got {getattr(objective, name)}.")
+
+
+def check_not_negative(objective: Objective, *names: str) -> None:
+    """Each of these fields must be at least 0."""
+    for name in names:
+        if getattr(objective, name) < 0:
+            raise ValueError(f"`{name}` must not be negative, got {getattr(objective, name)}.")

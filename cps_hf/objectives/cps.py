@@ -10,9 +10,18 @@ from typing import ClassVar
 
 import torch
 
-from ..cutmix import draw_cutmix_masks, mix, swap_neighbours
-from ..losses import balanced_class_weights, pixel_cross_entropy, pseudo_label
-from .base import Objective, ObjectiveOutput, num_pixels, valid_pixels
+from ..losses import IGNORE_INDEX, balanced_class_weights, pixel_cross_entropy, pseudo_label
+from .base import (
+    Objective,
+    ObjectiveOutput,
+    check_not_negative,
+    check_shares,
+    cutmix_view,
+    num_pixels,
+    partner_targets,
+    ramp,
+    valid_pixels,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,8 +30,14 @@ class CrossPseudoSupervision(Objective):
 
     Args:
         weight: the paper's lambda. The release has 1.5 (VOC) and 6 (Cityscapes), with CutMix 1 and 5.
-        cutmix: true: Lcps on mixed unlabeled images only; the pseudo labels come from the unmixed images and are mixed
-            like them. False: the paper's plain CPS, on labeled and unlabeled images together.
+        cutmix: true: Lcps on mixed unlabeled images; the pseudo labels come from the unmixed images and are mixed
+            like them. False: the paper's plain CPS.
+        on_labeled: whether Lcps is on the labeled images too. None: as in the release, without CutMix only.
+        cutmix_partner: "neighbour": another image of the batch. "itself": another crop of the same image, which is
+            what the release's two loaders with one seed come to.
+        teach_padding: whether pixels that padding made teach and are counted, as in the release.
+        loss_divisor: what the whole loss is divided by. The release divides by the number of processes once too often
+            (4 on VOC, 8 on Cityscapes); with SGD that is a smaller learning rate and a larger weight decay.
         warm_up: the share of training at whose start Lcps is left out. The paper has none.
         ramp_up: the share of training, after it, over which `weight` grows linearly to its value. The paper has none:
             its networks start from ImageNet. Those that start from nothing predict the commonest class everywhere at
@@ -37,6 +52,10 @@ class CrossPseudoSupervision(Objective):
 
     weight: float = 1.0
     cutmix: bool = True
+    on_labeled: bool | None = None
+    cutmix_partner: str = "neighbour"
+    teach_padding: bool = False
+    loss_divisor: float = 1.0
     warm_up: float = 0.0
     ramp_up: float = 0.0
     confidence_threshold: float = 0.0
@@ -52,22 +71,35 @@ class CrossPseudoSupervision(Objective):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.weight < 0:
-            raise ValueError(f"`weight` must not be negative, got {self.weight}.")
-        for name in ("warm_up", "ramp_up", "confidence_threshold", "class_balance"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"`{name}` must be in [0, 1], got {getattr(self, name)}.")
+        check_not_negative(self, "weight")
+        check_shares(self, "warm_up", "ramp_up", "confidence_threshold", "class_balance")
+        if self.loss_divisor <= 0:
+            raise ValueError(f"`loss_divisor` must be positive, got {self.loss_divisor}.")
+        if self.cutmix_partner not in ("neighbour", "itself"):
+            raise ValueError(f'`cutmix_partner` must be "neighbour" or "itself", got {self.cutmix_partner!r}.')
+        if self.cutmix_partner == "itself" and not self.cutmix:
+            raise ValueError('`cutmix_partner="itself"` needs `cutmix=True`.')
 
     @property
     def views(self) -> tuple[str, ...]:
-        return ("weak", "cutmix_mask") if self.cutmix else ("weak",)
+        if not self.cutmix:
+            return ("weak",)
+        return (
+            ("weak", "cutmix_mask") if self.cutmix_partner == "neighbour" else ("weak", "second_crop", "cutmix_mask")
+        )
 
     def __call__(self, branches, labeled, unlabeled, *, teacher=None, progress=0.0) -> ObjectiveOutput:
         labeled_logits = [branch(labeled["pixel_values"]) for branch in branches]
         supervised_loss = sum(self.supervised_loss(logits, labeled) for logits in labeled_logits)  # eq. 1
-        on_unlabeled = self._on_mixed_images if self.cutmix else self._on_both_batches
-        cps_loss, agreement = on_unlabeled(branches, labeled, labeled_logits, unlabeled)  # eq. 2 and 3
-        loss = supervised_loss + self.weight * self.ramp(progress) * cps_loss  # eq. 4
+        on_unlabeled = self._on_mixed_images if self.cutmix else self._on_plain_images
+        total, count, agreement = on_unlabeled(branches, unlabeled)  # eq. 2, summed over pixels
+        if self.on_labeled if self.on_labeled is not None else not self.cutmix:  # eq. 3: labeled and unlabeled
+            where, labeled_count = self._pixels(labeled, labeled["pixel_values"])
+            total = total + self._cross_teaching(labeled_logits, self._pseudo_labels(labeled_logits), where)
+            count = count + labeled_count
+        cps_loss = total / torch.as_tensor(count).clamp(min=1e-9)
+        factor = self.weight * ramp(progress, warm_up=self.warm_up, ramp_up=self.ramp_up)
+        loss = (supervised_loss + factor * cps_loss) / self.loss_divisor  # eq. 4
         return ObjectiveOutput(
             loss,
             {
@@ -77,88 +109,64 @@ class CrossPseudoSupervision(Objective):
             },
         )
 
-    def ramp(self, progress: torch.Tensor | float) -> torch.Tensor:
-        """What `weight` is multiplied with: 0 while warming up, then linearly up to 1."""
-        since = torch.as_tensor(progress) - self.warm_up
-        if self.ramp_up == 0:
-            return (since >= 0).float()
-        return (since / self.ramp_up).clamp(0, 1)
+    def _on_plain_images(self, branches, unlabeled):
+        """Plain CPS: each image teaches and is taught as it is."""
+        logits = [branch(unlabeled["weak"]) for branch in branches]
+        where, count = self._pixels(unlabeled, unlabeled["weak"])
+        total = self._cross_teaching(logits, self._pseudo_labels(logits), where)
+        return total, count, agreement(logits, unlabeled)
 
-    def _on_both_batches(self, branches, labeled, labeled_logits, unlabeled):
-        """Plain CPS: the mean over the pixels of both batches together."""
-        logits = [
-            torch.cat([on_labeled, branch(unlabeled["weak"])])
-            for branch, on_labeled in zip(branches, labeled_logits, strict=True)
-        ]
-        pseudo_labels = [pseudo_label(branch_logits) for branch_logits in logits]
-        confident = [self._confident(branch_logits) for branch_logits in logits]
-        unlabeled_valid = valid_pixels(unlabeled, unlabeled["weak"])
-        valid = torch.cat([valid_pixels(labeled, labeled["pixel_values"]), unlabeled_valid])
-        count = num_pixels(labeled, labeled["pixel_values"]) + num_pixels(unlabeled, unlabeled["weak"])
-        first_unlabeled = labeled["pixel_values"].shape[0]
-        agreement = _agreement([p[first_unlabeled:] for p in pseudo_labels], unlabeled_valid, unlabeled)
-        return self._cross_teaching(logits, pseudo_labels, [valid & c for c in confident], count), agreement
-
-    def _on_mixed_images(self, branches, labeled, labeled_logits, unlabeled):
+    def _on_mixed_images(self, branches, unlabeled):
         """CPS + CutMix: one pseudo-label pass a branch on the weak views, one pass on the mixed images."""
-        weak = unlabeled["weak"]
-        valid = valid_pixels(unlabeled, weak)
-        partner_weak = unlabeled.get("partner_weak")
+        if self.cutmix_partner == "itself":
+            unlabeled = {**unlabeled, "partner_weak": unlabeled["second_crop"]}
+            unlabeled["partner_valid"] = unlabeled["second_valid"]
         with torch.no_grad():  # batch norm stays in train mode, as in the release
-            weak_logits = [branch(weak) for branch in branches]
-            pseudo_labels = [pseudo_label(logits) for logits in weak_logits]
-            confident = [self._confident(logits) for logits in weak_logits]
-            if partner_weak is None:  # an image's partner is its neighbour in the batch
-                partner_weak, partner_valid = swap_neighbours(weak), swap_neighbours(valid)
-                partner_labels = [swap_neighbours(p) for p in pseudo_labels]
-                partner_confident = [swap_neighbours(c) for c in confident]
-            else:  # an odd batch: the neighbour lies in another batch, so the stream sends it along
-                partner_valid = unlabeled["partner_valid"]
-                partner_logits = [branch(partner_weak) for branch in branches]
-                partner_labels = [pseudo_label(logits) for logits in partner_logits]
-                partner_confident = [self._confident(logits) for logits in partner_logits]
-        mask = unlabeled.get("cutmix_mask")
-        if mask is None:
-            mask = draw_cutmix_masks(*weak[:, 0].shape).to(weak.device)
-        mixed = mix(weak, partner_weak, mask)
-        mixed_valid = mix(valid, partner_valid, mask)
-        mixed_labels = [mix(own, other, mask) for own, other in zip(pseudo_labels, partner_labels, strict=True)]
-        teaches = [
-            mixed_valid & mix(own, other, mask) for own, other in zip(confident, partner_confident, strict=True)
-        ]
+            weak_logits = [branch(unlabeled["weak"]) for branch in branches]
+            own = self._pseudo_labels(weak_logits)
+            partners = partner_targets(unlabeled, own, lambda x: self._pseudo_labels([b(x) for b in branches]))
+        mixed, mixed_valid, pseudo_labels = cutmix_view(unlabeled, "weak", own, partners)
+        where, count = self._pixels(unlabeled, mixed, mixed_valid)
         logits = [branch(mixed) for branch in branches]
-        # Mixing moves valid pixels between images; the count of the global batch stands for both.
-        loss = self._cross_teaching(logits, mixed_labels, teaches, num_pixels(unlabeled, weak))
-        return loss, _agreement(pseudo_labels, valid, unlabeled)
+        return self._cross_teaching(logits, pseudo_labels, where), count, agreement(weak_logits, unlabeled)
 
-    def _confident(self, logits: torch.Tensor) -> torch.Tensor:
-        """bool (B, H, W): where the soft-max probability of the prediction reaches the threshold."""
-        if self.confidence_threshold == 0:
-            return torch.ones_like(logits[:, 0], dtype=torch.bool)
-        logits = logits.detach().float()
-        return (logits.amax(1) - logits.logsumexp(1)).exp() >= self.confidence_threshold
+    def _pseudo_labels(self, logits):
+        return [pseudo_label(one, confidence_threshold=self.confidence_threshold) for one in logits]
 
-    def _cross_teaching(self, logits, pseudo_labels, teaches, count):
-        """Each branch on the pseudo labels of all others (eq. 2; for n branches the mean over n - 1 teachers)."""
+    def _pixels(self, batch, images, valid=None):
+        """Which pixels teach, bool (B, H, W), and by how many the sum over them is divided.
+
+        Mixing moves valid pixels between images; the count of the global batch stands for both.
+        """
+        if self.teach_padding:
+            everywhere = torch.ones_like(images[:, 0], dtype=torch.bool)
+            return everywhere, everywhere.numel()
+        return valid_pixels(batch, images) if valid is None else valid, num_pixels(batch, images)
+
+    def _cross_teaching(self, logits, pseudo_labels, where):
+        """Each branch on the pseudo labels of all others (eq. 2; for n branches the mean over n - 1 teachers), summed
+        over pixels."""
         losses = [
             pixel_cross_entropy(
-                student, labels, valid=where, count=count, class_weights=self._class_weights(labels, where, student)
+                student, labels, valid=where, count=1, class_weights=self._class_weights(labels, where, student)
             )
             for i, student in enumerate(logits)
-            for j, (labels, where) in enumerate(zip(pseudo_labels, teaches, strict=True))
+            for j, labels in enumerate(pseudo_labels)
             if i != j
         ]
         return sum(losses) / (len(logits) - 1)
 
-    def _class_weights(self, labels, valid, student):
+    def _class_weights(self, labels, where, student):
         if self.class_balance == 0:
             return None
-        return balanced_class_weights(labels, valid, student.shape[1], power=self.class_balance)
+        where = where & (labels != IGNORE_INDEX)
+        return balanced_class_weights(labels, where, student.shape[1], power=self.class_balance)
 
 
-def _agreement(pseudo_labels, valid, batch):
-    """The share of valid unlabeled pixels on which all branches predict the same class."""
-    same = valid.clone()
-    for other in pseudo_labels[1:]:
-        same &= other == pseudo_labels[0]
-    return same.sum() / num_pixels(batch, valid).clamp(min=1e-9)
+def agreement(logits, batch):
+    """The share of valid pixels for which all branches predict the same class; logits are a list of (B, C, H, W)."""
+    first, *others = (pseudo_label(one) for one in logits)
+    same = valid_pixels(batch, first.unsqueeze(1)).clone()
+    for other in others:
+        same &= first == other
+    return same.sum() / torch.as_tensor(num_pixels(batch, first.unsqueeze(1))).clamp(min=1e-9)

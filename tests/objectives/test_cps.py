@@ -1,77 +1,18 @@
 """CPS against loops typed from the paper: section 3.1, equations 1 to 4, and the CutMix paragraph of section 3.2."""
 
-import itertools
+import functools
 import math
 
 import pytest
 import torch
+from by_hand import C, TinyBranch, arg_max, log_softmax, pixels, supervised_by_hand
+from by_hand import batches as all_batches
 from torch import nn
 
 from cps_hf.cutmix import mix, swap_neighbours
 from cps_hf.objectives import CrossPseudoSupervision, Supervised
 
-C, H, W = 3, 4, 5
-
-
-class TinyBranch(nn.Module):
-    """A 1x1 convolution: each pixel's logits depend on that pixel alone, so loops can follow by hand."""
-
-    def __init__(self, seed):
-        super().__init__()
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            self.conv = nn.Conv2d(3, C, 1)
-        self.calls = []
-
-    def forward(self, pixel_values, *, feature_dropout=0.0):
-        self.calls.append((pixel_values.shape[0], torch.is_grad_enabled()))
-        return self.conv(pixel_values)
-
-
-def batches(labeled_size=2, unlabeled_size=4, seed=0):
-    g = torch.Generator().manual_seed(seed)
-    labels = torch.randint(0, C, (labeled_size, H, W), generator=g)
-    labels[0, 0, :3] = 255
-    labeled = {
-        "pixel_values": torch.randn(labeled_size, 3, H, W, generator=g),
-        "labels": labels,
-        "valid": torch.rand(labeled_size, H, W, generator=g) > 0.2,
-    }
-    unlabeled = {
-        "weak": torch.randn(unlabeled_size, 3, H, W, generator=g),
-        "valid": torch.rand(unlabeled_size, H, W, generator=g) > 0.3,
-        "cutmix_mask": torch.rand(unlabeled_size, H, W, generator=g) > 0.5,
-    }
-    return labeled, unlabeled
-
-
-def log_softmax(branch, image, y, x):
-    weight, bias = branch.conv.weight.detach()[:, :, 0, 0].tolist(), branch.conv.bias.tolist()
-    pixel = image[:, y, x].tolist()
-    logits = [bias[c] + sum(w * v for w, v in zip(weight[c], pixel, strict=True)) for c in range(C)]
-    top = max(logits)
-    log_total = top + math.log(sum(math.exp(v - top) for v in logits))
-    return [v - log_total for v in logits]
-
-
-def arg_max(values):
-    return max(range(len(values)), key=values.__getitem__)
-
-
-def pixels(batch):
-    return itertools.product(range(len(batch)), range(H), range(W))
-
-
-def supervised_by_hand(branches, labeled):
-    total = 0.0
-    for branch in branches:
-        losses = [
-            -log_softmax(branch, labeled["pixel_values"][i], y, x)[int(labeled["labels"][i, y, x])]
-            for i, y, x in pixels(labeled["labels"])
-            if labeled["labels"][i, y, x] != 255
-        ]
-        total += sum(losses) / len(losses)
-    return total
+batches = functools.partial(all_batches, ("weak", "cutmix_mask"))
 
 
 def test_plain_cps_equals_the_papers_equations():
@@ -178,7 +119,7 @@ def test_cutmix_makes_one_pass_without_gradient_and_two_with_it_a_branch():
     labeled, unlabeled = batches()
     CrossPseudoSupervision(cutmix=True)(branches, labeled, unlabeled)
     for branch in branches:
-        assert sorted(branch.calls) == [(2, True), (4, False), (4, True)]
+        assert sorted(branch.calls) == [(2, True, 0.0), (4, False, 0.0), (4, True, 0.0)]
 
 
 @pytest.mark.parametrize("cutmix", [False, True])
@@ -283,15 +224,15 @@ def test_with_a_confidence_threshold_only_sure_pixels_teach_and_the_count_stays(
 def test_class_balance_weighs_each_pixel_by_its_pseudo_labels_frequency():
     branches = [TinyBranch(1), TinyBranch(2)]
     labeled, unlabeled = batches()
-    images = torch.cat([labeled["pixel_values"], unlabeled["weak"]])
-    valid = torch.cat([labeled["valid"], unlabeled["valid"]])
-    expected = 0.0
-    for student, other in (branches, branches[::-1]):
-        taught = {p: arg_max(log_softmax(other, images[p[0]], *p[1:])) for p in pixels(images) if valid[p]}
-        counts = [max(1, list(taught.values()).count(c)) for c in range(C)]
-        scale = len(taught) / sum(counts[c] ** -0.5 for c in taught.values())
-        for (i, y, x), c in taught.items():
-            expected -= scale * counts[c] ** -0.5 * log_softmax(student, images[i], y, x)[c] / len(taught)
+    total_count, expected = labeled["valid"].sum().item() + unlabeled["valid"].sum().item(), 0.0
+    both = ((labeled["pixel_values"], labeled["valid"]), (unlabeled["weak"], unlabeled["valid"]))
+    for images, valid in both:  # the frequencies are those of each of the two batches
+        for student, other in (branches, branches[::-1]):
+            taught = {p: arg_max(log_softmax(other, images[p[0]], *p[1:])) for p in pixels(images) if valid[p]}
+            counts = [max(1, list(taught.values()).count(c)) for c in range(C)]
+            scale = len(taught) / sum(counts[c] ** -0.5 for c in taught.values())
+            for (i, y, x), c in taught.items():
+                expected -= scale * counts[c] ** -0.5 * log_softmax(student, images[i], y, x)[c] / total_count
     plain = CrossPseudoSupervision(cutmix=False)(branches, labeled, unlabeled).logs["cps_loss"]
     logs = CrossPseudoSupervision(cutmix=False, class_balance=0.5)(branches, labeled, unlabeled).logs
     assert logs["cps_loss"].item() == pytest.approx(expected, rel=1e-5)
@@ -333,3 +274,84 @@ def test_the_weight_grows_as_asked_for(options, progress, share):
 def test_a_bad_hyper_parameter_is_named(field, value):
     with pytest.raises(ValueError, match=f"`{field}`.*{value}"):
         CrossPseudoSupervision(**{field: value})
+
+
+def cross_entropies(branches, images, target_images=None):
+    """By pixel the sum of both branches' cross entropies to the other's prediction for the target images."""
+    target_images = images if target_images is None else target_images
+    return {
+        (i, y, x): sum(
+            -log_softmax(student, images[i], y, x)[arg_max(log_softmax(other, target_images[i], y, x))]
+            for student, other in (branches, branches[::-1])
+        )
+        for i, y, x in pixels(images)
+    }
+
+
+@pytest.mark.parametrize("cutmix", [False, True])
+@pytest.mark.parametrize("on_labeled", [None, False, True])
+def test_the_switch_on_labeled_adds_or_leaves_out_the_labeled_images(cutmix, on_labeled):
+    branches = [TinyBranch(1), TinyBranch(2)]
+    labeled, unlabeled = batches()
+    weak, valid = unlabeled["weak"], unlabeled["valid"]
+    if cutmix:
+        weak = mix(weak, swap_neighbours(weak), unlabeled["cutmix_mask"])
+        valid = mix(valid, swap_neighbours(valid), unlabeled["cutmix_mask"])
+    losses = [loss for p, loss in cross_entropies(branches, weak).items() if valid[p]]
+    count = unlabeled["valid"].sum().item()
+    if on_labeled if on_labeled is not None else not cutmix:
+        of_labeled = cross_entropies(branches, labeled["pixel_values"])
+        losses += [loss for p, loss in of_labeled.items() if labeled["valid"][p]]
+        count += labeled["valid"].sum().item()
+    logs = CrossPseudoSupervision(cutmix=cutmix, on_labeled=on_labeled)(branches, labeled, unlabeled).logs
+    assert logs["cps_loss"].item() == pytest.approx(sum(losses) / count, rel=1e-5)
+
+
+def test_the_switch_teach_padding_lets_every_pixel_teach():
+    branches = [TinyBranch(1), TinyBranch(2)]
+    labeled, unlabeled = batches()
+    losses = cross_entropies(branches, unlabeled["weak"])
+    objective = CrossPseudoSupervision(cutmix=False, on_labeled=False, teach_padding=True)
+    expected = sum(losses.values()) / len(losses)
+    assert objective(branches, labeled, unlabeled).logs["cps_loss"].item() == pytest.approx(expected, rel=1e-5)
+    skipped = CrossPseudoSupervision(cutmix=False, on_labeled=False)(branches, labeled, unlabeled).logs["cps_loss"]
+    assert abs(skipped - expected) > 1e-3
+
+
+def test_the_switch_cutmix_partner_mixes_an_image_with_another_crop_of_itself():
+    branches = [TinyBranch(1), TinyBranch(2)]
+    labeled, unlabeled = all_batches(("weak", "second_crop", "cutmix_mask"))
+    mask = unlabeled["cutmix_mask"]
+    images = mix(unlabeled["weak"], unlabeled["second_crop"], mask)
+    valid = mix(unlabeled["valid"], unlabeled["second_valid"], mask)
+    losses = [loss for p, loss in cross_entropies(branches, images).items() if valid[p]]
+    objective = CrossPseudoSupervision(cutmix_partner="itself")
+    assert objective.views == ("weak", "second_crop", "cutmix_mask")
+    logs = objective(branches, labeled, unlabeled).logs
+    assert logs["cps_loss"].item() == pytest.approx(sum(losses) / unlabeled["valid"].sum().item(), rel=1e-5)
+
+
+def test_the_switch_loss_divisor_divides_loss_and_gradient():
+    labeled, unlabeled = batches()
+    losses, gradients = [], []
+    for divisor in (1.0, 8.0):
+        branches = [TinyBranch(1), TinyBranch(2)]
+        loss = CrossPseudoSupervision(loss_divisor=divisor)(branches, labeled, unlabeled).loss
+        loss.backward()
+        losses.append(loss.item())
+        gradients.append(branches[0].conv.weight.grad)
+    assert losses[1] == pytest.approx(losses[0] / 8, rel=1e-6)
+    torch.testing.assert_close(gradients[1], gradients[0] / 8)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"cutmix_partner": "other"}, '`cutmix_partner` must be "neighbour" or "itself".*other'),
+        ({"cutmix_partner": "itself", "cutmix": False}, "needs `cutmix=True`"),
+        ({"loss_divisor": 0.0}, "`loss_divisor` must be positive"),
+    ],
+)
+def test_a_bad_switch_is_an_error(options, said):
+    with pytest.raises(ValueError, match=said):
+        CrossPseudoSupervision(**options)

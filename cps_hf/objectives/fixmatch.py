@@ -1,0 +1,87 @@
+"""FixMatch (Sohn et al.; NeurIPS 2020; arXiv 2001.07685), for segmentation as UniMatch's paper sets it up.
+
+The prediction for the weak view, where it is confident, is the label of the strong view, which is CutMixed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from ..losses import IGNORE_INDEX, pixel_cross_entropy, pseudo_label
+from .base import (
+    Objective,
+    ObjectiveOutput,
+    check_not_negative,
+    check_shares,
+    cutmix_view,
+    num_pixels,
+    partner_targets,
+    ramp,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FixMatch(Objective):
+    """L = Ls + weight * Lu (section 2.2, equations 3 and 4).
+
+    Lu is the mean over valid pixels of 1[max p(weak) >= threshold] CE(arg max p(weak), p(strong)).
+
+    Args:
+        weight: of the unlabeled term.
+        confidence_threshold: 0.95 (UniMatch's paper: on VOC; 0 on Cityscapes).
+        cutmix: the probability with which an image is CutMixed, by one box of 2 to 40 % of its area.
+        ramp_up: the share of training over which `weight` grows linearly to its value.
+    """
+
+    weight: float = 1.0
+    confidence_threshold: float = 0.95
+    cutmix: float = 0.5
+    ramp_up: float = 0.0
+
+    citation: ClassVar[str] = """@inproceedings{sohn2020fixmatch,
+  title     = {FixMatch: Simplifying Semi-Supervised Learning with Consistency and Confidence},
+  author    = {Sohn, Kihyuk and Berthelot, David and Li, Chun-Liang and Zhang, Zizhao and Carlini, Nicholas and Cubuk, Ekin D. and Kurakin, Alex and Zhang, Han and Raffel, Colin},
+  booktitle = {Advances in Neural Information Processing Systems (NeurIPS)},
+  year      = {2020}
+}"""  # noqa: E501
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_not_negative(self, "weight")
+        check_shares(self, "confidence_threshold", "cutmix", "ramp_up")
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        return ("weak", "strong", "cutmix_mask")
+
+    @property
+    def cutmix_masks(self) -> dict[str, Any]:
+        return {"boxes": 1, "area": (0.02, 0.4), "probability": self.cutmix}
+
+    def __call__(self, branches, labeled, unlabeled, *, teacher=None, progress=0.0) -> ObjectiveOutput:
+        count = num_pixels(unlabeled, unlabeled["weak"])
+        supervised_loss = unsupervised_loss = taught = 0.0
+        for branch in branches:  # each by itself
+            supervised_loss = supervised_loss + self.supervised_loss(branch(labeled["pixel_values"]), labeled)
+            with torch.no_grad():
+                own = self._pseudo_labels(branch, unlabeled["weak"])
+                partners = partner_targets(unlabeled, own, lambda x, branch=branch: self._pseudo_labels(branch, x))
+            mixed, valid, (labels,) = cutmix_view(unlabeled, "strong", own, partners)
+            unsupervised_loss = unsupervised_loss + pixel_cross_entropy(
+                branch(mixed), labels, valid=valid, count=count
+            )
+            taught = taught + (valid & (labels != IGNORE_INDEX)).sum()
+        return ObjectiveOutput(
+            supervised_loss + self.weight * ramp(progress, ramp_up=self.ramp_up) * unsupervised_loss,
+            {
+                "supervised_loss": supervised_loss.detach(),
+                "unsupervised_loss": unsupervised_loss.detach(),
+                "mask_ratio": taught / (len(branches) * torch.as_tensor(count).clamp(min=1e-9)),
+            },
+        )
+
+    def _pseudo_labels(self, branch, images):
+        return [pseudo_label(branch(images), confidence_threshold=self.confidence_threshold)]

@@ -1,0 +1,63 @@
+"""PseudoSeg (Zou et al.; ICLR 2021; arXiv 2010.09713), without its fusion with a Grad-CAM map.
+
+The prediction for the weakly augmented view, sharpened, is the target of the strongly augmented one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from ..losses import soft_cross_entropy
+from .base import Objective, ObjectiveOutput, check_not_negative, check_shares, num_pixels, ramp, valid_pixels
+
+
+@dataclass(frozen=True, kw_only=True)
+class PseudoSeg(Objective):
+    """L = Ls + weight * CE(sharpen(p(weak)), p(strong)), where sharpen(p) is p^(1/T) over its sum (sections 3.1, 3.2).
+
+    The targets are the decoder's own probabilities: the paper's fusion with a self-attention Grad-CAM map is left out.
+
+    Args:
+        weight: of the unlabeled term.
+        temperature: T; 1: the probabilities as they are, towards 0: one-hot.
+        ramp_up: the share of training over which `weight` grows linearly to its value.
+    """
+
+    weight: float = 1.0
+    temperature: float = 0.5
+    ramp_up: float = 0.0
+
+    citation: ClassVar[str] = """@inproceedings{zou2021pseudoseg,
+  title     = {PseudoSeg: Designing Pseudo Labels for Semantic Segmentation},
+  author    = {Zou, Yuliang and Zhang, Zizhao and Zhang, Han and Li, Chun-Liang and Bian, Xiao and Huang, Jia-Bin and Pfister, Tomas},
+  booktitle = {International Conference on Learning Representations (ICLR)},
+  year      = {2021}
+}"""  # noqa: E501
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_not_negative(self, "weight")
+        check_shares(self, "ramp_up")
+        if self.temperature <= 0:
+            raise ValueError(f"`temperature` must be positive, got {self.temperature}.")
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        return ("weak", "strong")
+
+    def __call__(self, branches, labeled, unlabeled, *, teacher=None, progress=0.0) -> ObjectiveOutput:
+        valid, count = valid_pixels(unlabeled, unlabeled["weak"]), num_pixels(unlabeled, unlabeled["weak"])
+        supervised_loss = unsupervised_loss = 0.0
+        for branch in branches:  # each by itself
+            supervised_loss = supervised_loss + self.supervised_loss(branch(labeled["pixel_values"]), labeled)
+            with torch.no_grad():
+                target = (branch(unlabeled["weak"]).float() / self.temperature).softmax(1)  # p^(1/T), normalised
+            logits = branch(unlabeled["strong"])
+            unsupervised_loss = unsupervised_loss + soft_cross_entropy(logits, target, valid=valid, count=count)
+        return ObjectiveOutput(
+            supervised_loss + self.weight * ramp(progress, ramp_up=self.ramp_up) * unsupervised_loss,
+            {"supervised_loss": supervised_loss.detach(), "unsupervised_loss": unsupervised_loss.detach()},
+        )

@@ -1,0 +1,99 @@
+"""UniMatch (Yang, Qi, Feng, Zhang, Shi; CVPR 2023; arXiv 2208.09910).
+
+FixMatch with two strong views of an image, and with a third stream whose features, not pixels, are perturbed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from ..losses import IGNORE_INDEX, pixel_cross_entropy, pseudo_label
+from .base import (
+    Objective,
+    ObjectiveOutput,
+    check_not_negative,
+    check_shares,
+    cutmix_view,
+    num_pixels,
+    partner_targets,
+    ramp,
+    valid_pixels,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UniMatch(Objective):
+    """L = (Ls + weight * (s1 / 4 + s2 / 4 + fp / 2)) / 2 (section 3.4; its mu and lambda are 0.5).
+
+    s1 and s2 are FixMatch's loss on two strong views with masks of their own; fp is the loss on the weak view with
+    channels of the backbone's feature maps dropped. All three are taught by the prediction for the weak view.
+
+    Args:
+        weight: of the unlabeled terms; the paper's formula has 1.
+        confidence_threshold: 0.95 on VOC, 0 on Cityscapes.
+        cutmix: the probability with which an image is CutMixed, by one box of 2 to 40 % of its area.
+        feature_dropout: the probability with which a channel of the backbone's maps is dropped.
+        ramp_up: the share of training over which `weight` grows linearly to its value.
+    """
+
+    weight: float = 1.0
+    confidence_threshold: float = 0.95
+    cutmix: float = 0.5
+    feature_dropout: float = 0.5
+    ramp_up: float = 0.0
+
+    citation: ClassVar[str] = """@inproceedings{yang2023unimatch,
+  title     = {Revisiting Weak-to-Strong Consistency in Semi-Supervised Semantic Segmentation},
+  author    = {Yang, Lihe and Qi, Lei and Feng, Litong and Zhang, Wayne and Shi, Yinghuan},
+  booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)},
+  year      = {2023}
+}"""
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_not_negative(self, "weight")
+        check_shares(self, "confidence_threshold", "cutmix", "ramp_up")
+        if not 0 <= self.feature_dropout < 1:
+            raise ValueError(f"`feature_dropout` must be in [0, 1), got {self.feature_dropout}.")
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        return ("weak", "strong", "strong_2", "cutmix_mask", "cutmix_mask_2")
+
+    @property
+    def cutmix_masks(self) -> dict[str, Any]:
+        return {"boxes": 1, "area": (0.02, 0.4), "probability": self.cutmix}
+
+    def __call__(self, branches, labeled, unlabeled, *, teacher=None, progress=0.0) -> ObjectiveOutput:
+        weak, count = unlabeled["weak"], num_pixels(unlabeled, unlabeled["weak"])
+        valid = valid_pixels(unlabeled, weak)
+        supervised_loss = strong_loss = feature_loss = taught = 0.0
+        for branch in branches:  # each by itself
+            supervised_loss = supervised_loss + self.supervised_loss(branch(labeled["pixel_values"]), labeled)
+            with torch.no_grad():
+                own = self._pseudo_labels(branch, weak)
+                partners = partner_targets(unlabeled, own, lambda x, branch=branch: self._pseudo_labels(branch, x))
+            for view, mask in (("strong", "cutmix_mask"), ("strong_2", "cutmix_mask_2")):  # s1 and s2
+                mixed, mixed_valid, (labels,) = cutmix_view(unlabeled, view, own, partners, mask=mask)
+                loss = pixel_cross_entropy(branch(mixed), labels, valid=mixed_valid, count=count)
+                strong_loss = strong_loss + loss / 2
+            perturbed = branch(weak, feature_dropout=self.feature_dropout)  # fp
+            feature_loss = feature_loss + pixel_cross_entropy(perturbed, own[0], valid=valid, count=count)
+            taught = taught + (valid & (own[0] != IGNORE_INDEX)).sum()
+        unsupervised_loss = 0.5 * strong_loss + 0.5 * feature_loss
+        factor = self.weight * ramp(progress, ramp_up=self.ramp_up)
+        return ObjectiveOutput(
+            (supervised_loss + factor * unsupervised_loss) / 2,
+            {
+                "supervised_loss": supervised_loss.detach(),
+                "strong_loss": strong_loss.detach(),
+                "feature_loss": feature_loss.detach(),
+                "mask_ratio": taught / (len(branches) * torch.as_tensor(count).clamp(min=1e-9)),
+            },
+        )
+
+    def _pseudo_labels(self, branch, images):
+        return [pseudo_label(branch(images), confidence_threshold=self.confidence_threshold)]

@@ -1,0 +1,87 @@
+"""Cross probability consistency against loops: squared differences of soft-max maps, with constant targets."""
+
+import math
+
+import pytest
+import torch
+from by_hand import C, TinyBranch, batches, log_softmax, pixels, supervised_by_hand
+
+from cps_hf.objectives import CrossProbabilityConsistency
+
+
+def probabilities(branch, image, y, x):
+    return [math.exp(v) for v in log_softmax(branch, image, y, x)]
+
+
+def difference(p, q):
+    return sum((a - b) ** 2 for a, b in zip(p, q, strict=True)) / C
+
+
+@pytest.mark.parametrize("cutmix", [False, True])
+@pytest.mark.parametrize("branches", [2, 3])
+def test_the_loss_is_the_mean_squared_difference_to_the_other_branches_probabilities(cutmix, branches):
+    branches = [TinyBranch(seed) for seed in range(branches)]
+    labeled, unlabeled = batches(("weak", "cutmix_mask"))
+    sets = [(unlabeled["weak"], unlabeled["valid"])]
+    if cutmix:  # a 1x1 convolution sees no neighbour: a mixed pixel's prediction is the source pixel's
+        partner, mask = [1, 0, 3, 2], unlabeled["cutmix_mask"]
+        sets = [
+            (
+                torch.where(mask[:, None], unlabeled["weak"][partner], unlabeled["weak"]),
+                torch.where(mask, unlabeled["valid"][partner], unlabeled["valid"]),
+            )
+        ]
+    else:
+        sets.append((labeled["pixel_values"], labeled["valid"]))
+    count = unlabeled["valid"].sum().item() + (0 if cutmix else labeled["valid"].sum().item())
+    total = 0.0
+    for images, valid in sets:
+        for i, y, x in pixels(images):
+            if valid[i, y, x]:
+                p = [probabilities(branch, images[i], y, x) for branch in branches]
+                total += sum(difference(a, b) for a in p for b in p if a is not b) / (len(branches) - 1)
+    out = CrossProbabilityConsistency(weight=30.0, cutmix=cutmix)(branches, labeled, unlabeled)
+    assert out.logs["cpc_loss"].item() == pytest.approx(total / count, rel=1e-4)
+    expected = supervised_by_hand(branches, labeled) + 30 * total / count
+    assert out.loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_without_cutmix_the_gradient_is_that_of_the_plain_squared_difference():
+    """d/dp1 of (p1 - sg p2)^2 + (p2 - sg p1)^2 is that of (p1 - p2)^2: stopping the gradient loses nothing."""
+    labeled, unlabeled = batches()
+    labeled["labels"].fill_(255)
+    branches, reference = [TinyBranch(1), TinyBranch(2)], [TinyBranch(1), TinyBranch(2)]
+    CrossProbabilityConsistency(weight=1.0)(branches, labeled, unlabeled).loss.backward()
+    images = torch.cat([labeled["pixel_values"], unlabeled["weak"]])
+    valid = torch.cat([labeled["valid"], unlabeled["valid"]])
+    p1, p2 = (branch(images).softmax(1) for branch in reference)
+    ((p1 - p2).square().mean(1) * valid).sum().div(valid.sum()).backward()
+    for branch, plain in zip(branches, reference, strict=True):
+        torch.testing.assert_close(branch.conv.weight.grad, plain.conv.weight.grad)
+
+
+def test_with_cutmix_the_targets_get_no_gradient():
+    labeled, unlabeled = batches(("weak", "cutmix_mask"))
+    branches = [TinyBranch(1), TinyBranch(2)]
+    CrossProbabilityConsistency(cutmix=True)(branches, labeled, unlabeled).loss.backward()
+    for branch in branches:
+        assert sorted(branch.calls) == [(2, True, 0.0), (4, False, 0.0), (4, True, 0.0)]
+
+
+def test_identical_branches_have_no_loss_and_agree():
+    labeled, unlabeled = batches()
+    logs = CrossProbabilityConsistency()([TinyBranch(1), TinyBranch(1)], labeled, unlabeled).logs
+    assert logs["cpc_loss"].item() == 0 and logs["agreement"].item() == pytest.approx(1.0)
+
+
+def test_the_weight_grows_over_the_ramp_up():
+    labeled, unlabeled = batches()
+    branches = [TinyBranch(1), TinyBranch(2)]
+    out = CrossProbabilityConsistency(ramp_up=0.4)(branches, labeled, unlabeled, progress=torch.tensor(0.1))
+    torch.testing.assert_close(out.loss.detach(), out.logs["supervised_loss"] + 25 * out.logs["cpc_loss"])
+
+
+@pytest.mark.parametrize(("field", "value"), [("weight", -1.0), ("ramp_up", 2.0)])
+def test_a_bad_hyper_parameter_is_named(field, value):
+    with pytest.raises(ValueError, match=f"`{field}`.*{value}"):
+        CrossProbabilityConsistency(**{field: value})

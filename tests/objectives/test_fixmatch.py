@@ -1,0 +1,90 @@
+"""FixMatch against loops: confident predictions for the weak view label the CutMixed strong view."""
+
+import math
+
+import pytest
+import torch
+from by_hand import TinyBranch, arg_max, batches, log_softmax, pixels, supervised_by_hand
+
+from cps_hf.cutmix import draw_cutmix_masks
+from cps_hf.objectives import FixMatch
+
+VIEWS = ("weak", "strong", "cutmix_mask")
+
+
+def by_hand(branch, unlabeled, threshold, *, view="strong", mask="cutmix_mask", partner=(1, 0, 3, 2)):
+    """(the sum of the losses over taught pixels, their number)."""
+    total, taught = 0.0, 0
+    for i, y, x in pixels(unlabeled[mask]):
+        source = partner[i] if unlabeled[mask][i, y, x] else i
+        if not unlabeled["valid"][source, y, x]:
+            continue
+        weak = log_softmax(branch, unlabeled["weak"][source], y, x)
+        if math.exp(max(weak)) >= threshold:
+            total -= log_softmax(branch, unlabeled[view][source], y, x)[arg_max(weak)]
+            taught += 1
+    return total, taught
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.5, 0.7])
+def test_the_loss_is_the_cross_entropy_where_the_weak_view_is_confident(threshold):
+    branches = [TinyBranch(1), TinyBranch(2)]  # each by itself
+    labeled, unlabeled = batches(VIEWS)
+    sums = [by_hand(branch, unlabeled, threshold) for branch in branches]
+    count = unlabeled["valid"].sum().item()
+    out = FixMatch(weight=3.0, confidence_threshold=threshold)(branches, labeled, unlabeled)
+    mean = sum(total for total, _ in sums) / count
+    assert out.logs["unsupervised_loss"].item() == pytest.approx(mean, rel=1e-5)
+    assert out.logs["mask_ratio"].item() == pytest.approx(sum(taught for _, taught in sums) / (2 * count), rel=1e-5)
+    assert out.loss.item() == pytest.approx(supervised_by_hand(branches, labeled) + 3 * mean, rel=1e-5)
+
+
+def test_partners_that_an_odd_batch_brings_along_are_used():
+    branch = TinyBranch(1)
+    labeled, whole = batches(VIEWS)
+    odd = {name: value[:3] for name, value in whole.items()}
+    for name in ("weak", "strong", "valid"):
+        odd[f"partner_{name}"] = whole[name][[1, 0, 3]]
+    cut = {**whole, "cutmix_mask": whole["cutmix_mask"][:3]}
+    total, _ = by_hand(branch, cut, 0.4)
+    logs = FixMatch(confidence_threshold=0.4)([branch], labeled, odd).logs
+    assert logs["unsupervised_loss"].item() == pytest.approx(total / odd["valid"].sum().item(), rel=1e-5)
+
+
+def test_nothing_is_taught_at_threshold_one_and_the_gradient_is_the_labeled_one():
+    branch, reference = TinyBranch(1), TinyBranch(1)
+    labeled, unlabeled = batches(VIEWS)
+    out = FixMatch(confidence_threshold=1.0)([branch], labeled, unlabeled)
+    out.loss.backward()
+    assert out.logs["unsupervised_loss"] == 0 and out.logs["mask_ratio"] == 0
+    torch.nn.functional.cross_entropy(
+        reference(labeled["pixel_values"]), labeled["labels"], ignore_index=255
+    ).backward()
+    torch.testing.assert_close(branch.conv.weight.grad, reference.conv.weight.grad)
+
+
+def test_the_weak_view_is_predicted_without_gradient():
+    branch = TinyBranch(1)
+    labeled, unlabeled = batches(VIEWS)
+    FixMatch()([branch], labeled, unlabeled)
+    assert sorted(branch.calls) == [(2, True, 0.0), (4, False, 0.0), (4, True, 0.0)]
+
+
+def test_cutmix_is_one_box_of_two_to_forty_percent_in_the_given_share_of_images():
+    generator = torch.Generator().manual_seed(0)
+    masks = draw_cutmix_masks(2000, 64, 80, generator=generator, **FixMatch(cutmix=0.3).cutmix_masks)
+    areas = masks.float().mean((1, 2))
+    assert (areas > 0).float().mean().item() == pytest.approx(0.3, abs=0.04)
+    drawn = areas[areas > 0]
+    assert 0.015 < drawn.min() and drawn.max() < 0.41
+    for mask in masks[areas > 0][:50]:  # a single box fills its bounding box
+        rows, columns = mask.any(1).sum(), mask.any(0).sum()
+        assert mask.sum() == rows * columns
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("weight", -1.0), ("confidence_threshold", 1.1), ("cutmix", 2.0), ("ramp_up", -0.5)]
+)
+def test_a_bad_hyper_parameter_is_named(field, value):
+    with pytest.raises(ValueError, match=f"`{field}`.*{value}"):
+        FixMatch(**{field: value})
