@@ -92,10 +92,12 @@ def build_models(
         ValueError: too few for the objective, another class count than the labels', or a crop or batch that a model
             cannot take.
     """
+    # A teacher is beside one branch: a single id or configuration is not used twice then.
+    alone = objective.teacher and args.num_branches is None and not isinstance(models, list | tuple)
     built = building.build_branches(
         models,
         id2label=id2label if not _holds_models(models) else None,
-        num_branches=1 if objective.teacher and args.num_branches is None else args.num_branches,
+        num_branches=1 if alone else args.num_branches,
         seed=args.seed,
         reinit_heads=args.reinit_heads,
         backbone=args.backbone,

@@ -227,3 +227,46 @@ def test_rows_without_ids_are_numbered(sets):
     assert batch["ids"] == ["a row without an id"] * 7
     (batch,) = take(stream(sets["map"].remove_columns("id").to_iterable_dataset(), batch=7), 1)
     assert sorted(name[-5:] for name in batch["ids"]) == [f"{i}.png" for i in range(7)]
+
+
+@pytest.mark.parametrize("kind", ["map", "stream"])
+def test_an_odd_batch_brings_the_partners_of_every_view_along(sets, kind):
+    views = ("weak", "strong", "strong_2", "cutmix_mask")
+    single = take(stream(sets[kind], batch=1, views=views), 20)
+    odd = take(stream(sets[kind], batch=3, views=views), 6)
+    positions = torch.arange(18) ^ 1
+    for view in ("weak", "strong", "strong_2"):
+        alone = torch.cat([b[view] for b in single])
+        assert torch.equal(torch.cat([b[f"partner_{view}"] for b in odd]), alone[positions])
+
+
+def test_a_second_crop_is_of_the_same_image_at_another_place(sets):
+    for batch in take(stream(sets["map"], batch=2, views=("weak", "second_crop", "cutmix_mask")), 4):
+        assert batch["second_crop"].shape == batch["weak"].shape and batch["second_valid"].dtype == torch.bool
+        assert not torch.equal(batch["second_crop"], batch["weak"])
+    # The other views stay as they are without it.
+    plain = take(stream(sets["map"], batch=2, views=("weak",)), 1)[0]
+    both = take(stream(sets["map"], batch=2, views=("weak", "second_crop")), 1)[0]
+    assert torch.equal(plain["weak"], both["weak"])
+
+
+def test_masks_are_drawn_as_the_objective_says(sets):
+    never = take(stream(sets["map"], batch=2, cutmix_masks={"boxes": 1, "probability": 0.0}), 8)
+    assert not any(batch["cutmix_mask"].any() for batch in never)
+    small = take(stream(sets["map"], batch=2, cutmix_masks={"boxes": 1, "area": (0.05, 0.06)}), 8)
+    shares = torch.cat([batch["cutmix_mask"].float().mean((1, 2)) for batch in small])
+    assert 0.02 < shares.min() and shares.max() < 0.09
+
+
+@pytest.mark.parametrize("kind", ["map", "stream"])
+@pytest.mark.parametrize("buffer", [4, 100])
+def test_without_reshuffling_each_pass_has_the_first_ones_order_and_fresh_crops(sets, kind, buffer):
+    options = {"batch": 1, "shuffle_buffer_size": buffer}
+    batches = take(stream(sets[kind], reshuffle=False, **options), 21)
+    ids = [batch["ids"][0] for batch in batches]
+    assert ids[:7] == ids[7:14] == ids[14:]
+    assert any(not torch.equal(batches[i]["weak"], batches[i + 7]["weak"]) for i in range(7))
+    fresh = [batch["ids"][0] for batch in take(stream(sets[kind], **options), 21)]
+    assert fresh[:7] == ids[:7] and fresh[7:14] != ids[:7]
+    resumed = take(stream(sets[kind], reshuffle=False, start=10, length=7, **options), 5)
+    same(resumed, batches[10:15])
