@@ -7,7 +7,9 @@ A branch starts from as much pretrained weight as there is, and no two branches 
 - a whole checkpoint with the same classes: kept as it is (`reinit_heads=True` draws the heads anew);
 - a whole checkpoint with other classes: kept but for the weights whose shapes differ.
 
-Which of these happened is logged, one message a branch, by the logger "cps_hf".
+Heads are drawn by kaiming normal (fan-in, relu), those without norm layers by torch's default (see drawing.py), also
+where the rest is drawn by the library from a configuration. Which of these happened is logged, one message a branch,
+by the logger "cps_hf".
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSemanticSegmentation, PreTrainedConfig, PreTrainedModel
 
 from .backbones import backbone_of, load_backbone_weights
-from .drawing import branch_seed, draw_weights
+from .drawing import branch_seed, draw_weights, head_has_norms
 from .preparation import (
     check_input_size,
     check_train_batch,
@@ -200,19 +202,23 @@ def _build(source, index, seed, id2label, weights, reinit_heads, options, build)
     config = _adapted_config(source, id2label, options)
     with torch.random.fork_rng(devices=[]):  # nobody else's random numbers move
         torch.default_generator.manual_seed(generator_seed)
-        if isinstance(source, PreTrainedConfig) or not _has_weights(source):
-            model, said = _from_config(config, options, build), f"everything drawn (seed {seed}, branch {index})"
-            to_draw = set()
+        from_config = isinstance(source, PreTrainedConfig) or not _has_weights(source)
+        if from_config:
+            model, said = _from_config(config, options, build), "everything drawn"
+            to_draw = set() if head_has_norms(model) else _head_parameters(model)
         else:
             model, to_draw, said = _from_checkpoint(source, config, options, build)
         if weights is not None:
             load_backbone_weights(model, weights)
             said = f"backbone from {weights}"
         if weights is not None or reinit_heads:
-            to_draw = {name for name, _ in model.named_parameters()} - _backbone_parameters(model)
-            said += f", head drawn (seed {seed}, branch {index})"
-        elif to_draw:
-            said += f", drawn (seed {seed}, branch {index}) were {_listed(to_draw)}"
+            to_draw = _head_parameters(model)
+        if to_draw:
+            rule = "kaiming normal" if head_has_norms(model) else "torch's default, as it has no norm layers"
+            drawn = "head" if to_draw == _head_parameters(model) else _listed(to_draw)
+            said += f", {drawn} drawn by {rule}"
+        if to_draw or from_config:
+            said += f" (seed {seed}, branch {index})"
         draw_weights(model, to_draw)
     return model.train(), said
 
@@ -362,6 +368,10 @@ def _from_checkpoint(source, config: PreTrainedConfig, options: dict, build: dic
 def _backbone_parameters(model: PreTrainedModel) -> set[str]:
     inside = {id(parameter) for parameter in backbone_of(model).parameters()}
     return {name for name, parameter in model.named_parameters() if id(parameter) in inside}
+
+
+def _head_parameters(model: PreTrainedModel) -> set[str]:
+    return {name for name, _ in model.named_parameters()} - _backbone_parameters(model)
 
 
 def _check_same_classes(branches: Sequence[PreTrainedModel], id2label: dict[int, str] | None) -> None:

@@ -8,10 +8,21 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from .backbones import backbone_of
+
+NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
+
 
 def branch_seed(seed: int, index: int) -> int:
     """The seed of what branch `index` draws: another one for each pair, the same on every machine."""
     return random.Random(f"cps_hf branch {seed} {index}").getrandbits(63)
+
+
+def head_has_norms(model: PreTrainedModel) -> bool:
+    """Whether there is a norm layer outside the backbone: it gives logits of a sane scale whatever the weights."""
+    inside = set(backbone_of(model).modules())
+    outside = [module for module in model.modules() if module not in inside]
+    return any(isinstance(module, NORMS) or type(module).__name__.endswith("Norm") for module in outside)
 
 
 @torch.no_grad()
@@ -20,12 +31,20 @@ def draw_weights(model: PreTrainedModel, names: set[str]) -> None:
 
     Convolutions: kaiming normal, fan-in, relu, their biases by torch's default; norms: weight 1, bias 0 (as the CPS
     release initialises its heads). All else by the model's own rule.
+
+    In a head without norm layers (Tipsv2Dpt's) convolutions, transposed ones and linear layers are drawn by torch's
+    default instead: kaiming normal keeps the variance through every layer, so a deep stack's residual sums grow it. A
+    DPT head on DINOv2 would start with logits of a deviation in the hundreds; by torch's default it is below 0.1.
     """
+    plain = not head_has_norms(model)
+    in_backbone = set(backbone_of(model).modules())
     for prefix, module in model.named_modules():
         own = {key: p for key, p in module.named_parameters(recurse=False) if f"{prefix}.{key}".lstrip(".") in names}
         if not own:
             continue
-        if isinstance(module, nn.Conv2d):
+        if plain and module not in in_backbone and isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)):
+            _draw_by_torchs_default(module, own)
+        elif isinstance(module, nn.Conv2d):
             if "weight" in own:
                 nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
             if "bias" in own:
@@ -40,3 +59,10 @@ def draw_weights(model: PreTrainedModel, names: set[str]) -> None:
             for parameter in own.values():
                 parameter._is_hf_initialized = False  # the library's draws pass over tensors with this flag
             model._init_weights(module)
+
+
+def _draw_by_torchs_default(module: nn.Module, own: dict[str, nn.Parameter]) -> None:
+    kept = {key: p.clone() for key, p in module.named_parameters(recurse=False) if key not in own}
+    module.reset_parameters()
+    for key, tensor in kept.items():
+        getattr(module, key).copy_(tensor)

@@ -228,7 +228,7 @@ def test_a_whole_checkpoint_is_kept_or_its_head_drawn_anew_on_demand(tmp_path, c
                 assert not torch.equal(parameter, other.decode_head.get_parameter(name)), name
     messages = said(caplog)
     assert messages[0].endswith(f"all weights from {tmp_path}.")
-    assert messages[3].endswith("head drawn (seed 0, branch 1).")
+    assert messages[3].endswith("head drawn by kaiming normal (seed 0, branch 1).")
 
 
 def test_other_classes_replace_only_the_weights_that_do_not_fit_and_say_which(tmp_path, caplog):
@@ -307,7 +307,7 @@ def test_both_branches_share_a_backbone_of_transformers(tmp_path):
     )
 
 
-def test_dinov2_weights_fit_the_dpt_head_on_a_backbone_without_registers(tmp_path):
+def test_dinov2_weights_fit_the_dpt_head_on_a_backbone_without_registers(tmp_path, caplog):
     vit = {"image_size": 56, "patch_size": 14, "hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2}
     source = Dinov2Model(Dinov2Config(**vit))
     source.save_pretrained(tmp_path)
@@ -316,8 +316,24 @@ def test_dinov2_weights_fit_the_dpt_head_on_a_backbone_without_registers(tmp_pat
     )
     dpt = {"backbone_config": backbone, "neck_hidden_sizes": [8] * 4, "fusion_hidden_size": 16}
     config = AutoConfig.for_model("tipsv2_dpt", **dpt)
-    a, b = build_branches(config, backbone=tmp_path, id2label=NAMES)
-    assert Branch(a)(torch.randn(1, 3, 56, 84)).shape == (1, 3, 56, 84) and same(a, b, "backbone.") is True
+    with caplog.at_level(logging.INFO, logger="cps_hf"):
+        a, b = build_branches(config, backbone=tmp_path, id2label=NAMES)
+    logits = Branch(a)(torch.randn(1, 3, 56, 84))
+    assert logits.shape == (1, 3, 56, 84) and same(a, b, "backbone.") is True
+    # a head without norm layers starts as torch starts layers: uniform in +-1 / sqrt(fan-in)
+    weight = a.neck.convs[3].weight
+    bound = weight[0].numel() ** -0.5
+    assert weight.abs().max() <= bound and weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.1)
+    assert logits.std() < 1 and not torch.equal(weight, b.neck.convs[3].weight)
+    assert "head drawn by torch's default, as it has no norm layers (seed 0, branch 1)." in said(caplog)[1]
+    caplog.clear()
+    with caplog.at_level(logging.INFO, logger="cps_hf"):
+        drawn = build_branches(config, num_branches=1)[0]
+    assert drawn.neck.convs[3].weight.abs().max() <= bound  # from a configuration too
+    assert said(caplog) == [
+        "branch 0, Tipsv2DptForSemanticSegmentation: everything drawn, head drawn by torch's default, as it has no "
+        "norm layers (seed 0, branch 0)."
+    ]
     images = torch.randn(1, 3, 56, 56)  # at other sizes the two resize the position embeddings a little differently
     features = a.backbone.eval()(images).feature_maps[-1]
     assert torch.allclose(features, source.eval()(images).last_hidden_state, atol=1e-4)
