@@ -100,7 +100,7 @@ def build_models(
         num_branches=1 if alone else args.num_branches,
         seed=args.seed,
         reinit_heads=args.reinit_heads,
-        backbone=args.backbone,
+        backbone=_backbones(args),
         trust_remote_code=args.trust_remote_code,
         dtype=getattr(torch, args.dtype),
         attn_implementation=args.attn_implementation,
@@ -132,6 +132,12 @@ def build_models(
             logger.info("branch %d: frozen, since the logits do not depend on them: %s.", index, ", ".join(unused))
         model.train()
     return built
+
+
+def _backbones(args: CPSConfig) -> str | list[str | None] | None:
+    if isinstance(args.backbone, list):
+        return [args.backbone_source(index) for index in range(len(args.backbone))]
+    return args.backbone_source(0)
 
 
 def _holds_models(models) -> bool:

@@ -57,7 +57,8 @@ class CPSConfig:
     Models (when they are given as an id, a path or a config)
         num_branches: how many, where one id or config is given; none: two.
         reinit_heads: draw the decode heads anew, also when the checkpoint has them.
-        backbone: weights for the backbones of all branches: a folder of a transformers backbone, or a timm file.
+        backbone: weights for the backbones: a Hub id, a folder of a transformers backbone, a timm name or file; for
+            all branches, or one a branch, "none" for a branch that gets none.
         dtype: of the parameters: "float32", "bfloat16" or "float16"; `mixed_precision` is usually what you want.
         attn_implementation: "eager", "sdpa" or "flash_attention_2"; none: the library's choice.
         trust_remote_code: run code that comes with a checkpoint.
@@ -141,7 +142,7 @@ class CPSConfig:
 
     num_branches: int | None = None
     reinit_heads: bool = False
-    backbone: str | None = None
+    backbone: str | list[str] | None = None
     dtype: str = "float32"
     attn_implementation: str | None = None
     trust_remote_code: bool = False
@@ -204,12 +205,20 @@ class CPSConfig:
         if min(self.image_std) <= 0:
             raise ValueError(f"`image_std` must be positive, got {self.image_std}.")
 
+        if isinstance(self.backbone, list | tuple):
+            self.backbone = ["none" if entry is None else entry for entry in self.backbone]
+
     # What transformers' callbacks (DefaultFlowCallback, EarlyStoppingCallback, a user's own) read from their `args`.
 
     logging_strategy = eval_strategy = save_strategy = "steps"
     eval_delay = 0
     greater_is_better = True
     load_best_model_at_end = False
+
+    def backbone_source(self, index: int) -> str | None:
+        """The weights that the backbone of branch `index` starts with; None: those that its model has."""
+        source = self.backbone[index] if isinstance(self.backbone, list) else self.backbone
+        return None if source == "none" else source
 
     @property
     def unlabeled_batch_size(self) -> int:

@@ -53,7 +53,8 @@ def card_facts(trainer: Any, branch: str, directory: str) -> dict[str, Any]:
         directory: the name of the folder that the card will lie in.
     """
     args, model = trainer.args, trainer.network(branch.removeprefix("branch_")).model
-    source = getattr(model.config, "_name_or_path", "") or None
+    index = int(branch.removeprefix("branch_")) if branch != "teacher" else 0
+    source = getattr(model.config, "_name_or_path", "") or args.backbone_source(index)
     settings = {name: getattr(args, name) for name in _SETTINGS_IN_CARD if getattr(args, name) not in (None, {}, [])}
     return {
         "model_name": directory if directory != "best" else f"{Path(args.output_dir).name}-best",

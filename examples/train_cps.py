@@ -67,7 +67,6 @@ class TrainArguments(CPSConfig):
         streaming: read the data set as a stream; then `data_root` is all labeled and needs `unlabeled_root`.
         models: one or more Hub ids, folders or config.json files (a path in a YAML file may be relative to it); none:
             a small UperNet-ResNet, from scratch.
-        backbone: weights for the backbones: a Hub id, a folder or a timm file for all branches, or one a branch.
         smoke: the same objective, schedule and model family at toy size on drawn data, for a handful of steps.
     """
 
@@ -81,7 +80,6 @@ class TrainArguments(CPSConfig):
     unlabeled_root: str | None = None
     streaming: bool = False
     models: list[str] = field(default_factory=list)
-    backbone: str | list[str] | None = None
     smoke: bool = False
 
     def __post_init__(self):

@@ -9,10 +9,11 @@ import pytest
 import torch
 import yaml
 from toy import ID2LABEL, NAMES, run_python, tiny_upernet, toy_models, write_world
-from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers import EarlyStoppingCallback, ResNetModel, TrainerCallback
 
 from cps_hf.config import CPSConfig
 from cps_hf.objectives import CrossPseudoSupervision, ObjectiveOutput, Supervised
+from cps_hf.results import card_facts
 from cps_hf.trainer import CPSTrainer
 
 SIZES = [(40, 56), (56, 40), (48, 48), (37, 61), (64, 33)]
@@ -327,6 +328,27 @@ def test_models_of_different_architectures_train_each_other(world, tmp_path):
     results = trainer.train()
     assert [type(m).__name__[:4] for m in trainer.models] == ["Segf", "Uper"] and results["steps"] == 4
     assert {m.config.id2label[1] for m in trainer.models} == {"disc"}
+
+
+def test_backbone_weights_are_for_all_branches_or_one_a_branch(world, tmp_path):
+    source = ResNetModel(tiny_upernet().backbone_config)
+    source.save_pretrained(tmp_path / "resnet")
+    stem, path = source.embedder.embedder.convolution.weight, str(tmp_path / "resnet")
+
+    def starts(backbone):
+        models = trainer_for(world, tmp_path, tiny_upernet(), backbone=backbone).models
+        return [torch.equal(model.backbone.embedder.embedder.convolution.weight, stem) for model in models]
+
+    assert starts(path) == [True, True]
+    assert starts([path, "none"]) == [True, False]
+    assert starts(["none", path]) == starts([None, path]) == [False, True]
+    assert starts(None) == starts("none") == [False, False]
+    trainer = trainer_for(world, tmp_path, tiny_upernet(), backbone=["none", path])
+    trainer.args.backbone = ["none", "some/backbone"]  # the card names what is on the Hub
+    bases = [card_facts(trainer, name, "x")["base_model"] for name in ("branch_0", "branch_1")]
+    assert bases == [None, "some/backbone"]
+    with pytest.raises(ValueError, match='`backbone` has 1 entries for 2 branches: one for each, "none" for none'):
+        starts([path])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -249,7 +249,9 @@ def _one_backbone_a_branch(backbone, count: int) -> list[str | PathLike | None]:
     if backbone is None or isinstance(backbone, (str, PathLike)):
         return [backbone] * count
     if len(backbone) != count:
-        raise ValueError(f"`backbone` has {len(backbone)} entries for {count} branches: one for each, None for none.")
+        raise ValueError(
+            f'`backbone` has {len(backbone)} entries for {count} branches: one for each, "none" for none.'
+        )
     return list(backbone)
 
 
