@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .config import CPSConfig
 from .data.streams import EvaluationStream
 from .data.transforms import normalize
-from .inference import predict_logits
+from .inference import add_probabilities, class_ids, predict_logits
 from .metrics.mean_iou import MeanIoU
 
 Samples = list[dict[str, Any]]
@@ -41,6 +41,7 @@ class Judge:
     ):
         self.branches, self.teacher, self.args, self.accelerator = branches, teacher, args, accelerator
         self.num_labels, self.device = num_labels, accelerator.device
+        self.confusion_matrices: dict[str, Tensor] = {}  # of the newest scores, by row; over all processes
         self.mean, self.std = (torch.tensor(v, device=self.device) for v in (args.image_mean, args.image_std))
         self.options: dict[str, Any] = {"mode": args.eval_mode}
         if args.eval_mode == "sliding":
@@ -61,17 +62,18 @@ class Judge:
         with self.accelerator.autocast(), evaluating([*rows.values()]):
             for group, images in self._batches(self.stream(dataset)):
                 labels = torch.stack([s["label"] for s in group]).to(self.device)
-                mean_probs = 0
+                probs = None  # summed over the branches
                 for name, network in rows.items():
                     logits = self.logits(network, images)
-                    metrics[name].add_batch(predictions=logits.argmax(1), references=labels)
+                    metrics[name].add_batch(predictions=class_ids(logits), references=labels)
                     if "mean" in metrics and name != "teacher":
-                        mean_probs = mean_probs + logits.softmax(1)
+                        probs = add_probabilities(probs, logits)
+                    del logits  # before the next network makes its own
                 if "mean" in metrics:
-                    metrics["mean"].add_batch(predictions=mean_probs.argmax(1), references=labels)
+                    metrics["mean"].add_batch(predictions=class_ids(probs), references=labels)
         found = {}
         for name, metric in metrics.items():
-            metric.confusion_matrix = self._sum(metric.confusion_matrix)
+            metric.confusion_matrix = self.confusion_matrices[name] = self._sum(metric.confusion_matrix)
             found[name] = plain(metric.compute())
         return found
 
@@ -98,8 +100,10 @@ class Judge:
         samples = self.stream(dataset, name="dataset", with_label=False)
         for group, images in self._batches(samples):
             with self.accelerator.autocast(), evaluating(networks):  # not held while the caller has the turn
-                probs = sum(self.logits(network, images).softmax(1) for network in networks)
-            for sample, prediction in zip(group, probs.argmax(1), strict=True):
+                probs = None
+                for network in networks:
+                    probs = add_probabilities(probs, self.logits(network, images))
+            for sample, prediction in zip(group, class_ids(probs), strict=True):
                 yield sample["id"], prediction.to(torch.uint8).cpu()
 
     def check_first_batch(self, dataset) -> None:

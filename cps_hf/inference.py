@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 LogitsFn = Callable[[Tensor], Tensor]
+STRIP = 64  # rows that are worked on at a time, where copies of whole maps would cost memory
 
 
 def as_logits_fn(model: nn.Module) -> LogitsFn:
@@ -26,8 +27,9 @@ def as_logits_fn(model: nn.Module) -> LogitsFn:
 @torch.no_grad()
 def predict_logits(
     logits_fn: LogitsFn | Sequence[LogitsFn],
-    pixel_values: Tensor,
+    pixel_values: Tensor | Sequence[Tensor],
     *,
+    target_size: tuple[int, int] | None = None,
     mode: str = "whole",
     crop_size: tuple[int, int] | None = None,
     stride: tuple[int, int] | None = None,
@@ -39,73 +41,101 @@ def predict_logits(
     """Logits (B, C, H, W) of normalised images (B, 3, H, W).
 
     One network, one scale and no flip: its logits as they are. Else the soft-max maps of all passes are averaged, each
-    at the images' size, and their logarithm comes back (whose soft-max is the mean again).
+    at the maps' size, and their logarithm comes back (whose soft-max is the mean again).
+
+    Beside what the network itself needs, memory holds the images, one set of full-size maps, and with "sliding" the
+    rows of one window, whatever the options (benchmarks/inference_memory.py).
 
     Args:
         logits_fn: one callable, or several.
+        pixel_values: the images; or, for several callables, the same images once for each, when their image processors
+            differ.
+        target_size: (height, width) of the maps, e.g. the label's. None: the (first) images' size.
         mode: "whole", or "sliding": windows of `crop_size` every `stride` pixels, the last ones shifted so that they
             end with the image. An image smaller than the window is padded with zeros (the mean colour) on all sides,
             as the CPS release pads it, and as training pads its crops.
         crop_size, stride: (height, width) in pixels; for "sliding". They stay the same at every scale.
         average: divide summed logits by how many windows saw a pixel. False: sum them, as the CPS release does.
-        window_batch_size: windows a forward pass, the images of the batch counted together.
+        window_batch_size: windows a forward pass: those that start at one row, the images of the batch together.
         scales: factors of height and width at which the images are predicted.
         flip: also predict the mirrored images.
 
     Raises:
-        ValueError: a mode that does not exist, windows that would leave gaps, no scale, or a callable that does not
-            return logits of the size of its input.
+        ValueError: a mode that does not exist, windows that would leave gaps, no scale, networks that differ in their
+            classes, or a callable that does not return logits of the size of its input.
     """
     networks = list(logits_fn) if isinstance(logits_fn, Sequence | nn.ModuleList) else [logits_fn]
-    _check_options(networks, mode, crop_size, stride, window_batch_size, scales)
+    inputs = [pixel_values] * len(networks) if isinstance(pixel_values, Tensor) else list(pixel_values)
+    _check_options(networks, inputs, target_size, mode, crop_size, stride, window_batch_size, scales)
+    size = tuple(inputs[0].shape[-2:] if target_size is None else target_size)
+    alone = len(networks) == 1 and tuple(scales) == (1.0,) and not flip
+    if alone and mode == "whole" and tuple(inputs[0].shape[-2:]) == size:
+        return _logits(networks[0], inputs[0])
 
-    def at_one_size(network: LogitsFn, images: Tensor) -> Tensor:
-        if mode == "whole":
-            return _logits(network, images)
-        return _slide(network, images, crop_size, stride, average, window_batch_size)
-
-    if len(networks) == 1 and tuple(scales) == (1.0,) and not flip:
-        return at_one_size(networks[0], pixel_values)
-    probs, count = None, 0
-    for images, mirrored in _versions(pixel_values, scales, flip):
-        for network in networks:
-            logits = at_one_size(network, images)
-            logits = logits.flip(-1) if mirrored else logits
-            if logits.shape[-2:] != pixel_values.shape[-2:]:
-                logits = F.interpolate(logits, size=pixel_values.shape[-2:], mode="bilinear", align_corners=False)
-            more = logits.float().softmax(1)
-            probs = more if probs is None else probs.add_(more)
-            count += 1
+    maps, passes = None, 0
+    for network, own_input in zip(networks, inputs, strict=True):
+        for images, mirrored in _versions(own_input, scales, flip):
+            if mode == "whole":
+                strips = iter(_logits(network, images).split(STRIP, dim=2))
+            else:
+                strips = _slide(network, images, crop_size, stride, average, window_batch_size)
+            for rows, logits in _resized(strips, images.shape[-2], size):
+                logits = logits.flip(-1) if mirrored else logits
+                if maps is None:
+                    dtype = logits.dtype if alone else torch.float32
+                    maps = logits.new_zeros((*logits.shape[:2], *size), dtype=dtype)
+                if logits.shape[1] != maps.shape[1]:
+                    raise ValueError(f"The networks differ: {maps.shape[1]} and {logits.shape[1]} classes.")
+                maps[:, :, rows] += logits if alone else logits.float().softmax(1)
+            passes += 1
+    if alone:
+        return maps
     # A probability that is zero in float32 must not become -inf: resizing would make NaN of it.
-    return probs.div_(count).clamp_min_(torch.finfo(probs.dtype).tiny).log_()
+    return maps.div_(passes).clamp_min_(torch.finfo(maps.dtype).tiny).log_()
 
 
 def predict(
-    logits_fn: LogitsFn | Sequence[LogitsFn],
-    pixel_values: Tensor,
-    *,
-    target_size: tuple[int, int] | None = None,
-    **options: Any,
+    logits_fn: LogitsFn | Sequence[LogitsFn], pixel_values: Tensor | Sequence[Tensor], **options: Any
 ) -> Tensor:
     """Class ids, long (B, H, W), of normalised images (B, 3, H, W).
 
     Args:
-        target_size: (height, width) of the maps, e.g. the label's; logits are resized to it before the arg max, one
-            image at a time. None: the images' size.
-        options: those of `predict_logits`.
+        options: those of `predict_logits`; logits are resized to its `target_size` before the arg max.
     """
-    logits = predict_logits(logits_fn, pixel_values, **options)
-    if target_size is None or tuple(target_size) == tuple(logits.shape[-2:]):
-        return logits.argmax(1)
-    resized = (
-        F.interpolate(one[None], size=tuple(target_size), mode="bilinear", align_corners=False) for one in logits
-    )
-    return torch.cat([one.argmax(1) for one in resized])
+    return class_ids(predict_logits(logits_fn, pixel_values, **options))
 
 
-def _check_options(networks, mode, crop_size, stride, window_batch_size, scales) -> None:
+def class_ids(logits: Tensor) -> Tensor:
+    """The arg max over classes, long (B, H, W), of logits or probabilities (B, C, H, W), some rows at a time."""
+    ids = torch.empty((logits.shape[0], *logits.shape[2:]), dtype=torch.long, device=logits.device)
+    for target, rows in zip(ids.split(STRIP, dim=1), logits.split(STRIP, dim=2), strict=True):
+        target.copy_(rows.argmax(1))
+    return ids
+
+
+@torch.no_grad()
+def add_probabilities(total: Tensor | None, logits: Tensor) -> Tensor:
+    """`total` plus the soft-max of the logits (B, C, H, W); none: the soft-max, which takes the logits' place.
+
+    A sum over networks so needs one set of maps beside the newest logits; both are worked on some rows at a time.
+    """
+    if total is None:
+        total = logits if logits.dtype == torch.float32 else logits.float()
+        for rows in total.split(STRIP, dim=2):
+            rows.copy_(rows.softmax(1))
+        return total
+    for sums, rows in zip(total.split(STRIP, dim=2), logits.split(STRIP, dim=2), strict=True):
+        sums += rows.float().softmax(1)
+    return total
+
+
+def _check_options(networks, inputs, target_size, mode, crop_size, stride, window_batch_size, scales) -> None:
     if not networks:
         raise ValueError("`logits_fn` is an empty list: give at least one network.")
+    if len(inputs) != len(networks):
+        raise ValueError(f"`pixel_values` has {len(inputs)} entries for {len(networks)} networks: one for each.")
+    if target_size is not None and (len(target_size) != 2 or min(target_size) < 1):
+        raise ValueError(f"`target_size` must be (height, width) in pixels, got {target_size}.")
     if not scales or min(scales) <= 0:
         raise ValueError(f"`scales` must be one or more positive factors, got {scales}.")
     if mode not in ("whole", "sliding"):
@@ -132,7 +162,8 @@ def _versions(pixel_values: Tensor, scales: Sequence[float], flip: bool) -> Iter
             images = F.interpolate(images, size=size, mode="bilinear", align_corners=False)
         yield images, False
         if flip:
-            yield images.flip(-1), True
+            images = images.flip(-1)  # under the same name: the other copy is not kept
+            yield images, True
 
 
 def _logits(network: LogitsFn, images: Tensor) -> Tensor:
@@ -146,29 +177,81 @@ def _logits(network: LogitsFn, images: Tensor) -> Tensor:
     return logits
 
 
-def _slide(network, images, crop_size, stride, average, window_batch_size) -> Tensor:
+def _slide(network, images, crop_size, stride, average, window_batch_size) -> Iterator[Tensor]:
+    """Stitched logits from the top row to the last, at most `STRIP` rows at a time.
+
+    Rows are finished when no later window reaches them, so only those of one window are kept.
+    """
     batch, _, height, width = images.shape
     missing_rows, missing_columns = max(0, crop_size[0] - height), max(0, crop_size[1] - width)
     top, left = missing_rows // 2, missing_columns // 2
-    images = F.pad(images, (left, missing_columns - left, top, missing_rows - top))
-    windows = [
-        (image, slice(row, row + crop_size[0]), slice(column, column + crop_size[1]))
-        for row in _starts(images.shape[-2], crop_size[0], stride[0])
-        for column in _starts(images.shape[-1], crop_size[1], stride[1])
-        for image in range(batch)
-    ]
-    total = seen = None
-    for first in range(0, len(windows), window_batch_size):
-        some = windows[first : first + window_batch_size]
-        logits = _logits(network, torch.stack([images[image, :, rows, columns] for image, rows, columns in some]))
-        if total is None:
-            total, seen = (logits.new_zeros(batch, channels, *images.shape[-2:]) for channels in (logits.shape[1], 1))
-        for (image, rows, columns), window in zip(some, logits, strict=True):
-            total[image, :, rows, columns] += window
-            seen[image, :, rows, columns] += 1
-    if average:
-        total /= seen
-    return total[..., top : top + height, left : left + width]
+    if missing_rows or missing_columns:
+        images = F.pad(images, (left, missing_columns - left, top, missing_rows - top))
+    row_starts = _starts(images.shape[-2], crop_size[0], stride[0])
+    column_starts = _starts(images.shape[-1], crop_size[1], stride[1])
+    # How many windows see a pixel is how many see its row times how many see its column.
+    seen_rows = _seen(row_starts, crop_size[0], images.device)[:, None]
+    seen_columns = _seen(column_starts, crop_size[1], images.device)
+    windows = [(image, column) for column in column_starts for image in range(batch)]
+    sums = None  # of the rows from `row` on
+    for row, following in zip(row_starts, [*row_starts[1:], images.shape[-2]], strict=True):
+        for first in range(0, len(windows), window_batch_size):
+            some = windows[first : first + window_batch_size]
+            crops = [images[i, :, row : row + crop_size[0], x : x + crop_size[1]] for i, x in some]
+            logits = _logits(network, torch.stack(crops))
+            if sums is None:
+                sums = logits.new_zeros(batch, logits.shape[1], crop_size[0], images.shape[-1])
+            for (image, x), window in zip(some, logits, strict=True):
+                sums[image, :, :, x : x + crop_size[1]] += window
+        finished, real = following - row, (max(top, row), min(top + height, following))
+        for begin in range(*real, STRIP):
+            rows = slice(begin, min(begin + STRIP, real[1]))
+            strip = sums[:, :, rows.start - row : rows.stop - row]
+            strip = strip / (seen_rows[rows] * seen_columns) if average else strip.clone()
+            yield strip[..., left : left + width]
+        for begin in range(
+            finished, crop_size[0], STRIP
+        ):  # move up what stays; a few rows, as source and target overlap
+            rows = sums[:, :, begin : begin + STRIP].clone()
+            sums[:, :, begin - finished : begin - finished + rows.shape[2]] = rows
+        sums[:, :, crop_size[0] - finished :] = 0
+
+
+def _seen(starts: list[int], crop: int, device: torch.device) -> Tensor:
+    """How many windows that begin at `starts` see each row (or column)."""
+    seen = torch.zeros(starts[-1] + crop, device=device)
+    for start in starts:
+        seen[start : start + crop] += 1
+    return seen
+
+
+def _resized(strips: Iterator[Tensor], height: int, size: tuple[int, int]) -> Iterator[tuple[slice, Tensor]]:
+    """Maps that come some rows at a time, resized as `F.interpolate` resizes the whole: (target rows, their maps).
+
+    Bilinear, `align_corners=False`: target row y lies at (y + 1/2) height / size[0] - 1/2 between two source rows.
+    """
+    at = ((torch.arange(size[0], dtype=torch.float64) + 0.5) * height / size[0] - 0.5).clamp(0, height - 1)
+    above = at.long()
+    below = (above + 1).clamp(max=height - 1)
+    kept, first, done = None, 0, 0  # source rows that are still needed, the first one's number, target rows made
+    for strip in strips:
+        kept = strip if kept is None else torch.cat([kept, strip], 2)
+        ready = int(torch.searchsorted(below, first + kept.shape[2]))  # rows whose two source rows are there
+        for start in range(done, ready, STRIP):
+            rows = slice(start, min(start + STRIP, ready))
+            if height == size[0]:
+                part = kept[:, :, rows.start - first : rows.stop - first]
+            else:
+                a, b = ((of[rows] - first).to(kept.device) for of in (above, below))
+                share = (at - above)[rows].to(kept)[:, None]
+                part = torch.lerp(kept[:, :, a], kept[:, :, b], share)
+            if part.shape[-1] != size[1]:
+                part = F.interpolate(part, size=(part.shape[2], size[1]), mode="bilinear", align_corners=False)
+            yield rows, part
+        done = ready
+        if done < size[0]:
+            drop = min(int(above[done]) - first, kept.shape[2])
+            kept, first = kept[:, :, drop:], first + drop
 
 
 def _starts(side: int, crop: int, stride: int) -> list[int]:

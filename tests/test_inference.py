@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from toy import tiny_upernet
 from transformers import AutoModelForSemanticSegmentation
 
-from cps_hf.inference import as_logits_fn, predict, predict_logits
+from cps_hf import inference
+from cps_hf.inference import add_probabilities, as_logits_fn, class_ids, predict, predict_logits
 
 
 def blur_net(seed=0, channels=4):
@@ -22,7 +23,11 @@ def images(batch=2, height=37, width=53, seed=1):
 @pytest.mark.parametrize(("height", "width"), [(37, 53), (20, 20), (12, 70), (64, 9), (5, 7)])
 @pytest.mark.parametrize(("crop", "stride"), [((20, 24), (13, 16)), ((16, 16), (16, 16)), ((20, 20), (1, 19))])
 @pytest.mark.parametrize("average", [True, False])
-def test_windows_are_stitched_as_a_loop_over_all_windows_does(height, width, crop, stride, average):
+@pytest.mark.parametrize("strip", [64, 3])
+def test_windows_are_stitched_as_a_loop_over_all_windows_does(
+    height, width, crop, stride, average, strip, monkeypatch
+):
+    monkeypatch.setattr(inference, "STRIP", strip)
     blur, pixels = blur_net(), images(height=height, width=width)
     position = torch.randn(1, 4, *crop, generator=torch.Generator().manual_seed(2))
 
@@ -122,8 +127,8 @@ def test_no_forward_pass_sees_more_windows_than_asked_for_and_each_window_once()
 
     pixels = images(batch=3, height=37, width=53)
     predict_logits(net, pixels, mode="sliding", crop_size=(20, 24), stride=(17, 16), window_batch_size=5)
-    # rows start at 0 and 17, columns at 0, 16 and 29: 6 windows an image, 18 in all
-    assert [len(windows) for windows in seen] == [5, 5, 5, 3]
+    # rows start at 0 and 17, columns at 0, 16 and 29: 9 windows of the three images at each row
+    assert [len(windows) for windows in seen] == [5, 4, 5, 4]
     assert {tuple(windows.shape[1:]) for windows in seen} == {(3, 20, 24)}
     assert len({w.double().sum().item() for windows in seen for w in windows}) == 18
 
@@ -151,6 +156,78 @@ def test_maps_are_predicted_at_the_target_size_from_resized_logits():
     nearest = F.interpolate(net(pixels).argmax(1, keepdim=True).float(), size=(61, 90)).long()[:, 0]
     assert not torch.equal(ids, nearest), "resizing after the arg max would look the same"
     assert torch.equal(predict(net, pixels), net(pixels).argmax(1))
+
+
+@pytest.mark.parametrize("strip", [1, 7, 64])
+@pytest.mark.parametrize("target", [(61, 90), (19, 200), (37, 20), (90, 53), (1, 1), (37, 53)])
+@pytest.mark.parametrize("mode", ["whole", "sliding"])
+def test_rows_are_resized_in_strips_as_interpolate_resizes_the_whole(target, strip, mode, monkeypatch):
+    monkeypatch.setattr(inference, "STRIP", strip)
+    net, pixels = blur_net(), images()
+    options = {"mode": mode, "crop_size": (20, 24), "stride": (13, 16)} if mode == "sliding" else {}
+    expected = F.interpolate(predict_logits(net, pixels, **options), size=target, mode="bilinear")
+    found = predict_logits(net, pixels, target_size=target, **options)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    assert torch.equal(predict(net, pixels, target_size=target, **options), found.argmax(1))
+
+
+@pytest.mark.parametrize("strip", [5, 64])
+def test_windows_scales_flips_and_several_networks_together(strip, monkeypatch):
+    monkeypatch.setattr(inference, "STRIP", strip)
+    nets, pixels = [blur_net(0), blur_net(5)], images()
+    windows = {"mode": "sliding", "crop_size": (20, 24), "stride": (13, 16)}
+    expected = 0
+    for net in nets:
+        for scale in (0.6, 1.0, 1.3):
+            scaled = F.interpolate(pixels, size=(round(37 * scale), round(53 * scale)), mode="bilinear")
+            for mirror in (False, True):
+                logits = predict_logits(net, scaled.flip(-1) if mirror else scaled, **windows)
+                logits = F.interpolate(logits.flip(-1) if mirror else logits, size=(41, 50), mode="bilinear")
+                expected = expected + logits.softmax(1) / 12
+    found = predict_logits(nets, pixels, target_size=(41, 50), scales=(0.6, 1.0, 1.3), flip=True, **windows)
+    torch.testing.assert_close(found.exp(), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_each_network_can_have_images_of_its_own():
+    nets, pixels = [blur_net(0), blur_net(5)], images()
+    other = 0.5 * F.interpolate(pixels, size=(30, 40), mode="bilinear")
+    expected = nets[0](pixels).softmax(1) + F.interpolate(nets[1](other), size=(37, 53), mode="bilinear").softmax(1)
+    torch.testing.assert_close(predict_logits(nets, [pixels, other]).exp(), expected / 2)
+    with pytest.raises(ValueError, match="`pixel_values` has 1 entries for 2 networks"):
+        predict_logits(nets, [pixels])
+    with pytest.raises(ValueError, match="networks differ: 4 and 5 classes"):
+        predict_logits([blur_net(), blur_net(channels=5)], pixels)
+    with pytest.raises(ValueError, match="`target_size` must be"):
+        predict_logits(nets, pixels, target_size=(0, 4))
+
+
+def test_probabilities_add_up_in_strips():
+    first, second = (5 * torch.randn(2, 4, 150, 9, generator=torch.Generator().manual_seed(i)) for i in range(2))
+    expected = first.softmax(1) + second.softmax(1)
+    total = add_probabilities(None, first.clone())
+    assert torch.equal(class_ids(total), first.argmax(1))
+    torch.testing.assert_close(add_probabilities(total, second), expected)
+
+
+def test_a_large_image_costs_one_set_of_maps_and_no_more(monkeypatch):
+    """Counted in floats that are alive, by the largest tensors that any operation makes."""
+    made = []
+
+    class Count(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            for tensor in result if isinstance(result, tuple | list) else [result]:
+                if isinstance(tensor, torch.Tensor):
+                    made.append((function, tensor.numel() if tensor._base is None else 0))
+            return result
+
+    monkeypatch.setattr(inference, "STRIP", 8)
+    net, pixels = blur_net(channels=9), images(batch=1, height=400, width=60)
+    with Count():
+        predict_logits(net, pixels, mode="sliding", crop_size=(40, 60), stride=(27, 40), flip=True)
+    whole = 9 * 400 * 60
+    fresh = [n for function, n in made if n >= whole and "_." not in str(function)]
+    assert len(fresh) == 1, fresh
 
 
 def test_certain_predictions_stay_finite_and_can_be_resized():
