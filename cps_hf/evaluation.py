@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .config import CPSConfig
 from .data.streams import EvaluationStream
 from .data.transforms import normalize
-from .inference import add_probabilities, class_ids, predict_logits
+from .inference import add_probabilities, class_ids, default_stride, predict_logits
 from .metrics.mean_iou import MeanIoU
 
 Samples = list[dict[str, Any]]
@@ -46,8 +46,7 @@ class Judge:
         self.options: dict[str, Any] = {"mode": args.eval_mode}
         if args.eval_mode == "sliding":
             crop = tuple(args.eval_crop_size or args.crop_size)
-            # Two thirds of the window, rounded up, as in the release: 534 for 800, 342 for 512.
-            stride = tuple(args.eval_stride or [-(-2 * side // 3) for side in crop])
+            stride = tuple(args.eval_stride or default_stride(crop))
             batch = args.per_device_eval_batch_size
             self.options |= {"crop_size": crop, "stride": stride, "window_batch_size": batch}
 

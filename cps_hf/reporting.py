@@ -134,8 +134,25 @@ def scores_table(scores: Mapping[str, Mapping[str, Any]], names: Sequence[str]) 
     return "\n".join(lines)
 
 
-def _line(title: str, values: Sequence[float], width: int) -> str:
-    return f"{title:<{width}}" + "".join(f"{'-':>11}" if math.isnan(v) else f"{100 * v:>11.2f}" for v in values)
+def class_table(scores: Mapping[str, Any], names: Sequence[str]) -> str:
+    """Every class's IoU, accuracy and boundary IoU in percent, then the means, of one row of scores."""
+    columns = {"IoU": "iou", "accuracy": "accuracy", "boundary IoU": "boundary_iou"}
+    width = max([len(name) for name in names] + [16])
+    lines = [f"{'%':<{width}}" + "".join(f"{title:>14}" for title in columns)]
+    rule = "-" * len(lines[0])
+    lines.append(rule)
+    for index, name in enumerate(names):
+        values = [scores[f"per_category_{key}"][index] for key in columns.values()]
+        lines.append(_line(name, values, width, column=14))
+    lines.append(rule)
+    lines.append(_line("mean", [scores[f"mean_{key}"] for key in columns.values()], width, column=14))
+    lines.append(_line("pixel accuracy", [scores["overall_accuracy"]], width, column=28))
+    return "\n".join(lines)
+
+
+def _line(title: str, values: Sequence[float], width: int, column: int = 11) -> str:
+    shown = ("-" if math.isnan(value) else f"{100 * value:.2f}" for value in values)
+    return f"{title:<{width}}" + "".join(f"{value:>{column}}" for value in shown)
 
 
 def without_nan(value: Any) -> Any:

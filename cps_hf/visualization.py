@@ -17,23 +17,27 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from .colors import BLACK, OKABE_ITO, WHITE, Color, palette
+
+__all__ = [
+    "AGREEMENT",
+    "ERRORS",
+    "agreement_map",
+    "colorize",
+    "confusion_matrix_figure",
+    "curves_figure",
+    "denormalize",
+    "error_map",
+    "overlay",
+    "overlay_page",
+    "palette",
+    "panel",
+]
+
 IGNORE_INDEX = 255
-Color = tuple[int, int, int]
 Palette = Sequence[Color]
 
-WHITE, BLACK, GRAY = (255, 255, 255), (0, 0, 0), (150, 150, 150)
-# Okabe and Ito's eight colours, which stay apart for colour-blind eyes; black comes first, as class 0 is often the
-# background.
-_OKABE_ITO = (
-    BLACK,
-    (230, 159, 0),
-    (86, 180, 233),
-    (0, 158, 115),
-    (240, 228, 66),
-    (0, 114, 178),
-    (213, 94, 0),
-    (204, 121, 167),
-)
+GRAY = (150, 150, 150)
 # What `agreement_map` paints, in words; without labels only the first and the last occur. None is a class's colour.
 AGREEMENT = {
     "agree": (225, 225, 225),
@@ -42,20 +46,8 @@ AGREEMENT = {
     "only the second is right": (34, 136, 51),
     "disagree": (204, 51, 17),
 }
-
-
-def palette(num_labels: int) -> tuple[Color, ...]:
-    """`num_labels` display colours: up to 8 are safe for colour-blind eyes, more are Pascal VOC's colour map."""
-    if not 1 <= num_labels <= 255:
-        raise ValueError(f"`num_labels` must be from 1 to 255, got {num_labels}.")
-    return _OKABE_ITO[:num_labels] if num_labels <= 8 else tuple(_voc_color(i) for i in range(num_labels))
-
-
-def _voc_color(index: int) -> Color:
-    """Bits 0, 3, 6 of the index are the highest bits of red, bits 1, 4, 7 of green, bits 2, 5 of blue."""
-    return tuple(
-        sum(((index >> 3 * place + channel) & 1) << (7 - place) for place in range(3)) for channel in range(3)
-    )
+# What `error_map` paints; what is ignored is white.
+ERRORS = {"right": AGREEMENT["agree"], "wrong": AGREEMENT["disagree"]}
 
 
 def denormalize(pixel_values: Tensor | np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
@@ -115,6 +107,14 @@ def agreement_map(pred_a: Any, pred_b: Any, labels: Any = None) -> np.ndarray:
     return np.array(list(AGREEMENT.values()), np.uint8)[case]
 
 
+def error_map(prediction: Any, labels: Any) -> np.ndarray:
+    """Where a prediction is right and where it is wrong, uint8 (H, W, 3) in `ERRORS` colours; white where ignored."""
+    prediction, labels = _class_map(prediction), _class_map(labels)
+    _check_sizes(prediction, labels)
+    case = np.where(labels == IGNORE_INDEX, 2, prediction != labels)
+    return np.array([*ERRORS.values(), WHITE], np.uint8)[case]
+
+
 def panel(
     rows: Sequence[Sequence[Any]],
     titles: Sequence[str],
@@ -145,6 +145,27 @@ def panel(
     _draw_page(pictures, [_line(t) for t in titles], [(color, _line(text)) for color, text in entries], Path(path))
 
 
+def overlay_page(
+    image: Any,
+    labels: Any,
+    names: Sequence[str],
+    palette: Palette,
+    path: str | os.PathLike,
+    *,
+    alpha: float = 0.5,
+) -> None:
+    """Write the picture with the class map laid over it, and below it a legend of the classes that occur.
+
+    The picture keeps its pixels; a small one is enlarged by a whole factor, for the legend's sake.
+    """
+    labels = _class_map(labels)
+    mixed = overlay(image, labels, palette, alpha)
+    factor = max(1, 512 // max(labels.shape))
+    mixed = mixed.repeat(factor, axis=0).repeat(factor, axis=1)
+    entries = [(color, _line(name)) for color, name in _legend_entries([labels], names, palette)]
+    _draw_page([[mixed]], None, entries, Path(path))
+
+
 def _fit(cell: np.ndarray, palette: Palette, box: int) -> np.ndarray:
     picture = colorize(cell, palette) if cell.ndim == 2 else _picture(cell)
     height, width = picture.shape[:2]
@@ -165,23 +186,25 @@ def _legend_entries(maps: Sequence[np.ndarray], names: Sequence[str], palette: P
 
 
 def _draw_page(
-    pictures: list[list[np.ndarray]], titles: list[str], entries: list[tuple[Color, str]], path: Path
+    pictures: list[list[np.ndarray]], titles: list[str] | None, entries: list[tuple[Color, str]], path: Path
 ) -> None:
-    """Titles, then the rows, then the legend in columns, on a page just large enough."""
+    """Titles if there are some, the rows, then the legend in columns, on a page just large enough."""
     gap = 10
-    columns = range(len(titles))
+    columns = range(len(pictures[0]))
     widths = [max(row[i].shape[1] for row in pictures) for i in columns]
     font = _font(max(15, sum(widths) // 75))
     line = round(font.size * 1.6)
-    widths = [max(width, math.ceil(font.getlength(title))) for width, title in zip(widths, titles, strict=True)]
+    if titles is not None:
+        widths = [max(width, math.ceil(font.getlength(title))) for width, title in zip(widths, titles, strict=True)]
     heights = [max(cell.shape[0] for cell in row) for row in pictures]
     entry = max((line + math.ceil(font.getlength(name)) + 2 * gap for _, name in entries), default=0)
     page_width = max(sum(widths) + gap * (len(widths) + 1), entry + gap)
     per_line = max(1, (page_width - gap) // entry) if entries else 1
-    legend_top = line + sum(heights) + gap * (len(heights) + 1)
+    title_height = gap if titles is None else line
+    legend_top = title_height + sum(heights) + gap * (len(heights) + 1)
     page = Image.new("RGB", (page_width, legend_top + line * math.ceil(len(entries) / per_line)), WHITE)
     draw = ImageDraw.Draw(page)
-    top = line
+    top = title_height
     for row, height in zip(pictures, heights, strict=True):
         for i, cell in enumerate(row):
             left = gap * (i + 1) + sum(widths[:i]) + (widths[i] - cell.shape[1]) // 2
@@ -189,7 +212,7 @@ def _draw_page(
             page.paste(Image.fromarray(cell), (left, y))
             draw.rectangle((left - 1, y - 1, left + cell.shape[1], y + cell.shape[0]), outline=GRAY)
         top += height + gap
-    for i, title in enumerate(titles):
+    for i, title in enumerate(titles or []):
         middle = gap * (i + 1) + sum(widths[:i]) + widths[i] // 2
         draw.text((middle, line // 2), title, fill=BLACK, font=font, anchor="mm")
     for i, (color, name) in enumerate(entries):
@@ -245,7 +268,7 @@ def curves_figure(records: Sequence[Mapping[str, Any]], keys: Sequence[str], pat
     figure = Figure(figsize=(9, 4.5), dpi=110, layout="constrained")
     axes, lines = figure.subplots(), []
     # Yellow is left out, it cannot be seen on white; after seven colours the lines change their dashes.
-    colors = [tuple(channel / 255 for channel in color) for color in _OKABE_ITO if color != (240, 228, 66)]
+    colors = [tuple(channel / 255 for channel in color) for color in OKABE_ITO if color != (240, 228, 66)]
     for i, key in enumerate(keys):
         points = [(r["step"], math.nan if r[key] is None else r[key]) for r in records if "step" in r and key in r]
         if not points:

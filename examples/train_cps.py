@@ -21,12 +21,10 @@
 from __future__ import annotations
 
 import argparse
-import inspect
 import logging
 import os
 import sys
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,18 +35,9 @@ from transformers import ResNetConfig, UperNetConfig
 from transformers.utils import logging as transformers_logging
 
 from cps_hf import CPSConfig, CPSTrainer, Objective, cli
-from cps_hf.data import load_cityscapes, load_folder, load_hub, load_voc, partition
-from cps_hf.data.scenes import write_object_scenes, write_street_scenes
+from cps_hf.data import partition
+from cps_hf.data.named import LOADERS, find_dataset
 from cps_hf.reporting import scores_table
-
-LOADERS = {
-    "street_scenes": load_cityscapes,
-    "object_scenes": load_voc,
-    "cityscapes": load_cityscapes,
-    "voc": load_voc,
-    "folder": load_folder,
-    "hub": load_hub,
-}
 
 
 @dataclass(kw_only=True)
@@ -120,22 +109,8 @@ DEFAULTS = {
 
 def load_data(args: TrainArguments):
     """(labeled, unlabeled, evaluation set, partition or None)."""
-    root = args.data_root
-    if args.dataset == "street_scenes":
-        with PartialState().main_process_first():
-            root = write_street_scenes(root)
-    elif args.dataset == "object_scenes":
-        with PartialState().main_process_first():
-            root = write_object_scenes(root)
-    load = LOADERS[args.dataset]
-    if args.load_options:
-        known = inspect.signature(load).parameters
-        unknown = [name for name in args.load_options if name not in known]
-        if unknown:
-            raise ValueError(
-                f"`load_options`: {load.__name__} does not know {unknown[0]!r}; it has {', '.join(known)}."
-            )
-        load = partial(load, **args.load_options)
+    with PartialState().main_process_first():  # who may have to draw the scenes
+        load, root = find_dataset(args.dataset, args.data_root, args.load_options)
     evaluation = load(root, split=args.eval_split)
     if args.unlabeled_root is not None:
         labeled = load(root, split=args.train_split, streaming=args.streaming)

@@ -22,7 +22,9 @@ ALLOWED = {
     "inference": ({"modeling"}, {"transformers"}),
     "cli": ({"config", "objectives"}, set()),
     "hub": (set(), {"huggingface_hub", "transformers"}),
-    "visualization": (set(), {"PIL"}),
+    "colors": (set(), set()),
+    "ensemble": ({"inference", "modeling"}, {"transformers"}),
+    "visualization": ({"colors"}, {"PIL"}),
     "checkpoints": (set(), set()),
 }
 

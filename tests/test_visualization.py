@@ -11,12 +11,15 @@ from PIL import Image, ImageDraw
 from cps_hf import visualization
 from cps_hf.visualization import (
     AGREEMENT,
+    ERRORS,
     agreement_map,
     colorize,
     confusion_matrix_figure,
     curves_figure,
     denormalize,
+    error_map,
     overlay,
+    overlay_page,
     palette,
     panel,
 )
@@ -65,10 +68,32 @@ def texts(monkeypatch):
     return said
 
 
-def test_many_classes_have_the_colours_of_pascal_voc():
-    colors = palette(21)
-    assert colors[:5] == ((0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128))
-    assert (colors[8], colors[15], colors[20]) == ((64, 0, 0), (192, 128, 128), (0, 64, 128))
+@pytest.mark.parametrize(("count", "apart"), [(8, 15), (12, 15), (19, 15), (30, 13), (60, 8)])
+def test_colours_stay_apart_for_eyes_without_red_or_green_cones(count, apart):
+    """Distances in CIELAB; one of 2 can just be seen."""
+    views = {
+        "usual": np.eye(3),
+        "no red": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+        "no green": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]],
+    }
+    for matrix in views.values():
+        looks = [lab_of(color, np.array(matrix)) for color in palette(count)]
+        nearest = min(np.linalg.norm(a - b) for i, a in enumerate(looks) for b in looks[:i])
+        assert nearest > apart
+    voc = [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0)]
+    looks = [lab_of(color, np.array(views["no red"])) for color in voc]
+    assert np.linalg.norm(looks[2] - looks[3]) < 5, "the test could not tell good colours from bad"
+    assert palette(count) == palette(min(255, count + 7))[:count]
+
+
+def lab_of(color, matrix):
+    """CIELAB by hand, one colour at a time."""
+    linear = [c / 255 / 12.92 if c / 255 <= 0.04045 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in color]
+    r, g, b = np.clip(matrix @ linear, 0, 1)
+    x, y, z = 0.4124 * r + 0.3576 * g + 0.1805 * b, 0.2126 * r + 0.7152 * g + 0.0722 * b, 0.0193 * r + 0.1192 * g
+    z += 0.9505 * b
+    f = [t ** (1 / 3) if t > 216 / 24389 else (24389 / 27 * t + 16) / 116 for t in (x / 0.9505, y, z / 1.089)]
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
 
 
 @pytest.mark.parametrize("count", [1, 2, 8, 9, 19, 150, 255])
@@ -156,6 +181,28 @@ def test_agreement_says_who_is_right():
     assert seen == set(AGREEMENT)
     alone = agreement_map(a, b)
     np.testing.assert_array_equal((alone == AGREEMENT["agree"]).all(-1), a == b)
+
+
+def test_errors_are_marked_and_void_is_neither_right_nor_wrong():
+    labels, guess = np.array([[0, 1, 255], [2, 2, 1]]), torch.tensor([[0, 2, 1], [2, 1, 1]])
+    right, wrong, void = ERRORS["right"], ERRORS["wrong"], (255, 255, 255)
+    assert [[tuple(c) for c in row] for row in error_map(guess, labels).tolist()] == [
+        [right, wrong, void],
+        [right, wrong, right],
+    ]
+    with pytest.raises(ValueError, match="one size"):
+        error_map(guess, labels[:, :2])
+
+
+@pytest.mark.parametrize("shape", [(70, 90), (600, 421)])
+def test_an_overlay_page_is_the_overlay_above_a_legend(tmp_path, texts, shape):
+    labels, image = blocks(*shape, [0, 3, 255])
+    overlay_page(image, labels, LONG_NAMES, palette(19), tmp_path / "page.png")
+    page, factor = read(tmp_path / "page.png"), 5 if shape[0] == 70 else 1
+    ((top, _),) = corners_of(page, overlay(image, labels, palette(19)).repeat(factor, 0).repeat(factor, 1))
+    assert [text for text, _ in texts] == [LONG_NAMES[0], LONG_NAMES[3], "ignored"]
+    assert all(inside for _, inside in texts) and top < 30
+    assert shows(page[top + factor * shape[0] :], palette(19)[3])
 
 
 def test_a_panel_shows_each_cell_enlarged_by_whole_factors(tmp_path):

@@ -1,0 +1,58 @@
+"""Writing class maps as the PNGs that others read: palette masks (Pascal VOC's way) and Cityscapes' labelIds.
+
+Files are written beside and renamed, so that one that is there is whole.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from .cityscapes import LABELS
+from .labels import IGNORE_INDEX
+
+_LABEL_IDS = np.zeros(256, np.uint8)  # by class id; 255 and what is no class become 0, "unlabeled"
+for _label in LABELS:
+    if _label.train_id != IGNORE_INDEX:
+        _LABEL_IDS[_label.train_id] = _label.id
+
+
+def write_mask(path: Path, class_ids: np.ndarray, palette: Sequence[tuple[int, int, int]]) -> None:
+    """A palette PNG: pixels hold class ids (H, W) and viewers show the palette; 255, where it occurs, is white."""
+    image = Image.fromarray(np.ascontiguousarray(class_ids, np.uint8)).convert("L")
+    table = np.zeros((256, 3), np.uint8)
+    table[: len(palette)] = palette
+    table[IGNORE_INDEX] = 255
+    image.putpalette(table.tobytes())  # turns "L" into "P" without touching the pixels
+    _save(image, path)
+
+
+def write_label_ids(path: Path, class_ids: np.ndarray) -> None:
+    """Cityscapes' 19 class ids (H, W) as the official label ids (road 7, ..., bicycle 33) in a grey PNG."""
+    _save(Image.fromarray(_LABEL_IDS[class_ids]), path)
+
+
+def output_path(folder: Path, name: str, suffix: str) -> Path:
+    """`<folder>/<name><suffix>`; the name may hold folders.
+
+    Raises:
+        ValueError: it leads out of the folder.
+    """
+    path = folder / f"{name}{suffix}"
+    if not os.path.normpath(path).startswith(os.path.normpath(folder) + os.sep):
+        raise ValueError(f"The image id {name!r} leads out of {folder}: no file is written for it. Rename the id.")
+    return path
+
+
+def _save(image: Image.Image, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        image.save(temporary, format="PNG")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
