@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 LogitsFn = Callable[[Tensor], Tensor]
-STRIP = 32  # rows that are worked on at a time, where copies of whole maps would cost memory
+STRIP = 12  # rows that are worked on at a time, where copies of whole maps would cost memory
 
 
 def as_logits_fn(model: nn.Module) -> LogitsFn:

@@ -1,0 +1,253 @@
+"""Score a branch, or the mean of several, on a labeled set; or write its predictions in an official format.
+
+    python examples/evaluate_branch.py --branches outputs/train_cps/best
+        the drawn street scenes that the main job trains on.
+
+    python examples/evaluate_branch.py --branches A B --each --dataset cityscapes --data_root DIR \\
+        --mode sliding --crop_size 800 800 --scales 0.5 1.0 1.75 --flip
+        the mean of two branches and each by itself, in windows, at several sizes, mirrored too.
+
+    python examples/evaluate_branch.py --branches A --dataset cityscapes --data_root DIR --split test \\
+        --export cityscapes
+        predictions as labelIds PNGs for the evaluation server, or for the official script on a labeled split.
+
+Any model of AutoModelForSemanticSegmentation will do, trained here or not; images are prepared by its own image
+processor. All scores are at the labels' resolution. Written to `--output_dir`: results.json, confusion_matrix.csv,
+pictures/, and predictions/ with `--export`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+from transformers.utils import logging as transformers_logging
+
+from cps_hf import ensemble, visualization
+from cps_hf.assembly import versions
+from cps_hf.checkpoints import write_atomically
+from cps_hf.data import LabelEncoding
+from cps_hf.data.cityscapes import NAMES as CITYSCAPES
+from cps_hf.data.masks import output_path, write_label_ids, write_mask
+from cps_hf.data.named import LOADERS, find_dataset
+from cps_hf.data.streams import EvaluationStream
+from cps_hf.data.voc import voc_color
+from cps_hf.evaluation import plain
+from cps_hf.inference import add_probabilities, class_ids
+from cps_hf.metrics.boundary_iou import BoundaryIoU
+from cps_hf.metrics.mean_iou import MeanIoU
+from cps_hf.reporting import class_table, scores_table, without_nan
+
+PANEL_SIDE = 1024  # pixels: what is kept of the worst images for their picture
+
+
+class Row:
+    """The scores of one line of the table: a branch, or the mean."""
+
+    def __init__(self, num_labels: int):
+        self.iou, self.boundary = MeanIoU(num_labels=num_labels), BoundaryIoU(num_labels)
+
+    def add(self, prediction: torch.Tensor, label: torch.Tensor) -> None:
+        self.iou.add_batch(predictions=prediction, references=label)
+        self.boundary.add_batch(predictions=prediction[None], references=label[None])
+
+    def compute(self) -> tuple[dict[str, Any], torch.Tensor]:
+        """(scores as floats and lists, confusion matrix (C, C) with the truth in rows)."""
+        matrix = self.iou.confusion_matrix
+        return plain(self.iou.compute() | self.boundary.compute()), matrix
+
+
+class Worst:
+    """The images with the lowest mean IoU of their own, reduced to what a picture shows."""
+
+    def __init__(self, count: int):
+        self.count, self.kept, self.scores = count, [], []
+
+    def add(self, name: str, score: float, maps: list[torch.Tensor]) -> None:
+        self.scores.append({"id": name, "mean_iou": score})
+        if not np.isfinite(score):  # every pixel is ignored
+            return
+        step = -(-max(maps[0].shape[-2:]) // PANEL_SIDE)
+        self.kept.append((score, name, [m[..., ::step, ::step].clone() for m in maps]))
+        self.kept = sorted(self.kept, key=lambda entry: entry[0])[: self.count]
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    ensemble.add_arguments(parser)
+    parser.add_argument("--each", action="store_true", help="with several branches, score each by itself too")
+    parser.add_argument("--dataset", choices=LOADERS, default="street_scenes")
+    parser.add_argument("--data_root", help="folder or Hub id; none: the drawn scenes")
+    parser.add_argument("--split", help="default: val; for folder, its folder")
+    parser.add_argument("--load_options", default="{}", help="further arguments of the loader, as JSON")
+    parser.add_argument("--streaming", action="store_true", help="read the data set as a stream")
+    parser.add_argument("--output_dir", default="outputs/evaluation")
+    parser.add_argument(
+        "--export", choices=("cityscapes", "voc"), help="write predictions as labelIds or palette PNGs"
+    )
+    parser.add_argument("--num_pictures", type=int, default=6, help="how many of the worst images are drawn")
+    parser.add_argument("--num_workers", type=int, default=1, help="processes that read images")
+    options = parser.parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        results = evaluate(options)
+    except (ValueError, ConnectionError) as error:  # what a user can mend: one line, no traceback
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    report(results, options)
+    return results
+
+
+def evaluate(options: argparse.Namespace) -> dict[str, Any]:
+    """Everything but the printing; returns what results.json holds (NaN where a class does not occur)."""
+    dataset = load(options)
+    branches, how = ensemble.from_arguments(options)
+    names = [*branches.id2label.values()]
+    labeled = "label" in dataset.features
+    encoding = LabelEncoding.from_feature(dataset.features["label"]) if labeled else None
+    if encoding is not None:
+        ensemble.check_classes(encoding.names, branches.id2label, f"The labels and {branches.sources[0]}")
+    if not labeled and not options.export:
+        raise ValueError(f"Split {options.split!r} has no labels to score against. Give `--export` to predict only.")
+    if options.export == "cityscapes":
+        ensemble.check_classes(CITYSCAPES, branches.id2label, f"`--export cityscapes` and {branches.sources[0]}")
+
+    output = Path(options.output_dir)
+    rows: dict[str, Row] = {}
+    worst, count = Worst(options.num_pictures), 0
+    for sample in samples(dataset, options, labeled, len(names)):
+        predictions = predict(branches, sample["image"], how, each=options.each)
+        *_, final = predictions.values()  # the mean where there is one
+        count += 1
+        if options.export:
+            export(final.numpy(), sample["id"], output / "predictions", options.export)
+        if not labeled:
+            continue
+        for row, prediction in predictions.items():
+            rows.setdefault(row, Row(len(names))).add(prediction, sample["label"])
+        own = MeanIoU(num_labels=len(names)).compute(predictions=final, references=sample["label"])["mean_iou"]
+        worst.add(sample["id"], own, [sample["image"], sample["label"], *predictions.values()])
+
+    results = {
+        "branches": options.branches,
+        "dataset": options.dataset,
+        "split": options.split,
+        "num_images": count,
+        "eval": how,
+        "classes": names,
+        "versions": versions(),
+    }
+    if labeled:
+        scored = {row: scores.compute() for row, scores in rows.items()}
+        results["scores"] = {row: scores for row, (scores, _) in scored.items()}
+        *_, (_, matrix) = scored.values()
+        results["confusion_matrix"] = matrix.tolist()
+        results["images"] = sorted(worst.scores, key=lambda entry: (np.isnan(entry["mean_iou"]), entry["mean_iou"]))
+        draw(output / "pictures", matrix, worst, names, [*rows], encoding)
+        write_csv(output / "confusion_matrix.csv", matrix, names)
+    output.mkdir(parents=True, exist_ok=True)
+    write_atomically(output / "results.json", json.dumps(without_nan(results), indent=1, ensure_ascii=False))
+    return results
+
+
+def load(options: argparse.Namespace):
+    """The data set; `options.split` is completed."""
+    try:
+        extra = json.loads(options.load_options)
+    except ValueError as error:
+        raise ValueError(f"`--load_options` must be JSON, found {options.load_options!r}: {error}.") from error
+    loader, root = find_dataset(options.dataset, options.data_root, extra)
+    options.split = options.split or (None if options.dataset == "folder" else "val")
+    return loader(root, split=options.split, streaming=options.streaming)
+
+
+def samples(dataset, options: argparse.Namespace, labeled: bool, num_labels: int) -> Iterator[dict[str, Any]]:
+    stream = EvaluationStream(
+        dataset, name="dataset", with_label=labeled, num_labels=num_labels, num_workers=options.num_workers
+    )
+    total = len(dataset) if hasattr(dataset, "__len__") else None
+    for batch in tqdm(stream, desc="evaluating", unit="image", total=total, dynamic_ncols=True):
+        yield from batch
+
+
+def predict(branches, image: torch.Tensor, how: dict[str, Any], *, each: bool) -> dict[str, torch.Tensor]:
+    """Class maps, uint8 (H, W), by row; the last one is what the ensemble says."""
+    count = len(branches.networks)
+    if count == 1 or not each:
+        return {"mean" if count > 1 else "branch_0": branches.predict(image, **how)}
+    found, probs = {}, None
+    for i in range(count):
+        logits = branches.logits(image, only=i, **how)
+        found[f"branch_{i}"] = class_ids(logits)
+        probs = add_probabilities(probs, logits)
+    found["mean"] = class_ids(probs)
+    return {row: ids[0].to(torch.uint8).cpu() for row, ids in found.items()}
+
+
+def export(prediction: np.ndarray, name: str, folder: Path, kind: str) -> None:
+    if kind == "cityscapes":
+        write_label_ids(output_path(folder, name, "_labelIds.png"), prediction)
+    else:
+        write_mask(output_path(folder, name, ".png"), prediction, [voc_color(i) for i in range(256)])
+
+
+def draw(folder: Path, matrix: torch.Tensor, worst: Worst, names, rows: list[str], encoding) -> None:
+    """The confusion matrix, and the worst images: image, label, prediction, where it is wrong."""
+    visualization.confusion_matrix_figure(matrix, names, folder / "confusion_matrix.png")
+    if not worst.kept:
+        return
+    palette = encoding.palette if encoding is not None and encoding.palette else visualization.palette(len(names))
+    titles = ["image", "label", *(row.replace("_", " ") for row in rows), "errors"]
+    legend = dict(visualization.ERRORS)
+    cells = []
+    for _, _, (image, label, *predictions) in worst.kept:
+        cells.append([image, label, *predictions, visualization.error_map(predictions[-1], label)])
+        if len(rows) == 3:  # two branches and their mean
+            cells[-1].append(visualization.agreement_map(*predictions[:2], label))
+    if len(rows) == 3:
+        titles.append("agreement")
+        legend = {"right; agree": legend["right"], "wrong; disagree": legend["wrong"]}
+        for text, color in visualization.AGREEMENT.items():
+            if color not in legend.values():
+                legend[text.replace("the first", "branch 0").replace("the second", "branch 1")] = color
+    visualization.panel(cells, titles, names, palette, folder / "worst.png", legend=legend)
+
+
+def write_csv(path: Path, matrix: torch.Tensor, names: list[str]) -> None:
+    """Pixels by true class (rows) and predicted class (columns)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["true \\ predicted", *names])
+        writer.writerows([name, *row] for name, row in zip(names, matrix.tolist(), strict=True))
+
+
+def report(results: dict[str, Any], options: argparse.Namespace) -> None:
+    """The tables, and where everything is."""
+    what = f"{results['dataset']}, {results['split'] or 'all'}, {results['num_images']} images, {options.mode}"
+    print(f"\n{', '.join(options.branches)}\n{what}:\n")
+    if "scores" in results:
+        *_, final = results["scores"]
+        if len(results["scores"]) > 1:
+            print(scores_table(results["scores"], results["classes"]), end=f"\n\n{final}:\n\n")
+        print(class_table(results["scores"][final], results["classes"]))
+        lowest = [f"{image['id']} ({100 * image['mean_iou']:.1f} %)" for image in results["images"][:3]]
+        print(f"\nLowest mIoU: {', '.join(lowest)}")
+    print(
+        f"\nWritten to {options.output_dir}: {', '.join(sorted(p.name for p in Path(options.output_dir).iterdir()))}"
+    )
+
+
+if __name__ == "__main__":
+    main()
