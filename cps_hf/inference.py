@@ -13,14 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .modeling.branches import Branch
+
 LogitsFn = Callable[[Tensor], Tensor]
 STRIP = 12  # rows that are worked on at a time, where copies of whole maps would cost memory
 
 
 def as_logits_fn(model: nn.Module) -> LogitsFn:
     """Any segmentation model of transformers, put in evaluation mode, as a callable: float32 logits of input size."""
-    from .modeling.branches import Branch
-
     return Branch(model).eval()
 
 
@@ -44,7 +44,8 @@ def predict_logits(
     at the maps' size, and their logarithm comes back (whose soft-max is the mean again).
 
     Beside what the network itself needs, memory holds the images, one set of full-size maps, and with "sliding" the
-    rows of one window, whatever the options (benchmarks/inference_memory.py).
+    rows of one window, whatever the options (benchmarks/inference_memory.py). Whole images' logits of a `Branch` are
+    resized once, from the model's own size to `target_size`; another callable's from the size of its input.
 
     Args:
         logits_fn: one callable, or several.
@@ -75,11 +76,16 @@ def predict_logits(
     maps, passes = None, 0
     for network, own_input in zip(networks, inputs, strict=True):
         for images, mirrored in _versions(own_input, scales, flip):
-            if mode == "whole":
-                strips = iter(_logits(network, images).split(STRIP, dim=2))
-            else:
+            height, align_corners = images.shape[-2], False
+            if mode == "sliding":
                 strips = _slide(network, images, crop_size, stride, average, window_batch_size)
-            for rows, logits in _resized(strips, images.shape[-2], size):
+            elif isinstance(network, Branch):
+                own = network(images, resize=False)
+                strips, height, align_corners = iter(own.split(STRIP, dim=2)), own.shape[2], network.align_corners
+                del own
+            else:
+                strips = iter(_logits(network, images).split(STRIP, dim=2))
+            for rows, logits in _resized(strips, height, size, align_corners):
                 logits = logits.flip(-1) if mirrored else logits
                 if maps is None:
                     dtype = logits.dtype if alone else torch.float32
@@ -236,12 +242,19 @@ def _seen(starts: list[int], crop: int, device: torch.device) -> Tensor:
     return seen
 
 
-def _resized(strips: Iterator[Tensor], height: int, size: tuple[int, int]) -> Iterator[tuple[slice, Tensor]]:
+def _resized(
+    strips: Iterator[Tensor], height: int, size: tuple[int, int], align_corners: bool = False
+) -> Iterator[tuple[slice, Tensor]]:
     """Maps that come some rows at a time, resized as `F.interpolate` resizes the whole: (target rows, their maps).
 
-    Bilinear, `align_corners=False`: target row y lies at (y + 1/2) height / size[0] - 1/2 between two source rows.
+    Bilinear: target row y lies between two source rows, at (y + 1/2) height / size[0] - 1/2, or with `align_corners`
+    at y (height - 1) / (size[0] - 1).
     """
-    at = ((torch.arange(size[0], dtype=torch.float64) + 0.5) * height / size[0] - 0.5).clamp(0, height - 1)
+    at = torch.arange(size[0], dtype=torch.float64)
+    if align_corners:
+        at = at * (height - 1) / max(size[0] - 1, 1)
+    else:
+        at = ((at + 0.5) * height / size[0] - 0.5).clamp(0, height - 1)
     above = at.long()
     below = (above + 1).clamp(max=height - 1)
     kept, first, done = None, 0, 0  # source rows that are still needed, the first one's number, target rows made
@@ -257,7 +270,7 @@ def _resized(strips: Iterator[Tensor], height: int, size: tuple[int, int]) -> It
                 share = (at - above)[rows].to(kept)[:, None]
                 part = torch.lerp(kept[:, :, a], kept[:, :, b], share)
             if part.shape[-1] != size[1]:
-                part = F.interpolate(part, size=(part.shape[2], size[1]), mode="bilinear", align_corners=False)
+                part = F.interpolate(part, size=(part.shape[2], size[1]), mode="bilinear", align_corners=align_corners)
             yield rows, part
         done = ready
         if done < size[0]:

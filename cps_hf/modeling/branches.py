@@ -61,19 +61,21 @@ class Branch(nn.Module):
     """A segmentation model whose logits have the size of its input.
 
     Args:
-        model: any model of `AutoModelForSemanticSegmentation`; kept as `.model`.
+        model: any model of `AutoModelForSemanticSegmentation`; kept as `.model`. `align_corners` is its
+            configuration's, false where that does not say.
     """
 
     def __init__(self, model: PreTrainedModel):
         super().__init__()
         self.model = model
+        self.align_corners = bool(getattr(model.config, "align_corners", False))
         self._feature_dropout = _FeatureDropout()
         head = next((getattr(model, name) for name in HEAD_NAMES if hasattr(model, name)), None)
         self._has_head = head is not None
         if head is not None:
             head.register_forward_pre_hook(self._feature_dropout, with_kwargs=True)
 
-    def forward(self, pixel_values: Tensor, *, feature_dropout: float = 0.0) -> Tensor:
+    def forward(self, pixel_values: Tensor, *, feature_dropout: float = 0.0, resize: bool = True) -> Tensor:
         """Logits at the size of the input.
 
         Args:
@@ -81,9 +83,10 @@ class Branch(nn.Module):
             feature_dropout: the probability in [0, 1) with which a whole channel of the feature maps that enter the
                 decode head is set to zero, the others divided by 1 - p, for each image anew (UniMatch, CVPR 2023,
                 section 3.3); in evaluation mode too.
+            resize: false: leave the logits at the model's own size, for a caller that resizes them.
 
         Returns:
-            (B, C, H, W) float32: resized bilinearly, with `config.align_corners` where the configuration has it.
+            (B, C, H, W) float32: resized bilinearly, with `align_corners`.
 
         Raises:
             ValueError: `feature_dropout` is no such probability, or the model has no decode head that is known.
@@ -102,10 +105,9 @@ class Branch(nn.Module):
         finally:
             self._feature_dropout.p = 0.0
         size = pixel_values.shape[-2:]
-        if logits.shape[-2:] == size:
+        if not resize or logits.shape[-2:] == size:
             return logits
-        align_corners = getattr(self.model.config, "align_corners", False)
-        return F.interpolate(logits, size=size, mode="bilinear", align_corners=align_corners)
+        return F.interpolate(logits, size=size, mode="bilinear", align_corners=self.align_corners)
 
 
 class _FeatureDropout:
