@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -19,6 +20,7 @@ from .data.labels import LabelEncoding
 from .evaluation import evaluating
 from .hub import render_card
 from .objectives import Objective
+from .reporting import without_nan
 
 # What a reader of a card wants to know of the settings; the rest is in the run's config.yaml.
 _SETTINGS_IN_CARD = (
@@ -27,6 +29,23 @@ _SETTINGS_IN_CARD = (
     *("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "max_grad_norm", "crop_size", "random_scale"),
     *("random_scale_mode", "horizontal_flip", "mixed_precision", "seed"),
 )
+
+
+def finish(trainer: Any) -> dict[str, Any]:
+    """Export every branch as it is at the last step, draw the pictures, write results.json; returns its content."""
+    output_dir = Path(trainer.args.output_dir)
+    for branch in [*range(len(trainer.models)), *(["teacher"] if trainer.module.teacher is not None else [])]:
+        trainer.save_model(branch=branch)
+    if trainer.best:  # the card of the best branch knows the final scores only now
+        rewrite_card(trainer, output_dir / "best")
+    content = summary(trainer)
+    if trainer.accelerator.is_main_process:
+        log = trainer.run_log.read()
+        draw_pictures(trainer, output_dir / "pictures", log)
+        text = json.dumps(without_nan(content), indent=1)
+        write_atomically(output_dir / "results.json", text)
+    trainer.accelerator.wait_for_everyone()
+    return content
 
 
 def summary(trainer: Any) -> dict[str, Any]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,46 +16,21 @@ from transformers import get_scheduler
 from transformers.trainer_callback import (
     CallbackHandler,
     DefaultFlowCallback,
-    ExportableState,
     TrainerCallback,
     TrainerControl,
     TrainerState,
 )
 
-from . import assembly, checkpoints, cli, hub, results
+from . import assembly, batches, checkpoints, cli, hub, results, resuming
 from .config import CPSConfig
 from .data.streams import TrainStream
-from .data.transforms import normalize
-from .ema import make_teacher, update_teacher
+from .ema import update_teacher
 from .evaluation import Judge
-from .modeling.branches import Branch
+from .module import TrainingModule
 from .objectives import CrossPseudoSupervision, Objective, ObjectiveOutput
-from .reporting import Averages, RunLog, Stopwatch, without_nan
+from .reporting import Averages, RunLog, Stopwatch
 
 logger = logging.getLogger(__name__)
-
-
-class TrainingModule(nn.Module):
-    """The branches, the teacher and the objective in one module, called once a micro-batch.
-
-    So DDP and torch.compile see one forward, whatever the method does inside.
-    """
-
-    def __init__(self, models: Sequence[nn.Module], objective: Objective):
-        super().__init__()
-        self.branches = nn.ModuleList(Branch(model) for model in models)
-        self.objective = objective
-        self.teacher = make_teacher(self.branches[0]) if objective.teacher else None
-
-    def train(self, mode: bool = True) -> TrainingModule:
-        """The teacher stays in evaluation mode: its batch norm uses the statistics that it averages."""
-        super().train(mode)
-        if self.teacher is not None:
-            self.teacher.eval()
-        return self
-
-    def forward(self, labeled: dict, unlabeled: dict | None, progress: Tensor) -> ObjectiveOutput:
-        return self.objective(self.branches, labeled, unlabeled, teacher=self.teacher, progress=progress)
 
 
 class CPSTrainer:
@@ -152,6 +125,8 @@ class CPSTrainer:
         self.scores: dict[str, dict[str, Any]] = {}  # the newest evaluation's, by row
         self.best: dict[str, Any] = {}  # the best evaluation's rows, and its "step" and "branch"
         self.agreement: dict[str, float] = {}  # "start" and "end"
+        self.first_step = 0  # or the step that was resumed from
+        self.streams: dict[str, TrainStream] = {}  # "labeled" and, where the objective asks for views, "unlabeled"
         self.run_log: RunLog | None = None
         self.control = self.callback_handler.on_init_end(args, self.state, self.control)
 
@@ -193,7 +168,7 @@ class CPSTrainer:
             checkpoints.write_atomically(Path(args.output_dir) / "config.yaml", config)
         accelerator.wait_for_everyone()
         if checkpoint:
-            self._load_checkpoint(checkpoint, resumed)
+            resuming.load_checkpoint(self, checkpoint, resumed)
         assembly.init_trackers(accelerator, args, self.objective)
         self.run_log = RunLog(
             accelerator,
@@ -209,14 +184,14 @@ class CPSTrainer:
             # Not accelerator.end_training(), which would end the processes' group before the branches are exported.
             for tracker in accelerator.trackers:
                 tracker.finish()
-        summary = self._finish()
+        summary = results.finish(self)
         self.run_log = None  # what is logged from now on belongs to no run
         return summary
 
     def _loop(self, labeled: TrainStream, unlabeled: TrainStream | None) -> None:
         """The phases of an optimizer step, until the callbacks say that it is enough."""
         args, accelerator, state = self.args, self.accelerator, self.state
-        self._streams = {"labeled": labeled} | ({"unlabeled": unlabeled} if unlabeled else {})
+        self.streams = {"labeled": labeled} | ({"unlabeled": unlabeled} if unlabeled else {})
         labeled_batches = iter(labeled)
         unlabeled_batches = iter(unlabeled) if unlabeled else None
         self.control = self.callback_handler.on_train_begin(args, state, self.control)
@@ -231,7 +206,7 @@ class CPSTrainer:
             micro_batches = [
                 self._fetch(labeled_batches, unlabeled_batches) for _ in range(args.gradient_accumulation_steps)
             ]
-            self._share_counts(micro_batches)
+            batches.share_counts(micro_batches, accelerator)
             self._progress.fill_(state.global_step / args.max_steps)
             for labeled_batch, unlabeled_batch in micro_batches:
                 with accelerator.accumulate(self.prepared):
@@ -262,40 +237,12 @@ class CPSTrainer:
 
     def _fetch(self, labeled: Iterator[dict], unlabeled: Iterator[dict] | None) -> tuple[dict, dict | None]:
         """The next micro-batch on the device, images normalised. Samples that were replaced are written down."""
-        batches = [next(stream) for stream in (labeled, unlabeled) if stream is not None]
-        bad_samples = [bad for batch in batches for bad in batch["bad_samples"]]
+        fetched = [next(stream) for stream in (labeled, unlabeled) if stream is not None]
+        bad_samples = [bad for batch in fetched for bad in batch["bad_samples"]]
         if bad_samples:
             self.run_log.write_bad_samples(bad_samples, self.state.global_step + 1)
-        on_device = [self._to_device(batch) for batch in batches]
+        on_device = [batches.to_device(batch, self.device, self.image_mean, self.image_std) for batch in fetched]
         return on_device[0], on_device[1] if unlabeled is not None else None
-
-    def _to_device(self, batch: dict[str, Any]) -> dict[str, Any]:
-        batch = {k: v.to(self.device, non_blocking=True) for k, v in batch.items() if isinstance(v, Tensor)}
-        for name in [name for name, value in batch.items() if value.dim() == 4]:  # the images, by view
-            own_valid = name.split("_")[0] + "_valid"  # of "partner_..." and "second_crop"
-            valid = batch[own_valid if own_valid in batch else "valid"]
-            batch[name] = normalize(batch[name], self.image_mean, self.image_std, valid)
-        if "labels" in batch:
-            batch["labels"] = batch["labels"].long()
-        return batch
-
-    def _share_counts(self, micro_batches: list[tuple[dict, dict | None]]) -> None:
-        """Put the global counts that the losses divide by into the batches.
-
-        A loss is a sum over N pixels of the whole step. Accelerate divides it by the accumulation steps and DDP
-        averages gradients over processes, so each micro-batch divides by N / (processes x accumulation steps).
-        """
-        counts = torch.zeros(3, dtype=torch.int64, device=self.device)
-        for labeled, unlabeled in micro_batches:
-            counts[0] += (labeled["labels"] != 255).sum()
-            counts[1] += labeled["valid"].sum()
-            if unlabeled is not None:
-                counts[2] += unlabeled["valid"].sum()
-        shares = self.accelerator.reduce(counts, "sum").float() / (self.accelerator.num_processes * len(micro_batches))
-        for labeled, unlabeled in micro_batches:
-            labeled["num_labels"], labeled["num_pixels"] = shares[0], shares[1]
-            if unlabeled is not None:
-                unlabeled["num_pixels"] = shares[2]
 
     def _check_and_clip(self, output: ObjectiveOutput) -> None:
         """Clip each branch's gradient; refuse to step on numbers that are not finite. The step's one host read.
@@ -340,11 +287,11 @@ class CPSTrainer:
             self.evaluate()
             self._keep_best()
         if self.control.should_save or self.control.should_training_stop:  # an evaluation may have stopped the run
-            self._save_checkpoint()
+            resuming.save_checkpoint(self)
             self.control = self.callback_handler.on_save(args, state, self.control)
 
     def _images_a_step(self) -> int:
-        return sum(s.shard.global_batch_size for s in self._streams.values())
+        return sum(s.shard.global_batch_size for s in self.streams.values())
 
     def log(self, logs: dict[str, float]) -> None:
         """Give named numbers to metrics.jsonl, the trackers, the progress bar and the callbacks."""
@@ -367,7 +314,7 @@ class CPSTrainer:
         """
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         metrics: dict[str, float] = {}
-        self._same_buffers_everywhere()
+        self.module.share_buffers(self.accelerator)
         if dataset is not None:
             self.scores = self.judge.scores(dataset)
             metric = self.args.metric_for_best_model
@@ -411,12 +358,6 @@ class CPSTrainer:
             self.log({"eval_agreement": self.agreement[when]})
         return self.agreement[when]
 
-    def _same_buffers_everywhere(self) -> None:
-        """Batch norm's running statistics differ between processes after a step: take the main process's."""
-        if self.accelerator.num_processes > 1:
-            for buffer in self.module.buffers():
-                torch.distributed.broadcast(buffer, 0)
-
     # ------------------------------------------------------------------------------------------------ saving
 
     def _best_row(self) -> str:
@@ -444,7 +385,7 @@ class CPSTrainer:
         model = self.network(branch).model
         name = "teacher" if branch == "teacher" else f"branch_{branch}"
         directory = Path(output_dir) if output_dir is not None else Path(self.args.output_dir) / name
-        self._same_buffers_everywhere()
+        self.module.share_buffers(self.accelerator)
         if self.accelerator.is_main_process:
             hub.export_branch(
                 model,
@@ -456,67 +397,3 @@ class CPSTrainer:
                 card=results.card_facts(self, name, directory.name),
             )
         self.accelerator.wait_for_everyone()
-
-    def _save_checkpoint(self) -> None:
-        step = self.state.global_step
-        state = {
-            "step": step,
-            "streams": {
-                name: {"position": stream.start + (step - self._first_step) * stream.shard.global_batch_size}
-                | stream.state()
-                for name, stream in self._streams.items()
-            },
-            "scheduler": self.lr_scheduler.state_dict(),
-            "averages": self.averages.state(),
-            "scores": self.scores,
-            "best": self.best,
-            "best_metric": self.state.best_metric,
-            "agreement": self.agreement,
-            "callbacks": {
-                type(c).__name__: c.state()["attributes"]
-                for c in self.callback_handler.callbacks
-                if isinstance(c, ExportableState)
-            },
-            "settings": asdict(self.args),
-        }
-        checkpoints.save_checkpoint(
-            self.args.output_dir,
-            step,
-            state,
-            save_state=self.accelerator.save_state,
-            wait_for_everyone=self.accelerator.wait_for_everyone,
-            is_main_process=self.accelerator.is_main_process,
-            save_total_limit=self.args.save_total_limit,
-        )
-
-    def _load_checkpoint(self, checkpoint: Path, state: dict[str, Any]) -> None:
-        self.accelerator.load_state(str(checkpoint))
-        self.lr_scheduler.load_state_dict(state["scheduler"])
-        self.averages.load(state["averages"], self.device)
-        self.scores, self.best, self.agreement = state["scores"], state["best"], state["agreement"]
-        self.state.global_step = self._first_step = state["step"]
-        self.state.best_metric, self.state.best_global_step = state["best_metric"], state["best"].get("step")
-        if not (Path(self.args.output_dir) / "best").is_dir():  # resumed into another folder: the best is found anew
-            self.best, self.state.best_metric, self.state.best_global_step = {}, None, None
-        for callback in self.callback_handler.callbacks:
-            for name, value in state["callbacks"].get(type(callback).__name__, {}).items():
-                setattr(callback, name, value)
-        logger.info("Resumed from %s at step %d.", checkpoint, state["step"])
-
-    _first_step = 0
-
-    def _finish(self) -> dict[str, Any]:
-        """Export every branch as it is at the last step, write results.json, draw the pictures."""
-        output_dir = Path(self.args.output_dir)
-        for branch in [*range(len(self.models)), *(["teacher"] if self.module.teacher is not None else [])]:
-            self.save_model(branch=branch)
-        if self.best:  # the card of the best branch knows the final scores only now
-            results.rewrite_card(self, output_dir / "best")
-        summary = results.summary(self)
-        if self.accelerator.is_main_process:
-            log = self.run_log.read()
-            results.draw_pictures(self, output_dir / "pictures", log)
-            text = json.dumps(without_nan(summary), indent=1)
-            checkpoints.write_atomically(output_dir / "results.json", text)
-        self.accelerator.wait_for_everyone()
-        return summary

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from toy import toy_models, write_world
 
+from cps_hf import batches
 from cps_hf.config import CPSConfig
 from cps_hf.data import order
 from cps_hf.objectives import CrossPseudoSupervision
@@ -27,7 +28,7 @@ options = parser.parse_args()
 torch.set_num_threads(1)
 order.MapReader.source_at = lambda self, position: position % self.length  # the files' own order
 if options.local_counts:
-    CPSTrainer._share_counts = lambda self, micro_batches: None
+    batches.share_counts = lambda micro_batches, accelerator: None
 
 large, small = (60, 80), (10, 16)  # in a crop of 40 x 40: all of it, and a tenth of it
 sizes = [large, large, small, small] * 2

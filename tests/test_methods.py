@@ -116,6 +116,6 @@ def test_an_unlabeled_order_that_never_changes_is_an_option(world, tmp_path):
     for reshuffle in (True, False):
         options = {"max_steps": 1, "reshuffle_unlabeled": reshuffle}
         trainer, _ = train(world, tmp_path / str(reshuffle), CrossPseudoSupervision(), **options)
-        reader = trainer._streams["unlabeled"].reader
+        reader = trainer.streams["unlabeled"].reader
         orders[reshuffle] = [[reader.source_at(p) for p in range(first, first + 10)] for first in (0, 10)]
     assert orders[True][0] != orders[True][1] and orders[False][0] == orders[False][1] == orders[True][0]
