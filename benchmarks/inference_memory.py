@@ -3,8 +3,9 @@
     python benchmarks/inference_memory.py
 
 Each way of predicting runs in a process of its own, whose peak resident memory is read from the operating system. The
-network is a small one, so that what is measured is this package's: the image as uint8 and as floats, windows, maps of
-logits, the class map. Sliding windows of 800 x 800 pixels every 534.
+network is one convolution to logits at a quarter of the size, so that what is measured is this package's: the image as
+uint8 and as floats, windows, maps of logits, the class map. Sliding windows of 800 x 800 pixels every 534. A real
+network's activations come on top; for whole images they are many times larger, windows keep them small.
 """
 
 from __future__ import annotations
@@ -16,33 +17,45 @@ import time
 
 import torch
 from torch import nn
-from transformers import SegformerConfig, SegformerForSemanticSegmentation
+from transformers import PreTrainedConfig, SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
+from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from cps_hf.data.transforms import normalize
-from cps_hf.inference import as_logits_fn, predict
+from cps_hf.ensemble import Ensemble
+from cps_hf.inference import add_probabilities, as_logits_fn, class_ids, predict
+from cps_hf.metrics.boundary_iou import BoundaryIoU
+from cps_hf.metrics.mean_iou import MeanIoU
 
 HEIGHT, WIDTH, CLASSES = 4000, 6000, 19
 SLIDING = {"mode": "sliding", "crop_size": (800, 800), "stride": (534, 534), "window_batch_size": 2}
+SCALES = {"scales": (0.5, 1.0, 1.75), "flip": True}
 WAYS = {
     "whole image": {},
+    "whole image, label of 4200 x 6300": {"target_size": (4200, 6300)},
+    "whole image, flip": {"flip": True},
+    "whole image, two networks": {"networks": 2},
+    "whole image, scales 0.5, 1, 1.75, flip": SCALES,
     "sliding windows": SLIDING,
     "sliding windows, label of 4200 x 6300": SLIDING | {"target_size": (4200, 6300)},
     "sliding windows, flip": SLIDING | {"flip": True},
     "sliding windows, two networks": SLIDING | {"networks": 2},
-    "sliding windows, scales 0.5, 1, 1.75, flip": SLIDING | {"scales": (0.5, 1.0, 1.75), "flip": True},
+    "sliding windows, scales 0.5, 1, 1.75, flip": SLIDING | SCALES,
+    "sliding windows, two networks, scales, flip": SLIDING | SCALES | {"networks": 2},
+    "scored as evaluate_branch.py does": {"score": True},
+    "scored as evaluate_branch.py --each does, two networks": {"score": True, "networks": 2},
 }
 
 
-class Stripes(nn.Module):
-    """One convolution of stride 16, resized: a network that takes next to no memory itself."""
+class Quarter(nn.Module):
+    """One convolution of stride 4: a network that takes next to no memory itself."""
 
     def __init__(self):
         super().__init__()
-        self.convolution = nn.Conv2d(3, CLASSES, 16, stride=16)
+        self.config = PreTrainedConfig(num_labels=CLASSES)
+        self.convolution = nn.Conv2d(3, CLASSES, 4, stride=4)
 
     def forward(self, pixel_values):
-        logits = self.convolution(pixel_values)
-        return nn.functional.interpolate(logits, size=pixel_values.shape[-2:], mode="bilinear")
+        return SemanticSegmenterOutput(logits=self.convolution(pixel_values))
 
 
 def peak() -> float:
@@ -53,22 +66,47 @@ def peak() -> float:
 def measure(way: str) -> None:
     torch.set_num_threads(1)
     options = dict(WAYS[way])
-    networks = [Stripes().eval() for _ in range(options.pop("networks", 1))]
+    models = [Quarter() for _ in range(options.pop("networks", 1))]
+    networks = [as_logits_fn(model) for model in models]
     # A real network of the library has run once, so that what libraries load lazily is loaded.
     warm = SegformerForSemanticSegmentation(SegformerConfig(num_labels=CLASSES, depths=[1] * 4))
     predict([as_logits_fn(warm), *networks], torch.zeros(1, 3, 64, 64), flip=True)
-    before, started = peak(), time.perf_counter()
-    images = torch.randint(256, (1, 3, HEIGHT, WIDTH), dtype=torch.uint8)
-    pixel_values = normalize(images, torch.full((3,), 0.45), torch.full((3,), 0.22))
-    ids = predict(networks if len(networks) > 1 else networks[0], pixel_values, **options)
-    assert ids.shape == (1, *options.get("target_size", (HEIGHT, WIDTH)))
-    print(f"| {way} | {peak() - before:.2f} GB | {time.perf_counter() - started:.0f} s |")
+    score(models, torch.zeros(3, 64, 64, dtype=torch.uint8))
+    before, started = peak(), time.process_time()
+    image = torch.randint(256, (3, HEIGHT, WIDTH), dtype=torch.uint8)
+    if options.pop("score", False):
+        score(models, image)
+    else:
+        pixel_values = normalize(image[None], torch.full((3,), 0.45), torch.full((3,), 0.22))
+        ids = predict(networks if len(networks) > 1 else networks[0], pixel_values, **options)
+        assert ids.shape == (1, *options.get("target_size", (HEIGHT, WIDTH)))
+    print(f"| {way} | {peak() - before:.2f} GB | {time.process_time() - started:.0f} s |", flush=True)
+
+
+def score(models: list[nn.Module], image: torch.Tensor) -> None:
+    """What examples/evaluate_branch.py does with an image, the image processor's work included."""
+    processors = [SegformerImageProcessor(do_resize=False) for _ in models]
+    branches = Ensemble(models, processors, [f"network {i}" for i in range(len(models))], device="cpu")
+    probs, maps = None, []
+    for i in range(len(models)):
+        logits = branches.logits(image, only=i)
+        maps.append(class_ids(logits)[0].to(torch.uint8))
+        if len(models) > 1:
+            probs = add_probabilities(probs, logits)
+        del logits
+    if probs is not None:
+        maps.append(class_ids(probs)[0].to(torch.uint8))
+    del probs
+    label = torch.randint(CLASSES, image.shape[1:], dtype=torch.uint8)
+    for guess in maps:
+        MeanIoU(num_labels=CLASSES).add_batch(predictions=guess, references=label)
+        BoundaryIoU(CLASSES).add_batch(predictions=guess[None], references=label[None])
 
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
         measure(sys.argv[1])
     else:
-        print("| 4000 x 6000, 19 classes | peak memory beside the network | time |\n|---|---|---|")
+        print("| 4000 x 6000, 19 classes | peak memory beside the network | CPU time |\n|---|---|---|", flush=True)
         for name in WAYS:
             subprocess.run([sys.executable, __file__, name], check=True)

@@ -28,7 +28,7 @@ class Ensemble:
         device: where they go; None: a GPU where there is one.
 
     Raises:
-        ValueError: there is no model, or they have different classes.
+        ValueError: there is no model, they have different classes, or more than 255: class maps are uint8.
     """
 
     def __init__(
@@ -45,6 +45,8 @@ class Ensemble:
         self.networks = [Branch(model).eval().to(self.device) for model in models]
         self.processors, self.sources = list(processors), [str(source) for source in sources]
         self.id2label = {int(i): str(name) for i, name in sorted(models[0].config.id2label.items())}
+        if len(self.id2label) > 255:
+            raise ValueError(f"{self.sources[0]} has {len(self.id2label)} classes; at most 255 fit into a PNG mask.")
         for model, source in zip(models[1:], self.sources[1:], strict=True):
             check_classes([*model.config.id2label.values()], self.id2label, f"{source} and {self.sources[0]}")
 

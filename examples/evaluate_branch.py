@@ -35,10 +35,9 @@ from transformers.utils import logging as transformers_logging
 from cps_hf import ensemble, visualization
 from cps_hf.assembly import versions
 from cps_hf.checkpoints import write_atomically
-from cps_hf.data import LabelEncoding
+from cps_hf.data import LabelEncoding, named
 from cps_hf.data.cityscapes import NAMES as CITYSCAPES
 from cps_hf.data.masks import output_path, write_label_ids, write_mask
-from cps_hf.data.named import LOADERS, find_dataset
 from cps_hf.data.streams import EvaluationStream
 from cps_hf.data.voc import voc_color
 from cps_hf.evaluation import plain
@@ -85,17 +84,12 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     ensemble.add_arguments(parser)
     parser.add_argument("--each", action="store_true", help="with several branches, score each by itself too")
-    parser.add_argument("--dataset", choices=LOADERS, default="street_scenes")
-    parser.add_argument("--data_root", help="folder or Hub id; none: the drawn scenes")
-    parser.add_argument("--split", help="default: val; for folder, its folder")
-    parser.add_argument("--load_options", default="{}", help="further arguments of the loader, as JSON")
-    parser.add_argument("--streaming", action="store_true", help="read the data set as a stream")
+    named.add_arguments(parser, default="street_scenes")
     parser.add_argument("--output_dir", default="outputs/evaluation")
     parser.add_argument(
         "--export", choices=("cityscapes", "voc"), help="write predictions as labelIds or palette PNGs"
     )
     parser.add_argument("--num_pictures", type=int, default=6, help="how many of the worst images are drawn")
-    parser.add_argument("--num_workers", type=int, default=1, help="processes that read images")
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     transformers_logging.set_verbosity_error()
@@ -111,7 +105,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
 def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     """Everything but the printing; returns what results.json holds (NaN where a class does not occur)."""
-    dataset = load(options)
+    dataset = named.from_arguments(options)
     branches, how = ensemble.from_arguments(options)
     names = [*branches.id2label.values()]
     labeled = "label" in dataset.features
@@ -159,17 +153,6 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     output.mkdir(parents=True, exist_ok=True)
     write_atomically(output / "results.json", json.dumps(without_nan(results), indent=1, ensure_ascii=False))
     return results
-
-
-def load(options: argparse.Namespace):
-    """The data set; `options.split` is completed."""
-    try:
-        extra = json.loads(options.load_options)
-    except ValueError as error:
-        raise ValueError(f"`--load_options` must be JSON, found {options.load_options!r}: {error}.") from error
-    loader, root = find_dataset(options.dataset, options.data_root, extra)
-    options.split = options.split or (None if options.dataset == "folder" else "val")
-    return loader(root, split=options.split, streaming=options.streaming)
 
 
 def samples(dataset, options: argparse.Namespace, labeled: bool, num_labels: int) -> Iterator[dict[str, Any]]:

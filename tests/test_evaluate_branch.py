@@ -1,19 +1,26 @@
 """Judging branches from folders, against the metric fed by hand and against Cityscapes' own evaluator."""
 
 import csv
-import importlib.util
 import json
 import re
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from toy import run_python, tiny_upernet, toy_models, write_world
+from toy import (
+    EXAMPLES,
+    MEAN,
+    STD,
+    predict_by_hand,
+    run_python,
+    script,
+    tiny_branch,
+    tiny_upernet,
+    toy_models,
+    write_world,
+)
 from transformers import (
-    AutoImageProcessor,
     AutoModelForSemanticSegmentation,
     DPTConfig,
     SegformerConfig,
@@ -29,31 +36,7 @@ from cps_hf.ensemble import Ensemble, check_classes
 from cps_hf.hub import export_branch
 from cps_hf.metrics.mean_iou import MeanIoU
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-def script(name):
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 evaluate_branch = script("evaluate_branch")
-
-
-def branch(folder, num_labels, seed=0, names=None):
-    """A small branch that looks at its input, exported as a run exports it."""
-    torch.manual_seed(seed)
-    config = tiny_upernet()
-    config.id2label = dict(enumerate(names or [f"class {i}" for i in range(num_labels)]))
-    model = AutoModelForSemanticSegmentation.from_config(config).eval()
-    with torch.no_grad():
-        for parameter in model.decode_head.parameters():
-            parameter.add_(torch.randn_like(parameter))
-    return export_branch(model, folder, image_mean=MEAN, image_std=STD)
 
 
 @pytest.fixture(scope="module")
@@ -67,25 +50,11 @@ def street_branches(tmp_path_factory):
     from cps_hf.data.cityscapes import NAMES
 
     folder = tmp_path_factory.mktemp("branches")
-    return [branch(folder / str(seed), 19, seed, NAMES) for seed in range(2)]
+    return [tiny_branch(folder / str(seed), 19, seed, NAMES) for seed in range(2)]
 
 
 def run(tmp_path, *words):
     return evaluate_branch.main([*map(str, words), "--output_dir", str(tmp_path / "out"), "--num_workers", "0"])
-
-
-def by_hand(folder):
-    """Logits of an image file, with transformers alone."""
-    model = AutoModelForSemanticSegmentation.from_pretrained(folder).eval()
-    processor = AutoImageProcessor.from_pretrained(folder)
-
-    def logits(path):
-        image = Image.open(path).convert("RGB")
-        with torch.no_grad():
-            found = model(**processor(image, return_tensors="pt")).logits
-        return torch.nn.functional.interpolate(found, size=image.size[::-1], mode="bilinear", align_corners=False)
-
-    return logits
 
 
 def test_cityscapes_own_evaluator_finds_the_same_scores_in_what_is_exported(
@@ -122,7 +91,7 @@ def test_results_are_the_metrics_own_and_every_branch_is_scored(streets, street_
     words = ("--branches", *street_branches, "--each", "--dataset", "cityscapes", "--data_root", streets)
     run(tmp_path, *words, "--num_pictures", 2)
     written = json.loads((tmp_path / "out" / "results.json").read_text())
-    networks = [by_hand(folder) for folder in street_branches]
+    networks = [predict_by_hand(folder) for folder in street_branches]
     metrics = {row: MeanIoU(num_labels=19) for row in ("branch_0", "branch_1", "mean")}
     to_train_id = {label.id: label.train_id for label in LABELS}
     single = {}
@@ -169,11 +138,11 @@ def test_voc_masks_hold_ids_and_show_the_official_colours(tmp_path):
     from cps_hf.data.voc import NAMES
 
     root = write_object_scenes(tmp_path / "set", num_train=1, num_val=2, progress=False)
-    folder = branch(tmp_path / "branch", 21, names=NAMES)
+    folder = tiny_branch(tmp_path / "branch", 21, names=NAMES)
     run(tmp_path, "--branches", folder, "--dataset", "voc", "--data_root", root, "--export", "voc")
     masks = sorted((tmp_path / "out" / "predictions").iterdir())
     assert len(masks) == 2
-    network, images = by_hand(folder), root / "VOCdevkit" / "VOC2012" / "JPEGImages"
+    network, images = predict_by_hand(folder), root / "VOCdevkit" / "VOC2012" / "JPEGImages"
     for path in masks:
         mask, expected = Image.open(path), network(images / f"{path.stem}.jpg").argmax(1)[0].numpy()
         assert mask.mode == "P"
@@ -199,7 +168,7 @@ def test_a_model_from_elsewhere_is_fed_as_its_processor_says_and_scored_at_the_l
     SegformerForSemanticSegmentation(config).save_pretrained(folder)
     SegformerImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder)  # squashes, as the library's do
     dataset = write_world(root, [(40, 56), (51, 33)])
-    network, metric = by_hand(folder), MeanIoU(num_labels=3)
+    network, metric = predict_by_hand(folder), MeanIoU(num_labels=3)
     for row in dataset:
         path = root / f"{row['id'].split('-')[1]}.png"
         metric.add_batch(predictions=network(path).argmax(1), references=np.asarray(row["label"])[None])
@@ -282,7 +251,7 @@ def test_a_mistake_ends_with_one_line(streets, street_branches, tmp_path, capsys
 
 
 def test_branches_that_do_not_fit_are_refused(streets, street_branches, tmp_path, capsys):
-    three, bare = branch(tmp_path / "three", 3), tmp_path / "bare"
+    three, bare = tiny_branch(tmp_path / "three", 3), tmp_path / "bare"
     toy_models(1)[0].save_pretrained(bare)
     data = ("--dataset", "cityscapes", "--data_root", streets)
     for words, said in (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -12,13 +13,23 @@ import torch
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel, ResNetConfig, UperNetConfig
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForSemanticSegmentation,
+    PreTrainedConfig,
+    PreTrainedModel,
+    ResNetConfig,
+    UperNetConfig,
+)
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from cps_hf.data.labels import LabelEncoding
+from cps_hf.hub import export_branch
 
 NAMES = ("ground", "disc", "bar")
 ID2LABEL = dict(enumerate(NAMES))
+EXAMPLES = Path(__file__).parents[1] / "examples"
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class ToyConfig(PreTrainedConfig):
@@ -66,6 +77,41 @@ def tiny_upernet() -> UperNetConfig:
         out_features=["stage1", "stage2", "stage3", "stage4"],
     )
     return UperNetConfig(backbone_config=backbone, hidden_size=16, use_auxiliary_head=False, id2label=ID2LABEL)
+
+
+def tiny_branch(folder: Path, num_labels: int, seed: int = 0, names=None) -> Path:
+    """A small branch that looks at its input, exported as a run exports it."""
+    torch.manual_seed(seed)
+    config = tiny_upernet()
+    config.id2label = dict(enumerate(names or [f"class {i}" for i in range(num_labels)]))
+    model = AutoModelForSemanticSegmentation.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.decode_head.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    return export_branch(model, folder, image_mean=MEAN, image_std=STD)
+
+
+def predict_by_hand(folder: Path):
+    """Logits (1, C, H, W) of an image file at its size, with transformers alone."""
+    model = AutoModelForSemanticSegmentation.from_pretrained(folder).eval()
+    processor = AutoImageProcessor.from_pretrained(folder)
+
+    def logits(path):
+        image = PILImage.open(path).convert("RGB")
+        with torch.no_grad():
+            found = model(**processor(image, return_tensors="pt")).logits
+        return nn.functional.interpolate(found, size=image.size[::-1], mode="bilinear", align_corners=False)
+
+    return logits
+
+
+def script(name: str):
+    """A file of examples/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 def draw(index: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Writing class maps as the PNGs that others read: palette masks (Pascal VOC's way) and Cityscapes' labelIds.
+"""Writing what was predicted: palette masks (Pascal VOC's way), Cityscapes' labelIds, probabilities.
 
 Files are written beside and renamed, so that one that is there is whole.
 """
@@ -6,8 +6,9 @@ Files are written beside and renamed, so that one that is there is whole.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -28,31 +29,39 @@ def write_mask(path: Path, class_ids: np.ndarray, palette: Sequence[tuple[int, i
     table[: len(palette)] = palette
     table[IGNORE_INDEX] = 255
     image.putpalette(table.tobytes())  # turns "L" into "P" without touching the pixels
-    _save(image, path)
+    _write(path, lambda file: image.save(file, format="PNG"))
 
 
 def write_label_ids(path: Path, class_ids: np.ndarray) -> None:
     """Cityscapes' 19 class ids (H, W) as the official label ids (road 7, ..., bicycle 33) in a grey PNG."""
-    _save(Image.fromarray(_LABEL_IDS[class_ids]), path)
+    _write(path, lambda file: Image.fromarray(_LABEL_IDS[class_ids]).save(file, format="PNG"))
+
+
+def write_probabilities(path: Path, probabilities: np.ndarray) -> None:
+    """Probabilities (C, H, W) as float16 in a .npy file, which `numpy.load(path, mmap_mode="r")` reads in parts."""
+    _write(path, lambda file: np.save(file, probabilities.astype(np.float16, copy=False)))
 
 
 def output_path(folder: Path, name: str, suffix: str) -> Path:
     """`<folder>/<name><suffix>`; the name may hold folders.
 
     Raises:
-        ValueError: it leads out of the folder.
+        ValueError: it leads out of the folder, or it is no name of a file.
     """
+    if not name.rpartition("/")[2].strip(". "):
+        raise ValueError(f"The image id {name!r} is no name that a file can have. Rename the id.")
     path = folder / f"{name}{suffix}"
     if not os.path.normpath(path).startswith(os.path.normpath(folder) + os.sep):
         raise ValueError(f"The image id {name!r} leads out of {folder}: no file is written for it. Rename the id.")
     return path
 
 
-def _save(image: Image.Image, path: Path) -> None:
+def _write(path: Path, save: Callable[[BinaryIO], object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        image.save(temporary, format="PNG")
+        with open(temporary, "wb") as file:
+            save(file)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

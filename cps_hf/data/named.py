@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import inspect
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset, IterableDataset
+
+from . import cityscapes, voc
 from .cityscapes import load_cityscapes
 from .folder import load_folder
 from .hub_dataset import load_hub
@@ -51,3 +56,39 @@ def find_dataset(
     elif data_root is None:
         raise ValueError(f"`dataset={dataset}` needs `data_root`.")
     return partial(load, **load_options or {}), data_root
+
+
+def add_arguments(parser: argparse.ArgumentParser, *, default: str | None) -> None:
+    """The options of a script that reads one data set; `default`: of `--dataset`."""
+    parser.add_argument("--dataset", choices=LOADERS, default=default, help=f"default: {default or 'none'}")
+    parser.add_argument("--data_root", help="folder or Hub id; none: the drawn scenes")
+    parser.add_argument("--split", help="default: val; for folder, its folder")
+    parser.add_argument("--load_options", default="{}", help="further arguments of the loader, as JSON")
+    parser.add_argument("--streaming", action="store_true", help="read the data set as a stream")
+    parser.add_argument("--num_workers", type=int, default=1, help="processes that read images")
+
+
+def from_arguments(arguments: argparse.Namespace, **further: Any) -> Dataset | IterableDataset:
+    """The data set that `add_arguments` asked for; `arguments.split` is completed.
+
+    Args:
+        further: arguments of the loader, which win over `--load_options`.
+
+    Raises:
+        ValueError: as `find_dataset` and the loader, or `--load_options` is no JSON object.
+    """
+    try:
+        options = json.loads(arguments.load_options)
+    except ValueError as error:
+        raise ValueError(f"`--load_options` must be JSON, found {arguments.load_options!r}: {error}.") from error
+    if not isinstance(options, dict):
+        raise ValueError(f'`--load_options` must be like {{"argument": value}}, found {arguments.load_options!r}.')
+    load, root = find_dataset(arguments.dataset, arguments.data_root, options | further)
+    arguments.split = arguments.split or (None if arguments.dataset == "folder" else "val")
+    return load(root, split=arguments.split, streaming=arguments.streaming)
+
+
+def official_palette(names: Sequence[str]) -> tuple[tuple[int, int, int], ...] | None:
+    """The colours of Cityscapes or VOC where the class names are theirs, in their order; else `None`."""
+    known = {cityscapes.NAMES: cityscapes.PALETTE, voc.NAMES: voc.PALETTE}
+    return known.get(tuple(names))

@@ -281,6 +281,9 @@ class EvaluationStream:
 
     Yields lists of at most `batch_size` samples {"image": uint8 (3, H, W), "label": uint8 (H, W) or absent,
     "id": str}, since whole images differ in size.
+
+    Args:
+        keep_errors: what cannot be read comes as the error, in the sample's place, and is not raised.
     """
 
     def __init__(
@@ -294,7 +297,9 @@ class EvaluationStream:
         rank: int = 0,
         num_processes: int = 1,
         num_workers: int = 0,
+        keep_errors: bool = False,
     ):
+        self.keep_errors = keep_errors
         dataset = undecoded(dataset, with_label=with_label, what=name)
         if isinstance(dataset, Dataset):
             if len(dataset) == 0:
@@ -311,10 +316,10 @@ class EvaluationStream:
             generator=torch.Generator(),
         )
 
-    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+    def __iter__(self) -> Iterator[list[dict[str, Any] | Exception]]:
         for batch in self._loader:
             for sample in batch:
-                if isinstance(sample, Exception):
+                if isinstance(sample, Exception) and not self.keep_errors:
                     raise sample
             yield batch
 

@@ -1,0 +1,306 @@
+"""Predict images: masks, overlays with a legend and, on demand, the probability of every class.
+
+    python examples/predict.py --branches outputs/train_cps/best --inputs photos 'more/*/img_*.jpg' one.png
+        image files, folders with all that lies below them, and globs (quoted, so that names keep their sub-folders).
+
+    python examples/predict.py --branches A B --dataset hub --data_root USER/SET --split test --probabilities
+        the mean of two branches on a data set of the Hub, on parquet files, or on any other set by name.
+
+Any model of AutoModelForSemanticSegmentation will do. Written to `--output_dir`, each with its image's name and
+sub-folders: masks/ (PNGs whose pixels hold class ids, in the classes' colours), overlays/ and probabilities/ (float16
+(C, H, W) at the image's size). Started again, it leaves out what is done: finished images are listed in
+predicted.jsonl, and no file has its name before it is whole.
+"""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import hashlib
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from tqdm.auto import tqdm
+from transformers.utils import logging as transformers_logging
+
+from cps_hf import ensemble, visualization
+from cps_hf.checkpoints import write_atomically
+from cps_hf.data import named
+from cps_hf.data.folder import IMAGE_SUFFIXES
+from cps_hf.data.masks import output_path, write_mask, write_probabilities
+from cps_hf.data.streams import EvaluationStream, undecoded
+from cps_hf.data.table import build
+from cps_hf.inference import add_probabilities, class_ids
+
+SUFFIXES = {"masks": ".png", "overlays": ".png", "probabilities": ".npy"}
+
+
+def main(argv: list[str] | None = None) -> dict[str, int]:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    ensemble.add_arguments(parser)
+    parser.add_argument("--inputs", nargs="+", default=[], help="image files, folders, globs")
+    named.add_arguments(parser, default=None)
+    parser.add_argument("--output_dir", default="outputs/predictions")
+    parser.add_argument("--probabilities", action="store_true", help="write every class's probability too; large")
+    parser.add_argument("--no_overlays", action="store_true", help="write no overlays")
+    parser.add_argument("--overlay_alpha", type=float, default=0.5, help="how much of the colour is seen, 0 to 1")
+    parser.add_argument("--keep_suffix", action="store_true", help="a.jpg becomes a.jpg.png, so that a.png may be too")
+    parser.add_argument("--skip_bad_images", action="store_true", help="leave out and count what cannot be read")
+    parser.add_argument("--overwrite", action="store_true", help="first remove what this script wrote there before")
+    options = parser.parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        return predict(options)
+    except (ValueError, ConnectionError) as error:  # what a user can mend: one line, no traceback
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def predict(options: argparse.Namespace) -> dict[str, int]:
+    """Everything; returns how many images were predicted, were done before, and could not be read."""
+    if not 0 <= options.overlay_alpha <= 1:
+        raise ValueError(f"`--overlay_alpha` must be from 0 to 1, got {options.overlay_alpha}.")
+    images = Images.from_files(options) if options.inputs else Images.from_dataset(options)
+    branches, how = ensemble.from_arguments(options)
+    names = [*branches.id2label.values()]
+    palette = named.official_palette(names) or visualization.palette(len(names))
+    kinds = ["probabilities"] * options.probabilities + ["overlays"] * (not options.no_overlays) + ["masks"]
+    settings = {"weights": fingerprint(branches), "classes": names, **how, "overlay_alpha": options.overlay_alpha}
+    settings.pop("window_batch_size", None)
+    outputs = Outputs(Path(options.output_dir), kinds, settings, overwrite=options.overwrite)
+
+    counts = {"predicted": 0, "done before": 0, "not readable": 0}
+    bar = tqdm(total=images.count, desc="predicting", unit="image", dynamic_ncols=True)
+    for sample in images.samples(outputs, counts, bar, options.num_workers):
+        bar.update()
+        if isinstance(sample, ValueError):
+            if not options.skip_bad_images:
+                raise ValueError(f"{sample} `--skip_bad_images` leaves such images out.")
+            counts["not readable"] += 1
+            bar.write(f"left out: {sample}", file=sys.stderr)
+            continue
+        if isinstance(sample, Exception):
+            raise sample
+        try:
+            logits = branches.logits(sample["image"], **how)
+        except ValueError as error:
+            raise ValueError(f"{images.source(sample['id'])}: {error}") from error
+        prediction = class_ids(logits)[0].to(torch.uint8).cpu().numpy()
+        paths = outputs.paths(sample["id"])
+        if options.probabilities:
+            write_probabilities(paths["probabilities"], add_probabilities(None, logits)[0].half().cpu().numpy())
+        del logits
+        if not options.no_overlays:
+            page = (sample["image"], prediction, names, palette, paths["overlays"])
+            visualization.overlay_page(*page, alpha=options.overlay_alpha)
+        write_mask(paths["masks"], prediction, palette)
+        outputs.record(sample["id"], images.source(sample["id"]))
+        counts["predicted"] += 1
+    bar.close()
+    print(", ".join(f"{count} {what}" for what, count in counts.items()) + f". Written to {options.output_dir}.")
+    return counts
+
+
+@dataclass
+class Images:
+    """What is to be predicted: rows with "image" and "id", and where each came from."""
+
+    dataset: Any
+    sources: dict[str, str] | None  # of files: name -> path
+    origin: str  # of a data set: what it is called
+    count: int | None
+
+    @classmethod
+    def from_files(cls, options: argparse.Namespace) -> Images:
+        if options.dataset or options.data_root:
+            raise ValueError("Give `--inputs` or `--dataset`, not both.")
+        sources = find_images(options.inputs, keep_suffix=options.keep_suffix, leave_out=Path(options.output_dir))
+        return cls(build([*sources], [*sources.values()]), {k: str(v) for k, v in sources.items()}, "", len(sources))
+
+    @classmethod
+    def from_dataset(cls, options: argparse.Namespace) -> Images:
+        if not options.dataset:
+            raise ValueError("Nothing to predict: give `--inputs` (files, folders, globs) or `--dataset`.")
+        dataset = undecoded(named.from_arguments(options, with_labels=False), with_label=False, what="dataset")
+        if "id" not in (dataset.features or {}):
+            raise ValueError(
+                "Rows of this stream have no id, and outputs would have no names. Give "
+                "`--load_options '{\"id_column\": ...}'`, or leave out `--streaming`."
+            )
+        origin = " ".join(filter(None, (options.dataset, options.data_root, options.split)))
+        return cls(dataset, None, origin, len(dataset) if isinstance(dataset, Dataset) else None)
+
+    def source(self, name: str) -> str:
+        return self.sources[name] if self.sources is not None else f"{self.origin}: {name}"
+
+    def samples(self, outputs: Outputs, counts: dict, bar: tqdm, num_workers: int) -> Iterator[dict | Exception]:
+        """The images that are not done; of those that are only the ids are read."""
+
+        seen = set()
+
+        def is_new(name: str) -> bool:
+            if os.path.normpath(name) in seen:
+                raise ValueError(f"Two rows have the id {name!r}, and one mask would overwrite the other.")
+            seen.add(os.path.normpath(name))
+            done = outputs.is_done(name, self.source(name))
+            counts["done before"] += done
+            bar.update(int(done))
+            return not done
+
+        if isinstance(self.dataset, Dataset):
+            dataset = self.dataset.select([i for i, name in enumerate(self.dataset["id"]) if is_new(name)])
+            if not len(dataset):
+                return
+        else:
+            dataset = self.dataset.filter(is_new, input_columns=["id"])
+            num_workers = 0  # `is_new` counts in this process
+        for batch in EvaluationStream(
+            dataset, name="dataset", with_label=False, num_workers=num_workers, keep_errors=True
+        ):
+            yield from batch
+
+
+def find_images(inputs: list[str], *, keep_suffix: bool, leave_out: Path) -> dict[str, Path]:
+    """Image files by the name that their outputs get: what lies below a folder, or below a glob's fixed part, keeps
+    its sub-folders; a file that is named itself has its own name.
+
+    Raises:
+        ValueError: nothing is there, or two images would have outputs of one name.
+    """
+    found: dict[str, Path] = {}
+    for given in inputs:
+        for name, path in below(given, leave_out.resolve()):
+            name = name if keep_suffix else str(Path(name).with_suffix(""))
+            if found.setdefault(name, path) != path:
+                raise ValueError(
+                    f"Two images would be written to one name, {name!r}: {found[name]} and {path}. Give a folder "
+                    "above both or a quoted glob, which keep sub-folders, or `--keep_suffix` if only endings differ."
+                )
+    return found
+
+
+def below(given: str, leave_out: Path) -> list[tuple[str, Path]]:
+    """(name below what is fixed in `given`, absolute path), in order."""
+    path = Path(given)
+    if path.is_file():
+        return [(path.name, path.resolve())]
+    if path.is_dir():
+        root, candidates = path, sorted(path.rglob("*"))
+    elif glob.has_magic(given):
+        parts = path.parts
+        fixed = next(i for i, part in enumerate(parts) if glob.has_magic(part))
+        root, candidates = Path(*parts[:fixed]), sorted(map(Path, glob.glob(given, recursive=True)))
+    else:
+        raise ValueError(f"No such file or folder: {given}.")
+    images = []
+    for candidate in candidates:
+        name = candidate.relative_to(root)
+        hidden = any(part.startswith(".") for part in name.parts)
+        if candidate.suffix.lower() in IMAGE_SUFFIXES and candidate.is_file() and not hidden:
+            images.append((name.as_posix(), candidate.resolve()))
+    images = [(name, path) for name, path in images if not path.is_relative_to(leave_out)]  # an earlier run's masks
+    if not images:
+        raise ValueError(f"No image in {given}: looked for {', '.join(IMAGE_SUFFIXES)}.")
+    return images
+
+
+class Outputs:
+    """The files of one output folder, which images are done there, and how they were predicted.
+
+    Args:
+        kinds: of `SUFFIXES`, what is written for each image.
+        settings: what decides how the files look; others in the folder are an error unless `overwrite`.
+
+    Raises:
+        ValueError: the folder holds masks that were predicted otherwise, or that are not this script's at all.
+    """
+
+    def __init__(self, folder: Path, kinds: list[str], settings: dict[str, Any], *, overwrite: bool):
+        self.folder, self.kinds = folder, kinds
+        self.index, about = folder / "predicted.jsonl", folder / "prediction.json"
+        settings = json.loads(json.dumps(settings))  # tuples become lists, as they are in the file
+        strange = [k for k in kinds if not about.is_file() and (folder / k).exists()]
+        if strange:
+            raise ValueError(f"{folder / strange[0]} is not this script's to write into. Choose another --output_dir.")
+        there = json.loads(about.read_text(encoding="utf-8")) if about.is_file() else settings
+        other = [name for name in settings if there.get(name) != settings[name]]
+        if other and not overwrite:
+            values = "" if other[0] == "weights" else f" ({there.get(other[0])} there, {settings[other[0]]} now)"
+            raise ValueError(
+                f"{folder} holds predictions made with other {other[0]}{values}. Choose another `--output_dir`, or "
+                "`--overwrite` them."
+            )
+        self.done = self._read_index()
+        if overwrite:
+            for name in self.done:
+                for kind, suffix in SUFFIXES.items():
+                    output_path(folder / kind, name, suffix).unlink(missing_ok=True)
+            self.index.unlink(missing_ok=True)
+            self.done = {}
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(about, json.dumps(settings, indent=1, ensure_ascii=False))
+
+    def _read_index(self) -> dict[str, dict[str, Any]]:
+        lines = self.index.read_text(encoding="utf-8").splitlines(keepends=True) if self.index.is_file() else []
+        if lines and not lines[-1].endswith("\n"):  # cut off while it was written
+            lines.pop()
+            write_atomically(self.index, "".join(lines))
+        return {entry["name"]: entry for entry in map(json.loads, lines)}
+
+    def paths(self, name: str) -> dict[str, Path]:
+        return {kind: output_path(self.folder / kind, name, SUFFIXES[kind]) for kind in self.kinds}
+
+    def is_done(self, name: str, source: str) -> bool:
+        """All files of this image are there, and the image has not changed since.
+
+        Raises:
+            ValueError: they are of another image.
+        """
+        entry = self.done.get(name)
+        if entry is None:
+            return False
+        if entry["source"] != source:
+            raise ValueError(
+                f"{self.paths(name)['masks']} was predicted from {entry['source']}, and would be from {source} now. "
+                "Choose another `--output_dir`, or `--overwrite`."
+            )
+        return entry["stamp"] == stamp(source) and all(path.is_file() for path in self.paths(name).values())
+
+    def record(self, name: str, source: str) -> None:
+        self.done[name] = {"name": name, "source": source, "stamp": stamp(source)}
+        with open(self.index, "a", encoding="utf-8") as file:
+            file.write(json.dumps(self.done[name], ensure_ascii=False) + "\n")
+
+
+def stamp(source: str) -> list[int] | None:
+    """A file's size and time of change; none for rows of a data set."""
+    try:
+        status = os.stat(source)
+    except OSError:
+        return None
+    return [status.st_size, status.st_mtime_ns]
+
+
+def fingerprint(branches: ensemble.Ensemble) -> str:
+    """SHA-256 of all weights and image processors: the same name may hold other weights tomorrow."""
+    digest = hashlib.sha256()
+    for network, processor in zip(branches.networks, branches.processors, strict=True):
+        for name, tensor in network.state_dict().items():
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(processor.to_json_string().encode())
+    return digest.hexdigest()
+
+
+if __name__ == "__main__":
+    main()
