@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -97,22 +98,52 @@ class Averages:
 
 
 class Stopwatch:
-    """Images a second while training; evaluating and saving do not count."""
+    """Images a second while training, and the seconds of the whole run; evaluating and saving do not count."""
 
     def __init__(self):
-        self.images, self.seconds, self._since = 0, 0.0, None
+        self.images, self.seconds, self._since = 0, 0.0, (0.0, 0.0)
+        self.total = {"images": 0, "seconds": 0.0, "cpu_seconds": 0.0}
 
     def start(self) -> None:
-        self._since = time.perf_counter()
+        self._since = _clocks()
 
     def stop(self, images: int) -> None:
-        self.seconds += time.perf_counter() - self._since
+        seconds, cpu_seconds = (now - then for now, then in zip(_clocks(), self._since, strict=True))
+        self.seconds += seconds
         self.images += images
+        for name, value in (("images", images), ("seconds", seconds), ("cpu_seconds", cpu_seconds)):
+            self.total[name] += value
 
     def read(self) -> float:
         rate = self.images / self.seconds if self.seconds else 0.0
         self.images, self.seconds = 0, 0.0
         return rate
+
+    def summary(self) -> dict[str, float]:
+        """Of all steps, also those before a resumption: "seconds", "cpu_seconds" (of this process, all its threads,
+        without its data workers: other jobs on the machine do not count) and "images_per_second"."""
+        seconds = self.total["seconds"]
+        return {
+            "seconds": seconds,
+            "cpu_seconds": self.total["cpu_seconds"],
+            "images_per_second": self.total["images"] / seconds if seconds else 0.0,
+        }
+
+
+def _clocks() -> tuple[float, float]:
+    return time.perf_counter(), time.process_time()
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """The most bytes held so far: on a GPU by tensors there, else by this process (without its data workers).
+
+    None where the system does not say: it is read from Linux's /proc.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text()) if status.is_file() else None
+    return int(found[1]) * 1024 if found else None
 
 
 def scores_table(scores: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> str:

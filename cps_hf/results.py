@@ -20,7 +20,7 @@ from .data.labels import LabelEncoding
 from .evaluation import evaluating
 from .hub import render_card
 from .objectives import Objective
-from .reporting import without_nan
+from .reporting import peak_memory, without_nan
 
 # What a reader of a card wants to know of the settings; the rest is in the run's config.yaml.
 _SETTINGS_IN_CARD = (
@@ -56,10 +56,19 @@ def summary(trainer: Any) -> dict[str, Any]:
         "best": trainer.best,
         "agreement": trainer.agreement,
         "steps": trainer.state.global_step,
+        "training": {  # without evaluating and saving
+            **trainer.stopwatch.summary(),
+            "peak_memory": peak_memory(trainer.device),
+            "device": str(trainer.device.type),
+            "num_processes": trainer.accelerator.num_processes,
+            "num_networks": len(trainer.models),
+        },
         "seed": args.seed,
         "objective": {"name": type(trainer.objective).__name__, **asdict(trainer.objective)},
         "dataset": args.dataset_name,
         "partition": {"name": args.partition_name, "sha256": args.partition_sha256},
+        "num_labeled": _length(trainer.train_dataset),
+        "num_unlabeled": _length(trainer.unlabeled_dataset),
         "versions": assembly.versions(),
     }
 

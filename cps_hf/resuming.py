@@ -39,6 +39,7 @@ def _state_of(trainer: Any) -> dict[str, Any]:
         },
         "scheduler": trainer.lr_scheduler.state_dict(),
         "averages": trainer.averages.state(),
+        "stopwatch": trainer.stopwatch.total,
         "scores": trainer.scores,
         "best": trainer.best,
         "best_metric": trainer.state.best_metric,
@@ -61,6 +62,7 @@ def load_checkpoint(trainer: Any, checkpoint: Path, state: dict[str, Any]) -> No
     trainer.accelerator.load_state(str(checkpoint))
     trainer.lr_scheduler.load_state_dict(state["scheduler"])
     trainer.averages.load(state["averages"], trainer.device)
+    trainer.stopwatch.total = state["stopwatch"]
     trainer.scores, trainer.best, trainer.agreement = state["scores"], state["best"], state["agreement"]
     trainer.state.global_step = trainer.first_step = state["step"]
     trainer.state.best_metric, trainer.state.best_global_step = state["best_metric"], state["best"].get("step")

@@ -125,7 +125,7 @@ def load_data(args: TrainArguments):
     labeled = load(root, split=args.train_split)
     labeled = labeled.select([i for i, name in enumerate(labeled["id"]) if name in labeled_ids])
     unlabeled = images.select([i for i, name in enumerate(images["id"]) if name in unlabeled_ids])
-    return labeled, unlabeled, evaluation, chosen
+    return labeled, unlabeled if len(unlabeled) else None, evaluation, chosen
 
 
 def small_model() -> UperNetConfig:
@@ -141,21 +141,8 @@ def small_model() -> UperNetConfig:
 
 
 def main(argv: list[str] | None = None) -> dict:
-    description = __doc__.split("\n")[0]
-    args, objective = cli.parse(TrainArguments, argv, description=description, defaults=DEFAULTS)
-    if (
-        args.data_root is not None or config_of(argv) is not None
-    ):  # real data or a recipe: nothing of the demonstration
-        args, objective = cli.parse(TrainArguments, argv, description=description)
-    args.models = [beside_config(model, argv) for model in args.models]
-    # Before the trainer makes its Accelerator, and as that will: CPU processes find each other only when told so.
-    is_main = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).is_main_process
-    logging.basicConfig(level=logging.INFO if is_main else logging.ERROR, format="%(message)s")
-    for noisy in ("httpx", "accelerate"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()  # a bar of its own for each exported branch
-
+    args, objective = parse(argv)
+    is_main = join_processes()
     try:
         if args.smoke:
             from smoke import shrink  # the file beside this one
@@ -171,6 +158,34 @@ def main(argv: list[str] | None = None) -> dict:
     return results
 
 
+def join_processes() -> bool:
+    """Find the other processes, quiet what is noisy; whether this one is the main one."""
+    # Before the trainer makes its Accelerator, and as that will: CPU processes find each other only when told so.
+    is_main = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).is_main_process
+    logging.basicConfig(level=logging.INFO if is_main else logging.ERROR, format="%(message)s")
+    for noisy in ("httpx", "accelerate"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()  # a bar of its own for each exported branch
+    return is_main
+
+
+def parse(
+    argv: list[str] | None, settings_class: type[TrainArguments] = TrainArguments, **options: Any
+) -> tuple[TrainArguments, Objective]:
+    """The command line, over the demonstration's defaults where it names neither real data nor a recipe.
+
+    Args:
+        options: further ones of `cli.parse`.
+    """
+    options = {"description": __doc__.split("\n")[0], **options}
+    args, objective = cli.parse(settings_class, argv, defaults=DEFAULTS, **options)
+    if args.data_root is not None or config_of(argv) is not None:
+        args, objective = cli.parse(settings_class, argv, **options)
+    args.models = [beside_config(model, argv) for model in args.models]
+    return args, objective
+
+
 def config_of(argv: list[str] | None) -> str | None:
     """The file that `--config` names."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -184,9 +199,13 @@ def beside_config(model: str, argv: list[str] | None) -> str:
     return str(candidate) if not Path(model).exists() and candidate.is_file() else model
 
 
-def build(args: TrainArguments, objective: Objective) -> tuple[CPSTrainer, TrainArguments]:
-    """The trainer, and the arguments completed by what the data set says."""
-    labeled, unlabeled, evaluation, chosen = load_data(args)
+def build(args: TrainArguments, objective: Objective, data=None) -> tuple[CPSTrainer, TrainArguments]:
+    """The trainer, and the arguments completed by what the data set says.
+
+    Args:
+        data: what `load_data` gives, where it is loaded already.
+    """
+    labeled, unlabeled, evaluation, chosen = load_data(args) if data is None else data
     args = replace(
         args,
         dataset_name=args.dataset_name or args.dataset,

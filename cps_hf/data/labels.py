@@ -135,6 +135,27 @@ class LabelEncoding:
             raise self._unknown_error(name, unknown.tolist(), counts.tolist())
         return decoded.astype(np.uint8)
 
+    def encode(self, ids: np.ndarray) -> PILImage.Image:
+        """A label image that `decode` turns into these class ids, uint8 (H, W) with 255 where ignored.
+
+        Raises:
+            ValueError: no stored value or colour stands for a class that occurs.
+        """
+        table = self.values if self.values is not None else self.colors
+        if table is None:
+            return PILImage.fromarray(ids)
+        stored = {class_id: value for value, class_id in reversed(table.items())}  # of several the first
+        missing = [i for i in np.unique(ids).tolist() if i not in stored]
+        if missing:
+            raise ValueError(f"No {'stored value' if self.values is not None else 'colour'} stands for {missing[:5]}.")
+        if self.values is not None:
+            lookup = np.zeros(256, np.uint8 if max(stored.values()) < 256 else np.uint16)
+        else:
+            lookup = np.zeros((256, 3), np.uint8)
+        for class_id, value in stored.items():
+            lookup[class_id] = value
+        return PILImage.fromarray(lookup[ids])
+
     def _decode_colors(self, image: PILImage.Image, name: str) -> np.ndarray:
         # Four bytes a pixel, read as one number; alpha, the highest byte, does not count.
         packed = np.asarray(image.convert("RGBA")).view("<u4")[..., 0] & 0xFFFFFF
