@@ -32,6 +32,7 @@ import comparison_report  # the files beside this one
 import train_cps
 from cells import Cell, run_all
 from self_training import SelfTrainingArguments
+from transformers.utils import logging as transformers_logging
 
 from cps_hf import OBJECTIVES, Objective
 from cps_hf.checkpoints import write_atomically
@@ -92,6 +93,7 @@ PROTOCOL = """# The protocol, written before the first run
 
 def main(argv: list[str] | None = None) -> int:
     options, rest = arguments(argv)
+    transformers_logging.disable_progress_bar()  # a bar for each network that is read
     try:
         if any(word.split("=")[0] in ("--objective", "--output_dir", "--seed", "--partition") for word in rest):
             raise ValueError("`--methods`, `--output_dir`, `--seeds` and `--partitions` say what is run.")
