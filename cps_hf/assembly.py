@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, LoggerType
 from datasets import Dataset
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, SchedulerType, get_scheduler
 
 from .config import CPSConfig
 from .data.labels import LabelEncoding
@@ -53,6 +53,18 @@ def check_launch(accelerator: Accelerator, args: CPSConfig) -> None:
     if accelerator.is_main_process:
         noun = "process" if count == 1 else "processes"
         logger.info("%d %s on %s, precision %s.", count, noun, accelerator.device, accelerator.mixed_precision)
+
+
+def check_trackers(args: CPSConfig) -> None:
+    """Before Accelerate sees them, whose error does not say which setting it is about.
+
+    Raises:
+        ValueError: `report_to` names something that is no tracker of Accelerate.
+    """
+    known = [kind.value for kind in LoggerType if kind != LoggerType.ALL]
+    for name in args.report_to:
+        if name not in known:
+            raise ValueError(f"`report_to` must hold trackers of Accelerate ({', '.join(known)}), got {name!r}.")
 
 
 def check_data(train_dataset, unlabeled_dataset, eval_dataset, objective: Objective) -> dict[int, str] | None:
@@ -166,10 +178,34 @@ def make_optimizer(models: Sequence[PreTrainedModel], args: CPSConfig) -> torch.
     return torch.optim.AdamW(groups, lr=args.learning_rate, betas=betas, eps=args.adam_epsilon)
 
 
-def scheduler_kwargs(args: CPSConfig) -> dict[str, Any]:
-    """The paper's poly schedule unless told otherwise: power 0.9, down to zero (transformers' own is 1.0 to 1e-7)."""
-    defaults = {"power": 0.9, "lr_end": 0.0} if args.lr_scheduler_type == "polynomial" else {}
-    return {**defaults, **args.lr_scheduler_kwargs}
+def make_schedule(optimizer: torch.optim.Optimizer, args: CPSConfig) -> torch.optim.lr_scheduler.LRScheduler:
+    """The paper's poly schedule unless told otherwise: power 0.9, down to zero (transformers' own is 1.0 to 1e-7).
+
+    Raises:
+        ValueError: no such schedule, one that steps on a score, or an argument that it does not have or would ignore.
+    """
+    name, given = args.lr_scheduler_type, args.lr_scheduler_kwargs
+    known = [kind.value for kind in SchedulerType if kind.value not in ("reduce_lr_on_plateau", "greedy")]
+    if name not in known:  # those two step on a score, and there is none at most steps
+        raise ValueError(f"`lr_scheduler_type` must be one of {', '.join(known)}, got {name!r}.")
+    if name == "constant" and args.warmup_steps:
+        raise ValueError(f'"constant" would ignore `warmup_steps={args.warmup_steps}`: take "constant_with_warmup".')
+    if name in ("constant", "constant_with_warmup") and given:
+        raise ValueError(f"`lr_scheduler_type` {name!r} has no arguments, `lr_scheduler_kwargs` holds {given}.")
+    defaults = {"power": 0.9, "lr_end": 0.0} if name == "polynomial" else {}
+    try:
+        return get_scheduler(
+            name,
+            optimizer,
+            num_warmup_steps=args.warmup_steps,
+            num_training_steps=args.max_steps,
+            scheduler_specific_kwargs={**defaults, **given},
+        )
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"`lr_scheduler_kwargs` {given} do not fit `lr_scheduler_type` {name!r} with `learning_rate` "
+            f"{args.learning_rate}. transformers said: {error}"
+        ) from error
 
 
 def train_streams(

@@ -60,7 +60,8 @@ class CPSConfig:
         backbone: weights for the backbones: a Hub id, a folder of a transformers backbone, a timm name or file; for
             all branches, or one a branch, "none" for a branch that gets none.
         dtype: of the parameters: "float32", "bfloat16" or "float16"; `mixed_precision` is usually what you want.
-        attn_implementation: "eager", "sdpa" or "flash_attention_2"; none: the library's choice.
+        attn_implementation: "eager", "sdpa" or "flash_attention_2", or for the backbone inside a model alone
+            {"backbone_config": "sdpa"}, as JSON on the command line; none: the library's choice.
         trust_remote_code: run code that comes with a checkpoint.
         freeze_backbone: train the decode heads alone.
         freeze_norms: keep the backbone's norm layers as they are.
@@ -95,7 +96,8 @@ class CPSConfig:
         shuffle_buffer_size: rows that a streamed data set is shuffled among.
 
     Bad samples
-        skip_bad_samples: replace a sample that cannot be read, and list it in `output_dir/bad_samples.jsonl`.
+        skip_bad_samples: replace a training sample that cannot be read, and list it in `output_dir/bad_samples.jsonl`;
+            an evaluation image that cannot be read stays an error.
         max_bad_sample_share: a run with a larger share of bad samples stops.
 
     Provenance, for results.json and the model card; nothing else reads it
@@ -144,7 +146,7 @@ class CPSConfig:
     reinit_heads: bool = False
     backbone: str | list[str] | None = None
     dtype: str = "float32"
-    attn_implementation: str | None = None
+    attn_implementation: dict[str, str] | str | None = None
     trust_remote_code: bool = False
     freeze_backbone: bool = False
     freeze_norms: bool = False
@@ -189,8 +191,18 @@ class CPSConfig:
             self.crop_size = [self.crop_size[0], self.crop_size[0]]
         for name, low in _AT_LEAST.items():
             value = getattr(self, name)
-            if value is not None and value < low:
-                raise ValueError(f"`{name}` must be at least {low}, got {value}.")
+            if value is not None and not low <= value < float("inf"):
+                raise ValueError(f"`{name}` must be a number of at least {low}, got {value}.")
+        for name in ("head_learning_rate_factor", "backbone_learning_rate_factor"):
+            if getattr(self, name) == 0:
+                raise ValueError(f"`{name}` must be above 0, got 0. To freeze the backbone: `freeze_backbone`.")
+        for name in ("momentum", "adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be in [0, 1), got {getattr(self, name)}.")
+        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
+            raise ValueError(f"`layer_decay` must be in (0, 1], got {self.layer_decay}; none: all layers alike.")
+        if not 0 <= self.max_bad_sample_share <= 1:
+            raise ValueError(f"`max_bad_sample_share` must be in [0, 1], got {self.max_bad_sample_share}.")
         for name, allowed in _ONE_OF.items():
             value = getattr(self, name)
             if value not in allowed:
@@ -199,6 +211,9 @@ class CPSConfig:
             value = getattr(self, name)
             if value is not None and (len(value) != 2 or min(value) < 1):
                 raise ValueError(f"`{name}` must be height and width in pixels, got {value}.")
+        window = self.eval_crop_size or self.crop_size
+        if self.eval_stride is not None and (self.eval_stride[0] > window[0] or self.eval_stride[1] > window[1]):
+            raise ValueError(f"`eval_stride` {self.eval_stride} exceeds the window {window}: pixels would be missed.")
         for name in ("image_mean", "image_std"):
             if len(getattr(self, name)) != 3:
                 raise ValueError(f"`{name}` must be three numbers, one a colour, got {getattr(self, name)}.")
@@ -236,8 +251,9 @@ _AT_LEAST = {
     "num_branches": 1,
     "learning_rate": 0,
     "head_learning_rate_factor": 0,
+    "backbone_learning_rate_factor": 0,
     "weight_decay": 0,
-    "momentum": 0,
+    "adam_epsilon": 0,
     "max_grad_norm": 0,
     "warmup_steps": 0,
     "eval_steps": 1,

@@ -5,6 +5,7 @@ Each image is normalised once and predicted once a branch; what is kept is one c
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +19,8 @@ from .data.streams import EvaluationStream
 from .data.transforms import normalize
 from .inference import add_probabilities, class_ids, default_stride, predict_logits
 from .metrics.mean_iou import MeanIoU
+
+logger = logging.getLogger(__name__)
 
 Samples = list[dict[str, Any]]
 
@@ -80,18 +83,28 @@ class Judge:
         """The share of pixels for which all branches predict one class.
 
         On whole unlabeled images, in evaluation mode, without CutMix: what the overlap figure of the paper shows.
-        Collapse agrees too, so read it beside the scores.
+        Collapse agrees too, so read it beside the scores. With `skip_bad_samples` images that cannot be read are
+        left out, with a warning.
+
+        Raises:
+            ValueError: an image cannot be read, or none of them.
         """
         counts = torch.zeros(2, dtype=torch.int64)
         with self.accelerator.autocast(), evaluating(self.branches):
-            samples = self.stream(dataset, name="unlabeled_dataset", with_label=False)
-            for _, images in self._batches(samples):
+            skip = self.args.skip_bad_samples
+            samples = self.stream(dataset, name="unlabeled_dataset", with_label=False, keep_errors=skip)
+            for _, images in self._batches(_readable(samples)):
                 first, *others = (self.logits(branch, images).argmax(1) for branch in self.branches)
                 same = torch.ones_like(first, dtype=torch.bool)
                 for other in others:
                     same &= first == other
                 counts += torch.tensor([same.sum().item(), same.numel()])
         agreed, total = self._sum(counts).tolist()
+        if total == 0:
+            raise ValueError(
+                "None of the unlabeled images that agreement is measured on can be read (see the warnings above). "
+                "Mend them, or set `agreement_images=0`."
+            )
         return agreed / total
 
     def predictions(self, dataset, networks: Sequence[nn.Module]) -> Iterator[tuple[str, Tensor]]:
@@ -124,7 +137,9 @@ class Judge:
                             'With `eval_mode="sliding"` it sees windows of `eval_crop_size` only.'
                         ) from error
 
-    def stream(self, dataset, *, name: str = "eval_dataset", with_label: bool = True) -> EvaluationStream:
+    def stream(
+        self, dataset, *, name: str = "eval_dataset", with_label: bool = True, keep_errors: bool = False
+    ) -> EvaluationStream:
         """This process's share of a data set, in lists of whole images."""
         return EvaluationStream(
             dataset,
@@ -135,6 +150,7 @@ class Judge:
             rank=self.accelerator.process_index,
             num_processes=self.accelerator.num_processes,
             num_workers=self.args.dataloader_num_workers,
+            keep_errors=keep_errors,
         )
 
     @torch.no_grad()
@@ -154,6 +170,15 @@ class Judge:
     def _sum(self, tensor: Tensor) -> Tensor:
         """Summed over processes, on the tensor's own device."""
         return self.accelerator.reduce(tensor.to(self.device), "sum").to(tensor.device)
+
+
+def _readable(batches: Iterable[list[dict[str, Any] | Exception]]) -> Iterator[Samples]:
+    """The batches without what could not be read, each with a warning."""
+    for batch in batches:
+        for error in batch:
+            if isinstance(error, Exception):
+                logger.warning("Agreement is measured without an image: %s", error)
+        yield [sample for sample in batch if not isinstance(sample, Exception)]
 
 
 @contextmanager

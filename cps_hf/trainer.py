@@ -12,7 +12,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin, set_seed
 from torch import Tensor, nn
-from transformers import get_scheduler
 from transformers.trainer_callback import (
     CallbackHandler,
     DefaultFlowCallback,
@@ -71,6 +70,7 @@ class CPSTrainer:
         self.objective = CrossPseudoSupervision() if objective is None else objective
         self.train_dataset, self.unlabeled_dataset, self.eval_dataset = train_dataset, unlabeled_dataset, eval_dataset
         self.processing_class = processing_class
+        assembly.check_trackers(args)
         self.accelerator = Accelerator(
             # The streams have no end at which accumulation should sync.
             gradient_accumulation_plugin=GradientAccumulationPlugin(
@@ -89,13 +89,7 @@ class CPSTrainer:
         set_seed(args.seed, device_specific=True)  # dropout differs between processes, weights were drawn before
         self.module = TrainingModule(self.models, self.objective)
         self.optimizer = optimizers[0] or assembly.make_optimizer(self.models, args)
-        self.lr_scheduler = optimizers[1] or get_scheduler(
-            args.lr_scheduler_type,
-            self.optimizer,
-            num_warmup_steps=args.warmup_steps,
-            num_training_steps=args.max_steps,
-            scheduler_specific_kwargs=assembly.scheduler_kwargs(args),
-        )
+        self.lr_scheduler = optimizers[1] or assembly.make_schedule(self.optimizer, args)
         # The schedule is not prepared: Accelerate would step it once a process.
         self.prepared, self.optimizer = self.accelerator.prepare(self.module, self.optimizer)
         self.device = self.accelerator.device

@@ -150,7 +150,7 @@ def main(argv: list[str] | None = None) -> dict:
             args, objective = shrink(args, objective)
         trainer, args = build(args, objective)
         results = trainer.train()
-    except (ValueError, ConnectionError) as error:  # what a user can mend: one line, no traceback
+    except (ValueError, ConnectionError, FloatingPointError) as error:  # what a user can mend: no traceback
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     if is_main:

@@ -57,6 +57,13 @@ def test_every_kind_of_value_is_read():
     assert objective == CrossPseudoSupervision(weight=5.0, cutmix=False)
 
 
+def test_attention_is_a_name_or_a_mapping_for_the_backbone_alone():
+    assert parse("--attn_implementation", "sdpa")[0].attn_implementation == "sdpa"
+    settings, _ = parse("--attn_implementation", '{"backbone_config": "sdpa"}')
+    assert settings.attn_implementation == {"backbone_config": "sdpa"}
+    assert parse("--attn_implementation", "none")[0].attn_implementation is None
+
+
 def test_the_command_line_wins_over_the_file_and_the_file_over_the_scripts_defaults(tmp_path):
     (tmp_path / "c.yaml").write_text("learning_rate: 1e-3\nmax_steps: 7\ncutmix: false\ncrop_size: [32, 48]\n")
     settings, objective = parse(
@@ -104,6 +111,16 @@ def test_another_objective_on_the_command_line_leaves_the_files_hyper_parameters
         ),
         (["--weight", "-1"], ["`weight`", "-1"]),
         (["--max_steps", "0"], ["`max_steps`", "at least 1"]),
+        (["--learning_rate", "inf"], ["`learning_rate`", "at least 0", "inf"]),
+        (["--weight_decay", "nan"], ["`weight_decay`", "nan"]),
+        (["--adam_beta1", "1"], ["`adam_beta1`", "[0, 1)", "1.0"]),
+        (["--momentum", "9"], ["`momentum`", "[0, 1)", "9.0"]),
+        (["--adam_epsilon", "-1"], ["`adam_epsilon`", "at least 0"]),
+        (["--head_learning_rate_factor", "0"], ["`head_learning_rate_factor`", "above 0", "freeze_backbone"]),
+        (["--backbone_learning_rate_factor", "-1"], ["`backbone_learning_rate_factor`", "-1"]),
+        (["--layer_decay", "0"], ["`layer_decay`", "(0, 1]"]),
+        (["--eval_crop_size", "8", "9", "--eval_stride", "8", "10"], ["`eval_stride` [8, 10]", "window [8, 9]"]),
+        (["--max_bad_sample_share", "5"], ["`max_bad_sample_share`", "[0, 1]", "5.0"]),
         (["--optim", "adam"], ["`optim`", "'sgd', 'adamw'", "'adam'"]),
         (["--crop_size", "1", "2", "3"], ["`crop_size`", "height and width"]),
         (["--seed", "1", "--seed", "2"], ["`--seed` is given twice"]),

@@ -9,8 +9,9 @@ import pytest
 import torch
 import yaml
 from toy import ID2LABEL, NAMES, run_python, tiny_upernet, toy_models, write_world
-from transformers import EarlyStoppingCallback, ResNetModel, TrainerCallback
+from transformers import Dinov2Config, EarlyStoppingCallback, ResNetModel, TrainerCallback, UperNetConfig
 
+from cps_hf.assembly import make_schedule
 from cps_hf.config import CPSConfig
 from cps_hf.objectives import CrossPseudoSupervision, ObjectiveOutput, Supervised
 from cps_hf.results import card_facts
@@ -290,6 +291,9 @@ def test_trackers_get_every_logged_value(world, tmp_path):
 def test_a_tracker_that_is_not_installed_is_an_error(world, tmp_path):
     with pytest.raises(ValueError, match="comet_ml.*pip install"):
         trainer_for(world, tmp_path, report_to=["comet_ml"]).train()
+    for name in ("tensorbord", "all"):
+        with pytest.raises(ValueError, match=f"`report_to` must hold trackers.*tensorboard.*got '{name}'"):
+            trainer_for(world, tmp_path, report_to=[name])
 
 
 def test_supervised_training_reads_no_unlabeled_image(world, tmp_path):
@@ -437,6 +441,25 @@ def test_what_is_frozen_does_not_move(world, tmp_path, field):
     assert [k for k in moved if "decode_head" in k]
 
 
+def test_attention_checkpointing_and_layer_decay_reach_the_models(world, tmp_path):
+    layers = {"num_hidden_layers": 4, "out_features": ["stage1", "stage2", "stage3", "stage4"]}
+    vit = Dinov2Config(image_size=56, patch_size=14, hidden_size=16, num_attention_heads=2, **layers)
+    config = UperNetConfig(hidden_size=16, use_auxiliary_head=False, backbone_config=vit, id2label=ID2LABEL)
+    attention = {"attn_implementation": {"backbone_config": "eager"}}
+    fields = {**attention, "gradient_checkpointing": True, "layer_decay": 0.5, "crop_size": [28, 42], "max_steps": 1}
+    trainer = trainer_for(world, tmp_path, config, **fields)
+    plain = trainer_for(world, tmp_path, config, crop_size=[28, 42])
+    for model, other in zip(trainer.models, plain.models, strict=True):
+        assert model.backbone.config._attn_implementation == "eager"
+        assert other.backbone.config._attn_implementation == "sdpa"
+        assert any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+        assert not any(getattr(module, "gradient_checkpointing", False) for module in other.modules())
+    rates = {group["name"]: group["initial_lr"] for group in trainer.optimizer.param_groups}
+    assert [rates[f"branch 1, backbone layer {i}"] for i in range(5)] == [1e-2 * 0.5 ** (5 - i) for i in range(5)]
+    assert rates["branch 1, head"] == 1e-2
+    trainer.train()
+
+
 def test_sliding_evaluation_is_used_when_asked_for(world, tmp_path):
     scores = []
     for mode in ("whole", "sliding"):
@@ -451,6 +474,33 @@ def test_checkpoints_are_pruned_to_the_limit(world, tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------ what is refused
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"lr_scheduler_type": "polinomial"}, r"`lr_scheduler_type` must be one of linear, .*'polinomial'"),
+        ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "`lr_scheduler_type` must be one of"),
+        ({"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"pwer": 2}}, "`lr_scheduler_kwargs`.*'pwer'.*cosine"),
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, "`lr_scheduler_kwargs`.*min_lr"),
+        (
+            {"lr_scheduler_type": "constant", "warmup_steps": 3},
+            'would ignore `warmup_steps=3`.*"constant_with_warmup"',
+        ),
+        ({"lr_scheduler_type": "constant", "lr_scheduler_kwargs": {"power": 2}}, "has no arguments.*'power'"),
+    ],
+)
+def test_a_schedule_that_is_none_or_would_ignore_something_is_refused(fields, said):
+    optimizer = torch.optim.SGD(toy_models(1)[0].parameters(), lr=0.1)
+    with pytest.raises(ValueError, match=said):
+        make_schedule(optimizer, CPSConfig(**fields))
+
+
+def test_a_schedules_own_arguments_and_the_warm_up_act(world, tmp_path):
+    fields = {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": 0.5}}
+    trainer_for(world, tmp_path, max_steps=4, learning_rate=0.25, warmup_steps=2, optim="sgd", **fields).train()
+    rates = [line["learning_rate"] for line in log_lines(tmp_path) if "loss" in line]
+    assert rates == pytest.approx([0.125, 0.25, 0.1875, 0.125])  # half way up, up, half way down to a half, there
 
 
 def test_an_output_folder_that_is_a_file_or_holds_a_run_is_refused(world, tmp_path):
@@ -527,6 +577,20 @@ def test_skipped_samples_are_listed_beside_the_run(world, tmp_path):
     listed = [json.loads(line) for line in (tmp_path / "out" / "bad_samples.jsonl").read_text().splitlines()]
     assert {line["id"] for line in listed} == {"u-3"} and listed[0]["dataset"] == "unlabeled_dataset"
     assert "3.png" in listed[0]["error"] and listed[0]["step"] >= 1
+
+
+def test_agreement_leaves_out_what_a_run_may_skip_with_a_word(world, tmp_path, caplog):
+    damaged = write_world(tmp_path / "u", SIZES, first=50, labels=False)
+    (tmp_path / "u" / "3.png").write_bytes(b"no image")
+    trainer = trainer_for(world, tmp_path, datasets={"unlabeled_dataset": damaged}, skip_bad_samples=True)
+    whole = damaged.select([i for i in range(len(damaged)) if i != 3])
+    assert trainer.judge.agreement(damaged) == trainer.judge.agreement(whole)
+    assert "without an image: Cannot decode 'u-3'" in caplog.text
+    with pytest.raises(ValueError, match="None of the unlabeled images.*can be read.*agreement_images=0"):
+        trainer.judge.agreement(damaged.select([3]))
+    strict = trainer_for(world, tmp_path, datasets={"unlabeled_dataset": damaged})
+    with pytest.raises(ValueError, match="Cannot decode 'u-3'"):
+        strict.judge.agreement(damaged)
 
 
 def test_another_process_count_than_asked_for_prints_the_launch_line(world, tmp_path):

@@ -6,7 +6,6 @@ CutMixed depends on the seed and its position alone, so nothing depends on the n
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -284,6 +283,9 @@ class EvaluationStream:
 
     Args:
         keep_errors: what cannot be read comes as the error, in the sample's place, and is not raised.
+
+    Raises:
+        ValueError: while iterating: a sample cannot be read (names it), or there is none at all.
     """
 
     def __init__(
@@ -306,7 +308,7 @@ class EvaluationStream:
                 raise ValueError(f"`{name}` is empty.")
             sources = range(rank, len(dataset), num_processes)
         else:
-            sources = _EveryNth(dataset, rank, num_processes)
+            sources = _EveryNth(dataset, rank, num_processes, name)
         self._loader = DataLoader(
             _WholeSamples(dataset, with_label, num_labels),
             sampler=sources,
@@ -327,11 +329,17 @@ class EvaluationStream:
 class _EveryNth:
     """The rows of a streamed data set that are this process's, sent to the workers as they are."""
 
-    def __init__(self, dataset: IterableDataset, rank: int, num_processes: int):
-        self.dataset, self.rank, self.num_processes = dataset, rank, num_processes
+    def __init__(self, dataset: IterableDataset, rank: int, num_processes: int, name: str):
+        self.dataset, self.rank, self.num_processes, self.name = dataset, rank, num_processes, name
 
-    def __iter__(self):
-        return itertools.islice(iter(self.dataset), self.rank, None, self.num_processes)
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        seen = 0
+        for row in self.dataset:
+            if seen % self.num_processes == self.rank:
+                yield row
+            seen += 1
+        if seen == 0:
+            raise ValueError(f"`{self.name}` is empty.")
 
 
 class _WholeSamples(torch.utils.data.Dataset):

@@ -331,7 +331,7 @@ def _from_config(config: PreTrainedConfig, options: dict, build: dict) -> PreTra
         )
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, AssertionError) as error:
         hint = "Often the backbone does not give the stages that the head needs (`out_features`, `out_indices`)."
-        if "attention implementation" in str(error):
+        if "attention implementation" in str(error) or "attn_implementation" in str(error):
             hint = 'For the backbone alone pass attn_implementation={"backbone_config": ...}, or leave it out.'
         raise ValueError(
             f"A {config.model_type!r} cannot be built from its configuration. {hint} The library said: "

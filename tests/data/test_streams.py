@@ -217,6 +217,11 @@ def test_evaluation_without_labels_and_of_nothing(sets):
     assert set(batch[0]) == {"image", "id"}
     with pytest.raises(ValueError, match="`eval_dataset` is empty"):
         EvaluationStream(sets["map"].select([]))
+    nothing = sets["stream"].filter(lambda row: False)
+    with pytest.raises(ValueError, match="`eval_dataset` is empty"):
+        list(EvaluationStream(nothing))
+    few = EvaluationStream(sets["stream"].take(1), rank=1, num_processes=2)  # another process has the one there is
+    assert list(few) == []
 
 
 def test_rows_without_ids_are_numbered(sets):

@@ -347,6 +347,8 @@ def test_attention_can_be_chosen_for_the_backbone_alone():
         assert model.backbone.config._attn_implementation == chosen
     with pytest.raises(ValueError, match="For the backbone alone pass"):
         build_branches(config, attn_implementation="sdpa")
+    with pytest.raises(ValueError, match="For the backbone alone pass.*nothing_such"):
+        build_branches(config, attn_implementation="nothing_such")
 
 
 @pytest.mark.parametrize(
