@@ -287,7 +287,7 @@ def init_trackers(accelerator: Accelerator, args: CPSConfig, objective: Objectiv
     missing = [name for name in args.report_to if name not in started]
     if missing:
         raise ValueError(f"`report_to`: {', '.join(missing)} cannot be used; install it: `pip install {missing[0]}`.")
-    config = {"objective": type(objective).__name__, **dataclasses.asdict(objective), **dataclasses.asdict(args)}
+    config = {"objective": type(objective).__name__, **dataclasses.asdict(objective), **args.to_dict()}
     plain = {k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in config.items()}
     accelerator.init_trackers(args.run_name or os.path.basename(os.path.normpath(args.output_dir)), config=plain)
 

@@ -71,7 +71,7 @@ def parse(
 def to_yaml(settings: Any, objective: Objective) -> str:
     """The settings and the objective as a YAML file that `--config` reads back to the same."""
     name = next((n for n, c in OBJECTIVES.items() if type(objective) is c), type(objective).__name__)
-    values = {"objective": name, **dataclasses.asdict(objective), **dataclasses.asdict(settings)}
+    values = {"objective": name, **dataclasses.asdict(objective), **settings.to_dict()}
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
@@ -163,7 +163,8 @@ def _convert(name: str, value: Any, expected: Any) -> Any:
     converted = convert(value)
     if converted is None:
         kind = {bool: "true or false", int: "an integer", float: "a number", str: "text", dict: "a mapping"}
-        raise ValueError(f"`{name}` must be {kind[origin or expected]}, got {value!r}.")
+        got = "" if name.endswith("_token") else f", got {value!r}"
+        raise ValueError(f"`{name}` must be {kind[origin or expected]}{got}.")
     return converted
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -87,6 +87,19 @@ class CPSConfig:
         save_total_limit: keep only the newest so many checkpoints; none: all.
         num_pictures: evaluation images drawn into `output_dir/pictures`; 0: none.
 
+    The Hub
+        push_to_hub: push the best branch to the Hub. A token that may write is needed from the start.
+        hub_model_id: "user/name" or "name"; none: the output folder's name.
+        hub_strategy: "end" of the run; "every_save" pushes at every checkpoint too, while training goes on;
+            "checkpoint" pushes the checkpoint as well, as `last-checkpoint/` beside the branch.
+        hub_private_repo: of a new repository; none: as the user's settings on the Hub say. True refuses a public one.
+        hub_token: none: the one of `hf auth login` or HF_TOKEN. It is kept out of every file and log.
+        hub_revision: the repository's branch that is pushed to, made if missing; none: main.
+        hub_license: an identifier of the Hub for the model card; none: the base model's, else "unknown".
+        hub_timeout: seconds that the end of the run waits for pushes before it leaves them for later.
+        push_pictures: let the card show images of `eval_dataset`; none of them leaves this machine otherwise. (Drawn
+            scenes are always shown.)
+
     Machine
         seed: of everything random.
         mixed_precision: "no", "bf16" or "fp16"; none: what `accelerate launch` was told.
@@ -170,6 +183,16 @@ class CPSConfig:
     save_total_limit: int | None = None
     num_pictures: int = 4
 
+    push_to_hub: bool = False
+    hub_model_id: str | None = None
+    hub_strategy: str = "end"
+    hub_private_repo: bool | None = None
+    hub_token: str | None = field(default=None, repr=False)
+    hub_revision: str | None = None
+    hub_license: str | None = None
+    hub_timeout: float = 1800
+    push_pictures: bool = False
+
     seed: int = 42
     mixed_precision: str | None = None
     dataloader_num_workers: int = 2
@@ -235,6 +258,10 @@ class CPSConfig:
         source = self.backbone[index] if isinstance(self.backbone, list) else self.backbone
         return None if source == "none" else source
 
+    def to_dict(self) -> dict[str, Any]:
+        """All settings that may be written down: without the token."""
+        return {name: value for name, value in asdict(self).items() if name != "hub_token"}
+
     @property
     def unlabeled_batch_size(self) -> int:
         """Unlabeled images a process and micro-batch."""
@@ -262,6 +289,7 @@ _AT_LEAST = {
     "save_steps": 1,
     "save_total_limit": 1,
     "num_pictures": 0,
+    "hub_timeout": 0,
     "seed": 0,
     "dataloader_num_workers": 0,
     "dataloader_prefetch_factor": 1,
@@ -273,5 +301,6 @@ _ONE_OF = {
     "random_scale_mode": ("choice", "range"),
     "eval_mode": ("whole", "sliding"),
     "metric_for_best_model": ("mean_iou", "mean_accuracy", "overall_accuracy"),
+    "hub_strategy": ("end", "every_save", "checkpoint"),
     "mixed_precision": (None, "no", "bf16", "fp16"),
 }

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Mapping
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -14,14 +16,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import assembly, visualization
+from . import assembly, hub, visualization
+from .card import render_card
 from .checkpoints import write_atomically
 from .data.labels import LabelEncoding
+from .data.scenes import is_drawn
+from .data.streams import undecoded
 from .evaluation import evaluating
-from .hub import render_card
 from .objectives import Objective
 from .reporting import peak_memory, without_nan
 
+PREDICTIONS = "predictions.png"
 # What a reader of a card wants to know of the settings; the rest is in the run's config.yaml.
 _SETTINGS_IN_CARD = (
     *("max_steps", "per_device_train_batch_size", "per_device_unlabeled_batch_size", "gradient_accumulation_steps"),
@@ -74,7 +79,7 @@ def summary(trainer: Any) -> dict[str, Any]:
 
 
 def card_facts(trainer: Any, branch: str, directory: str) -> dict[str, Any]:
-    """What `hub.render_card` makes a page of.
+    """What `card.render_card` makes a page of.
 
     Args:
         branch: "branch_0", ..., or "teacher".
@@ -89,7 +94,7 @@ def card_facts(trainer: Any, branch: str, directory: str) -> dict[str, Any]:
         "branch": branch,
         "architecture": type(model).__name__,
         "base_model": source if source and not Path(source).exists() else None,
-        "license": None,
+        "license": args.hub_license,
         "id2label": dict(trainer.id2label),
         "trust_remote_code": bool(getattr(model.config, "auto_map", None) or model._auto_class),
         "directory": directory,
@@ -131,11 +136,28 @@ def _length(dataset) -> int | None:
     return len(dataset) if hasattr(dataset, "__len__") else None
 
 
+def export_branch(trainer: Any, branch: str, directory: Path) -> None:
+    """A branch's folder with its card, by the main process."""
+    aside = Path(trainer.args.output_dir) / "tmp-card"
+    picture = draw_card_picture(trainer, branch, aside)
+    hub.export_branch(
+        trainer.network(branch.removeprefix("branch_")).model,
+        directory,
+        id2label=trainer.id2label,
+        image_mean=trainer.args.image_mean,
+        image_std=trainer.args.image_std,
+        processing_class=trainer.processing_class,
+        card={**card_facts(trainer, branch, directory.name), "picture": picture},
+    )
+    shutil.rmtree(aside, ignore_errors=True)
+
+
 def rewrite_card(trainer: Any, folder: Path) -> None:
     """The best branch's card, which was written before the final scores were known."""
     if trainer.accelerator.is_main_process:
-        card = render_card(card_facts(trainer, trainer.best["branch"], folder.name))
-        write_atomically(folder / "README.md", card)
+        facts = card_facts(trainer, trainer.best["branch"], folder.name)
+        facts["picture"] = PREDICTIONS if (folder / PREDICTIONS).is_file() else None
+        write_atomically(folder / "README.md", render_card(facts))
 
 
 def draw_pictures(trainer: Any, folder: Path, log: list[dict[str, Any]]) -> None:
@@ -145,26 +167,47 @@ def draw_pictures(trainer: Any, folder: Path, log: list[dict[str, Any]]) -> None
         log: the lines of metrics.jsonl.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    names = [*trainer.id2label.values()]
     losses = sorted({k for line in log for k in line if k.endswith("loss")})
     scores = sorted({k for line in log for k in line if k.endswith("_mean_iou") or k.endswith("agreement")})
     for file, keys in (("losses.png", losses), ("scores.png", scores)):
         if any(k in line for line in log for k in keys):
             visualization.curves_figure(log, keys, folder / file)
-    if trainer.eval_dataset is None or not trainer.args.num_pictures:
-        return
+    if trainer.eval_dataset is not None and trainer.args.num_pictures:
+        networks = {f"branch {i}": branch for i, branch in enumerate(trainer.module.branches)}
+        _draw_predictions(trainer, networks, folder / PREDICTIONS)
+
+
+def draw_card_picture(trainer: Any, branch: str, folder: Path) -> Path | None:
+    """What a card shows of a branch, on evaluation images that may leave this machine; none if there are none.
+
+    These are drawn scenes, and with `push_pictures` any. Called by the main process.
+    """
+    dataset, count = trainer.eval_dataset, trainer.args.num_pictures
+    if dataset is None or not count:
+        return None
+    if not trainer.args.push_pictures:
+        rows = islice(undecoded(dataset, with_label=False, what="eval_dataset"), count)
+        if not all(is_drawn(row["image"]["path"] or "") for row in rows):
+            return None
+    folder.mkdir(parents=True, exist_ok=True)
+    network = trainer.network(branch.removeprefix("branch_"))
+    _draw_predictions(trainer, {"prediction": network}, folder / PREDICTIONS)
+    return folder / PREDICTIONS
+
+
+def _draw_predictions(trainer: Any, networks: Mapping[str, torch.nn.Module], path: Path) -> None:
+    """A row for each of the first evaluation images: image, label, and what every network says."""
+    names, judge, count = [*trainer.id2label.values()], trainer.judge, trainer.args.num_pictures
     encoding = LabelEncoding.from_feature(trainer.eval_dataset.features["label"])
     palette = encoding.palette if encoding is not None and encoding.palette else visualization.palette(len(names))
-    panel, judge = [], trainer.judge
-    samples = [s for batch in islice(judge.stream(trainer.eval_dataset), trainer.args.num_pictures) for s in batch]
-    branches = [*trainer.module.branches]
-    with evaluating(branches), trainer.accelerator.autocast():
-        for sample in samples[: trainer.args.num_pictures]:
+    rows = []
+    samples = [s for batch in islice(judge.stream(trainer.eval_dataset), count) for s in batch]
+    with evaluating([*networks.values()]), trainer.accelerator.autocast():
+        for sample in samples[:count]:
             images = sample["image"].unsqueeze(0).to(trainer.device)
-            predictions = [judge.logits(branch, images).argmax(1)[0] for branch in branches]
-            panel.append([_picture(sample["image"]), _map(sample["label"]), *[_map(p) for p in predictions]])
-    titles = ["image", "label", *[f"branch {i}" for i in range(len(branches))]]
-    visualization.panel(panel, titles, names, palette, folder / "predictions.png")
+            predictions = [judge.logits(network, images).argmax(1)[0] for network in networks.values()]
+            rows.append([_picture(sample["image"]), _map(sample["label"]), *[_map(p) for p in predictions]])
+    visualization.panel(rows, ["image", "label", *networks], names, palette, path)
 
 
 def _picture(image: torch.Tensor) -> np.ndarray:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +48,7 @@ def _state_of(trainer: Any) -> dict[str, Any]:
             for c in trainer.callback_handler.callbacks
             if isinstance(c, ExportableState)
         },
-        "settings": asdict(trainer.args),
+        "settings": trainer.args.to_dict(),
     }
 
 

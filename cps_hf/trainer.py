@@ -20,7 +20,7 @@ from transformers.trainer_callback import (
     TrainerState,
 )
 
-from . import assembly, batches, checkpoints, cli, hub, results, resuming
+from . import assembly, batches, checkpoints, cli, pushing, results, resuming
 from .config import CPSConfig
 from .data.streams import TrainStream
 from .ema import update_teacher
@@ -122,6 +122,7 @@ class CPSTrainer:
         self.first_step = 0  # or the step that was resumed from
         self.streams: dict[str, TrainStream] = {}  # "labeled" and, where the objective asks for views, "unlabeled"
         self.run_log: RunLog | None = None
+        self.pushes: pushing.BackgroundPushes | None = None  # of the main process, with `push_to_hub`
         self.control = self.callback_handler.on_init_end(args, self.state, self.control)
 
     # ------------------------------------------------------------------------------------------------ training
@@ -157,6 +158,7 @@ class CPSTrainer:
         if self.eval_dataset is not None:
             self.judge.check_first_batch(self.eval_dataset)
         if accelerator.is_main_process:
+            self.pushes = pushing.BackgroundPushes(args) if args.push_to_hub else None
             checkpoints.prepare_output_dir(args.output_dir, resuming=bool(checkpoint))
             config = cli.to_yaml(args, self.objective)
             checkpoints.write_atomically(Path(args.output_dir) / "config.yaml", config)
@@ -179,6 +181,7 @@ class CPSTrainer:
             for tracker in accelerator.trackers:
                 tracker.finish()
         summary = results.finish(self)
+        pushing.push_last(self)
         self.run_log = None  # what is logged from now on belongs to no run
         return summary
 
@@ -283,6 +286,7 @@ class CPSTrainer:
         if self.control.should_save or self.control.should_training_stop:  # an evaluation may have stopped the run
             resuming.save_checkpoint(self)
             self.control = self.callback_handler.on_save(args, state, self.control)
+            pushing.push_saved(self)
 
     def _images_a_step(self) -> int:
         return sum(s.shard.global_batch_size for s in self.streams.values())
@@ -376,18 +380,24 @@ class CPSTrainer:
         Args:
             output_dir: none: `branch_<branch>` (or `teacher`) in `args.output_dir`.
         """
-        model = self.network(branch).model
         name = "teacher" if branch == "teacher" else f"branch_{branch}"
         directory = Path(output_dir) if output_dir is not None else Path(self.args.output_dir) / name
         self.module.share_buffers(self.accelerator)
         if self.accelerator.is_main_process:
-            hub.export_branch(
-                model,
-                directory,
-                id2label=self.id2label,
-                image_mean=self.args.image_mean,
-                image_std=self.args.image_std,
-                processing_class=self.processing_class,
-                card=results.card_facts(self, name, directory.name),
-            )
+            results.export_branch(self, name, directory)
         self.accelerator.wait_for_everyone()
+
+    def push_to_hub(
+        self, commit_message: str = "End of training", *, branch: int | str | None = None, tag: str | None = None
+    ) -> str | None:
+        """Push a branch now and wait for it: the best one, or `branch` (a number, "teacher") as it is.
+
+        Returns:
+            The commit's address (`tag`: a name for it, like "v1"); none in all processes but the main one.
+
+        Raises:
+            ValueError, RuntimeError: as `push.push_branch`.
+        """
+        if branch is not None:
+            self.save_model(branch=branch)
+        return pushing.push_now(self, commit_message, branch, tag) if self.accelerator.is_main_process else None

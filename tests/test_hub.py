@@ -3,13 +3,13 @@ import logging
 import re
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import jinja2.meta
 import numpy as np
 import pytest
 import torch
 import yaml
+from exported import MEAN, STD, export, facts
 from PIL import Image
 from toy import NAMES, tiny_upernet
 from transformers import (
@@ -21,63 +21,13 @@ from transformers import (
     SegformerImageProcessor,
 )
 
-from cps_hf import hub
+from cps_hf import card as cards
 
-MEAN, STD = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
 UGLY = "{{ 7 * 7 }}|<b>x</b> `c` _d_ [e](f) # g\nh"
-
-
-def scores(value):
-    return {
-        "mean_iou": np.float64(value),
-        "mean_accuracy": 0.7,
-        "overall_accuracy": 0.8,
-        "per_category_iou": [value, float("nan"), 0.25],
-    }
-
-
-def facts(**changes):
-    return {
-        "model_name": "my-run",
-        "branch": "branch_0",
-        "architecture": "UperNetForSemanticSegmentation",
-        "base_model": "some/backbone",
-        "license": None,
-        "id2label": dict(enumerate(NAMES)),
-        "trust_remote_code": False,
-        "directory": "branch_0",
-        "dataset_name": "street_scenes",
-        "partition_name": "cps/voc/1-8",
-        "partition_sha256": "ab" * 32,
-        "num_labeled": 12,
-        "num_unlabeled": 84,
-        "objective": "FixMatch",
-        "objective_fields": {"weight": 1.5, "confidence_threshold": 0.95},
-        "citation": "@inproceedings{sohn2020fixmatch,\n  year = {2020}\n}",
-        "settings": {"learning_rate": 0.0025, "crop_size": [64, 96]},
-        "scores": {"branch_0": scores(0.5), "branch_1": scores(0.4), "mean": scores(0.6)},
-        "best": {
-            "branch_0": scores(0.55),
-            "branch_1": scores(0.45),
-            "mean": scores(0.65),
-            "step": 30,
-            "branch": "branch_0",
-        },
-        "step": 40,
-        "eval": {"mode": "sliding", "stride": [42, 64]},
-        "versions": {"python": "3.11", "torch": "2.15"},
-        "picture": None,
-        "limits": "Drawings, not photographs.",
-    } | changes
 
 
 def metadata(card):
     return yaml.safe_load(card.split("---\n")[1])
-
-
-def export(directory, model=None, **options):
-    model = model if model is not None else AutoModelForSemanticSegmentation.from_config(tiny_upernet())
-    return hub.export_branch(model, directory, **{"image_mean": MEAN, "image_std": STD, **options})
 
 
 # ------------------------------------------------------------------------------------------------------- exporting
@@ -192,7 +142,7 @@ def test_no_path_of_this_machine_leaves_it(tmp_path):
             assert str(tmp_path) not in text and tmp_path.parent.name not in text, path.name
             assert "secret" not in text and "~/" not in text and "Users" not in text, path.name
     readme = (directory / "README.md").read_text(encoding="utf-8")
-    assert "of cityscapes" in readme and "| labeled.txt |" in readme and "cps/voc/1-8" in hub.render_card(facts())
+    assert "of cityscapes" in readme and "| labeled.txt |" in readme and "cps/voc/1-8" in cards.render_card(facts())
 
 
 def test_a_failing_export_leaves_the_earlier_one_whole(tmp_path, monkeypatch):
@@ -236,7 +186,7 @@ def test_exporting_refuses_wrappers_wrong_classes_and_folders_with_other_things(
 
 
 def test_the_metadata_holds_plain_floats_of_the_step_that_is_exported():
-    data = metadata(hub.render_card(facts()))
+    data = metadata(cards.render_card(facts()))
     result = data["model-index"][0]["results"][0]
     assert type(result["metrics"][0]["value"]) is float
     assert result["metrics"][0] == {"type": "mean_iou", "value": 0.5, "name": "mIoU"}
@@ -244,15 +194,15 @@ def test_the_metadata_holds_plain_floats_of_the_step_that_is_exported():
     assert data["library_name"] == "transformers" and data["pipeline_tag"] == "image-segmentation"
     assert data["base_model"] == "some/backbone" and data["license"] == "unknown"
     assert "datasets" not in data, "not a name on the Hub"
-    assert metadata(hub.render_card(facts(dataset_name="me/shapes")))["datasets"] == ["me/shapes"]
-    best = metadata(hub.render_card(facts(step=30, license="mit")))
+    assert metadata(cards.render_card(facts(dataset_name="me/shapes")))["datasets"] == ["me/shapes"]
+    best = metadata(cards.render_card(facts(step=30, license="mit")))
     assert best["model-index"][0]["results"][0]["metrics"][0]["value"] == 0.55 and best["license"] == "mit"
-    bare = metadata(hub.render_card(facts(scores={}, best={}, base_model=None, dataset_name=None)))
+    bare = metadata(cards.render_card(facts(scores={}, best={}, base_model=None, dataset_name=None)))
     assert "model-index" not in bare and "base_model" not in bare and bare["license"] == "unknown"
 
 
 def test_the_card_has_every_section_in_order():
-    text = hub.render_card(facts())
+    text = cards.render_card(facts())
     pattern = r"""---
 .*---
 
@@ -320,7 +270,7 @@ Environment: python 3\.11, torch 2\.15\.
 
 
 def test_text_of_users_is_shown_as_it_is():
-    card = hub.render_card(
+    card = cards.render_card(
         facts(
             id2label={0: "ground", 1: UGLY, 2: "road / path"},
             dataset_name="a|b: {{ 6 * 6 }}\n---\nlicense: mit",
@@ -347,20 +297,20 @@ def test_a_fact_that_is_missing_or_unknown_is_an_error():
     few = facts()
     del few["partition_name"]
     with pytest.raises(ValueError, match=r"missing \['partition_name'\], unknown \['partition'\]"):
-        hub.render_card(few | {"partition": "1-8"})
+        cards.render_card(few | {"partition": "1-8"})
 
 
 def test_classes_that_do_not_fit_the_scores_are_an_error():
     with pytest.raises(ValueError, match=r"keys 0 to 1, \['0', '1'\] found"):
-        hub.render_card(facts(id2label={"0": "a", "1": "b"}))
-    shuffled = hub.render_card(facts(id2label={2: NAMES[2], 0: NAMES[0], 1: NAMES[1]}))
-    assert shuffled == hub.render_card(facts()), "rows stand in the order of the classes"
+        cards.render_card(facts(id2label={"0": "a", "1": "b"}))
+    shuffled = cards.render_card(facts(id2label={2: NAMES[2], 0: NAMES[0], 1: NAMES[1]}))
+    assert shuffled == cards.render_card(facts()), "rows stand in the order of the classes"
     with pytest.raises(ValueError, match="per_category_iou` of branch_0 has 3 values for 2 classes"):
-        hub.render_card(facts(id2label={0: "a", 1: "b"}))
+        cards.render_card(facts(id2label={0: "a", 1: "b"}))
 
 
 def test_the_template_uses_no_name_that_is_not_given():
-    source = (hub.files("cps_hf") / "model_card_template.md").read_text(encoding="utf-8")
+    source = (cards.files("cps_hf") / "model_card_template.md").read_text(encoding="utf-8")
     used = jinja2.meta.find_undeclared_variables(jinja2.Environment().parse(source))
     given = {"card_data", "model_id", "networks", "own", "citations", "percent"}
     assert used <= given | set(facts()), used - given - set(facts())
@@ -370,7 +320,7 @@ def test_the_template_uses_no_name_that_is_not_given():
 @pytest.mark.parametrize("absent", ["scores", "partition_name", "num_labeled", "limits", "best", "eval"])
 def test_a_card_without_a_fact_says_so_or_leaves_it_out(absent):
     empty = {} if isinstance(facts()[absent], dict) else None
-    card = hub.render_card(facts(**{absent: empty}))
+    card = cards.render_card(facts(**{absent: empty}))
     assert "None" not in card and "nan" not in card and "Undefined" not in card
     assert ("Not evaluated." in card) == (absent == "scores")
     assert "  " not in re.search(r"# my-run\n\n(.*)\n", card)[1]
@@ -386,6 +336,7 @@ def run_the_example(directory, folder):
     return subprocess.run([sys.executable, "-P", "-c", code], cwd=folder, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_the_example_of_a_card_runs_as_printed(tmp_path):
     directory = export(tmp_path / "branch_0", id2label=dict(enumerate(NAMES)), card=facts())
     result = run_the_example(directory, tmp_path)
@@ -405,130 +356,6 @@ def test_the_example_of_a_card_of_our_own_architecture_runs_without_the_package(
     assert "trust_remote_code=True" in (directory / "README.md").read_text(encoding="utf-8")
     result = run_the_example(directory, tmp_path)
     assert result.returncode == 0, result.stderr
-
-
-# --------------------------------------------------------------------------------------------------------- pushing
-
-
-def test_pushing_says_what_is_wrong_before_it_asks_the_hub(tmp_path, monkeypatch):
-    directory = export(tmp_path / "b")
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    with pytest.raises(ValueError, match="no config.json and no preprocessor_config.json"):
-        hub.push_branch(tmp_path, "me/x", token="hf_x")
-    with pytest.raises(ValueError, match=r'like "user/name", got \'me/x/y\''):
-        hub.push_branch(directory, "me/x/y", token="hf_x")
-    with pytest.raises(ValueError, match="hf auth login"):
-        hub.push_branch(directory, "me/x")
-    with pytest.raises(ValueError, match="tag"):
-        hub.push_branch(directory, "me/x", token="hf_x", create_pr=True, tag="v1")
-    (directory / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match="no model.safetensors"):
-        hub.push_branch(directory, "me/x", token="hf_x")
-
-
-def test_a_push_that_fails_names_the_call_for_later_and_not_the_token(tmp_path, caplog):
-    directory = export(tmp_path / "b", card=facts())
-    with pytest.raises(RuntimeError) as failure, caplog.at_level(logging.DEBUG):
-        # offline, as all tests
-        hub.push_branch(directory, "me/x", token="hf_secret", revision="v2", private=False, commit_message="It's new")
-    call = re.search(r"cps_hf\.hub\.push_branch\((.*)\)", str(failure.value))[1]
-    arguments = eval(f"(lambda *a, **k: (a, k))({call})")
-    assert arguments[0] == (str(directory), "me/x")
-    options = {"private": False, "revision": "v2", "commit_message": "It's new", "create_pr": False, "tag": None}
-    assert arguments[1] == options
-    assert "hf_secret" not in str(failure.value) + caplog.text
-
-
-class FakeHub:
-    """What `push_branch` asks of HfApi, in memory."""
-
-    endpoint = "https://hub"
-
-    def __init__(self, commits=("first",), fails=None, commits_anyway=False, base=None, title=None):
-        self.commits = [SimpleNamespace(commit_id=c, title=c) for c in commits]
-        self.fails, self.commits_anyway, self.base, self.uploads = fails, commits_anyway, base or {}, 0
-        self.title = title  # of a commit that someone else makes meanwhile
-        self.branches, self.tags = [], {}
-
-    def __call__(self, token=None):
-        return self
-
-    def create_repo(self, repo_id, private, exist_ok):
-        return SimpleNamespace(repo_id=f"me/{repo_id}")
-
-    def create_branch(self, repo_id, branch, exist_ok):
-        self.branches.append(branch)
-
-    def create_tag(self, repo_id, tag, revision):
-        self.tags[tag] = revision
-
-    def repo_info(self, repo_id, revision):
-        return SimpleNamespace(sha=self.commits[0].commit_id)
-
-    def model_info(self, name):
-        return SimpleNamespace(card_data=self.base)
-
-    def list_repo_commits(self, repo_id, revision):
-        return self.commits
-
-    def upload_folder(self, *, commit_message, **options):
-        self.uploads += 1
-        if self.fails is None or self.commits_anyway:
-            self.commits.insert(0, SimpleNamespace(commit_id=f"new{self.uploads}", title=self.title or commit_message))
-        if self.fails is not None:
-            raise self.fails
-        return SimpleNamespace(pr_url=None, commit_url="https://hub/me/x/commit/new", oid=self.commits[0].commit_id)
-
-
-def test_pushing_puts_the_repository_and_the_base_models_license_into_the_card(tmp_path, monkeypatch):
-    directory = export(tmp_path / "b", card=facts())
-    base = {"license": "other", "license_name": "nvidia", "license_link": "LICENSE"}
-    monkeypatch.setattr(hub, "HfApi", FakeHub(base=base))
-    assert hub.push_branch(directory, "x", token="hf_x") == "https://hub/me/x/commit/new"
-    card = (directory / "README.md").read_text(encoding="utf-8")
-    assert {k: metadata(card)[k] for k in base} == base
-    assert 'model_id = "me/x"\n' in card and 'model_id = "branch_0"' not in card
-    directory = export(tmp_path / "b", card=facts(license="mit"))
-    hub.push_branch(directory, "x", token="hf_x")
-    assert metadata((directory / "README.md").read_text(encoding="utf-8"))["license"] == "mit"
-
-
-def test_a_branch_of_the_repository_is_made_and_stands_in_the_example_and_the_tag_names_the_commit(
-    tmp_path, monkeypatch
-):
-    directory = export(tmp_path / "b", card=facts())
-    before = (directory / "README.md").read_text(encoding="utf-8")
-    fake = FakeHub()
-    monkeypatch.setattr(hub, "HfApi", fake)
-    for revision in ("old", "v2"):
-        hub.push_branch(directory, "x", token="hf_x", revision=revision, tag=f"tag-{revision}")
-    assert fake.branches == ["old", "v2"] and fake.tags == {"tag-old": "new1", "tag-v2": "new2"}
-    card = (directory / "README.md").read_text(encoding="utf-8")
-    for call in (
-        'pipeline("image-segmentation", model=model_id, revision="v2")',
-        'from_pretrained(model_id, revision="v2")',
-    ):
-        assert card.count(call) == (2 if call.startswith("from") else 1)
-    hub.push_branch(directory, "x", token="hf_x")  # to main: the card is as it was but for the name
-    card = (directory / "README.md").read_text(encoding="utf-8")
-    assert card.rstrip() == before.replace('model_id = "branch_0"', 'model_id = "me/x"').rstrip()
-
-
-def test_a_commit_whose_answer_was_lost_is_looked_up_and_not_made_twice(tmp_path, monkeypatch):
-    directory = export(tmp_path / "b")
-    lost = FakeHub(fails=ConnectionError("cut"), commits_anyway=True)
-    monkeypatch.setattr(hub, "HfApi", lost)
-    assert hub.push_branch(directory, "x", token="hf_x", tag="v1") == "https://hub/me/x/commit/new1"
-    assert lost.uploads == 1 and lost.tags == {"v1": "new1"}
-    # An earlier push of the same title is not taken for this one.
-    message = "Upload a branch trained with cps_hf"
-    monkeypatch.setattr(hub, "HfApi", FakeHub(commits=[message], fails=ConnectionError("cut")))
-    with pytest.raises(RuntimeError, match="ConnectionError: cut. Nothing is lost"):
-        hub.push_branch(directory, "x", token="hf_x")
-    others = FakeHub(fails=ConnectionError("cut"), commits_anyway=True, title="Another's work")
-    monkeypatch.setattr(hub, "HfApi", others)
-    with pytest.raises(RuntimeError, match="ConnectionError: cut. Nothing is lost"):
-        hub.push_branch(directory, "x", token="hf_x")
 
 
 def test_the_card_shown_is_json_safe_in_its_names(tmp_path):

@@ -145,6 +145,12 @@ def write_object_scenes(
     return _write_once(root, {"kind": "object", **made_of}, fill)
 
 
+def is_drawn(path: str | Path) -> bool:
+    """Whether an image file lies in a folder that this module filled: a drawing, and nobody's photograph."""
+    manifests = (_read_manifest(parent) for parent in Path(path).parents)
+    return any(isinstance(found, dict) and "generator_version" in found for found in manifests)
+
+
 def _check(counts: dict[str, int], *, may_be_empty: str | None, seed: int) -> None:
     for split, count in counts.items():
         least = 0 if split == may_be_empty else 1
