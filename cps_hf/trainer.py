@@ -160,8 +160,7 @@ class CPSTrainer:
         if accelerator.is_main_process:
             self.pushes = pushing.BackgroundPushes(args) if args.push_to_hub else None
             checkpoints.prepare_output_dir(args.output_dir, resuming=bool(checkpoint))
-            config = cli.to_yaml(args, self.objective)
-            checkpoints.write_atomically(Path(args.output_dir) / "config.yaml", config)
+            checkpoints.write_atomically(Path(args.output_dir) / "config.yaml", cli.to_yaml(args, self.objective))
         accelerator.wait_for_everyone()
         if checkpoint:
             resuming.load_checkpoint(self, checkpoint, resumed)
@@ -225,7 +224,7 @@ class CPSTrainer:
                 decay = self.objective.ema_decay(state.global_step)
                 update_teacher(self.module.teacher, self.module.branches[0], decay)
             self.averages.steps += 1
-            self.stopwatch.stop(self._images_a_step())
+            self.stopwatch.stop(sum(s.shard.global_batch_size for s in self.streams.values()))
             self.run_log.bar.update()
             # log, evaluate, save
             self.control = self.callback_handler.on_step_end(args, state, self.control)
@@ -287,9 +286,6 @@ class CPSTrainer:
             resuming.save_checkpoint(self)
             self.control = self.callback_handler.on_save(args, state, self.control)
             pushing.push_saved(self)
-
-    def _images_a_step(self) -> int:
-        return sum(s.shard.global_batch_size for s in self.streams.values())
 
     def log(self, logs: dict[str, float]) -> None:
         """Give named numbers to metrics.jsonl, the trackers, the progress bar and the callbacks."""
@@ -381,7 +377,7 @@ class CPSTrainer:
             output_dir: none: `branch_<branch>` (or `teacher`) in `args.output_dir`.
         """
         name = "teacher" if branch == "teacher" else f"branch_{branch}"
-        directory = Path(output_dir) if output_dir is not None else Path(self.args.output_dir) / name
+        directory = Path(output_dir or Path(self.args.output_dir) / name)
         self.module.share_buffers(self.accelerator)
         if self.accelerator.is_main_process:
             results.export_branch(self, name, directory)
@@ -392,11 +388,7 @@ class CPSTrainer:
     ) -> str | None:
         """Push a branch now and wait for it: the best one, or `branch` (a number, "teacher") as it is.
 
-        Returns:
-            The commit's address (`tag`: a name for it, like "v1"); none in all processes but the main one.
-
-        Raises:
-            ValueError, RuntimeError: as `push.push_branch`.
+        Returns the commit's address (none in other processes than the main one); raises as `push.push_branch`.
         """
         if branch is not None:
             self.save_model(branch=branch)
