@@ -72,7 +72,7 @@ def run_all(
     waiting = [cell for cell in cells if not cell.finished]
     total, begun, failed = len(waiting), 0, []
     running: dict[subprocess.Popen, tuple[Cell, float]] = {}
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the runs are ended too
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the runs are ended too
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
@@ -98,6 +98,7 @@ def run_all(
             process.terminate()
         for process in running:
             process.wait()
+        signal.signal(signal.SIGTERM, before)
     return failed
 
 

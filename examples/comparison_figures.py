@@ -42,9 +42,9 @@ def draw(
     records = [record for record in records if record["seeds"]]
     scores_figure(records, out / "scores.png")
     curves_figure(done, rows, curve, out / "curves.png")
-    agreement_figure(done, out / "agreement.png")
     seed = min(seed for _, _, seed in done)
     partition = next((p for m, p, s in done if m != "all_labels" and s == seed), None)
+    agreement_figure({key: cell for key, cell in done.items() if key[1] == partition}, out / "agreement.png")
     shown = {m: cell for (m, p, s), cell in done.items() if s == seed and (p == partition or m == "all_labels")}
     prediction_panel(shown, rows, num_pictures, out / "pictures.png")
     pairs = {name: shown[name] for name in PAIRS if name in shown}
@@ -135,7 +135,11 @@ def _mean_over_seeds(curves: Sequence[Sequence[tuple[int, float]]]) -> list[tupl
 
 
 def agreement_figure(done: Mapping[Key, Cell], path: Path) -> None:
-    """The branches' agreement on fixed unlabeled images over the steps, and beside it how right both are."""
+    """The branches' agreement on fixed unlabeled images over the steps, and beside it how right both are.
+
+    Args:
+        done: the finished runs of one partition.
+    """
     keys = {
         "agreement of the two branches, unlabeled images, %": lambda line: line.get("eval_agreement"),
         "pixel accuracy, mean of both branches, validation, %": _accuracy,
@@ -153,7 +157,8 @@ def agreement_figure(done: Mapping[Key, Cell], path: Path) -> None:
                 axes.plot(steps, [100 * v for v in values], **_style(i), label=label, marker="o", markersize=3)
         axes.set_xlabel("step")
         axes.set_title(title, fontsize=10)
-    _finish(figure, both[-1], path, others=both[:1])
+    if both[0].lines:
+        _finish(figure, both[0], path, others=both[1:])
 
 
 def _accuracy(line: dict[str, Any]) -> float | None:
@@ -233,7 +238,7 @@ def agreement_pictures(pairs: Mapping[str, Cell], rows: Mapping[str, Any], count
         agree, total, right_0, right_1, both = counts.tolist()
         shares = [agree / total, right_0 / known_pixels, right_1 / known_pixels, both / max(known_agreed, 1)]
         lines.append(f"| {rows[method].title} | {' | '.join(f'{100 * share:.2f}' for share in shares)} |")
-    titles = ["unlabeled image", "truth (never used)", "branch 0", "branch 1", "agreement"]
+    titles = ["unlabeled image", "truth, not trained on", "branch 0", "branch 1", "agreement"]
     legend = {
         text.replace("the first", "branch 0").replace("the second", "branch 1"): color
         for text, color in visualization.AGREEMENT.items()

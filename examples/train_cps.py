@@ -178,10 +178,10 @@ def parse(
     Args:
         options: further ones of `cli.parse`.
     """
-    options = {"description": __doc__.split("\n")[0], **options}
-    args, objective = cli.parse(settings_class, argv, defaults=DEFAULTS, **options)
+    options = {"description": __doc__.split("\n")[0], "defaults": DEFAULTS, **options}
+    args, objective = cli.parse(settings_class, argv, **options)
     if args.data_root is not None or config_of(argv) is not None:
-        args, objective = cli.parse(settings_class, argv, **options)
+        args, objective = cli.parse(settings_class, argv, **{**options, "defaults": {}})
     args.models = [beside_config(model, argv) for model in args.models]
     return args, objective
 

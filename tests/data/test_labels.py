@@ -136,3 +136,22 @@ def test_an_encoding_that_cannot_be_read_is_not_passed_over(text):
 def test_an_encoding_that_makes_no_sense_is_refused(options, said):
     with pytest.raises(ValueError, match=said):
         LabelEncoding(**options)
+
+
+@pytest.mark.parametrize(
+    "encoding",
+    [
+        LabelEncoding(names=("a", "b", "c")),
+        LabelEncoding(names=("a", "b", "c"), values={7: 0, 3: 1, 4: 1, 1000: 2, 0: 255}),
+        LabelEncoding(names=("a", "b", "c"), colors={(1, 2, 3): 0, (9, 9, 9): 1, (0, 0, 250): 2, (0, 0, 0): 255}),
+    ],
+    ids=["class ids", "values", "colours"],
+)
+def test_what_is_encoded_decodes_to_the_same_ids(encoding):
+    ids = np.array([[0, 1, 2], [255, 1, 0]], np.uint8)
+    np.testing.assert_array_equal(encoding.decode(encoding.encode(ids), name="x"), ids)
+
+
+def test_a_class_without_a_stored_value_cannot_be_encoded():
+    with pytest.raises(ValueError, match=r"No stored value stands for \[1\]"):
+        LabelEncoding(names=("a", "b"), values={0: 0}).encode(np.array([[0, 1]], np.uint8))

@@ -1,0 +1,95 @@
+"""A method of one's own, in a page: entropy minimisation (Grandvalet, Bengio; NIPS 2004) beside the labeled loss.
+
+    python examples/custom_objective.py
+
+A method is a frozen dataclass of its hyper-parameters and one call: two batches of tensors in, a loss and named parts
+out. The loop, the data, evaluation, resuming, several processes: all of that is the trainer's, which takes any
+`Objective` object.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+
+from transformers import ResNetConfig, UperNetConfig
+
+from cps_hf import CPSConfig, CPSTrainer, Objective, ObjectiveOutput
+from cps_hf.data import load_cityscapes, partition
+from cps_hf.data.scenes import write_street_scenes
+from cps_hf.objectives.base import num_pixels, ramp, valid_pixels
+
+
+@dataclass(frozen=True, kw_only=True)
+class EntropyMinimization(Objective):
+    """L = Ls + weight * H, H the mean over valid unlabeled pixels of -sum_c p_c log p_c: be sure of what you say.
+
+    Args:
+        weight: of the unlabeled term.
+        ramp_up: the share of training over which it grows to that.
+    """
+
+    weight: float = 0.1
+    ramp_up: float = 0.3
+
+    @property
+    def views(self):
+        return ("weak",)  # what the unlabeled stream is to yield: the cropped, scaled, flipped image
+
+    def __call__(self, branches, labeled, unlabeled, *, teacher=None, progress=0.0) -> ObjectiveOutput:
+        images = unlabeled["weak"]
+        supervised_loss = entropy = 0.0
+        for branch in branches:  # each by itself
+            supervised_loss = supervised_loss + self.supervised_loss(branch(labeled["pixel_values"]), labeled)
+            log_probs = branch(images).float().log_softmax(1)
+            pixelwise = -(log_probs.exp() * log_probs).sum(1)
+            # Padding does not count, and the sum is divided by the global count of pixels, which the trainer puts into
+            # the batch: so one process, several, and accumulated steps give one gradient.
+            entropy = entropy + (pixelwise * valid_pixels(unlabeled, images)).sum() / num_pixels(unlabeled, images)
+        loss = supervised_loss + self.weight * ramp(progress, ramp_up=self.ramp_up) * entropy
+        # What is named here is logged under that name: metrics.jsonl, trackers, curves.
+        return ObjectiveOutput(loss, {"supervised_loss": supervised_loss.detach(), "entropy_loss": entropy.detach()})
+
+
+def main(argv: list[str] | None = None) -> dict:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data_root", help="a folder in the Cityscapes layout; none: street scenes are drawn")
+    parser.add_argument("--labeled", type=int, default=12, help="how many images are labeled")
+    parser.add_argument("--max_steps", type=int, default=500)
+    parser.add_argument("--output_dir", default="outputs/custom_objective")
+    options = parser.parse_args(argv)
+
+    root = options.data_root or write_street_scenes()
+    images = load_cityscapes(root, "train")
+    labeled_ids, unlabeled_ids = map(set, partition(options.labeled, images["id"]))
+    stages = [f"stage{i}" for i in (1, 2, 3, 4)]
+    backbone = ResNetConfig(
+        embedding_size=16, hidden_sizes=[16, 32, 64, 96], depths=[1] * 4, layer_type="basic", out_features=stages
+    )
+    trainer = CPSTrainer(
+        UperNetConfig(backbone_config=backbone, hidden_size=32, use_auxiliary_head=False),
+        CPSConfig(
+            output_dir=options.output_dir,
+            max_steps=options.max_steps,
+            per_device_train_batch_size=4,
+            crop_size=[48, 96],
+            optim="adamw",
+            learning_rate=4e-3,
+            logging_steps=20,
+            dataloader_num_workers=0,
+        ),
+        objective=EntropyMinimization(weight=0.1),
+        train_dataset=images.filter(lambda name: name in labeled_ids, input_columns="id"),
+        unlabeled_dataset=load_cityscapes(root, "train", with_labels=False).filter(
+            lambda name: name in unlabeled_ids, input_columns="id"
+        ),
+        eval_dataset=load_cityscapes(root, "val"),
+    )
+    results = trainer.train()
+    for row, scores in results["final"].items():
+        print(f"{row}: mIoU {100 * scores['mean_iou']:.2f} %")
+    return results
+
+
+if __name__ == "__main__":
+    main()
