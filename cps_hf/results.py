@@ -7,26 +7,17 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
 from dataclasses import asdict
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-from . import assembly, hub, visualization
+from . import assembly, hub
 from .card import render_card
 from .checkpoints import write_atomically
-from .data.labels import LabelEncoding
-from .data.scenes import is_drawn
-from .data.streams import undecoded
-from .evaluation import evaluating
 from .objectives import Objective
+from .pictures import PREDICTIONS, draw_card_picture
 from .reporting import peak_memory, without_nan
 
-PREDICTIONS = "predictions.png"
 # What a reader of a card wants to know of the settings; the rest is in the run's config.yaml.
 _SETTINGS_IN_CARD = (
     *("max_steps", "per_device_train_batch_size", "per_device_unlabeled_batch_size", "gradient_accumulation_steps"),
@@ -37,7 +28,7 @@ _SETTINGS_IN_CARD = (
 
 
 def finish(trainer: Any) -> dict[str, Any]:
-    """Export every branch as it is at the last step, draw the pictures, write results.json; returns its content."""
+    """Export every branch as it is at the last step, write results.json; returns its content."""
     output_dir = Path(trainer.args.output_dir)
     for branch in [*range(len(trainer.models)), *(["teacher"] if trainer.module.teacher is not None else [])]:
         trainer.save_model(branch=branch)
@@ -45,8 +36,6 @@ def finish(trainer: Any) -> dict[str, Any]:
         rewrite_card(trainer, output_dir / "best")
     content = summary(trainer)
     if trainer.accelerator.is_main_process:
-        log = trainer.run_log.read()
-        draw_pictures(trainer, output_dir / "pictures", log)
         text = json.dumps(without_nan(content), indent=1)
         write_atomically(output_dir / "results.json", text)
     trainer.accelerator.wait_for_everyone()
@@ -158,61 +147,3 @@ def rewrite_card(trainer: Any, folder: Path) -> None:
         facts = card_facts(trainer, trainer.best["branch"], folder.name)
         facts["picture"] = PREDICTIONS if (folder / PREDICTIONS).is_file() else None
         write_atomically(folder / "README.md", render_card(facts))
-
-
-def draw_pictures(trainer: Any, folder: Path, log: list[dict[str, Any]]) -> None:
-    """A panel of the first evaluation images (image, label, every branch) and the curves of the run.
-
-    Args:
-        log: the lines of metrics.jsonl.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    losses = sorted({k for line in log for k in line if k.endswith("loss")})
-    scores = sorted({k for line in log for k in line if k.endswith("_mean_iou") or k.endswith("agreement")})
-    for file, keys in (("losses.png", losses), ("scores.png", scores)):
-        if any(k in line for line in log for k in keys):
-            visualization.curves_figure(log, keys, folder / file)
-    if trainer.eval_dataset is not None and trainer.args.num_pictures:
-        networks = {f"branch {i}": branch for i, branch in enumerate(trainer.module.branches)}
-        _draw_predictions(trainer, networks, folder / PREDICTIONS)
-
-
-def draw_card_picture(trainer: Any, branch: str, folder: Path) -> Path | None:
-    """What a card shows of a branch, on evaluation images that may leave this machine; none if there are none.
-
-    These are drawn scenes, and with `push_pictures` any. Called by the main process.
-    """
-    dataset, count = trainer.eval_dataset, trainer.args.num_pictures
-    if dataset is None or not count:
-        return None
-    if not trainer.args.push_pictures:
-        rows = islice(undecoded(dataset, with_label=False, what="eval_dataset"), count)
-        if not all(is_drawn(row["image"]["path"] or "") for row in rows):
-            return None
-    folder.mkdir(parents=True, exist_ok=True)
-    network = trainer.network(branch.removeprefix("branch_"))
-    _draw_predictions(trainer, {"prediction": network}, folder / PREDICTIONS)
-    return folder / PREDICTIONS
-
-
-def _draw_predictions(trainer: Any, networks: Mapping[str, torch.nn.Module], path: Path) -> None:
-    """A row for each of the first evaluation images: image, label, and what every network says."""
-    names, judge, count = [*trainer.id2label.values()], trainer.judge, trainer.args.num_pictures
-    encoding = LabelEncoding.from_feature(trainer.eval_dataset.features["label"])
-    palette = encoding.palette if encoding is not None and encoding.palette else visualization.palette(len(names))
-    rows = []
-    samples = [s for batch in islice(judge.stream(trainer.eval_dataset), count) for s in batch]
-    with evaluating([*networks.values()]), trainer.accelerator.autocast():
-        for sample in samples[:count]:
-            images = sample["image"].unsqueeze(0).to(trainer.device)
-            predictions = [judge.logits(network, images).argmax(1)[0] for network in networks.values()]
-            rows.append([_picture(sample["image"]), _map(sample["label"]), *[_map(p) for p in predictions]])
-    visualization.panel(rows, ["image", "label", *networks], names, palette, path)
-
-
-def _picture(image: torch.Tensor) -> np.ndarray:
-    return image.permute(1, 2, 0).numpy()
-
-
-def _map(labels: torch.Tensor) -> np.ndarray:
-    return labels.to(torch.uint8).cpu().numpy()

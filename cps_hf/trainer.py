@@ -20,7 +20,7 @@ from transformers.trainer_callback import (
     TrainerState,
 )
 
-from . import assembly, batches, checkpoints, cli, pushing, results, resuming
+from . import assembly, batches, checkpoints, cli, pictures, pushing, results, resuming
 from .config import CPSConfig
 from .data.streams import TrainStream
 from .ema import update_teacher
@@ -174,6 +174,7 @@ class CPSTrainer:
         )
         try:
             self._loop(labeled, unlabeled)
+            pictures.after_training(self)
         finally:
             self.run_log.bar.close()
             # Not accelerator.end_training(), which would end the processes' group before the branches are exported.
@@ -282,6 +283,7 @@ class CPSTrainer:
         if self.control.should_evaluate or self.control.should_training_stop:
             self.evaluate()
             self._keep_best()
+            pictures.after_evaluation(self)
         if self.control.should_save or self.control.should_training_stop:  # an evaluation may have stopped the run
             resuming.save_checkpoint(self)
             self.control = self.callback_handler.on_save(args, state, self.control)

@@ -22,6 +22,7 @@ from .colors import BLACK, OKABE_ITO, WHITE, Color, palette
 __all__ = [
     "AGREEMENT",
     "ERRORS",
+    "agreement_legend",
     "agreement_map",
     "colorize",
     "confusion_matrix_figure",
@@ -38,13 +39,14 @@ IGNORE_INDEX = 255
 Palette = Sequence[Color]
 
 GRAY = (150, 150, 150)
-# What `agreement_map` paints, in words; without labels only the first and the last occur. None is a class's colour.
+# What `agreement_map` paints, in words; without labels only the first and the last occur. None is a class's colour,
+# and all stay apart for colour-blind eyes.
 AGREEMENT = {
     "agree": (225, 225, 225),
-    "agree, both wrong": (110, 110, 110),
-    "only the first is right": (68, 119, 170),
-    "only the second is right": (34, 136, 51),
-    "disagree": (204, 51, 17),
+    "agree, both wrong": (140, 140, 140),
+    "only the first is right": (51, 102, 204),
+    "only the second is right": (238, 170, 34),
+    "disagree": (150, 20, 40),
 }
 # What `error_map` paints; what is ignored is white.
 ERRORS = {"right": AGREEMENT["agree"], "wrong": AGREEMENT["disagree"]}
@@ -107,6 +109,17 @@ def agreement_map(pred_a: Any, pred_b: Any, labels: Any = None) -> np.ndarray:
     return np.array(list(AGREEMENT.values()), np.uint8)[case]
 
 
+def agreement_legend(first: str, second: str) -> dict[str, Color]:
+    """`AGREEMENT` for a map that knows the labels, with the two networks' names in its words."""
+    words = {"the first": first, "the second": second}
+    legend = {}
+    for text, color in AGREEMENT.items():
+        for there, name in words.items():
+            text = text.replace(there, name)
+        legend["disagree, both wrong" if text == "disagree" else text] = color
+    return legend
+
+
 def error_map(prediction: Any, labels: Any) -> np.ndarray:
     """Where a prediction is right and where it is wrong, uint8 (H, W, 3) in `ERRORS` colours; white where ignored."""
     prediction, labels = _class_map(prediction), _class_map(labels)
@@ -123,6 +136,7 @@ def panel(
     path: str | os.PathLike,
     *,
     legend: Mapping[str, Color] | None = None,
+    captions: Sequence[str] | None = None,
 ) -> None:
     """Write a grid of pictures and class maps, with a title a column and a legend of the classes that occur.
 
@@ -132,6 +146,7 @@ def panel(
         rows: each as long as `titles`; a cell with two dimensions is a class map, one with three a picture.
         names: the classes' names; `palette`: their colours.
         legend: further entries {text: colour}, e.g. `AGREEMENT`.
+        captions: a line above each row.
     """
     if not rows or any(len(row) != len(titles) for row in rows):
         raise ValueError(f"Each row needs {len(titles)} cells, one a title; got {[len(row) for row in rows]}.")
@@ -142,7 +157,8 @@ def panel(
     pictures = [[_fit(cell, palette, box) for cell in row] for row in cells]
     entries = _legend_entries([cell for row in cells for cell in row if cell.ndim == 2], names, palette)
     entries += [(color, text) for text, color in (legend or {}).items()]
-    _draw_page(pictures, [_line(t) for t in titles], [(color, _line(text)) for color, text in entries], Path(path))
+    entries = [(color, _line(text)) for color, text in entries]
+    _draw_page(pictures, [_line(t) for t in titles], entries, Path(path), [_line(c) for c in captions or []])
 
 
 def overlay_page(
@@ -186,9 +202,13 @@ def _legend_entries(maps: Sequence[np.ndarray], names: Sequence[str], palette: P
 
 
 def _draw_page(
-    pictures: list[list[np.ndarray]], titles: list[str] | None, entries: list[tuple[Color, str]], path: Path
+    pictures: list[list[np.ndarray]],
+    titles: list[str] | None,
+    entries: list[tuple[Color, str]],
+    path: Path,
+    captions: Sequence[str] = (),
 ) -> None:
-    """Titles if there are some, the rows, then the legend in columns, on a page just large enough."""
+    """Titles if there are some, the rows with their captions, then the legend in columns, on a page large enough."""
     gap = 10
     columns = range(len(pictures[0]))
     widths = [max(row[i].shape[1] for row in pictures) for i in columns]
@@ -198,14 +218,18 @@ def _draw_page(
         widths = [max(width, math.ceil(font.getlength(title))) for width, title in zip(widths, titles, strict=True)]
     heights = [max(cell.shape[0] for cell in row) for row in pictures]
     entry = max((line + math.ceil(font.getlength(name)) + 2 * gap for _, name in entries), default=0)
-    page_width = max(sum(widths) + gap * (len(widths) + 1), entry + gap)
+    longest = max((math.ceil(font.getlength(caption)) for caption in captions), default=0)
+    page_width = max(sum(widths) + gap * (len(widths) + 1), entry + gap, longest + 2 * gap)
     per_line = max(1, (page_width - gap) // entry) if entries else 1
     title_height = gap if titles is None else line
-    legend_top = title_height + sum(heights) + gap * (len(heights) + 1)
+    legend_top = title_height + sum(heights) + gap * (len(heights) + 1) + line * len(captions)
     page = Image.new("RGB", (page_width, legend_top + line * math.ceil(len(entries) / per_line)), WHITE)
     draw = ImageDraw.Draw(page)
     top = title_height
-    for row, height in zip(pictures, heights, strict=True):
+    for number, (row, height) in enumerate(zip(pictures, heights, strict=True)):
+        if captions:
+            draw.text((gap, top + line // 2), captions[number], fill=BLACK, font=font, anchor="lm")
+            top += line
         for i, cell in enumerate(row):
             left = gap * (i + 1) + sum(widths[:i]) + (widths[i] - cell.shape[1]) // 2
             y = top + (height - cell.shape[0]) // 2
@@ -222,7 +246,9 @@ def _draw_page(
     _write(path, lambda temporary: page.save(temporary, format="PNG"))
 
 
-def confusion_matrix_figure(matrix: Any, names: Sequence[str], path: str | os.PathLike) -> None:
+def confusion_matrix_figure(
+    matrix: Any, names: Sequence[str], path: str | os.PathLike, *, title: str | None = None
+) -> None:
     """Write a confusion matrix (C, C; rows are the truth) as the share of each true class that was predicted as what.
 
     Rows of classes that do not occur stay empty. Beyond 40 classes the cells are small and have no numbers.
@@ -241,11 +267,18 @@ def confusion_matrix_figure(matrix: Any, names: Sequence[str], path: str | os.Pa
     axes = figure.subplots()
     picture = axes.imshow(np.ma.masked_invalid(shares), cmap="Blues", vmin=0, vmax=100)
     axes.set_facecolor("0.93")
+    if numbers:
+        axes.set_xticks(np.arange(count + 1) - 0.5, minor=True)
+        axes.set_yticks(np.arange(count + 1) - 0.5, minor=True)
+        axes.grid(which="minor", color="0.85", linewidth=0.6)
+        axes.tick_params(which="minor", length=0)
     names, size = [_plain(name) for name in names], 10 if numbers else 7
     axes.set_xticks(range(count), names, rotation=90, fontsize=size)
     axes.set_yticks(range(count), names, fontsize=size)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
+    if title:
+        axes.set_title(_plain(title), fontsize=size + 1)
     for row, column in np.argwhere(shares >= 0.5) if numbers else ():
         share = shares[row, column]
         color = "white" if share > 60 else "black"
@@ -254,37 +287,50 @@ def confusion_matrix_figure(matrix: Any, names: Sequence[str], path: str | os.Pa
     _write(Path(path), lambda temporary: figure.savefig(temporary, format="png"))
 
 
-def curves_figure(records: Sequence[Mapping[str, Any]], keys: Sequence[str], path: str | os.PathLike) -> None:
+def curves_figure(
+    records: Sequence[Mapping[str, Any]],
+    keys: Sequence[str] | Mapping[str, Sequence[str]],
+    path: str | os.PathLike,
+) -> None:
     """Write learning curves: one line a key over "step".
 
     Args:
         records: rows of metrics.jsonl; a row counts for the keys it has beside "step". None leaves a gap, as NaN does.
+        keys: those of one plot, or of several, one above the other, by what their axis is called.
 
     Raises:
         ValueError: a key that no row has.
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 4.5), dpi=110, layout="constrained")
-    axes, lines = figure.subplots(), []
-    # Yellow is left out, it cannot be seen on white; after seven colours the lines change their dashes.
-    colors = [tuple(channel / 255 for channel in color) for color in OKABE_ITO if color != (240, 228, 66)]
-    for i, key in enumerate(keys):
-        points = [(r["step"], math.nan if r[key] is None else r[key]) for r in records if "step" in r and key in r]
-        if not points:
-            raise ValueError(
-                f"No record has {key!r} beside 'step'; there are {sorted({k for r in records for k in r})}."
-            )
-        steps, values = zip(*sorted(points), strict=True)
-        color, dashes = colors[i % len(colors)], ("-", "--", ":")[i // len(colors) % 3]
-        marker = "o" if len(points) <= 30 else None
-        lines += axes.plot(steps, values, dashes, color=color, marker=marker, markersize=3.5, linewidth=1.5)
-    axes.set_xlabel("step")
-    axes.grid(color="0.9")
-    axes.spines[["top", "right"]].set_visible(False)
-    # Not by the lines' own labels, of which matplotlib hides those that start with "_".
-    figure.legend(lines, [_plain(key) for key in keys], loc="outside right upper", frameon=False, fontsize=9)
+    plots = keys if isinstance(keys, Mapping) else {"": keys}
+    lines = max(2 * len(plots), sum(max(5, 1 + len(some)) for some in plots.values()))  # of text that the legends need
+    figure = Figure(figsize=(9, max(1.5 + 2.2 * len(plots), 0.25 * lines)), dpi=110, layout="constrained")
+    grid = figure.subplots(len(plots), 1, sharex=True, squeeze=False)
+    for axes, (title, some) in zip(grid[:, 0], plots.items(), strict=True):
+        drawn = [_curve(axes, records, key, i) for i, key in enumerate(some)]
+        axes.set_ylabel(_plain(title))
+        axes.grid(color="0.9")
+        axes.spines[["top", "right"]].set_visible(False)
+        # Not by the lines' own labels, of which matplotlib hides those that start with "_".
+        place = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0), "borderaxespad": 0}
+        axes.legend(drawn, [_plain(key) for key in some], frameon=False, fontsize=9, **place)
+    grid[-1, 0].set_xlabel("step")
     _write(Path(path), lambda temporary: figure.savefig(temporary, format="png"))
+
+
+def _curve(axes: Any, records: Sequence[Mapping[str, Any]], key: str, number: int) -> Any:
+    """The line of one key, in its own colour and, after seven colours, its own dashes."""
+    points = [(r["step"], math.nan if r[key] is None else r[key]) for r in records if "step" in r and key in r]
+    if not points:
+        raise ValueError(f"No record has {key!r} beside 'step'; there are {sorted({k for r in records for k in r})}.")
+    steps, values = zip(*sorted(points), strict=True)
+    # Yellow is left out, it cannot be seen on white.
+    colors = [tuple(channel / 255 for channel in color) for color in OKABE_ITO if color != (240, 228, 66)]
+    color, dashes = colors[number % len(colors)], ("-", "--", ":")[number // len(colors) % 3]
+    marker = "o" if len(points) <= 30 else None
+    (line,) = axes.plot(steps, values, dashes, color=color, marker=marker, markersize=3.5, linewidth=1.5)
+    return line
 
 
 def _array(values: Any) -> np.ndarray:

@@ -44,6 +44,7 @@ from cps_hf.evaluation import plain
 from cps_hf.inference import add_probabilities, class_ids
 from cps_hf.metrics.boundary_iou import BoundaryIoU
 from cps_hf.metrics.mean_iou import MeanIoU
+from cps_hf.pictures import palette_of
 from cps_hf.reporting import class_table, scores_table, without_nan
 
 PANEL_SIDE = 1024  # pixels: what is kept of the worst images for their picture
@@ -119,12 +120,15 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
 
     output = Path(options.output_dir)
     rows: dict[str, Row] = {}
-    worst, count = Worst(options.num_pictures), 0
+    worst, count, exported = Worst(options.num_pictures), 0, set()
     for sample in samples(dataset, options, labeled, len(names)):
         predictions = predict(branches, sample["image"], how, each=options.each)
         *_, final = predictions.values()  # the mean where there is one
         count += 1
         if options.export:
+            if sample["id"] in exported:
+                raise ValueError(f"Two images have the id {sample['id']!r}: one prediction would overwrite the other.")
+            exported.add(sample["id"])
             export(final.numpy(), sample["id"], output / "predictions", options.export)
         if not labeled:
             continue
@@ -148,7 +152,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
         *_, (_, matrix) = scored.values()
         results["confusion_matrix"] = matrix.tolist()
         results["images"] = sorted(worst.scores, key=lambda entry: (np.isnan(entry["mean_iou"]), entry["mean_iou"]))
-        draw(output / "pictures", matrix, worst, names, [*rows], encoding)
+        draw(output / "pictures", matrix, worst, names, [*rows], palette_of(dataset.features["label"], names))
         write_csv(output / "confusion_matrix.csv", matrix, names)
     output.mkdir(parents=True, exist_ok=True)
     write_atomically(output / "results.json", json.dumps(without_nan(results), indent=1, ensure_ascii=False))
@@ -185,12 +189,11 @@ def export(prediction: np.ndarray, name: str, folder: Path, kind: str) -> None:
         write_mask(output_path(folder, name, ".png"), prediction, [voc_color(i) for i in range(256)])
 
 
-def draw(folder: Path, matrix: torch.Tensor, worst: Worst, names, rows: list[str], encoding) -> None:
+def draw(folder: Path, matrix: torch.Tensor, worst: Worst, names, rows: list[str], palette) -> None:
     """The confusion matrix, and the worst images: image, label, prediction, where it is wrong."""
     visualization.confusion_matrix_figure(matrix, names, folder / "confusion_matrix.png")
     if not worst.kept:
         return
-    palette = encoding.palette if encoding is not None and encoding.palette else visualization.palette(len(names))
     titles = ["image", "label", *(row.replace("_", " ") for row in rows), "errors"]
     legend = dict(visualization.ERRORS)
     cells = []
@@ -200,11 +203,11 @@ def draw(folder: Path, matrix: torch.Tensor, worst: Worst, names, rows: list[str
             cells[-1].append(visualization.agreement_map(*predictions[:2], label))
     if len(rows) == 3:
         titles.append("agreement")
-        legend = {"right; agree": legend["right"], "wrong; disagree": legend["wrong"]}
-        for text, color in visualization.AGREEMENT.items():
-            if color not in legend.values():
-                legend[text.replace("the first", "branch 0").replace("the second", "branch 1")] = color
-    visualization.panel(cells, titles, names, palette, folder / "worst.png", legend=legend)
+        agreement = visualization.agreement_legend("branch 0", "branch 1")
+        both = {text: color for text, color in agreement.items() if color not in legend.values()}
+        legend = {"right; agree": legend["right"], "wrong; disagree, both wrong": legend["wrong"], **both}
+    captions = [f"{name}: mIoU {100 * score:.1f} %" for score, name, _ in worst.kept]
+    visualization.panel(cells, titles, names, palette, folder / "worst.png", legend=legend, captions=captions)
 
 
 def write_csv(path: Path, matrix: torch.Tensor, names: list[str]) -> None:

@@ -39,6 +39,7 @@ from cps_hf.data.masks import output_path, write_mask, write_probabilities
 from cps_hf.data.streams import EvaluationStream, undecoded
 from cps_hf.data.table import build
 from cps_hf.inference import add_probabilities, class_ids
+from cps_hf.pictures import palette_of
 
 SUFFIXES = {"masks": ".png", "overlays": ".png", "probabilities": ".npy"}
 
@@ -73,7 +74,7 @@ def predict(options: argparse.Namespace) -> dict[str, int]:
     images = Images.from_files(options) if options.inputs else Images.from_dataset(options)
     branches, how = ensemble.from_arguments(options)
     names = [*branches.id2label.values()]
-    palette = named.official_palette(names) or visualization.palette(len(names))
+    palette = palette_of(None, names)
     kinds = ["probabilities"] * options.probabilities + ["overlays"] * (not options.no_overlays) + ["masks"]
     settings = {"weights": fingerprint(branches), "classes": names, **how, "overlay_alpha": options.overlay_alpha}
     settings.pop("window_batch_size", None)

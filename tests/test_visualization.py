@@ -12,6 +12,7 @@ from cps_hf import visualization
 from cps_hf.visualization import (
     AGREEMENT,
     ERRORS,
+    agreement_legend,
     agreement_map,
     colorize,
     confusion_matrix_figure,
@@ -44,7 +45,7 @@ def corners_of(page, picture):
     height, width = picture.shape[:2]
     tops, lefts = page.shape[0] - height + 1, page.shape[1] - width + 1
     here = np.ones((tops, lefts), bool)
-    for row, column in zip(*np.random.default_rng(0).integers(0, [[height], [width]], (2, 40)), strict=True):
+    for row, column in zip(*np.random.default_rng(0).integers(0, [[height], [width]], (2, 12)), strict=True):
         here &= (page[row : row + tops, column : column + lefts] == picture[row, column]).all(-1)
     return [(t, x) for t, x in np.argwhere(here) if np.array_equal(page[t : t + height, x : x + width], picture)]
 
@@ -84,6 +85,14 @@ def test_colours_stay_apart_for_eyes_without_red_or_green_cones(count, apart):
     looks = [lab_of(color, np.array(views["no red"])) for color in voc]
     assert np.linalg.norm(looks[2] - looks[3]) < 5, "the test could not tell good colours from bad"
     assert palette(count) == palette(min(255, count + 7))[:count]
+
+
+def test_the_colours_of_agreement_stay_apart_for_all_eyes():
+    blind = [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]]
+    no_blue = [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.3039]]
+    for matrix in (np.eye(3), np.array(blind), np.array(no_blue)):
+        looks = [lab_of(color, matrix) for color in AGREEMENT.values()]
+        assert min(np.linalg.norm(a - b) for i, a in enumerate(looks) for b in looks[:i]) > 25
 
 
 def lab_of(color, matrix):
@@ -183,6 +192,13 @@ def test_agreement_says_who_is_right():
     np.testing.assert_array_equal((alone == AGREEMENT["agree"]).all(-1), a == b)
 
 
+def test_the_legend_of_agreement_names_the_networks():
+    legend = agreement_legend("branch 0", "the teacher")
+    assert [*legend.values()] == [*AGREEMENT.values()]
+    assert [*legend][1:4] == ["agree, both wrong", "only branch 0 is right", "only the teacher is right"]
+    assert [*legend][4] == "disagree, both wrong"
+
+
 def test_errors_are_marked_and_void_is_neither_right_nor_wrong():
     labels, guess = np.array([[0, 1, 255], [2, 2, 1]]), torch.tensor([[0, 2, 1], [2, 1, 1]])
     right, wrong, void = ERRORS["right"], ERRORS["wrong"], (255, 255, 255)
@@ -239,8 +255,9 @@ def test_the_legend_lists_only_classes_that_occur(tmp_path, texts):
 def test_nothing_is_cut_off(tmp_path, texts, shape, columns):
     labels, _ = blocks(*shape, list(range(19)))
     titles = [f"the title of column {i}, longer than its picture is wide" for i in range(columns)]
-    panel([[labels] * columns], titles, LONG_NAMES, palette(19), tmp_path / "panel.png")
-    assert [text for text, _ in texts] == titles + LONG_NAMES
+    captions = [f"{'a/deep/' * 9}name of row {i}" for i in range(2)]
+    panel([[labels] * columns] * 2, titles, LONG_NAMES, palette(19), tmp_path / "panel.png", captions=captions)
+    assert [text for text, _ in texts] == captions + titles + LONG_NAMES
     assert all(inside for _, inside in texts)
 
 
@@ -299,19 +316,20 @@ def test_a_confusion_matrix_has_the_truth_in_rows_and_empty_rows_stay_empty(tmp_
 
 def test_names_are_shown_letter_by_letter(tmp_path, texts, monkeypatch):
     """Class names are a user's: line ends, formulas that are none, a leading underscore."""
-    from matplotlib.figure import Figure
+    from matplotlib.axes import Axes
 
     names, labels = ["two\nlines", "$\\frac$", "_hidden"], np.array([[0, 1, 2]])
     panel([[labels]], ["a\ntitle"], names, palette(3), tmp_path / "panel.png")
     assert [text for text, _ in texts] == ["a title", "two lines", "$\\frac$", "_hidden"]
-    shown, legend = [], Figure.legend
-    monkeypatch.setattr(Figure, "legend", lambda *a, **k: shown.append(legend(*a, **k)) or shown[-1])
+    shown, legend = [], Axes.legend
+    monkeypatch.setattr(Axes, "legend", lambda *a, **k: shown.append(legend(*a, **k)) or shown[-1])
     curves_figure([{"step": 1, **dict.fromkeys(names, 1.0)}], names, tmp_path / "curves.png")
     escaped = ["two lines", r"\$\frac\$", "_hidden"]
     assert [text.get_text() for text in shown[0].get_texts()] == escaped
     confusion_matrix_figure(np.eye(3), names, tmp_path / "matrix.png")  # a formula that is none would raise
 
 
+@pytest.mark.slow
 def test_a_confusion_matrix_of_many_classes_stays_a_picture_one_can_open(tmp_path):
     count = 150
     matrix = np.eye(count) + np.eye(count, k=5)
@@ -333,6 +351,26 @@ def test_curves_follow_their_records(tmp_path):
     assert np.corrcoef(rows, columns)[0, 1] < -0.99, "it rises, nearly straight"
     with pytest.raises(ValueError, match="No record has 'agreement'.*'loss', 'note', 'score', 'step'"):
         curves_figure(records, ["loss", "agreement"], tmp_path / "curves.png")
+
+
+def test_several_plots_share_their_steps_and_have_their_own_lines(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    figures, subplots = [], Figure.subplots
+    monkeypatch.setattr(Figure, "subplots", lambda *a, **k: figures.append(subplots(*a, **k)) or figures[-1])
+    records = [{"step": step, **{f"key {i}": float(step * i) for i in range(9)}} for step in (1, 2)]
+    groups = {"loss": ["key 1"], "many": [f"key {i}" for i in range(9)]}
+    curves_figure(records, groups, tmp_path / "curves.png")
+    (grid,) = figures
+    assert [axes.get_ylabel() for axes in grid[:, 0]] == ["loss", "many"]
+    assert [len(axes.get_lines()) for axes in grid[:, 0]] == [1, 9]
+    assert grid[0, 0].get_lines()[0].get_ydata().tolist() == [1, 2] and grid[1, 0].get_xlabel() == "step"
+    looks = {(line.get_color(), line.get_linestyle()) for line in grid[1, 0].get_lines()}
+    assert len(looks) == 9, "each line can be told from the others"
+    for axes in grid[:, 0]:  # nothing is clipped
+        box = axes.get_legend().get_window_extent()
+        width, height = axes.figure.canvas.get_width_height()
+        assert 0 <= box.x0 and box.x1 <= width and 0 <= box.y0 and box.y1 <= height
 
 
 def test_matplotlib_is_imported_only_by_what_draws_with_it():
