@@ -1,10 +1,11 @@
-"""Images a second of one worker, from encoded files to a batch, beside the same steps as the CPS release takes them.
+"""Images a CPU second of one worker, from encoded files to a batch, beside the same steps as the release takes them.
 
     python benchmarks/loading.py [--images 16] [--pairs 5]
 
 Ours reads, crops the source box, resizes that box, flips and stacks bytes. The release's way (OpenCV): read, flip,
 resize the whole image, normalise the whole image in floats, crop, pad, transpose. Both take the same files and sizes
-on one thread, in alternating rounds of one process; the ratio is of the medians. Needs opencv-python-headless.
+on one thread, in alternating rounds of one process; seconds are the process's own CPU time, so that other jobs on the
+machine count less, and the ratio is of the medians. Needs opencv-python-headless.
 """
 
 from __future__ import annotations
@@ -73,9 +74,9 @@ def release_sample(image_path: Path, label_path: Path, crop: int, rng: random.Ra
 
 
 def seconds(function, *arguments) -> float:
-    began = time.perf_counter()
+    began = time.process_time()
     function(*arguments)
-    return time.perf_counter() - began
+    return time.process_time() - began
 
 
 def measure(size, suffix: str, crop: int, count: int, pairs: int) -> tuple[float, float]:

@@ -43,7 +43,7 @@ class CPSConfig:
         warmup_steps: steps of linear warm-up.
 
     Augmentation
-        crop_size: height and width in pixels.
+        crop_size: height and width in pixels; one number: both.
         random_scale: the factors to choose from, or the two ends of a range.
         random_scale_mode: "choice" or "range".
         horizontal_flip: probability.
@@ -208,10 +208,10 @@ class CPSConfig:
     partition_sha256: str | None = None
 
     def __post_init__(self):
-        if isinstance(self.crop_size, int):
-            self.crop_size = [self.crop_size]
-        if len(self.crop_size) == 1:
-            self.crop_size = [self.crop_size[0], self.crop_size[0]]
+        for name in ("crop_size", "eval_crop_size", "eval_stride"):  # one number: a square
+            value = getattr(self, name)
+            value = [value] if isinstance(value, int) else value
+            setattr(self, name, [*value, *value] if value is not None and len(value) == 1 else value)
         for name, low in _AT_LEAST.items():
             value = getattr(self, name)
             if value is not None and not low <= value < float("inf"):

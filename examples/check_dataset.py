@@ -14,15 +14,13 @@ import json
 import sys
 from pathlib import Path
 
-from cps_hf.data import load_cityscapes, load_folder, load_hub, load_voc
 from cps_hf.data.check import check_dataset, format_report
-
-LOADERS = {"cityscapes": load_cityscapes, "voc": load_voc, "folder": load_folder, "hub": load_hub}
+from cps_hf.data.named import LOADERS, find_dataset, options_from_json
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("data_root", help="folder or Hub id")
+    parser.add_argument("data_root", nargs="?", help="folder or Hub id; for the drawn scenes none")
     parser.add_argument("--dataset", choices=LOADERS, default="folder")
     parser.add_argument("--split", help="default: train; for folder: none")
     parser.add_argument("--images_only", action="store_true", help="leave labels unread")
@@ -30,16 +28,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output_dir", default="outputs/check", help="where report.json and contact_sheet.png go")
     options = parser.parse_args(argv)
     split = options.split or (None if options.dataset == "folder" else "train")
+    output = Path(options.output_dir)
     try:
-        extra = json.loads(options.load_options)
-        extra |= {"with_labels": False} if options.images_only else {}
-        dataset = LOADERS[options.dataset](options.data_root, split=split, **extra)
-        output = Path(options.output_dir)
+        extra = options_from_json(options.load_options) | ({"with_labels": False} if options.images_only else {})
+        load, root = find_dataset(options.dataset, options.data_root, extra)
+        dataset = load(root, split=split)
+        output.mkdir(parents=True, exist_ok=True)  # before the walk, which may take long
         report = check_dataset(dataset, sheet=output / "contact_sheet.png")
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    output.mkdir(parents=True, exist_ok=True)
     (output / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
     print(format_report(report))
     sheet = ", contact_sheet.png" if "contact_sheet" in report else ""  # none where nothing could be read

@@ -9,13 +9,11 @@ Images and labels are embedded byte for byte; class names and codes ride along. 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 
-from cps_hf.data import load_cityscapes, load_folder, load_hub, load_voc
+from cps_hf.data.named import LOADERS, find_dataset, options_from_json
 from cps_hf.data.shards import push_shards, write_shards
 
-LOADERS = {"cityscapes": load_cityscapes, "voc": load_voc, "folder": load_folder, "hub": load_hub}
 CITYSCAPES_TERMS = (
     "Cityscapes may be used for research, teaching and personal experiments only, and may not be passed on to others, "
     "in whole or in part. Pushing it, even privately, gives copies to whoever can read the repository. If your "
@@ -26,7 +24,7 @@ CITYSCAPES_TERMS = (
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--dataset", choices=LOADERS, required=True)
-    parser.add_argument("--data_root", required=True, help="folder or Hub id")
+    parser.add_argument("--data_root", help="folder or Hub id; for the drawn scenes none")
     parser.add_argument("--split", help="default: train; for folder: none, and the shards are called train")
     parser.add_argument("--images_only", action="store_true", help="leave labels out, unread")
     parser.add_argument("--load_options", default="{}", help="further arguments of the loader, as JSON")
@@ -44,9 +42,9 @@ def main(argv: list[str] | None = None) -> None:
     if options.dataset == "cityscapes" and options.push_to_hub and not options.i_may_share:
         parser.error(CITYSCAPES_TERMS)
     try:
-        extra = json.loads(options.load_options)
-        extra |= {"with_labels": False} if options.images_only else {}
-        dataset = LOADERS[options.dataset](options.data_root, split=split, **extra)
+        extra = options_from_json(options.load_options) | ({"with_labels": False} if options.images_only else {})
+        load, root = find_dataset(options.dataset, options.data_root, extra)
+        dataset = load(root, split=split)
         shape = {"split": split or "train", "rows_per_shard": options.rows_per_shard}
         if options.push_to_hub:
             count = push_shards(dataset, options.push_to_hub, private=not options.public, **shape)

@@ -57,6 +57,12 @@ def test_every_kind_of_value_is_read():
     assert objective == CrossPseudoSupervision(weight=5.0, cutmix=False)
 
 
+def test_one_number_is_a_square():
+    settings, _ = parse("--crop_size", "64", "--eval_crop_size", "48", "--eval_stride", "32")
+    assert (settings.crop_size, settings.eval_crop_size, settings.eval_stride) == ([64, 64], [48, 48], [32, 32])
+    assert CPSConfig(crop_size=40).crop_size == [40, 40] and CPSConfig().eval_stride is None
+
+
 def test_attention_is_a_name_or_a_mapping_for_the_backbone_alone():
     assert parse("--attn_implementation", "sdpa")[0].attn_implementation == "sdpa"
     settings, _ = parse("--attn_implementation", '{"backbone_config": "sdpa"}')

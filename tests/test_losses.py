@@ -3,9 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from by_hand import TinyBranch, batches
 
 from cps_hf.losses import balanced_class_weights, ohem_cross_entropy, pixel_cross_entropy, pseudo_label
-from cps_hf.objectives import Supervised
+from cps_hf.objectives import OBJECTIVES
 
 
 def random_case(batch=2, classes=5, height=7, width=3, seed=0, ignored=0.3):
@@ -56,13 +57,19 @@ def test_ohem_leaves_out_the_easy_pixels_and_is_zero_without_labels():
     assert none.item() == 0 and torch.isfinite(logits.grad).all() and logits.grad.abs().sum() == 0
 
 
-def test_every_objective_reaches_ohem_by_its_fields_with_pixels_counted_an_image():
-    logits, labels = random_case()
-    batch = {"pixel_values": torch.zeros(2, 3, 7, 3), "labels": labels}
-    objective = Supervised(labeled_loss="ohem", ohem_threshold=0.2, ohem_min_kept=4)
-    loss = objective([lambda pixel_values, **_: logits], batch).loss
-    torch.testing.assert_close(loss, ohem_by_sorting(logits, labels, 0.2, 8))
-    assert loss != Supervised()([lambda pixel_values, **_: logits], batch).loss
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_objective_reaches_ohem_by_its_fields_with_pixels_counted_an_image(name):
+    noiseless = {"noise_std": 0.0} if name == "mean_teacher" else {}
+    objective = OBJECTIVES[name](labeled_loss="ohem", ohem_threshold=0.2, ohem_min_kept=4, **noiseless)
+    branches = [TinyBranch(seed) for seed in range(max(2, objective.min_branches) if not objective.teacher else 1)]
+    labeled, unlabeled = batches(views=objective.views)
+    output = objective(branches, labeled, unlabeled, teacher=TinyBranch(9), progress=1.0)
+    expected = sum(
+        ohem_by_sorting(branch(labeled["pixel_values"]), labeled["labels"], 0.2, min_kept=4 * 2) for branch in branches
+    )
+    torch.testing.assert_close(output.logs["supervised_loss"], expected.detach())
+    plain = OBJECTIVES[name](**noiseless)(branches, labeled, unlabeled, teacher=TinyBranch(9), progress=1.0)
+    assert plain.logs["supervised_loss"] != output.logs["supervised_loss"] and plain.loss != output.loss
 
 
 def test_pixel_cross_entropy_is_a_sum_over_a_given_count():

@@ -58,6 +58,21 @@ def find_dataset(
     return partial(load, **load_options or {}), data_root
 
 
+def options_from_json(text: str) -> dict[str, Any]:
+    """A loader's further arguments, from what a command line's `--load_options` says.
+
+    Raises:
+        ValueError: it is no JSON object.
+    """
+    try:
+        options = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"`--load_options` must be JSON, found {text!r}: {error}.") from error
+    if not isinstance(options, dict):
+        raise ValueError(f'`--load_options` must be like {{"argument": value}}, found {text!r}.')
+    return options
+
+
 def add_arguments(parser: argparse.ArgumentParser, *, default: str | None) -> None:
     """The options of a script that reads one data set; `default`: of `--dataset`."""
     parser.add_argument("--dataset", choices=LOADERS, default=default, help=f"default: {default or 'none'}")
@@ -77,12 +92,7 @@ def from_arguments(arguments: argparse.Namespace, **further: Any) -> Dataset | I
     Raises:
         ValueError: as `find_dataset` and the loader, or `--load_options` is no JSON object.
     """
-    try:
-        options = json.loads(arguments.load_options)
-    except ValueError as error:
-        raise ValueError(f"`--load_options` must be JSON, found {arguments.load_options!r}: {error}.") from error
-    if not isinstance(options, dict):
-        raise ValueError(f'`--load_options` must be like {{"argument": value}}, found {arguments.load_options!r}.')
+    options = options_from_json(arguments.load_options)
     load, root = find_dataset(arguments.dataset, arguments.data_root, options | further)
     arguments.split = arguments.split or (None if arguments.dataset == "folder" else "val")
     return load(root, split=arguments.split, streaming=arguments.streaming)

@@ -219,7 +219,8 @@ def check_label_range(label: Tensor, num_labels: int | None, sample_id: str) -> 
         raise ValueError(
             f"The label of {sample_id!r} holds the values {found}, but the models have {num_labels} classes: "
             f"expected 0 to {num_labels - 1}, or {IGNORE_INDEX} for pixels to ignore. Say how labels are coded when "
-            "loading the data set (`reduce_labels`, `values` or `colors`), or build models with more classes."
+            "loading the data set (`class_names`, `reduce_labels`, `values`, `colors`), or build models with more "
+            "classes."
         )
 
 

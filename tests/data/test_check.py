@@ -1,6 +1,7 @@
 """The walk over a data set: counts by hand, every problem by file, a sheet that shows labels."""
 
 import json
+import re
 import runpy
 from pathlib import Path
 
@@ -97,3 +98,13 @@ def test_the_command_reports_and_tells_by_its_status(tmp_path, capsys):
     assert "5 problems" in said and "contact_sheet" not in said and len([*(tmp_path / "none").iterdir()]) == 1
     assert main([str(tmp_path / "nowhere")]) == 2
     assert "error: No folder" in capsys.readouterr().err
+    for options, said in (
+        ("foo", "`--load_options` must be JSON, found 'foo'"),
+        ("[1]", "`--load_options` must be like .*found '\\[1\\]'"),
+        ('{"mask": "m"}', "load_folder does not know 'mask'; it has .*masks"),
+    ):
+        assert main([*words, "--load_options", options]) == 2
+        assert re.search(said, capsys.readouterr().err)
+    (tmp_path / "file").touch()
+    assert main([words[0], "--images_only", "--output_dir", str(tmp_path / "file")]) == 2
+    assert "File exists" in capsys.readouterr().err
