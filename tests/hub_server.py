@@ -1,7 +1,7 @@
 """A small Hub on loopback: repositories, commits, LFS with checked sizes and SHA-256, refs; and faults on demand.
 
-It speaks what `huggingface_hub`, `transformers` and `datasets` ask for when they push and load, on the standard
-library's HTTP server. Everything is kept in memory. One user, "me", whose token is `TOKEN`.
+It speaks what `huggingface_hub`, `transformers` and `datasets` ask for when they push and load. All is kept in memory.
+One user, "me", whose token is `TOKEN`.
 """
 
 from __future__ import annotations
@@ -125,8 +125,6 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *_):
         pass
 
-    # ------------------------------------------------------------------------------------------------- plumbing
-
     def handle_request(self) -> None:
         hub, url = self.hub, urlsplit(self.path)
         self.query, path = parse_qs(url.query), unquote(url.path)
@@ -180,8 +178,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(data)
 
-    def error(self, status: int, code: str, message: str) -> None:
-        self.answer({"error": message}, status=status, X_Error_Code=code, X_Error_Message=message)
+    def error(self, status: int, code: str, text: str) -> None:
+        self.answer({"error": text}, status=status, X_Error_Code=code, X_Error_Message=text)
 
     def may_write(self) -> bool:
         if self.headers.get("Authorization") == f"Bearer {TOKEN}":
@@ -204,14 +202,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         return (repo, commit) if commit else None
 
-    # -------------------------------------------------------------------------------------------------- pushing
-
     def create(self) -> None:
         if not self.may_write():
             return
         asked = json.loads(self.body)
-        kind = asked.get("type", "model") + "s"
-        name = f"{asked.get('organization') or 'me'}/{asked['name']}"
+        kind, name = asked.get("type", "model") + "s", f"{asked.get('organization') or 'me'}/{asked['name']}"
         address = f"{self.hub.url}/{'' if kind == 'models' else kind + '/'}{name}"
         if (kind, name) in self.hub.repos:
             return self.answer({"error": "You already created this repo", "url": address}, status=409)
@@ -237,7 +232,7 @@ class _Handler(BaseHTTPRequestHandler):
             path, here = asked["path"], found[1].files.get(asked["path"])
             lfs = path.endswith(LFS_SUFFIXES)
             entry = {"path": path, "uploadMode": "lfs" if lfs else "regular", "shouldIgnore": False}
-            files.append(entry | ({"oid": _oid(here, lfs)} if here is not None else {}))
+            files.append(entry | ({} if here is None else {"oid": _oid(here, lfs)}))
         self.answer({"files": files})
 
     def lfs_batch(self, kind: str | None, name: str) -> None:
@@ -259,7 +254,7 @@ class _Handler(BaseHTTPRequestHandler):
     def lfs_verify(self) -> None:
         asked = json.loads(self.body)
         right = len(self.hub.objects.get(asked["oid"], b"")) == asked["size"]
-        self.answer({}) if right else self.error(404, "", "no such object")
+        self.answer({}, status=200 if right else 404)
 
     def commit(self, kind: str, name: str, revision: str) -> None:
         if not self.may_write() or not (found := self.at(kind, name, revision)):
@@ -289,8 +284,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if branch in repo.branches:
             return self.error(409, "", "Reference already exists")
-        start = (json.loads(self.body or b"{}")).get("startingPoint") or "main"
-        repo.branches[branch] = [*repo.branches[start]] if start in repo.branches else [repo.find(start)]
+        repo.branches[branch] = [*repo.branches["main"]]
         self.answer({})
 
     def tag(self, kind: str, name: str, revision: str) -> None:
@@ -301,12 +295,6 @@ class _Handler(BaseHTTPRequestHandler):
             return self.error(409, "", "Tag already exists")
         found[0].tags[tag] = found[1].id
         self.answer({})
-
-    # -------------------------------------------------------------------------------------------------- reading
-
-    def whoami(self) -> None:
-        if self.may_write():
-            self.answer({"name": "me", "type": "user", "auth": {"accessToken": {"role": "write"}}})
 
     def info(self, kind: str, name: str, revision: str | None) -> None:
         if not (found := self.at(kind, name, revision or "main")):
@@ -327,12 +315,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def commits(self, kind: str, name: str, revision: str) -> None:
         if repo := self.repo(kind, name):
-            self.answer(
-                [
-                    {"id": c.id, "title": c.title, "message": c.message, "authors": [{"user": "me"}], "date": DATE}
-                    for c in repo.branches[revision]
-                ]
-            )
+            same = {"authors": [{"user": "me"}], "date": DATE}
+            history = repo.branches[revision]
+            self.answer([{"id": c.id, "title": c.title, "message": c.message, **same} for c in history])
 
     def tree(self, kind: str, name: str, revision: str, folder: str | None) -> None:
         if not (found := self.at(kind, name, revision)):
@@ -397,7 +382,6 @@ def _entry(commit: Commit, path: str) -> dict:
 
 _REPO = r"(?:/api/(models|datasets)/([^/]+/[^/]+))"
 ROUTES = [  # (methods, path, the handler's method, which gets the groups)
-    ("GET", r"/api/whoami-v2", "whoami"),
     ("POST", r"/api/repos/create", "create"),
     ("POST", r"/api/validate-yaml", "validate_yaml"),
     ("POST", _REPO + r"/preupload/(.+)", "preupload"),

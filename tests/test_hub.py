@@ -3,6 +3,7 @@ import logging
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import jinja2.meta
 import numpy as np
@@ -209,7 +210,7 @@ def test_the_card_has_every_section_in_order():
 # my-run
 
 A semantic segmentation model for 3 .*some/backbone\), trained with FixMatch on 12 labeled and 84 unlabeled images.*
-These are the weights of branch 0 at step 40: one network, which needs no other to predict\.
+These are the weights of branch 0 at step 40: one network, which needs no other to predict\. .*2106\.01226\).*
 
 > \*\*Limits\.\*\* Drawings, not photographs\.
 
@@ -221,11 +222,11 @@ These are the weights of branch 0 at step 40: one network, which needs no other 
 ## Results
 
 .*mode sliding, stride \\\[42, 64\\\]\..*
-\| network \| last step \| best step \(30\) \|
-\|---\|---:\|---:\|
-\| branch 0 \| 50\.00 \| 55\.00 \|
-\| branch 1 \| 40\.00 \| 45\.00 \|
-\| mean \| 60\.00 \| 65\.00 \|
+\| network \| mIoU, last step \| mIoU, best step \(30\) \| mean accuracy \| pixel accuracy \|
+\|---\|---:\|---:\|---:\|---:\|
+\| branch 0 \| 50\.00 \| 55\.00 \| 70\.00 \| 80\.00 \|
+\| branch 1 \| 40\.00 \| 45\.00 \| 70\.00 \| 80\.00 \|
+\| mean \| 60\.00 \| 65\.00 \| 70\.00 \| 80\.00 \|
 
 .*
 \| class \| branch 0 \| branch 1 \| mean \|
@@ -324,6 +325,15 @@ def test_a_card_without_a_fact_says_so_or_leaves_it_out(absent):
     assert "None" not in card and "nan" not in card and "Undefined" not in card
     assert ("Not evaluated." in card) == (absent == "scores")
     assert "  " not in re.search(r"# my-run\n\n(.*)\n", card)[1]
+
+
+def test_the_example_of_the_docs_has_what_a_card_has():
+    example = (Path(__file__).parents[1] / "docs" / "model_card_example.md").read_text(encoding="utf-8")
+    for pattern in (r"^## .*$", r"^\w+:", r"^\| network.*step \(|^\| class \||^\| setting \|"):
+        shown, written = (set(re.findall(pattern, text, re.M)) for text in (example, cards.render_card(facts())))
+        assert shown and shown <= written
+    assert re.findall(r"^## .*$", example, re.M) == re.findall(r"^## .*$", cards.render_card(facts()), re.M)
+    assert "None" not in example and example.count("\n| ") > 40
 
 
 def run_the_example(directory, folder):

@@ -94,6 +94,11 @@ def test_a_run_pushes_at_its_saves_and_at_its_end_and_keeps_the_token_to_itself(
         assert not path.is_file() or TOKEN.encode() not in path.read_bytes(), path
     assert TOKEN not in caplog.text and TOKEN not in repr(trainer.args)
     assert all(TOKEN.encode() not in data for commit in (first, last) for data in commit.files.values())
+    for name in [name for name in last.files if name.startswith("last-checkpoint/")]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(last.files[name])
+    again = {"resume_from_checkpoint": str(tmp_path / "last-checkpoint"), "push_to_hub": False, "max_steps": 4}
+    assert trainer_for(tmp_path, output_dir=str(tmp_path / "again"), **again).train()["steps"] == 4
     assert trainer.push_to_hub("By hand", tag="t").endswith(repo.branches["v1"][0].id) and "t" in repo.tags
 
 
