@@ -4,6 +4,9 @@ Shapes: B images, C classes, H x W pixels. A term never divides by a count of pr
 threshold, say), so the same global batch gives the same gradient on one process, on several, and with gradient
 accumulation: the trainer passes the global count, divided by (processes x accumulation steps), as `count`.
 OHEM is the exception and says so.
+
+Logits are full-size tensors (B, C, H, W), or `StridedLogits`, which are resized and forgotten a piece at a time: the
+same numbers to rounding, for a fraction of the memory.
 """
 
 from __future__ import annotations
@@ -12,11 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .strided import StridedLogits, at_least_float32, map_over_pixels, sum_over_pixels
+
 IGNORE_INDEX = 255
 
 
 def pixel_cross_entropy(
-    logits: Tensor,
+    logits: Tensor | StridedLogits,
     target: Tensor,
     *,
     valid: Tensor | None = None,
@@ -27,7 +32,7 @@ def pixel_cross_entropy(
     """Cross entropy summed over pixels, divided by a count.
 
     Args:
-        logits: (B, C, H, W), any float type; the loss is computed in float32.
+        logits: (B, C, H, W), any float type; the loss is computed in float32 at least.
         target: long (B, H, W), class ids; pixels equal to `ignore_index` add nothing.
         valid: bool (B, H, W); pixels where it is false add nothing. `None`: all are valid.
         count: what the sum is divided by. `None`: the number of pixels that are neither ignored nor invalid.
@@ -38,14 +43,19 @@ def pixel_cross_entropy(
     """
     if valid is not None:
         target = target.masked_fill(~valid, ignore_index)
-    total = F.cross_entropy(logits.float(), target, weight=class_weights, ignore_index=ignore_index, reduction="sum")
+
+    def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+        logits = at_least_float32(logits)
+        return F.cross_entropy(logits, target, weight=class_weights, ignore_index=ignore_index, reduction="sum")
+
+    total = sum_over_pixels(cross_entropy, logits, target)
     if count is None:
         count = (target != ignore_index).sum()
     return total / _at_least_one(count)
 
 
 def ohem_cross_entropy(
-    logits: Tensor,
+    logits: Tensor | StridedLogits,
     labels: Tensor,
     *,
     threshold: float = 0.7,
@@ -65,45 +75,87 @@ def ohem_cross_entropy(
     if min_kept < 1:
         raise ValueError(f"`min_kept` must be at least 1 pixel, got {min_kept}.")
     labeled = labels != ignore_index
-    losses = F.cross_entropy(logits.float(), labels, ignore_index=ignore_index, reduction="none")
-    true_class_probs = torch.exp(-losses.detach()).masked_fill(~labeled, 1.0)  # softmax at the true class
+
+    def true_class_probability(logits: Tensor, labels: Tensor) -> Tensor:
+        losses = F.cross_entropy(at_least_float32(logits), labels, ignore_index=ignore_index, reduction="none")
+        return torch.exp(-losses)
+
+    true_class_probs = map_over_pixels(true_class_probability, logits, labels).masked_fill(~labeled, 1.0)
     p_k = true_class_probs.flatten().kthvalue(min(min_kept, labels.numel())).values
     # Kept on the device: reading the number of labeled pixels here would make the host wait.
     bound = torch.where(labeled.sum() < min_kept, torch.inf, p_k.clamp(min=threshold))
     kept = labeled & (true_class_probs <= bound)
-    return (losses * kept).sum() / _at_least_one(kept.sum())
+    return pixel_cross_entropy(logits, labels, valid=kept, ignore_index=ignore_index)
 
 
-def pseudo_label(logits: Tensor, *, confidence_threshold: float = 0.0) -> Tensor:
+def pseudo_label(logits: Tensor | StridedLogits, *, confidence_threshold: float = 0.0) -> Tensor:
     """The most likely class of each pixel, one-hot in the paper's words: long (B, H, W), without gradient.
 
-    255 (ignored) where its soft-max probability is below the threshold.
+    255 (ignored) where its soft-max probability is below the threshold. The probabilities of the other classes are
+    never made.
     """
-    logits = logits.detach()
-    if confidence_threshold == 0:
-        return logits.argmax(dim=1)
-    top, labels = logits.float().max(dim=1)
-    return labels.masked_fill((top - logits.float().logsumexp(1)).exp() < confidence_threshold, IGNORE_INDEX)
+
+    def label(logits: Tensor) -> Tensor:
+        if confidence_threshold == 0:
+            return logits.argmax(dim=1)
+        top, labels = at_least_float32(logits).max(dim=1)
+        probability = (top - at_least_float32(logits).logsumexp(1)).exp()
+        return labels.masked_fill(probability < confidence_threshold, IGNORE_INDEX)
+
+    return map_over_pixels(label, logits)
 
 
-def soft_cross_entropy(logits: Tensor, target: Tensor, *, valid: Tensor, count: Tensor | float) -> Tensor:
+def probabilities(logits: Tensor | StridedLogits) -> Tensor:
+    """The soft-max of each pixel's logits at full size, (B, C, H, W), without gradient."""
+    return map_over_pixels(lambda one: at_least_float32(one).softmax(1), logits)
+
+
+def soft_target(logits: Tensor | StridedLogits, *, temperature: float = 1.0) -> Tensor | StridedLogits:
+    """The soft-max of logits / temperature as a target, without gradient: what the next two losses take.
+
+    Of strided logits it is not made here but in the loss, a piece at a time: they come back, divided.
+    """
+    if isinstance(logits, StridedLogits):
+        return logits._replace(values=logits.values.detach() / temperature)
+    return (at_least_float32(logits.detach()) / temperature).softmax(1)
+
+
+def soft_cross_entropy(
+    logits: Tensor | StridedLogits, target: Tensor | StridedLogits, *, valid: Tensor, count: Tensor | float
+) -> Tensor:
     """Cross entropy with soft targets, summed over valid pixels, divided by a count.
 
     Args:
-        logits, target: (B, C, H, W); the target holds probabilities. valid: bool (B, H, W).
+        logits: (B, C, H, W). target: a `soft_target`, or probabilities (B, C, H, W). valid: bool (B, H, W).
     """
-    losses = -(target * logits.float().log_softmax(1)).sum(1)
-    return losses.masked_fill(~valid, 0).sum() / _at_least_one(count)
+
+    def cross_entropy(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+        losses = -(target * at_least_float32(logits).log_softmax(1)).sum(1)
+        return losses.masked_fill(~valid, 0).sum()
+
+    return _sum_with_soft_target(cross_entropy, logits, target, valid) / _at_least_one(count)
 
 
-def squared_difference(logits: Tensor, target: Tensor, *, valid: Tensor, count: Tensor | float) -> Tensor:
+def squared_difference(
+    logits: Tensor | StridedLogits, target: Tensor | StridedLogits, *, valid: Tensor, count: Tensor | float
+) -> Tensor:
     """The squared difference of probabilities, averaged over classes, summed over valid pixels, divided by a count.
 
     Args:
-        logits, target: (B, C, H, W); the target holds probabilities. valid: bool (B, H, W).
+        logits: (B, C, H, W). target: a `soft_target`, or probabilities (B, C, H, W). valid: bool (B, H, W).
     """
-    losses = (logits.float().softmax(1) - target).square().mean(1)
-    return losses.masked_fill(~valid, 0).sum() / _at_least_one(count)
+
+    def difference(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+        losses = (at_least_float32(logits).softmax(1) - target).square().mean(1)
+        return losses.masked_fill(~valid, 0).sum()
+
+    return _sum_with_soft_target(difference, logits, target, valid) / _at_least_one(count)
+
+
+def _sum_with_soft_target(loss, logits, target, valid) -> Tensor:
+    if isinstance(target, Tensor):
+        return sum_over_pixels(loss, logits, target, valid)
+    return sum_over_pixels(lambda one, other, where: loss(one, other.softmax(1), where), logits, target, valid)
 
 
 def balanced_class_weights(labels: Tensor, valid: Tensor, num_labels: int, *, power: float) -> Tensor:

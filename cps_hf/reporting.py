@@ -69,32 +69,39 @@ class RunLog:
 
 
 class Averages:
-    """Means over steps of named scalars, kept on the device until they are read."""
+    """Means over steps of named scalars. A step's are kept on the device until its one reading."""
 
     def __init__(self):
-        self.sums: dict[str, Tensor] = {}
+        self.sums: dict[str, float] = {}
         self.steps = 0
+        self._step: dict[str, Tensor] = {}
 
     def add(self, values: Mapping[str, Tensor], share: float = 1.0) -> None:
+        """Add a share of this step's values."""
         for name, value in values.items():
             value = value.detach().float() * share
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
+            self._step[name] = self._step[name] + value if name in self._step else value
 
-    def read(self, accelerator: Accelerator) -> dict[str, float]:
-        """The means over the steps since the last reading, over all processes: one transfer to the host."""
-        if not self.sums:
-            return {}
-        means = accelerator.reduce(torch.stack([*self.sums.values()]), "mean") / max(self.steps, 1)
-        values = dict(zip(self.sums, means.tolist(), strict=True))
-        self.sums, self.steps = {}, 0
+    def end_step(self, accelerator: Accelerator) -> dict[str, float]:
+        """This step's values, averaged over all processes: one all-reduce and one transfer to the host."""
+        means = accelerator.reduce(torch.stack([*self._step.values()]), "mean")
+        values = dict(zip(self._step, means.tolist(), strict=True))
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self._step, self.steps = {}, self.steps + 1
         return values
 
-    def state(self) -> dict[str, Any]:
-        return {"steps": self.steps, "sums": {k: v.item() for k, v in self.sums.items()}}
+    def read(self) -> dict[str, float]:
+        """The means over the steps since the last reading."""
+        means = {name: value / self.steps for name, value in self.sums.items()}
+        self.sums, self.steps = {}, 0
+        return means
 
-    def load(self, state: Mapping[str, Any], device: torch.device) -> None:
-        self.steps = state["steps"]
-        self.sums = {k: torch.tensor(v, device=device) for k, v in state["sums"].items()}
+    def state(self) -> dict[str, Any]:
+        return {"steps": self.steps, "sums": dict(self.sums)}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        self.steps, self.sums = state["steps"], dict(state["sums"])
 
 
 class Stopwatch:

@@ -60,7 +60,7 @@ def load_checkpoint(trainer: Any, checkpoint: Path, state: dict[str, Any]) -> No
     """
     trainer.accelerator.load_state(str(checkpoint))
     trainer.lr_scheduler.load_state_dict(state["scheduler"])
-    trainer.averages.load(state["averages"], trainer.device)
+    trainer.averages.load(state["averages"])
     trainer.stopwatch.total = state["stopwatch"]
     trainer.scores, trainer.best, trainer.agreement = state["scores"], state["best"], state["agreement"]
     trainer.state.global_step = trainer.first_step = state["step"]

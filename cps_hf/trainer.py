@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -224,7 +225,6 @@ class CPSTrainer:
             if self.module.teacher is not None:
                 decay = self.objective.ema_decay(state.global_step)
                 update_teacher(self.module.teacher, self.module.branches[0], decay)
-            self.averages.steps += 1
             self.stopwatch.stop(sum(s.shard.global_batch_size for s in self.streams.values()))
             self.run_log.bar.update()
             # log, evaluate, save
@@ -255,12 +255,11 @@ class CPSTrainer:
             norm = nn.utils.get_total_norm([p.grad for p in parameters])
             if self.args.max_grad_norm is not None:
                 nn.utils.clip_grads_with_norm_(parameters, self.args.max_grad_norm, norm)
-            norms.append(norm.float())
+            norms.append(norm)
         self.averages.add({f"grad_norm_branch_{i}": norm for i, norm in enumerate(norms)})
-        bad_losses = self.accelerator.reduce((~torch.isfinite(output.loss.detach())).float(), "sum")
-        *norms, bad = torch.stack([*norms, bad_losses]).tolist()
-        broken = [f"branch {i}" for i, norm in enumerate(norms) if not norm < float("inf")]
-        if bad or (broken and not scaled):
+        seen = self.averages.end_step(self.accelerator)
+        broken = [f"branch {i}" for i in range(len(norms)) if not math.isfinite(seen[f"grad_norm_branch_{i}"])]
+        if not math.isfinite(seen["loss"]) or (broken and not scaled):
             parts = ", ".join(f"{name} {value.item():.4g}" for name, value in output.logs.items())
             raise FloatingPointError(
                 f"Step {self.state.global_step + 1}: "
@@ -275,7 +274,7 @@ class CPSTrainer:
         if self.control.should_log:
             self.log(
                 {
-                    **self.averages.read(self.accelerator),
+                    **self.averages.read(),
                     "learning_rate": self.optimizer.param_groups[0]["lr"],
                     "images_per_second": self.stopwatch.read(),
                 }

@@ -15,8 +15,10 @@ from torch import Tensor
 
 from ..cutmix import draw_cutmix_masks, mix, swap_neighbours
 from ..losses import IGNORE_INDEX, ohem_cross_entropy, pixel_cross_entropy
+from ..strided import StridedLogits
 
 Branch = Callable[..., Tensor]  # (pixel_values (B, 3, H, W), *, feature_dropout=0.0) -> logits (B, C, H, W)
+Logits = Tensor | StridedLogits
 Views = Mapping[str, Tensor]  # a batch: names to tensors
 
 
@@ -35,11 +37,15 @@ class Objective(ABC):
         labeled_loss: "cross_entropy", or "ohem" (hard pixels only; the CPS release uses it on Cityscapes).
         ohem_threshold: a labeled pixel whose true class is more likely than this is left out. Only with "ohem".
         ohem_min_kept: how many pixels *an image* are kept at least. Only with "ohem".
+        joint_forward: the labeled and the unlabeled images that a branch learns from go through it in one pass, where
+            the method has such a pair: fewer, larger passes. It changes what is learned where a model has batch norm,
+            whose statistics are then of labeled and unlabeled images together, and takes memory for both at once.
     """
 
     labeled_loss: str = "cross_entropy"
     ohem_threshold: float = 0.7
     ohem_min_kept: int = 50_000
+    joint_forward: bool = False
 
     min_branches: ClassVar[int] = 1
     """How many models the method needs; how many there are is `len(branches)`."""
@@ -83,14 +89,27 @@ class Objective(ABC):
         """One step's loss.
 
         Args:
-            branches: the models, each `(pixel_values (B, 3, H, W)) -> logits (B, C, H, W)`.
+            branches: the models, each `(pixel_values (B, 3, H, W)) -> logits (B, C, H, W)`. The methods here call
+                them by `predict`, which leaves resizing to the losses.
             labeled: "pixel_values" float (B, 3, H, W), normalised; "labels" long (B, H, W), 255 ignored; and, when
                 given, "valid" bool (B, H, W), false on padding, and the counts "num_labels" and "num_pixels".
             unlabeled: the declared `views` by name; "valid" and "num_pixels" as above. `None` without views.
             progress: the share of training done, in [0, 1].
         """
 
-    def supervised_loss(self, logits: Tensor, labeled: Views) -> Tensor:
+    def logits(self, branch: Branch, *images: Tensor) -> list[Logits]:
+        """A branch's logits of each batch of images (B, 3, H, W), in passes of their own or with `joint_forward` one.
+
+        As `predict` gives them.
+        """
+        if not self.joint_forward or len(images) == 1:
+            return [predict(branch, batch) for batch in images]
+        joint, sizes = predict(branch, torch.cat(images)), [len(batch) for batch in images]
+        if isinstance(joint, Tensor):
+            return [*joint.split(sizes)]
+        return [joint._replace(values=one) for one in joint.values.split(sizes)]
+
+    def supervised_loss(self, logits: Logits, labeled: Views) -> Tensor:
         """The labeled loss of one branch (the paper's Ls, a mean over labeled pixels; equation 1)."""
         if self.labeled_loss == "ohem":
             return ohem_cross_entropy(
@@ -100,6 +119,18 @@ class Objective(ABC):
                 min_kept=self.ohem_min_kept * logits.shape[0],
             )
         return pixel_cross_entropy(logits, labeled["labels"], count=num_labels(labeled))
+
+
+def predict(branch: Branch, images: Tensor, **options) -> Logits:
+    """The logits, as `StridedLogits` where the branch can leave them at its own size (the trainer's), else full-size.
+
+    Args:
+        images: (B, 3, H, W). options: the branch's, such as `feature_dropout`.
+    """
+    if not hasattr(branch, "align_corners"):
+        return branch(images, **options)
+    values = branch(images, resize=False, **options)
+    return StridedLogits(values, tuple(images.shape[-2:]), branch.align_corners)
 
 
 def valid_pixels(batch: Views, like: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import torch
 
-from ..losses import squared_difference
+from ..losses import probabilities, pseudo_label, soft_target, squared_difference
 from .base import (
     Objective,
     ObjectiveOutput,
@@ -19,6 +19,7 @@ from .base import (
     cutmix_view,
     num_pixels,
     partner_targets,
+    predict,
     ramp,
     valid_pixels,
 )
@@ -55,27 +56,27 @@ class CrossProbabilityConsistency(Objective):
         return ("weak", "cutmix_mask") if self.cutmix else ("weak",)
 
     def __call__(self, branches, labeled, unlabeled, *, teacher=None, progress=0.0) -> ObjectiveOutput:
-        logits = [branch(labeled["pixel_values"]) for branch in branches]
-        supervised_loss = sum(self.supervised_loss(one, labeled) for one in logits)
         count = num_pixels(unlabeled, unlabeled["weak"])
-        if self.cutmix:
-            with torch.no_grad():
-                weak_logits = [branch(unlabeled["weak"]) for branch in branches]
-                own = _probabilities(weak_logits)
-                partners = partner_targets(unlabeled, own, lambda x: _probabilities([b(x) for b in branches]))
-            mixed, valid, targets = cutmix_view(unlabeled, "weak", own, partners)
-            logits = [branch(mixed) for branch in branches]
+        if self.cutmix:  # probabilities of the unmixed images, before the passes with gradient
+            images, valid, targets, classes = self._mixed(branches, unlabeled)
         else:
-            weak_logits = [branch(unlabeled["weak"]) for branch in branches]
-            logits = [torch.cat(pair) for pair in zip(logits, weak_logits, strict=True)]
-            targets = _probabilities(logits)
-            images = labeled["pixel_values"], unlabeled["weak"]
-            valid = torch.cat([valid_pixels(b, x) for b, x in zip((labeled, unlabeled), images, strict=True)])
+            images, valid = unlabeled["weak"], valid_pixels(unlabeled, unlabeled["weak"])
+        passes = [self.logits(branch, labeled["pixel_values"], images) for branch in branches]
+        labeled_logits, logits = zip(*passes, strict=True)
+        supervised_loss = sum(self.supervised_loss(one, labeled) for one in labeled_logits)
+        if self.cutmix:
+            terms = [(logits, targets, valid)]
+        else:
+            classes = [pseudo_label(one) for one in logits]
+            labeled_valid = valid_pixels(labeled, labeled["pixel_values"])
+            terms = [(logits, map(soft_target, logits), valid)]
+            terms.append((labeled_logits, map(soft_target, labeled_logits), labeled_valid))
             count = count + num_pixels(labeled, labeled["pixel_values"])
         losses = [
-            squared_difference(student, target, valid=valid, count=count)
-            for i, student in enumerate(logits)
-            for j, target in enumerate(targets)
+            squared_difference(student, target, valid=where, count=count)
+            for students, teachers, where in terms
+            for j, target in enumerate(teachers)
+            for i, student in enumerate(students)
             if i != j
         ]
         cpc_loss = sum(losses) / (len(logits) - 1)
@@ -84,10 +85,14 @@ class CrossProbabilityConsistency(Objective):
             {
                 "supervised_loss": supervised_loss.detach(),
                 "cpc_loss": cpc_loss.detach(),
-                "agreement": agreement(weak_logits, unlabeled),
+                "agreement": agreement(classes, unlabeled),
             },
         )
 
-
-def _probabilities(logits):
-    return [one.detach().float().softmax(1) for one in logits]
+    @torch.no_grad()
+    def _mixed(self, branches, unlabeled):
+        """CutMix: the mixed images, where they are valid, their targets by branch, and the unmixed images' classes."""
+        logits = [predict(branch, unlabeled["weak"]) for branch in branches]
+        own = [probabilities(one) for one in logits]
+        partners = partner_targets(unlabeled, own, lambda x: [probabilities(predict(b, x)) for b in branches])
+        return *cutmix_view(unlabeled, "weak", own, partners), [pseudo_label(one) for one in logits]

@@ -19,6 +19,7 @@ from .base import (
     cutmix_view,
     num_pixels,
     partner_targets,
+    predict,
     ramp,
     valid_pixels,
 )
@@ -89,14 +90,21 @@ class CrossPseudoSupervision(Objective):
         )
 
     def __call__(self, branches, labeled, unlabeled, *, teacher=None, progress=0.0) -> ObjectiveOutput:
-        labeled_logits = [branch(labeled["pixel_values"]) for branch in branches]
-        supervised_loss = sum(self.supervised_loss(logits, labeled) for logits in labeled_logits)  # eq. 1
-        on_unlabeled = self._on_mixed_images if self.cutmix else self._on_plain_images
-        total, count, agreement = on_unlabeled(branches, unlabeled)  # eq. 2, summed over pixels
+        if self.cutmix:  # pseudo labels of the unmixed images, before the passes with gradient
+            images, valid, pseudo_labels, agreed = self._mixed(branches, unlabeled)
+        else:
+            images, valid = unlabeled["weak"], valid_pixels(unlabeled, unlabeled["weak"])
+        passes = [self.logits(branch, labeled["pixel_values"], images) for branch in branches]
+        labeled_logits, logits = zip(*passes, strict=True)
+        if not self.cutmix:
+            pseudo_labels, agreed = self._pseudo_labels(logits, unlabeled)
+        supervised_loss = sum(self.supervised_loss(one, labeled) for one in labeled_logits)  # eq. 1
+        where, count = self._pixels(unlabeled, valid)
+        total = self._cross_teaching(logits, pseudo_labels, where)  # eq. 2, summed over pixels
         if self.on_labeled if self.on_labeled is not None else not self.cutmix:  # eq. 3: labeled and unlabeled
-            where, labeled_count = self._pixels(labeled, labeled["pixel_values"])
-            total = total + self._cross_teaching(labeled_logits, self._pseudo_labels(labeled_logits), where)
-            count = count + labeled_count
+            where, labeled_count = self._pixels(labeled, valid_pixels(labeled, labeled["pixel_values"]))
+            labels, _ = self._pseudo_labels(labeled_logits, labeled)
+            total, count = total + self._cross_teaching(labeled_logits, labels, where), count + labeled_count
         cps_loss = total / torch.as_tensor(count).clamp(min=1e-9)
         factor = self.weight * ramp(progress, warm_up=self.warm_up, ramp_up=self.ramp_up)
         loss = (supervised_loss + factor * cps_loss) / self.loss_divisor  # eq. 4
@@ -105,43 +113,43 @@ class CrossPseudoSupervision(Objective):
             {
                 "supervised_loss": supervised_loss.detach(),
                 "cps_loss": cps_loss.detach(),
-                "agreement": agreement,
+                "agreement": agreed,
             },
         )
 
-    def _on_plain_images(self, branches, unlabeled):
-        """Plain CPS: each image teaches and is taught as it is."""
-        logits = [branch(unlabeled["weak"]) for branch in branches]
-        where, count = self._pixels(unlabeled, unlabeled["weak"])
-        total = self._cross_teaching(logits, self._pseudo_labels(logits), where)
-        return total, count, agreement(logits, unlabeled)
+    @torch.no_grad()  # batch norm stays in train mode, as in the release
+    def _mixed(self, branches, unlabeled):
+        """CutMix: the mixed images, where they are valid, their pseudo labels by branch, and the branches' agreement.
 
-    def _on_mixed_images(self, branches, unlabeled):
-        """CPS + CutMix: one pseudo-label pass a branch on the weak views, one pass on the mixed images."""
+        One pass a branch on the weak views labels both sides of every pair.
+        """
         if self.cutmix_partner == "itself":
             unlabeled = {**unlabeled, "partner_weak": unlabeled["second_crop"]}
             unlabeled["partner_valid"] = unlabeled["second_valid"]
-        with torch.no_grad():  # batch norm stays in train mode, as in the release
-            weak_logits = [branch(unlabeled["weak"]) for branch in branches]
-            own = self._pseudo_labels(weak_logits)
-            partners = partner_targets(unlabeled, own, lambda x: self._pseudo_labels([b(x) for b in branches]))
-        mixed, mixed_valid, pseudo_labels = cutmix_view(unlabeled, "weak", own, partners)
-        where, count = self._pixels(unlabeled, mixed, mixed_valid)
-        logits = [branch(mixed) for branch in branches]
-        return self._cross_teaching(logits, pseudo_labels, where), count, agreement(weak_logits, unlabeled)
+        own, agreed = self._predicted(branches, unlabeled["weak"], unlabeled)
+        partners = partner_targets(unlabeled, own, lambda images: self._predicted(branches, images, unlabeled)[0])
+        images, valid, pseudo_labels = cutmix_view(unlabeled, "weak", own, partners)
+        return images, valid, pseudo_labels, agreed
 
-    def _pseudo_labels(self, logits):
-        return [pseudo_label(one, confidence_threshold=self.confidence_threshold) for one in logits]
+    def _predicted(self, branches, images, unlabeled):
+        return self._pseudo_labels([predict(branch, images) for branch in branches], unlabeled)
 
-    def _pixels(self, batch, images, valid=None):
+    def _pseudo_labels(self, logits, batch):
+        """The pseudo labels (B, H, W) by branch, and the branches' agreement on the batch."""
+        classes = [pseudo_label(one) for one in logits]
+        if self.confidence_threshold == 0:
+            return classes, agreement(classes, batch)
+        threshold = self.confidence_threshold
+        return [pseudo_label(one, confidence_threshold=threshold) for one in logits], agreement(classes, batch)
+
+    def _pixels(self, batch, valid):
         """Which pixels teach, bool (B, H, W), and by how many the sum over them is divided.
 
         Mixing moves valid pixels between images; the count of the global batch stands for both.
         """
         if self.teach_padding:
-            everywhere = torch.ones_like(images[:, 0], dtype=torch.bool)
-            return everywhere, everywhere.numel()
-        return valid_pixels(batch, images) if valid is None else valid, num_pixels(batch, images)
+            return torch.ones_like(valid), valid.numel()
+        return valid, num_pixels(batch, valid)
 
     def _cross_teaching(self, logits, pseudo_labels, where):
         """Each branch on the pseudo labels of all others (eq. 2; for n branches the mean over n - 1 teachers), summed
@@ -163,10 +171,10 @@ class CrossPseudoSupervision(Objective):
         return balanced_class_weights(labels, where, student.shape[1], power=self.class_balance)
 
 
-def agreement(logits, batch):
-    """The share of valid pixels for which all branches predict the same class; logits are a list of (B, C, H, W)."""
-    first, *others = (pseudo_label(one) for one in logits)
-    same = valid_pixels(batch, first.unsqueeze(1)).clone()
+def agreement(predictions, batch):
+    """The share of valid pixels for which all branches predict the same class; predictions are a list of (B, H, W)."""
+    first, *others = predictions
+    same = valid_pixels(batch, first).clone()
     for other in others:
         same &= first == other
-    return same.sum() / torch.as_tensor(num_pixels(batch, first.unsqueeze(1))).clamp(min=1e-9)
+    return same.sum() / torch.as_tensor(num_pixels(batch, first)).clamp(min=1e-9)

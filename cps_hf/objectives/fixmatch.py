@@ -19,6 +19,7 @@ from .base import (
     cutmix_view,
     num_pixels,
     partner_targets,
+    predict,
     ramp,
 )
 
@@ -65,14 +66,13 @@ class FixMatch(Objective):
         count = num_pixels(unlabeled, unlabeled["weak"])
         supervised_loss = unsupervised_loss = taught = 0.0
         for branch in branches:  # each by itself
-            supervised_loss = supervised_loss + self.supervised_loss(branch(labeled["pixel_values"]), labeled)
             with torch.no_grad():
                 own = self._pseudo_labels(branch, unlabeled["weak"])
                 partners = partner_targets(unlabeled, own, lambda x, branch=branch: self._pseudo_labels(branch, x))
             mixed, valid, (labels,) = cutmix_view(unlabeled, "strong", own, partners)
-            unsupervised_loss = unsupervised_loss + pixel_cross_entropy(
-                branch(mixed), labels, valid=valid, count=count
-            )
+            labeled_logits, logits = self.logits(branch, labeled["pixel_values"], mixed)
+            supervised_loss = supervised_loss + self.supervised_loss(labeled_logits, labeled)
+            unsupervised_loss = unsupervised_loss + pixel_cross_entropy(logits, labels, valid=valid, count=count)
             taught = taught + (valid & (labels != IGNORE_INDEX)).sum()
         return ObjectiveOutput(
             supervised_loss + self.weight * ramp(progress, ramp_up=self.ramp_up) * unsupervised_loss,
@@ -84,4 +84,4 @@ class FixMatch(Objective):
         )
 
     def _pseudo_labels(self, branch, images):
-        return [pseudo_label(branch(images), confidence_threshold=self.confidence_threshold)]
+        return [pseudo_label(predict(branch, images), confidence_threshold=self.confidence_threshold)]

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import torch
 
-from ..losses import squared_difference
+from ..losses import soft_target, squared_difference
 from .base import Objective, ObjectiveOutput, check_not_negative, check_shares, num_pixels, ramp, valid_pixels
 
 
@@ -63,15 +63,17 @@ class MeanTeacher(Objective):
         (student,) = branches  # the trainer refuses more
         batches = [(labeled, "pixel_values"), (unlabeled, "weak")]
         if self.perturbation == "noise":
-            logits = [student(self._noisy(batch[view])) for batch, view in batches]
-            supervised_loss = self.supervised_loss(logits[0], labeled)
+            supervised_logits, *_ = logits = self.logits(
+                student, *(self._noisy(batch[view]) for batch, view in batches)
+            )
             seen_by_teacher = [self._noisy(batch[view]) for batch, view in batches]
         else:
-            supervised_loss = self.supervised_loss(student(labeled["pixel_values"]), labeled)
             batches = [(unlabeled, "strong")]
-            logits, seen_by_teacher = [student(unlabeled["strong"])], [unlabeled["strong_2"]]
+            supervised_logits, *logits = self.logits(student, labeled["pixel_values"], unlabeled["strong"])
+            seen_by_teacher = [unlabeled["strong_2"]]
+        supervised_loss = self.supervised_loss(supervised_logits, labeled)
         with torch.no_grad():
-            targets = [teacher(images).softmax(1) for images in seen_by_teacher]
+            targets = [soft_target(one) for one in self.logits(teacher, *seen_by_teacher)]
         count = sum(num_pixels(batch, batch[view]) for batch, view in batches)
         consistency_loss = sum(
             squared_difference(own, target, valid=valid_pixels(batch, own), count=count)

@@ -10,8 +10,8 @@ from typing import ClassVar
 
 import torch
 
-from ..losses import soft_cross_entropy
-from .base import Objective, ObjectiveOutput, check_not_negative, check_shares, num_pixels, ramp, valid_pixels
+from ..losses import soft_cross_entropy, soft_target
+from .base import Objective, ObjectiveOutput, check_not_negative, check_shares, num_pixels, predict, ramp, valid_pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +52,10 @@ class PseudoSeg(Objective):
         valid, count = valid_pixels(unlabeled, unlabeled["weak"]), num_pixels(unlabeled, unlabeled["weak"])
         supervised_loss = unsupervised_loss = 0.0
         for branch in branches:  # each by itself
-            supervised_loss = supervised_loss + self.supervised_loss(branch(labeled["pixel_values"]), labeled)
-            with torch.no_grad():
-                target = (branch(unlabeled["weak"]).float() / self.temperature).softmax(1)  # p^(1/T), normalised
-            logits = branch(unlabeled["strong"])
+            with torch.no_grad():  # p^(1/T), normalised
+                target = soft_target(predict(branch, unlabeled["weak"]), temperature=self.temperature)
+            labeled_logits, logits = self.logits(branch, labeled["pixel_values"], unlabeled["strong"])
+            supervised_loss = supervised_loss + self.supervised_loss(labeled_logits, labeled)
             unsupervised_loss = unsupervised_loss + soft_cross_entropy(logits, target, valid=valid, count=count)
         return ObjectiveOutput(
             supervised_loss + self.weight * ramp(progress, ramp_up=self.ramp_up) * unsupervised_loss,

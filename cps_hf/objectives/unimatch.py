@@ -19,6 +19,7 @@ from .base import (
     cutmix_view,
     num_pixels,
     partner_targets,
+    predict,
     ramp,
     valid_pixels,
 )
@@ -72,15 +73,19 @@ class UniMatch(Objective):
         valid = valid_pixels(unlabeled, weak)
         supervised_loss = strong_loss = feature_loss = taught = 0.0
         for branch in branches:  # each by itself
-            supervised_loss = supervised_loss + self.supervised_loss(branch(labeled["pixel_values"]), labeled)
             with torch.no_grad():
                 own = self._pseudo_labels(branch, weak)
                 partners = partner_targets(unlabeled, own, lambda x, branch=branch: self._pseudo_labels(branch, x))
-            for view, mask in (("strong", "cutmix_mask"), ("strong_2", "cutmix_mask_2")):  # s1 and s2
-                mixed, mixed_valid, (labels,) = cutmix_view(unlabeled, view, own, partners, mask=mask)
-                loss = pixel_cross_entropy(branch(mixed), labels, valid=mixed_valid, count=count)
-                strong_loss = strong_loss + loss / 2
-            perturbed = branch(weak, feature_dropout=self.feature_dropout)  # fp
+            views = [
+                cutmix_view(unlabeled, view, own, partners, mask=mask)
+                for view, mask in (("strong", "cutmix_mask"), ("strong_2", "cutmix_mask_2"))
+            ]
+            images = [labeled["pixel_values"], *(mixed for mixed, _, _ in views)]
+            labeled_logits, *strong_logits = self.logits(branch, *images)
+            supervised_loss = supervised_loss + self.supervised_loss(labeled_logits, labeled)
+            for logits, (_, mixed_valid, (labels,)) in zip(strong_logits, views, strict=True):  # s1 and s2
+                strong_loss = strong_loss + pixel_cross_entropy(logits, labels, valid=mixed_valid, count=count) / 2
+            perturbed = predict(branch, weak, feature_dropout=self.feature_dropout)  # fp
             feature_loss = feature_loss + pixel_cross_entropy(perturbed, own[0], valid=valid, count=count)
             taught = taught + (valid & (own[0] != IGNORE_INDEX)).sum()
         unsupervised_loss = 0.5 * strong_loss + 0.5 * feature_loss
@@ -96,4 +101,4 @@ class UniMatch(Objective):
         )
 
     def _pseudo_labels(self, branch, images):
-        return [pseudo_label(branch(images), confidence_threshold=self.confidence_threshold)]
+        return [pseudo_label(predict(branch, images), confidence_threshold=self.confidence_threshold)]
