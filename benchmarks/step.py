@@ -31,7 +31,6 @@ from pathlib import Path
 
 import torch
 from transformers import TrainerCallback
-from transformers.modeling_outputs import SemanticSegmenterOutput
 
 import cps_hf.trainer
 from cps_hf import OBJECTIVES, CPSConfig, CPSTrainer, batches
@@ -48,7 +47,7 @@ MODELS = {
     "upernet-swin-t": "upernet_swin_t.json",
 }
 WARM_UP, LEAST_PAIRS = 2, 7
-OPTIMIZER = ("optimizer", "teacher")
+OPTIMIZER = ("optimizer", "teacher")  # what changes weights
 SUPERVISED, UNSUPERVISED, PSEUDO = "supervised forward", "unsupervised forward", "pseudo-label forwards"
 ORDER = ("data wait", "transfer", "counts", PSEUDO, SUPERVISED, UNSUPERVISED, "loss", "backward", "check and clip")
 ORDER += (*OPTIMIZER, "logging", "rest")
@@ -101,7 +100,7 @@ class Measuring(TrainerCallback):
     def __init__(self, pairs: int, clock):
         self.pairs, self.clock, self.parts = pairs, clock, Parts(clock)
         self.rows: list[dict] = []  # by pair: "step", "floor", "loss alone" and the parts, in seconds
-        self.passes: list[tuple] = []  # of the newest step: network, images, with gradient, logits
+        self.passes: list[tuple] = []  # of the newest step: branch, images, options, with gradient, logits
         self.arguments: list[tuple] = []  # of the newest step: the arguments of the training module
         self.host_reads = 0
 
@@ -119,8 +118,8 @@ class Measuring(TrainerCallback):
         trainer.module.register_forward_pre_hook(self._before_module)
         trainer.module.register_forward_hook(lambda *_: parts.leave())
         for network in self._networks():
-            network.model.register_forward_pre_hook(self._before_network, with_kwargs=True)
-            network.model.register_forward_hook(self._after_network, with_kwargs=True)
+            network.register_forward_pre_hook(self._before_network)
+            network.register_forward_hook(self._after_network, with_kwargs=True)
 
     def _networks(self):
         teacher = self.trainer.module.teacher
@@ -130,14 +129,14 @@ class Measuring(TrainerCallback):
         self.parts.enter("loss")
         self.arguments.append(args)
 
-    def _before_network(self, network, args, kwargs) -> None:
+    def _before_network(self, network, args) -> None:
         with_gradient = torch.is_grad_enabled()
-        seen = any(one is network and gradient for one, _, gradient, _ in self.passes)
+        seen = any(one is network and gradient for one, _, _, gradient, _ in self.passes)
         self.parts.enter(PSEUDO if not with_gradient else UNSUPERVISED if seen else SUPERVISED)
 
-    def _after_network(self, network, args, kwargs, output) -> None:
+    def _after_network(self, network, args, options, logits) -> None:
         self.parts.leave()
-        self.passes.append((network, kwargs["pixel_values"], torch.is_grad_enabled(), output.logits.detach()))
+        self.passes.append((network, args[0], options, torch.is_grad_enabled(), logits.detach()))
 
     def on_step_begin(self, args, state, control, **kwargs):
         """One step has ended, with its logging: now its floor."""
@@ -159,17 +158,15 @@ class Measuring(TrainerCallback):
     @contextlib.contextmanager
     def aside(self):
         """What happens here is no part of the training: hooks off, gradients and random numbers as before."""
-        hooked = [(m, m._forward_pre_hooks, m._forward_hooks) for m in (n.model for n in self._networks())]
-        hooked.append(
-            (self.trainer.module, self.trainer.module._forward_pre_hooks, self.trainer.module._forward_hooks)
-        )
-        for module, _, _ in hooked:
-            module._forward_pre_hooks, module._forward_hooks = type(hooked[0][1])(), type(hooked[0][2])()
+        modules = [self.trainer.module, *self._networks()]
+        hooks = [(module._forward_pre_hooks, module._forward_hooks) for module in modules]
+        for module, (before, after) in zip(modules, hooks, strict=True):
+            module._forward_pre_hooks, module._forward_hooks = type(before)(), type(after)()
         try:
             with torch.random.fork_rng():
                 yield
         finally:
-            for module, before, after in hooked:
+            for module, (before, after) in zip(modules, hooks, strict=True):
                 module._forward_pre_hooks, module._forward_hooks = before, after
             self.trainer.module.zero_grad()
 
@@ -178,9 +175,9 @@ class Measuring(TrainerCallback):
             start = self.clock()
             means = []
             with self.trainer.accelerator.autocast():
-                for network, images, with_gradient, _ in passes:
+                for network, images, options, with_gradient, _ in passes:
                     with torch.set_grad_enabled(with_gradient):
-                        mean = network(pixel_values=images).logits.float().mean()
+                        mean = network(images, **options | {"resize": False}).float().mean()
                     if with_gradient:
                         means.append(mean)
             sum(means).backward()
@@ -188,20 +185,18 @@ class Measuring(TrainerCallback):
 
     def loss_alone(self, passes, arguments) -> float:
         """Forward and backward of the objective where the networks cost nothing: they give the recorded logits."""
-        left = [(network, logits.requires_grad_(gradient)) for network, _, gradient, logits in passes]
+        left = [(network, logits.requires_grad_(gradient)) for network, _, _, gradient, logits in passes]
 
         def replay(network):
-            def forward(*args, **kwargs):
+            def forward(*args, **options):
                 index = next(i for i, (one, _) in enumerate(left) if one is network)
-                return SemanticSegmenterOutput(logits=left.pop(index)[1])
+                return left.pop(index)[1]
 
             return forward
 
-        models = [network.model for network in self._networks()]
-        compiled = [model._compiled_call_impl for model in models]
         with self.aside():
-            for model in models:
-                model.forward, model._compiled_call_impl = replay(model), None
+            for network in self._networks():
+                network.forward = replay(network)
             try:
                 start = self.clock()
                 with self.trainer.accelerator.autocast():
@@ -209,9 +204,8 @@ class Measuring(TrainerCallback):
                 sum(losses).backward()
                 return self.clock() - start
             finally:
-                for model, call in zip(models, compiled, strict=True):
-                    del model.forward
-                    model._compiled_call_impl = call
+                for network in self._networks():
+                    del network.forward
 
 
 class _Reads(torch.utils._python_dispatch.TorchDispatchMode):
@@ -269,7 +263,7 @@ def measure(options: argparse.Namespace, folder: str) -> dict:
         dataloader_num_workers=options.workers,
         agreement_images=0,
         disable_tqdm=True,
-        num_branches=None if OBJECTIVES[options.objective].teacher else 2,
+        num_branches=1 if OBJECTIVES[options.objective].teacher else options.branches,
         **options.settings,
     )
     trainer = CPSTrainer(
@@ -316,7 +310,9 @@ def summary(measuring: Measuring, options: argparse.Namespace, on_gpu: bool) -> 
         "pairs": len(rows),
         "ratios": [one / row["floor"] for one, row in zip(counted, rows, strict=True)],
         "clock": "wall clock, device waited for" if on_gpu else "CPU time of the process",
-        "settings": {k: getattr(options, k) for k in ("objective", "cutmix", "model", "batch", "crop", "threads")}
+        "settings": {
+            k: getattr(options, k) for k in ("objective", "cutmix", "model", "branches", "batch", "crop", "threads")
+        }
         | {**options.settings, **options.fields},
         "device": torch.cuda.get_device_name() if on_gpu else "cpu",
         "versions": versions(),
@@ -349,6 +345,7 @@ def main() -> None:
     parser.add_argument("--objective", choices=OBJECTIVES, default="cps")
     parser.add_argument("--cutmix", choices=("true", "false"), help="with or without; none: the objective's default")
     parser.add_argument("--model", choices=MODELS, default="deeplabv3plus-r50", help="from random weights")
+    parser.add_argument("--branches", type=int, default=2, help="how many networks")
     parser.add_argument("--batch", type=int, default=2, help="labeled images, and as many unlabeled ones")
     parser.add_argument("--crop", type=int, default=128, help="height and width in pixels")
     parser.add_argument(

@@ -142,6 +142,8 @@ def build_models(
         unused = preparation.freeze_unused_parameters(model, tuple(args.crop_size))
         if unused and accelerator.is_main_process:
             logger.info("branch %d: frozen, since the logits do not depend on them: %s.", index, ", ".join(unused))
+        if args.channels_last:
+            model.to(memory_format=torch.channels_last)
         model.train()
     return built
 
@@ -173,9 +175,9 @@ def make_optimizer(models: Sequence[PreTrainedModel], args: CPSConfig) -> torch.
         ):
             groups.append({**group, "name": f"branch {index}, {group['name']}"})
     if args.optim == "sgd":
-        return torch.optim.SGD(groups, lr=args.learning_rate, momentum=args.momentum)
+        return torch.optim.SGD(groups, lr=args.learning_rate, momentum=args.momentum, fused=args.optim_fused)
     betas = (args.adam_beta1, args.adam_beta2)
-    return torch.optim.AdamW(groups, lr=args.learning_rate, betas=betas, eps=args.adam_epsilon)
+    return torch.optim.AdamW(groups, lr=args.learning_rate, betas=betas, eps=args.adam_epsilon, fused=args.optim_fused)
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, args: CPSConfig) -> torch.optim.lr_scheduler.LRScheduler:

@@ -28,6 +28,7 @@ class CPSConfig:
 
     Optimizer and schedule
         optim: "sgd" or "adamw".
+        optim_fused: torch's fused kernel of it: the same numbers to rounding in less time (benchmarks/LOG.md).
         learning_rate: of the backbone and, times its factor, the head.
         head_learning_rate_factor: the decode head's learning rate over `learning_rate`.
         backbone_learning_rate_factor: the backbone's learning rate over `learning_rate`.
@@ -66,6 +67,11 @@ class CPSConfig:
         freeze_backbone: train the decode heads alone.
         freeze_norms: keep the backbone's norm layers as they are.
         gradient_checkpointing: less memory for a second forward pass.
+        channels_last: keep weights, and so feature maps, with the channels innermost, which convolutions in half
+            precision on GPUs want.
+        torch_compile: compile each network for training; evaluation runs as it is, since its images differ in size.
+        torch_compile_backend: of torch.compile. Only with `torch_compile`.
+        torch_compile_mode: of torch.compile, e.g. "max-autotune". Only with `torch_compile`.
         sync_batchnorm: batch norm over all processes, on GPUs with more than one process.
 
     Evaluation
@@ -130,6 +136,7 @@ class CPSConfig:
     num_processes: int | None = None
 
     optim: str = "sgd"
+    optim_fused: bool = True
     learning_rate: float = 0.0025
     head_learning_rate_factor: float = 1.0
     backbone_learning_rate_factor: float = 1.0
@@ -164,6 +171,10 @@ class CPSConfig:
     freeze_backbone: bool = False
     freeze_norms: bool = False
     gradient_checkpointing: bool = False
+    channels_last: bool = False
+    torch_compile: bool = False
+    torch_compile_backend: str = "inductor"
+    torch_compile_mode: str | None = None
     sync_batchnorm: bool = True
 
     eval_steps: int | None = None

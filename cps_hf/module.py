@@ -25,6 +25,14 @@ class TrainingModule(nn.Module):
         self.objective = objective
         self.teacher = make_teacher(self.branches[0]) if objective.teacher else None
 
+    def compile_networks(self, backend: str, mode: str | None) -> None:
+        """Compile each network for its passes in training; weights, hooks and exports stay as they are.
+
+        What is around the networks, the objective with its losses a piece at a time, is not compiled.
+        """
+        for branch in self.branches:
+            branch.compile_model(backend=backend, mode=mode)
+
     def train(self, mode: bool = True) -> TrainingModule:
         """The teacher stays in evaluation mode: its batch norm uses the statistics that it averages."""
         super().train(mode)

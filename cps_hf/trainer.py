@@ -89,6 +89,8 @@ class CPSTrainer:
         self.id2label = self.models[0].config.id2label
         set_seed(args.seed, device_specific=True)  # dropout differs between processes, weights were drawn before
         self.module = TrainingModule(self.models, self.objective)
+        if args.torch_compile:
+            self.module.compile_networks(args.torch_compile_backend, args.torch_compile_mode)
         self.optimizer = optimizers[0] or assembly.make_optimizer(self.models, args)
         self.lr_scheduler = optimizers[1] or assembly.make_schedule(self.optimizer, args)
         # The schedule is not prepared: Accelerate would step it once a process.

@@ -4,6 +4,7 @@ The global batch is four labeled and four unlabeled images: two that fill the cr
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -23,6 +24,7 @@ parser.add_argument("--accumulation", type=int, default=1)
 parser.add_argument("--cutmix", action="store_true")
 parser.add_argument("--local_counts", action="store_true")
 parser.add_argument("--mixed_precision", default="no")
+parser.add_argument("--settings", type=json.loads, default={}, help="further fields of CPSConfig, as JSON")
 options = parser.parse_args()
 
 torch.set_num_threads(1)
@@ -48,6 +50,7 @@ trainer = CPSTrainer(
         agreement_images=0,
         disable_tqdm=True,
         mixed_precision=options.mixed_precision,
+        **options.settings,
     ),
     objective=CrossPseudoSupervision(weight=1.5, cutmix=options.cutmix),
     train_dataset=write_world(world / "labeled", sizes),

@@ -1,5 +1,6 @@
 """The same global batch gives the same gradient on one process, on two, and with accumulation."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -44,3 +45,12 @@ def test_bfloat16_runs_and_stays_near(tmp_path):
     losses = [[log["loss"] for log in run["logs"]] for run in (full, half)]
     assert losses[0] != losses[1]
     assert losses[1] == pytest.approx(losses[0], rel=0.03)
+
+
+@pytest.mark.slow
+def test_the_options_for_speed_take_the_same_steps_on_two_processes_with_accumulation(tmp_path):
+    plain = steps(tmp_path, "plain", "--batch", "4", "--cutmix", "--settings", '{"optim_fused": false}')
+    fast = {"torch_compile": True, "torch_compile_backend": "eager", "channels_last": True, "optim_fused": True}
+    words = ["--batch", "1", "--accumulation", "2", "--cutmix", "--settings", json.dumps(fast)]
+    for name, expected in steps(tmp_path, "fast", *words, processes=2)["parameters"].items():
+        torch.testing.assert_close(expected, plain["parameters"][name], rtol=1e-4, atol=2e-6)

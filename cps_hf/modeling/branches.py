@@ -72,8 +72,13 @@ class Branch(nn.Module):
         self._feature_dropout = _FeatureDropout()
         head = next((getattr(model, name) for name in HEAD_NAMES if hasattr(model, name)), None)
         self._has_head = head is not None
+        self._compiled = None
         if head is not None:
             head.register_forward_pre_hook(self._feature_dropout, with_kwargs=True)
+
+    def compile_model(self, **options) -> None:
+        """From now on the model runs compiled in training mode. `options` are torch.compile's."""
+        self._compiled = torch.compile(self.model.__call__, **options)
 
     def forward(self, pixel_values: Tensor, *, feature_dropout: float = 0.0, resize: bool = True) -> Tensor:
         """Logits at the size of the input.
@@ -100,8 +105,9 @@ class Branch(nn.Module):
                 f"{', '.join(name for name, _ in self.model.named_children())}. Use a method without feature dropout."
             )
         self._feature_dropout.p = feature_dropout
+        network = self._compiled if self._compiled is not None and self.training else self.model
         try:
-            logits = self.model(pixel_values=pixel_values.to(next(self.model.parameters()).dtype)).logits.float()
+            logits = network(pixel_values=pixel_values.to(next(self.model.parameters()).dtype)).logits.float()
         finally:
             self._feature_dropout.p = 0.0
         size = pixel_values.shape[-2:]
