@@ -4,7 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from toy import run_python
+
+from cps_hf import strided
+from cps_hf.losses import pixel_cross_entropy
+from cps_hf.strided import StridedLogits
 
 PROGRAM = str(Path(__file__).with_name("run_toy_steps.py"))
 
@@ -31,3 +36,25 @@ def test_mixed_precision_on_a_gpu_stays_near_full_precision(tmp_path, precision)
     full, mixed = steps(tmp_path, "full"), steps(tmp_path, precision, "--mixed_precision", precision)
     losses = [[log["loss"] for log in run["logs"]] for run in (full, mixed)]
     assert losses[0] != losses[1] and losses[1] == pytest.approx(losses[0], rel=0.05)
+
+
+@pytest.mark.gpu
+def test_losses_from_strided_logits_are_the_plain_ones_for_a_third_of_the_memory(monkeypatch):
+    """In pieces, and with the piece that is the default."""
+    labels = torch.randint(0, 60, (8, 256, 256), device="cuda")
+    values = torch.randn(8, 60, 64, 64, device="cuda", requires_grad=True)
+
+    def run(logits_of):
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        loss = pixel_cross_entropy(logits_of(), labels)
+        (gradient,) = torch.autograd.grad(loss, values)
+        return loss.detach(), gradient, torch.cuda.max_memory_allocated() - before
+
+    plain = run(lambda: F.interpolate(values, size=(256, 256), mode="bilinear"))
+    for piece in (strided.PIECE["cuda"], 2**21):
+        monkeypatch.setitem(strided.PIECE, "cuda", piece)
+        lean = run(lambda: StridedLogits(values, (256, 256)))
+        torch.testing.assert_close(lean[0], plain[0], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(lean[1], plain[1], rtol=1e-4, atol=1e-8)
+    assert lean[2] < plain[2] / 3

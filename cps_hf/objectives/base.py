@@ -37,9 +37,9 @@ class Objective(ABC):
         labeled_loss: "cross_entropy", or "ohem" (hard pixels only; the CPS release uses it on Cityscapes).
         ohem_threshold: a labeled pixel whose true class is more likely than this is left out. Only with "ohem".
         ohem_min_kept: how many pixels *an image* are kept at least. Only with "ohem".
-        joint_forward: the labeled and the unlabeled images that a branch learns from go through it in one pass, where
-            the method has such a pair: fewer, larger passes. It changes what is learned where a model has batch norm,
-            whose statistics are then of labeled and unlabeled images together, and takes memory for both at once.
+        joint_forward: the labeled and the unlabeled images that a branch learns from go through it in one pass: fewer,
+            larger ones. It changes what is learned where a model has batch norm, whose statistics are then those of
+            labeled and unlabeled images together. (A method of one's own gets it by calling `self.logits`.)
     """
 
     labeled_loss: str = "cross_entropy"

@@ -11,6 +11,13 @@ from .base import Objective, ObjectiveOutput, predict
 class Supervised(Objective):
     """Each branch is trained on the labels by itself; two branches are two independent networks in one run."""
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.joint_forward:
+            raise ValueError(
+                "`joint_forward` joins labeled and unlabeled images, and Supervised has no unlabeled ones."
+            )
+
     def __call__(self, branches, labeled, unlabeled=None, *, teacher=None, progress=0.0) -> ObjectiveOutput:
         losses = [self.supervised_loss(predict(branch, labeled["pixel_values"]), labeled) for branch in branches]
         loss = sum(losses)
