@@ -38,8 +38,8 @@ def parse(
     Args:
         settings_class: `CPSConfig`, or a dataclass that extends it with fields of a script's own.
         argv: the arguments; none: those of this process.
-        defaults: what differs from the classes' own defaults, by field name; fields of another objective are passed
-            over.
+        defaults: what differs from the classes' own defaults, by field name; and {objective: {field: value}} for what
+            is one objective's own.
 
     Exits with a message on standard error and status 2 when something is wrong, as argparse does.
     """
@@ -53,14 +53,14 @@ def parse(
             raise ValueError(
                 f"`objective` must be one of {', '.join(OBJECTIVES)}, got {name!r}.{_nearest(name, OBJECTIVES)}"
             )
+        common = {key: value for key, value in (defaults or {}).items() if key not in OBJECTIVES}
+        defaults = {**common, **(defaults or {}).get(name, {})}
         if wants_help:
-            print(_help(settings_class, name, description, defaults or {}))
+            print(_help(settings_class, name, description, defaults))
             sys.exit(0)
         if from_file.get("objective", name) != name:
             from_file = _without_foreign_fields(from_file, name)
-        known = {**_field_types(settings_class), **_field_types(OBJECTIVES[name])}
-        # A script's defaults may hold fields of several objectives; those of the others mean nothing here.
-        values = {**{k: v for k, v in (defaults or {}).items() if k in known}, **from_file, **given}
+        values = {**defaults, **from_file, **given}
         values.pop("objective", None)
         return _build(settings_class, name, values)
     except ValueError as error:

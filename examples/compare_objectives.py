@@ -151,6 +151,10 @@ class Comparison:
     def __init__(self, options: argparse.Namespace, args: train_cps.TrainArguments, loss: Objective):
         if args.smoke:
             raise ValueError("`--smoke` is of single recipes; give a small `--max_steps` here.")
+        if args.unlabeled_root is not None:
+            raise ValueError(
+                "`--unlabeled_root`: partitions of `train_split` are compared, whose labels are all there."
+            )
         self.options, self.out = options, options.output_dir
         self.learning_rates = options.learning_rates or [args.learning_rate]
         self.args = replace(
@@ -303,6 +307,9 @@ class Comparison:
         needs = [self.cell((name, partition, seed)) for name in METHODS[method].needs]
         if method == "supervised_equal_time" and all(cell.finished for cell in needs):
             args = replace(args, max_steps=equal_time_steps(*needs))
+        if self.objectives[method].teacher:  # it trains one network, of a pair the first
+            backbone = args.backbone[:1] if isinstance(args.backbone, list) else args.backbone
+            args = replace(args, models=args.models[:1], backbone=backbone, num_branches=None)
         if method == "self_training":
             teacher = str(needs[0].folder / "branch_0")
             args = SelfTrainingArguments(**dataclasses.asdict(args), teacher=teacher)

@@ -239,10 +239,7 @@ def agreement_pictures(pairs: Mapping[str, Cell], rows: Mapping[str, Any], count
         shares = [agree / total, right_0 / known_pixels, right_1 / known_pixels, both / max(known_agreed, 1)]
         lines.append(f"| {rows[method].title} | {' | '.join(f'{100 * share:.2f}' for share in shares)} |")
     titles = ["unlabeled image", "truth, not trained on", "branch 0", "branch 1", "agreement"]
-    legend = {
-        text.replace("the first", "branch 0").replace("the second", "branch 1"): color
-        for text, color in visualization.AGREEMENT.items()
-    }
+    legend = visualization.agreement_legend("branch 0", "branch 1")
     visualization.panel(pictures, titles, names, palette, out / "agreement_pictures.png", legend=legend)
     write_atomically(out / "agreement.md", "\n".join([*lines, ""]))
 

@@ -100,10 +100,8 @@ DEFAULTS = {
     "logging_steps": 25,
     "dataloader_num_workers": 1,
     "save_total_limit": 1,
-    # Of the objective cps. The paper has no ramp-up or balance: its networks start from ImageNet, these from nothing.
-    "weight": 0.5,
-    "ramp_up": 0.3,
-    "class_balance": 0.5,
+    # The paper has no ramp-up or balance: its networks start from ImageNet, these from nothing.
+    "cps": {"weight": 0.5, "ramp_up": 0.3, "class_balance": 0.5},
 }
 
 

@@ -80,8 +80,11 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_scripts_defau
 
 
 def test_a_scripts_defaults_for_another_objective_are_passed_over():
-    assert parse(defaults={"weight": 3.0})[1].weight == 3.0
-    assert parse("--objective", "supervised", defaults={"weight": 3.0})[1] == Supervised()
+    defaults = {"cps": {"weight": 3.0}, "max_steps": 7}
+    assert parse(defaults=defaults)[1].weight == 3.0
+    assert parse("--objective", "supervised", defaults=defaults)[1] == Supervised()
+    settings, mean_teacher = parse("--objective", "mean_teacher", defaults=defaults)
+    assert mean_teacher.weight == 100.0 and settings.max_steps == 7  # its own weight, not that of another method
 
 
 def test_the_resolved_file_reads_back_to_the_same(tmp_path):

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toy import tiny_upernet, toy_models, write_world
 
 from cps_hf.config import CPSConfig
@@ -51,14 +52,20 @@ def test_the_table_above_has_every_method():
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_a_method_trains_in_the_loop_and_logs_its_numbers(world, tmp_path, name):
-    """With an odd batch, whose CutMix partners the stream sends along, and an odd, non-square crop."""
+    """To a tracker too. With an odd batch, whose CutMix partners the stream sends along, and an odd crop."""
     objective = OBJECTIVES[name]()
-    trainer, results = train(world, tmp_path, objective, crop_size=[33, 41])
+    trainer, results = train(world, tmp_path, objective, crop_size=[33, 41], report_to=["tensorboard"], run_name="r")
+    events = EventAccumulator(str(tmp_path / "out" / "r")).Reload()
     steps = [line for line in lines(tmp_path) if "loss" in line]
     assert len(steps) == 2
     for line in steps:
         assert {"supervised_loss"} | OWN_NUMBERS[name] <= line.keys()
         assert all(torch.isfinite(torch.tensor(line[key])) for key in OWN_NUMBERS[name])
+        for key in {"supervised_loss"} | OWN_NUMBERS[name]:
+            tracked = {event.step: event.value for event in events.Scalars(key)}
+            assert tracked[line["step"]] == pytest.approx(line[key], rel=1e-6)
+    if objective.teacher:
+        assert [event.step for event in events.Scalars("eval_teacher_mean_iou")] == [2]
     rows = {"branch_0", "teacher"} if objective.teacher else {"branch_0", "branch_1", "mean"}
     assert results["final"].keys() == rows
     for row in rows - {"mean"}:
