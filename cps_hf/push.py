@@ -1,6 +1,7 @@
 """An exported branch on its way to the Hub: one commit, whatever fails meanwhile.
 
-Nothing of ours is imported: a run pushes by this file in a process of its own, which is to start fast and be small.
+Nothing of ours is imported (but by `--space`, late): a run pushes by this file in a process of its own, which is to
+start fast and be small.
 """
 
 from __future__ import annotations
@@ -291,10 +292,19 @@ def main(argv: list[str] | None = None) -> None:
         action="store_true",
         help="put pictures/predictions.png of the run into the card: it shows images of the run's data set",
     )
+    parser.add_argument("--space", metavar="FOLDER", help="also write a folder that is ready to be a Space, here")
     options = vars(parser.parse_args(argv))
+    directory, space = options.pop("directory"), options.pop("space")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
-        print(push_branch(options.pop("directory"), options.pop("repo_id"), **options))
+        if space is not None and Path(space).exists():
+            raise ValueError(f"`--space {space}` exists already, and nothing is overwritten. Choose a new folder.")
+        address = push_branch(directory, options.pop("repo_id"), **options)
+        print(address)
+        if space is not None:
+            from .space import write_space_of  # late: it brings all that predicts along
+
+            print(write_space_of(directory, address, space, license=options["license"], private=options["private"]))
     except (ValueError, RuntimeError) as error:  # what a user can mend: one line, no traceback
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -2,6 +2,7 @@
 
     python examples/push_branch.py outputs/train_cps/best --repo_id USER/NAME --private
     python examples/push_branch.py outputs/train_cps/best --repo_id USER/NAME --revision v2 --tag v2.0
+    python examples/push_branch.py outputs/train_cps/best --repo_id USER/NAME --space FOLDER   # and a page to try it
 
 One commit. It needs a token that may write: `hf auth login`, or HF_TOKEN. `--help` lists all options.
 """

@@ -221,3 +221,16 @@ def test_a_push_that_fails_names_the_command_that_pushes_later(hub, exported, tm
     assert metadata(hub.files("me/x", "v2")["README.md"])["license"] == "mit"
     wrong = subprocess.run([*words, "--tag", "v1"], env=hub.environment(tmp_path), capture_output=True, text=True)
     assert wrong.returncode == 2 and wrong.stderr.startswith("error: `tag` v1") and "Traceback" not in wrong.stderr
+
+
+def test_a_space_is_written_beside_the_push_and_names_the_repository(hub, exported, tmp_path, capsys):
+    words = [str(exported), "--repo_id", "x", "--private", "--space", str(tmp_path / "space")]
+    push.main(words)
+    said = capsys.readouterr().out
+    assert f"hf upload me/x-demo {tmp_path / 'space'} --repo-type space --private" in said
+    header = metadata((tmp_path / "space" / "README.md").read_bytes())
+    assert header["models"] == ["me/x"] and "'me/x'" in (tmp_path / "space" / "app.py").read_text()
+    pushes = len(hub.titles("me/x"))
+    with pytest.raises(SystemExit):
+        push.main(words)
+    assert "exists already" in capsys.readouterr().err and len(hub.titles("me/x")) == pushes
