@@ -69,11 +69,13 @@ class BackgroundPushes:
         """
         copy = Path(self.args.output_dir) / f"tmp-push-{self._count}"
         self._count += 1
-        shutil.rmtree(copy, ignore_errors=True)
-        shutil.copytree(branch, copy, copy_function=_link)
-        if checkpoint is not None:
-            shutil.copytree(checkpoint, copy / LAST_CHECKPOINT, copy_function=_link)
-            _cut_paths(copy / LAST_CHECKPOINT / "trainer_state.json")
+        try:
+            _copy(branch, checkpoint, copy)
+        except OSError as error:  # of the disk: no reason to stop training
+            self.address = None
+            self._warn(branch, message, push.describe(error))
+            shutil.rmtree(copy, ignore_errors=True)
+            return
         with self._changed:
             if self._waiting is not None:
                 logger.info("The push %r is left out: %r is newer.", self._waiting.message, message)
@@ -128,7 +130,8 @@ class BackgroundPushes:
                     logger.info("Pushed %s (%s) to %s. %s", job.branch, job.message, self.address, errors.strip())
                 else:
                     reason = errors.strip().rsplit("error: ", 1)[-1].split(" Nothing is lost")[0]
-                    self._warn(job.branch, job.message, reason.replace(str(job.copy), str(job.branch)))
+                    reason = reason.replace(str(job.copy), str(job.branch))
+                    self._warn(job.branch, job.message, reason or f"exit status {self._process.returncode}.")
                 shutil.rmtree(job.copy, ignore_errors=True)
                 self._running = self._process = None
                 self._changed.notify_all()
@@ -154,6 +157,14 @@ class BackgroundPushes:
             branch,
             push.push_command(branch, self.repo_id, **self._options()),
         )
+
+
+def _copy(branch: Path, checkpoint: Path | None, copy: Path) -> None:
+    shutil.rmtree(copy, ignore_errors=True)  # of a run that was killed
+    shutil.copytree(branch, copy, copy_function=_link)
+    if checkpoint is not None:
+        shutil.copytree(checkpoint, copy / LAST_CHECKPOINT, copy_function=_link)
+        _cut_paths(copy / LAST_CHECKPOINT / "trainer_state.json")
 
 
 def _link(source: str, target: str) -> None:

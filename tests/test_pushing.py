@@ -175,3 +175,12 @@ def test_a_push_that_hangs_is_ended_after_the_time_given(hub, tmp_path, caplog):
     assert re.search(r"took more than `hub_timeout` = 4 seconds\. .*--repo_id me/x", caplog.text)
     assert pushes._process.wait(20) != 0, "no process stays behind"
     assert hub.titles("me/x") == [] and [p.name for p in (tmp_path / "out").iterdir()] == ["best"]
+
+
+def test_a_full_disk_stops_no_training(hub, tmp_path, caplog, monkeypatch):
+    pushes = BackgroundPushes(settings(tmp_path))
+    monkeypatch.setattr("cps_hf.pushing._link", lambda *paths: (_ for _ in ()).throw(OSError("no space left")))
+    branch = export(tmp_path / "out" / "best", card=facts())
+    assert pushes.finish(branch, "End of training") is None
+    assert "no space left" in caplog.text and "To push it later" in caplog.text
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["best"]
