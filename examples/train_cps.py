@@ -120,7 +120,9 @@ def load_data(args: TrainArguments):
         images = concatenate_datasets([images, load(root, split="train_extra", with_labels=False)])
     chosen = partition(args.partition, images["id"], seed=args.partition_seed)
     labeled_ids, unlabeled_ids = set(chosen.labeled_ids), set(chosen.unlabeled_ids)
-    labeled = load(root, split=args.train_split)
+    # On a disk only the labeled images need a label file; the rows of other sets come as they are.
+    only = {} if args.dataset == "hub" else {"only_ids": labeled_ids}
+    labeled = load(root, split=args.train_split, **only)
     labeled = labeled.select([i for i, name in enumerate(labeled["id"]) if name in labeled_ids])
     unlabeled = images.select([i for i, name in enumerate(images["id"]) if name in unlabeled_ids])
     return labeled, unlabeled if len(unlabeled) else None, evaluation, chosen

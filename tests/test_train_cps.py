@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -113,6 +114,18 @@ def test_folders_with_unlabeled_images_of_their_own(script, folders, tmp_path):
     assert len(results["final"]["mean"]["per_category_iou"]) == 3 and results["partition"]["name"] is None
     again = run(script, tmp_path / "again", *words, "--partition", "3", "--per_device_unlabeled_batch_size", "2")
     assert again["partition"]["name"].startswith("3")
+
+
+def test_images_that_a_partition_leaves_unlabeled_need_no_mask(script, folders, tmp_path):
+    root = tmp_path / "set"
+    shutil.copytree(folders / "labeled", root)
+    for name in ("1", "3", "4"):
+        (root / "train" / "masks" / f"{name}.png").unlink()
+    (tmp_path / "list.txt").write_text("0\n2\n")
+    args = script.TrainArguments(dataset="folder", data_root=str(root), partition=str(tmp_path / "list.txt"))
+    labeled, unlabeled, evaluation, chosen = script.load_data(args)
+    assert labeled["id"] == ["0", "2"] and unlabeled["id"] == ["1", "3", "4"] and len(evaluation) == 3
+    assert "label" in labeled.column_names and "label" not in unlabeled.column_names and chosen.name == "list.txt"
 
 
 def test_parquet_shards_as_streams(script, folders, tmp_path):

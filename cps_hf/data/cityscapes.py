@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -82,6 +83,7 @@ def load_cityscapes(
     *,
     annotations: str = "fine",
     with_labels: bool | None = None,
+    only_ids: Collection[str] | None = None,
     streaming: bool = False,
 ) -> Dataset | IterableDataset:
     """Cityscapes: columns "image", "label" (19 classes, 255 ignored) and "id" (`<city>_<sequence>_<frame>`).
@@ -92,6 +94,7 @@ def load_cityscapes(
         annotations: "fine" or "coarse". `train_extra` has coarse ones only.
         with_labels: none: labels where the official data set has them, so none for test, nor for train_extra unless
             `annotations="coarse"`. False: no label file is looked for.
+        only_ids: leave out all other images, whose labels then need not be there.
         streaming: give an `IterableDataset`.
 
     Labels are read from `*_labelIds.png`, or, where there are none, from `*_labelTrainIds.png`.
@@ -116,6 +119,8 @@ def load_cityscapes(
     images = sorted(folder.glob("*/*_leftImg8bit.png"), key=lambda path: path.name)
     if not images:
         raise ValueError(f"No image <city>/*_leftImg8bit.png below {folder}.")
+    if only_ids is not None:
+        images = [path for path in images if path.name.removesuffix("_leftImg8bit.png") in only_ids]
     ids = [path.name.removesuffix("_leftImg8bit.png") for path in images]
     if not with_labels:
         return build(ids, images, streaming=streaming)

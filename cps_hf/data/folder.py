@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from datasets import Dataset, Image, IterableDataset
@@ -34,6 +34,7 @@ def load_folder(
     reduce_labels: bool = False,
     palette: Sequence[tuple[int, int, int]] | None = None,
     with_labels: bool = True,
+    only_ids: Collection[str] | None = None,
     streaming: bool = False,
 ) -> Dataset | IterableDataset:
     """Images of `<root>/images` and masks of `<root>/masks`, matched by name; subfolders are kept.
@@ -51,6 +52,7 @@ def load_folder(
         reduce_labels: 0 is no class, k is class k - 1.
         palette: the colour that each class is shown in.
         with_labels: false: no mask is looked for.
+        only_ids: leave out all other images, whose masks then need not be there.
         streaming: give an `IterableDataset`.
 
     Returns:
@@ -61,9 +63,9 @@ def load_folder(
     """
     folder = _folder_of(Path(root), split, images)
     if (folder / METADATA).is_file():
-        pairs = _listed_pairs(folder, with_labels)
+        pairs = _listed_pairs(folder, with_labels, only_ids)
     else:
-        pairs = _named_pairs(folder, images, masks if with_labels else None, mask_suffix)
+        pairs = _named_pairs(folder, images, masks if with_labels else None, mask_suffix, only_ids)
     ids = [name for name, _, _ in pairs]
     files = [image for _, image, _ in pairs]
     if not with_labels:
@@ -168,12 +170,13 @@ def _folder_of(root: Path, split: str | None, images: str) -> Path:
 
 
 def _named_pairs(
-    folder: Path, images: str, masks: str | None, mask_suffix: str
+    folder: Path, images: str, masks: str | None, mask_suffix: str, only_ids: Collection[str] | None
 ) -> list[tuple[str, Path, Path | None]]:
     source = folder / images
     if masks is None and not source.is_dir() and _holds_only_images(folder):
         source = folder
-    found = _files_by_stem(source, IMAGE_SUFFIXES)
+    everything = _files_by_stem(source, IMAGE_SUFFIXES)
+    found = {name: path for name, path in everything.items() if only_ids is None or name in only_ids}
     if masks is None:
         return [(name, path, None) for name, path in found.items()]
     labels = _files_by_stem(folder / masks, MASK_SUFFIXES)
@@ -184,7 +187,7 @@ def _named_pairs(
             f"e.g. {missing[0]}{mask_suffix}.png): {first_few(missing)}. Add them, give `mask_suffix`, or read the "
             "images alone with `with_labels=False`."
         )
-    alone = sorted(labels.keys() - {name + mask_suffix for name in found})
+    alone = sorted(labels.keys() - {name + mask_suffix for name in everything})
     if alone:
         logger.warning("%s: %d masks belong to no image: %s.", folder / masks, len(alone), first_few(alone))
     return [(name, path, labels[name + mask_suffix]) for name, path in found.items()]
@@ -215,7 +218,9 @@ def _files_by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
     return found
 
 
-def _listed_pairs(folder: Path, with_labels: bool) -> list[tuple[str, Path, Path | None]]:
+def _listed_pairs(
+    folder: Path, with_labels: bool, only_ids: Collection[str] | None
+) -> list[tuple[str, Path, Path | None]]:
     pairs = []
     for number, line in enumerate((folder / METADATA).read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip():
@@ -224,6 +229,8 @@ def _listed_pairs(folder: Path, with_labels: bool) -> list[tuple[str, Path, Path
         try:
             row = json.loads(line)
             image = row["file_name"]
+            if only_ids is not None and Path(image).with_suffix("").as_posix() not in only_ids:
+                continue
             mask = row["mask_file_name"] if with_labels else ""
             if not isinstance(image, str) or not isinstance(mask, str):
                 raise TypeError("a file name is no text")

@@ -11,6 +11,7 @@ import argparse
 import logging
 import os
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,7 @@ def load_voc(
     *,
     annotations: str | None = None,
     with_labels: bool = True,
+    only_ids: Collection[str] | None = None,
     streaming: bool = False,
 ) -> Dataset | IterableDataset:
     """VOC 2012: columns "image", "label" (21 classes, 255 void) and "id" (like `2007_000032`).
@@ -96,6 +98,7 @@ def load_voc(
         annotations: the label folder: "SegmentationClass" (palette PNGs) or "SegmentationClassAug" (greyscale PNGs).
             None: the latter for train_aug.
         with_labels: false: no label file is looked for.
+        only_ids: leave out all other images, whose labels then need not be there.
         streaming: give an `IterableDataset`.
 
     Raises:
@@ -110,6 +113,7 @@ def load_voc(
     ids = _read_ids(listing)
     if not ids:
         raise ValueError(f"{listing} lists no image.")
+    ids = ids if only_ids is None else [name for name in ids if name in only_ids]
     images = [folder / "JPEGImages" / f"{name}.jpg" for name in ids]
     _require_files(images, f"VOC {split}: images that {listing.name} lists")
     if not with_labels:

@@ -93,6 +93,14 @@ def test_images_alone_never_open_a_label(tmp_path):
     assert image.shape == (3, 2, 17) and label is None
 
 
+def test_images_that_are_left_out_need_no_label(tmp_path):
+    write_tree(tmp_path)
+    next((tmp_path / "gtFine" / "train" / "bonn").iterdir()).unlink()
+    with pytest.raises(ValueError, match="1 of 2 label files are missing"):
+        load_cityscapes(tmp_path, "train")
+    assert load_cityscapes(tmp_path, "train", only_ids={"aachen_000002_000019"})["id"] == ["aachen_000002_000019"]
+
+
 def test_streaming_gives_the_same_rows(tmp_path):
     write_tree(tmp_path)
     stream = load_cityscapes(tmp_path, "train", streaming=True)

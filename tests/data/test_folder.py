@@ -63,6 +63,18 @@ def test_images_alone_need_no_mask(tmp_path):
     assert load_folder(tmp_path, with_labels=False).column_names == ["image", "id"]
 
 
+def test_images_that_are_left_out_need_no_mask(tmp_path, caplog):
+    write_tree(tmp_path)
+    (tmp_path / "masks" / "b.png").unlink()
+    with pytest.raises(ValueError, match="1 of 3 images .* have no mask"):
+        load_folder(tmp_path, class_names=NAMES)
+    assert list(labels_of(load_folder(tmp_path, class_names=NAMES, only_ids={"trip/a"}))) == ["trip/a"]
+    assert "belong to no image" not in caplog.text  # the mask of c.v2 has one
+    lines = [{"file_name": "images/b.jpg"}, {"file_name": "images/c.v2.jpg", "mask_file_name": "masks/c.v2.png"}]
+    (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert load_folder(tmp_path, class_names=NAMES, only_ids={"images/c.v2"})["id"] == ["images/c.v2"]
+
+
 def test_images_alone_may_lie_in_the_folder_itself_unless_masks_may_lie_there_too(tmp_path):
     for name in ("b", "a"):
         picture(tmp_path / f"{name}.jpg")

@@ -141,6 +141,14 @@ def test_images_alone_never_open_a_label(tmp_path):
         load_voc(tmp_path, "train")
 
 
+def test_images_that_are_left_out_need_no_label(tmp_path):
+    folder = write_voc(tmp_path)
+    (folder / "SegmentationClass" / f"{TRAIN[0]}.png").unlink()
+    with pytest.raises(ValueError, match="labels of SegmentationClass are missing, 1 of 2"):
+        load_voc(tmp_path, "train")
+    assert load_voc(tmp_path, "train", only_ids={TRAIN[1], "elsewhere"})["id"] == [TRAIN[1]]
+
+
 def test_what_is_missing_is_named(tmp_path):
     folder = write_voc(tmp_path)
     with pytest.raises(ValueError, match="'training' has no file .*there are: train, trainval, val"):
