@@ -49,7 +49,7 @@ def parse(
         wants_help = given.pop("help", False)
         from_file = _read_yaml(given.pop("config")) if "config" in given else {}
         name = given.get("objective", from_file.get("objective", default_objective))
-        if name not in OBJECTIVES:
+        if not isinstance(name, str) or name not in OBJECTIVES:
             raise ValueError(
                 f"`objective` must be one of {', '.join(OBJECTIVES)}, got {name!r}.{_nearest(name, OBJECTIVES)}"
             )
@@ -58,7 +58,7 @@ def parse(
         if wants_help:
             print(_help(settings_class, name, description, defaults))
             sys.exit(0)
-        if from_file.get("objective", name) != name:
+        if from_file.get("objective", name) != name and isinstance(from_file["objective"], str):
             from_file = _without_foreign_fields(from_file, name)
         values = {**defaults, **from_file, **given}
         values.pop("objective", None)
@@ -136,13 +136,26 @@ def _read_yaml(path: Any) -> dict[str, Any]:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"cannot read `--config {path}`: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or a date like 2026-99-99
         raise ValueError(f"`--config {path}` is no valid YAML: {error}") from error
+    if _size(values, {}) > 100_000:
+        raise ValueError(f"`--config {path}` refers to itself again and again, as no settings do.")
     if values is None:
         return {}
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ValueError(f"`--config {path}` must hold `field: value` lines, found a {type(values).__name__}.")
     return values
+
+
+def _size(value: Any, known: dict[int, float]) -> float:
+    """How many values there are when every alias is written out; infinite where one holds itself."""
+    if not isinstance(value, list | dict):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = float("inf")
+        items = value if isinstance(value, list) else [*value.keys(), *value.values()]
+        known[id(value)] = 1 + sum(_size(item, known) for item in items)
+    return known[id(value)]
 
 
 def _convert(name: str, value: Any, expected: Any) -> Any:
@@ -180,7 +193,7 @@ def _to_int(value):
 def _to_float(value):
     try:  # YAML reads 1e-3 as text
         return None if isinstance(value, bool | list) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
 
 
@@ -193,13 +206,13 @@ def _to_dict(value):
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             return None
     return value if isinstance(value, dict) else None
 
 
 def _nearest(name: str, known) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
+    close = difflib.get_close_matches(str(name), list(known), n=1)
     return f" Did you mean `{close[0]}`?" if close else " `--help` lists them."
 
 

@@ -134,7 +134,7 @@ def read_class_names(given, *, default: Sequence[Path] = ()) -> tuple[str, ...] 
         where = str(given)
         try:
             given = json.loads(Path(given).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ValueError(
                 f"Cannot read class names from {where}: {error}. Expected a JSON list or mapping."
             ) from error
@@ -222,7 +222,11 @@ def _listed_pairs(
     folder: Path, with_labels: bool, only_ids: Collection[str] | None
 ) -> list[tuple[str, Path, Path | None]]:
     pairs = []
-    for number, line in enumerate((folder / METADATA).read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        lines = (folder / METADATA).read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{folder / METADATA} is no UTF-8 text: {error}.") from error
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         where = f"{folder / METADATA}, line {number}"
@@ -234,7 +238,7 @@ def _listed_pairs(
             mask = row["mask_file_name"] if with_labels else ""
             if not isinstance(image, str) or not isinstance(mask, str):
                 raise TypeError("a file name is no text")
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             wanted = '{"file_name": ..., "mask_file_name": ...}' if with_labels else '{"file_name": ...}'
             raise ValueError(f"{where}: expected {wanted}, found {line[:80]!r} ({error}).") from error
         path = _inside(folder, image, where)
@@ -249,7 +253,10 @@ def _listed_pairs(
 
 
 def _inside(folder: Path, name: str, where: str) -> Path:
-    path = (folder / name).resolve()
+    try:
+        path = (folder / name).resolve()
+    except (ValueError, OSError) as error:  # a zero byte, or a name that is too long
+        raise ValueError(f"{where}: {name[:80]!r} is no file name ({error}).") from error
     if not path.is_relative_to(folder.resolve()):
         raise ValueError(f"{where}: {name!r} leads out of {folder}.")
     if not path.is_file():

@@ -92,7 +92,7 @@ class LabelEncoding:
         """
         try:
             value = json.loads(getattr(feature, "id", None) or "")
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
         if not isinstance(value, dict) or _KEY not in value:
             return None

@@ -7,6 +7,7 @@ may differ by a bit from PIL's, but a PNG with one wrong byte ends the process (
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zlib
 from collections.abc import Iterator
@@ -101,10 +102,9 @@ def _bytes_of(value: Any, name: str, what: str) -> tuple[bytes | None, str]:
     if data is None:
         try:
             data = _read(path)
-        except OSError as error:
-            raise ValueError(
-                f"Cannot read {where}, the {what}: {error.strerror or error}. Restore the file or drop the row."
-            ) from error
+        except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
+            said = getattr(error, "strerror", None) or error
+            raise ValueError(f"Cannot read {where}, the {what}: {said}. Restore the file or drop the row.") from error
     if not data:
         raise ValueError(f"{where}, the {what}, is empty: 0 bytes. Restore the file or drop the row.")
     return data, where
@@ -116,6 +116,8 @@ def _read(path: str) -> bytes:
 
         with xopen(path, "rb") as file:
             return file.read()
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for, a device has no end
+        raise OSError("it is a folder, a pipe or a device, no regular file")
     with open(path, "rb") as file:
         return file.read()
 

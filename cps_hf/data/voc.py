@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import sys
 from collections.abc import Collection
 from pathlib import Path
@@ -126,7 +127,18 @@ def load_voc(
 
 
 def _read_ids(listing: Path) -> list[str]:
-    return [line.split()[0] for line in listing.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        lines = listing.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{listing} is no list of image names in UTF-8 text: {error}.") from error
+    ids = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            name = line.split()[0]
+            if not re.fullmatch(r"[\w.-]+", name) or name.startswith("."):  # nor does any lead out of its folder
+                raise ValueError(f"{listing}, line {number}: {line[:80]!r} is no name of an image like 2007_000032.")
+            ids.append(name)
+    return ids
 
 
 def _require_files(paths: list[Path], what: str) -> None:
