@@ -109,7 +109,7 @@ class Measuring(TrainerCallback):
         trainer._fetch = parts.timed("data wait", trainer._fetch)
         batches.to_device = parts.timed("transfer", batches.to_device)
         batches.share_counts = parts.timed("counts", batches.share_counts)
-        trainer._check_and_clip = parts.timed("check and clip", trainer._check_and_clip)
+        trainer.guard.judge = parts.timed("check and clip", trainer.guard.judge)
         trainer._log_evaluate_save = parts.timed("logging", trainer._log_evaluate_save)
         trainer.accelerator.backward = parts.timed("backward", trainer.accelerator.backward)
         for owner, name in ((trainer.optimizer, "step"), (trainer.optimizer, "zero_grad")):

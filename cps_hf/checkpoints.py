@@ -20,8 +20,9 @@ logger = logging.getLogger(__name__)
 
 STATE_FILE = "trainer_state.json"
 # What a run writes into its output folder, and so what `--overwrite_output_dir` may remove: nothing else.
-RUN_FILES = ("config.yaml", "metrics.jsonl", "results.json", "bad_samples.jsonl")
-RUN_FOLDERS = ("best", "teacher", "pictures", "branch_*", "checkpoint-*", "tmp-*")
+MARKER = "preempted.json"  # a signal stopped the run: it is to go on
+RUN_FILES = (MARKER, "config.yaml", "metrics.jsonl", "results.json", "bad_samples.jsonl")
+RUN_FOLDERS = ("best", "teacher", "pictures", "branch_*", "checkpoint-*", "bad_batch-*", "tmp-*")
 
 
 def check_output_dir(output_dir: str, *, overwrite: bool, resuming: bool) -> None:
@@ -53,6 +54,7 @@ def prepare_output_dir(output_dir: str, *, resuming: bool) -> None:
     if not resuming:
         for path in _run_paths(Path(output_dir)):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (Path(output_dir) / MARKER).unlink(missing_ok=True)
     Path(output_dir).mkdir(parents=True, exist_ok=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -24,7 +25,10 @@ class CPSConfig:
         per_device_train_batch_size: labeled images a process and micro-batch.
         per_device_unlabeled_batch_size: unlabeled ones; none: as many as labeled ones.
         gradient_accumulation_steps: micro-batches an optimizer step.
+        auto_find_batch_size: where a batch does not fit into memory, halve it and double the accumulation until it
+            does, before the first step; the global batch stays.
         num_processes: how many processes there must be; any other count is an error. None: any.
+        ddp_timeout: seconds that a process waits for the others before it ends with an error.
 
     Optimizer and schedule
         optim: "sgd" or "adamw".
@@ -42,6 +46,7 @@ class CPSConfig:
         lr_scheduler_type: any of transformers' schedules; "polynomial" is (1 - step / max_steps) ** power.
         lr_scheduler_kwargs: the schedule's own arguments, as JSON on the command line.
         warmup_steps: steps of linear warm-up.
+        max_skipped_steps: leave out so many steps whose loss or gradient is not finite; one more is an error.
 
     Augmentation
         crop_size: height and width in pixels; one number: both.
@@ -108,6 +113,7 @@ class CPSConfig:
 
     Machine
         seed: of everything random.
+        full_determinism: deterministic algorithms on GPUs too, at a cost in speed (docs/determinism.md).
         mixed_precision: "no", "bf16" or "fp16"; none: what `accelerate launch` was told.
         dataloader_num_workers: worker processes a stream.
         dataloader_prefetch_factor: batches each worker prepares ahead.
@@ -133,7 +139,9 @@ class CPSConfig:
     per_device_train_batch_size: int = 8
     per_device_unlabeled_batch_size: int | None = None
     gradient_accumulation_steps: int = 1
+    auto_find_batch_size: bool = False
     num_processes: int | None = None
+    ddp_timeout: int = 1800
 
     optim: str = "sgd"
     optim_fused: bool = True
@@ -150,6 +158,7 @@ class CPSConfig:
     lr_scheduler_type: str = "polynomial"
     lr_scheduler_kwargs: dict[str, Any] = field(default_factory=dict)
     warmup_steps: int = 0
+    max_skipped_steps: int = 0
 
     crop_size: list[int] = field(default_factory=lambda: [512, 512])
     random_scale: list[float] = field(default_factory=lambda: [0.5, 0.75, 1.0, 1.5, 1.75, 2.0])
@@ -205,6 +214,7 @@ class CPSConfig:
     push_pictures: bool = False
 
     seed: int = 42
+    full_determinism: bool = False
     mixed_precision: str | None = None
     dataloader_num_workers: int = 2
     dataloader_prefetch_factor: int = 2
@@ -248,6 +258,9 @@ class CPSConfig:
         window = self.eval_crop_size or self.crop_size
         if self.eval_stride is not None and (self.eval_stride[0] > window[0] or self.eval_stride[1] > window[1]):
             raise ValueError(f"`eval_stride` {self.eval_stride} exceeds the window {window}: pixels would be missed.")
+        for name, value in vars(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"`{name}` must be a finite number, got {value}.")
         for name in ("image_mean", "image_std"):
             if len(getattr(self, name)) != 3:
                 raise ValueError(f"`{name}` must be three numbers, one a colour, got {getattr(self, name)}.")
@@ -286,6 +299,7 @@ _AT_LEAST = {
     "per_device_eval_batch_size": 1,
     "gradient_accumulation_steps": 1,
     "num_processes": 1,
+    "ddp_timeout": 1,
     "num_branches": 1,
     "learning_rate": 0,
     "head_learning_rate_factor": 0,
@@ -294,6 +308,7 @@ _AT_LEAST = {
     "adam_epsilon": 0,
     "max_grad_norm": 0,
     "warmup_steps": 0,
+    "max_skipped_steps": 0,
     "eval_steps": 1,
     "agreement_images": 0,
     "logging_steps": 1,

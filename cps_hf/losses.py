@@ -45,8 +45,9 @@ def pixel_cross_entropy(
         target = target.masked_fill(~valid, ignore_index)
 
     def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-        logits = at_least_float32(logits)
-        return F.cross_entropy(logits, target, weight=class_weights, ignore_index=ignore_index, reduction="sum")
+        # Summed apart: on a GPU the loss's own sum adds in no fixed order (docs/determinism.md).
+        options = {"weight": class_weights, "ignore_index": ignore_index, "reduction": "none"}
+        return F.cross_entropy(at_least_float32(logits), target, **options).sum()
 
     total = sum_over_pixels(cross_entropy, logits, target)
     if count is None:
@@ -81,7 +82,8 @@ def ohem_cross_entropy(
         return torch.exp(-losses)
 
     true_class_probs = map_over_pixels(true_class_probability, logits, labels).masked_fill(~labeled, 1.0)
-    p_k = true_class_probs.flatten().kthvalue(min(min_kept, labels.numel())).values
+    smallest = true_class_probs.flatten().topk(min(min_kept, labels.numel()), largest=False, sorted=False).values
+    p_k = smallest.max()  # as kthvalue, which has no deterministic form on a GPU
     # Kept on the device: reading the number of labeled pixels here would make the host wait.
     bound = torch.where(labeled.sum() < min_kept, torch.inf, p_k.clamp(min=threshold))
     kept = labeled & (true_class_probs <= bound)

@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from . import health
 from .ema import make_teacher
 from .modeling.branches import Branch
 from .objectives import Objective, ObjectiveOutput
@@ -41,7 +42,9 @@ class TrainingModule(nn.Module):
         return self
 
     def forward(self, labeled: dict, unlabeled: dict | None, progress: Tensor) -> ObjectiveOutput:
-        return self.objective(self.branches, labeled, unlabeled, teacher=self.teacher, progress=progress)
+        branches = health.watch(self.branches, labeled)
+        output = self.objective(branches, labeled, unlabeled, teacher=self.teacher, progress=progress)
+        return health.with_one_class(output, branches)
 
     def share_buffers(self, accelerator: Accelerator) -> None:
         """Batch norm's running statistics differ between processes after a step: take the main process's."""

@@ -86,10 +86,14 @@ class Averages:
         """This step's values, averaged over all processes: one all-reduce and one transfer to the host."""
         means = accelerator.reduce(torch.stack([*self._step.values()]), "mean")
         values = dict(zip(self._step, means.tolist(), strict=True))
+        self._step = {}
+        return values
+
+    def keep(self, values: Mapping[str, float]) -> None:
+        """Let a step's values count."""
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
-        self._step, self.steps = {}, self.steps + 1
-        return values
+        self.steps += 1
 
     def read(self) -> dict[str, float]:
         """The means over the steps since the last reading."""

@@ -39,6 +39,7 @@ def _state_of(trainer: Any) -> dict[str, Any]:
         "scheduler": trainer.lr_scheduler.state_dict(),
         "averages": trainer.averages.state(),
         "stopwatch": trainer.stopwatch.total,
+        "skipped_steps": trainer.guard.skipped_steps,
         "scores": trainer.scores,
         "best": trainer.best,
         "best_metric": trainer.state.best_metric,
@@ -62,6 +63,7 @@ def load_checkpoint(trainer: Any, checkpoint: Path, state: dict[str, Any]) -> No
     trainer.lr_scheduler.load_state_dict(state["scheduler"])
     trainer.averages.load(state["averages"])
     trainer.stopwatch.total = state["stopwatch"]
+    trainer.guard.skipped_steps = state["skipped_steps"]
     trainer.scores, trainer.best, trainer.agreement = state["scores"], state["best"], state["agreement"]
     trainer.state.global_step = trainer.first_step = state["step"]
     trainer.state.best_metric, trainer.state.best_global_step = state["best_metric"], state["best"].get("step")

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin, set_seed
+from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, set_seed
 from torch import Tensor, nn
 from transformers.trainer_callback import (
     CallbackHandler,
@@ -21,11 +21,13 @@ from transformers.trainer_callback import (
     TrainerState,
 )
 
-from . import assembly, batches, checkpoints, cli, pictures, pushing, results, resuming
+from . import assembly, batches, checkpoints, cli, failures, memory, pictures, pushing, results, resuming, signals
 from .config import CPSConfig
 from .data.streams import TrainStream
+from .determinism import deterministic_algorithms
 from .ema import update_teacher
 from .evaluation import Judge
+from .health import CollapseWatch, Guard, MicroBatch
 from .module import TrainingModule
 from .objectives import CrossPseudoSupervision, Objective, ObjectiveOutput
 from .reporting import Averages, RunLog, Stopwatch
@@ -79,6 +81,7 @@ class CPSTrainer:
             ),
             mixed_precision=args.mixed_precision,
             log_with=args.report_to or None,
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=args.ddp_timeout))],
             project_dir=args.output_dir,
         )
         assembly.check_launch(self.accelerator, args)
@@ -118,6 +121,9 @@ class CPSTrainer:
             is_world_process_zero=self.accelerator.is_main_process,
         )
         self.averages = Averages()
+        self.guard = Guard(self.accelerator, self.module, args)
+        self.collapse = CollapseWatch(args.max_steps)
+        self.signals = signals.StopSignals()
         self.stopwatch = Stopwatch()
         self.scores: dict[str, dict[str, Any]] = {}  # the newest evaluation's, by row
         self.best: dict[str, Any] = {}  # the best evaluation's rows, and its "step" and "branch"
@@ -142,6 +148,9 @@ class CPSTrainer:
         Raises:
             ValueError: the output folder or the checkpoint cannot be used, or a sample cannot be read.
             FloatingPointError: a loss or gradient is not finite; the last checkpoint is whole.
+            torch.OutOfMemoryError: a batch does not fit; it says what to change.
+            ConnectionError: another process ended or does not answer.
+            Preempted: a signal stopped the run, which is saved; uncaught, the program ends with code 85.
         """
         args, accelerator = self.args, self.accelerator
         wanted = args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
@@ -149,6 +158,8 @@ class CPSTrainer:
         # All that can be wrong is found before anything is written.
         checkpoints.check_output_dir(args.output_dir, overwrite=args.overwrite_output_dir, resuming=bool(checkpoint))
         resumed = checkpoints.read_state(checkpoint) if checkpoint else {"streams": {}}
+        if args.auto_find_batch_size:
+            memory.fit_batch(self)
         labeled, unlabeled = assembly.train_streams(
             args,
             accelerator,
@@ -176,7 +187,8 @@ class CPSTrainer:
             show_bar=not args.disable_tqdm,
         )
         try:
-            self._loop(labeled, unlabeled)
+            with deterministic_algorithms(args.full_determinism), self.signals, failures.explained(self):
+                self._loop(labeled, unlabeled)
             pictures.after_training(self)
         finally:
             self.run_log.bar.close()
@@ -206,81 +218,62 @@ class CPSTrainer:
             micro_batches = [
                 self._fetch(labeled_batches, unlabeled_batches) for _ in range(args.gradient_accumulation_steps)
             ]
-            batches.share_counts(micro_batches, accelerator)
+            batches.share_counts([batch[:2] for batch in micro_batches], accelerator)
             self._progress.fill_(state.global_step / args.max_steps)
-            for labeled_batch, unlabeled_batch in micro_batches:
-                with accelerator.accumulate(self.prepared):
-                    # forward
-                    output = self.prepared(labeled_batch, unlabeled_batch, self._progress)
-                    # backward (Accelerate divides by the accumulation steps)
-                    accelerator.backward(output.loss)
-                    share = 1 / args.gradient_accumulation_steps
-                    self.averages.add({"loss": output.loss, **output.logs}, share)
+            self.guard.before_step()
+            # forward, backward
+            outputs = [self._forward_backward(batch) for batch in micro_batches]
             # stop if not finite, clip
-            self._check_and_clip(output)
-            # step
-            self.optimizer.step()
+            verdict = self.guard.judge(self.optimizer, self.averages, told_to_stop=bool(self.signals.received))
+            if verdict.finite:
+                # step
+                self.optimizer.step()
+            else:
+                self.guard.refuse(state.global_step + 1, verdict, micro_batches, outputs)
             self.lr_scheduler.step()
             self.optimizer.zero_grad()
             state.global_step += 1
             # teacher
-            if self.module.teacher is not None:
+            if verdict.finite and self.module.teacher is not None:
                 decay = self.objective.ema_decay(state.global_step)
                 update_teacher(self.module.teacher, self.module.branches[0], decay)
             self.stopwatch.stop(sum(s.shard.global_batch_size for s in self.streams.values()))
             self.run_log.bar.update()
             # log, evaluate, save
             self.control = self.callback_handler.on_step_end(args, state, self.control)
+            self.control.should_save |= verdict.stop
             self._log_evaluate_save()
+            if verdict.stop and not self.control.should_training_stop:
+                signals.leave(self)
         self.control = self.callback_handler.on_train_end(args, state, self.control)
 
-    def _fetch(self, labeled: Iterator[dict], unlabeled: Iterator[dict] | None) -> tuple[dict, dict | None]:
+    def _forward_backward(self, batch: MicroBatch) -> ObjectiveOutput:
+        """One micro-batch; gradients add up. (Accelerate divides by the accumulation steps.)"""
+        with self.accelerator.accumulate(self.prepared):
+            output = self.prepared(batch.labeled, batch.unlabeled, self._progress)
+            self.accelerator.backward(output.loss)
+        output = output._replace(loss=output.loss.detach())
+        self.averages.add({"loss": output.loss, **output.logs}, 1 / self.args.gradient_accumulation_steps)
+        return output
+
+    def _fetch(self, labeled: Iterator[dict], unlabeled: Iterator[dict] | None) -> MicroBatch:
         """The next micro-batch on the device, images normalised. Samples that were replaced are written down."""
         fetched = [next(stream) for stream in (labeled, unlabeled) if stream is not None]
         bad_samples = [bad for batch in fetched for bad in batch["bad_samples"]]
         if bad_samples:
             self.run_log.write_bad_samples(bad_samples, self.state.global_step + 1)
         on_device = [batches.to_device(batch, self.device, self.image_mean, self.image_std) for batch in fetched]
-        return on_device[0], on_device[1] if unlabeled is not None else None
-
-    def _check_and_clip(self, output: ObjectiveOutput) -> None:
-        """Clip each branch's gradient; refuse to step on numbers that are not finite. The step's one host read.
-
-        Raises:
-            FloatingPointError: on all processes. (With fp16 an infinite gradient is the scaler's to skip.)
-        """
-        scaled = self.accelerator.scaler is not None
-        self.accelerator.unscale_gradients(self.optimizer)
-        norms = []
-        for branch in self.module.branches:
-            parameters = [p for p in branch.parameters() if p.grad is not None]
-            norm = nn.utils.get_total_norm([p.grad for p in parameters])
-            if self.args.max_grad_norm is not None:
-                nn.utils.clip_grads_with_norm_(parameters, self.args.max_grad_norm, norm)
-            norms.append(norm)
-        self.averages.add({f"grad_norm_branch_{i}": norm for i, norm in enumerate(norms)})
-        seen = self.averages.end_step(self.accelerator)
-        broken = [f"branch {i}" for i in range(len(norms)) if not math.isfinite(seen[f"grad_norm_branch_{i}"])]
-        if not math.isfinite(seen["loss"]) or (broken and not scaled):
-            parts = ", ".join(f"{name} {value.item():.4g}" for name, value in output.logs.items())
-            raise FloatingPointError(
-                f"Step {self.state.global_step + 1}: "
-                + (f"the gradient of {' and '.join(broken)} is not finite" if broken else "the loss is not finite")
-                + f" (loss {output.loss.item():.4g}; {parts}). Nothing was updated. Lower `learning_rate`, set "
-                "`max_grad_norm`, or use bf16 in place of fp16; the newest checkpoint is whole: "
-                f"{checkpoints.newest_checkpoint(self.args.output_dir) or 'there is none yet'}."
-            )
+        ids = {kind: batch["ids"] for kind, batch in zip(("labeled", "unlabeled"), fetched, strict=False)}
+        return MicroBatch(on_device[0], on_device[1] if unlabeled is not None else None, ids)
 
     def _log_evaluate_save(self) -> None:
         args, state = self.args, self.state
         if self.control.should_log:
-            self.log(
-                {
-                    **self.averages.read(),
-                    "learning_rate": self.optimizer.param_groups[0]["lr"],
-                    "images_per_second": self.stopwatch.read(),
-                }
-            )
+            means = self.averages.read()
+            self.collapse.take(means, state.global_step)
+            means |= {"skipped_steps": self.guard.skipped_steps} if args.max_skipped_steps else {}
+            means["learning_rate"] = self.optimizer.param_groups[0]["lr"]
+            self.log({**means, "images_per_second": self.stopwatch.read()})
         if self.control.should_evaluate or self.control.should_training_stop:
             self.evaluate()
             self._keep_best()

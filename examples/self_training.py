@@ -49,10 +49,10 @@ def main(argv: list[str] | None = None) -> dict:
     args, objective = train_cps.parse(
         argv, SelfTrainingArguments, default_objective="supervised", description=description
     )
-    is_main = train_cps.join_processes()
+    is_main = train_cps.join_processes(args.ddp_timeout)
     try:
         results, names = train_in_stages(args, objective)
-    except (ValueError, ConnectionError) as error:  # what a user can mend: one line, no traceback
+    except train_cps.MENDABLE as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     if is_main:

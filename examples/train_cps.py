@@ -25,12 +25,14 @@ import logging
 import os
 import sys
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from datasets import concatenate_datasets
+from torch import OutOfMemoryError
 from transformers import ResNetConfig, UperNetConfig
 from transformers.utils import logging as transformers_logging
 
@@ -104,6 +106,9 @@ DEFAULTS = {
     "cps": {"weight": 0.5, "ramp_up": 0.3, "class_balance": 0.5},
 }
 
+MENDABLE = (ValueError, ConnectionError, FloatingPointError, OutOfMemoryError)
+"""What a user can mend is one line, no traceback."""
+
 
 def load_data(args: TrainArguments):
     """(labeled, unlabeled, evaluation set, partition or None)."""
@@ -145,7 +150,7 @@ def small_model() -> UperNetConfig:
 
 def main(argv: list[str] | None = None) -> dict:
     args, objective = parse(argv)
-    is_main = join_processes()
+    is_main = join_processes(args.ddp_timeout)
     try:
         if args.smoke:
             from smoke import shrink  # the file beside this one
@@ -153,7 +158,7 @@ def main(argv: list[str] | None = None) -> dict:
             args, objective = shrink(args, objective)
         trainer, args = build(args, objective)
         results = trainer.train()
-    except (ValueError, ConnectionError, FloatingPointError) as error:  # what a user can mend: no traceback
+    except MENDABLE as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     if is_main:
@@ -161,10 +166,11 @@ def main(argv: list[str] | None = None) -> dict:
     return results
 
 
-def join_processes() -> bool:
+def join_processes(ddp_timeout: int) -> bool:
     """Find the other processes, quiet what is noisy; whether this one is the main one."""
+    timeout = timedelta(seconds=ddp_timeout)
     # Before the trainer makes its Accelerator, and as that will: CPU processes find each other only when told so.
-    is_main = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).is_main_process
+    is_main = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=timeout).is_main_process
     logging.basicConfig(level=logging.INFO if is_main else logging.ERROR, format="%(message)s")
     for noisy in ("httpx", "accelerate"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -18,6 +18,7 @@ from .labels import LabelEncoding
 from .order import IterableReader, MapReader, Plan, Shard, Source, require_a_batch, seeded_generator
 from .reading import read_sample
 from .transforms import IGNORE_INDEX, Augmentation, labeled_sample, unlabeled_views
+from .workers import outlive_signals
 
 MAX_ATTEMPTS = 10  # replacements for one bad sample before giving up
 NUM_SPARES = 32  # rows of a streamed data set that stand in for bad ones
@@ -96,6 +97,7 @@ class TrainStream:
             prefetch_factor=prefetch_factor if num_workers else None,
             pin_memory=pin_memory,
             generator=torch.Generator().manual_seed(seed),  # else the loader draws from the global generator
+            worker_init_fn=outlive_signals,
         )
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -317,6 +319,7 @@ class EvaluationStream:
             collate_fn=list,
             num_workers=num_workers,
             generator=torch.Generator(),
+            worker_init_fn=outlive_signals,
         )
 
     def __iter__(self) -> Iterator[list[dict[str, Any] | Exception]]:
