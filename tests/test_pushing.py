@@ -44,13 +44,13 @@ def settings(tmp_path, **fields):
     return CPSConfig(**(values | fields))
 
 
-def trainer_for(tmp_path, callbacks=None, evaluate=True, **fields):
+def trainer_for(tmp_path, callbacks=None, **fields):
     return CPSTrainer(
         toy_models(),
         settings(tmp_path, **fields),
         train_dataset=write_world(tmp_path / "labeled", SIZES),
         unlabeled_dataset=write_world(tmp_path / "unlabeled", SIZES, first=50, labels=False),
-        eval_dataset=write_world(tmp_path / "eval", SIZES, first=90) if evaluate else None,
+        eval_dataset=write_world(tmp_path / "eval", SIZES, first=90),
         callbacks=callbacks,
     )
 
@@ -105,8 +105,9 @@ def test_a_run_pushes_at_its_saves_and_at_its_end_and_keeps_the_token_to_itself(
 @pytest.mark.slow
 def test_a_run_whose_push_fails_ends_well_and_says_how_to_push_later(hub, tmp_path, caplog):
     hub.faults = [Fault("POST .*/commit/", 403, times=9)]
-    results = trainer_for(tmp_path, max_steps=1, evaluate=False).train()
-    best = tmp_path / "out" / "branch_0"
+    results = trainer_for(tmp_path, max_steps=1, push_pictures=True).train()
+    best = tmp_path / "out" / "best"
+    assert "](<predictions.png>)" in (best / "README.md").read_text() and (best / "predictions.png").is_file()
     assert results["steps"] == 1 and (tmp_path / "out" / "results.json").is_file() and best.is_dir()
     (warning,) = [r.getMessage() for r in caplog.records if "To push it later" in r.getMessage()]
     assert "403" in warning and "tmp-push" not in warning and hub.titles("me/x") == []

@@ -57,6 +57,8 @@ def test_cityscapes_in_the_official_layout(script, streets, tmp_path, capsys):
         "AutoModelForSemanticSegmentation",
     ):
         assert said in out
+    card = (tmp_path / "out" / "best" / "README.md").read_text(encoding="utf-8")
+    assert "](<predictions.png>)" in card, "of drawn scenes, which may leave the machine"
     assert results["partition"]["name"] and len(results["partition"]["sha256"]) == 64
     config = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())
     assert config["data_root"] == str(streets) and config["partition"] == "1-4" and config["objective"] == "cps"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -51,6 +52,14 @@ def test_a_scene_depends_on_seed_and_index_alone(draw):
     assert image.dtype == labels.dtype == np.uint8 and image.shape == (*labels.shape, 3)
     for other in (draw(4, seed=1), draw(3, seed=2)):
         assert other[0].shape != image.shape or not np.array_equal(other[0], image)
+
+
+def test_a_file_of_drawn_scenes_is_told_from_others(street_root, object_root, tmp_path):
+    drawn = next(street_root.rglob("*.png"))
+    assert scenes.is_drawn(drawn) and scenes.is_drawn(next(object_root.rglob("*.jpg")))
+    assert not scenes.is_drawn(shutil.copy(drawn, tmp_path))
+    (tmp_path / "manifest.json").write_text('{"name": "of someone else"}')
+    assert not scenes.is_drawn(tmp_path / drawn.name)
 
 
 def test_a_street_has_the_asked_size_odd_ones_included():
