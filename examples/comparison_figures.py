@@ -58,11 +58,15 @@ def draw(
 def scores_figure(records: Sequence[dict[str, Any]], path: Path) -> None:
     """The last step's score with its spread: against the labeled share, or, with one partition, a line a method."""
     shares = {record["partition"]: _labeled_share(records, record["partition"]) for record in records}
+    shares = {partition: share for partition, share in shares.items() if share is not None}
     if len(set(shares.values())) > 1:
         figure = Figure(figsize=(9, 5), dpi=110, layout="constrained")
         axes = figure.subplots()
         for i, name in enumerate(dict.fromkeys(record["row"] for record in records)):
-            own = sorted((shares[r["partition"]], r) for r in records if r["row"] == name)
+            own = [(shares[r["partition"]], r) for r in records if r["row"] == name and r["partition"] in shares]
+            own.sort(key=lambda point: point[0])
+            if not own:
+                continue
             axes.errorbar(
                 [100 * share for share, _ in own],
                 [100 * record["last"] for _, record in own],
