@@ -310,12 +310,16 @@ def curves_figure(
     for axes, (title, some) in zip(grid[:, 0], plots.items(), strict=True):
         drawn = [_curve(axes, records, key, i) for i, key in enumerate(some)]
         axes.set_ylabel(_plain(title))
+        low, high = axes.get_ylim()
+        low = min(0.0, low)  # from zero, or a difference of noise would look like a gain
+        axes.set_ylim(low, high + 0.05 * (high - low))
         axes.grid(color="0.9")
         axes.spines[["top", "right"]].set_visible(False)
         # Not by the lines' own labels, of which matplotlib hides those that start with "_".
         place = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0), "borderaxespad": 0}
         axes.legend(drawn, [_plain(key) for key in some], frameon=False, fontsize=9, **place)
     grid[-1, 0].set_xlabel("step")
+    figure.align_ylabels()
     _write(Path(path), lambda temporary: figure.savefig(temporary, format="png"))
 
 
