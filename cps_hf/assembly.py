@@ -277,8 +277,8 @@ def evenly_spaced(dataset, count: int):
     return dataset.select([i * len(dataset) // count for i in range(count)])
 
 
-def init_trackers(accelerator: Accelerator, args: CPSConfig, objective: Objective) -> None:
-    """Start the trackers.
+def init_trackers(accelerator: Accelerator, args: CPSConfig, objective: Objective, first_step: int) -> None:
+    """Start the trackers. TensorBoard shows what an earlier start logged after `first_step` only once.
 
     Raises:
         ValueError: one that is asked for is not installed; Accelerate would drop it in silence.
@@ -291,7 +291,11 @@ def init_trackers(accelerator: Accelerator, args: CPSConfig, objective: Objectiv
         raise ValueError(f"`report_to`: {', '.join(missing)} cannot be used; install it: `pip install {missing[0]}`.")
     config = {"objective": type(objective).__name__, **dataclasses.asdict(objective), **args.to_dict()}
     plain = {k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in config.items()}
-    accelerator.init_trackers(args.run_name or os.path.basename(os.path.normpath(args.output_dir)), config=plain)
+    accelerator.init_trackers(
+        args.run_name or os.path.basename(os.path.normpath(args.output_dir)),
+        config=plain,
+        init_kwargs={"tensorboard": {"purge_step": first_step + 1 if first_step else 0}},
+    )
 
 
 def versions() -> dict[str, str]:

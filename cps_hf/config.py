@@ -18,7 +18,9 @@ class CPSConfig:
     Output and resuming
         output_dir: where everything is written.
         overwrite_output_dir: start anew in a folder that holds a run, which is removed.
-        resume_from_checkpoint: a checkpoint's folder, or true for the newest one in `output_dir`.
+        resume_from_checkpoint: a checkpoint's folder, true for the newest whole one in `output_dir`, or "auto" for
+            that one or, where there is none, a new run.
+        resume_force: go on although settings, data or models are not those of the checkpoint.
 
     Length and batches
         max_steps: optimizer steps.
@@ -95,7 +97,7 @@ class CPSConfig:
         run_name: the trackers' name of this run; none: the output folder's.
         disable_tqdm: no progress bar.
         save_steps: a checkpoint every so many steps and at the last one; none: at the last one only.
-        save_total_limit: keep only the newest so many checkpoints; none: all.
+        save_total_limit: keep only the newest so many checkpoints, and that of the best step; none: all.
         num_pictures: evaluation images drawn into `output_dir/pictures`; 0: none.
 
     The Hub
@@ -134,6 +136,7 @@ class CPSConfig:
     output_dir: str = "outputs/cps"
     overwrite_output_dir: bool = False
     resume_from_checkpoint: bool | str | None = None
+    resume_force: bool = False
 
     max_steps: int = 40_000
     per_device_train_batch_size: int = 8

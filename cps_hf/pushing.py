@@ -18,7 +18,7 @@ from huggingface_hub import HfApi, get_token
 
 from . import push
 from .card import without_paths
-from .checkpoints import newest_checkpoint
+from .checkpoints import newest_checkpoint, seal
 from .config import CPSConfig
 
 logger = logging.getLogger(__name__)
@@ -185,10 +185,10 @@ def _cut_paths(path: Path) -> None:
             return [cut(item) for item in value]
         return without_paths(value) if isinstance(value, str) else value
 
-    state = json.loads(path.read_text(encoding="utf-8"))
-    state["settings"] = cut(state["settings"])
+    state = cut(json.loads(path.read_text(encoding="utf-8")))
     path.unlink()  # it is a link: writing into it would change the checkpoint
     path.write_text(json.dumps(state, indent=1), encoding="utf-8")
+    seal(path.parent)
 
 
 # What the trainer calls.

@@ -22,16 +22,20 @@ class RunLog:
     """Takes a record a log and gives it to metrics.jsonl, to every tracker and to the progress bar.
 
     Args:
-        first_step: 0, or the step that is resumed from: later lines of metrics.jsonl are taken out.
+        first_step: 0, or the step that is resumed from: later lines of both files are taken out.
     """
 
     def __init__(self, accelerator: Accelerator, output_dir: str, *, max_steps: int, first_step: int, show_bar: bool):
         self.accelerator = accelerator
         self.path = Path(output_dir) / "metrics.jsonl"
-        if accelerator.is_main_process and first_step and self.path.exists():
-            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= first_step]
-            write_atomically(self.path, "".join(kept))
+        self.bad_samples = self.path.with_name("bad_samples.jsonl")
+        if accelerator.is_main_process and first_step:
+            for path in (self.path, self.bad_samples):
+                if path.exists():
+                    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+                    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= first_step]
+                    write_atomically(path, "".join(kept))
+        accelerator.wait_for_everyone()  # before anyone adds a line
         self.bar = tqdm(
             total=max_steps,
             initial=first_step,
@@ -56,7 +60,7 @@ class RunLog:
 
     def write_bad_samples(self, bad_samples: Sequence[Mapping[str, Any]], step: int) -> None:
         """A line a bad sample, by every process: one short append each, so lines do not mix."""
-        with open(self.path.with_name("bad_samples.jsonl"), "a", encoding="utf-8") as file:
+        with open(self.bad_samples, "a", encoding="utf-8") as file:
             file.writelines(json.dumps({"step": step, **bad}) + "\n" for bad in bad_samples)
 
     def show(self, record: Mapping[str, float]) -> None:

@@ -129,6 +129,7 @@ class CPSTrainer:
         self.best: dict[str, Any] = {}  # the best evaluation's rows, and its "step" and "branch"
         self.agreement: dict[str, float] = {}  # "start" and "end"
         self.first_step = 0  # or the step that was resumed from
+        self.fingerprint: dict[str, Any] = {}  # what decides how the run goes on
         self.streams: dict[str, TrainStream] = {}  # "labeled" and, where the objective asks for views, "unlabeled"
         self.run_log: RunLog | None = None
         self.pushes: pushing.BackgroundPushes | None = None  # of the main process, with `push_to_hub`
@@ -140,7 +141,8 @@ class CPSTrainer:
         """Train to `args.max_steps` and export the branches.
 
         Args:
-            resume_from_checkpoint: a checkpoint's folder, or true for the newest one; none: what `args` say.
+            resume_from_checkpoint: a checkpoint's folder, true for the newest whole one, "auto" for that or a new
+                run; none: what `args` say.
 
         Returns:
             What is written to `results.json`.
@@ -154,31 +156,24 @@ class CPSTrainer:
         """
         args, accelerator = self.args, self.accelerator
         wanted = args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
-        checkpoint = checkpoints.resolve_checkpoint(wanted, args.output_dir)
         # All that can be wrong is found before anything is written.
-        checkpoints.check_output_dir(args.output_dir, overwrite=args.overwrite_output_dir, resuming=bool(checkpoint))
-        resumed = checkpoints.read_state(checkpoint) if checkpoint else {"streams": {}}
+        checkpoint, resumed = resuming.find_checkpoint(self, wanted)
         if args.auto_find_batch_size:
             memory.fit_batch(self)
+        sets, starts = (self.train_dataset, self.unlabeled_dataset), resumed["streams"]
         labeled, unlabeled = assembly.train_streams(
-            args,
-            accelerator,
-            self.objective,
-            self.train_dataset,
-            self.unlabeled_dataset,
-            resumed["streams"],
-            num_labels=len(self.id2label),
+            args, accelerator, self.objective, *sets, starts, num_labels=len(self.id2label)
         )
         if self.eval_dataset is not None:
             self.judge.check_first_batch(self.eval_dataset)
         if accelerator.is_main_process:
             self.pushes = pushing.BackgroundPushes(args) if args.push_to_hub else None
-            checkpoints.prepare_output_dir(args.output_dir, resuming=bool(checkpoint))
+            resuming.prepare_output_dir(self, checkpoint, resumed["step"])
             checkpoints.write_atomically(Path(args.output_dir) / "config.yaml", cli.to_yaml(args, self.objective))
         accelerator.wait_for_everyone()
         if checkpoint:
             resuming.load_checkpoint(self, checkpoint, resumed)
-        assembly.init_trackers(accelerator, args, self.objective)
+        assembly.init_trackers(accelerator, args, self.objective, self.state.global_step)
         self.run_log = RunLog(
             accelerator,
             args.output_dir,
@@ -186,6 +181,7 @@ class CPSTrainer:
             first_step=self.state.global_step,
             show_bar=not args.disable_tqdm,
         )
+        self.state.log_history = self.run_log.read()
         try:
             with deterministic_algorithms(args.full_determinism), self.signals, failures.explained(self):
                 self._loop(labeled, unlabeled)
@@ -282,6 +278,10 @@ class CPSTrainer:
             resuming.save_checkpoint(self)
             self.control = self.callback_handler.on_save(args, state, self.control)
             pushing.push_saved(self)
+
+    def next_ids(self, count: int = 20) -> dict[str, list[str]]:
+        """The ids of the next samples of each stream, in the global order over all processes, once training began."""
+        return {name: stream.ids(resuming.position(self, name), count) for name, stream in self.streams.items()}
 
     def log(self, logs: dict[str, float]) -> None:
         """Give named numbers to metrics.jsonl, the trackers, the progress bar and the callbacks."""

@@ -37,6 +37,7 @@ from transformers import ResNetConfig, UperNetConfig
 from transformers.utils import logging as transformers_logging
 
 from cps_hf import CPSConfig, CPSTrainer, Objective, cli
+from cps_hf.checkpoints import CheckpointError
 from cps_hf.data import partition
 from cps_hf.data.named import LOADERS, find_dataset
 from cps_hf.reporting import scores_table
@@ -106,7 +107,7 @@ DEFAULTS = {
     "cps": {"weight": 0.5, "ramp_up": 0.3, "class_balance": 0.5},
 }
 
-MENDABLE = (ValueError, ConnectionError, FloatingPointError, OutOfMemoryError)
+MENDABLE = (ValueError, ConnectionError, FloatingPointError, OutOfMemoryError, CheckpointError)
 """What a user can mend is one line, no traceback."""
 
 

@@ -5,6 +5,7 @@ import logging
 import re
 import shutil
 import time
+from hashlib import sha256
 
 import huggingface_hub
 import pytest
@@ -82,6 +83,11 @@ def test_a_run_pushes_at_its_saves_and_at_its_end_and_keeps_the_token_to_itself(
         state = json.loads(commit.files["last-checkpoint/trainer_state.json"])
         assert state["step"] == step and state["settings"]["output_dir"] == "out"
         assert str(tmp_path) not in b"".join(commit.files.values()).decode(errors="ignore")
+        manifest = json.loads(commit.files["last-checkpoint/manifest.json"])[
+            "files"
+        ]  # of the files as they were pushed
+        found = {name: sha256(commit.files[f"last-checkpoint/{name}"]).hexdigest() for name in manifest}
+        assert found == {name: entry["sha256"] for name, entry in manifest.items()}
     for name in ("model.safetensors", "config.json", "preprocessor_config.json"):
         assert last.files[name] == (out / "best" / name).read_bytes(), name
     assert first.files["model.safetensors"] != last.files["model.safetensors"]
@@ -95,7 +101,7 @@ def test_a_run_pushes_at_its_saves_and_at_its_end_and_keeps_the_token_to_itself(
     assert TOKEN not in caplog.text and TOKEN not in repr(trainer.args)
     assert all(TOKEN.encode() not in data for commit in (first, last) for data in commit.files.values())
     for name in [name for name in last.files if name.startswith("last-checkpoint/")]:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).write_bytes(last.files[name])
     again = {"resume_from_checkpoint": str(tmp_path / "last-checkpoint"), "push_to_hub": False, "max_steps": 4}
     assert trainer_for(tmp_path, output_dir=str(tmp_path / "again"), **again).train()["steps"] == 4

@@ -35,10 +35,12 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class ToyConfig(PreTrainedConfig):
     model_type = "toy_segmentation"
     width: int = 8
+    dropout: float = 0.0
+    norm: bool = False
 
 
 class ToyForSemanticSegmentation(PreTrainedModel):
-    """Two convolutions and no norm: a sample's gradient does not depend on its batch. Logits at stride 2."""
+    """Two convolutions and, unless told so, no norm: a sample's gradient does not depend on its batch. Stride 2."""
 
     config_class = ToyConfig
     main_input_name = "pixel_values"
@@ -46,6 +48,8 @@ class ToyForSemanticSegmentation(PreTrainedModel):
     def __init__(self, config):
         super().__init__(config)
         self.backbone = nn.Conv2d(3, config.width, 3, stride=2, padding=1)
+        self.norm = nn.BatchNorm2d(config.width) if config.norm else nn.Identity()
+        self.dropout = nn.Dropout(config.dropout)
         self.decode_head = nn.Conv2d(config.width, config.num_labels, 3, padding=1)
         self.post_init()
 
@@ -55,16 +59,17 @@ class ToyForSemanticSegmentation(PreTrainedModel):
             nn.init.zeros_(module.bias)
 
     def forward(self, pixel_values, labels=None, **kwargs):
-        return SemanticSegmenterOutput(logits=self.decode_head(torch.tanh(self.backbone(pixel_values))))
+        hidden = self.dropout(torch.tanh(self.norm(self.backbone(pixel_values))))
+        return SemanticSegmenterOutput(logits=self.decode_head(hidden))
 
 
-def toy_models(count=2, num_labels=3, seed=0):
+def toy_models(count=2, num_labels=3, seed=0, **config):
     models = []
     for i in range(count):
         with torch.random.fork_rng():
             torch.manual_seed(seed + i)
             id2label = {k: ID2LABEL.get(k, f"class {k}") for k in range(num_labels)}
-            models.append(ToyForSemanticSegmentation(ToyConfig(id2label=id2label)))
+            models.append(ToyForSemanticSegmentation(ToyConfig(id2label=id2label, **config)))
     return models
 
 

@@ -76,6 +76,7 @@ class MapReader:
 
     def __init__(self, dataset: Dataset, seed: int, stream: str, *, reshuffle: bool = True):
         self.length = len(dataset)
+        self._ids = dataset.select_columns(["id"])  # to name a row without reading its image
         self.seed, self.stream, self.reshuffle = seed, stream, reshuffle
         self._permutations: dict[int, Tensor] = {}
 
@@ -91,6 +92,10 @@ class MapReader:
     def plans(self, positions_and_partners: Iterator[tuple[range, list[int]]]) -> Iterator[Plan]:
         for positions, partners in positions_and_partners:
             yield Plan([(p, self.source_at(p)) for p in positions], [(p, self.source_at(p)) for p in partners])
+
+    def rows(self, start: int, count: int) -> list[dict[str, Any]]:
+        """The ids of the rows at `count` positions."""
+        return [self._ids[self.source_at(position)] for position in range(start, start + count)]
 
     def spares(self, count: int) -> list[Source]:
         """What may stand in for samples that cannot be read: any."""
@@ -183,6 +188,10 @@ class IterableReader:
             yield Plan([(p, rows[p]) for p in positions], [(p, rows[p]) for p in partners])
             # The next batch's first sample may have its partner just before it, hence one position of grace.
             rows = {p: row for p, row in rows.items() if p >= positions[-1]}
+
+    def rows(self, start: int, count: int) -> list[dict[str, Any]]:
+        """The rows at `count` positions, read anew."""
+        return list(itertools.islice(self.rows_from(start), count))
 
     def spares(self, count: int) -> list[Source]:
         """What may stand in for samples that cannot be read: the first rows of the first pass."""

@@ -119,6 +119,10 @@ class TrainStream:
         """What each micro-batch is made of, without end."""
         return self.reader.plans(self._positions())
 
+    def ids(self, start: int, count: int) -> list[str]:
+        """What stands at the positions `start`, ... `start + count - 1` of the global order, all processes' shares."""
+        return [id_of(row) for row in self.reader.rows(start, count)]
+
     def state(self) -> dict[str, Any]:
         """What a resumed stream needs beside its position."""
         return {"length": self.reader.length}
