@@ -1,0 +1,263 @@
+"""What a step costs, for each objective and each recipe: passes, FLOPs, bytes; and what that comes to on a GPU.
+
+    python benchmarks/cost.py --output benchmarks/cost.md
+        a few minutes on a CPU: every number of the first two tables is counted, on tensors without data.
+
+    python benchmarks/cost.py --efficiency 0.42
+        hours by the share of a GPU's peak that you measured; without it, those of an assumed share.
+
+FLOPs are those of convolutions and matrix products, forward and backward, by torch's own counter. Activations are the
+bytes that autograd keeps until the backward pass, each storage once, with bfloat16 networks and float32 losses.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig, AutoModelForSemanticSegmentation, PreTrainedConfig, SegformerConfig
+
+from cps_hf import OBJECTIVES, CPSConfig, Objective, cli
+from cps_hf.assembly import versions
+from cps_hf.module import TrainingModule
+
+HERE = Path(__file__).parent
+CONFIGS = HERE.parent / "examples" / "configs"
+GPUS = {"H200": 989e12, "A100": 312e12, "RTX 4090": 165e12}  # dense bfloat16 with float32 sums, by their data sheets
+CLASSES = {"voc": 21, "cityscapes": 19}
+# What recipes name by a Hub id, since nothing is asked of the Hub here.
+HUB_CONFIGS = {
+    "nvidia/mit-b2": SegformerConfig(depths=[3, 4, 6, 3], hidden_sizes=[64, 128, 320, 512], decoder_hidden_size=768)
+}
+
+
+@dataclass
+class Cost:
+    """Of one process and micro-batch.
+
+    Args:
+        with_grad, without_grad: forward passes of a branch (or the teacher).
+        flops: forward and backward. parameters: of all branches. activations: bytes kept for the backward pass.
+    """
+
+    with_grad: int
+    without_grad: int
+    flops: float
+    parameters: int
+    activations: int
+
+    def memory(self, optim: str) -> int:
+        """Bytes: float32 weights, gradients and optimizer states, a bfloat16 copy of the weights, activations."""
+        states = {"sgd": 1, "adamw": 2}["adamw" if "adamw" in optim else "sgd"]
+        return self.parameters * (4 + 4 + 4 * states + 2) + self.activations
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("--efficiency", type=float, help="the share of the GPU's peak FLOPs that was measured")
+    parser.add_argument("--pairs", type=int, default=5, help="timed steps an objective of the check on this CPU")
+    parser.add_argument("--output", type=Path, help="write the page there instead of printing it")
+    options = parser.parse_args(argv)
+    page = "\n".join([*head(options), *objectives_table(), *recipes_table(options), *check_table(options.pairs)])
+    if options.output:
+        options.output.write_text(page + "\n", encoding="utf-8")
+    else:
+        print(page)
+
+
+def head(options: argparse.Namespace) -> list[str]:
+    used = ", ".join(f"{name} {version}" for name, version in versions().items() if name in ("torch", "transformers"))
+    return [
+        "# What training costs",
+        "",
+        f"Made by `python benchmarks/cost.py`, {datetime.date.today()}, {used}. Passes, FLOPs and bytes are counted;",
+        "hours are computed from them"
+        + (
+            f" with a measured share of {options.efficiency:.0%} of the GPU's peak."
+            if options.efficiency
+            else ", with an **assumed** share of 30 % of the GPU's peak: no GPU was measured. Pass `--efficiency`."
+        ),
+        "",
+    ]
+
+
+def cost_of(configs: Sequence[PreTrainedConfig], objective: Objective, args: CPSConfig) -> Cost:
+    """Count one micro-batch on tensors that have shapes and no data."""
+    with torch.device("meta"):
+        models = [AutoModelForSemanticSegmentation.from_config(config).to(torch.bfloat16) for config in configs]
+        module = TrainingModule(models[:1] if objective.teacher else models, objective).train()
+        batches = make_batches(objective, args, torch.bfloat16)
+        progress = torch.zeros(())
+    calls, kept = {True: 0, False: 0}, {}
+
+    def count_call(*_):
+        calls[torch.is_grad_enabled()] += 1
+
+    def keep(tensor):
+        if not isinstance(tensor, nn.Parameter):
+            kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage()  # held, so that no address comes twice
+        return tensor
+
+    for branch in [*module.branches, *([module.teacher] if module.teacher is not None else [])]:
+        branch.register_forward_pre_hook(count_call)
+    with FlopCounterMode(display=False) as counter:
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = module(*batches, progress).loss
+        loss.backward()
+    own = {parameter.untyped_storage()._cdata for parameter in module.parameters()}
+    return Cost(
+        with_grad=calls[True],
+        without_grad=calls[False],
+        flops=counter.get_total_flops(),
+        parameters=sum(p.numel() for p in module.branches.parameters()),
+        activations=sum(storage.nbytes() for address, storage in kept.items() if address not in own),
+    )
+
+
+def make_batches(objective: Objective, args: CPSConfig, dtype: torch.dtype) -> tuple[dict, dict | None]:
+    """A labeled and an unlabeled micro-batch as the trainer would pass them, on the default device."""
+    height, width = args.crop_size
+
+    def images(count):
+        return torch.rand(count, 3, height, width, dtype=dtype)
+
+    def marks(count):
+        return torch.ones(count, height, width, dtype=torch.bool)
+
+    size = args.per_device_train_batch_size
+    labels = torch.zeros(size, height, width, dtype=torch.long)
+    pixels = torch.tensor(float(size * height * width))
+    labeled = {"pixel_values": images(size), "labels": labels, "valid": marks(size)}
+    labeled |= {"num_labels": pixels, "num_pixels": pixels}
+    if not objective.views:
+        return labeled, None
+    size = args.unlabeled_batch_size
+    unlabeled = {"valid": marks(size), "num_pixels": torch.tensor(float(size * height * width))}
+    for view in objective.views:
+        unlabeled[view] = marks(size) if "mask" in view else images(size)
+        if "mask" in view:  # half an image, so that a check on real tensors mixes
+            unlabeled[view][:, : height // 2] = False
+    if size % 2:  # the neighbour's images are sent along
+        unlabeled |= {f"partner_{view}": images(size) for view in objective.views if "mask" not in view}
+        unlabeled["partner_valid"] = marks(size)
+    return labeled, unlabeled
+
+
+def objectives_table() -> list[str]:
+    args = CPSConfig(per_device_train_batch_size=8, crop_size=[512, 512])
+    config = model_config("models/deeplabv3_plus_r50.json", 21)
+    rows = [
+        "## Each objective",
+        "",
+        "Two DeepLabV3+ on ResNet-50 (Mean Teacher: one and its teacher), 8 labeled and 8 unlabeled images of 512 x 512.",
+        "",
+        "| objective | passes with gradient | without | TFLOPs a step | beside supervised | activations, GiB |",
+        "|---|---|---|---|---|---|",
+    ]
+    first = None
+    for name, objective in objectives().items():
+        cost = cost_of([config, config], objective, args)
+        first = first or cost.flops
+        rows.append(
+            f"| {name} | {cost.with_grad} | {cost.without_grad} | {cost.flops / 1e12:.2f} | "
+            f"{cost.flops / first:.2f} | {cost.activations / 2**30:.1f} |"
+        )
+    return [*rows, ""]
+
+
+def objectives() -> dict[str, Objective]:
+    found = {"supervised": OBJECTIVES["supervised"]()}
+    found |= {"cps, CutMix": OBJECTIVES["cps"](cutmix=True), "cps": OBJECTIVES["cps"](cutmix=False)}
+    return found | {name: cls() for name, cls in OBJECTIVES.items() if name not in ("supervised", "cps")}
+
+
+def recipes_table(options: argparse.Namespace) -> list[str]:
+    import sys
+
+    sys.path.insert(0, str(HERE.parent / "examples"))
+    from train_cps import TrainArguments
+
+    efficiency = options.efficiency or 0.3
+    rows = [
+        "## Each recipe",
+        "",
+        "Memory is that of one process: weights, gradients, optimizer, activations; without the allocator's slack and",
+        "the libraries' work space. Hours are of all processes together, on one kind of GPU.",
+        "",
+        "| recipe | processes x (labeled + unlabeled) x crop | steps | TFLOPs a step | GiB a process | "
+        + " | ".join(f"{gpu}, GPU hours" for gpu in GPUS)
+        + " |",
+        "|---" * (5 + len(GPUS)) + "|",
+    ]
+    for path in sorted(CONFIGS.glob("*.yaml")):
+        args, objective = cli.parse(TrainArguments, ["--config", str(path), "--data_root", "DIR"])
+        models = args.models * 2 if len(args.models) == 1 else args.models
+        configs = [model_config(model, CLASSES[args.dataset]) for model in models]
+        cost = cost_of(configs, objective, args)
+        shares = (args.num_processes or 1) * args.gradient_accumulation_steps
+        flops = cost.flops * shares
+        hours = [flops * args.max_steps / (peak * efficiency) / 3600 for peak in GPUS.values()]
+        unlabeled = args.unlabeled_batch_size if objective.views else 0
+        rows.append(
+            f"| {path.stem} | {shares} x ({args.per_device_train_batch_size} + {unlabeled}) x {args.crop_size[0]} | "
+            f"{args.max_steps} | {flops / 1e12:.2f} | {cost.memory(args.optim) / 2**30:.1f} | "
+            + " | ".join(f"{h:.1f}" for h in hours)
+            + " |"
+        )
+    return [*rows, ""]
+
+
+def model_config(name: str, num_labels: int) -> PreTrainedConfig:
+    """A recipe's model: a file beside the recipes, or one of `HUB_CONFIGS`."""
+    if name in HUB_CONFIGS:
+        config = SegformerConfig(**HUB_CONFIGS[name].to_dict())
+    else:
+        config = AutoConfig.from_pretrained(CONFIGS / name)
+    config.id2label = {i: f"class {i}" for i in range(num_labels)}
+    return config
+
+
+def check_table(pairs: int) -> list[str]:
+    """The counted ratios beside timed ones: real steps on this CPU, medians of process time, objectives in turn."""
+    torch.set_num_threads(1)
+    args = CPSConfig(per_device_train_batch_size=2, crop_size=[96, 96])
+    config = model_config("models/deeplabv3_plus_r50.json", 21)
+    counted, timed, modules = {}, {}, {}
+    for name, objective in objectives().items():
+        counted[name] = cost_of([config, config], objective, args).flops
+        networks = 1 if objective.teacher else 2
+        models = [AutoModelForSemanticSegmentation.from_config(config) for _ in range(networks)]
+        modules[name], timed[name] = TrainingModule(models, objective).train(), []
+    for _ in range(pairs + 1):
+        for name, module in modules.items():
+            batches = make_batches(module.objective, args, torch.float32)
+            start = time.process_time()
+            module(*batches, torch.zeros(())).loss.backward()
+            timed[name].append(time.process_time() - start)
+            module.zero_grad(set_to_none=True)
+    medians = {name: statistics.median(times[1:]) for name, times in timed.items()}  # the first one warms up
+    rows = [
+        "## Checked against the clock",
+        "",
+        f"The same networks at 2 + 2 x 96 x 96, forward and backward on one CPU thread, medians of {pairs} steps each, in",
+        "turn: what the FLOPs say beside what was timed, as ratios to supervised.",
+        "",
+        "| objective | by FLOPs | timed |",
+        "|---|---|---|",
+    ]
+    for name in modules:
+        by_flops, by_time = counted[name] / counted["supervised"], medians[name] / medians["supervised"]
+        rows.append(f"| {name} | {by_flops:.2f} | {by_time:.2f} |")
+    return rows
+
+
+if __name__ == "__main__":
+    main()
