@@ -98,7 +98,8 @@ class _SumOverPixels(torch.autograd.Function):
         with_gradient = ctx.needs_input_grad[0]
         gradient = torch.zeros_like(at_least_float32(values), memory_format=torch.contiguous_format)
         total = gradient.new_zeros(())
-        with torch.autocast(values.device.type, enabled=False):
+        device = values.device.type  # "meta", on which costs are counted, has no autocast
+        with torch.autocast(device if torch.amp.is_autocast_available(device) else "cpu", enabled=False):
             for piece in _pieces(logits):
                 coarse = piece.coarse(values.detach()).requires_grad_(with_gradient)
                 targets = [piece.of(one) for one in maps]
