@@ -232,7 +232,7 @@ def differences_in_processes(root: Path, cases: list[Case], folder: Path) -> dic
     folder.mkdir(parents=True)
     (folder / "cases.json").write_text(json.dumps([asdict(case) for case in cases]))
     words = (str(Path(__file__)), str(root), str(folder / "cases.json"), str(folder / "found.json"))
-    done = run_python(*words, processes=cases[0].processes, timeout=3600)
+    done = run_python(*words, processes=cases[0].processes, timeout=4 * 3600)
     if done.returncode:
         raise RuntimeError(done.stderr[-4000:])
     return json.loads((folder / "found.json").read_text())

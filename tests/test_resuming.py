@@ -188,7 +188,9 @@ def test_with_resume_force_the_new_rates_act_from_the_next_step_on(root, tmp_pat
     checkpoint = str(newest_checkpoint(stopped))
     trainer = make_trainer(root, CPS, tmp_path / "out", resume_from_checkpoint=checkpoint, **fields)
     used = []
-    trainer.optimizer.register_step_pre_hook(lambda optimizer, *_: used.append(dict(optimizer.param_groups[0])))
+    trainer.optimizer.optimizer.register_step_pre_hook(
+        lambda optimizer, *_: used.append(dict(optimizer.param_groups[0]))
+    )
     with without_cards_and_pictures():
         trainer.train()
     assert "learning_rate: 0.01 -> 0.25" in caplog.text
