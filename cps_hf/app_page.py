@@ -53,7 +53,11 @@ def build(page: Page, other: str, examples: Sequence[str], title: str) -> gradio
                 image.preprocess = lambda payload: None if payload is None else payload.path
                 branch = gradio.Dropdown(page.names, value=page.names[0], label="Branch", elem_id="branch")
                 beside = gradio.Dropdown([*page.names, NO_BRANCH], value=other, label="Compare with", elem_id="beside")
-                gradio.Examples([[path] for path in examples], inputs=[image], label="Examples")
+                # Not gradio.Examples: a click there puts another Image, without our `preprocess`, in this one's place.
+                picks = gradio.Dataset(
+                    components=["image"], samples=[[path] for path in examples], type="index", label="Examples"
+                )
+                picks.click(lambda index: examples[index], picks, image, show_progress="hidden")
             with gradio.Column(scale=3, min_width=480):
                 message = gradio.HTML(page.segment(None, page.names[0], None).message, elem_id="message")
                 with gradio.Row():
