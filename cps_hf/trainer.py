@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, set_seed
+from accelerate.utils import AutocastKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs, set_seed
 from torch import Tensor, nn
 from transformers.trainer_callback import (
     CallbackHandler,
@@ -81,7 +81,12 @@ class CPSTrainer:
             ),
             mixed_precision=args.mixed_precision,
             log_with=args.report_to or None,
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=args.ddp_timeout))],
+            kwargs_handlers=[
+                InitProcessGroupKwargs(timeout=timedelta(seconds=args.ddp_timeout)),
+                # A compiled block that is run again in backward finds no bf16 weights of earlier passes, and must
+                # cast as many as the first time.
+                AutocastKwargs(cache_enabled=not (args.torch_compile and args.gradient_checkpointing)),
+            ],
             project_dir=args.output_dir,
         )
         assembly.check_launch(self.accelerator, args)

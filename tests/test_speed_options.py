@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from toy import tiny_upernet, toy_models, write_world
-from transformers import AutoModelForSemanticSegmentation
+from transformers import AutoModelForSemanticSegmentation, SegformerConfig
 
 from cps_hf.config import CPSConfig
 from cps_hf.trainer import CPSTrainer
@@ -29,6 +30,14 @@ def world(tmp_path_factory):
     }
 
 
+@pytest.fixture
+def own_precision():
+    """Accelerate keeps the first precision that a process asks for."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
 def trainer_for(world, folder, models=None, **fields):
     values = {"max_steps": 2, "per_device_train_batch_size": 2, "crop_size": [32, 64], "learning_rate": 1e-2}
     values |= {"dataloader_num_workers": 0, "logging_steps": 1, "disable_tqdm": True, "num_pictures": 0}
@@ -38,6 +47,12 @@ def trainer_for(world, folder, models=None, **fields):
 
 def losses(trainer):
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def tiny_segformer():
+    return SegformerConfig(
+        hidden_sizes=[8, 8, 16, 16], depths=[1] * 4, num_attention_heads=[1, 1, 2, 2], decoder_hidden_size=16
+    )
 
 
 @pytest.mark.parametrize("optim", ["sgd", "adamw"])
@@ -84,3 +99,35 @@ def test_networks_are_compiled_for_training_only_and_exports_know_nothing_of_it(
     assert len(compiled_graphs) >= 2  # two networks
     assert losses(trainer) == pytest.approx(losses(plain), rel=1e-5)
     assert trainer.module.state_dict().keys() == plain.module.state_dict().keys()
+
+
+@pytest.mark.slow
+def test_all_of_them_work_together_and_resume(world, tmp_path, own_precision):
+    """bf16, channels last, compiled, fused, checkpointing, accumulation: stopped after one step and resumed."""
+    fields = {"mixed_precision": "bf16", "channels_last": True, "gradient_checkpointing": True, "optim": "adamw"}
+    fields |= {"torch_compile": True, "torch_compile_backend": "eager", "gradient_accumulation_steps": 2}
+    fields |= {"lr_scheduler_type": "constant", "per_device_train_batch_size": 2, "attn_implementation": "sdpa"}
+    whole = trainer_for(world, tmp_path / "whole", tiny_segformer(), **fields)
+    whole.train()
+    trainer_for(world, tmp_path / "parts", tiny_segformer(), max_steps=1, **fields).train()
+    on = trainer_for(world, tmp_path / "parts", tiny_segformer(), **fields)
+    on.train(resume_from_checkpoint=True)
+    for one, other in zip(whole.module.parameters(), on.module.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert whole.models[0].config._attn_implementation == "sdpa"
+
+
+@pytest.mark.slow
+def test_gradient_checkpointing_runs_blocks_again_and_keeps_the_loss(world, tmp_path):
+    runs, found = {}, {}
+    for on in (False, True):
+        trainer = trainer_for(world, tmp_path / str(on), tiny_segformer(), max_steps=1, gradient_checkpointing=on)
+        block = next(m for m in trainer.models[0].modules() if type(m).__name__ == "SegformerLayer")
+        runs[on] = []
+        # On a layer inside, since the block's own hooks are not run again; before it, since running again stops as
+        # soon as it has what backward needs.
+        block.attention.register_forward_pre_hook(lambda module, *_, seen=runs[on]: seen.append(module.training))
+        trainer.train()
+        found[on] = losses(trainer)
+    assert sum(runs[True]) == sum(runs[False]) + 2  # the two passes with gradient, again
+    assert found[True] == pytest.approx(found[False], rel=1e-5)
