@@ -242,10 +242,10 @@ from transformers import TrainerCallback
 class FullDisk(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step == 4:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))  # bytes that a file may have
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))  # bytes that a file may have
 
-trainer = make_trainer(Path(sys.argv[1]), Case("cps", "map", 0, 1), Path(sys.argv[2]), [FullDisk()], eval_steps=None)
-trainer.train()
+fields = {"eval_steps": None, "max_steps": 8, "logging_steps": 4}  # at step 6 nothing but a save
+make_trainer(Path(sys.argv[1]), Case("cps", "map", 0, 1), Path(sys.argv[2]), [FullDisk()], **fields).train()
 """
 
 

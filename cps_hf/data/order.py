@@ -191,6 +191,8 @@ class IterableReader:
 
     def rows(self, start: int, count: int) -> list[dict[str, Any]]:
         """The rows at `count` positions, read anew."""
+        if self.length is None:  # in which pass `start` lies is known only by reading up to it
+            return list(itertools.islice(self.rows_from(0), start, start + count))
         return list(itertools.islice(self.rows_from(start), count))
 
     def spares(self, count: int) -> list[Source]:
