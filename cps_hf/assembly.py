@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, SchedulerType, get_scheduler
 from .config import CPSConfig
 from .data.labels import LabelEncoding
 from .data.order import Shard
-from .data.streams import TrainStream
+from .data.streams import TrainStream, check_columns
 from .data.transforms import Augmentation
 from .modeling import branches as building
 from .modeling import preparation
@@ -74,9 +74,13 @@ def check_data(train_dataset, unlabeled_dataset, eval_dataset, objective: Object
         The class names, where the training set's label feature carries them.
 
     Raises:
-        ValueError: a set is missing, or two have different classes.
+        ValueError: a set is missing or has no such columns, or two have different classes.
     """
     name = type(objective).__name__
+    sets = {"train_dataset": train_dataset, "unlabeled_dataset": unlabeled_dataset, "eval_dataset": eval_dataset}
+    for what, dataset in sets.items():
+        if dataset is not None:
+            check_columns(dataset, with_label=what != "unlabeled_dataset", what=what)
     if objective.views and unlabeled_dataset is None:
         raise ValueError(f"{name} learns from unlabeled images: pass `unlabeled_dataset`, or use `Supervised()`.")
     if not objective.views and unlabeled_dataset is not None:
@@ -84,7 +88,7 @@ def check_data(train_dataset, unlabeled_dataset, eval_dataset, objective: Object
     encodings = {
         what: LabelEncoding.from_feature((dataset.features or {}).get("label"))
         for what, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset))
-        if hasattr(dataset, "features")
+        if dataset is not None
     }
     known = {what: e.id2label for what, e in encodings.items() if e is not None}
     if len(known) == 2 and known["train_dataset"] != known["eval_dataset"]:

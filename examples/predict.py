@@ -166,7 +166,12 @@ class Images:
             dataset = self.dataset.filter(is_new, input_columns=["id"])
             num_workers = 0  # `is_new` counts in this process
         for batch in EvaluationStream(
-            dataset, name="dataset", with_label=False, num_workers=num_workers, keep_errors=True
+            dataset,
+            name="dataset",
+            with_label=False,
+            num_workers=num_workers,
+            keep_errors=True,
+            may_be_empty=True,  # a stream of which all is done
         ):
             yield from batch
 

@@ -16,6 +16,7 @@ sys.path.insert(0, str(EXAMPLES))  # the scripts import each other
 import ablate_switches  # noqa: E402
 import compare_objectives  # noqa: E402
 
+from cps_hf.checkpoints import seal  # noqa: E402
 from cps_hf.data.scenes import write_street_scenes  # noqa: E402
 
 # In place of a training run: scores that are known. It is started as `python FAKE.py train_cps.py --config CELL.yaml`.
@@ -105,6 +106,7 @@ def test_a_run_that_was_stopped_goes_on_and_one_without_a_checkpoint_begins_anew
     checkpoint = tmp_path / "out" / "runs" / "supervised-12-seed1" / "checkpoint-5"
     checkpoint.mkdir(parents=True)
     (checkpoint / "trainer_state.json").write_text("{}")
+    seal(checkpoint)
     compare(tmp_path, fake, "--methods", "supervised", "--seeds", "1", "2")
     assert [resumed for *_, resumed in started(tmp_path)] == ["True", "None"]
     assert not checkpoint.exists()  # of a finished run nothing is to be resumed

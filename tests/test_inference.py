@@ -174,7 +174,10 @@ def test_rows_are_resized_in_strips_as_interpolate_resizes_the_whole(target, str
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("options", [{"target_size": (61, 90)}, {"scales": (1.5,)}, {"target_size": (20, 200)}])
 def test_a_branchs_logits_are_resized_once_and_as_its_configuration_says(align_corners, options):
+    torch.manual_seed(0)
     model = AutoModelForSemanticSegmentation.from_config(tiny_upernet()).eval()
+    with torch.no_grad():
+        model.decode_head.classifier.weight.mul_(100)  # or all probabilities would be a third, however resized
     model.config.align_corners = align_corners
     pixels = images()
     seen = F.interpolate(pixels, size=(56, 80), mode="bilinear") if "scales" in options else pixels
@@ -184,9 +187,9 @@ def test_a_branchs_logits_are_resized_once_and_as_its_configuration_says(align_c
     expected = F.interpolate(raw, size=size, mode="bilinear", align_corners=align_corners)
     found = predict_logits(as_logits_fn(model), pixels, **options)
     found = found.softmax(1) if "scales" in options else found
-    torch.testing.assert_close(found, expected.softmax(1) if "scales" in options else expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found, expected.softmax(1) if "scales" in options else expected, atol=1e-4, rtol=1e-4)
     other = F.interpolate(raw, size=size, mode="bilinear", align_corners=not align_corners)
-    assert not torch.allclose(found, other.softmax(1) if "scales" in options else other, atol=1e-4)
+    assert not torch.allclose(found, other.softmax(1) if "scales" in options else other, atol=1e-3)
 
 
 @pytest.mark.parametrize("strip", [5, 64])

@@ -238,14 +238,14 @@ def _stack(samples: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def undecoded(dataset, *, with_label: bool, what: str):
-    """The data set with its images as bytes and paths, an "id" column, and nothing that is not needed.
+def check_columns(dataset, *, with_label: bool, what: str) -> None:
+    """Refuse what is no data set of images.
 
     Args:
         what: how an error calls this data set, e.g. "train_dataset".
 
     Raises:
-        ValueError: a column is missing or is no image.
+        ValueError: it is no data set, or a column is missing or is no image.
     """
     if not isinstance(dataset, Dataset | IterableDataset):
         hint = ' Choose a split: `dataset["train"]`.' if isinstance(dataset, dict) else ""
@@ -258,14 +258,23 @@ def undecoded(dataset, *, with_label: bool, what: str):
             f"`{what}` is streamed without features, so its columns are unknown. Pass it through "
             "`dataset.cast(Features(...))`, or write parquet shards, which carry them."
         )
-    wanted = ["image", "label"] if with_label else ["image"]
-    for column in wanted:
+    for column in ["image", "label"] if with_label else ["image"]:
         if not isinstance(dataset.features.get(column), Image):
             found = ", ".join(f"{name} ({type(f).__name__})" for name, f in dataset.features.items())
             raise ValueError(
                 f"`{what}` needs a column {column!r} of type Image, found {found}. Rename or cast yours: "
                 f'`dataset.rename_column("<yours>", "{column}").cast_column("{column}", datasets.Image())`.'
             )
+
+
+def undecoded(dataset, *, with_label: bool, what: str):
+    """The data set with its images as bytes and paths, an "id" column, and nothing that is not needed.
+
+    Raises:
+        ValueError: as `check_columns`.
+    """
+    check_columns(dataset, with_label=with_label, what=what)
+    wanted = ["image", "label"] if with_label else ["image"]
     if "id" not in dataset.features and isinstance(dataset, Dataset):
         dataset = dataset.add_column("id", [str(i) for i in range(len(dataset))])
     # A streamed set without ids stays so: numbering rows that are then shuffled would number them anew in each shard.
@@ -290,6 +299,7 @@ class EvaluationStream:
 
     Args:
         keep_errors: what cannot be read comes as the error, in the sample's place, and is not raised.
+        may_be_empty: a streamed data set without a row is no error.
 
     Raises:
         ValueError: while iterating: a sample cannot be read (names it), or there is none at all.
@@ -307,6 +317,7 @@ class EvaluationStream:
         num_processes: int = 1,
         num_workers: int = 0,
         keep_errors: bool = False,
+        may_be_empty: bool = False,
     ):
         self.keep_errors = keep_errors
         dataset = undecoded(dataset, with_label=with_label, what=name)
@@ -315,7 +326,7 @@ class EvaluationStream:
                 raise ValueError(f"`{name}` is empty.")
             sources = range(rank, len(dataset), num_processes)
         else:
-            sources = _EveryNth(dataset, rank, num_processes, name)
+            sources = _EveryNth(dataset, rank, num_processes, None if may_be_empty else name)
         self._loader = DataLoader(
             _WholeSamples(dataset, with_label, num_labels),
             sampler=sources,
@@ -335,9 +346,13 @@ class EvaluationStream:
 
 
 class _EveryNth:
-    """The rows of a streamed data set that are this process's, sent to the workers as they are."""
+    """The rows of a streamed data set that are this process's, sent to the workers as they are.
 
-    def __init__(self, dataset: IterableDataset, rank: int, num_processes: int, name: str):
+    Args:
+        name: how the error calls a data set without a row; None: there may be none.
+    """
+
+    def __init__(self, dataset: IterableDataset, rank: int, num_processes: int, name: str | None):
         self.dataset, self.rank, self.num_processes, self.name = dataset, rank, num_processes, name
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -346,7 +361,7 @@ class _EveryNth:
             if seen % self.num_processes == self.rank:
                 yield row
             seen += 1
-        if seen == 0:
+        if seen == 0 and self.name is not None:
             raise ValueError(f"`{self.name}` is empty.")
 
 
