@@ -13,6 +13,7 @@ from typing import Any
 from transformers import PreTrainedModel, SegformerImageProcessor
 
 from .card import hub_id, render_card
+from .checkpoints import replace_folder
 from .push import push_branch
 
 __all__ = ["export_branch", "push_branch", "render_card"]
@@ -73,7 +74,7 @@ def export_branch(
             card["picture"] = source.name
             shutil.copyfile(source, temporary / source.name)
         (temporary / "README.md").write_text(render_card(card), encoding="utf-8")
-    _replace_folder(temporary, directory)
+    replace_folder(temporary, directory)
     return directory
 
 
@@ -147,13 +148,3 @@ def _check_processor(processor: Any, model: PreTrainedModel, image_mean, image_s
                 theirs,
                 list(ours),
             )
-
-
-def _replace_folder(temporary: Path, final: Path) -> None:
-    """Two renames: a crash between them leaves the earlier folder whole, as `tmp-old-<name>`."""
-    old = final.with_name(f"tmp-old-{final.name}")
-    shutil.rmtree(old, ignore_errors=True)
-    if final.exists():
-        os.replace(final, old)
-    os.replace(temporary, final)
-    shutil.rmtree(old, ignore_errors=True)

@@ -22,7 +22,7 @@ ALLOWED = {
     "data": ({"cutmix", "data"}, {"datasets", "torchvision", "PIL", "huggingface_hub"}),
     "inference": ({"modeling"}, {"transformers"}),
     "cli": ({"config", "objectives"}, set()),
-    "hub": ({"card", "push"}, {"transformers"}),
+    "hub": ({"card", "push", "checkpoints"}, {"transformers"}),
     "card": (set(), {"huggingface_hub"}),
     "push": ({"space"}, {"huggingface_hub"}),
     "app": ({"data", "ensemble", "inference", "visualization", "app_page"}, {"PIL"}),
