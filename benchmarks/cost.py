@@ -170,8 +170,8 @@ def objectives_table() -> list[str]:
     rows = [
         "## Each objective",
         "",
-        "Two DeepLabV3+ on ResNet-50 (Mean Teacher: one and its teacher), 8 labeled and 8 unlabeled images of 512 x",
-        "512.",
+        "Two DeepLabV3+ on ResNet-50 (Mean Teacher: one and its teacher), 8 labeled and 8 unlabeled images of",
+        "512 x 512.",
         "",
         "| objective | passes with gradient | without | TFLOPs a step | beside supervised | activations, GiB |",
         "|---|---|---|---|---|---|",
@@ -199,7 +199,8 @@ def recipes_table(options: argparse.Namespace) -> list[str]:
         "## Each recipe",
         "",
         "Memory is that of one process: weights, gradients, optimizer, activations; without the allocator's slack and",
-        "the libraries' work space. Hours are of all processes together, on one kind of GPU.",
+        "the libraries' work space. Attention is counted with its maps kept, as the plain path keeps them: fused",
+        "kernels keep less, so the memory of DINOv2 and Swin is an upper bound. Hours are of all processes together.",
         "",
         "| recipe | processes x (labeled + unlabeled) x crop | steps | TFLOPs a step | GiB a process | "
         + " | ".join(f"{gpu}, GPU hours" for gpu in GPUS)
