@@ -79,7 +79,7 @@ def check_data(train_dataset, unlabeled_dataset, eval_dataset, objective: Object
     name = type(objective).__name__
     sets = {"train_dataset": train_dataset, "unlabeled_dataset": unlabeled_dataset, "eval_dataset": eval_dataset}
     for what, dataset in sets.items():
-        if dataset is not None:
+        if dataset is not None and (objective.views or what != "unlabeled_dataset"):
             check_columns(dataset, with_label=what != "unlabeled_dataset", what=what)
     if objective.views and unlabeled_dataset is None:
         raise ValueError(f"{name} learns from unlabeled images: pass `unlabeled_dataset`, or use `Supervised()`.")

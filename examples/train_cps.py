@@ -91,14 +91,14 @@ class TrainArguments(CPSConfig):
 # than those that the README reports.
 DEFAULTS = {
     "output_dir": "outputs/train_cps",
-    "max_steps": 2000,
+    "max_steps": 800,
     "per_device_train_batch_size": 4,
     "optim": "adamw",
     "learning_rate": 4e-3,
     "weight_decay": 0.01,
     "crop_size": [48, 96],
     "random_scale": [0.75, 1.0, 1.25, 1.5],
-    "eval_steps": 500,
+    "eval_steps": 400,
     "per_device_eval_batch_size": 8,
     "logging_steps": 25,
     "dataloader_num_workers": 1,

@@ -67,6 +67,7 @@ def test_the_fused_optimizer_takes_the_steps_of_the_plain_one(world, tmp_path, o
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_channels_last_reaches_weights_and_maps_and_stays_after_resuming(world, tmp_path):
     plain = trainer_for(world, tmp_path / "plain", max_steps=1)
     plain.train()

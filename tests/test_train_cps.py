@@ -66,6 +66,7 @@ def test_cityscapes_in_the_official_layout(script, streets, tmp_path, capsys):
     assert written["partition"] == results["partition"] and written["steps"] == 3
 
 
+@pytest.mark.slow
 def test_its_own_config_file_repeats_the_run(script, streets, tmp_path):
     run(script, tmp_path / "a", "--dataset", "cityscapes", "--data_root", str(streets), "--partition", "4")
     script.main(["--config", str(tmp_path / "a" / "out" / "config.yaml"), "--output_dir", str(tmp_path / "b" / "out")])

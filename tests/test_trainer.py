@@ -126,6 +126,7 @@ def test_the_log_holds_loss_parts_rate_speed_and_norms(finished):
         assert line["grad_norm_branch_0"] > 0 and line["grad_norm_branch_1"] > 0
 
 
+@pytest.mark.slow
 def test_an_exported_branch_predicts_the_same_in_a_process_without_this_package(finished):
     trainer, _, _, tmp_path = finished
     for index in (0, 1):
@@ -197,6 +198,7 @@ def test_the_rate_follows_the_poly_schedule(world, tmp_path):
     assert all((v == 0) == ("no decay" in k) for k, v in decays.items())
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_run_that_was_never_stopped(world, tmp_path):
     """A run that ended by itself; those that break off are in test_resuming.py."""
     fields = {"max_steps": 6, "save_steps": 2, "eval_steps": 3, "logging_steps": 4}
@@ -337,6 +339,7 @@ def test_models_of_different_architectures_train_each_other(world, tmp_path):
     assert {m.config.id2label[1] for m in trainer.models} == {"disc"}
 
 
+@pytest.mark.slow
 def test_backbone_weights_are_for_all_branches_or_one_a_branch(world, tmp_path):
     source = ResNetModel(tiny_upernet().backbone_config)
     source.save_pretrained(tmp_path / "resnet")
@@ -444,6 +447,7 @@ def test_what_is_frozen_does_not_move(world, tmp_path, field):
     assert [k for k in moved if "decode_head" in k]
 
 
+@pytest.mark.slow
 def test_attention_checkpointing_and_layer_decay_reach_the_models(world, tmp_path):
     layers = {"num_hidden_layers": 4, "out_features": ["stage1", "stage2", "stage3", "stage4"]}
     vit = Dinov2Config(image_size=56, patch_size=14, hidden_size=16, num_attention_heads=2, **layers)

@@ -77,6 +77,7 @@ def test_a_stream_is_refused(tmp_path):
         check_dataset(write_world(tmp_path / "w", SIZES[:1]).to_iterable_dataset(), progress=False)
 
 
+@pytest.mark.slow
 def test_the_command_reports_and_tells_by_its_status(tmp_path, capsys):
     main = runpy.run_path(str(SCRIPT))["main"]
     write_world(tmp_path / "set" / "images", SIZES, labels=False)

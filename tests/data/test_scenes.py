@@ -172,6 +172,7 @@ print(write_street_scenes(sys.argv[1], **json.loads(sys.argv[2])))
 """
 
 
+@pytest.mark.slow
 def test_processes_that_race_get_the_same_whole_folder(tmp_path, street_root):
     command = [sys.executable, "-c", RACER, str(tmp_path / "root"), json.dumps(FEW_STREETS)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}

@@ -171,6 +171,7 @@ def test_what_is_to_be_private_never_goes_into_a_public_repository(tmp_path, mon
         push_shards(dataset, "me/new", split="train")
 
 
+@pytest.mark.slow
 def test_the_command_says_how_many_and_asks_before_sharing(tmp_path, capsys):
     main = runpy.run_path(str(SCRIPT))["main"]
     world = tmp_path / "set"

@@ -120,6 +120,7 @@ def test_an_interrupted_build_goes_on(tmp_path):
     assert build_train_aug(tmp_path / "voc", sbd, progress=False) == 4 and kept.stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_the_command_builds_and_says_how_many(tmp_path, capsys):
     write_voc(tmp_path / "voc")
     write_sbd(tmp_path / "sbd")

@@ -146,6 +146,7 @@ def test_feature_dropout_moves_with_a_copy_and_leaves_the_bare_model_alone():
     assert torch.equal(branch(images), clean)
 
 
+@pytest.mark.slow
 def test_a_compiled_branch_drops_features_without_a_graph_break():
     branch = Branch(build_branches(segformer(), num_branches=1)[0].eval())
     compiled, images = torch.compile(branch, backend="eager", fullgraph=True), torch.randn(1, 3, 64, 64)

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import pytest
 import torch
 from transformers import pipeline
 
@@ -20,6 +21,7 @@ LABELS = {"id2label": NAMES, "label2id": {name: index for index, name in NAMES.i
 LOAD = """
 import json, sys
 sys.modules["cps_hf"] = None  # importing it fails, as where it is not installed
+import pytest
 import torch
 from transformers import AutoModelForSemanticSegmentation
 sums = {}
@@ -33,6 +35,7 @@ print(json.dumps(sums))
 """
 
 
+@pytest.mark.slow
 def test_saved_models_load_in_a_process_without_the_package(tmp_path):
     torch.manual_seed(0)
     models = {
