@@ -25,12 +25,16 @@ from cps_hf.losses import pixel_cross_entropy
 from cps_hf.strided import StridedLogits
 
 
+def plain_loss(values: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    logits = F.interpolate(values, size=labels.shape[-2:], mode="bilinear", align_corners=False)
+    return pixel_cross_entropy(logits, labels)
+
+
 def loss_of(way: str, values: torch.Tensor, labels: torch.Tensor) -> None:
     if way == "plain":
-        logits = F.interpolate(values, size=labels.shape[-2:], mode="bilinear", align_corners=False)
+        plain_loss(values, labels).backward()
     else:
-        logits = StridedLogits(values, tuple(labels.shape[-2:]))
-    pixel_cross_entropy(logits, labels).backward()
+        pixel_cross_entropy(StridedLogits(values, tuple(labels.shape[-2:])), labels).backward()
     values.grad = None
 
 

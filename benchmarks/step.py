@@ -10,10 +10,11 @@ numbers and norms, logging; the optimizer (with the teacher's update) is no part
     overhead = median(step - optimizer) / median(floor)
 
 Steps and floors alternate in one process, at least 7 pairs after 2 that do not count. On a CPU what is measured is the
-process's CPU time (data come from workers, as in training); on a GPU the wall clock, the device being waited for, and
-`overhead` leaves out the loss, whose share of the step is listed. The loss is measured by itself once a pair: the
-objective on the recorded logits, forward and backward. `host_reads` are transfers from the device that the host waits
-for, counted over one optimizer step more.
+process's CPU time (data come from workers, as in training); on a GPU the wall clock, the device being waited for at
+both ends of a step, and `overhead` leaves out the loss, whose share of the step is listed. The loss is measured by
+itself once a pair: the objective on the recorded logits, forward and backward. Taking a step apart makes a GPU wait at
+each part, so there every second step is taken apart and the others are measured whole. `host_reads` are transfers from
+the device that the host waits for, counted over one optimizer step more. `--profile` lists the kernels of another one.
 """
 
 from __future__ import annotations
@@ -28,9 +29,10 @@ import tempfile
 import time
 from collections import defaultdict
 from pathlib import Path
+from unittest import mock
 
 import torch
-from transformers import TrainerCallback
+from transformers import SegformerConfig, TrainerCallback
 
 import cps_hf.trainer
 from cps_hf import OBJECTIVES, CPSConfig, CPSTrainer, batches
@@ -40,11 +42,14 @@ from cps_hf.data.voc import load_voc
 
 CONFIGS = Path(__file__).parents[1] / "examples/configs/models"
 MODELS = {
-    "deeplabv3plus-r50": "deeplabv3_plus_r50.json",
-    "deeplabv3plus-r101": "deeplabv3_plus_r101.json",
-    "hrnet-w48": "hrnet_w48.json",
-    "dpt-dinov2-b": "dpt_dinov2_b.json",
-    "upernet-swin-t": "upernet_swin_t.json",
+    "deeplabv3plus-r50": str(CONFIGS / "deeplabv3_plus_r50.json"),
+    "deeplabv3plus-r101": str(CONFIGS / "deeplabv3_plus_r101.json"),
+    "hrnet-w48": str(CONFIGS / "hrnet_w48.json"),
+    "dpt-dinov2-b": str(CONFIGS / "dpt_dinov2_b.json"),
+    "upernet-swin-t": str(CONFIGS / "upernet_swin_t.json"),
+    "segformer-b2": SegformerConfig(
+        depths=[3, 4, 6, 3], hidden_sizes=[64, 128, 320, 512], decoder_hidden_size=768, num_labels=21
+    ),
 }
 WARM_UP, LEAST_PAIRS = 2, 7
 OPTIMIZER = ("optimizer", "teacher")  # what changes weights
@@ -54,11 +59,11 @@ ORDER += (*OPTIMIZER, "logging", "rest")
 
 
 class Parts:
-    """Time by part; what runs inside another part is not counted twice."""
+    """Time by part; what runs inside another part is not counted twice. While not `apart`, all of it is "rest"."""
 
     def __init__(self, clock):
         self.clock, self.spent, self.stack = clock, defaultdict(float), []
-        self.since = clock()
+        self.since, self.apart = clock(), True
 
     def enter(self, name: str) -> None:
         self._charge()
@@ -69,13 +74,17 @@ class Parts:
         self.stack.pop()
 
     def _charge(self) -> None:
+        if self.apart:
+            self._add()
+
+    def _add(self) -> None:
         now = self.clock()
         self.spent[self.stack[-1] if self.stack else "rest"] += now - self.since
         self.since = now
 
     def take(self) -> dict[str, float]:
         """What was spent since the last time."""
-        self._charge()
+        self._add()
         spent, self.spent = dict(self.spent), defaultdict(float)
         return spent
 
@@ -97,29 +106,41 @@ class Enough(Exception):
 class Measuring(TrainerCallback):
     """Takes the trainer's parts apart, and runs the floor and the loss between two steps."""
 
-    def __init__(self, pairs: int, clock):
-        self.pairs, self.clock, self.parts = pairs, clock, Parts(clock)
-        self.rows: list[dict] = []  # by pair: "step", "floor", "loss alone" and the parts, in seconds
+    def __init__(self, pairs: int, on_gpu: bool, profile: bool):
+        self.on_gpu, self.clock = on_gpu, _gpu_clock if on_gpu else time.process_time
+        self.wanted, self.parts = WARM_UP + pairs * (2 if on_gpu else 1), Parts(self.clock)
+        self.rows: list[dict] = []  # by pair: "step", "floor", "loss alone" and "parts", in seconds; "peak" bytes
         self.passes: list[tuple] = []  # of the newest step: branch, images, options, with gradient, logits
         self.arguments: list[tuple] = []  # of the newest step: the arguments of the training module
-        self.host_reads = 0
+        self.extras = [self._count_reads, *([self._record_kernels] if profile else [])]  # of one further step each
+        self.watching: contextlib.ExitStack | None = None
+        self.host_reads: list[str] = []
+        self.kernels: torch.profiler.profile | None = None
 
-    def attach(self, trainer: CPSTrainer) -> None:
+    @contextlib.contextmanager
+    def attached(self, trainer: CPSTrainer):
+        """The trainer's functions are timed in here, and are its own again afterwards."""
         self.trainer, parts = trainer, self.parts
-        trainer._fetch = parts.timed("data wait", trainer._fetch)
-        batches.to_device = parts.timed("transfer", batches.to_device)
-        batches.share_counts = parts.timed("counts", batches.share_counts)
-        trainer.guard.judge = parts.timed("check and clip", trainer.guard.judge)
-        trainer._log_evaluate_save = parts.timed("logging", trainer._log_evaluate_save)
-        trainer.accelerator.backward = parts.timed("backward", trainer.accelerator.backward)
-        for owner, name in ((trainer.optimizer, "step"), (trainer.optimizer, "zero_grad")):
-            setattr(owner, name, parts.timed("optimizer", getattr(owner, name)))
-        cps_hf.trainer.update_teacher = parts.timed("teacher", cps_hf.trainer.update_teacher)
-        trainer.module.register_forward_pre_hook(self._before_module)
-        trainer.module.register_forward_hook(lambda *_: parts.leave())
-        for network in self._networks():
-            network.register_forward_pre_hook(self._before_network)
-            network.register_forward_hook(self._after_network, with_kwargs=True)
+        timed = (
+            (trainer, "_fetch", "data wait"),
+            (batches, "to_device", "transfer"),
+            (batches, "share_counts", "counts"),
+            (trainer.guard, "judge", "check and clip"),
+            (trainer, "_log_evaluate_save", "logging"),
+            (trainer.accelerator, "backward", "backward"),
+            (trainer.optimizer, "step", "optimizer"),
+            (trainer.optimizer, "zero_grad", "optimizer"),
+            (cps_hf.trainer, "update_teacher", "teacher"),
+        )
+        with contextlib.ExitStack() as stack:
+            for owner, name, part in timed:
+                stack.enter_context(mock.patch.object(owner, name, parts.timed(part, getattr(owner, name))))
+            trainer.module.register_forward_pre_hook(self._before_module)
+            trainer.module.register_forward_hook(lambda *_: parts.leave())
+            for network in self._networks():
+                network.register_forward_pre_hook(self._before_network)
+                network.register_forward_hook(self._after_network, with_kwargs=True)
+            yield
 
     def _networks(self):
         teacher = self.trainer.module.teacher
@@ -140,20 +161,38 @@ class Measuring(TrainerCallback):
 
     def on_step_begin(self, args, state, control, **kwargs):
         """One step has ended, with its logging: now its floor."""
-        parts = self.parts.take()
-        if len(self.rows) == WARM_UP + self.pairs:  # this one was for its host reads
-            self.reads.__exit__(None, None, None)
-            raise Enough
-        if self.passes:
-            passes = self.passes
-            row = {"step": sum(parts.values()), "parts": parts, "passes": len(passes)}
-            row["floor"], row["loss alone"] = self.floor(passes), self.loss_alone(passes, self.arguments)
-            self.rows.append(row)
-            if len(self.rows) == WARM_UP + self.pairs:
-                self.reads = counting_host_reads(lambda: self.parts.stack[-1:] != ["data wait"])
-                self.host_reads = self.reads.__enter__()
+        spent = self.parts.take()
+        if self.watching:
+            self.watching.close()
+        elif self.passes:
+            self.rows.append(self._row(spent))
         self.passes, self.arguments = [], []
+        if len(self.rows) == self.wanted:
+            if not self.extras:
+                raise Enough
+            self.watching = contextlib.ExitStack()
+            self.extras.pop(0)(self.watching)
+        self.parts.apart = not self.on_gpu or len(self.rows) % 2 == 0
         self.parts.take()
+
+    def _row(self, spent: dict[str, float]) -> dict:
+        row = {"step": sum(spent.values()), "passes": len(self.passes)}
+        if self.parts.apart:
+            row["parts"] = spent
+        if self.on_gpu:
+            row["peak"] = torch.cuda.max_memory_allocated()
+        row["floor"], row["loss alone"] = self.floor(self.passes), self.loss_alone(self.passes, self.arguments)
+        if self.on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+        return row
+
+    def _count_reads(self, stack: contextlib.ExitStack) -> None:
+        counting = counting_host_reads(lambda: self.parts.stack[-1:] != ["data wait"])
+        self.host_reads = stack.enter_context(counting)
+
+    def _record_kernels(self, stack: contextlib.ExitStack) -> None:
+        kinds = [torch.profiler.ProfilerActivity.CPU, *([torch.profiler.ProfilerActivity.CUDA] * self.on_gpu)]
+        self.kernels = stack.enter_context(torch.profiler.profile(activities=kinds))
 
     @contextlib.contextmanager
     def aside(self):
@@ -250,9 +289,15 @@ def counting_host_reads(counts=lambda: True):
 def measure(options: argparse.Namespace, folder: str) -> dict:
     """The numbers of one run, as they are printed."""
     on_gpu = torch.cuda.is_available() and not options.cpu
-    clock = _gpu_clock if on_gpu else time.process_time
-    pairs = max(options.steps, LEAST_PAIRS)
-    measuring = Measuring(pairs, clock)
+    measuring = Measuring(max(options.steps, LEAST_PAIRS), on_gpu, options.profile)
+    trainer = trainer_of(options, folder, measuring)
+    with measuring.attached(trainer), contextlib.suppress(Enough):
+        trainer.train()
+    return summary(measuring, options)
+
+
+def trainer_of(options: argparse.Namespace, folder: str, *callbacks: TrainerCallback) -> CPSTrainer:
+    """A trainer on drawn scenes that would go on until a callback ends it."""
     root = write_object_scenes(Path(folder) / "scenes", num_train=12, num_val=2, progress=False)
     scenes = load_voc(root, "train")
     args = CPSConfig(
@@ -266,18 +311,14 @@ def measure(options: argparse.Namespace, folder: str) -> dict:
         num_branches=1 if OBJECTIVES[options.objective].teacher else options.branches,
         **options.settings,
     )
-    trainer = CPSTrainer(
-        str(CONFIGS / MODELS[options.model]),
+    return CPSTrainer(
+        MODELS[options.model],
         args,
         objective=objective_of(options),
         train_dataset=scenes,
         unlabeled_dataset=scenes,
-        callbacks=[measuring],
+        callbacks=callbacks,
     )
-    measuring.attach(trainer)
-    with contextlib.suppress(Enough):
-        trainer.train()
-    return summary(measuring, options, on_gpu)
 
 
 def objective_of(options: argparse.Namespace):
@@ -289,26 +330,33 @@ def objective_of(options: argparse.Namespace):
     return kind(**fields)
 
 
-def summary(measuring: Measuring, options: argparse.Namespace, on_gpu: bool) -> dict:
-    rows = measuring.rows[WARM_UP:]
-    median = {key: statistics.median(row[key] for row in rows) for key in ("step", "floor", "loss alone")}
-    parts = {name: statistics.median(row["parts"].get(name, 0.0) for row in rows) for name in ORDER}
-    counted = [row["step"] - sum(row["parts"].get(name, 0.0) for name in OPTIMIZER) for row in rows]
-    without_optimizer = statistics.median(counted)
+def summary(measuring: Measuring, options: argparse.Namespace) -> dict:
+    rows, on_gpu = measuring.rows[WARM_UP:], measuring.on_gpu
+    apart = [row["parts"] for row in rows if "parts" in row]
+    whole = [row for row in rows if "parts" not in row] if on_gpu else rows
+    step, floor, loss = (statistics.median(row[key] for row in whole) for key in ("step", "floor", "loss alone"))
+    parts = {name: statistics.median(one.get(name, 0.0) for one in apart) for name in ORDER}
     if on_gpu:
-        without_optimizer -= median["loss alone"]
+        optimizer = sum(parts[name] for name in OPTIMIZER)
+        counted = [row["step"] - optimizer - loss for row in whole]
+    else:
+        counted = [row["step"] - sum(row["parts"].get(name, 0.0) for name in OPTIMIZER) for row in rows]
+    streams = 2 if measuring.trainer.objective.views else 1
     return {
-        "overhead": without_optimizer / median["floor"],
-        "overhead_with_optimizer": median["step"] / median["floor"],
-        "loss_share": median["loss alone"] / median["step"],
-        "step_s": median["step"],
-        "floor_s": median["floor"],
-        "loss_s": median["loss alone"],
+        "overhead": statistics.median(counted) / floor,
+        "overhead_with_optimizer": step / floor,
+        "loss_share": loss / step,
+        "step_s": step,
+        "floor_s": floor,
+        "loss_s": loss,
         "parts_s": {name: seconds for name, seconds in parts.items() if seconds},
+        "images_per_s": streams * options.batch / step,
+        "peak_gib": max(row["peak"] for row in rows) / 2**30 if on_gpu else None,
         "passes": rows[-1]["passes"],
         "host_reads": len(measuring.host_reads),
-        "pairs": len(rows),
-        "ratios": [one / row["floor"] for one, row in zip(counted, rows, strict=True)],
+        "pairs": len(whole),
+        "ratios": [one / row["floor"] for one, row in zip(counted, whole, strict=True)],
+        "kernels": kernels(measuring.kernels, on_gpu) if measuring.kernels else None,
         "clock": "wall clock, device waited for" if on_gpu else "CPU time of the process",
         "settings": {
             k: getattr(options, k) for k in ("objective", "cutmix", "model", "branches", "batch", "crop", "threads")
@@ -319,6 +367,13 @@ def summary(measuring: Measuring, options: argparse.Namespace, on_gpu: bool) -> 
     }
 
 
+def kernels(profile: torch.profiler.profile, on_gpu: bool, most: int = 15) -> list[dict]:
+    """What one step's time went to, by operation, the longest first: milliseconds and calls."""
+    key = "self_device_time_total" if on_gpu else "self_cpu_time_total"
+    found = sorted(profile.key_averages(), key=lambda one: getattr(one, key), reverse=True)[:most]
+    return [{"name": one.key[:90], "ms": getattr(one, key) / 1000, "calls": one.count} for one in found]
+
+
 def table(found: dict) -> str:
     lines = [f"| {found['settings']['objective']}, {found['clock']} | s | share of the step |", "|---|---|---|"]
     for name, seconds in found["parts_s"].items():
@@ -326,12 +381,14 @@ def table(found: dict) -> str:
     for name in ("step", "floor", "loss"):
         lines.append(f"| **{name}** | {found[f'{name}_s']:.4f} | {100 * found[f'{name}_s'] / found['step_s']:.1f} % |")
     ratios = sorted(found["ratios"])
+    peak = f", peak {found['peak_gib']:.1f} GiB" if found["peak_gib"] else ""
     lines += [
         "",
         f"overhead {found['overhead']:.3f} (pairs {ratios[0]:.3f} to {ratios[-1]:.3f}), with the optimizer "
         f"{found['overhead_with_optimizer']:.3f}; {found['passes']} network passes and {found['host_reads']} host "
-        f"read(s) a step; {found['pairs']} pairs",
+        f"read(s) a step; {found['images_per_s']:.1f} images/s{peak}; {found['pairs']} pairs",
     ]
+    lines += [f"{one['ms']:10.2f} ms {one['calls']:6} x {one['name']}" for one in found["kernels"] or ()]
     return "\n".join(lines)
 
 
@@ -340,7 +397,7 @@ def _gpu_clock() -> float:
     return time.perf_counter()
 
 
-def main() -> None:
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--objective", choices=OBJECTIVES, default="cps")
     parser.add_argument("--cutmix", choices=("true", "false"), help="with or without; none: the objective's default")
@@ -355,9 +412,14 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="processes a stream that prepare data; 0: none")
     parser.add_argument("--settings", type=json.loads, default={}, help="fields of CPSConfig, as JSON")
     parser.add_argument("--fields", type=json.loads, default={}, help="fields of the objective, as JSON")
+    parser.add_argument("--profile", action="store_true", help="also list the operations that a step's time goes to")
     parser.add_argument("--cpu", action="store_true", help="measure on the CPU although there is a GPU")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout; the table goes to stderr")
-    options = parser.parse_args()
+    return parser.parse_args(argv)
+
+
+def main() -> None:
+    options = parse()
     torch.set_num_threads(options.threads)
     logging.getLogger("cps_hf").setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
