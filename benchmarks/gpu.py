@@ -3,8 +3,8 @@
     python benchmarks/gpu.py --output benchmarks/results/gpu
     python benchmarks/gpu.py --output OUT --only options loss --seconds 300
 
-Four kinds of case, each a line of OUT/gpu.jsonl as soon as it is measured, OUT/gpu.md in the end. A case that fails is
-written down with its error, and the next one runs.
+Four kinds of case, each a line of OUT/gpu.jsonl and OUT/gpu.md as soon as it is measured; one that is measured again
+takes its old line's place. A case that fails is written down with its error, and the next one runs.
 
 - **step**: `benchmarks/step.py` on recipes' sizes: the step's parts beside its floor, host reads, kernels.
 - **options**: images/s and peak memory of whole steps, nothing measured inside, by setting.
@@ -237,10 +237,10 @@ def _synchronize() -> None:
 
 def cases(workers: int) -> Iterator[tuple[str, str, Callable[[], dict]]]:
     yield "card", "card", lambda: measure_card({})
-    for name, case in STEPS.items():
-        yield "step", name, lambda case=case: measure_step(case, workers)
     for name, size in LOSSES.items():
         yield "loss", name, lambda size=size: measure_loss(size)
+    for name, case in STEPS.items():
+        yield "step", name, lambda case=case: measure_step(case, workers)
     for name, case in OPTIONS.items():
         yield "options", name, lambda case=case: measure_options(case, workers)
 
@@ -325,7 +325,8 @@ def main() -> None:
     options = parser.parse_args()
     logging.getLogger("cps_hf").setLevel(logging.WARNING)
     options.output.mkdir(parents=True, exist_ok=True)
-    began, lines = time.monotonic(), []
+    began, before = time.monotonic(), options.output / "gpu.jsonl"
+    lines = [json.loads(line) for line in before.read_text("utf-8").splitlines()] if before.is_file() else []
     for kind, name, run in cases(options.workers):
         if (options.only and kind not in options.only) or options.match not in name:
             continue
@@ -346,12 +347,11 @@ def main() -> None:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         torch._dynamo.reset()
-        lines.append(line)
-        with open(options.output / "gpu.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        lines = [one for one in lines if (one["kind"], one["name"]) != (kind, name)] + [line]
+        (options.output / "gpu.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines), encoding="utf-8")
+        (options.output / "gpu.md").write_text(table(lines), encoding="utf-8")
         said = {key: line[key] for key in ("overhead", "images_per_s", "peak_gib", "ways", "error") if key in line}
         print(f"{kind}: {name} ({time.monotonic() - since:.0f} s): {said}", flush=True)
-    (options.output / "gpu.md").write_text(table(lines), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -273,9 +273,10 @@ def counting_host_reads(counts=lambda: True):
         if counts():
             found.append(name)
 
-    def noting_tolist(tensor):  # on a CPU it dispatches nothing
+    def noting_tolist(tensor):  # on a CPU it dispatches nothing, on a GPU a copy, which is one and the same read
         note("tolist")
-        return tolist(tensor)
+        with torch.utils._python_dispatch._disable_current_modes():
+            return tolist(tensor)
 
     tolist = torch.Tensor.tolist
     torch.Tensor.tolist = noting_tolist
@@ -354,6 +355,7 @@ def summary(measuring: Measuring, options: argparse.Namespace) -> dict:
         "peak_gib": max(row["peak"] for row in rows) / 2**30 if on_gpu else None,
         "passes": rows[-1]["passes"],
         "host_reads": len(measuring.host_reads),
+        "host_reads_by": measuring.host_reads,
         "pairs": len(whole),
         "ratios": [one / row["floor"] for one, row in zip(counted, whole, strict=True)],
         "kernels": kernels(measuring.kernels, on_gpu) if measuring.kernels else None,

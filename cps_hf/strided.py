@@ -18,6 +18,10 @@ from torch import Tensor
 PIECE = {"cpu": 2**19, "cuda": 2**25}
 """How many numbers a resized piece has at most: what stays in a CPU's cache; what keeps a GPU busy."""
 
+BY_LINES = {"cpu": True, "cuda": False}
+"""Where columns are resized as lines, one a class and row. On GPUs torch's kernel for lines gives each column one
+thread, and takes 30 times as long as the one for images (benchmarks/LOG.md)."""
+
 
 class StridedLogits(NamedTuple):
     """Logits that stand for full-size ones.
@@ -140,9 +144,12 @@ class _Piece(NamedTuple):
             coarse = torch.lerp(
                 coarse.index_select(2, self.above), coarse.index_select(2, self.below), self.share.to(coarse.dtype)
             )
-        if width != like.size[1]:
-            lines = coarse.view(1, -1, width)  # a line a class and row
+        if width != like.size[1] and BY_LINES.get(coarse.device.type, False):
+            lines = coarse.view(1, -1, width)
             coarse = F.interpolate(lines, size=like.size[1], mode="linear", align_corners=like.align_corners)
+        elif width != like.size[1]:
+            size = (coarse.shape[2], like.size[1])
+            coarse = F.interpolate(coarse, size=size, mode="bilinear", align_corners=like.align_corners)
         return coarse.view(images, classes, -1, like.size[1])
 
     def of(self, one: Tensor | StridedLogits) -> Tensor:

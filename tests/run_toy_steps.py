@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from toy import toy_models, write_world
+from transformers import SegformerConfig
 
 from cps_hf import batches
 from cps_hf.config import CPSConfig
@@ -24,6 +25,7 @@ parser.add_argument("--accumulation", type=int, default=1)
 parser.add_argument("--cutmix", action="store_true")
 parser.add_argument("--local_counts", action="store_true")
 parser.add_argument("--mixed_precision", default="no")
+parser.add_argument("--segformer", action="store_true", help="a tiny one, in place of two convolutions")
 parser.add_argument("--settings", type=json.loads, default={}, help="further fields of CPSConfig, as JSON")
 options = parser.parse_args()
 
@@ -36,14 +38,22 @@ large, small = (60, 80), (10, 16)  # in a crop of 40 x 40: all of it, and a tent
 sizes = [large, large, small, small] * 2
 world = options.out.with_suffix(".world") / f"{torch.randint(10**9, ()).item()}"
 torch.manual_seed(0)
+segformer = SegformerConfig(
+    hidden_sizes=[8, 8, 16, 16],
+    depths=[1] * 4,
+    num_attention_heads=[1, 1, 2, 2],
+    decoder_hidden_size=16,
+    classifier_dropout_prob=0.0,  # compiled, it draws other random numbers
+    drop_path_rate=0.0,
+)
 trainer = CPSTrainer(
-    toy_models(),
+    segformer if options.segformer else toy_models(),
     CPSConfig(
         output_dir=str(options.out.with_suffix(".run")),
         max_steps=3,
         per_device_train_batch_size=options.batch,
         gradient_accumulation_steps=options.accumulation,
-        learning_rate=0.5,
+        learning_rate=0.05 if options.segformer else 0.5,
         crop_size=[40, 40],
         random_scale=[1.0],
         dataloader_num_workers=0,

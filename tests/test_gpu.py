@@ -1,5 +1,6 @@
 """What needs a CUDA device: the same steps as on the CPU, and mixed precision for real."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,27 @@ def test_mixed_precision_on_a_gpu_stays_near_full_precision(tmp_path, precision)
     full, mixed = steps(tmp_path, "full"), steps(tmp_path, precision, "--mixed_precision", precision)
     losses = [[log["loss"] for log in run["logs"]] for run in (full, mixed)]
     assert losses[0] != losses[1] and losses[1] == pytest.approx(losses[0], rel=0.05)
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+def test_full_determinism_takes_the_same_steps_twice_to_the_last_bit(tmp_path):
+    words = ("--mixed_precision", "bf16", "--settings", '{"full_determinism": true}')
+    env = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+    first, second = steps(tmp_path, "first", *words, **env), steps(tmp_path, "second", *words, **env)
+    assert first["logs"][-1]["loss"] == second["logs"][-1]["loss"]
+    for name, value in first["parameters"].items():
+        assert torch.equal(value, second["parameters"][name]), name
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+def test_compiled_recomputed_and_channels_last_in_bf16_trains_as_without(tmp_path):
+    plain = steps(tmp_path, "plain", "--mixed_precision", "bf16", "--segformer")
+    options = {"torch_compile": True, "gradient_checkpointing": True, "channels_last": True}
+    fast = steps(tmp_path, "fast", "--mixed_precision", "bf16", "--segformer", "--settings", json.dumps(options))
+    losses = [[log["loss"] for log in run["logs"]] for run in (plain, fast)]
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
 
 
 @pytest.mark.gpu

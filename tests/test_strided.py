@@ -18,6 +18,11 @@ def piece(request, monkeypatch):
     return request.param
 
 
+@pytest.fixture(params=[True, False], ids=["as on CPUs", "as on GPUs"])
+def by_lines(request, monkeypatch):
+    monkeypatch.setitem(strided.BY_LINES, "cpu", request.param)
+
+
 def case(sizes, classes=5, batch=3, dtype=torch.float32, seed=0):
     (h, w), size = sizes
     g = torch.Generator().manual_seed(seed)
@@ -35,7 +40,7 @@ def resized(values, size, align_corners):
 
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
-def test_every_loss_and_its_gradient_are_those_of_the_resized_logits(piece, sizes, align_corners):
+def test_every_loss_and_its_gradient_are_those_of_the_resized_logits(piece, by_lines, sizes, align_corners):
     values, labels, valid, size = case(sizes)
     other = case(sizes, seed=1)[0].detach()
     weights = torch.tensor([0.5, 1.0, 2.0, 0.0, 3.0])

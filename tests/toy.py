@@ -167,7 +167,8 @@ def run_python(*words: str, processes: int = 1, cwd: Path | None = None, timeout
             "0",
         ]
         env = {"ACCELERATE_USE_CPU": "1", **env}
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, PATHS)), **env}
+    paths = [*map(str, PATHS), *filter(None, [os.environ.get("PYTHONPATH")])]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths), **env}
     return subprocess.run([*launch, *words], capture_output=True, text=True, timeout=timeout, cwd=cwd, env=env)
 
 
