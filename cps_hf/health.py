@@ -52,6 +52,7 @@ class Guard:
     def __init__(self, accelerator: Accelerator, module: nn.Module, args: CPSConfig):
         self.accelerator, self.module, self.args = accelerator, module, args
         self.skipped_steps = 0
+        self._parameters = [[*branch.parameters()] for branch in module.branches]  # a walk costs a GPU a millisecond
         self._buffers: list[Tensor] = []
 
     def before_step(self) -> None:
@@ -69,8 +70,8 @@ class Guard:
         """
         self.accelerator.unscale_gradients(optimizer)
         names = [f"grad_norm_branch_{index}" for index in range(len(self.module.branches))]
-        for name, branch in zip(names, self.module.branches, strict=True):
-            parameters = [p for p in branch.parameters() if p.grad is not None]
+        for name, of_branch in zip(names, self._parameters, strict=True):
+            parameters = [p for p in of_branch if p.grad is not None]
             norm = nn.utils.get_total_norm([p.grad for p in parameters])
             if self.args.max_grad_norm is not None:
                 nn.utils.clip_grads_with_norm_(parameters, self.args.max_grad_norm, norm)

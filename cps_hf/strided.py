@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PIECE = {"cpu": 2**19, "cuda": 2**25}
-"""How many numbers a resized piece has at most: what stays in a CPU's cache; what keeps a GPU busy."""
+PIECE = {"cpu": 2**19, "cuda": 2**27}
+"""How many numbers a resized piece has at most: what stays in a CPU's cache; what keeps a GPU busy, mostly whole
+images. (Both measured: benchmarks/LOG.md.)"""
 
 BY_LINES = {"cpu": True, "cuda": False}
 """Where columns are resized as lines, one a class and row. On GPUs torch's kernel for lines gives each column one
@@ -139,17 +140,18 @@ class _Piece(NamedTuple):
 
     def resize(self, coarse: Tensor, like: StridedLogits) -> Tensor:
         """(b, C, coarse rows, w) -> (b, C, rows, W)."""
-        images, classes, height, width = coarse.shape
+        images, classes, _, width = coarse.shape
+        by_lines = BY_LINES.get(coarse.device.type, False)
+        if not by_lines and self.rows == slice(0, like.size[0]):
+            return F.interpolate(coarse, size=like.size, mode="bilinear", align_corners=like.align_corners)
         if like.values.shape[-2] != like.size[0]:
             coarse = torch.lerp(
                 coarse.index_select(2, self.above), coarse.index_select(2, self.below), self.share.to(coarse.dtype)
             )
-        if width != like.size[1] and BY_LINES.get(coarse.device.type, False):
-            lines = coarse.view(1, -1, width)
-            coarse = F.interpolate(lines, size=like.size[1], mode="linear", align_corners=like.align_corners)
-        elif width != like.size[1]:
-            size = (coarse.shape[2], like.size[1])
-            coarse = F.interpolate(coarse, size=size, mode="bilinear", align_corners=like.align_corners)
+        if width != like.size[1]:
+            mode, size = ("linear", like.size[1]) if by_lines else ("bilinear", (coarse.shape[2], like.size[1]))
+            lines = coarse.reshape(1, -1, width) if by_lines else coarse
+            coarse = F.interpolate(lines, size=size, mode=mode, align_corners=like.align_corners)
         return coarse.view(images, classes, -1, like.size[1])
 
     def of(self, one: Tensor | StridedLogits) -> Tensor:

@@ -30,6 +30,7 @@ parser.add_argument("--settings", type=json.loads, default={}, help="further fie
 options = parser.parse_args()
 
 torch.set_num_threads(1)
+torch.backends.cudnn.allow_tf32 = False  # float32 steps on a GPU are compared with a CPU's
 order.MapReader.source_at = lambda self, position: position % self.length  # the files' own order
 if options.local_counts:
     batches.share_counts = lambda micro_batches, accelerator: None

@@ -221,6 +221,9 @@ def enable_gradient_checkpointing(model: PreTrainedModel) -> None:
     """
     backbone = backbone_of(model)
     network = timm_network(backbone)
+    for child in network.children() if network is not None else ():
+        if getattr(child, "inplace", False):  # timm before 1.0.30 recomputes from what this one overwrites
+            child.inplace = False
     for part in (model, backbone):
         if getattr(part, "supports_gradient_checkpointing", False):
             if hasattr(part, "activation_checkpointing_enable"):  # transformers 5.24 renamed it
