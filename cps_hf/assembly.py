@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, LoggerType
+from accelerate.utils import LoggerType
 from datasets import Dataset
 from transformers import PreTrainedModel, SchedulerType, get_scheduler
 
+from . import sharding
 from .config import CPSConfig
 from .data.labels import LabelEncoding
 from .data.order import Shard
@@ -44,14 +45,10 @@ def check_launch(accelerator: Accelerator, args: CPSConfig) -> None:
             f"`{working.format(n=args.num_processes)}` on CPUs "
             "(`accelerate launch --cpu --num_processes N` starts one process)."
         )
-    unsupported = (DistributedType.DEEPSPEED, DistributedType.FSDP, DistributedType.MEGATRON_LM)
-    if accelerator.distributed_type in unsupported:
-        raise ValueError(
-            f"CPSTrainer runs on one device or with DDP; Accelerate is set up for {accelerator.distributed_type}. "
-            "Two branches that share a step need no sharding up to a few hundred million parameters."
-        )
+    sharding.use_on_cpus(accelerator)
+    sharding.refuse(accelerator, args)
     if accelerator.is_main_process:
-        noun = "process" if count == 1 else "processes"
+        noun = ("process" if count == 1 else "processes") + (", sharded," if accelerator.is_fsdp2 else "")
         logger.info("%d %s on %s, precision %s.", count, noun, accelerator.device, accelerator.mixed_precision)
 
 

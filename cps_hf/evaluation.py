@@ -19,6 +19,8 @@ from .data.streams import EvaluationStream
 from .data.transforms import normalize
 from .inference import add_probabilities, class_ids, default_stride, predict_logits
 from .metrics.mean_iou import MeanIoU
+from .module import TrainingModule
+from .sharding import whole
 
 logger = logging.getLogger(__name__)
 
@@ -29,20 +31,20 @@ class Judge:
     """Looks at the branches of a run with the run's evaluation settings. Every process takes its share of images.
 
     Args:
-        branches: each `(pixel_values (B, 3, H, W)) -> logits (B, C, H, W)`.
-        teacher: one more to score; it is no part of the mean.
+        module: its branches are each `(pixel_values (B, 3, H, W)) -> logits (B, C, H, W)`; its teacher, if it has
+            one, is scored too and is no part of the mean.
     """
 
     def __init__(
         self,
-        branches: Sequence[nn.Module],
-        teacher: nn.Module | None,
+        module: TrainingModule,
         args: CPSConfig,
         accelerator: Accelerator,
         *,
         num_labels: int,
     ):
-        self.branches, self.teacher, self.args, self.accelerator = branches, teacher, args, accelerator
+        self.module, self.args, self.accelerator = module, args, accelerator
+        self.branches, self.teacher = module.branches, module.teacher
         self.num_labels, self.device = num_labels, accelerator.device
         self.confusion_matrices: dict[str, Tensor] = {}  # of the newest scores, by row; over all processes
         self.mean, self.std = (torch.tensor(v, device=self.device) for v in (args.image_mean, args.image_std))
@@ -61,7 +63,7 @@ class Judge:
             rows["teacher"] = self.teacher
         names = [*rows, "mean"] if len(self.branches) > 1 else [*rows]
         metrics = {name: MeanIoU(num_labels=self.num_labels) for name in names}
-        with self.accelerator.autocast(), evaluating([*rows.values()]):
+        with whole(self.module), self.accelerator.autocast(), evaluating([*rows.values()]):
             for group, images in self._batches(self.stream(dataset)):
                 labels = torch.stack([s["label"] for s in group]).to(self.device)
                 probs = None  # summed over the branches
@@ -90,7 +92,7 @@ class Judge:
             ValueError: an image cannot be read, or none of them.
         """
         counts = torch.zeros(2, dtype=torch.int64)
-        with self.accelerator.autocast(), evaluating(self.branches):
+        with whole(self.module), self.accelerator.autocast(), evaluating(self.branches):
             skip = self.args.skip_bad_samples
             samples = self.stream(dataset, name="unlabeled_dataset", with_label=False, keep_errors=skip)
             for _, images in self._batches(_readable(samples)):
@@ -110,13 +112,14 @@ class Judge:
     def predictions(self, dataset, networks: Sequence[nn.Module]) -> Iterator[tuple[str, Tensor]]:
         """(id, uint8 (H, W) class ids on the CPU) of each image, by the mean of the networks' probabilities."""
         samples = self.stream(dataset, name="dataset", with_label=False)
-        for group, images in self._batches(samples):
-            with self.accelerator.autocast(), evaluating(networks):  # not held while the caller has the turn
-                probs = None
-                for network in networks:
-                    probs = add_probabilities(probs, self.logits(network, images))
-            for sample, prediction in zip(group, class_ids(probs), strict=True):
-                yield sample["id"], prediction.to(torch.uint8).cpu()
+        with whole(self.module):
+            for group, images in self._batches(samples):
+                with self.accelerator.autocast(), evaluating(networks):  # not held while the caller has the turn
+                    probs = None
+                    for network in networks:
+                        probs = add_probabilities(probs, self.logits(network, images))
+                for sample, prediction in zip(group, class_ids(probs), strict=True):
+                    yield sample["id"], prediction.to(torch.uint8).cpu()
 
     def check_first_batch(self, dataset) -> None:
         """A bad label or an image that a branch cannot take is found before step 1, not at the first evaluation.
@@ -126,7 +129,7 @@ class Judge:
         """
         first = next(iter(self.stream(dataset)), [])
         _warn_of_white_masks(first, self.num_labels)
-        with self.accelerator.autocast(), evaluating(self.branches):
+        with whole(self.module), self.accelerator.autocast(), evaluating(self.branches):
             for group, images in self._batches([first]):
                 for i, branch in enumerate(self.branches):
                     try:

@@ -75,6 +75,7 @@ def fingerprint(trainer: Any) -> dict[str, Any]:
             "optimizer": type(getattr(trainer.optimizer, "optimizer", trainer.optimizer)).__name__,
             "scheduler": type(trainer.lr_scheduler).__name__,
             "models": len(trainer.models),
+            **({"sharding": "FSDP2"} if accelerator.is_fsdp2 else {}),  # its checkpoints are other files
             **{k: v for i, model in enumerate(trainer.models) for k, v in _model(f"model {i}", model)},
         },
         "rounding": {k: settings[k] for k in CHANGES_ROUNDING - {"num_processes"}}

@@ -19,6 +19,7 @@ from .checkpoints import newest_checkpoint
 from .config import CPSConfig
 from .objectives import ObjectiveOutput
 from .reporting import Averages
+from .sharding import gathered
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ class Guard:
             norm = nn.utils.get_total_norm([p.grad for p in parameters])
             if self.args.max_grad_norm is not None:
                 nn.utils.clip_grads_with_norm_(parameters, self.args.max_grad_norm, norm)
-            averages.add({name: norm})
+            averages.add({name: gathered(norm)})
         averages.add({"told_to_stop": torch.full((), float(told_to_stop), device=self.accelerator.device)})
         seen = averages.end_step(self.accelerator)
         stop = seen.pop("told_to_stop") > 0

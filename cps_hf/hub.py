@@ -28,6 +28,7 @@ def export_branch(
     model: PreTrainedModel,
     directory: str | os.PathLike,
     *,
+    state_dict: Mapping[str, Any] | None = None,
     id2label: Mapping[int, str] | None = None,
     image_mean: Sequence[float],
     image_std: Sequence[float],
@@ -42,6 +43,7 @@ def export_branch(
     Args:
         model: one bare branch (`Branch.model`), saved in its own dtype; if its architecture is one of ours, its code
             goes along.
+        state_dict: its weights, where it holds a share of them only; none: the model's own.
         id2label: class names for config.json; none: the model's own.
         image_mean, image_std: of the three colours, for images in [0, 1], as in training.
         processing_class: an image processor to save; none: a `SegformerImageProcessor` that normalises and does not
@@ -60,7 +62,9 @@ def export_branch(
     temporary = directory.with_name(f"tmp-{directory.name}")
     shutil.rmtree(temporary, ignore_errors=True)  # left by a run that was killed here
     temporary.mkdir(parents=True)
-    model.save_pretrained(temporary)  # not state_dict(): the names in a file may differ from those in memory
+    model.save_pretrained(
+        temporary, state_dict=state_dict
+    )  # not state_dict(): the names in a file may differ from those in memory
     config = _rewrite_config(temporary / "config.json", id2label)
     if processing_class is None:
         processing_class = _image_processor(model, image_mean, image_std)

@@ -20,17 +20,19 @@ from .data.named import official_palette
 from .data.scenes import is_drawn
 from .data.streams import undecoded
 from .evaluation import evaluating
+from .sharding import whole
 
 PREDICTIONS = "predictions.png"
 
 
 def after_evaluation(trainer: Any) -> None:
     """What the branches say of the first evaluation images at this step; the last evaluation's stays."""
-    if _draws(trainer):
-        path = _folder(trainer) / PREDICTIONS
-        networks = {f"branch {i}": branch for i, branch in enumerate(trainer.module.branches)}
-        draw_predictions(trainer, networks, path)
-        give_to_trackers(trainer, [path])
+    with whole(trainer.module):
+        if _draws(trainer):
+            path = _folder(trainer) / PREDICTIONS
+            networks = {f"branch {i}": branch for i, branch in enumerate(trainer.module.branches)}
+            draw_predictions(trainer, networks, path)
+            give_to_trackers(trainer, [path])
 
 
 def after_training(trainer: Any) -> None:

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from . import assembly, hub
+from . import assembly, hub, sharding
 from .card import render_card
 from .checkpoints import write_atomically
 from .objectives import Objective
@@ -126,12 +126,20 @@ def _length(dataset) -> int | None:
 
 
 def export_branch(trainer: Any, branch: str, directory: Path) -> None:
-    """A branch's folder with its card, by the main process."""
+    """A branch's folder with its card, written by the main process; called by all."""
     aside = Path(trainer.args.output_dir) / "tmp-card"
-    picture = draw_card_picture(trainer, branch, aside)
+    model = trainer.network(branch.removeprefix("branch_")).model
+    is_main, picture = trainer.accelerator.is_main_process, None
+    weights = sharding.weights(model)
+    with sharding.whole(trainer.module):
+        if is_main:
+            picture = draw_card_picture(trainer, branch, aside)
+    if not is_main:
+        return
     hub.export_branch(
-        trainer.network(branch.removeprefix("branch_")).model,
+        model,
         directory,
+        state_dict=weights,
         id2label=trainer.id2label,
         image_mean=trainer.args.image_mean,
         image_std=trainer.args.image_std,

@@ -120,6 +120,8 @@ def save_checkpoint(trainer: Any) -> None:
     Raises:
         CheckpointError: on every process, when one could not write.
     """
+    # Of what all processes hold, a sharded save takes any one's; batch norm's statistics are to be the main one's.
+    trainer.module.share_buffers(trainer.accelerator)
     checkpoints.save_checkpoint(
         trainer.args.output_dir,
         trainer.state.global_step,

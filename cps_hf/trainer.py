@@ -31,6 +31,7 @@ from .health import CollapseWatch, Guard, MicroBatch
 from .module import TrainingModule
 from .objectives import CrossPseudoSupervision, Objective, ObjectiveOutput
 from .reporting import Averages, RunLog, Stopwatch
+from .sharding import prepare, refuse_engines
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +74,7 @@ class CPSTrainer:
         self.objective = CrossPseudoSupervision() if objective is None else objective
         self.train_dataset, self.unlabeled_dataset, self.eval_dataset = train_dataset, unlabeled_dataset, eval_dataset
         self.processing_class = processing_class
+        refuse_engines()
         assembly.check_trackers(args)
         self.accelerator = Accelerator(
             # The streams have no end at which accumulation should sync.
@@ -102,15 +104,13 @@ class CPSTrainer:
         self.optimizer = optimizers[0] or assembly.make_optimizer(self.models, args)
         self.lr_scheduler = optimizers[1] or assembly.make_schedule(self.optimizer, args)
         # The schedule is not prepared: Accelerate would step it once a process.
-        self.prepared, self.optimizer = self.accelerator.prepare(self.module, self.optimizer)
+        self.prepared, self.optimizer = prepare(self.accelerator, self.module, self.optimizer)
         self.device = self.accelerator.device
         self.image_mean, self.image_std = (
             torch.tensor(v, device=self.device) for v in (args.image_mean, args.image_std)
         )
         self._progress = torch.zeros((), device=self.device)
-        self.judge = Judge(
-            self.module.branches, self.module.teacher, args, self.accelerator, num_labels=len(self.id2label)
-        )
+        self.judge = Judge(self.module, args, self.accelerator, num_labels=len(self.id2label))
         self.callback_handler = CallbackHandler(
             [DefaultFlowCallback, *(callbacks or [])], self.module, processing_class, self.optimizer, self.lr_scheduler
         )
@@ -380,8 +380,7 @@ class CPSTrainer:
         name = "teacher" if branch == "teacher" else f"branch_{branch}"
         directory = Path(output_dir or Path(self.args.output_dir) / name)
         self.module.share_buffers(self.accelerator)
-        if self.accelerator.is_main_process:
-            results.export_branch(self, name, directory)
+        results.export_branch(self, name, directory)
         self.accelerator.wait_for_everyone()
 
     def push_to_hub(

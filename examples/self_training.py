@@ -49,8 +49,8 @@ def main(argv: list[str] | None = None) -> dict:
     args, objective = train_cps.parse(
         argv, SelfTrainingArguments, default_objective="supervised", description=description
     )
-    is_main = train_cps.join_processes(args.ddp_timeout)
     try:
+        is_main = train_cps.join_processes(args.ddp_timeout)
         results, names = train_in_stages(args, objective)
     except train_cps.MENDABLE as error:
         print(f"error: {error}", file=sys.stderr)

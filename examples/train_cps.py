@@ -41,6 +41,7 @@ from cps_hf.checkpoints import CheckpointError
 from cps_hf.data import partition
 from cps_hf.data.named import LOADERS, find_dataset
 from cps_hf.reporting import scores_table
+from cps_hf.sharding import refuse_engines
 
 
 @dataclass(kw_only=True)
@@ -151,8 +152,8 @@ def small_model() -> UperNetConfig:
 
 def main(argv: list[str] | None = None) -> dict:
     args, objective = parse(argv)
-    is_main = join_processes(args.ddp_timeout)
     try:
+        is_main = join_processes(args.ddp_timeout)
         if args.smoke:
             from smoke import shrink  # the file beside this one
 
@@ -169,6 +170,7 @@ def main(argv: list[str] | None = None) -> dict:
 
 def join_processes(ddp_timeout: int) -> bool:
     """Find the other processes, quiet what is noisy; whether this one is the main one."""
+    refuse_engines()  # Accelerate would look for them here
     timeout = timedelta(seconds=ddp_timeout)
     # Before the trainer makes its Accelerator, and as that will: CPU processes find each other only when told so.
     is_main = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=timeout).is_main_process

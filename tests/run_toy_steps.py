@@ -12,10 +12,10 @@ import torch
 from toy import toy_models, write_world
 from transformers import SegformerConfig
 
-from cps_hf import batches
+from cps_hf import batches, sharding
 from cps_hf.config import CPSConfig
 from cps_hf.data import order
-from cps_hf.objectives import CrossPseudoSupervision
+from cps_hf.objectives import CrossPseudoSupervision, MeanTeacher
 from cps_hf.trainer import CPSTrainer
 
 parser = argparse.ArgumentParser()
@@ -26,6 +26,8 @@ parser.add_argument("--cutmix", action="store_true")
 parser.add_argument("--local_counts", action="store_true")
 parser.add_argument("--mixed_precision", default="no")
 parser.add_argument("--segformer", action="store_true", help="a tiny one, in place of two convolutions")
+parser.add_argument("--teacher", action="store_true", help="Mean Teacher in place of CPS")
+parser.add_argument("--evaluate", action="store_true")
 parser.add_argument("--settings", type=json.loads, default={}, help="further fields of CPSConfig, as JSON")
 options = parser.parse_args()
 
@@ -47,8 +49,11 @@ segformer = SegformerConfig(
     classifier_dropout_prob=0.0,  # compiled, it draws other random numbers
     drop_path_rate=0.0,
 )
+objective = CrossPseudoSupervision(weight=1.5, cutmix=options.cutmix)
+if options.teacher:
+    objective = MeanTeacher(noise_std=0.0)
 trainer = CPSTrainer(
-    segformer if options.segformer else toy_models(),
+    segformer if options.segformer else toy_models(1 if options.teacher else 2),
     CPSConfig(
         output_dir=str(options.out.with_suffix(".run")),
         max_steps=3,
@@ -58,18 +63,20 @@ trainer = CPSTrainer(
         crop_size=[40, 40],
         random_scale=[1.0],
         dataloader_num_workers=0,
-        agreement_images=0,
         disable_tqdm=True,
         mixed_precision=options.mixed_precision,
-        **options.settings,
+        **{"agreement_images": 0, **options.settings},
     ),
-    objective=CrossPseudoSupervision(weight=1.5, cutmix=options.cutmix),
+    objective=objective,
     train_dataset=write_world(world / "labeled", sizes),
     unlabeled_dataset=write_world(world / "unlabeled", sizes, first=100, labels=False),
+    eval_dataset=write_world(world / "val", [(30, 40)] * 3, first=200) if options.evaluate else None,
 )
-trainer.train()
+results = trainer.train()
+parameters = sharding.weights(trainer.module) or dict(trainer.module.state_dict())
+shares = sum(getattr(p, "_local_tensor", p).numel() for p in trainer.module.parameters())
 if trainer.accelerator.is_main_process:
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
-    parameters = {k: v.detach().clone() for k, v in trainer.module.named_parameters()}
-    torch.save({"parameters": parameters, "logs": logs, "processes": trainer.accelerator.num_processes}, options.out)
+    found = {"parameters": parameters, "logs": logs, "results": results, "held": shares}
+    torch.save(found | {"processes": trainer.accelerator.num_processes}, options.out)
 sys.stdout.flush()

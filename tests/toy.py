@@ -151,11 +151,17 @@ def write_world(folder: Path, sizes, *, first=0, labels=True, encoding=True) -> 
     return dataset if labels else dataset.remove_columns("label")
 
 
-def run_python(*words: str, processes: int = 1, cwd: Path | None = None, timeout: int = 240, **env: str):
-    """A fresh Python (several joined by gloo when `processes` > 1); its CompletedProcess."""
+def run_python(
+    *words: str, processes: int = 1, config_file: Path | None = None, cwd: Path | None = None, timeout=240, **env: str
+):
+    """A fresh Python (several joined by gloo when `processes` > 1); its CompletedProcess.
+
+    `config_file` is the launcher's, in place of the words that make it start processes with DDP.
+    """
     launch = [sys.executable]
     if processes > 1:
-        launch += ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
+        launch += ["-m", "accelerate.commands.launch", "--num_processes", str(processes)]
+        launch += ["--config_file", str(config_file)] if config_file else ["--multi_gpu"]
         launch += [
             "--num_machines",
             "1",
@@ -166,7 +172,7 @@ def run_python(*words: str, processes: int = 1, cwd: Path | None = None, timeout
             "--main_process_port",
             "0",
         ]
-        env = {"ACCELERATE_USE_CPU": "1", **env}
+        env = {"ACCELERATE_USE_CPU": "1", "CUDA_VISIBLE_DEVICES": "", **env}
     paths = [*map(str, PATHS), *filter(None, [os.environ.get("PYTHONPATH")])]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths), **env}
     return subprocess.run([*launch, *words], capture_output=True, text=True, timeout=timeout, cwd=cwd, env=env)
