@@ -3,8 +3,11 @@
     python benchmarks/cost.py --output benchmarks/cost.md
         a few minutes on a CPU: every number of the first two tables is counted, on tensors without data.
 
+    python benchmarks/cost.py --measured benchmarks/results/h100/gpu.jsonl
+        beside what benchmarks/gpu.py measured: seconds, the share of the card's peak, memory; hours by that share.
+
     python benchmarks/cost.py --efficiency 0.42
-        hours by the share of a GPU's peak that you measured; without it, those of an assumed share.
+        hours by a share of a GPU's peak that you name; without either, those of an assumed share.
 
 FLOPs are those of convolutions and matrix products, forward and backward, by torch's own counter. Activations are the
 bytes that autograd keeps until the backward pass, each storage once, with bfloat16 networks and float32 losses.
@@ -14,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import json
 import statistics
 import sys
 import time
@@ -36,6 +40,7 @@ from train_cps import TrainArguments  # noqa: E402  a recipe's file is read as t
 
 CONFIGS = EXAMPLES / "configs"
 GPUS = {"H200": 989e12, "A100": 312e12, "RTX 4090": 165e12}  # dense bfloat16 with float32 sums, by their data sheets
+PEAKS = {"H100 80GB": 989e12, **GPUS}  # by what a device's name holds
 CLASSES = {"voc": 21, "cityscapes": 19}
 # What recipes name by a Hub id, since nothing is asked of the Hub here.
 HUB_CONFIGS = {
@@ -67,10 +72,13 @@ class Cost:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--efficiency", type=float, help="the share of the GPU's peak FLOPs that was measured")
+    parser.add_argument("--measured", type=Path, help="the gpu.jsonl that benchmarks/gpu.py wrote")
     parser.add_argument("--pairs", type=int, default=5, help="timed steps an objective of the check on this CPU")
     parser.add_argument("--output", type=Path, help="write the page there instead of printing it")
     options = parser.parse_args(argv)
-    page = "\n".join([*head(options), *objectives_table(), *recipes_table(options), *check_table(options.pairs)])
+    measured = measured_table(options) if options.measured else []
+    parts = [head(options), objectives_table(), recipes_table(options), measured, check_table(options.pairs)]
+    page = "\n".join(line for part in parts for line in part)
     if options.output:
         options.output.write_text(page + "\n", encoding="utf-8")
     else:
@@ -83,14 +91,21 @@ def head(options: argparse.Namespace) -> list[str]:
         "# What training costs",
         "",
         f"Made by `python benchmarks/cost.py`, {datetime.date.today()}, {used}. Passes, FLOPs and bytes are counted;",
-        "hours are computed from them"
-        + (
-            f" with a measured share of {options.efficiency:.0%} of the GPU's peak."
-            if options.efficiency
-            else ", with an **assumed** share of 30 % of the GPU's peak: no GPU was measured. Pass `--efficiency`."
-        ),
+        f"hours are computed from them with {share_said(options)}.",
         "",
     ]
+
+
+def share_said(options: argparse.Namespace) -> str:
+    """Where the share of the GPU's peak comes from, which hours are computed with."""
+    if options.measured:
+        return (
+            f"a share of {options.efficiency:.0%} of the GPU's peak, the median of what was measured below on one "
+            "card at some 8 + 8 images; other cards and batches reach other shares"
+        )
+    if options.efficiency:
+        return f"a share of {options.efficiency:.0%} of the GPU's peak, as it was given"
+    return "an **assumed** share of 30 % of the GPU's peak: pass `--measured` or `--efficiency`"
 
 
 def cost_of(configs: Sequence[PreTrainedConfig], objective: Objective, args: CPSConfig) -> Cost:
@@ -184,6 +199,42 @@ def objectives_table() -> list[str]:
             f"| {name} | {cost.with_grad} | {cost.without_grad} | {cost.flops / 1e12:.2f} | "
             f"{cost.flops / first:.2f} | {cost.activations / 2**30:.1f} |"
         )
+    return [*rows, ""]
+
+
+def measured_table(options: argparse.Namespace) -> list[str]:
+    """Counted FLOPs and memory beside a GPU's seconds and peak; sets the share of its peak where none was given."""
+    models = {
+        "deeplabv3plus-r50": "models/deeplabv3_plus_r50.json",
+        "dpt-dinov2-b": "models/dpt_dinov2_b.json",
+        "segformer-b2": "nvidia/mit-b2",
+    }
+    lines = [json.loads(line) for line in options.measured.read_text(encoding="utf-8").splitlines()]
+    steps = [one for one in lines if one["kind"] == "step" and one["settings"].get("mixed_precision") == "bf16"]
+    peak = next(value for name, value in PEAKS.items() if name in steps[0]["device"])
+    rows = [
+        f"## Checked against a GPU: {steps[0]['device']}, {steps[0]['date']}",
+        "",
+        "bfloat16; the peak is the data sheet's 989 TFLOP/s. Counted memory is without the allocator's slack and the",
+        "libraries' work space, and for attention an upper bound.",
+        "",
+        "| | TFLOPs | seconds | TFLOP/s | of the peak | counted, GiB | peak measured, GiB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    shares = []
+    for one in steps:
+        told, kind = one["settings"], OBJECTIVES[one["settings"]["objective"]]
+        objective = kind() if told["cutmix"] is None else kind(cutmix=type(kind.cutmix)(told["cutmix"] == "true"))
+        args = CPSConfig(per_device_train_batch_size=told["batch"], crop_size=[told["crop"], told["crop"]])
+        config = model_config(models[told["model"]], 21)
+        cost = cost_of([config, config], objective, args)
+        rate = cost.flops / one["step_s"]
+        shares.append(rate / peak)
+        rows.append(
+            f"| {one['name']} | {cost.flops / 1e12:.2f} | {one['step_s']:.3f} | {rate / 1e12:.0f} | "
+            f"{shares[-1]:.1%} | {cost.memory('sgd') / 2**30:.1f} | {one['peak_gib']:.1f} |"
+        )
+    options.efficiency = options.efficiency or statistics.median(shares)
     return [*rows, ""]
 
 

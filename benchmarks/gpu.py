@@ -247,7 +247,8 @@ def cases(workers: int) -> Iterator[tuple[str, str, Callable[[], dict]]]:
 
 def table(lines: list[dict]) -> str:
     first = lines[0]
-    used = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
+    known = {name: version for name, version in first["versions"].items() if version != "not installed"}
+    used = ", ".join(f"{name} {version}" for name, version in known.items())
     page = [
         "# Measured on a GPU",
         "",
