@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import train_cps  # the files beside this one
-from cells import Cell, run_all
+from cells import Cell, run_all, table_parser
 from comparison_report import score
 
 from cps_hf import CrossPseudoSupervision
@@ -88,21 +88,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def arguments(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0],
-        epilog="Every other option is one of train_cps.py (`train_cps.py --objective supervised --help`).",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--output_dir", type=Path, default=Path("outputs/ablate_switches"))
-    parser.add_argument("--methods", nargs="+", choices=WEIGHTS, default=[*WEIGHTS], metavar="METHOD")
+    parser = table_parser(__doc__.split("\n")[0], "outputs/ablate_switches", WEIGHTS)
     parser.add_argument(
         "--weights", nargs="+", type=float, help="the CPS weight of each; default: the release's on VOC"
     )
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1])
     parser.add_argument("--world_size", type=int, default=4, help="what the original divides its loss by")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
-    parser.add_argument("--launch", help='the words before a run\'s script, e.g. "accelerate launch --multi_gpu"')
-    parser.add_argument("--report_only", action="store_true", help="run nothing: the table of what is there")
     return parser.parse_known_args(argv)
 
 

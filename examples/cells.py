@@ -6,6 +6,7 @@ killed costs no other.
 
 from __future__ import annotations
 
+import argparse
 import json
 import shlex
 import shutil
@@ -13,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,22 @@ from cps_hf import Objective, cli
 from cps_hf.checkpoints import newest_checkpoint, write_atomically
 
 HERE = Path(__file__).parent
+
+
+def table_parser(description: str, output_dir: str, methods: Collection[str]) -> argparse.ArgumentParser:
+    """The options of a table of runs; what it does not know is for train_cps.py."""
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog="Every other option is one of train_cps.py (`train_cps.py --objective supervised --help`).",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--output_dir", type=Path, default=Path(output_dir))
+    parser.add_argument("--methods", nargs="+", choices=methods, default=[*methods], metavar="METHOD")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1])
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--launch", help='the words before a run\'s script, e.g. "accelerate launch --multi_gpu"')
+    parser.add_argument("--report_only", action="store_true", help="run nothing: tables of what is there")
+    return parser
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from typing import Any
 
 import comparison_report  # the files beside this one
 import train_cps
-from cells import Cell, run_all
+from cells import Cell, run_all, table_parser
 from self_training import SelfTrainingArguments
 from transformers.utils import logging as transformers_logging
 
@@ -114,14 +114,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def arguments(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0],
-        epilog="Every other option is one of train_cps.py (`train_cps.py --objective supervised --help`).",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--output_dir", type=Path, default=Path("outputs/compare"))
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=[*METHODS], metavar="METHOD")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1])
+    parser = table_parser(__doc__.split("\n")[0], "outputs/compare", METHODS)
     parser.add_argument("--partitions", nargs="+", default=["12"], help="which images are labeled, as in train_cps.py")
     parser.add_argument(
         "--learning_rates",
@@ -134,9 +127,6 @@ def arguments(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--method_options", type=json.loads, default={}, help='as JSON: {"cps_cutmix": {"weight": 1.5}, ...}'
     )
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
-    parser.add_argument("--launch", help='the words before a run\'s script, e.g. "accelerate launch --multi_gpu"')
-    parser.add_argument("--report_only", action="store_true", help="run nothing: tables and plots of what is there")
     parser.add_argument("--num_pictures", type=int, default=4, help="validation images in the panel")
     return parser.parse_known_args(argv)
 

@@ -2,23 +2,22 @@
 
 from transformers import AutoConfig, AutoModelForSemanticSegmentation
 
-from .branches import (
-    Branch,
-    build_branches,
+from .backbones import load_backbone_weights
+from .branches import Branch, build_branches
+from .configuration_deeplabv3_plus import DeepLabV3PlusConfig
+from .configuration_hrnet import HRNetConfig
+from .convert import from_torchsemiseg
+from .modeling_deeplabv3_plus import DeepLabV3PlusForSemanticSegmentation
+from .modeling_hrnet import HRNetForSemanticSegmentation
+from .preparation import (
     check_input_size,
     check_train_batch,
     convert_sync_batchnorm,
     enable_gradient_checkpointing,
     freeze,
     freeze_unused_parameters,
-    load_backbone_weights,
     parameter_groups,
 )
-from .configuration_deeplabv3_plus import DeepLabV3PlusConfig
-from .configuration_hrnet import HRNetConfig
-from .convert import from_torchsemiseg
-from .modeling_deeplabv3_plus import DeepLabV3PlusForSemanticSegmentation
-from .modeling_hrnet import HRNetForSemanticSegmentation
 
 for _config, _model in (
     (DeepLabV3PlusConfig, DeepLabV3PlusForSemanticSegmentation),

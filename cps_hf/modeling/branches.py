@@ -27,28 +27,6 @@ from transformers import AutoConfig, AutoModelForSemanticSegmentation, PreTraine
 
 from .backbones import backbone_of, load_backbone_weights
 from .drawing import branch_seed, draw_weights, head_has_norms
-from .preparation import (
-    check_input_size,
-    check_train_batch,
-    convert_sync_batchnorm,
-    enable_gradient_checkpointing,
-    freeze,
-    freeze_unused_parameters,
-    parameter_groups,
-)
-
-__all__ = [
-    "Branch",
-    "build_branches",
-    "check_input_size",
-    "check_train_batch",
-    "convert_sync_batchnorm",
-    "enable_gradient_checkpointing",
-    "freeze",
-    "freeze_unused_parameters",
-    "load_backbone_weights",
-    "parameter_groups",
-]
 
 IGNORE_INDEX = 255
 HEAD_NAMES = ("decode_head", "segmentation_head", "head", "decoder")
