@@ -22,7 +22,7 @@ from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from cps_hf.data.transforms import normalize
 from cps_hf.ensemble import Ensemble
-from cps_hf.inference import add_probabilities, as_logits_fn, class_ids, predict
+from cps_hf.inference import as_logits_fn, predict
 from cps_hf.metrics.boundary_iou import BoundaryIoU
 from cps_hf.metrics.mean_iou import MeanIoU
 
@@ -35,6 +35,7 @@ WAYS = {
     "whole image, flip": {"flip": True},
     "whole image, two networks": {"networks": 2},
     "whole image, scales 0.5, 1, 1.75, flip": SCALES,
+    "whole image, two networks, scales, flip": SCALES | {"networks": 2},
     "sliding windows": SLIDING,
     "sliding windows, label of 4200 x 6300": SLIDING | {"target_size": (4200, 6300)},
     "sliding windows, flip": SLIDING | {"flip": True},
@@ -43,6 +44,9 @@ WAYS = {
     "sliding windows, two networks, scales, flip": SLIDING | SCALES | {"networks": 2},
     "scored as evaluate_branch.py does": {"score": True},
     "scored as evaluate_branch.py --each does, two networks": {"score": True, "networks": 2},
+    "the same, scales 0.5, 1, 1.75, flip": {"score": True, "networks": 2} | SCALES,
+    "the same, sliding windows": {"score": True, "networks": 2} | SLIDING,
+    "the same, sliding windows, scales 0.5, 1, 1.75, flip": {"score": True, "networks": 2} | SLIDING | SCALES,
 }
 
 
@@ -71,11 +75,11 @@ def measure(way: str) -> None:
     # A real network of the library has run once, so that what libraries load lazily is loaded.
     warm = SegformerForSemanticSegmentation(SegformerConfig(num_labels=CLASSES, depths=[1] * 4))
     predict([as_logits_fn(warm), *networks], torch.zeros(1, 3, 64, 64), flip=True)
-    score(models, torch.zeros(3, 64, 64, dtype=torch.uint8))
+    score(models, torch.zeros(3, 64, 64, dtype=torch.uint8), {})
     before, started = peak(), time.process_time()
     image = torch.randint(256, (3, HEIGHT, WIDTH), dtype=torch.uint8)
     if options.pop("score", False):
-        score(models, image)
+        score(models, image, options)
     else:
         pixel_values = normalize(image[None], torch.full((3,), 0.45), torch.full((3,), 0.22))
         ids = predict(networks if len(networks) > 1 else networks[0], pixel_values, **options)
@@ -83,20 +87,11 @@ def measure(way: str) -> None:
     print(f"| {way} | {peak() - before:.2f} GB | {time.process_time() - started:.0f} s |", flush=True)
 
 
-def score(models: list[nn.Module], image: torch.Tensor) -> None:
+def score(models: list[nn.Module], image: torch.Tensor, options: dict) -> None:
     """What examples/evaluate_branch.py does with an image, the image processor's work included."""
     processors = [SegformerImageProcessor(do_resize=False) for _ in models]
     branches = Ensemble(models, processors, [f"network {i}" for i in range(len(models))], device="cpu")
-    probs, maps = None, []
-    for i in range(len(models)):
-        logits = branches.logits(image, only=i)
-        maps.append(class_ids(logits)[0].to(torch.uint8))
-        if len(models) > 1:
-            probs = add_probabilities(probs, logits)
-        del logits
-    if probs is not None:
-        maps.append(class_ids(probs)[0].to(torch.uint8))
-    del probs
+    maps = branches.predict_each(image, **options)
     label = torch.randint(CLASSES, image.shape[1:], dtype=torch.uint8)
     for guess in maps:
         MeanIoU(num_labels=CLASSES).add_batch(predictions=guess, references=label)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
-from .inference import class_ids, default_stride, predict_logits
+from .inference import class_ids, default_stride, predict_each, predict_logits
 from .modeling.branches import Branch
 
 logger = logging.getLogger(__name__)
@@ -93,11 +93,31 @@ class Ensemble:
             ValueError: options that make no sense, or a size that a network cannot take.
         """
         chosen = range(len(self.networks)) if only is None else [only]
+        return self._ask(predict_logits, image, chosen, own_size, options)
+
+    def predict(self, image: Tensor, **options: Any) -> Tensor:
+        """Class ids, uint8 (H, W) on the CPU, of an image uint8 (3, H, W); options as for `logits`."""
+        return class_ids(self.logits(image, **options))[0].to(torch.uint8).cpu()
+
+    def predict_each(self, image: Tensor, *, own_size: bool = False, **options: Any) -> list[Tensor]:
+        """Class ids, uint8 (H, W) on the CPU, of each network, and with several, as the last, of their mean.
+
+        Options as for `logits`.
+        """
+        options |= {"num_labels": len(self.id2label)}
+        found = self._ask(predict_each, image, range(len(self.networks)), own_size, options)
+        return [ids[0].to(torch.uint8).cpu() for ids in found]
+
+    def _ask(self, function, image: Tensor, chosen: Sequence[int], own_size: bool, options: dict[str, Any]) -> Any:
+        """`function` of the chosen networks and of the image as their processors make it."""
         own_size = own_size or options.get("mode") == "sliding"
-        pixel_values = [_processed(self.processors[i], image, own_size).to(self.device) for i in chosen]
-        networks = [self.networks[i] for i in chosen]
+        made = {}  # networks whose processors are alike share an image
+        for processor in (self.processors[i] for i in chosen):
+            if repr(processor) not in made:
+                made[repr(processor)] = _processed(processor, image, own_size).to(self.device)
+        networks, pixel_values = [self.networks[i] for i in chosen], [made[repr(self.processors[i])] for i in chosen]
         try:
-            return predict_logits(networks, pixel_values, target_size=tuple(image.shape[-2:]), **options)
+            return function(networks, pixel_values, target_size=tuple(image.shape[-2:]), **options)
         except (RuntimeError, AssertionError) as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
@@ -106,10 +126,6 @@ class Ensemble:
                 f"{image.shape[-1]} pixels: {error} A network of one input size needs `mode=sliding` with that "
                 "`crop_size`, or its processor's resizing (no `own_size`)."
             ) from error
-
-    def predict(self, image: Tensor, **options: Any) -> Tensor:
-        """Class ids, uint8 (H, W) on the CPU, of an image uint8 (3, H, W); options as for `logits`."""
-        return class_ids(self.logits(image, **options))[0].to(torch.uint8).cpu()
 
 
 def _processed(processor: Any, image: Tensor, own_size: bool) -> Tensor:

@@ -25,6 +25,7 @@ from .checkpoints import write_atomically
 from .data.labels import IGNORE_INDEX, LabelEncoding
 from .data.streams import EvaluationStream
 from .ensemble import Ensemble, check_classes
+from .inference import add_probabilities
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ def label_dataset(
         )
         found: dict[str, list] = {"id": [], "label": [], "confidence": [], "mean_confidence": []}
         for sample in (sample for batch in stream for sample in batch):
-            confidence, ids = network.logits(sample["image"], **options)[0].float().softmax(0).max(0)
+            confidence, ids = add_probabilities(None, network.logits(sample["image"], **options))[0].max(0)
             ids = ids.to("cpu").numpy().astype(np.uint8)
             found["id"].append(sample["id"])
             found["label"].append(_png(PILImage.fromarray(ids) if encoding is None else encoding.encode(ids)))

@@ -41,7 +41,6 @@ from cps_hf.data.masks import output_path, write_label_ids, write_mask
 from cps_hf.data.streams import EvaluationStream
 from cps_hf.data.voc import voc_color
 from cps_hf.evaluation import plain
-from cps_hf.inference import add_probabilities, class_ids
 from cps_hf.metrics.boundary_iou import BoundaryIoU
 from cps_hf.metrics.mean_iou import MeanIoU
 from cps_hf.pictures import palette_of
@@ -173,13 +172,8 @@ def predict(branches, image: torch.Tensor, how: dict[str, Any], *, each: bool) -
     count = len(branches.networks)
     if count == 1 or not each:
         return {"mean" if count > 1 else "branch_0": branches.predict(image, **how)}
-    found, probs = {}, None
-    for i in range(count):
-        logits = branches.logits(image, only=i, **how)
-        found[f"branch_{i}"] = class_ids(logits)
-        probs = add_probabilities(probs, logits)
-    found["mean"] = class_ids(probs)
-    return {row: ids[0].to(torch.uint8).cpu() for row, ids in found.items()}
+    rows = [*(f"branch_{i}" for i in range(count)), "mean"]
+    return dict(zip(rows, branches.predict_each(image, **how), strict=True))
 
 
 def export(prediction: np.ndarray, name: str, folder: Path, kind: str) -> None:

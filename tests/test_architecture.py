@@ -31,7 +31,7 @@ ALLOWED = {
     "pushing": ({"card", "push", "config", "checkpoints"}, {"huggingface_hub"}),
     "colors": (set(), set()),
     "ensemble": ({"inference", "modeling"}, {"transformers"}),
-    "self_training": ({"data", "ensemble", "visualization", "checkpoints"}, {"datasets", "PIL"}),
+    "self_training": ({"data", "ensemble", "inference", "visualization", "checkpoints"}, {"datasets", "PIL"}),
     "visualization": ({"colors"}, {"PIL"}),
     "checkpoints": (set(), set()),
 }

@@ -1,5 +1,7 @@
 """Whole images, windows, scales and flips against brute-force loops."""
 
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,7 +9,7 @@ from toy import tiny_upernet
 from transformers import AutoModelForSemanticSegmentation
 
 from cps_hf import inference
-from cps_hf.inference import add_probabilities, as_logits_fn, class_ids, predict, predict_logits
+from cps_hf.inference import add_probabilities, as_logits_fn, class_ids, predict, predict_each, predict_logits
 
 
 def blur_net(seed=0, channels=4):
@@ -230,25 +232,81 @@ def test_probabilities_add_up_in_strips():
     torch.testing.assert_close(add_probabilities(total, second), expected)
 
 
-def test_a_large_image_costs_one_set_of_maps_and_no_more(monkeypatch):
-    """Counted in floats that are alive, by the largest tensors that any operation makes."""
-    made = []
+WINDOWS = {"mode": "sliding", "crop_size": (20, 24), "stride": (13, 16)}
 
-    class Count(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            result = function(*args, **(kwargs or {}))
-            for tensor in result if isinstance(result, tuple | list) else [result]:
-                if isinstance(tensor, torch.Tensor):
-                    made.append((function, tensor.numel() if tensor._base is None else 0))
-            return result
 
+@pytest.mark.parametrize("passes", [{}, {"scales": (0.6, 1.3), "flip": True}])
+@pytest.mark.parametrize("mode", [{}, WINDOWS])
+@pytest.mark.parametrize("target", [None, (61, 90), (7, 11)])
+def test_each_network_and_their_mean_are_what_predicting_them_one_by_one_gives(passes, mode, target, monkeypatch):
+    if target:  # a large image: three bands
+        monkeypatch.setattr(inference, "STRIP", 3)
+        monkeypatch.setattr(inference, "BAND", target[0] * target[1] + 3)
+    torch.manual_seed(0)
+    model = AutoModelForSemanticSegmentation.from_config(tiny_upernet())
+    with torch.no_grad():
+        model.decode_head.classifier.weight.mul_(100)
+    nets, pixels = [blur_net(0, 3), as_logits_fn(model)], images()
+    options = {"target_size": target, **passes, **mode}
+    logits = [predict_logits(net, pixels, **options) for net in nets]
+    mean = sum(maps.softmax(1) for maps in logits)
+    found = predict_each(nets, pixels, num_labels=3, **options)
+    for ids, maps in zip(found, [*logits, mean], strict=True):
+        best = maps.topk(2, dim=1).values
+        sure = best[:, 0] - best[:, 1] > 1e-4  # the rounding of sums may turn what is nearly equal
+        assert sure.float().mean() > 0.98 and ids.dtype == torch.long and ids.unique().numel() > 1
+        assert torch.equal(ids[sure], maps.argmax(1)[sure])
+    assert not torch.equal(found[0], found[2])
+    (alone,) = predict_each(nets[:1], pixels, num_labels=3, **options)
+    assert torch.equal(alone, found[0])
+
+
+class Count(torch.utils._python_dispatch.TorchDispatchMode):
+    """Of the tensors that operations make anew: the operation, and how many numbers the tensor holds."""
+
+    def __init__(self):
+        super().__init__()
+        self.made = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else [result]:
+            if (
+                isinstance(tensor, torch.Tensor)
+                and tensor._base is None
+                and not re.search(r"_\.|alias", str(function))
+            ):
+                self.made.append((str(function), tensor.numel()))
+        return result
+
+    def of_at_least(self, numbers):
+        return [entry for entry in self.made if entry[1] >= numbers]
+
+
+@pytest.mark.parametrize("passes", [{"flip": True}, {"scales": (0.5, 1.2), "flip": True}])
+def test_a_large_image_costs_one_set_of_maps_and_no_more(passes, monkeypatch):
     monkeypatch.setattr(inference, "STRIP", 8)
-    net, pixels = blur_net(channels=9), images(batch=1, height=400, width=60)
-    with Count():
-        predict_logits(net, pixels, mode="sliding", crop_size=(40, 60), stride=(27, 40), flip=True)
-    whole = 9 * 400 * 60
-    fresh = [n for function, n in made if n >= whole and "_." not in str(function)]
-    assert len(fresh) == 1, fresh
+    nets, pixels = [blur_net(0, 9), blur_net(1, 9)], images(batch=1, height=200, width=60)
+    with Count() as count:
+        predict_logits(nets, pixels, mode="sliding", crop_size=(40, 60), stride=(40, 60), **passes)
+    assert len(count.of_at_least(9 * 200 * 60)) == 1, count.of_at_least(9 * 200 * 60)
+    # Of the images there is no copy either, scaled or mirrored: but a window's rows.
+    assert len(count.of_at_least(3 * 200 * 60)) == 1, count.of_at_least(3 * 200 * 60)
+
+
+@pytest.mark.parametrize("passes", [{}, {"scales": (0.5, 1.2), "flip": True}])
+def test_scoring_each_network_costs_one_set_of_maps_for_all_together(passes, monkeypatch):
+    monkeypatch.setattr(inference, "STRIP", 8)
+    whole = 9 * 200 * 60
+    monkeypatch.setattr(inference, "BAND", whole // 2)
+    nets, pixels = [blur_net(seed, 9) for seed in range(3)], images(batch=1, height=200, width=60)
+    with Count() as count:
+        options = {"mode": "sliding", "crop_size": (40, 60), "stride": (40, 60)}
+        predict_each(nets, pixels, num_labels=9, **options, **passes)
+    if not passes:
+        assert [numbers for _, numbers in count.of_at_least(whole // 2)] == [whole]
+    else:  # two bands, in each the sum and, one after the other, the maps of each network
+        assert [numbers for _, numbers in count.of_at_least(whole // 2)] == [whole // 2] * 8
 
 
 def test_certain_predictions_stay_finite_and_can_be_resized():
