@@ -288,7 +288,9 @@ def test_a_large_image_costs_one_set_of_maps_and_no_more(passes, monkeypatch):
     monkeypatch.setattr(inference, "STRIP", 8)
     nets, pixels = [blur_net(0, 9), blur_net(1, 9)], images(batch=1, height=200, width=60)
     with Count() as count:
-        predict_logits(nets, pixels, mode="sliding", crop_size=(40, 60), stride=(40, 60), **passes)
+        predict_logits(
+            nets, pixels, mode="sliding", crop_size=(40, 60), stride=(40, 60), window_batch_size=1, **passes
+        )
     assert len(count.of_at_least(9 * 200 * 60)) == 1, count.of_at_least(9 * 200 * 60)
     # Of the images there is no copy either, scaled or mirrored: but a window's rows.
     assert len(count.of_at_least(3 * 200 * 60)) == 1, count.of_at_least(3 * 200 * 60)
