@@ -77,6 +77,19 @@ def test_a_teacher_is_averaged_from_shares_and_exported(tmp_path):
         torch.testing.assert_close(two["parameters"][name], one["parameters"][name], rtol=1e-4, atol=2e-6)
 
 
+@pytest.mark.slow
+def test_a_sharded_run_goes_on_from_its_checkpoint_bit_for_bit(tmp_path):
+    """A SegFormer, whose head has batch norm, with checkpointed blocks."""
+    settings = {"gradient_checkpointing": True, "save_steps": 2, "logging_steps": 1}
+    launch = {"processes": 2, "config_file": FSDP2}
+    whole = run(tmp_path, "whole", "--batch", "2", "--segformer", "--settings", json.dumps(settings), **launch)
+    settings["resume_from_checkpoint"] = str(whole["folder"] / "checkpoint-2")
+    rest = run(tmp_path, "rest", "--batch", "2", "--segformer", "--settings", json.dumps(settings), **launch)
+    assert [log["step"] for log in rest["logs"]] == [3]
+    assert rest["logs"][-1]["loss"] == whole["logs"][-1]["loss"]
+    assert all(torch.equal(rest["parameters"][name], value) for name, value in whole["parameters"].items())
+
+
 # ------------------------------------------------------------------------------------------------ refusals
 
 
