@@ -12,6 +12,7 @@ import hashlib
 import json
 import re
 import threading
+import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -68,9 +69,15 @@ class Fault:
 
 
 class Hub:
-    """`with Hub() as hub:` ... `hub.url`, `hub.repos["models", "me/x"]`, `hub.requests`, `hub.faults`."""
+    """`with Hub() as hub:` ... `hub.url`, `hub.repos["models", "me/x"]`, `hub.requests`, `hub.faults`.
 
-    def __init__(self):
+    Args:
+        latency: seconds before each answer.
+        bandwidth: bytes a second of each connection; none: what loopback gives.
+    """
+
+    def __init__(self, latency: float = 0.0, bandwidth: float | None = None):
+        self.latency, self.bandwidth = latency, bandwidth
         self.repos: dict[tuple[str, str], Repo] = {}
         self.objects: dict[str, bytes] = {}  # LFS, by SHA-256
         self.requests: list[str] = []
@@ -125,6 +132,14 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *_):
         pass
 
+    def respond(self) -> None:
+        self.reply: tuple[int, dict[str, str], bytes] | None = None
+        self.handle_request()
+        if self.reply is not None:  # outside the lock: a slow answer holds no other up
+            self.send(*self.reply)
+
+    do_GET = do_HEAD = do_POST = do_PUT = respond
+
     def handle_request(self) -> None:
         hub, url = self.hub, urlsplit(self.path)
         self.query, path = parse_qs(url.query), unquote(url.path)
@@ -149,8 +164,6 @@ class _Handler(BaseHTTPRequestHandler):
                     return getattr(self, name)(*found.groups())
         return self.error(404, "EntryNotFound", f"no route {line}")
 
-    do_GET = do_HEAD = do_POST = do_PUT = handle_request
-
     def read_body(self) -> bytes:
         if self.headers.get("Transfer-Encoding") == "chunked":
             chunks = []
@@ -171,12 +184,21 @@ class _Handler(BaseHTTPRequestHandler):
             return self.hang_up()
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
         kind = "application/octet-stream" if isinstance(content, bytes) else "application/json"
+        self.reply = status, {"Content-Type": kind, "Content-Length": str(len(data)), **headers}, data
+
+    def send(self, status: int, headers: dict[str, str], data: bytes) -> None:
+        time.sleep(self.hub.latency)
         self.send_response(status)
-        for name, value in {"Content-Type": kind, "Content-Length": str(len(data)), **headers}.items():
+        for name, value in headers.items():
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(data)
+        if self.command == "HEAD":
+            return
+        piece = 1 << 16 if self.hub.bandwidth else max(len(data), 1)
+        for start in range(0, len(data), piece):
+            self.wfile.write(data[start : start + piece])
+            if self.hub.bandwidth:
+                time.sleep(len(data[start : start + piece]) / self.hub.bandwidth)
 
     def error(self, status: int, code: str, text: str) -> None:
         self.answer({"error": text}, status=status, X_Error_Code=code, X_Error_Message=text)

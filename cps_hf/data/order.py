@@ -11,7 +11,9 @@ from __future__ import annotations
 import itertools
 import logging
 import time
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -198,3 +200,18 @@ class IterableReader:
     def spares(self, count: int) -> list[Source]:
         """What may stand in for samples that cannot be read: the first rows of the first pass."""
         return list(itertools.islice(self._shuffled(0), count))
+
+
+def read_ahead(plans: Iterator[Plan], count: int) -> Iterator[Plan]:
+    """The plans, `count` of them read before they are asked for, by one thread: the rows of a streamed set come over
+    the network, and the loop would wait for them."""
+    with ThreadPoolExecutor(1, "rows ahead") as thread:
+        ahead = deque(thread.submit(next, plans) for _ in range(count))
+        try:
+            while True:
+                plan = ahead.popleft().result()
+                ahead.append(thread.submit(next, plans))
+                yield plan
+        finally:
+            for one in ahead:
+                one.cancel()

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from .labels import LabelEncoding
-from .order import IterableReader, MapReader, Plan, Shard, Source, require_a_batch, seeded_generator
+from .order import IterableReader, MapReader, Plan, Shard, Source, read_ahead, require_a_batch, seeded_generator
 from .reading import read_sample
 from .transforms import IGNORE_INDEX, Augmentation, labeled_sample, unlabeled_views
 from .workers import outlive_signals
@@ -70,6 +70,7 @@ class TrainStream:
     ):
         dataset = undecoded(dataset, with_label=views is None, what=name)
         self.name, self.shard, self.start = name, shard, start
+        self.plans_ahead = prefetch_factor * max(1, num_workers)
         self.max_bad_sample_share = max_bad_sample_share
         # With an odd batch some neighbours, (0, 1), (2, 3), ..., fall into different batches.
         self.sends_partners = views is not None and "cutmix_mask" in views and shard.batch_size % 2 == 1
@@ -140,7 +141,8 @@ class _Plans(torch.utils.data.Sampler):
         self.stream = stream
 
     def __iter__(self) -> Iterator[Plan]:
-        return self.stream.plans()
+        plans = self.stream.plans()
+        return plans if isinstance(self.stream.reader, MapReader) else read_ahead(plans, self.stream.plans_ahead)
 
 
 class SampleMaker(torch.utils.data.Dataset):

@@ -1,11 +1,12 @@
 """The global order: a function of seed and position, whatever the number of processes."""
 
 import itertools
+import threading
 
 import pytest
 from datasets import Dataset
 
-from cps_hf.data.order import IterableReader, MapReader, Shard, seeded_generator
+from cps_hf.data.order import IterableReader, MapReader, Shard, read_ahead, seeded_generator
 
 
 def rows(n):
@@ -108,3 +109,33 @@ def test_a_generator_depends_on_every_key():
 
     seeds = [draw(0, "a", 0), draw(1, "a", 0), draw(0, "b", 0), draw(0, "a", 1), draw(0, "a", 0, 1), draw(0, "a")]
     assert len(set(seeds)) == 6 and draw(0, "a", 0) == draw(0, "a", 0)
+
+
+def test_rows_are_read_before_they_are_asked_for_by_another_thread_and_in_order():
+    read, fourth = [], threading.Event()
+
+    def plans():
+        for number in itertools.count():
+            read.append((number, threading.current_thread()))
+            if number == 3:
+                fourth.set()
+            yield number
+
+    ahead = read_ahead(plans(), 3)
+    assert next(ahead) == 0
+    assert fourth.wait(60), "three plans lie ready beyond the one that was taken"
+    assert [next(ahead) for _ in range(5)] == [1, 2, 3, 4, 5]
+    ahead.close()  # waits for what is being read
+    assert len(read) <= 9 and threading.current_thread() not in {thread for _, thread in read}
+    assert not any(thread.is_alive() for _, thread in read)
+
+
+def test_an_error_of_a_row_comes_where_the_row_would():
+    def plans():
+        yield from "abc"
+        raise ValueError("the fourth")
+
+    ahead = read_ahead(plans(), 8)
+    assert [next(ahead) for _ in range(3)] == [*"abc"]
+    with pytest.raises(ValueError, match="the fourth"):
+        next(ahead)
