@@ -6,6 +6,7 @@ import re
 import shutil
 import time
 from hashlib import sha256
+from pathlib import Path
 
 import huggingface_hub
 import pytest
@@ -13,7 +14,7 @@ import torch
 from exported import export, facts
 from hub_server import TOKEN, Fault, Hub
 from safetensors.torch import load_file
-from toy import ID2LABEL, toy_models, write_world
+from toy import ID2LABEL, run_python, toy_models, write_world
 from transformers import TrainerCallback
 
 from cps_hf import push
@@ -118,6 +119,21 @@ def test_a_run_whose_push_fails_ends_well_and_says_how_to_push_later(hub, tmp_pa
     (warning,) = [r.getMessage() for r in caplog.records if "To push it later" in r.getMessage()]
     assert "403" in warning and "tmp-push" not in warning and hub.titles("me/x") == []
     assert f"main()' {best} --repo_id me/x" in warning
+
+
+@pytest.mark.slow
+def test_of_two_processes_one_pushes_each_state_once(hub, tmp_path):
+    program = str(Path(__file__).with_name("run_toy_steps.py"))
+    fields = {"push_to_hub": True, "hub_model_id": "me/x", "hub_strategy": "every_save", "save_steps": 1}
+    words = ("--batch", "2", "--settings", json.dumps(fields))
+    done = run_python(program, str(tmp_path / "steps.pt"), *words, processes=2, HF_TOKEN=TOKEN)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert torch.load(tmp_path / "steps.pt")["processes"] == 2
+    titles = hub.titles("me/x")
+    assert titles[0] == "End of training" and len(titles) > 1 and len(set(titles)) == len(titles)
+    asked = [request for request in hub.requests if re.match("POST .*/commit/", request)]
+    assert len(asked) == len(titles)
+    assert hub.files("me/x")["model.safetensors"] == (tmp_path / "steps.run/branch_0/model.safetensors").read_bytes()
 
 
 def test_without_a_token_or_with_a_wrong_one_no_training_time_is_lost(hub, tmp_path):
