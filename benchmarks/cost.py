@@ -100,7 +100,7 @@ def share_said(options: argparse.Namespace) -> str:
     """Where the share of the GPU's peak comes from, which hours are computed with."""
     if options.measured:
         return (
-            f"a share of {options.efficiency:.0%} of the GPU's peak, the median of what was measured below on one "
+            f"a share of {options.efficiency:.0%} of the GPU's peak, the median of what was\nmeasured below on one "
             "card at some 8 + 8 images; other cards and batches reach other shares"
         )
     if options.efficiency:
