@@ -156,6 +156,7 @@ def test_runs_of_other_settings_are_not_mixed(tmp_path, fake, capsys, words, sai
     assert len(started(tmp_path)) == 1
 
 
+@pytest.mark.slow
 def test_each_arm_of_the_ablation_turns_one_switch(tmp_path, fake, capsys):
     own = ("--output_dir", str(tmp_path / "out"), "--launch", fake, "--learning_rate", "0.002", "--max_steps", "10")
     assert ablate_switches.main([*own, "--world_size", "8", "--seeds", "1", "2"]) == 0

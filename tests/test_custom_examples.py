@@ -4,11 +4,14 @@ import json
 import sys
 from pathlib import Path
 
+import pytest
+
 from cps_hf.data.scenes import write_street_scenes
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 
+@pytest.mark.slow
 def test_a_method_of_ones_own_trains_and_logs_its_numbers(tmp_path, capsys):
     import custom_objective
 
@@ -27,6 +30,7 @@ def test_a_method_of_ones_own_trains_and_logs_its_numbers(tmp_path, capsys):
     assert "branch_1: mIoU" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_polygons_in_json_become_a_data_set_that_trains(tmp_path):
     import custom_dataset
 

@@ -4,6 +4,7 @@ import torch
 from cps_hf.cutmix import draw_cutmix_masks, mix, swap_neighbours
 
 
+@pytest.mark.slow
 def test_masks_have_the_statistics_of_the_release():
     """RECIPES: over 10,000 draws at 512 x 512 mean 0.2515, deviation 0.0689, 1 % 0.119, median 0.248, 99 % 0.411."""
     g = torch.Generator().manual_seed(0)

@@ -103,6 +103,7 @@ class Keep(TrainerCallback):
             self.kept |= {name: p.detach().clone() for name, p in self.trainer.module.named_parameters()}
 
 
+@pytest.mark.slow
 def test_a_step_that_is_left_out_leaves_no_trace_and_is_counted(world, tmp_path, caplog, monkeypatch):
     """Of four steps the third is left out: weights, momentum and batch norm are those of a run without it."""
     fields = {"models": tiny_upernet(), "lr_scheduler_type": "constant", "max_skipped_steps": 1}

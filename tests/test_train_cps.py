@@ -44,6 +44,7 @@ def run(script, tmp_path, *words):
     return script.main([*words, *small, "--output_dir", str(tmp_path / "out")])
 
 
+@pytest.mark.slow
 def test_cityscapes_in_the_official_layout(script, streets, tmp_path, capsys):
     results = run(script, tmp_path, "--dataset", "cityscapes", "--data_root", str(streets), "--partition", "1-4")
     out = capsys.readouterr().out
@@ -110,6 +111,7 @@ def folders(tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_folders_with_unlabeled_images_of_their_own(script, folders, tmp_path):
     options = json.dumps({"class_names": str(folders / "labeled" / "names.json")})
     words = ("--dataset", "folder", "--data_root", str(folders / "labeled"), "--load_options", options)

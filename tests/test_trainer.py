@@ -171,6 +171,7 @@ def test_scores_are_those_of_predict_against_the_labels(finished, world):
         next(trainer.predict(world["eval_dataset"], branch=7))
 
 
+@pytest.mark.slow
 def test_training_learns(world, tmp_path):
     fields = {
         "max_steps": 150,
@@ -317,6 +318,7 @@ def test_one_model_alone_can_be_trained(world, tmp_path):
     assert set(results["final"]) == {"branch_0"}
 
 
+@pytest.mark.slow
 def test_three_branches_of_one_configuration_teach_each_other(world, tmp_path):
     trainer = trainer_for(world, tmp_path, tiny_upernet(), num_branches=3)
     before = parameters(trainer)

@@ -210,6 +210,7 @@ def test_formulas_by_hand():
     assert all(type(scores[key]) is float for key in ("mean_iou", "mean_accuracy", "overall_accuracy"))
 
 
+@pytest.mark.slow
 def test_evaluate_loads_the_file_by_its_path_without_a_network(tmp_path):
     source = Path(__file__).parents[2] / "cps_hf" / "metrics" / "mean_iou.py"
     done = run_python(
