@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .config import CPSConfig
 from .data.streams import EvaluationStream
 from .data.transforms import normalize
-from .inference import add_probabilities, class_ids, default_stride, predict_logits
+from .inference import add_probabilities, class_ids, default_stride, predict, predict_each, predict_logits
 from .metrics.mean_iou import MeanIoU
 from .module import TrainingModule
 from .sharding import whole
@@ -66,15 +66,13 @@ class Judge:
         with whole(self.module), self.accelerator.autocast(), evaluating([*rows.values()]):
             for group, images in self._batches(self.stream(dataset)):
                 labels = torch.stack([s["label"] for s in group]).to(self.device)
-                probs = None  # summed over the branches
-                for name, network in rows.items():
-                    logits = self.logits(network, images)
-                    metrics[name].add_batch(predictions=class_ids(logits), references=labels)
-                    if "mean" in metrics and name != "teacher":
-                        probs = add_probabilities(probs, logits)
-                    del logits  # before the next network makes its own
-                if "mean" in metrics:
-                    metrics["mean"].add_batch(predictions=class_ids(probs), references=labels)
+                images = normalize(images, self.mean, self.std)
+                predicted = predict_each(self.branches, images, num_labels=self.num_labels, **self.options)
+                of_rows = dict(zip([name for name in names if name != "teacher"], predicted, strict=True))
+                if self.teacher is not None:
+                    of_rows["teacher"] = predict(self.teacher, images, **self.options)
+                for name, predictions in of_rows.items():
+                    metrics[name].add_batch(predictions=predictions, references=labels)
         found = {}
         for name, metric in metrics.items():
             metric.confusion_matrix = self.confusion_matrices[name] = self._sum(metric.confusion_matrix)

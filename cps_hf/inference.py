@@ -97,7 +97,9 @@ def class_ids(logits: Tensor) -> Tensor:
 def predict_each(
     networks: Sequence[LogitsFn], pixel_values: Tensor | Sequence[Tensor], *, num_labels: int, **options: Any
 ) -> list[Tensor]:
-    """Class ids, long (B, H, W), of each network, and with several, as the last, of the mean of their probabilities.
+    """Class ids (B, H, W) of each network, and with several, as the last, of the mean of their probabilities.
+
+    uint8, or long where there are more than 255 classes.
 
     A large image, one whose maps hold more than `BAND` numbers, costs one set of maps too. With one scale and no flip
     that is the sum over the networks, to which each adds some rows at a time. Else each network needs maps of its own,
@@ -112,7 +114,8 @@ def predict_each(
     numbers = num_labels * size[0] * size[1]
     bands = min(size[0], -(-numbers // BAND)) if not how.once else 1
     shape = (len(inputs[0]), *size)
-    found = [inputs[0].new_empty(shape, dtype=torch.long) for _ in range(len(networks) + (len(networks) > 1))]
+    dtype = torch.uint8 if num_labels <= 255 else torch.long
+    found = [inputs[0].new_empty(shape, dtype=dtype) for _ in range(len(networks) + (len(networks) > 1))]
     for first, end in itertools.pairwise(size[0] * i // bands for i in range(bands + 1)):
         total = inputs[0].new_zeros((len(inputs[0]), num_labels, end - first, size[1]), dtype=torch.float32)
         for ids, network, images in zip(found, networks, inputs, strict=False):
