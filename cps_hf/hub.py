@@ -62,9 +62,8 @@ def export_branch(
     temporary = directory.with_name(f"tmp-{directory.name}")
     shutil.rmtree(temporary, ignore_errors=True)  # left by a run that was killed here
     temporary.mkdir(parents=True)
-    model.save_pretrained(
-        temporary, state_dict=state_dict
-    )  # not state_dict(): the names in a file may differ from those in memory
+    # Not model.state_dict(): the names in a file may differ from those in memory.
+    model.save_pretrained(temporary, state_dict=state_dict)
     config = _rewrite_config(temporary / "config.json", id2label)
     if processing_class is None:
         processing_class = _image_processor(model, image_mean, image_std)
