@@ -16,7 +16,7 @@ for node in 0 1; do SLURM_NODEID=$node "$@" || exit $?; done
 """
 SCONTROL = """#!/bin/bash
 echo "$@" >> calls
-if [ "$1 $2" = "show hostnames" ]; then printf 'node-a\\nnode-b\\n'; fi
+if [ "$1 $2" = "show hostnames" ]; then echo node-a; sleep 0.2; echo node-b; fi  # all of it is to be read
 """
 ACCELERATE = """#!/usr/bin/env python3
 import json, os, sys
