@@ -208,7 +208,7 @@ def _noted(found: dict, way: str) -> Iterator[None]:
         found[way] = {"error": f"{type(error).__name__}: {str(error)[:300]}"}
 
 
-def measure_card(_: dict) -> dict:
+def measure_card() -> dict:
     """TFLOP/s of a bfloat16 product of 8192 x 8192 matrices, and TB/s of a copy, read and written."""
     a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     big = torch.randn(2**30, device="cuda")
@@ -236,7 +236,7 @@ def _synchronize() -> None:
 
 
 def cases(workers: int) -> Iterator[tuple[str, str, Callable[[], dict]]]:
-    yield "card", "card", lambda: measure_card({})
+    yield "card", "card", measure_card
     for name, size in LOSSES.items():
         yield "loss", name, lambda size=size: measure_loss(size)
     for name, case in STEPS.items():

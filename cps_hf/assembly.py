@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import LoggerType
 from datasets import Dataset
-from transformers import PreTrainedModel, SchedulerType, get_scheduler
+from transformers import PreTrainedModel, SchedulerType, TrainerState, get_scheduler
 
 from . import sharding
 from .config import CPSConfig
@@ -308,3 +308,15 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:  # run from a checkout that is not installed
             found[name] = "not installed"
     return found
+
+
+def trainer_state(args: CPSConfig, accelerator: Accelerator) -> TrainerState:
+    """What transformers' callbacks read: no interval is the whole run."""
+    return TrainerState(
+        max_steps=args.max_steps,
+        logging_steps=args.logging_steps,
+        eval_steps=args.eval_steps or args.max_steps,
+        save_steps=args.save_steps or args.max_steps,
+        is_local_process_zero=accelerator.is_local_main_process,
+        is_world_process_zero=accelerator.is_main_process,
+    )

@@ -18,7 +18,6 @@ from transformers.trainer_callback import (
     DefaultFlowCallback,
     TrainerCallback,
     TrainerControl,
-    TrainerState,
 )
 
 from . import assembly, batches, checkpoints, cli, failures, memory, pictures, pushing, results, resuming, signals
@@ -76,21 +75,7 @@ class CPSTrainer:
         self.processing_class = processing_class
         refuse_engines()
         assembly.check_trackers(args)
-        self.accelerator = Accelerator(
-            # The streams have no end at which accumulation should sync.
-            gradient_accumulation_plugin=GradientAccumulationPlugin(
-                num_steps=args.gradient_accumulation_steps, sync_with_dataloader=False
-            ),
-            mixed_precision=args.mixed_precision,
-            log_with=args.report_to or None,
-            kwargs_handlers=[
-                InitProcessGroupKwargs(timeout=timedelta(seconds=args.ddp_timeout)),
-                # A compiled block that is run again in backward finds no bf16 weights of earlier passes, and must
-                # cast as many as the first time.
-                AutocastKwargs(cache_enabled=not (args.torch_compile and args.gradient_checkpointing)),
-            ],
-            project_dir=args.output_dir,
-        )
+        self.accelerator = _accelerator(args)
         assembly.check_launch(self.accelerator, args)
         self.id2label = assembly.check_data(train_dataset, unlabeled_dataset, eval_dataset, self.objective)
 
@@ -117,14 +102,7 @@ class CPSTrainer:
 
         # Additional training states
         self.control = TrainerControl()
-        self.state = TrainerState(
-            max_steps=args.max_steps,
-            logging_steps=args.logging_steps,
-            eval_steps=args.eval_steps or args.max_steps,
-            save_steps=args.save_steps or args.max_steps,
-            is_local_process_zero=self.accelerator.is_local_main_process,
-            is_world_process_zero=self.accelerator.is_main_process,
-        )
+        self.state = assembly.trainer_state(args, self.accelerator)
         self.averages = Averages()
         self.guard = Guard(self.accelerator, self.module, args)
         self.collapse = CollapseWatch(args.max_steps)
@@ -393,3 +371,21 @@ class CPSTrainer:
         if branch is not None:
             self.save_model(branch=branch)
         return pushing.push_now(self, commit_message, branch, tag) if self.accelerator.is_main_process else None
+
+
+def _accelerator(args: CPSConfig) -> Accelerator:
+    return Accelerator(
+        # The streams have no end at which accumulation should sync.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(
+            num_steps=args.gradient_accumulation_steps, sync_with_dataloader=False
+        ),
+        mixed_precision=args.mixed_precision,
+        log_with=args.report_to or None,
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=timedelta(seconds=args.ddp_timeout)),
+            # A compiled block that is run again in backward finds no bf16 weights of earlier passes, and must
+            # cast as many as the first time.
+            AutocastKwargs(cache_enabled=not (args.torch_compile and args.gradient_checkpointing)),
+        ],
+        project_dir=args.output_dir,
+    )
