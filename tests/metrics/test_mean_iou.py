@@ -251,3 +251,19 @@ def test_two_real_processes_with_unequal_shares_give_the_score_of_all_images(tmp
     assert done.returncode == 0, done.stderr[-2000:]
     whole = MeanIoU(num_labels=6).compute(predictions=predictions, references=references)["mean_iou"]
     assert [float((tmp_path / f"score{rank}").read_text()) for rank in range(2)] == [whole, whole]
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
+def test_valid_maps_on_a_cpu_are_counted_by_their_values(dtype, monkeypatch):
+    """The other way gives the same numbers in several times the time, so that no other test would see it taken."""
+    monkeypatch.setattr(MeanIoU, "_counted_by_classes", lambda *_: pytest.fail("counted the slow way"))
+    truth = torch.arange(300).remainder(20).to(dtype)
+    truth[truth == 19] = 255
+    guess = torch.arange(300).remainder(7).to(dtype)
+    metric = MeanIoU(num_labels=19)
+    metric.add_batch(predictions=guess.view(10, 30), references=truth.view(10, 30))
+    expected = torch.zeros(19, 19, dtype=torch.int64)
+    for one, other in zip(truth.tolist(), guess.tolist(), strict=True):
+        if one != 255:
+            expected[one, other] += 1
+    assert torch.equal(metric.confusion_matrix, expected)
