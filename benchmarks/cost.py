@@ -76,6 +76,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--pairs", type=int, default=5, help="timed steps an objective of the check on this CPU")
     parser.add_argument("--output", type=Path, help="write the page there instead of printing it")
     options = parser.parse_args(argv)
+    if options.measured and not options.measured.is_file():
+        parser.error(f"--measured: there is no {options.measured}; benchmarks/gpu.py writes such a file.")
     measured = measured_table(options) if options.measured else []
     parts = [head(options), objectives_table(), recipes_table(options), measured, check_table(options.pairs)]
     page = "\n".join(line for part in parts for line in part)
@@ -210,8 +212,13 @@ def measured_table(options: argparse.Namespace) -> list[str]:
         "segformer-b2": "nvidia/mit-b2",
     }
     lines = [json.loads(line) for line in options.measured.read_text(encoding="utf-8").splitlines()]
-    steps = [one for one in lines if one["kind"] == "step" and one["settings"].get("mixed_precision") == "bf16"]
-    peak = next(value for name, value in PEAKS.items() if name in steps[0]["device"])
+    steps = [one for one in lines if one["kind"] == "step" and "error" not in one]
+    steps = [one for one in steps if one["settings"].get("mixed_precision") == "bf16"]
+    if not steps:
+        sys.exit(f"{options.measured} holds no bfloat16 step: run `benchmarks/gpu.py --only step`.")
+    peak = next((value for name, value in PEAKS.items() if name in steps[0]["device"]), None)
+    if peak is None:
+        sys.exit(f"No peak is known of {steps[0]['device']}: add it to PEAKS in {__file__}.")
     rows = [
         f"## Checked against a GPU: {steps[0]['device']}, {steps[0]['date']}",
         "",
