@@ -29,7 +29,7 @@ from cps_hf.modeling import (
     freeze_unused_parameters,
     parameter_groups,
 )
-from cps_hf.modeling.backbones import backbone_of
+from cps_hf.modeling.backbones import backbone_of, timm_network
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 
@@ -331,6 +331,15 @@ def test_gradient_checkpointing_leaves_the_gradients_as_they_are(model):
     for name, gradient in expected.items():
         assert torch.allclose(model.get_parameter(name).grad, gradient, atol=1e-5), name
     assert len(calls) == 2  # forward, and again in the backward pass
+
+
+def test_no_layer_overwrites_what_a_checkpointed_timm_network_recomputes_from():
+    """timm before 1.0.30 checkpoints the stem's activation by itself, which worked in place: backward was an error."""
+    model = deeplab()
+    network = timm_network(backbone_of(model))
+    assert any(getattr(child, "inplace", False) for child in network.children())
+    enable_gradient_checkpointing(model)
+    assert not any(getattr(child, "inplace", False) for child in network.children())
 
 
 def test_gradient_checkpointing_is_an_error_where_there_is_none():
