@@ -152,21 +152,25 @@ def test_an_exported_branch_predicts_the_same_in_a_process_without_this_package(
         torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), expected, atol=1e-5, rtol=1e-4)
 
 
-def test_scores_are_those_of_predict_against_the_labels(finished, world):
+def mean_iou_by_hand(trainer, dataset, branch):
     """An independent count over the predictions that `predict` gives."""
-    trainer, results, _, _ = finished
     import numpy as np
     from sklearn.metrics import confusion_matrix
 
-    labels = {row["id"]: np.array(row["label"]) for row in world["eval_dataset"]}
+    labels = {row["id"]: np.array(row["label"]) for row in dataset}
+    predictions = dict(trainer.predict(dataset.remove_columns("label"), branch=branch))
+    assert {k: tuple(v.shape) for k, v in predictions.items()} == {k: v.shape for k, v in labels.items()}
+    truth = np.concatenate([labels[k][labels[k] != 255] for k in labels])
+    guess = np.concatenate([predictions[k].numpy()[labels[k] != 255] for k in labels])
+    matrix = confusion_matrix(truth, guess, labels=range(len(NAMES)))
+    return (np.diag(matrix) / (matrix.sum(0) + matrix.sum(1) - np.diag(matrix))).mean()
+
+
+def test_scores_are_those_of_predict_against_the_labels(finished, world):
+    trainer, results, _, _ = finished
     for branch, row in ((0, "branch_0"), (1, "branch_1"), ("mean", "mean")):
-        predictions = dict(trainer.predict(world["eval_dataset"].remove_columns("label"), branch=branch))
-        assert {k: tuple(v.shape) for k, v in predictions.items()} == {k: v.shape for k, v in labels.items()}
-        truth = np.concatenate([labels[k][labels[k] != 255] for k in labels])
-        guess = np.concatenate([predictions[k].numpy()[labels[k] != 255] for k in labels])
-        matrix = confusion_matrix(truth, guess, labels=range(len(NAMES)))
-        iou = np.diag(matrix) / (matrix.sum(0) + matrix.sum(1) - np.diag(matrix))
-        assert results["final"][row]["mean_iou"] == pytest.approx(iou.mean(), rel=1e-6)
+        expected = mean_iou_by_hand(trainer, world["eval_dataset"], branch)
+        assert results["final"][row]["mean_iou"] == pytest.approx(expected, rel=1e-6)
     with pytest.raises(ValueError, match="`branch` must be one of 0, 1, got 7"):
         next(trainer.predict(world["eval_dataset"], branch=7))
 
@@ -400,7 +404,14 @@ def test_a_teacher_is_averaged_scored_saved_and_exported(world, tmp_path):
         torch.testing.assert_close(value, expected)
     assert any("running_mean" in name for name in start)
     assert not any(p.requires_grad for p in trainer.module.teacher.parameters())
-    assert "teacher" in results["final"] and (tmp_path / "out" / "teacher" / "model.safetensors").is_file()
+    assert (tmp_path / "out" / "teacher" / "model.safetensors").is_file()
+    assert "teacher" in results["final"]
+    with torch.no_grad():  # after one step it says what its branch says: now it says another class everywhere
+        trainer.module.teacher.model.decode_head.classifier.bias[1] += 1e4
+    trainer.evaluate()
+    scores = {row: scores["mean_iou"] for row, scores in trainer.scores.items()}
+    assert scores["teacher"] == pytest.approx(mean_iou_by_hand(trainer, world["eval_dataset"], "teacher"), rel=1e-6)
+    assert scores["teacher"] != scores["branch_0"] == results["final"]["branch_0"]["mean_iou"]
 
 
 def test_gradients_are_clipped_a_branch(world, tmp_path):

@@ -1,6 +1,7 @@
 """The streams: the same samples for any number of workers and processes, resumed exactly, never peeking at labels."""
 
 import itertools
+import threading
 
 import numpy as np
 import pytest
@@ -52,6 +53,21 @@ def same(a, b):
         assert x.keys() == y.keys()
         for key in x:
             assert torch.equal(x[key], y[key]) if torch.is_tensor(x[key]) else x[key] == y[key], key
+
+
+@pytest.mark.parametrize("kind", ["map", "stream"])
+def test_rows_that_come_over_the_network_are_read_by_a_thread_of_their_own(sets, kind):
+    one, threads = stream(sets[kind]), set()
+    plans = one.plans
+
+    def noting():
+        for plan in plans():
+            threads.add(threading.current_thread())
+            yield plan
+
+    one.plans = noting
+    take(one, 2)
+    assert (threading.main_thread() in threads) == (kind == "map") and len(threads) == 1
 
 
 @pytest.mark.parametrize("kind", ["map", "stream"])
