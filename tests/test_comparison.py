@@ -8,16 +8,22 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
+from toy import run_python
+from transformers import UperNetForSemanticSegmentation
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 sys.path.insert(0, str(EXAMPLES))  # the scripts import each other
 
 import ablate_switches  # noqa: E402
 import compare_objectives  # noqa: E402
+import train_cps  # noqa: E402
 
 from cps_hf.checkpoints import seal  # noqa: E402
 from cps_hf.data.scenes import write_street_scenes  # noqa: E402
+from cps_hf.modeling.backbones import load_backbone_weights  # noqa: E402
 
 # In place of a training run: scores that are known. It is started as `python FAKE.py train_cps.py --config CELL.yaml`.
 FAKE = """
@@ -214,3 +220,25 @@ def test_the_comparison_runs_for_real_and_draws_its_plots_and_pictures(tmp_path,
     assert len(found) == 2 * 6 and all(row["seeds"] == [1] and row["last"] is not None for row in found)
     assert {row["partition"]: row["num_labeled"] for row in found if row["row"] == "self_training"} == {"4": 4, "8": 8}
     assert "Every wanted run is there." in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_object_scenes_backbone_is_one_that_the_small_network_starts_from(tmp_path):
+    script = Path(__file__).parents[1] / "benchmarks" / "object_backbone.py"
+    out = tmp_path / "backbone"
+    done = run_python(str(script), "--output", str(out), "--scenes", "12", "--steps", "2", "--batch", "4")
+    assert done.returncode == 0, done.stderr[-3000:]
+    network = UperNetForSemanticSegmentation(train_cps.small_model())
+    load_backbone_weights(network, out)
+    weights, prefix = load_file(out / "model.safetensors"), "resnet."
+    found = network.backbone.state_dict()
+    convolutions = [name for name, weight in weights.items() if name.startswith(prefix) and weight.ndim == 4]
+    assert len(convolutions) > 6
+    for name in convolutions:
+        assert torch.equal(found[name.removeprefix(prefix)], weights[name]), name
+
+
+def test_the_object_scenes_backbone_does_not_see_the_scenes_that_are_segmented(tmp_path):
+    script = Path(__file__).parents[1] / "benchmarks" / "object_backbone.py"
+    done = run_python(str(script), "--output", str(tmp_path / "backbone"), "--scene_seed", "0")
+    assert done.returncode == 2 and "--scene_seed 0" in done.stderr and not (tmp_path / "backbone").exists()
