@@ -21,22 +21,26 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import ResNetConfig, ResNetForImageClassification
 
+from cps_hf.data.labels import IGNORE_INDEX
 from cps_hf.data.scenes import draw_object_scene
+from cps_hf.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from cps_hf.data.voc import NAMES
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from train_cps import small_model  # noqa: E402
 
+SCENE_SEED = 1  # the scenes that are segmented have seed 0
 STORED = 80  # height and width of an object's picture in pixels
-MEAN, STD = (torch.tensor(values).view(3, 1, 1) for values in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+BATCH, LEARNING_RATE = 64, 4e-3
+MEAN, STD = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
 
 
-def draw_objects(scenes: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+def draw_objects(scenes: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Pictures, uint8 (N, 3, 80, 80), and classes, (N,), 0 to 19: what is visible of one class in one scene."""
     pictures, classes = [], []
     for index in tqdm(range(scenes), desc="Drawing objects"):
-        image, labels = draw_object_scene(index, seed=seed)
-        for label in np.setdiff1d(labels, (0, 255)):
+        image, labels = draw_object_scene(index, seed=SCENE_SEED)
+        for label in np.setdiff1d(labels, (0, IGNORE_INDEX)):
             rows, columns = np.nonzero(labels == label)
             if len(rows) < 60:  # a rest that others hide
                 continue
@@ -78,25 +82,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--output", type=Path, default=Path("outputs/object_backbone"))
     parser.add_argument("--scenes", type=int, default=3000)
-    parser.add_argument("--scene_seed", type=int, default=1, help="the scenes to be segmented have seed 0")
     parser.add_argument("--steps", type=int, default=2400)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--learning_rate", type=float, default=4e-3)
     options = parser.parse_args()
-    if options.scene_seed == 0:
-        parser.error("--scene_seed 0 draws the scenes that are segmented; take another one.")
+    if options.scenes < 10 or options.steps < 1:
+        parser.error(f"--scenes must be at least 10, --steps 1; got {options.scenes} and {options.steps}.")
+    if options.output.exists() and (not options.output.is_dir() or any(options.output.iterdir())):
+        parser.error(f"--output: {options.output} holds something already; give another folder, or remove it.")
 
-    pictures, classes = draw_objects(options.scenes, options.scene_seed)
+    pictures, classes = draw_objects(options.scenes)
     held_out = len(classes) // 10
     config = small_model().backbone_config
     names = dict(enumerate(NAMES[1:]))
     config = ResNetConfig(**{**config.to_dict(), "id2label": names, "label2id": {v: k for k, v in names.items()}})
     torch.manual_seed(0)
     network = ResNetForImageClassification(config).train()
-    optimizer = torch.optim.AdamW(network.parameters(), options.learning_rate, weight_decay=0.01, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.learning_rate, options.steps)
+    optimizer = torch.optim.AdamW(network.parameters(), LEARNING_RATE, weight_decay=0.01, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, options.steps)
     for step in (bar := tqdm(range(1, options.steps + 1), desc="Classifying")):
-        some = held_out + torch.randint(len(classes) - held_out, (options.batch,))
+        some = held_out + torch.randint(len(classes) - held_out, (BATCH,))
         loss = F.cross_entropy(network(augmented(pictures[some])).logits, classes[some], label_smoothing=0.05)
         optimizer.zero_grad()
         loss.backward()
