@@ -106,12 +106,13 @@ class _SumOverPixels(torch.autograd.Function):
         device = values.device.type  # "meta", on which costs are counted, has no autocast
         with torch.autocast(device if torch.amp.is_autocast_available(device) else "cpu", enabled=False):
             for piece in _pieces(logits):
-                coarse = piece.coarse(values.detach()).requires_grad_(with_gradient)
+                source = piece.source(logits)
+                coarse = source.read(values.detach()).requires_grad_(with_gradient)
                 targets = [piece.of(one) for one in maps]
                 with torch.set_grad_enabled(with_gradient):
-                    here = loss(piece.resize(coarse, logits), *targets)
-                if with_gradient:
-                    gradient[piece.images, :, piece.coarse_rows] += torch.autograd.grad(here, coarse)[0]
+                    here = loss(source.resize(coarse), *targets)
+                if with_gradient:  # add_, since += on an indexed tensor copies it onto itself afterwards
+                    gradient[source.part].add_(torch.autograd.grad(here, coarse)[0])
                 total += here.detach()
         ctx.save_for_backward(gradient)
         ctx.dtype = values.dtype
@@ -125,64 +126,82 @@ class _SumOverPixels(torch.autograd.Function):
 
 
 class _Piece(NamedTuple):
-    """Some images, or some rows of one, and how these rows come from coarse ones."""
+    """Some images, or some rows of one."""
 
     images: slice
     rows: slice  # of the full size
-    coarse_rows: slice  # those that the rows lie between
-    above: Tensor  # long (rows,): the first of a row's two coarse rows, counted from the piece's first one
-    below: Tensor  # the second one
-    share: Tensor  # float (rows, 1): the second one's weight
-
-    def coarse(self, values: Tensor) -> Tensor:
-        """The coarse logits that this piece needs: (B, C, h, w) -> (b, C, coarse rows, w), float32 at least."""
-        return at_least_float32(values[self.images, :, self.coarse_rows]).contiguous()
-
-    def resize(self, coarse: Tensor, like: StridedLogits) -> Tensor:
-        """(b, C, coarse rows, w) -> (b, C, rows, W)."""
-        images, classes, _, width = coarse.shape
-        by_lines = BY_LINES.get(coarse.device.type, False)
-        if not by_lines and self.rows == slice(0, like.size[0]):
-            return F.interpolate(coarse, size=like.size, mode="bilinear", align_corners=like.align_corners)
-        if like.values.shape[-2] != like.size[0]:
-            coarse = torch.lerp(
-                coarse.index_select(2, self.above), coarse.index_select(2, self.below), self.share.to(coarse.dtype)
-            )
-        if width != like.size[1]:
-            mode, size = ("linear", like.size[1]) if by_lines else ("bilinear", (coarse.shape[2], like.size[1]))
-            lines = coarse.reshape(1, -1, width) if by_lines else coarse
-            coarse = F.interpolate(lines, size=size, mode=mode, align_corners=like.align_corners)
-        return coarse.view(images, classes, -1, like.size[1])
 
     def of(self, one: Tensor | StridedLogits) -> Tensor:
         """This piece of a full-size map (B, ..., H, W), or of strided logits, resized."""
         if isinstance(one, StridedLogits):
-            return self.resize(self.coarse(one.values.detach()), one)
+            source = self.source(one)
+            return source.resize(source.read(one.values.detach()))
         return one[self.images, ..., self.rows, :]
+
+    def source(self, logits: StridedLogits) -> _Source:
+        """What it is resized from: logits of the same full size may be of different strides."""
+        if self.rows == slice(0, logits.size[0]) and not _by_lines(logits.values):
+            return _Source(logits, (self.images,), None)
+        coarse_height, height = logits.values.shape[-2], logits.size[0]
+        if coarse_height == height:
+            return _Source(logits, (self.images, slice(None), self.rows), None)
+        if logits.align_corners:
+            scale, offset = (coarse_height - 1) / max(height - 1, 1), 0.0
+        else:
+            scale, offset = coarse_height / height, 0.5 * coarse_height / height - 0.5
+        # Row y lies at scale * y + offset among the coarse ones.
+        rows = torch.arange(self.rows.start, self.rows.stop, device=logits.values.device, dtype=torch.float64)
+        position = (rows * scale + offset).clamp(min=0)
+        above = position.long().clamp(max=coarse_height - 1)
+        below = (above + 1).clamp(max=coarse_height - 1)
+        share = (position - above).unsqueeze(1)
+        first = min(int(max(scale * self.rows.start + offset, 0)), coarse_height - 1)
+        last = min(int(max(scale * (self.rows.stop - 1) + offset, 0)) + 1, coarse_height - 1)
+        return _Source(
+            logits, (self.images, slice(None), slice(first, last + 1)), (above - first, below - first, share)
+        )
+
+
+class _Source(NamedTuple):
+    """The coarse values that a piece of strided logits is resized from, and how."""
+
+    logits: StridedLogits
+    part: tuple[slice, ...]  # of the coarse values
+    weights: tuple[Tensor, Tensor, Tensor] | None
+    """Long (rows,): the first of a row's two coarse rows, counted from the part's first one; the second one; float
+    (rows, 1): the second one's weight. None: as they are, or whole images, which torch resizes in both directions."""
+
+    def read(self, values: Tensor) -> Tensor:
+        """(B, C, h, w) -> (b, C, coarse rows, w), float32 at least."""
+        return at_least_float32(values[self.part]).contiguous()
+
+    def resize(self, coarse: Tensor) -> Tensor:
+        """(b, C, coarse rows, w) -> (b, C, rows, W)."""
+        size, align_corners = self.logits.size, self.logits.align_corners
+        if len(self.part) == 1:
+            return F.interpolate(coarse, size=size, mode="bilinear", align_corners=align_corners)
+        if self.weights is not None:
+            above, below, share = self.weights
+            coarse = torch.lerp(coarse.index_select(2, above), coarse.index_select(2, below), share.to(coarse.dtype))
+        images, classes, rows, width = coarse.shape
+        if width != size[1]:
+            by_lines = _by_lines(coarse)
+            mode, goal = ("linear", size[1]) if by_lines else ("bilinear", (rows, size[1]))
+            lines = coarse.reshape(1, -1, width) if by_lines else coarse
+            coarse = F.interpolate(lines, size=goal, mode=mode, align_corners=align_corners)
+        return coarse.view(images, classes, rows, size[1])
+
+
+def _by_lines(values: Tensor) -> bool:
+    return BY_LINES.get(values.device.type, False)
 
 
 def _pieces(logits: StridedLogits) -> Iterator[_Piece]:
     """All of it, in pieces of at most `PIECE` numbers (at least one row)."""
-    (batch, classes, coarse_height, _), (height, width) = logits.values.shape, logits.size
-    device = logits.values.device
-    limit = PIECE.get(device.type, PIECE["cuda"])
+    batch, classes, height, width = logits.shape
+    limit = PIECE.get(logits.values.device.type, PIECE["cuda"])
     num_images = max(1, limit // (classes * height * width))
     num_rows = max(1, min(height, limit // (classes * width)))
-    if logits.align_corners:
-        scale, offset = (coarse_height - 1) / max(height - 1, 1), 0.0
-    else:
-        scale, offset = coarse_height / height, 0.5 * coarse_height / height - 0.5
-    # Row y lies at scale * y + offset among the coarse ones.
-    position = (torch.arange(height, device=device, dtype=torch.float64) * scale + offset).clamp(min=0)
-    above = position.long().clamp(max=coarse_height - 1)
-    below = (above + 1).clamp(max=coarse_height - 1)
-    share = (position - above).unsqueeze(1)
     for top in range(0, height, num_rows):
-        bottom = min(top + num_rows, height)
-        first = min(int(max(scale * top + offset, 0)), coarse_height - 1)
-        last = min(int(max(scale * (bottom - 1) + offset, 0)) + 1, coarse_height - 1)
-        rows = slice(top, bottom)
-        coarse_rows = rows if coarse_height == height else slice(first, last + 1)
-        where = (rows, coarse_rows, above[rows] - first, below[rows] - first, share[rows])
         for image in range(0, batch, num_images):
-            yield _Piece(slice(image, image + num_images), *where)
+            yield _Piece(slice(image, image + num_images), slice(top, min(top + num_rows, height)))

@@ -5,7 +5,10 @@ import math
 import pytest
 import torch
 from by_hand import C, TinyBranch, batches, log_softmax, pixels, supervised_by_hand
+from toy import tiny_upernet, toy_models
+from transformers import AutoModelForSemanticSegmentation
 
+from cps_hf.modeling.branches import Branch
 from cps_hf.objectives import CrossProbabilityConsistency
 
 
@@ -58,6 +61,25 @@ def test_without_cutmix_the_gradient_is_that_of_the_plain_squared_difference():
     ((p1 - p2).square().mean(1) * valid).sum().div(valid.sum()).backward()
     for branch, plain in zip(branches, reference, strict=True):
         torch.testing.assert_close(branch.conv.weight.grad, plain.conv.weight.grad)
+
+
+@pytest.mark.parametrize("cutmix", [False, True])
+def test_networks_of_different_strides_and_corners_teach_each_other(cutmix):
+    """The trainer's branches leave their logits coarse; what they stand for is compared at full size."""
+    models = [toy_models(1, num_labels=C)[0], AutoModelForSemanticSegmentation.from_config(tiny_upernet())]
+    coarse = [Branch(model) for model in models]
+    coarse[0].align_corners = True
+    full_size = [lambda images, branch=branch: branch(images) for branch in coarse]  # know no `align_corners`
+    g = torch.Generator().manual_seed(0)
+    images = [torch.randn(n, 3, 64, 48, generator=g) for n in (2, 4)]
+    labeled = {"pixel_values": images[0], "labels": torch.randint(0, C, (2, 64, 48), generator=g)}
+    unlabeled = {"weak": images[1], "cutmix_mask": torch.rand(4, 64, 48, generator=g) > 0.5}
+    assert len({branch(images[0], resize=False).shape for branch in coarse}) == 2
+    objective, found = CrossProbabilityConsistency(weight=3.0, cutmix=cutmix), []
+    for branches in (coarse, full_size):
+        loss = objective(branches, labeled, unlabeled).loss
+        found.append((loss, *torch.autograd.grad(loss, [next(model.parameters()) for model in models])))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
 
 
 def test_with_cutmix_the_targets_get_no_gradient():
