@@ -8,7 +8,7 @@ takes its old line's place. A case that fails is written down with its error, an
 
 - **step**: `benchmarks/step.py` on recipes' sizes: the step's parts beside its floor, host reads, kernels.
 - **options**: images/s and peak memory of whole steps, nothing measured inside, by setting.
-- **loss**: cross entropy from logits at stride 4: plain, compiled, and a piece at a time by the piece's size.
+- **loss**: cross entropy from logits at stride 4: plain, compiled (whole, in pieces), a piece at a time by its size.
 - **card**: what a large matrix product and a copy reach here, to read the others by.
 """
 
@@ -163,9 +163,19 @@ def measure_loss(size: tuple[int, int, int]) -> dict:
         compiled(values, labels).backward()
         values.grad = None
 
+    def run_compiled_pieces() -> None:
+        """What the package's pieces could reach if they were compiled: images of at most its piece at a time."""
+        num_images = max(1, strided.PIECE["cuda"] // (classes * side * side))
+        gradient = torch.empty_like(values)
+        for first in range(0, batch, num_images):
+            part = slice(first, first + num_images)
+            coarse = values.detach()[part].requires_grad_()
+            gradient[part] = torch.autograd.grad(compiled(coarse, labels[part]), coarse)[0]
+
     ways: dict[str, Callable[[], None]] = {
         "plain": lambda: loss_benchmark.loss_of("plain", values, labels),
         "compiled": run_compiled,
+        "compiled pieces": run_compiled_pieces,
     }
     for piece in PIECES:
         ways[f"pieces of 2^{piece.bit_length() - 1}"] = lambda piece=piece: _with_piece(piece, values, labels)
