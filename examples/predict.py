@@ -83,12 +83,12 @@ def predict(options: argparse.Namespace) -> dict[str, int]:
     counts = {"predicted": 0, "done before": 0, "not readable": 0}
     bar = tqdm(total=images.count, desc="predicting", unit="image", dynamic_ncols=True)
     for sample in images.samples(outputs, counts, bar, options.num_workers):
-        bar.update()
         if isinstance(sample, ValueError):
             if not options.skip_bad_images:
                 raise ValueError(f"{sample} `--skip_bad_images` leaves such images out.")
             counts["not readable"] += 1
             bar.write(f"left out: {sample}", file=sys.stderr)
+            bar.update()
             continue
         if isinstance(sample, Exception):
             raise sample
@@ -107,6 +107,7 @@ def predict(options: argparse.Namespace) -> dict[str, int]:
         write_mask(paths["masks"], prediction, palette)
         outputs.record(sample["id"], images.source(sample["id"]))
         counts["predicted"] += 1
+        bar.update()
     bar.close()
     print(", ".join(f"{count} {what}" for what, count in counts.items()) + f". Written to {options.output_dir}.")
     return counts
