@@ -30,6 +30,7 @@ from pathlib import Path
 import loss as loss_benchmark  # the files beside this one
 import step as step_benchmark
 import torch
+import torch.nn.functional as F
 from accelerate.state import AcceleratorState
 from transformers import TrainerCallback
 
@@ -163,19 +164,23 @@ def measure_loss(size: tuple[int, int, int]) -> dict:
         compiled(values, labels).backward()
         values.grad = None
 
-    def run_compiled_pieces() -> None:
-        """What the package's pieces could reach if they were compiled: images of at most its piece at a time."""
+    def in_pieces(gradient_of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        """What the package's pieces could reach with another loss: images of at most its piece at a time."""
         num_images = max(1, strided.PIECE["cuda"] // (classes * side * side))
+        parts = [slice(first, first + num_images) for first in range(0, batch, num_images)]
         gradient = torch.empty_like(values)
-        for first in range(0, batch, num_images):
-            part = slice(first, first + num_images)
-            coarse = values.detach()[part].requires_grad_()
-            gradient[part] = torch.autograd.grad(compiled(coarse, labels[part]), coarse)[0]
+        for part in parts:
+            gradient[part] = gradient_of(values.detach()[part].requires_grad_(), labels[part])
+        return gradient
+
+    def of_compiled(coarse: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return torch.autograd.grad(compiled(coarse, labels), coarse)[0]
 
     ways: dict[str, Callable[[], None]] = {
         "plain": lambda: loss_benchmark.loss_of("plain", values, labels),
         "compiled": run_compiled,
-        "compiled pieces": run_compiled_pieces,
+        "pieces, compiled": lambda: in_pieces(of_compiled),
+        "pieces, gradient by hand": lambda: in_pieces(gradient_by_hand),
     }
     for piece in PIECES:
         ways[f"pieces of 2^{piece.bit_length() - 1}"] = lambda piece=piece: _with_piece(piece, values, labels)
@@ -200,6 +205,23 @@ def measure_loss(size: tuple[int, int, int]) -> dict:
         if taken:
             found[way]["ms"] = statistics.median(taken)
     return {"ways": found}
+
+
+def gradient_by_hand(coarse: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Of cross entropy summed over pixels (its value is made too, as a loss must): soft-max minus one-hot, in place.
+
+    One full-size tensor in all, where autograd makes three.
+    """
+    full_size = F.interpolate(coarse, size=labels.shape[-2:], mode="bilinear", align_corners=False)
+    logits, counts = full_size.detach(), (labels != 255).unsqueeze(1)
+    labels, weights = torch.where(counts, labels.unsqueeze(1), 0), counts.to(logits.dtype)
+    logits.sub_(logits.amax(1, keepdim=True))
+    of_label = logits.gather(1, labels)
+    total = logits.exp_().sum(1, keepdim=True)
+    (weights * (total.log() - of_label)).sum()
+    logits.mul_(weights / total)
+    logits.scatter_(1, labels, logits.gather(1, labels) - weights)
+    return torch.autograd.grad(full_size, coarse, logits)[0]
 
 
 def _with_piece(piece: int, values: torch.Tensor, labels: torch.Tensor) -> None:
