@@ -13,11 +13,12 @@ import argparse
 import io
 import json
 import random
+import sys
 from pathlib import Path
 
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
-from PIL import ImageDraw
+from PIL import ImageDraw, ImageOps
 from transformers import ResNetConfig, UperNetConfig
 
 from cps_hf import CPSConfig, CPSTrainer, CrossPseudoSupervision
@@ -30,21 +31,35 @@ FEATURES = Features({"image": Image(), "label": LabelEncoding(names=NAMES).to_fe
 
 
 def load_polygons(folder: Path) -> Dataset:
-    """One row a JSON file. Images stay files; label maps are drawn from the polygons and kept as PNG."""
+    """One row a JSON file. Images stay files; label maps are drawn from the polygons and kept as PNG.
 
-    def rows():
-        for path in sorted(folder.glob("*.json")):
-            annotation = json.loads(path.read_text(encoding="utf-8"))
-            picture = folder / annotation["imagePath"]
-            label = PILImage.new("L", PILImage.open(picture).size, 0)
-            for shape in annotation["shapes"]:  # later ones lie on top
-                points = [tuple(point) for point in shape["points"]]
-                ImageDraw.Draw(label).polygon(points, fill=NAMES.index(shape["label"]))
-            file = io.BytesIO()
-            label.save(file, format="PNG")
-            yield {"image": str(picture), "label": {"bytes": file.getvalue(), "path": None}, "id": path.stem}
+    Raises:
+        ValueError: no JSON file is there, or one is no such annotation.
+    """
+    paths = sorted(folder.glob("*.json"))
+    if not paths:
+        raise ValueError(f"No *.json in {folder}.")
+    return Dataset.from_list([read_polygons(path) for path in paths], features=FEATURES)
 
-    return Dataset.from_list([*rows()], features=FEATURES)
+
+def read_polygons(path: Path) -> dict:
+    """The row of one file."""
+    try:
+        annotation = json.loads(path.read_text(encoding="utf-8"))
+        picture = path.parent / annotation["imagePath"]
+        shapes = [(shape["label"], [tuple(point) for point in shape["points"]]) for shape in annotation["shapes"]]
+    except (ValueError, KeyError, TypeError) as error:
+        wanted = '{"imagePath": ..., "shapes": [{"label": ..., "points": ...}, ...]}'
+        raise ValueError(f"{path}: expected {wanted}, as LabelMe writes it ({error!r}).") from error
+    # The outlines are those of the picture as it is shown, and as the trainer reads it: turned as its EXIF says.
+    label = PILImage.new("L", ImageOps.exif_transpose(PILImage.open(picture)).size, 0)
+    for name, points in shapes:  # later ones lie on top
+        if name not in NAMES:
+            raise ValueError(f"{path}: a shape is called {name!r}; the classes are {', '.join(NAMES)} (see NAMES).")
+        ImageDraw.Draw(label).polygon(points, fill=NAMES.index(name))
+    file = io.BytesIO()
+    label.save(file, format="PNG")
+    return {"image": str(picture), "label": {"bytes": file.getvalue(), "path": None}, "id": path.stem}
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -59,6 +74,8 @@ def main(argv: list[str] | None = None) -> dict:
     dataset = load_polygons(folder)
     parts = dataset.train_test_split(test_size=0.25, seed=0)
     train = parts["train"]
+    if not 0 < options.labeled < len(train):
+        raise ValueError(f"`--labeled` must be from 1 to {len(train) - 1}, so that some stay unlabeled.")
     stages = [f"stage{i}" for i in (1, 2, 3, 4)]
     backbone = ResNetConfig(
         embedding_size=8, hidden_sizes=[8, 16, 24, 32], depths=[1] * 4, layer_type="basic", out_features=stages
@@ -109,4 +126,8 @@ def draw_polygons(folder: Path, count: int = 32, size: tuple[int, int] = (80, 60
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (ValueError, OSError) as error:  # what a user can mend is one line, no traceback
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -10,6 +10,7 @@ out. The loop, the data, evaluation, resuming, several processes: all of that is
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import dataclass
 
 from transformers import ResNetConfig, UperNetConfig
@@ -92,4 +93,8 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (ValueError, OSError) as error:  # what a user can mend is one line, no traceback
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

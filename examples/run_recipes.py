@@ -7,6 +7,7 @@ Exits with 1 when a recipe fails. Nothing is downloaded; a recipe takes some ten
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -19,9 +20,16 @@ HERE = Path(__file__).parent
 CONFIGS = HERE / "configs"
 
 
-def main(names: list[str]) -> int:
+def main(argv: list[str] | None = None) -> int:
     """How many recipes failed."""
-    recipes = [CONFIGS / f"{name}.yaml" for name in names] or sorted(CONFIGS.glob("*.yaml"))
+    known = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("recipes", nargs="*", metavar="NAME", help=f"none: all of {', '.join(known)}")
+    names = parser.parse_args(argv).recipes
+    for name in names:
+        if name not in known:
+            parser.error(f"there is no recipe {name!r}; there are {', '.join(known)}")
+    recipes = [CONFIGS / f"{name}.yaml" for name in names or known]
     width = max(len(recipe.stem) for recipe in recipes)
     print(f"{'recipe':{width}}  models{'':31}  steps  first loss  last loss  seconds")
     errors = {}
@@ -56,4 +64,4 @@ def run(recipe: Path, output_dir: Path) -> tuple[str, str | None]:
 
 
 if __name__ == "__main__":
-    sys.exit(min(main(sys.argv[1:]), 1))
+    sys.exit(min(main(), 1))

@@ -74,6 +74,11 @@ class CrossPseudoSupervision(Objective):
         super().__post_init__()
         check_not_negative(self, "weight")
         check_shares(self, "warm_up", "ramp_up", "confidence_threshold", "class_balance")
+        if self.warm_up + self.ramp_up > 1 + 1e-9:  # rounding: 0.9 + 0.1 may be more
+            raise ValueError(
+                f"`warm_up` and `ramp_up` are shares of training and must not exceed 1 together, got {self.warm_up} "
+                f"and {self.ramp_up}: `weight` would never get to its value."
+            )
         if self.loss_divisor <= 0:
             raise ValueError(f"`loss_divisor` must be positive, got {self.loss_divisor}.")
         if self.cutmix_partner not in ("neighbour", "itself"):

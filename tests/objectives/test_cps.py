@@ -276,6 +276,13 @@ def test_a_bad_hyper_parameter_is_named(field, value):
         CrossPseudoSupervision(**{field: value})
 
 
+def test_a_weight_that_would_never_get_to_its_value_is_refused():
+    for warm_up, ramp_up in ((0.8, 0.2), (0.9, 0.1), (0.7, 0.3), (1.0, 0.0)):  # to the end of training
+        CrossPseudoSupervision(warm_up=warm_up, ramp_up=ramp_up)
+    with pytest.raises(ValueError, match="`warm_up` and `ramp_up`.*got 0.8 and 0.8"):
+        CrossPseudoSupervision(warm_up=0.8, ramp_up=0.8)
+
+
 def cross_entropies(branches, images, target_images=None):
     """By pixel the sum of both branches' cross entropies to the other's prediction for the target images."""
     target_images = images if target_images is None else target_images
