@@ -47,8 +47,8 @@ def load_folder(
         class_names: a list, {id: name}, or a JSON file of either; none: `<root>/classes.json` where there is one.
             Without any, masks are read as class ids as they are.
         values: stored value -> class id or 255 (ignored), e.g. `{0: 0, 255: 1}` for masks of 0 and 255.
-        colors: colour -> class id or 255, for masks that are RGB pictures: {(128, 64, 128): 0}; in JSON, which has
-            text for keys, {"128, 64, 128": 0}.
+        colors: colour -> class id or 255, for masks that are RGB pictures, or GIFs of any palette but plain grey:
+            {(128, 64, 128): 0}; in JSON, which has text for keys, {"128, 64, 128": 0}.
         reduce_labels: 0 is no class, k is class k - 1.
         palette: the colour that each class is shown in.
         with_labels: false: no mask is looked for.

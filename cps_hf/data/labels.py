@@ -197,13 +197,18 @@ def reduced_values(num_labels: int) -> dict[int, int]:
 def stored_values(image: PILImage.Image, *, name: str) -> np.ndarray:
     """The integers that a label image holds (H, W): palette indices, grey values, 16-bit values, 0/1 of a bitmap.
 
+    The indices of a GIF are taken only where they are its grey values too: who writes a GIF may number the palette
+    anew (PIL does), so that an index, a grey value, or neither may be meant, and nothing in the file says which.
+
     Raises:
-        ValueError: it has several channels, or fractions.
+        ValueError: it has several channels, or fractions, or is a GIF whose palette shows other values than it holds.
     """
     if image.mode == "1":
         return np.asarray(image).astype(np.uint8)
     if image.mode in ("P", "L", "I", "I;16", "I;16B", "I;16L"):
         values = np.asarray(image)
+        if image.mode == "P" and image.format == "GIF":
+            _check_gif(image, name)
         if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
             raise ValueError(
                 f"The label of {name} holds values from {values.min()} to {values.max()}; expected 0 to 65535."
@@ -214,6 +219,20 @@ def stored_values(image: PILImage.Image, *, name: str) -> np.ndarray:
         "class ids (grey or palette). For masks that code classes by RGB colours, give the table: "
         "`colors={(r, g, b): class id, ...}`."
     )
+
+
+def _check_gif(image: PILImage.Image, name: str) -> None:
+    palette = image.getpalette()
+    shown = {i: tuple(palette[3 * i : 3 * i + 3]) for _, i in image.getcolors()}
+    other = {i: color for i, color in sorted(shown.items()) if color != (i, i, i)}
+    if other:
+        found = ", ".join(f"{color} at index {i}" for i, color in list(other.items())[:3])
+        table = ", ".join(f"{color}: class id" for color in [*shown.values()][:3])
+        raise ValueError(
+            f"The label of {name} is a GIF with the colours {found}{' ...' if len(other) > 3 else ''}: indices of a "
+            "GIF may have been numbered anew when it was written, so they do not tell the class. Say what the colours "
+            f"mean, `colors={{{table}, ...}}`, or convert the masks to PNG."
+        )
 
 
 def _ranges(values: Iterable[int]) -> str:

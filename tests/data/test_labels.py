@@ -1,5 +1,7 @@
 """How stored label maps become class ids, and that the knowledge travels with the column."""
 
+import io
+
 import numpy as np
 import pytest
 from datasets import Dataset, Features, Image, load_dataset
@@ -75,6 +77,31 @@ def test_a_mask_of_three_channels_asks_for_a_colour_table():
         decode(LabelEncoding(NAMES), PILImage.new("RGB", (4, 2)))
     with pytest.raises(ValueError, match="mode 'F'"):
         decode(LabelEncoding(NAMES), PILImage.new("F", (4, 2)))
+
+
+def as_gif(image):
+    file = io.BytesIO()
+    image.save(file, "GIF")
+    return PILImage.open(io.BytesIO(file.getvalue()))
+
+
+@pytest.mark.parametrize("values", [[0, 2], [0, 255], [2, 2], [1, 2]])
+@pytest.mark.parametrize("kind", ["grey", "palette"])
+def test_a_gif_whose_indices_may_have_been_numbered_anew_is_refused_or_read_by_its_colours(values, kind):
+    stored = np.array([values, values], np.uint8)
+    gif = as_gif(PILImage.fromarray(stored) if kind == "grey" else palette_image(stored))
+    assert gif.mode == "P" and np.array(gif).max() < max(values)  # PIL has numbered them anew
+    with pytest.raises(ValueError, match=r"'x' \(x.png\) is a GIF with the colours .*`colors={\(.*convert the masks"):
+        decode(LabelEncoding(NAMES), gif)
+    color = (lambda v: (v, v, v)) if kind == "grey" else lambda v: (v, 255 - v, 7)
+    encoding = LabelEncoding(NAMES, colors={color(v): v for v in (0, 1, 2, 255)})
+    assert np.array_equal(decode(encoding, gif), stored)
+
+
+@pytest.mark.parametrize("values", [[0, 1], [0, 1, 2], [2, 255, *range(255)]])
+def test_a_gif_whose_indices_are_its_grey_values_is_read(values):
+    stored = np.array([values], np.uint8)
+    assert np.array_equal(decode(LabelEncoding([*map(str, range(255))]), as_gif(PILImage.fromarray(stored))), stored)
 
 
 def test_reduced_labels_are_ade20ks():
