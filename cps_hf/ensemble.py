@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
-from .inference import class_ids, default_stride, predict_each, predict_logits
+from .inference import check_options, class_ids, default_stride, predict_each, predict_logits
 from .modeling.branches import Branch
 
 logger = logging.getLogger(__name__)
@@ -28,7 +28,8 @@ class Ensemble:
         device: where they go; None: a GPU where there is one.
 
     Raises:
-        ValueError: there is no model, they have different classes, or more than 255: class maps are uint8.
+        ValueError: there is no model, they have different classes, or more than 255: class maps are uint8; or the
+            device is not there.
     """
 
     def __init__(
@@ -41,7 +42,7 @@ class Ensemble:
     ):
         if not models:
             raise ValueError("An ensemble needs at least one model.")
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = _usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.networks = [Branch(model).eval().to(self.device) for model in models]
         self.processors, self.sources = list(processors), [str(source) for source in sources]
         self.id2label = {int(i): str(name) for i, name in sorted(models[0].config.id2label.items())}
@@ -128,6 +129,18 @@ class Ensemble:
             ) from error
 
 
+def _usable(name: str | torch.device) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch's own: no such kind, none of them here, no such number
+        raise ValueError(
+            f"`device` {str(name)!r} cannot be used here: {str(error).strip().splitlines()[0]} Give `cpu`, `cuda` or "
+            "`cuda:NUMBER`, or none: a GPU is taken where there is one."
+        ) from error
+    return device
+
+
 def _processed(processor: Any, image: Tensor, own_size: bool) -> Tensor:
     """float (1, 3, h, w): what the processor makes of an image, without what would lose pixels."""
     off = ["do_center_crop", *(["do_resize", "do_pad"] if own_size else [])]
@@ -192,11 +205,14 @@ def from_arguments(arguments: argparse.Namespace) -> tuple[Ensemble, dict[str, A
             raise ValueError("`--mode sliding` needs `--crop_size H W`, best the crop that the branch was trained on.")
         options |= {"crop_size": tuple(arguments.crop_size), "average": not arguments.sum_windows}
         options |= {"stride": tuple(arguments.stride or default_stride(arguments.crop_size))}
-        options |= {"window_batch_size": arguments.window_batch_size}
     else:
         given = [name for name, value in windows.items() if value]
         if given:
             raise ValueError(f"`{given[0]}` goes with `--mode sliding`.")
+    check_options(**options, window_batch_size=arguments.window_batch_size)
+    if arguments.mode == "sliding":
+        options |= {"window_batch_size": arguments.window_batch_size}
+    else:
         options |= {"own_size": arguments.own_size}
     ensemble = Ensemble.from_pretrained(
         arguments.branches,

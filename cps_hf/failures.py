@@ -1,7 +1,8 @@
-"""Failures of the machine, told in terms of the run: too little memory, and processes that are gone."""
+"""Failures of the machine, told in terms of the run: too little memory, processes that are gone, a full disk."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -36,6 +37,20 @@ def explained(trainer: Any) -> Iterator[None]:
                 f"{newest or 'there is none yet'}. (torch said: {error})"
             ) from error
         raise
+
+
+def one_line(error: Exception, output: str | os.PathLike) -> str:
+    """What a script says, without a traceback, of what its user can mend: bad input, or a disk that fails.
+
+    Args:
+        output: what the script writes: the system names no path where a write fails, as on a full disk.
+    """
+    if not isinstance(error, OSError) or isinstance(error, ConnectionError) or error.strerror is None:
+        return str(error)
+    path = error.filename or output
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return f"{path}: a folder is expected there, but a file is in the way. Choose another name."
+    return f"{path}: {error.strerror}."
 
 
 def _is_of_the_connection(error: BaseException) -> bool:

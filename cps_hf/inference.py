@@ -85,6 +85,11 @@ def predict(
     return class_ids(predict_logits(logits_fn, pixel_values, **options))
 
 
+def check_options(**options: Any) -> None:
+    """Raise the `ValueError` of options of `predict_logits` that make no sense, before there is an image."""
+    _How(**options)
+
+
 def class_ids(logits: Tensor) -> Tensor:
     """The arg max over classes, long (B, H, W), of logits or probabilities (B, C, H, W), some rows at a time."""
     ids = torch.empty((logits.shape[0], *logits.shape[2:]), dtype=torch.long, device=logits.device)
@@ -171,6 +176,8 @@ class _How:
             raise ValueError(f"`scales` must be one or more positive factors, got {self.scales}.")
         if self.mode not in ("whole", "sliding"):
             raise ValueError(f'`mode` must be "whole" or "sliding", got {self.mode!r}.')
+        if self.window_batch_size < 1:
+            raise ValueError(f"`window_batch_size` must be at least 1, got {self.window_batch_size}.")
         if self.mode == "whole":
             return
         for name, value in (("crop_size", self.crop_size), ("stride", self.stride)):
@@ -181,8 +188,6 @@ class _How:
                 f"`stride` {tuple(self.stride)} must not exceed `crop_size` {tuple(self.crop_size)}: pixels would be "
                 "missed."
             )
-        if self.window_batch_size < 1:
-            raise ValueError(f"`window_batch_size` must be at least 1, got {self.window_batch_size}.")
 
     @property
     def versions(self) -> list[tuple[float, bool]]:

@@ -32,7 +32,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
-from cps_hf import ensemble, visualization
+from cps_hf import ensemble, failures, visualization
 from cps_hf.assembly import versions
 from cps_hf.checkpoints import write_atomically
 from cps_hf.data import LabelEncoding, named
@@ -46,6 +46,7 @@ from cps_hf.metrics.mean_iou import MeanIoU
 from cps_hf.pictures import palette_of
 from cps_hf.reporting import class_table, scores_table, without_nan
 
+Palette = visualization.Palette
 PANEL_SIDE = 1024  # pixels: what is kept of the worst images for their picture
 
 
@@ -95,16 +96,24 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        results = evaluate(options)
-    except (ValueError, ConnectionError) as error:  # what a user can mend: one line, no traceback
-        print(f"error: {error}", file=sys.stderr)
+        results, worst, palette = evaluate(options)
+        report(results, options)  # first, so that the scores outlive a full disk
+        write(results, worst, palette, Path(options.output_dir))
+    except (ValueError, OSError) as error:  # what a user can mend: one line, no traceback
+        print(f"error: {failures.one_line(error, options.output_dir)}", file=sys.stderr)
         sys.exit(2)
-    report(results, options)
+    print(
+        f"\nWritten to {options.output_dir}: {', '.join(sorted(p.name for p in Path(options.output_dir).iterdir()))}"
+    )
     return results
 
 
-def evaluate(options: argparse.Namespace) -> dict[str, Any]:
-    """Everything but the printing; returns what results.json holds (NaN where a class does not occur)."""
+def evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], Worst, Palette]:
+    """What results.json holds (NaN where a class does not occur), the worst images, the classes' colours."""
+    if options.num_pictures < 0:
+        raise ValueError(f"`--num_pictures` must be 0 or more, got {options.num_pictures}.")
+    output = Path(options.output_dir)
+    check_folder(output)
     dataset = named.from_arguments(options)
     branches, how = ensemble.from_arguments(options)
     names = [*branches.id2label.values()]
@@ -117,7 +126,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     if options.export == "cityscapes":
         ensemble.check_classes(CITYSCAPES, branches.id2label, f"`--export cityscapes` and {branches.sources[0]}")
 
-    output = Path(options.output_dir)
+    output.mkdir(parents=True, exist_ok=True)  # before the work, which would be lost where it cannot be made
     rows: dict[str, Row] = {}
     worst, count, exported = Worst(options.num_pictures), 0, set()
     for sample in samples(dataset, options, labeled, len(names)):
@@ -151,11 +160,23 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
         *_, (_, matrix) = scored.values()
         results["confusion_matrix"] = matrix.tolist()
         results["images"] = sorted(worst.scores, key=lambda entry: (np.isnan(entry["mean_iou"]), entry["mean_iou"]))
-        draw(output / "pictures", matrix, worst, names, [*rows], palette_of(dataset.features["label"], names))
-        write_csv(output / "confusion_matrix.csv", matrix, names)
-    output.mkdir(parents=True, exist_ok=True)
-    write_atomically(output / "results.json", json.dumps(without_nan(results), indent=1, ensure_ascii=False))
-    return results
+    return results, worst, palette_of(dataset.features["label"] if labeled else None, names)
+
+
+def check_folder(folder: Path) -> None:
+    """Raise a `ValueError` where files lie that are not this script's to replace."""
+    found = [path.name for pattern in ("config.yaml", "checkpoint-*") for path in sorted(folder.glob(pattern))]
+    results = folder / "results.json"
+    try:
+        if results.is_file() and "branches" not in json.loads(results.read_text(encoding="utf-8")):
+            found.append(results.name)
+    except (ValueError, TypeError):  # no JSON, or none of ours
+        found.append(results.name)
+    if found:
+        raise ValueError(
+            f"`--output_dir {folder}` holds a training run or other results ({', '.join(found[:3])}), which would be "
+            f"replaced in part. Give another folder, e.g. {folder / 'evaluation'}."
+        )
 
 
 def samples(dataset, options: argparse.Namespace, labeled: bool, num_labels: int) -> Iterator[dict[str, Any]]:
@@ -183,6 +204,15 @@ def export(prediction: np.ndarray, name: str, folder: Path, kind: str) -> None:
         write_mask(output_path(folder, name, ".png"), prediction, [voc_color(i) for i in range(256)])
 
 
+def write(results: dict[str, Any], worst: Worst, palette: Palette, folder: Path) -> None:
+    """The scores, then what is drawn of them."""
+    write_atomically(folder / "results.json", json.dumps(without_nan(results), indent=1, ensure_ascii=False))
+    if "scores" in results:
+        matrix, names = torch.tensor(results["confusion_matrix"]), results["classes"]
+        write_csv(folder / "confusion_matrix.csv", matrix, names)
+        draw(folder / "pictures", matrix, worst, names, [*results["scores"]], palette)
+
+
 def draw(folder: Path, matrix: torch.Tensor, worst: Worst, names, rows: list[str], palette) -> None:
     """The confusion matrix, and the worst images: image, label, prediction, where it is wrong."""
     visualization.confusion_matrix_figure(matrix, names, folder / "confusion_matrix.png")
@@ -206,7 +236,6 @@ def draw(folder: Path, matrix: torch.Tensor, worst: Worst, names, rows: list[str
 
 def write_csv(path: Path, matrix: torch.Tensor, names: list[str]) -> None:
     """Pixels by true class (rows) and predicted class (columns)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["true \\ predicted", *names])
@@ -214,7 +243,7 @@ def write_csv(path: Path, matrix: torch.Tensor, names: list[str]) -> None:
 
 
 def report(results: dict[str, Any], options: argparse.Namespace) -> None:
-    """The tables, and where everything is."""
+    """The tables."""
     what = f"{results['dataset']}, {results['split'] or 'all'}, {results['num_images']} images, {options.mode}"
     print(f"\n{', '.join(options.branches)}\n{what}:\n")
     if "scores" in results:
@@ -224,9 +253,6 @@ def report(results: dict[str, Any], options: argparse.Namespace) -> None:
         print(class_table(results["scores"][final], results["classes"]))
         lowest = [f"{image['id']} ({100 * image['mean_iou']:.1f} %)" for image in results["images"][:3]]
         print(f"\nLowest mIoU: {', '.join(lowest)}")
-    print(
-        f"\nWritten to {options.output_dir}: {', '.join(sorted(p.name for p in Path(options.output_dir).iterdir()))}"
-    )
 
 
 if __name__ == "__main__":

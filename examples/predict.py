@@ -31,7 +31,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
-from cps_hf import ensemble, visualization
+from cps_hf import ensemble, failures, visualization
 from cps_hf.checkpoints import write_atomically
 from cps_hf.data import named
 from cps_hf.data.folder import IMAGE_SUFFIXES
@@ -62,8 +62,8 @@ def main(argv: list[str] | None = None) -> dict[str, int]:
     transformers_logging.disable_progress_bar()
     try:
         return predict(options)
-    except (ValueError, ConnectionError) as error:  # what a user can mend: one line, no traceback
-        print(f"error: {error}", file=sys.stderr)
+    except (ValueError, OSError) as error:  # what a user can mend: one line, no traceback
+        print(f"error: {failures.one_line(error, options.output_dir)}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -84,10 +84,11 @@ def predict(options: argparse.Namespace) -> dict[str, int]:
     bar = tqdm(total=images.count, desc="predicting", unit="image", dynamic_ncols=True)
     for sample in images.samples(outputs, counts, bar, options.num_workers):
         if isinstance(sample, ValueError):
+            said = str(sample).replace(", drop the row, or train with `skip_bad_samples`.", ".")  # nothing is trained
             if not options.skip_bad_images:
-                raise ValueError(f"{sample} `--skip_bad_images` leaves such images out.")
+                raise ValueError(f"{said} `--skip_bad_images` leaves such images out.")
             counts["not readable"] += 1
-            bar.write(f"left out: {sample}", file=sys.stderr)
+            bar.write(f"left out: {said}", file=sys.stderr)
             bar.update()
             continue
         if isinstance(sample, Exception):
@@ -215,10 +216,15 @@ def below(given: str, leave_out: Path) -> list[tuple[str, Path]]:
         hidden = any(part.startswith(".") for part in name.parts)
         if candidate.suffix.lower() in IMAGE_SUFFIXES and candidate.is_file() and not hidden:
             images.append((name.as_posix(), candidate.resolve()))
-    images = [(name, path) for name, path in images if not path.is_relative_to(leave_out)]  # an earlier run's masks
+    inputs = [(name, path) for name, path in images if not path.is_relative_to(leave_out)]  # no earlier run's masks
+    if images and not inputs:
+        raise ValueError(
+            f"All {len(images)} images in {given} lie in `--output_dir`, whose files are taken for what this script "
+            "wrote. Choose another `--output_dir`."
+        )
     if not images:
         raise ValueError(f"No image in {given}: looked for {', '.join(IMAGE_SUFFIXES)}.")
-    return images
+    return inputs
 
 
 class Outputs:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 
 import numpy as np
@@ -239,6 +240,10 @@ def test_class_names_that_contradict_each_other_are_refused(caplog):
         (["--load_options", '{"color": 1}'], "load_cityscapes does not know 'color'"),
         (["--data_root", "nowhere"], "No folder nowhere"),
         (["--mode", "sliding", "--crop_size", "8", "8", "--stride", "9", "9"], "must not exceed"),
+        (["--window_batch_size", "0"], "`window_batch_size` must be at least 1, got 0"),
+        (["--num_pictures", "-3"], "`--num_pictures` must be 0 or more, got -3"),
+        (["--device", "cudda"], r"`device` 'cudda' cannot be used here: .* Give `cpu`"),
+        (["--device", "cuda:99"], r"`device` 'cuda:99' cannot be used here: .* a GPU is taken where there is one"),
     ],
 )
 def test_a_mistake_ends_with_one_line(streets, street_branches, tmp_path, capsys, words, said):
@@ -248,6 +253,43 @@ def test_a_mistake_ends_with_one_line(streets, street_branches, tmp_path, capsys
     message = capsys.readouterr().err
     assert exit_.value.code == 2 and re.search(said, message) and "Traceback" not in message
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["results.json", "config.yaml", "checkpoint-4/manifest.json"])
+def test_a_training_runs_folder_is_not_written_into(streets, street_branches, tmp_path, capsys, name):
+    path = tmp_path / "out" / name
+    path.parent.mkdir(parents=True)
+    path.write_text('{"final": {"branch_0": {"mean_iou": 0.5}}}')
+    with pytest.raises(SystemExit):
+        run(tmp_path, "--branches", street_branches[0], "--dataset", "cityscapes", "--data_root", streets)
+    said = capsys.readouterr().err
+    assert re.search(rf"out` holds a training run.*{name.partition('/')[0]}.*Give another folder", said)
+    assert [p for p in (tmp_path / "out").rglob("*") if p.is_file()] == [path] and "final" in path.read_text()
+
+
+def test_a_disk_that_fails_is_one_line_that_names_the_path_and_the_scores_are_told(
+    streets, street_branches, tmp_path, capsys
+):
+    words = ("--branches", street_branches[0], "--dataset", "cityscapes", "--data_root", streets)
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(SystemExit):
+        run(tmp_path, *words)
+    printed = capsys.readouterr()
+    assert re.fullmatch(r"error: \S*/out: a folder is expected there.*\n", printed.err.rpartition("\r")[2])
+    assert "boundary IoU" not in printed.out, "said before the work"
+    (tmp_path / "out").unlink()
+    (tmp_path / "out" / "pictures").mkdir(parents=True)
+    full = tmp_path / "out" / "pictures" / f".confusion_matrix.png.{os.getpid()}.tmp"
+    full.symlink_to("/dev/full")
+    with pytest.raises(SystemExit):
+        run(tmp_path, *words)
+    printed = capsys.readouterr()
+    assert re.search(r"error: \S*/out: No space left on device\.\n$", printed.err) and "Traceback" not in printed.err
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert f"{100 * results['scores']['branch_0']['mean_iou']:.2f}" in printed.out and "boundary IoU" in printed.out
+    assert not full.is_symlink()
+    run(tmp_path, *words)  # its own folder may be written again
+    assert (tmp_path / "out" / "pictures" / "worst.png").is_file()
 
 
 def test_branches_that_do_not_fit_are_refused(streets, street_branches, tmp_path, capsys):

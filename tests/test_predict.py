@@ -142,6 +142,7 @@ def test_an_image_that_cannot_be_read_is_named_or_left_out_and_counted(tmp_path,
     (photos / "deep" / "b.png").write_bytes(whole[: len(whole) // 2])
     said = fails(capsys, tmp_path, branch, "--inputs", photos)
     assert re.search(r"'deep/b' \(\S*/photos/deep/b\.png\).*breaks off.*`--skip_bad_images`", said, re.S)
+    assert "train with" not in said and "row" not in said
     counts = run(tmp_path, branch, "--inputs", photos, "--skip_bad_images")
     assert counts == {"predicted": 0, "done before": 2, "not readable": 1}
     assert "deep/b.png" in capsys.readouterr().err
@@ -182,6 +183,27 @@ def test_its_own_outputs_are_no_inputs(tmp_path, branch, photos):
     for done in (0, 3):
         assert predict.main([*map(str, words)])["done before"] == done
     assert files(photos / "out" / "masks") == ["a.png", "deep/a.png", "deep/b.png"]
+
+
+def test_a_folder_of_images_is_not_its_own_output_folder(tmp_path, branch, photos, capsys):
+    words = ("--branches", branch, "--inputs", photos / "deep", "--output_dir", photos)
+    with pytest.raises(SystemExit):
+        predict.main([*map(str, words)])
+    said = capsys.readouterr().err
+    assert "All 2 images in" in said and "lie in `--output_dir`" in said and "Choose another" in said
+    assert not (photos / "masks").exists()
+
+
+def test_a_disk_that_fails_is_one_line_that_names_the_path(tmp_path, branch, photos, capsys):
+    (tmp_path / "out").write_text("a file")
+    said = fails(capsys, tmp_path, branch, "--inputs", photos / "a.png")
+    assert re.search(r"error: \S*/out: a folder is expected there, but a file is in the way", said)
+    (tmp_path / "out").unlink()
+    (tmp_path / "out" / "masks").mkdir(parents=True)
+    (tmp_path / "out" / "prediction.json").write_text("{}")
+    (tmp_path / "out" / "masks" / f".a.png.{os.getpid()}.tmp").symlink_to("/dev/full")
+    said = fails(capsys, tmp_path, branch, "--inputs", photos / "a.png", "--overwrite")
+    assert re.search(r"error: \S*/out: No space left on device\.\n$", said)
 
 
 @pytest.mark.parametrize("streaming", [(), ("--streaming",)])
