@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import shutil
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -220,6 +221,7 @@ def save_checkpoint(
         (temporary / STATE_FILE).write_text(json.dumps(state, indent=1), encoding="utf-8")
         if state.get("best"):
             link_tree(final.with_name("best"), temporary / "best")
+        share_weights(temporary, like=temporary / STATE_FILE)
         seal(temporary)
         replace_folder(temporary, final)
 
@@ -265,6 +267,15 @@ def seal(folder: Path) -> None:
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     for path in [*files, folder / MANIFEST, *(path for path in folder.rglob("*") if path.is_dir()), folder]:
         _flush(path)
+
+
+def share_weights(folder: Path, *, like: Path) -> None:
+    """Who may read the file `like` may read the weights in the folder: safetensors gives them to their owner alone,
+    whatever the umask says."""
+    mode = stat.S_IMODE(like.stat().st_mode)
+    for path in folder.rglob("*.safetensors"):
+        if stat.S_IMODE(path.stat().st_mode) != mode:  # a file system without modes has one for all
+            path.chmod(mode)
 
 
 def _sha256(path: Path) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from transformers import PreTrainedModel, SegformerImageProcessor
 
 from .card import hub_id, render_card
-from .checkpoints import replace_folder
+from .checkpoints import replace_folder, share_weights
 from .push import push_branch
 
 __all__ = ["export_branch", "push_branch", "render_card"]
@@ -77,6 +77,7 @@ def export_branch(
             card["picture"] = source.name
             shutil.copyfile(source, temporary / source.name)
         (temporary / "README.md").write_text(render_card(card), encoding="utf-8")
+    share_weights(temporary, like=temporary / "config.json")
     replace_folder(temporary, directory)
     return directory
 

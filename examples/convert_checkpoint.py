@@ -11,8 +11,9 @@ import argparse
 import pickle
 
 import torch
-from transformers import SegformerImageProcessor
 
+from cps_hf.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from cps_hf.hub import export_branch
 from cps_hf.modeling import from_torchsemiseg
 
 
@@ -33,8 +34,7 @@ def main():
         model = from_torchsemiseg(checkpoint, branch=args.branch, num_labels=args.num_labels)
     except ValueError as error:
         raise SystemExit(f"{args.file}: {error}") from error
-    model.save_pretrained(args.out)
-    SegformerImageProcessor(do_resize=False).save_pretrained(args.out)
+    export_branch(model, args.out, image_mean=IMAGENET_MEAN, image_std=IMAGENET_STD)
     print(f"Branch {args.branch}, {model.num_parameters():,} parameters, written to {args.out}")
 
 

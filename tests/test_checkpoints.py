@@ -3,8 +3,11 @@
 import errno
 import json
 import logging
+import os
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from cps_hf import checkpoints
 from cps_hf.checkpoints import CheckpointError, checkpoints_in, problem_of, resolve_checkpoint
@@ -40,6 +43,20 @@ def test_a_checkpoint_is_whole_and_lists_every_file(tmp_path):
     assert files["random_states_0.pkl"] == {"bytes": 5, "sha256": sha256}
     assert problem_of(path) is None and [p.name for p in tmp_path.iterdir()] == ["checkpoint-7"]
     assert checkpoints.read_state(path)["step"] == 7
+
+
+def test_weights_are_for_those_whom_the_umask_lets_read(tmp_path):
+    def fill(folder):
+        save_file({"a": torch.zeros(2)}, f"{folder}/model.safetensors")
+
+    before = os.umask(0o027)
+    try:
+        path = save(tmp_path, 7, fill=fill)
+    finally:
+        os.umask(before)
+    modes = {file.name: oct(file.stat().st_mode & 0o777) for file in path.iterdir()}
+    assert len(modes) == 3 and set(modes.values()) == {"0o640"}, modes
+    assert problem_of(path) is None
 
 
 def flip(path):

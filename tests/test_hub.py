@@ -1,5 +1,6 @@
 import json
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -86,6 +87,16 @@ def test_the_folder_holds_what_loading_needs_and_nothing_else(tmp_path, monkeypa
     ]
     assert "](<my panel.png>)" in (directory / "README.md").read_text(encoding="utf-8")
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith("tmp-")] == []
+
+
+def test_weights_are_for_those_whom_the_umask_lets_read(tmp_path):
+    before = os.umask(0o027)
+    try:
+        directory = export(tmp_path / "b", card=facts())
+    finally:
+        os.umask(before)
+    modes = {path.name: oct(path.stat().st_mode & 0o777) for path in directory.iterdir()}
+    assert "model.safetensors" in modes and set(modes.values()) == {"0o640"}, modes
 
 
 def test_a_model_that_takes_squares_only_gets_a_processor_that_makes_them(tmp_path):

@@ -195,7 +195,8 @@ def test_the_script_writes_a_folder_that_transformers_loads(released, tmp_path):
     assert done.returncode == 0, done.stderr
     loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "out")
     assert torch.equal(loaded.decode_head.classifier.bias, released["branch2.classifier.bias"])
-    assert (tmp_path / "out" / "preprocessor_config.json").is_file()
+    modes = {path.name: path.stat().st_mode for path in (tmp_path / "out").iterdir()}
+    assert modes["model.safetensors"] == modes["preprocessor_config.json"], "who may read one may read the other"
     (tmp_path / "text.pth").write_text("no checkpoint")
     command[2] = "text.pth"
     failed = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
