@@ -159,8 +159,9 @@ class Page:
         for i in present:
             color = "rgb({}, {}, {})".format(*self.palette[i])
             cells = "".join(_share_cell(float(share[i]), color) for share in shares)
+            name = visualization.overlay_name(self.classes[i], self.palette[i])
             swatch = f'<b class="swatch" style="background:{color}"></b>'
-            rows.append(f"<tr><td>{swatch}{html.escape(self.classes[i])}</td>{cells}</tr>")
+            rows.append(f"<tr><td>{swatch}{html.escape(name)}</td>{cells}</tr>")
         body = "".join(rows)
         return f"<table><thead><tr><th>class</th>{head}</tr></thead><tbody>{body}</tbody></table>"
 
@@ -237,6 +238,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", help="default: a GPU where there is one")
     parser.add_argument("--trust_remote_code", action="store_true", help="run model code that comes with a branch")
     options = parser.parse_args(argv)
+    if options.port is not None and not 1 <= options.port <= 65535:
+        parser.error(f"`--port` must be from 1 to 65535, got {options.port}")
     logging.basicConfig(format="%(levelname)s: %(message)s")
     try:
         from .app_page import launch

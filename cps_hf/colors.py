@@ -41,6 +41,11 @@ def palette(num_labels: int) -> tuple[Color, ...]:
     return OKABE_ITO[:num_labels] if num_labels <= len(OKABE_ITO) else _far_colors(num_labels)
 
 
+def overlay_name(name: str, color: Color) -> str:
+    """What the legend of an overlay calls a class: one that is black there is not seen in its colour."""
+    return f"{name} (not tinted)" if tuple(color) == BLACK else name
+
+
 @lru_cache
 def _far_colors(num_labels: int) -> tuple[Color, ...]:
     steps = np.linspace(0, 255, 12).round().astype(np.uint8)

@@ -70,6 +70,7 @@ def export_onnx(
 
     Raises:
         ValueError: the model does not take `size`, cannot be exported, or gives other logits in onnxruntime.
+        OSError: the file cannot be written.
         ImportError: onnx or onnxruntime is missing: `pip install "cps_hf[onnx]"`.
     """
     import onnxruntime  # noqa: F401  (both are asked for before the work, not after)
@@ -112,6 +113,8 @@ def _dynamic_or_fixed(
             _trace(branch, inputs[0], path, _AXES if dynamic else {0: "batch"})
             difference = _difference(path, inputs[:count], expected[:count])
         except Exception as error:  # the exporter and onnxruntime raise kinds of their own
+            if isinstance(error, OSError) and error.errno is not None:  # the disk's fault, not the model's
+                raise
             reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
         else:
             if difference <= tolerance:

@@ -150,7 +150,9 @@ def contact_sheet(dataset: Dataset, folder: str | Path, path: str | Path, *, cou
         cells.append([sample["image"], ids, np.stack([confidence] * 3, axis=-1)])
     names = [*encoding.names] if encoding else [f"class {i}" for i in range(255)]
     palette = encoding.palette if encoding and encoding.palette else visualization.palette(len(names))
-    visualization.panel(cells, ["unlabeled image", "pseudo label", "confidence"], names, palette, path)
+    visualization.panel(
+        cells, ["unlabeled image", "pseudo label", "confidence, black 0, white 1"], names, palette, path
+    )
 
 
 def _only_sure(row: dict[str, Any], encoding: LabelEncoding | None, threshold: float) -> PILImage.Image:

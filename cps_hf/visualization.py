@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from .colors import BLACK, OKABE_ITO, WHITE, Color, palette
+from .colors import BLACK, OKABE_ITO, WHITE, Color, overlay_name, palette
 
 __all__ = [
     "AGREEMENT",
@@ -30,6 +30,7 @@ __all__ = [
     "denormalize",
     "error_map",
     "overlay",
+    "overlay_name",
     "overlay_page",
     "palette",
     "panel",
@@ -75,7 +76,7 @@ def colorize(labels: Any, palette: Palette, ignore_color: Color = WHITE) -> np.n
 
 
 def overlay(image: Any, labels: Any, palette: Palette, alpha: float = 0.5) -> np.ndarray:
-    """The picture with the class map laid over it, uint8 (H, W, 3); where the map is 255 the picture stays as it is.
+    """The picture, uint8 (H, W, 3), with the class map laid over it where that is not 255 and its colour not black.
 
     Args:
         alpha: how much of the class's colour is seen, from 0 to 1.
@@ -84,8 +85,9 @@ def overlay(image: Any, labels: Any, palette: Palette, alpha: float = 0.5) -> np
         raise ValueError(f"`alpha` must be from 0 to 1, got {alpha}.")
     image, labels = _picture(image), _class_map(labels)
     _check_sizes(image, labels)
-    mixed = np.rint((1 - alpha) * image + alpha * colorize(labels, palette)).astype(np.uint8)
-    return np.where((labels == IGNORE_INDEX)[..., None], image, mixed)
+    colors = colorize(labels, palette, ignore_color=BLACK)  # black, a background's, would only darken the picture
+    mixed = np.rint((1 - alpha) * image + alpha * colors).astype(np.uint8)
+    return np.where((colors == BLACK).all(-1, keepdims=True), image, mixed)
 
 
 def agreement_map(pred_a: Any, pred_b: Any, labels: Any = None) -> np.ndarray:
@@ -178,7 +180,7 @@ def overlay_page(
     mixed = overlay(image, labels, palette, alpha)
     factor = max(1, 512 // max(labels.shape))
     mixed = mixed.repeat(factor, axis=0).repeat(factor, axis=1)
-    entries = [(color, _line(name)) for color, name in _legend_entries([labels], names, palette)]
+    entries = [(color, _line(overlay_name(name, color))) for color, name in _legend_entries([labels], names, palette)]
     _draw_page([[mixed]], None, entries, Path(path))
 
 

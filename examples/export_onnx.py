@@ -14,6 +14,7 @@ import argparse
 import logging
 
 from cps_hf.ensemble import Ensemble
+from cps_hf.failures import one_line
 from cps_hf.onnx_export import export_onnx
 
 
@@ -30,7 +31,7 @@ def main(argv: list[str] | None = None) -> None:
         model, processor = branch.networks[0].model, branch.processors[0]
         written = export_onnx(model, processor, options.out, size=tuple(options.size))
     except (OSError, ValueError, ImportError) as error:
-        raise SystemExit(f"export_onnx.py: {error}") from error
+        raise SystemExit(f"export_onnx.py: {one_line(error, options.out)}") from error
     height, width = written.size
     sizes = "any height and width that the model takes" if written.dynamic else f"images of {height} x {width} only"
     tried = ", ".join(" x ".join(map(str, shape)) for shape in written.checked)

@@ -13,6 +13,7 @@ import sys
 
 from cps_hf.data.named import LOADERS, find_dataset, options_from_json
 from cps_hf.data.shards import push_shards, write_shards
+from cps_hf.failures import one_line
 
 CITYSCAPES_TERMS = (
     "Cityscapes may be used for research, teaching and personal experiments only, and may not be passed on to others, "
@@ -53,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
             return
         shards, written = write_shards(dataset, options.output_dir, **shape)
     except (ValueError, TypeError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error, options.output_dir or options.push_to_hub)}", file=sys.stderr)
         sys.exit(2)
     kept = len(shards) - written
     print(

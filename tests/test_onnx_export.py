@@ -1,6 +1,7 @@
 """Branches as ONNX files: onnxruntime against PyTorch at sizes of the tests' own, and what the file says of itself."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -126,11 +127,16 @@ def test_the_script_writes_a_branch_and_says_what_it_takes(tmp_path, capsys):
     export = script("export_onnx").main
     folder = tiny_branch(tmp_path / "branch", 3)
     export([str(folder), str(tmp_path / "out.onnx"), "--size", "64", "96"])
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / f".x.onnx.{os.getpid()}.tmp").symlink_to("/dev/full")
     said = capsys.readouterr().out
     assert "any height and width" in said and re.search(r"differ by at most \d.*\(1 x 64 x 96, 2 x 64 x 96", said)
     for words, message in (
         ([str(tmp_path / "nothing"), "x.onnx"], "no model could be read"),
         ([str(folder), str(tmp_path / "small.onnx"), "--size", "0", "64"], "takes no images of 0 x 64"),
+        ([str(folder), str(tmp_path / "out.onnx" / "x.onnx")], "out.onnx: a folder is expected there, but a file"),
+        ([str(folder), str(full / "x.onnx")], f"export_onnx.py: {full / 'x.onnx'}: No space left on device."),
     ):
         with pytest.raises(SystemExit) as stopped:
             export(words)

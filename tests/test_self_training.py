@@ -14,6 +14,7 @@ from PIL import Image as PILImage
 from toy import NAMES, tiny_upernet, write_world
 from transformers import AutoModelForSemanticSegmentation
 
+from cps_hf import visualization
 from cps_hf.data import load_cityscapes
 from cps_hf.data.labels import LabelEncoding
 from cps_hf.data.scenes import write_street_scenes
@@ -128,10 +129,13 @@ def test_each_process_writes_its_share(network, world, tmp_path):
     assert [path.name for path in sorted((tmp_path / "labels").glob("*.parquet"))] == ["labels-00001-of-00003.parquet"]
 
 
-def test_the_contact_sheet_shows_image_label_and_confidence(network, world, tmp_path):
+def test_the_contact_sheet_shows_image_label_and_confidence_with_its_scale(network, world, tmp_path, monkeypatch):
+    titles, panel = [], visualization.panel
+    monkeypatch.setattr(visualization, "panel", lambda *a, **k: titles.extend(a[1]) or panel(*a, **k))
     label(network, world, tmp_path / "labels")
     contact_sheet(world[1], tmp_path / "labels", tmp_path / "sheet.png", count=2)
     assert PILImage.open(tmp_path / "sheet.png").width > 3 * 256
+    assert titles == ["unlabeled image", "pseudo label", "confidence, black 0, white 1"]
 
 
 @pytest.mark.slow

@@ -127,14 +127,14 @@ def test_a_class_without_a_colour_is_an_error(value):
         colorize(np.array([[0, value, 255]]), palette(3))
 
 
-def test_an_overlay_mixes_by_alpha_and_leaves_ignored_pixels_alone():
-    labels, image = blocks(7, 9, [0, 1, 255])
-    colors = np.array([(250, 10, 20), (0, 100, 200)])
+def test_an_overlay_mixes_by_alpha_and_leaves_ignored_pixels_and_black_classes_alone():
+    labels, image = blocks(7, 9, [0, 1, 2, 255])
+    colors = np.array([(250, 10, 20), (0, 100, 200), (0, 0, 0)])
     mixed = overlay(image, labels, colors, alpha=0.25)
     for row in range(7):
         for column in range(9):
             expected = image[row, column].astype(float)
-            if labels[row, column] != 255:
+            if labels[row, column] not in (2, 255):
                 expected = 0.75 * expected + 0.25 * colors[labels[row, column]]
             assert np.abs(mixed[row, column] - expected).max() <= 0.5
     tensors = overlay(torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(labels), colors, alpha=0.25)
@@ -216,7 +216,7 @@ def test_an_overlay_page_is_the_overlay_above_a_legend(tmp_path, texts, shape):
     overlay_page(image, labels, LONG_NAMES, palette(19), tmp_path / "page.png")
     page, factor = read(tmp_path / "page.png"), 5 if shape[0] == 70 else 1
     ((top, _),) = corners_of(page, overlay(image, labels, palette(19)).repeat(factor, 0).repeat(factor, 1))
-    assert [text for text, _ in texts] == [LONG_NAMES[0], LONG_NAMES[3], "ignored"]
+    assert [text for text, _ in texts] == [f"{LONG_NAMES[0]} (not tinted)", LONG_NAMES[3], "ignored"]
     assert all(inside for _, inside in texts) and top < 30
     assert shows(page[top + factor * shape[0] :], palette(19)[3])
 
