@@ -174,11 +174,18 @@ def make_optimizer(models: Sequence[PreTrainedModel], args: CPSConfig) -> torch.
             backbone_learning_rate_factor=args.backbone_learning_rate_factor,
             layer_decay=args.layer_decay,
         ):
-            groups.append({**group, "name": f"branch {index}, {group['name']}"})
+            factor = group["lr"] / args.learning_rate if args.learning_rate else 1.0
+            groups.append({**group, "name": f"branch {index}, {group['name']}", "learning_rate_factor": factor})
     if args.optim == "sgd":
         return torch.optim.SGD(groups, lr=args.learning_rate, momentum=args.momentum, fused=args.optim_fused)
     betas = (args.adam_beta1, args.adam_beta2)
     return torch.optim.AdamW(groups, lr=args.learning_rate, betas=betas, eps=args.adam_epsilon, fused=args.optim_fused)
+
+
+def current_learning_rate(optimizer: torch.optim.Optimizer) -> float:
+    """That of a parameter whose factors are 1; of an optimizer that was given, its first group's."""
+    group = optimizer.param_groups[0]
+    return group["lr"] / group.get("learning_rate_factor", 1.0)
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, args: CPSConfig) -> torch.optim.lr_scheduler.LRScheduler:

@@ -44,7 +44,7 @@ class CPSConfig:
         adam_beta1: of "adamw".
         adam_beta2: of "adamw".
         adam_epsilon: of "adamw".
-        max_grad_norm: clip the gradient of each branch to this norm; none: no clipping.
+        max_grad_norm: clip the gradient of each branch to this norm; none, or as in transformers 0: no clipping.
         lr_scheduler_type: any of transformers' schedules; "polynomial" is (1 - step / max_steps) ** power.
         lr_scheduler_kwargs: the schedule's own arguments, as JSON on the command line.
         warmup_steps: steps of linear warm-up.

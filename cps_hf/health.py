@@ -26,6 +26,9 @@ logger = logging.getLogger(__name__)
 COLLAPSE_STEPS = 100
 COLLAPSE_SHARE = 0.05  # of a run: branches that start from nothing predict one class for a while
 ONE_CLASS = "one_class_branch_"
+MAX_OVERFLOWS = 25
+"""After so many steps in a row with gradients that are not finite fp16's loss scale, 65536 at first and halved each
+time, is 0.002: it is no overflow."""
 
 
 class MicroBatch(NamedTuple):
@@ -53,6 +56,7 @@ class Guard:
     def __init__(self, accelerator: Accelerator, module: nn.Module, args: CPSConfig):
         self.accelerator, self.module, self.args = accelerator, module, args
         self.skipped_steps = 0
+        self._overflows = 0  # steps in a row that the scaler of fp16 left out
         self._parameters = [[*branch.parameters()] for branch in module.branches]  # a walk costs a GPU a millisecond
         self._buffers: list[Tensor] = []
 
@@ -64,7 +68,8 @@ class Guard:
     def judge(self, optimizer, averages: Averages, *, told_to_stop: bool) -> Verdict:
         """Clip each branch's gradient and look at the step's numbers, which count only if they are finite.
 
-        The step's one host read. With fp16 a gradient that is not finite is the scaler's to skip; a loss never is.
+        The step's one host read. With fp16 a gradient that is not finite is the scaler's to skip, up to
+        `MAX_OVERFLOWS` times in a row; a loss never is.
 
         Args:
             averages: hold the step's "loss" and its parts.
@@ -74,14 +79,17 @@ class Guard:
         for name, of_branch in zip(names, self._parameters, strict=True):
             parameters = [p for p in of_branch if p.grad is not None]
             norm = nn.utils.get_total_norm([p.grad for p in parameters])
-            if self.args.max_grad_norm is not None:
+            if self.args.max_grad_norm:
                 nn.utils.clip_grads_with_norm_(parameters, self.args.max_grad_norm, norm)
             averages.add({name: gathered(norm)})
         averages.add({"told_to_stop": torch.full((), float(told_to_stop), device=self.accelerator.device)})
         seen = averages.end_step(self.accelerator)
         stop = seen.pop("told_to_stop") > 0
         norms = [seen[name] for name in names]
-        sound = self.accelerator.scaler is not None or all(map(math.isfinite, norms))
+        sound = all(map(math.isfinite, norms))
+        if self.accelerator.scaler is not None:
+            self._overflows = 0 if sound else self._overflows + 1
+            sound = self._overflows < MAX_OVERFLOWS
         finite = sound and math.isfinite(seen["loss"])
         if finite:
             averages.keep(seen)
@@ -104,6 +112,8 @@ class Guard:
             logger.warning("The bad batch cannot be saved in %s: %s.", folder, error)
         everywhere = gather_object([{"process": process, **entry} for entry in reports])
         found = _describe(everywhere, verdict.norms)
+        if self._overflows >= MAX_OVERFLOWS:
+            found += f"; so it was in {self._overflows} steps in a row, whatever the loss scale"
         if self.skipped_steps < self.args.max_skipped_steps:
             self._undo()
             count = f"{self.skipped_steps} of at most {self.args.max_skipped_steps} (`max_skipped_steps`)"

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object, set_seed
 from torch.optim.lr_scheduler import LambdaLR
@@ -59,6 +60,11 @@ def find_checkpoint(trainer: Any, wanted: str | bool | None) -> tuple[Path | Non
         if checkpoint is None:
             return None, {"step": 0, "streams": {}}, now
         state = checkpoints.read_state(checkpoint)
+        if state["step"] > args.max_steps:
+            raise ValueError(
+                f"{checkpoint} is at step {state['step']}, beyond `max_steps` {args.max_steps}. Give at least that "
+                "many, or resume from an earlier checkpoint."
+            )
         _check_same_run(checkpoint, state["fingerprint"], now, force=args.resume_force)
         return checkpoint, state, now
 
@@ -68,6 +74,13 @@ def find_checkpoint(trainer: Any, wanted: str | bool | None) -> tuple[Path | Non
 
 def _is_in(checkpoint: Path | None, output_dir: str) -> bool:
     return checkpoint is not None and checkpoint.resolve().parent == Path(output_dir).resolve()
+
+
+def _best_is_found_anew(trainer: Any, state: dict[str, Any]) -> list[str]:
+    """What changed of the choice of the best branch; nothing where the run makes no such choice any more."""
+    if trainer.eval_dataset is None:
+        return []
+    return differences(state["fingerprint"]["best"], trainer.fingerprint["best"])
 
 
 def _check_same_run(checkpoint: Path, saved: dict[str, Any], now: dict[str, Any], *, force: bool) -> None:
@@ -90,18 +103,22 @@ def _check_same_run(checkpoint: Path, saved: dict[str, Any], now: dict[str, Any]
         )
 
 
-def prepare_output_dir(trainer: Any, checkpoint: Path | None, step: int) -> None:
-    """Make the output folder that of the step that the run begins at; called by the main process."""
+def prepare_output_dir(trainer: Any, checkpoint: Path | None, state: dict[str, Any]) -> None:
+    """Make the output folder that of the step that the run begins at; called by the main process.
+
+    Args:
+        state: what `find_checkpoint` gave.
+    """
     args = trainer.args
     goes_on = _is_in(checkpoint, args.output_dir)
     checkpoints.prepare_output_dir(
-        args.output_dir, step=step if goes_on else None, overwrite=args.overwrite_output_dir
+        args.output_dir, step=state["step"] if goes_on else None, overwrite=args.overwrite_output_dir
     )
     best = Path(args.output_dir) / "best"
     if checkpoint is not None:
         if best.is_dir():  # perhaps of a step after the checkpoint
             shutil.rmtree(best)
-        if (checkpoint / "best").is_dir():
+        if (checkpoint / "best").is_dir() and not _best_is_found_anew(trainer, state):
             checkpoints.link_tree(checkpoint / "best", best)
 
 
@@ -169,10 +186,14 @@ def load_checkpoint(trainer: Any, checkpoint: Path, state: dict[str, Any]) -> No
         state: what `find_checkpoint` gave.
     """
     fresh_groups = [{k: v for k, v in group.items() if k != "params"} for group in trainer.optimizer.param_groups]
+    optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
+    keeps = optimizer.register_load_state_dict_pre_hook(_keep_kernels)
     try:
         trainer.accelerator.load_state(str(checkpoint))
     except (RuntimeError, ValueError, KeyError, OSError) as error:  # with `resume_force`, another model
         raise ValueError(f"{checkpoint} does not fit this run's models or optimizer: {error}") from error
+    finally:
+        keeps.remove()
     trainer.accelerator.step = 0  # micro-batches, from a step's beginning on; how many a step has may have changed
     trainer.lr_scheduler.load_state_dict(state["scheduler"])
     if state["fingerprint"]["rounding"]["processes"] != trainer.accelerator.num_processes:
@@ -180,14 +201,16 @@ def load_checkpoint(trainer: Any, checkpoint: Path, state: dict[str, Any]) -> No
     trainer.averages.load(state["averages"])
     trainer.stopwatch.total = state["stopwatch"]
     trainer.guard.skipped_steps = state["skipped_steps"]
-    trainer.scores, trainer.agreement = state["scores"], state["agreement"]
+    trainer.agreement = state["agreement"]
     trainer.state.global_step = trainer.first_step = state["step"]
-    choice = differences(state["fingerprint"]["best"], trainer.fingerprint["best"])
+    choice = _best_is_found_anew(trainer, state)
     if choice:
         logger.warning("The best branch is found anew, since these changed: %s.", "; ".join(choice))
     else:
         trainer.best, trainer.state.best_metric = state["best"], state["best_metric"]
         trainer.state.best_global_step = state["best"].get("step")
+    same_set = state["fingerprint"]["best"] == trainer.fingerprint["best"]
+    trainer.scores = state["scores"] if same_set else {}  # of another set they are not what this run scores
     by_class = [*state["callbacks"]]
     for callback in _stateful_callbacks(trainer):
         saved = next((entry for entry in by_class if entry[0] == type(callback).__name__), None)
@@ -196,7 +219,14 @@ def load_checkpoint(trainer: Any, checkpoint: Path, state: dict[str, Any]) -> No
             for name, value in saved[1].items():
                 setattr(callback, name, value)
     _apply_changes(trainer, state, fresh_groups)
-    logger.info("Resumed from %s at step %d.", checkpoint, state["step"])
+    done = ", its last: nothing is left to train" if state["step"] == trainer.args.max_steps else ""
+    logger.info("Resumed from %s at step %d%s.", checkpoint, state["step"], done)
+
+
+def _keep_kernels(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
+    """A checkpoint would bring back its own `fused`, which may change (and says where the steps' counts lie)."""
+    for saved, own in zip(state_dict["param_groups"], optimizer.param_groups, strict=False):
+        saved.update({name: own[name] for name in ("fused", "foreach") if name in own})
 
 
 def _apply_changes(trainer: Any, state: dict[str, Any], fresh_groups: list[dict[str, Any]]) -> None:

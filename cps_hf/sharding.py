@@ -117,11 +117,18 @@ def prepare(
                 return forward(*arguments)
 
         module.forward = with_autocast
-        if isinstance(optimizer, torch.optim.SGD) and any(group.get("fused") for group in optimizer.param_groups):
-            for group in optimizer.param_groups:
-                group["fused"] = False
-            logger.info("SGD takes its plain steps: torch has no fused ones for sharded weights.")
+        _unfuse_sgd(optimizer, "torch has no fused ones for sharded weights")
+    if accelerator.scaler is not None:
+        _unfuse_sgd(optimizer, "torch's fused ones change the momentum in a step that fp16's scaler leaves out")
     return accelerator.prepare(module, optimizer)
+
+
+def _unfuse_sgd(optimizer: torch.optim.Optimizer, why: str) -> None:
+    if isinstance(optimizer, torch.optim.SGD) and any(group.get("fused") for group in optimizer.param_groups):
+        for group in optimizer.param_groups:
+            group["fused"] = False
+        optimizer._step_supports_amp_scaling = False  # the scaler leaves steps out by itself, not the kernel
+        logger.info("SGD takes its plain steps: %s.", why)
 
 
 @contextmanager

@@ -151,7 +151,7 @@ class CPSTrainer:
             self.judge.check_first_batch(self.eval_dataset)
         if accelerator.is_main_process:
             self.pushes = pushing.BackgroundPushes(args) if args.push_to_hub else None
-            resuming.prepare_output_dir(self, checkpoint, resumed["step"])
+            resuming.prepare_output_dir(self, checkpoint, resumed)
             checkpoints.write_atomically(Path(args.output_dir) / "config.yaml", cli.to_yaml(args, self.objective))
         accelerator.wait_for_everyone()
         if checkpoint:
@@ -190,6 +190,8 @@ class CPSTrainer:
             self._measure_agreement("start")
         self.prepared.train()
         self.control.should_training_stop |= state.global_step >= args.max_steps
+        if self.control.should_training_stop and self.eval_dataset is not None and not self.scores:
+            self._evaluate_and_keep_best()  # resumed at the end, with another evaluation set
         while not self.control.should_training_stop:
             self.stopwatch.start()
             self.control = self.callback_handler.on_step_begin(args, state, self.control)
@@ -247,20 +249,23 @@ class CPSTrainer:
 
     def _log_evaluate_save(self) -> None:
         args, state = self.args, self.state
-        if self.control.should_log:
+        if self.control.should_log or (self.control.should_training_stop and self.averages.steps):
             means = self.averages.read()
             self.collapse.take(means, state.global_step)
             means |= {"skipped_steps": self.guard.skipped_steps} if args.max_skipped_steps else {}
-            means["learning_rate"] = self.optimizer.param_groups[0]["lr"]
+            means["learning_rate"] = assembly.current_learning_rate(self.optimizer)
             self.log({**means, "images_per_second": self.stopwatch.read()})
         if self.control.should_evaluate or self.control.should_training_stop:
-            self.evaluate()
-            self._keep_best()
-            pictures.after_evaluation(self)
+            self._evaluate_and_keep_best()
         if self.control.should_save or self.control.should_training_stop:  # an evaluation may have stopped the run
             resuming.save_checkpoint(self)
             self.control = self.callback_handler.on_save(args, state, self.control)
             pushing.push_saved(self)
+
+    def _evaluate_and_keep_best(self) -> None:
+        self.evaluate()
+        self._keep_best()
+        pictures.after_evaluation(self)
 
     def next_ids(self, count: int = 20) -> dict[str, list[str]]:
         """The ids of the next samples of each stream, in the global order over all processes, once training began."""
@@ -283,18 +288,20 @@ class CPSTrainer:
         Returns:
             `<prefix>_mean_iou` (of the best single branch: what can be handed out), `<prefix>_<row>_mean_iou`,
             `_mean_accuracy` and `_overall_accuracy` for each row, and `<prefix>_agreement`. Fractions. The per-class
-            scores are in `self.scores`. Empty without an evaluation set.
+            scores are in `self.scores`; of another set than the run's they are `self.judge.scores(eval_dataset)`, and
+            no part of the run's results. Empty without an evaluation set.
         """
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         metrics: dict[str, float] = {}
         self.module.share_buffers(self.accelerator)
         if dataset is not None:
-            self.scores = self.judge.scores(dataset)
+            by_row = self.judge.scores(dataset)
             metric = self.args.metric_for_best_model
-            metrics = {f"{metric_key_prefix}_{metric}": self.scores[self._best_row()][metric]}
-            for row, scores in self.scores.items():
+            metrics = {f"{metric_key_prefix}_{metric}": by_row[self._best_row(by_row)][metric]}
+            for row, scores in by_row.items():
                 for key in ("mean_iou", "mean_accuracy", "overall_accuracy"):
                     metrics[f"{metric_key_prefix}_{row}_{key}"] = scores[key]
+            self.scores = by_row if eval_dataset is None else self.scores
         if eval_dataset is None:
             agreement = self._measure_agreement("end")
             metrics |= {} if agreement is None else {f"{metric_key_prefix}_agreement": agreement}
@@ -333,16 +340,16 @@ class CPSTrainer:
 
     # ------------------------------------------------------------------------------------------------ saving
 
-    def _best_row(self) -> str:
-        """Which single network is best by the newest evaluation."""
+    def _best_row(self, scores: dict[str, dict[str, Any]]) -> str:
+        """Which single network is best."""
         metric = self.args.metric_for_best_model
-        return max((row for row in self.scores if row != "mean"), key=lambda row: self.scores[row][metric])
+        return max((row for row in scores if row != "mean"), key=lambda row: scores[row][metric])
 
     def _keep_best(self) -> None:
         """`OUT/best`: a copy of the better branch at its best step."""
         if not self.scores:
             return
-        row, metric = self._best_row(), self.args.metric_for_best_model
+        row, metric = self._best_row(self.scores), self.args.metric_for_best_model
         value = self.scores[row][metric]
         if self.state.best_metric is None or value > self.state.best_metric:
             self.state.best_metric, self.state.best_global_step = value, self.state.global_step

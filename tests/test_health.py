@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from toy import tiny_upernet, toy_models, write_world
 from transformers import TrainerCallback
 
+import cps_hf.trainer
 from cps_hf import health
 from cps_hf.config import CPSConfig
 from cps_hf.objectives import CrossPseudoSupervision, MeanTeacher, Supervised
@@ -136,6 +137,75 @@ class KeepState(Keep):
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step == self.step:
             self.kept["after"] = {k: v.clone() for k, v in self.trainer.module.state_dict().items()}
+
+
+def test_a_step_that_is_left_out_moves_no_teacher(world, tmp_path, monkeypatch):
+    class Poisoned(MeanTeacher):
+        def __call__(self, *words, progress=0.0, **options):
+            output = super().__call__(*words, progress=progress, **options)
+            return output._replace(loss=output.loss * (float("nan") if round(float(progress) * 4) == 2 else 1.0))
+
+    fields = {"models": toy_models(1), "objective": Poisoned(), "max_skipped_steps": 1}
+    trainer = trainer_for(world, tmp_path, **fields)
+    kept = {}
+    trainer.callback_handler.add_callback(KeepState(trainer, kept, step=3))
+    trainer.train()
+    before, after = kept["before"], kept["after"]
+    names = [name for name in before if name.startswith("teacher.")]
+    assert any(not torch.equal(before[n], before[n.replace("teacher.", "branches.0.")]) for n in names)  # would move
+    assert all(torch.equal(before[name], after[name]) for name in names)
+
+
+@pytest.fixture
+def fp16(monkeypatch):
+    """Trainers have the scaler and the autocast that Accelerate sets up for fp16 on GPUs alone."""
+    accelerator_of = cps_hf.trainer._accelerator
+
+    def with_scaler(args):
+        accelerator = accelerator_of(args)
+        accelerator.native_amp, accelerator.scaler = True, torch.amp.GradScaler("cpu", init_scale=2.0**16)
+        monkeypatch.setattr(accelerator.state, "_mixed_precision", "fp16")  # all accelerators share it
+        return accelerator
+
+    monkeypatch.setattr(cps_hf.trainer, "_accelerator", with_scaler)
+
+
+@pytest.mark.parametrize("max_skipped_steps", [0, 1])
+def test_fp16_gradients_that_are_never_finite_are_no_overflow(world, tmp_path, fp16, max_skipped_steps):
+    """The scaler leaves out a step that overflows; here none would do, and nothing would be learnt."""
+    fields = {"objective": Supervised(), "max_steps": 40, "max_skipped_steps": max_skipped_steps}
+    trainer = trainer_for(world, tmp_path, **fields)
+    trainer.models[1].decode_head.weight.register_hook(lambda gradient: gradient * float("nan"))
+    with pytest.raises(FloatingPointError) as error:
+        trainer.train()
+    last = health.MAX_OVERFLOWS + max_skipped_steps
+    assert str(error.value).startswith(f"Step {last}: the gradient of branch 1 is not finite")
+    assert f"so it was in {last} steps in a row, whatever the loss scale" in str(error.value)
+
+
+@pytest.mark.parametrize("optim", ["sgd", "adamw"])
+def test_fp16_overflows_are_the_scalers_and_a_bad_loss_is_left_out(world, tmp_path, fp16, optim):
+    """Steps 1 and 2 overflow, step 3 has a bad loss: each halves the scale, and only the third is counted."""
+
+    class Poisoned(Supervised):
+        def __call__(self, *words, progress=0.0, **options):
+            output = super().__call__(*words, progress=progress, **options)
+            return output._replace(loss=output.loss * (float("nan") if round(float(progress) * 6) == 2 else 1.0))
+
+    fields = {"optim": optim, "learning_rate": 0.01, "max_steps": 6, "max_skipped_steps": 1}
+    trainer = trainer_for(world, tmp_path, objective=Poisoned(), **fields)
+    steps = []
+    trainer.models[0].decode_head.weight.register_hook(
+        lambda gradient: steps.append(1) or (gradient * float("inf") if len(steps) <= 2 else gradient)
+    )
+    kept = {}
+    trainer.callback_handler.add_callback(Keep(trainer, kept, step=4))
+    before = state(trainer)
+    trainer.train()
+    assert trainer.guard.skipped_steps == 1 and trainer.accelerator.scaler.get_scale() == 2.0**13
+    assert all(torch.equal(before[name], value) for name, value in kept.items())
+    assert all((value - before[name]).abs().max() < 0.5 for name, value in trainer.module.named_parameters())
+    assert any(not torch.equal(before[name], value) for name, value in trainer.module.named_parameters())
 
 
 @pytest.mark.parametrize("labeled_loss", ["cross_entropy", "ohem"])

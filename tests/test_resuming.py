@@ -25,6 +25,7 @@ from resume_cases import (
     without_cards_and_pictures,
     write_resume_world,
 )
+from safetensors.torch import load_file
 from toy import run_python, toy_models
 from transformers import EarlyStoppingCallback
 
@@ -203,6 +204,48 @@ def test_what_the_best_is_chosen_by_may_change_and_then_it_is_found_anew(root, t
     with without_cards_and_pictures():
         found = run_resumed(root, CPS, tmp_path / "out", **fields)
     assert "best branch is found anew" in caplog.text and found["results"]["best"]["step"] > SAVED
+
+
+def test_resumed_without_an_evaluation_set_no_score_is_taken_for_the_new_steps(root, tmp_path, stopped):
+    """What was best stays so, with its step and its weights; the last step's score is not known."""
+    checkpoint = newest_checkpoint(stopped)
+    best = json.loads((checkpoint / "trainer_state.json").read_text())["best"]
+    fields = {"resume_from_checkpoint": str(checkpoint), "max_steps": 6}
+    with without_cards_and_pictures():
+        trainer = make_trainer(root, CPS, tmp_path / "out", **fields)
+        trainer.eval_dataset = None
+        results = trainer.train()
+    assert results["final"] == {} and results["best"] == best and best["step"] == 2
+    kept, there = (load_file(path / "best" / "model.safetensors") for path in (checkpoint, tmp_path / "out"))
+    assert all(torch.equal(value, there[name]) for name, value in kept.items())
+
+
+def test_resumed_at_its_end_with_another_evaluation_set_the_run_is_scored_on_that(root, tmp_path):
+    with without_cards_and_pictures():
+        first = make_trainer(root, CPS, tmp_path / "out", max_steps=4).train()
+        trainer = make_trainer(root, CPS, tmp_path / "out", max_steps=4, resume_from_checkpoint="auto")
+        trainer.eval_dataset = trainer.eval_dataset.select([0])
+        results = trainer.train()
+        expected = trainer.judge.scores(trainer.eval_dataset)
+    assert results["final"] != first["final"] and results["final"] == expected
+    assert results["best"] == {**expected, "step": 4, "branch": results["best"]["branch"]}
+
+
+def test_a_checkpoint_beyond_the_last_step_is_an_error(root, tmp_path, stopped):
+    checkpoint = str(newest_checkpoint(stopped))
+    trainer = make_trainer(root, CPS, tmp_path / "out", resume_from_checkpoint=checkpoint, max_steps=SAVED - 1)
+    with pytest.raises(ValueError, match=f"is at step {SAVED}, beyond `max_steps` {SAVED - 1}"):
+        trainer.train()
+
+
+def test_whether_the_optimizer_is_fused_is_what_the_settings_say_now(root, tmp_path, stopped):
+    fields = {"resume_from_checkpoint": str(newest_checkpoint(stopped)), "optim_fused": False}
+    with without_cards_and_pictures():
+        trainer = make_trainer(root, CPS, tmp_path / "out", **fields)
+        trainer.train()
+    assert [group["fused"] for group in trainer.optimizer.param_groups] == [False] * len(
+        trainer.optimizer.param_groups
+    )
 
 
 def test_callbacks_count_on(root, tmp_path):

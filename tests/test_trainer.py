@@ -427,6 +427,41 @@ def test_gradients_are_clipped_a_branch(world, tmp_path):
         assert log_lines(tmp_path)[1][f"grad_norm_branch_{branch[9]}"] > 1e-3
 
 
+def test_a_norm_of_zero_clips_nothing(world, tmp_path):
+    """As transformers' Trainer has it."""
+    found = []
+    for name, max_grad_norm in (("a", None), ("b", 0.0)):
+        trainer = trainer_for(world, tmp_path / name, max_grad_norm=max_grad_norm, max_steps=1)
+        before = parameters(trainer)
+        trainer.train()
+        found.append(parameters(trainer))
+        assert any(not torch.equal(before[key], value) for key, value in found[-1].items())
+    assert all(torch.equal(found[0][key], value) for key, value in found[1].items())
+
+
+def test_the_logged_rate_is_that_of_factor_one_and_the_last_steps_are_logged_too(world, tmp_path):
+    fields = {"backbone_learning_rate_factor": 0.5, "head_learning_rate_factor": 10.0, "logging_steps": 3}
+    trainer_for(world, tmp_path, **fields).train()
+    rates = {line["step"]: line["learning_rate"] for line in log_lines(tmp_path) if "loss" in line}
+    assert rates == pytest.approx({1: 1e-2 * 0.75**0.9, 3: 1e-2 * 0.25**0.9, 4: 0.0}, abs=1e-12)
+
+
+def test_another_sets_scores_are_no_part_of_the_runs(world, tmp_path):
+    """A callback that looks at a test set in the middle of a run."""
+    other = {}
+
+    class LooksElsewhere(TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            other.update(trainer.evaluate(world["eval_dataset"].select([1]), metric_key_prefix="test"))
+
+    trainer = trainer_for(world, tmp_path, callbacks=[LooksElsewhere()], save_steps=4)
+    results = trainer.train()
+    assert other["test_mean_iou"] == max(other[f"test_branch_{i}_mean_iou"] for i in range(2))
+    own = trainer.judge.scores(world["eval_dataset"])
+    assert results["final"] == trainer.scores == own
+    assert own["branch_0"]["mean_iou"] != other["test_branch_0_mean_iou"]
+
+
 def test_an_optimizer_and_a_schedule_of_ones_own_are_used(world, tmp_path):
     models = toy_models()
     optimizer = torch.optim.RMSprop([p for m in models for p in m.parameters()], lr=0.125)
