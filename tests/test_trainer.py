@@ -13,7 +13,7 @@ from transformers import Dinov2Config, EarlyStoppingCallback, ResNetModel, Train
 
 from cps_hf.assembly import make_schedule
 from cps_hf.config import CPSConfig
-from cps_hf.objectives import CrossPseudoSupervision, ObjectiveOutput, Supervised
+from cps_hf.objectives import CrossPseudoSupervision, MeanTeacher, ObjectiveOutput, Supervised
 from cps_hf.results import card_facts
 from cps_hf.trainer import CPSTrainer
 
@@ -412,6 +412,17 @@ def test_a_teacher_is_averaged_scored_saved_and_exported(world, tmp_path):
     scores = {row: scores["mean_iou"] for row, scores in trainer.scores.items()}
     assert scores["teacher"] == pytest.approx(mean_iou_by_hand(trainer, world["eval_dataset"], "teacher"), rel=1e-6)
     assert scores["teacher"] != scores["branch_0"] == results["final"]["branch_0"]["mean_iou"]
+
+
+def test_after_the_first_step_the_teacher_is_the_mean_of_start_and_student(world, tmp_path):
+    """1 - 1 / (1 + 1) of the start: the decay is that of the step that was taken."""
+    trainer = trainer_for(world, tmp_path, models=toy_models(1), objective=MeanTeacher(), max_steps=1)
+    start = parameters(trainer)
+    trainer.train()
+    for name, student in trainer.module.branches[0].named_parameters():
+        mean = (start[f"branches.0.{name}"] + student.detach()) / 2
+        torch.testing.assert_close(trainer.module.teacher.get_parameter(name), mean)
+        assert not torch.equal(mean, student)
 
 
 def test_gradients_are_clipped_a_branch(world, tmp_path):
