@@ -218,6 +218,11 @@ def make_schedule(optimizer: torch.optim.Optimizer, args: CPSConfig) -> torch.op
         ) from error
 
 
+def check_schedule(args: CPSConfig) -> None:
+    """What `make_schedule` raises, before there is a model."""
+    make_schedule(torch.optim.SGD([torch.zeros(1)], lr=args.learning_rate), args)
+
+
 def train_streams(
     args: CPSConfig,
     accelerator: Accelerator,

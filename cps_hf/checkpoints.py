@@ -44,11 +44,15 @@ def check_output_dir(output_dir: str, *, overwrite: bool, resuming: bool, auto: 
         auto: a run that died before its first checkpoint is started anew: what it left is no reason to stop.
 
     Raises:
-        ValueError: it is a file, or it holds a run and neither `overwrite` nor `resuming` is asked for.
+        ValueError: it is or lies below a file, may not be written to, or holds a run and neither `overwrite` nor
+            `resuming` is asked for.
     """
     folder = Path(output_dir)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"`output_dir` must be a folder, but {output_dir} is a file. Choose another name.")
+    there = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
+    if not there.is_dir():
+        raise ValueError(f"`output_dir` {output_dir} must be a folder, but {there} is a file. Choose another name.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"`output_dir` {output_dir} cannot be written: no permission for {there}. Choose another.")
     if auto and not (folder / "results.json").exists():
         return
     # A run that stopped before its first log left its settings alone: nothing that would be lost.

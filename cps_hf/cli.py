@@ -56,7 +56,7 @@ def parse(
         common = {key: value for key, value in (defaults or {}).items() if key not in OBJECTIVES}
         defaults = {**common, **(defaults or {}).get(name, {})}
         if wants_help:
-            print(_help(settings_class, name, description, defaults))
+            print(_help(settings_class, name, description, {**defaults, **from_file}))
             sys.exit(0)
         if from_file.get("objective", name) != name and isinstance(from_file["objective"], str):
             from_file = _without_foreign_fields(from_file, name)
@@ -133,7 +133,8 @@ def _read_yaml(path: Any) -> dict[str, Any]:
     if not isinstance(path, str):
         raise ValueError("`--config` needs the path of one YAML file.")
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        with Path(path).open(encoding="utf-8") as file:
+            values = yaml.load(file, _Loader)
     except OSError as error:
         raise ValueError(f"cannot read `--config {path}`: {error.strerror}.") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or a date like 2026-99-99
@@ -145,6 +146,18 @@ def _read_yaml(path: Any) -> dict[str, Any]:
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ValueError(f"`--config {path}` must hold `field: value` lines, found a {type(values).__name__}.")
     return values
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain values only, and no key twice: YAML would keep the last without a word."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"`{key.value}` is given twice", key.start_mark)
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
+        return super().construct_mapping(node, deep)
 
 
 def _size(value: Any, known: dict[int, float]) -> float:

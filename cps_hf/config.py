@@ -40,10 +40,10 @@ class CPSConfig:
         backbone_learning_rate_factor: the backbone's learning rate over `learning_rate`.
         layer_decay: each layer of the backbone learns at this share of the next one's rate; none: all alike.
         weight_decay: none on biases and norms.
-        momentum: of "sgd".
-        adam_beta1: of "adamw".
-        adam_beta2: of "adamw".
-        adam_epsilon: of "adamw".
+        momentum: of "sgd". Only with `optim` "sgd".
+        adam_beta1: of "adamw". Only with `optim` "adamw".
+        adam_beta2: of "adamw". Only with `optim` "adamw".
+        adam_epsilon: of "adamw". Only with `optim` "adamw".
         max_grad_norm: clip the gradient of each branch to this norm; none, or as in transformers 0: no clipping.
         lr_scheduler_type: any of transformers' schedules; "polynomial" is (1 - step / max_steps) ** power.
         lr_scheduler_kwargs: the schedule's own arguments, as JSON on the command line.
@@ -85,8 +85,8 @@ class CPSConfig:
         eval_steps: evaluate every so many steps; none: at the last step only, where it always runs.
         per_device_eval_batch_size: whole images (of one size) or windows a forward pass.
         eval_mode: "whole" image, or "sliding" windows.
-        eval_crop_size: the window; none: `crop_size`.
-        eval_stride: the window's step in pixels; none: two thirds of the window.
+        eval_crop_size: the window; none: `crop_size`. Only with `eval_mode` "sliding".
+        eval_stride: the window's step in pixels; none: two thirds of the window. Only with `eval_mode` "sliding".
         metric_for_best_model: what the best branch and the best step are chosen by.
         agreement_images: how many fixed unlabeled images the branches' agreement is measured on; 0: none.
 
@@ -248,8 +248,9 @@ class CPSConfig:
                 raise ValueError(f"`{name}` must be in [0, 1), got {getattr(self, name)}.")
         if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
             raise ValueError(f"`layer_decay` must be in (0, 1], got {self.layer_decay}; none: all layers alike.")
-        if not 0 <= self.max_bad_sample_share <= 1:
-            raise ValueError(f"`max_bad_sample_share` must be in [0, 1], got {self.max_bad_sample_share}.")
+        for name in ("horizontal_flip", "color_jitter", "grayscale", "gaussian_blur", "max_bad_sample_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"`{name}` must be in [0, 1], got {getattr(self, name)}.")
         for name, allowed in _ONE_OF.items():
             value = getattr(self, name)
             if value not in allowed:
@@ -269,9 +270,20 @@ class CPSConfig:
                 raise ValueError(f"`{name}` must be three numbers, one a colour, got {getattr(self, name)}.")
         if min(self.image_std) <= 0:
             raise ValueError(f"`image_std` must be positive, got {self.image_std}.")
+        self._refuse_idle()
 
         if isinstance(self.backbone, list | tuple):
             self.backbone = ["none" if entry is None else entry for entry in self.backbone]
+
+    def _refuse_idle(self) -> None:
+        """What would be read by nothing must not be given. (A run's config.yaml holds every field: a default may.)"""
+        for name, (other, wanted) in _ONLY_WITH.items():
+            value, default = getattr(self, name), CPSConfig.__dataclass_fields__[name].default
+            if value != default and getattr(self, other) != wanted:
+                raise ValueError(
+                    f"`{name}` {value} would be ignored: it goes with `{other}={wanted}`, and `{other}` is "
+                    f"{getattr(self, other)}. Leave out `{name}`, or set `{other}`."
+                )
 
     # What transformers' callbacks (DefaultFlowCallback, EarlyStoppingCallback, a user's own) read from their `args`.
 
@@ -323,6 +335,16 @@ _AT_LEAST = {
     "dataloader_num_workers": 0,
     "dataloader_prefetch_factor": 1,
     "shuffle_buffer_size": 1,
+}
+_ONLY_WITH = {
+    "momentum": ("optim", "sgd"),
+    "adam_beta1": ("optim", "adamw"),
+    "adam_beta2": ("optim", "adamw"),
+    "adam_epsilon": ("optim", "adamw"),
+    "torch_compile_backend": ("torch_compile", True),
+    "torch_compile_mode": ("torch_compile", True),
+    "eval_crop_size": ("eval_mode", "sliding"),
+    "eval_stride": ("eval_mode", "sliding"),
 }
 _ONE_OF = {
     "optim": ("sgd", "adamw"),

@@ -64,16 +64,19 @@ def shrink(args: TrainArguments, objective: Objective) -> tuple[TrainArguments, 
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     toys = [toy_config(model) for model in args.models]
     side = crop_side(toys)
-    window = args.eval_crop_size or args.crop_size
-    stride = args.eval_stride or [math.ceil(2 * length / 3) for length in window]
+    windows = {}
+    if args.eval_mode == "sliding":
+        window = args.eval_crop_size or args.crop_size
+        stride = args.eval_stride or [math.ceil(2 * length / 3) for length in window]
+        windows["eval_crop_size"] = [side, side]
+        windows["eval_stride"] = [math.ceil(side * s / length) for s, length in zip(stride, window, strict=True)]
     small = replace(
         args,
         **_small_data(args, folder),
         models=[_write(folder / f"model_{index}.json", toy) for index, toy in enumerate(toys)],
         backbone=None,
         crop_size=[side, side],
-        eval_crop_size=[side, side],
-        eval_stride=[math.ceil(side * s / length) for s, length in zip(stride, window, strict=True)],
+        **windows,
         max_steps=min(args.max_steps, STEPS),
         warmup_steps=min(args.warmup_steps, 1),
         per_device_train_batch_size=2,

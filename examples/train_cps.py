@@ -26,22 +26,25 @@ import os
 import sys
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
-from datasets import concatenate_datasets
+from datasets import Dataset, IterableDataset, concatenate_datasets
 from torch import OutOfMemoryError
 from transformers import ResNetConfig, UperNetConfig
 from transformers.utils import logging as transformers_logging
 
-from cps_hf import CPSConfig, CPSTrainer, Objective, cli
-from cps_hf.checkpoints import CheckpointError
+from cps_hf import CPSConfig, CPSTrainer, Objective, assembly, cli
+from cps_hf.checkpoints import check_output_dir
 from cps_hf.data import partition
 from cps_hf.data.named import LOADERS, find_dataset
 from cps_hf.reporting import scores_table
 from cps_hf.sharding import refuse_engines
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
@@ -54,7 +57,8 @@ class TrainArguments(CPSConfig):
         train_split: the split whose images are divided into labeled and unlabeled ones; for folder, its folder.
         eval_split: the split that scores are computed on.
         load_options: further arguments of the loader, as JSON: {"class_names": "names.json", "reduce_labels": true}.
-        partition: which images are labeled: a count (12), a ratio (1-8), a published partition's name, a list file.
+        partition: which images are labeled: a count (12), a ratio (1-8), a published partition's name, a list file;
+            none: 12, or with `unlabeled_root` all.
         partition_seed: which ones, where the partition is a count or a ratio.
         unlabeled_root: for folder and hub: further images, without masks; all of `train_split` is labeled then.
         streaming: read the data set as a stream; then `data_root` is all labeled and needs `unlabeled_root`.
@@ -68,7 +72,7 @@ class TrainArguments(CPSConfig):
     train_split: str = "train"
     eval_split: str = "val"
     load_options: dict[str, Any] = field(default_factory=dict)
-    partition: str = "12"
+    partition: str | None = None
     partition_seed: int = 0
     unlabeled_root: str | None = None
     streaming: bool = False
@@ -85,6 +89,17 @@ class TrainArguments(CPSConfig):
             raise ValueError(f"`unlabeled_root` goes with `dataset` folder or hub, got {self.dataset!r}.")
         if self.streaming and self.unlabeled_root is None:
             raise ValueError("`streaming` needs `unlabeled_root`: a stream cannot be divided by ids.")
+        if self.unlabeled_root is not None and (self.partition is not None or self.partition_seed != 0):
+            raise ValueError(
+                "With `unlabeled_root` all of `train_split` is labeled: leave out `partition` and `partition_seed`."
+            )
+        if self.unlabeled_root is None and self.partition is None:
+            self.partition = "12"
+        if self.train_split == self.eval_split:
+            raise ValueError(
+                f"`train_split` and `eval_split` are both {self.eval_split!r}: scores on images that were trained on "
+                "say nothing of others."
+            )
 
 
 # Of the demonstration, which draws its data: small enough for two CPU cores and five minutes. The learning rate was
@@ -108,7 +123,7 @@ DEFAULTS = {
     "cps": {"weight": 0.5, "ramp_up": 0.3, "class_balance": 0.5},
 }
 
-MENDABLE = (ValueError, ConnectionError, FloatingPointError, OutOfMemoryError, CheckpointError)
+MENDABLE = (ValueError, OSError, FloatingPointError, OutOfMemoryError)
 """What a user can mend is one line, no traceback."""
 
 
@@ -121,6 +136,8 @@ def load_data(args: TrainArguments):
         labeled = load(root, split=args.train_split, streaming=args.streaming)
         split = {} if args.dataset == "folder" else {"split": args.train_split}
         unlabeled = load(args.unlabeled_root, **split, with_labels=False, streaming=args.streaming)
+        if args.dataset != "hub":
+            warn_of_shared_images(labeled, unlabeled, evaluation)
         return labeled, unlabeled, evaluation, None
     images = load(root, split=args.train_split, with_labels=False)
     if args.partition.startswith("coarse-"):  # all of train is labeled; the unlabeled ones are from train_extra
@@ -132,7 +149,35 @@ def load_data(args: TrainArguments):
     labeled = load(root, split=args.train_split, **only)
     labeled = labeled.select([i for i, name in enumerate(labeled["id"]) if name in labeled_ids])
     unlabeled = images.select([i for i, name in enumerate(images["id"]) if name in unlabeled_ids])
+    if args.dataset != "hub":
+        warn_of_shared_images(labeled, unlabeled, evaluation)
     return labeled, unlabeled if len(unlabeled) else None, evaluation, chosen
+
+
+def warn_of_shared_images(labeled, unlabeled, evaluation) -> None:
+    """Scores on images that were trained on, and unlabeled images that are no others than the labeled ones.
+
+    Told by the images' files: names may be the same in two folders, and what is stored inside tables has no path.
+    """
+    trained, more, judged = map(image_files, (labeled, unlabeled, evaluation))
+    for name, files in (("labeled", trained), ("unlabeled", more)):
+        if shared := sorted(files & judged):
+            logger.warning(
+                "%d of the %d evaluation images are %s images too, e.g. %s: scores on them say nothing of others.",
+                *(len(shared), len(judged), name, shared[0]),
+            )
+    if trained and trained == more:
+        logger.warning("The %d unlabeled images are the labeled ones and no others: they add nothing.", len(more))
+
+
+def image_files(dataset: Dataset | IterableDataset | None) -> set[str]:
+    """The paths of a data set's images, which are files; none of a stream, whose end may be far."""
+    if not isinstance(dataset, Dataset):
+        return set()
+    rows = dataset.select_columns("image").with_format("arrow")[:]["image"].to_pylist()
+    paths = [row["path"] for row in rows]
+    real = cache(os.path.realpath)
+    return {os.path.join(real(os.path.dirname(path)), os.path.basename(path)) for path in paths}
 
 
 def small_model() -> UperNetConfig:
@@ -158,6 +203,7 @@ def main(argv: list[str] | None = None) -> dict:
             from smoke import shrink  # the file beside this one
 
             args, objective = shrink(args, objective)
+        check_before_loading(args)
         trainer, args = build(args, objective)
         results = trainer.train()
     except MENDABLE as error:
@@ -166,6 +212,13 @@ def main(argv: list[str] | None = None) -> dict:
     if is_main:
         report(results, args, [*trainer.id2label.values()])
     return results
+
+
+def check_before_loading(args: TrainArguments) -> None:
+    """What needs neither data nor models to be wrong; a checkpoint to resume from is looked at with them."""
+    check_output_dir(args.output_dir, overwrite=args.overwrite_output_dir, resuming=bool(args.resume_from_checkpoint))
+    assembly.check_trackers(args)
+    assembly.check_schedule(args)
 
 
 def join_processes(ddp_timeout: int) -> bool:
@@ -191,18 +244,23 @@ def parse(
         options: further ones of `cli.parse`.
     """
     options = {"description": __doc__.split("\n")[0], "defaults": DEFAULTS, **options}
+    if given(argv, "--data_root", "--data-root") is not None or config_of(argv) is not None:
+        options["defaults"] = {}
     args, objective = cli.parse(settings_class, argv, **options)
-    if args.data_root is not None or config_of(argv) is not None:
-        args, objective = cli.parse(settings_class, argv, **{**options, "defaults": {}})
     args.models = [beside_config(model, argv) for model in args.models]
     return args, objective
 
 
 def config_of(argv: list[str] | None) -> str | None:
     """The file that `--config` names."""
+    return given(argv, "--config")
+
+
+def given(argv: list[str] | None, *spellings: str) -> str | None:
+    """The value of one option, before all are read."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config")
-    return parser.parse_known_args(argv)[0].config
+    parser.add_argument(*spellings, dest="value", nargs="?")
+    return parser.parse_known_args(argv)[0].value
 
 
 def beside_config(model: str, argv: list[str] | None) -> str:

@@ -58,7 +58,7 @@ def test_every_kind_of_value_is_read():
 
 
 def test_one_number_is_a_square():
-    settings, _ = parse("--crop_size", "64", "--eval_crop_size", "48", "--eval_stride", "32")
+    settings, _ = parse("--crop_size", "64", "--eval_crop_size", "48", "--eval_stride", "32", "--eval_mode", "sliding")
     assert (settings.crop_size, settings.eval_crop_size, settings.eval_stride) == ([64, 64], [48, 48], [32, 32])
     assert CPSConfig(crop_size=40).crop_size == [40, 40] and CPSConfig().eval_stride is None
 
@@ -129,6 +129,13 @@ def test_another_objective_on_the_command_line_leaves_the_files_hyper_parameters
         (["--backbone_learning_rate_factor", "-1"], ["`backbone_learning_rate_factor`", "-1"]),
         (["--layer_decay", "0"], ["`layer_decay`", "(0, 1]"]),
         (["--eval_crop_size", "8", "9", "--eval_stride", "8", "10"], ["`eval_stride` [8, 10]", "window [8, 9]"]),
+        (["--eval_crop_size", "8"], ["`eval_crop_size` [8, 8] would be ignored", "`eval_mode=sliding`"]),
+        (["--eval_stride", "8"], ["`eval_stride` [8, 8] would be ignored", "`eval_mode` is whole"]),
+        (["--adam_beta2", "0.95"], ["`adam_beta2` 0.95 would be ignored", "`optim=adamw`"]),
+        (["--momentum", "0.8", "--optim", "adamw"], ["`momentum` 0.8 would be ignored", "`optim` is adamw"]),
+        (["--torch_compile_mode", "max-autotune"], ["`torch_compile_mode` max-autotune", "`torch_compile=True`"]),
+        (["--torch_compile_backend", "eager"], ["`torch_compile_backend` eager would be ignored"]),
+        (["--horizontal_flip", "2"], ["`horizontal_flip`", "[0, 1]", "2.0"]),
         (["--max_bad_sample_share", "5"], ["`max_bad_sample_share`", "[0, 1]", "5.0"]),
         (["--optim", "adam"], ["`optim`", "'sgd', 'adamw'", "'adam'"]),
         (["--crop_size", "1", "2", "3"], ["`crop_size`", "height and width"]),
@@ -150,7 +157,10 @@ def test_an_error_names_the_field_and_what_is_valid(capsys, words, said):
         ("max_steps: [1, 2]", ["`max_steps`", "an integer"]),
         ("max_steps: true", ["`max_steps`", "an integer"]),
         ("- a\n- b", ["`field: value` lines", "list"]),
-        ("a: [", ["no valid YAML"]),
+        ("a: [", ["no valid YAML", 'c.yaml", line 1']),
+        ("seed: 1\nmax_steps: 5\nseed: 2", ["`seed` is given twice", 'c.yaml", line 3']),
+        ("lr_scheduler_kwargs: {power: 1, power: 2}", ["`power` is given twice"]),
+        ("a: !!map [b]", ["no valid YAML"]),
         ("a: !!python/object/apply:os.system [ls]", ["no valid YAML"]),
     ],
 )
@@ -174,6 +184,14 @@ def test_help_lists_every_field_with_its_text_and_default(capsys):
         documented = cli._documented(cls)
         for f in dataclasses.fields(cls):
             assert f"--{f.name} " in text and documented[f.name][1], f.name
+
+
+def test_help_shows_the_values_of_the_file_as_defaults(tmp_path, capsys):
+    (tmp_path / "c.yaml").write_text("max_steps: 12345\nweight: 6.5\n")
+    with pytest.raises(SystemExit):
+        parse("--config", str(tmp_path / "c.yaml"), "--help")
+    text = capsys.readouterr().out
+    assert "(default: 12345)" in text and "(default: 6.5)" in text
 
 
 def test_a_setting_that_is_no_field_cannot_hide():

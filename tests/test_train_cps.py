@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import re
 import shutil
 import sys
@@ -133,6 +134,49 @@ def test_images_that_a_partition_leaves_unlabeled_need_no_mask(script, folders, 
     assert "label" in labeled.column_names and "label" not in unlabeled.column_names and chosen.name == "list.txt"
 
 
+def test_images_that_are_in_two_sets_are_named(script, folders, tmp_path, caplog):
+    root = tmp_path / "set"
+    shutil.copytree(folders / "labeled", root)
+    shutil.copytree(root / "val" / "images", root / "more" / "images")  # other images, of the same names
+    (tmp_path / "link").symlink_to(root)
+
+    def said(unlabeled_root):
+        caplog.clear()
+        script.load_data(script.TrainArguments(dataset="folder", data_root=str(root), unlabeled_root=unlabeled_root))
+        return [record.message for record in caplog.records if record.levelname == "WARNING"]
+
+    assert said(str(root / "more")) == []
+    (message,) = said(str(tmp_path / "link" / "val"))
+    assert message.startswith("3 of the 3 evaluation images are unlabeled images too, e.g. ")
+    (message,) = said(str(root / "train"))
+    assert message.startswith("The 5 unlabeled images are the labeled ones and no others")
+
+
+def test_a_run_with_unlabeled_images_of_its_own_writes_no_partition_and_reads_back(script, tmp_path):
+    words = ["--dataset", "folder", "--data_root", "x", "--unlabeled_root", "y"]
+    for optim in ("sgd", "adamw"):
+        args, objective = script.parse([*words, "--optim", optim])
+        (tmp_path / "config.yaml").write_text(script.cli.to_yaml(args, objective))
+        assert script.parse(["--config", str(tmp_path / "config.yaml")]) == (args, objective)
+        assert yaml.safe_load((tmp_path / "config.yaml").read_text())["partition"] is None
+    assert script.parse([])[0].partition == "12"
+
+
+@pytest.mark.parametrize(
+    ("words", "steps", "optim"),
+    [
+        ([], 800, "adamw"),
+        (["--dataset", "voc", "--data_root", "x"], 40_000, "sgd"),
+        (["--data-root=x"], 40_000, "sgd"),
+    ],
+)
+def test_help_shows_the_defaults_of_what_would_run(script, capsys, words, steps, optim):
+    with pytest.raises(SystemExit):
+        script.parse([*words, "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"optimizer steps. (default: {steps})" in text and f'"sgd" or "adamw". (default: {optim})' in text
+
+
 def test_parquet_shards_as_streams(script, folders, tmp_path):
     from datasets import concatenate_datasets
 
@@ -160,6 +204,16 @@ def test_parquet_shards_as_streams(script, folders, tmp_path):
         (["--dataset", "cityscapes", "--data_root", "nowhere"], "No folder nowhere"),
         (["--streaming", "true"], "`streaming` needs `unlabeled_root`"),
         (["--unlabeled_root", "x"], "`unlabeled_root` goes with"),
+        (
+            ["--dataset", "folder", "--data_root", "x", "--unlabeled_root", "y", "--partition", "1-8"],
+            "leave out `part",
+        ),
+        (
+            ["--dataset", "hub", "--data_root", "x", "--unlabeled_root", "y", "--partition_seed", "3"],
+            "leave out `part",
+        ),
+        (["--train_split", "val"], "`train_split` and `eval_split` are both 'val'"),
+        (["--lr_scheduler_type", "poly"], "`lr_scheduler_type` must be one of"),
         (["--max_step", "5"], "Did you mean `max_steps`"),
         (["--load_options", '{"color": 1}'], "load_cityscapes does not know 'color'"),
     ],
@@ -169,6 +223,25 @@ def test_a_mistake_ends_with_one_line_and_no_traceback(script, tmp_path, capsys,
         run(script, tmp_path, *words)
     message = capsys.readouterr().err
     assert exit_.value.code == 2 and re.search(said, message) and "Traceback" not in message
+
+
+def test_an_output_folder_that_cannot_be_used_is_said_before_data_is_read(script, tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").touch()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "results.json").touch()
+    (tmp_path / "closed").mkdir()
+    monkeypatch.setattr(script, "load_data", None)
+    may = os.access  # a superuser may write anywhere
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "closed" and may(path, mode))
+    for name, said in (
+        ("file/run", f"{tmp_path}/file is a file"),
+        ("run", "holds a run (results.json)"),
+        ("closed/a/b", f"no permission for {tmp_path}/closed"),
+    ):
+        with pytest.raises(SystemExit) as exit_:
+            script.main(["--output_dir", str(tmp_path / name)])
+        message = capsys.readouterr().err
+        assert exit_.value.code == 2 and said in message and "Traceback" not in message
 
 
 @pytest.mark.slow

@@ -529,7 +529,8 @@ def test_attention_checkpointing_and_layer_decay_reach_the_models(world, tmp_pat
 def test_sliding_evaluation_is_used_when_asked_for(world, tmp_path):
     scores = []
     for mode in ("whole", "sliding"):
-        trainer = trainer_for(world, tmp_path / mode, objective=Supervised(), eval_mode=mode, eval_crop_size=[16, 16])
+        window = {"eval_crop_size": [16, 16]} if mode == "sliding" else {}
+        trainer = trainer_for(world, tmp_path / mode, objective=Supervised(), eval_mode=mode, **window)
         scores.append(trainer.train()["final"]["mean"]["mean_iou"])
     assert scores[0] != scores[1]
 
