@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import stat
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -322,7 +323,10 @@ def replace_folder(source: Path, target: Path) -> None:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """The file has the old text or the new one, whatever happens meanwhile."""
-    temporary = path.with_name(f"tmp-{path.name}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    """The file has the old text or the new one, whatever happens meanwhile; of several writers the last one's."""
+    temporary = path.with_name(f"tmp-{uuid.uuid4().hex}-{path.name}")  # several machines may share the folder
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)  # of a full disk: no later writer would overwrite it
