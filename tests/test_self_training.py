@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from datasets import concatenate_datasets
+from datasets import Dataset, Features, Image, Value, concatenate_datasets
 from PIL import Image as PILImage
 from toy import NAMES, tiny_upernet, write_world
 from transformers import AutoModelForSemanticSegmentation
@@ -18,6 +18,7 @@ from cps_hf import visualization
 from cps_hf.data import load_cityscapes
 from cps_hf.data.labels import LabelEncoding
 from cps_hf.data.scenes import write_street_scenes
+from cps_hf.data.streams import EvaluationStream
 from cps_hf.ensemble import Ensemble
 from cps_hf.hub import export_branch
 from cps_hf.self_training import contact_sheet, label_dataset, with_pseudo_labels
@@ -93,6 +94,29 @@ def test_labels_are_coded_as_the_labeled_sets_are(network, world, tmp_path):
     assert set(np.unique(stored)) <= {7, 30, 8}
     image = torch.from_numpy(np.array(joined[0]["image"])).permute(2, 0, 1)
     np.testing.assert_array_equal(encoding.decode(joined[0]["label"], name="x"), network.predict(image).numpy())
+
+
+@pytest.mark.parametrize(
+    "table", [{"values": {0: 0, 7: 1, 255: 2}}, {"colors": {(0, 0, 0): 0, (1, 2, 3): 1, (255, 255, 255): 2}}]
+)
+def test_less_sure_pixels_are_ignored_where_the_labeled_set_has_no_code_for_it(network, world, tmp_path, table):
+    feature = LabelEncoding(names=NAMES, **table).to_feature()
+    ids = np.array([[0, 1, 2]], np.uint8)
+    image = PILImage.new("RGB", (3, 1))
+    labeled = Dataset.from_dict(
+        {"image": [image], "label": [LabelEncoding.from_feature(feature).encode(ids)], "id": ["a"]},
+        features=Features({"image": Image(), "label": feature, "id": Value("string")}),
+    )
+    label_dataset(network, world[1], tmp_path, label_feature=feature, progress=False)
+    confidences = [np.asarray(c) for c in Dataset.from_parquet(str(tmp_path / "*.parquet"))["confidence"]]
+    threshold = float(np.median(np.concatenate([c.flatten() for c in confidences])) // 1) + 0.5
+    plain, sure = (with_pseudo_labels(world[1], tmp_path, confidence_threshold=t) for t in (0, threshold / 255))
+    plain, both = (EvaluationStream(d, num_labels=3) for d in (plain, concatenate_datasets([labeled, sure])))
+    first, *rest = [sample["label"].numpy() for batch in both for sample in batch]
+    np.testing.assert_array_equal(first, ids)
+    for found, all_labels, confidence in zip(rest, (s["label"] for b in plain for s in b), confidences, strict=True):
+        np.testing.assert_array_equal(found, np.where(confidence < threshold, 255, all_labels))
+    assert 0.1 < np.mean([(found == 255).mean() for found in rest]) < 0.9
 
 
 def test_an_interrupted_labeling_goes_on_where_it_stopped(network, world, tmp_path, monkeypatch):

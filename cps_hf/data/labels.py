@@ -6,6 +6,7 @@ feature of a data set carries its `LabelEncoding` there, as JSON: a shard, a sub
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -29,6 +30,10 @@ class LabelEncoding:
         values: stored value -> class id or 255. None: stored values are class ids, and 255 is ignored.
         colors: for RGB-coded masks: colour -> class id or 255.
         palette: the colour that each class is shown in.
+
+    Where no value (colour) leads to 255, ignored pixels, e.g. of pseudo labels, still have a code, one that masks of
+    8 bits cannot hold by chance: the highest 16-bit value that is not in `values`, 65535; with `colors`, a wholly
+    transparent pixel of a colour that is not in it.
 
     Raises:
         ValueError: names repeat, a value or colour cannot be or leads to no class, or the palette has another length.
@@ -124,7 +129,7 @@ class LabelEncoding:
             return self._decode_colors(image, name)
         stored = stored_values(image, name=name)
         table = np.full(max(int(stored.max(initial=0)) + 1, 256), _UNKNOWN, np.int16)
-        for value, class_id in self.values.items() if self.values is not None else enumerate(range(len(self.names))):
+        for value, class_id in self._values.items() if self.values is not None else enumerate(range(len(self.names))):
             if 0 <= value < len(table):
                 table[value] = class_id
         if self.values is None:
@@ -141,25 +146,44 @@ class LabelEncoding:
         Raises:
             ValueError: no stored value or colour stands for a class that occurs.
         """
-        table = self.values if self.values is not None else self.colors
-        if table is None:
+        if self.values is None and self.colors is None:
             return PILImage.fromarray(ids)
+        table = self._values if self.values is not None else self._colors
         stored = {class_id: value for value, class_id in reversed(table.items())}  # of several the first
-        missing = [i for i in np.unique(ids).tolist() if i not in stored]
+        occurring = np.unique(ids).tolist()
+        missing = [i for i in occurring if i not in stored]
         if missing:
             raise ValueError(f"No {'stored value' if self.values is not None else 'colour'} stands for {missing[:5]}.")
-        if self.values is not None:
-            lookup = np.zeros(256, np.uint8 if max(stored.values()) < 256 else np.uint16)
-        else:
-            lookup = np.zeros((256, 3), np.uint8)
-        for class_id, value in stored.items():
-            lookup[class_id] = value
+        codes = np.array([stored[i] for i in occurring])
+        if codes.ndim == 2 and codes[:, 3].all():
+            codes = codes[:, :3]
+        lookup = np.zeros((256, *codes.shape[1:]), np.uint8 if codes.max(initial=0) < 256 else np.uint16)
+        lookup[occurring] = codes
         return PILImage.fromarray(lookup[ids])
 
+    @cached_property
+    def _values(self) -> dict[int, int]:
+        """`values`, with one for ignored pixels."""
+        if IGNORE_INDEX in self.values.values():
+            return dict(self.values)
+        return {**self.values, next(v for v in range(65535, -1, -1) if v not in self.values): IGNORE_INDEX}
+
+    @cached_property
+    def _colors(self) -> dict[tuple[int, int, int, int], int]:
+        """`colors` with their alpha (255), and one for ignored pixels."""
+        colors = {(*color, 255): class_id for color, class_id in self.colors.items()}
+        if IGNORE_INDEX not in colors.values():
+            spare = next(color for color in itertools.product(range(256), repeat=3) if color not in self.colors)
+            colors[(*spare, 0)] = IGNORE_INDEX
+        return colors
+
     def _decode_colors(self, image: PILImage.Image, name: str) -> np.ndarray:
-        # Four bytes a pixel, read as one number; alpha, the highest byte, does not count.
-        packed = np.asarray(image.convert("RGBA")).view("<u4")[..., 0] & 0xFFFFFF
+        # Four bytes a pixel, read as one number; alpha, the highest byte, counts only where a colour is unknown.
+        rgba = np.asarray(image.convert("RGBA")).view("<u4")[..., 0]
+        packed = rgba & 0xFFFFFF
         decoded = self._color_table[packed]
+        if decoded.min(initial=0) == _UNKNOWN and IGNORE_INDEX not in self.colors.values():
+            decoded[(decoded == _UNKNOWN) & (rgba >> 24 == 0)] = IGNORE_INDEX
         if decoded.min(initial=0) == _UNKNOWN:
             unknown, counts = np.unique(packed[decoded == _UNKNOWN], return_counts=True)
             colors = [(v & 255, v >> 8 & 255, v >> 16) for v in unknown.tolist()]
@@ -190,7 +214,16 @@ class LabelEncoding:
 
 
 def reduced_values(num_labels: int) -> dict[int, int]:
-    """`reduce_labels`: 0 is background to ignore, k is class k - 1, 255 stays ignored (ADE20K's way)."""
+    """`reduce_labels`: 0 is background to ignore, k is class k - 1, 255 stays ignored (ADE20K's way).
+
+    Raises:
+        ValueError: there are 255 classes; the last one's value would be 255.
+    """
+    if num_labels >= IGNORE_INDEX:
+        raise ValueError(
+            f"`reduce_labels` takes up to {IGNORE_INDEX - 1} classes, got {num_labels}: the stored value 255 is for "
+            "ignored pixels, so that none is left for the last class. Give `values` for masks of 16 bits."
+        )
     return {0: IGNORE_INDEX, **{k + 1: k for k in range(num_labels)}, IGNORE_INDEX: IGNORE_INDEX}
 
 

@@ -110,6 +110,12 @@ def test_reduced_labels_are_ade20ks():
     assert decode(encoding, PILImage.fromarray(stored)).tolist() == [[255, 0, 1, 2, 255]]
 
 
+def test_reduced_labels_leave_255_to_ignored_pixels():
+    assert reduced_values(254)[254] == 253 and len(set(reduced_values(254).values())) == 255
+    with pytest.raises(ValueError, match="`reduce_labels` takes up to 254 classes, got 255"):
+        reduced_values(255)
+
+
 ENCODINGS = [
     LabelEncoding(NAMES),
     LabelEncoding(("a|b", "{{ x }}", "ü"), values={7: 0, 300: 255}, palette=((1, 2, 3), (4, 5, 6), (7, 8, 9))),
@@ -177,6 +183,37 @@ def test_an_encoding_that_makes_no_sense_is_refused(options, said):
 def test_what_is_encoded_decodes_to_the_same_ids(encoding):
     ids = np.array([[0, 1, 2], [255, 1, 0]], np.uint8)
     np.testing.assert_array_equal(encoding.decode(encoding.encode(ids), name="x"), ids)
+
+
+@pytest.mark.parametrize(
+    ("table", "stored"),
+    [
+        ({"values": {0: 0, 255: 1}}, 65535),
+        ({"values": {65535: 0, 65534: 1}}, 65533),
+        ({"colors": {(0, 0, 0): 0, (255, 255, 255): 1}}, (0, 0, 1, 0)),
+    ],
+    ids=["values", "values that use the highest", "colours"],
+)
+def test_ignored_pixels_have_a_code_where_the_table_has_none_that_no_8_bit_mask_can_hold(table, stored):
+    encoding = LabelEncoding(("a", "b"), **table)
+    file = io.BytesIO()
+    encoding.encode(np.array([[0, 255, 1]], np.uint8)).save(file, "PNG")
+    again = PILImage.open(file)
+    assert np.asarray(again)[0, 1].tolist() == (list(stored) if isinstance(stored, tuple) else stored)
+    assert decode(encoding, again).tolist() == [[0, 255, 1]]
+    # What holds no ignored pixel is coded as ever, and what the table does not know is an error as ever.
+    plain = np.asarray(encoding.encode(np.array([[0, 1]], np.uint8)))
+    assert plain[0].tolist() == [list(k) if isinstance(k, tuple) else k for k in next(iter(table.values()))]
+    unknown = np.full((1, 1, 3), 254, np.uint8) if "colors" in table else np.array([[254]], np.uint8)
+    with pytest.raises(ValueError, match="'x' .x.png. holds"):
+        decode(encoding, PILImage.fromarray(unknown))
+
+
+def test_a_transparent_pixel_is_what_its_colour_says_where_that_is_known_or_another_one_is_ignored():
+    rgba = np.array([[(1, 1, 1, 0), (9, 9, 9, 0)]], np.uint8)
+    assert decode(LabelEncoding(("a",), colors={(1, 1, 1): 0}), PILImage.fromarray(rgba)).tolist() == [[0, 255]]
+    with pytest.raises(ValueError, match=r"holds \(9, 9, 9\)"):
+        decode(LabelEncoding(("a",), colors={(1, 1, 1): 0, (0, 0, 0): 255}), PILImage.fromarray(rgba))
 
 
 def test_a_class_without_a_stored_value_cannot_be_encoded():
