@@ -351,7 +351,9 @@ def run_the_example(directory, folder):
     """The card's Python block, as printed, in a Python that cannot import cps_hf."""
     block = re.search(r"```python\n(.*?)```", (directory / "README.md").read_text(encoding="utf-8"), re.DOTALL)[1]
     check = "\nassert classes.shape == (37, 51) and segments\n"
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (37, 51, 3), dtype=np.uint8)).save(folder / "image.jpg")
+    photo, exif = Image.fromarray(np.random.default_rng(0).integers(0, 256, (51, 37, 3), dtype=np.uint8)), Image.Exif()
+    exif[0x0112] = 6  # taken with the camera on its side
+    photo.save(folder / "image.jpg", exif=exif)
     (folder / "example.py").write_text(block + check, encoding="utf-8")
     code = "import sys, torch; torch.set_num_threads(1); sys.modules['cps_hf'] = None; exec(open('example.py').read())"
     return subprocess.run([sys.executable, "-P", "-c", code], cwd=folder, capture_output=True, text=True, timeout=300)
