@@ -154,7 +154,7 @@ def build_branches(
 
     Raises:
         ValueError: a source that cannot be loaded or has no segmentation head, weights that do not fit, models whose
-            classes differ.
+            classes differ or are more than 255.
     """
     sources = _one_source_a_branch(models, num_branches)
     backbones = _one_backbone_a_branch(backbone, len(sources))
@@ -363,9 +363,14 @@ def _head_parameters(model: PreTrainedModel) -> set[str]:
 
 
 def _check_same_classes(branches: Sequence[PreTrainedModel], id2label: dict[int, str] | None) -> None:
-    expected = id2label if id2label is not None else dict(branches[0].config.id2label)
+    expected = id2label if id2label is not None else _classes(branches[0])
+    if len(expected) > IGNORE_INDEX:
+        raise ValueError(
+            f"Branches can have at most {IGNORE_INDEX} classes, got {len(expected)}: a label is a byte, and "
+            f"{IGNORE_INDEX} is the ignored one. Merge classes."
+        )
     for index, branch in enumerate(branches):
-        found = {int(key): name for key, name in branch.config.id2label.items()}
+        found = _classes(branch)
         if branch.config.num_labels != len(expected) or found != expected:
             where = "`id2label`" if id2label is not None else "branch 0"
             differing = next((key for key in expected if found.get(key) != expected[key]), None)
@@ -378,6 +383,11 @@ def _check_same_classes(branches: Sequence[PreTrainedModel], id2label: dict[int,
                 f"Branches can only teach each other the same classes: {where} has {len(expected)}, branch {index} "
                 f"has {branch.config.num_labels}{detail}. Pass `id2label` to build all branches with the same ones."
             )
+
+
+def _classes(branch: PreTrainedModel) -> dict[int, str]:
+    """By number, also where a configuration was given names under "0", "1", ..., as JSON has them."""
+    return {int(key): name for key, name in branch.config.id2label.items()}
 
 
 def _named(source) -> str:

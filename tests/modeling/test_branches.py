@@ -457,3 +457,19 @@ def test_branches_with_different_classes_are_refused():
         build_branches([given, given])
     with pytest.raises(ValueError, match="a model that is passed is used as it is"):
         build_branches([given], reinit_heads=True)
+
+
+def test_names_under_text_keys_are_the_same_classes():
+    models = build_branches(segformer(), id2label=NAMES)
+    for model in models:
+        model.config.id2label = {str(index): name for index, name in NAMES.items()}
+    assert build_branches(models) == models
+
+
+def test_the_ignored_label_cannot_be_a_class():
+    names = {index: f"class {index}" for index in range(256)}
+    (model,) = build_branches(segformer(), id2label={i: names[i] for i in range(255)}, num_branches=1)
+    assert model.config.num_labels == 255
+    for models, id2label in ((segformer(), names), (segformer(num_labels=256), None)):
+        with pytest.raises(ValueError, match="at most 255 classes, got 256.*Merge classes"):
+            build_branches(models, id2label=id2label)
