@@ -15,6 +15,7 @@ def draw_cutmix_masks(
     *,
     boxes: int = 3,
     area: tuple[float, float] = (0.25, 0.5),
+    aspect: tuple[float, float] | None = None,
     probability: float = 1.0,
     generator: torch.Generator | None = None,
 ) -> Tensor:
@@ -25,6 +26,9 @@ def draw_cutmix_masks(
     or. With the defaults a quarter of the pixels is mixed in (0.2515 on average at 512 x 512). With a `probability`
     below 1 the other masks are empty: nothing is mixed into those images.
 
+    With `aspect`, two bounds, the height share is instead r times the width share, r ~ U(aspect), drawn again together
+    with the position until the box lies inside the image (as UniMatch's release draws it, on square crops).
+
     Returns:
         bool (batch_size, height, width), on the generator's device.
     """
@@ -32,13 +36,15 @@ def draw_cutmix_masks(
         raise ValueError(f"`boxes` must be at least 1, got {boxes}.")
     if not 0 < area[0] <= area[1] <= 1:
         raise ValueError(f"`area` must be two shares with 0 < low <= high <= 1, got {tuple(area)}.")
+    if aspect is not None and not 0 < aspect[0] <= aspect[1]:
+        raise ValueError(f"`aspect` must be two ratios with 0 < low <= high, got {tuple(aspect)}.")
     if not 0 <= probability <= 1:
         raise ValueError(f"`probability` must be in [0, 1], got {probability}.")
     device = generator.device if generator is not None else "cpu"
     draws = torch.rand(batch_size, 4, boxes, generator=generator, device=device, dtype=torch.float64)
-    share, aspect, top, left = draws.unbind(1)
+    share, form, top, left = draws.unbind(1)
     share = area[0] + (area[1] - area[0]) * share
-    height_share = torch.exp(aspect * torch.log(share))
+    height_share = (form * share.log()).exp() if aspect is None else _height_share(share, aspect, form)
     box_height = (height_share * math.sqrt(1 / boxes) * height).round()
     box_width = (share / height_share * math.sqrt(1 / boxes) * width).round()
     top = (top * (height - box_height)).round()
@@ -51,6 +57,21 @@ def draw_cutmix_masks(
     if probability < 1:
         masks &= (torch.rand(batch_size, generator=generator, device=device) < probability).view(-1, 1, 1)
     return masks
+
+
+def _height_share(share: Tensor, aspect: tuple[float, float], draw: Tensor) -> Tensor:
+    """Where `draw` falls in the distribution of height shares, of boxes with these area shares.
+
+    Trial and error until a box is inside leaves a ratio as often as there are places for its box: here, that weight is
+    computed instead, so that each mask takes as many random numbers as any other.
+    """
+    ratios = torch.linspace(*aspect, 1001, dtype=share.dtype, device=share.device)
+    heights = (share.unsqueeze(-1) * ratios).sqrt()
+    widths = share.unsqueeze(-1) / heights
+    places = ((1 - heights).clamp(min=0) * (1 - widths).clamp(min=0)).cumsum(-1)
+    index = torch.searchsorted(places, draw.unsqueeze(-1) * places[..., -1:])
+    # Where no ratio fits, as for a box that is nearly the image: the nearest that does.
+    return heights.gather(-1, index).squeeze(-1).maximum(share).clamp(max=1)
 
 
 def mix(own: Tensor, partner: Tensor, mask: Tensor) -> Tensor:

@@ -1,3 +1,6 @@
+import math
+import random
+
 import pytest
 import torch
 
@@ -31,6 +34,27 @@ def test_one_box_has_the_area_that_was_asked_for():
         assert mask.sum() == rows * columns
 
 
+def test_with_an_aspect_boxes_have_the_forms_that_trial_and_error_leaves():
+    """UniMatch's release draws ratio and place until the box is inside; typed here on a square of side 1."""
+    random.seed(3)
+    expected = []
+    while len(expected) < 4000:
+        area = random.uniform(0.02, 0.4)
+        while True:
+            ratio = random.uniform(0.3, 1 / 0.3)
+            width, height = math.sqrt(area / ratio), math.sqrt(area * ratio)
+            if random.random() + width <= 1 and random.random() + height <= 1:
+                break
+        expected.append((height / width, height))
+    options = {"boxes": 1, "area": (0.02, 0.4), "aspect": (0.3, 1 / 0.3)}
+    masks = draw_cutmix_masks(1500, 128, 192, **options, generator=torch.Generator().manual_seed(4))
+    heights, widths = masks.any(2).sum(1) / 128, masks.any(1).sum(1) / 192
+    levels = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95])
+    ratios, sides = (torch.tensor(column).quantile(levels) for column in zip(*expected, strict=True))
+    torch.testing.assert_close((heights / widths).quantile(levels), ratios, rtol=0.06, atol=0.03)
+    torch.testing.assert_close(heights.quantile(levels), sides, rtol=0.06, atol=0.01)
+
+
 def test_masks_are_bool_of_the_asked_shape_and_repeat_with_the_generator():
     a = draw_cutmix_masks(3, 17, 40, generator=torch.Generator().manual_seed(5))
     b = draw_cutmix_masks(3, 17, 40, generator=torch.Generator().manual_seed(5))
@@ -56,3 +80,14 @@ def test_the_odd_image_out_is_paired_with_the_first():
 def test_an_impossible_area_is_an_error(area):
     with pytest.raises(ValueError, match="area"):
         draw_cutmix_masks(1, 8, 8, area=area)
+
+
+@pytest.mark.parametrize("aspect", [(0.0, 1.0), (2.0, 1.0)])
+def test_an_impossible_aspect_is_an_error(aspect):
+    with pytest.raises(ValueError, match="aspect"):
+        draw_cutmix_masks(1, 8, 8, boxes=1, aspect=aspect)
+
+
+def test_a_box_that_no_such_ratio_fits_has_the_nearest_that_does():
+    masks = draw_cutmix_masks(1, 100, 100, boxes=1, area=(0.5, 0.5), aspect=(9.0, 10.0))
+    assert masks.any(2).sum() == 100 and masks.any(1).sum() == 50

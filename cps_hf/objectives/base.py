@@ -73,7 +73,7 @@ class Objective(ABC):
 
     @property
     def cutmix_masks(self) -> dict[str, Any]:
-        """How the stream draws "cutmix_mask" and "cutmix_mask_2": keyword arguments of `draw_cutmix_masks`."""
+        """How "cutmix_mask" and "cutmix_mask_2" are drawn: keyword arguments of `draw_cutmix_masks`."""
         return {}
 
     @abstractmethod
@@ -120,6 +120,34 @@ class Objective(ABC):
             )
         return pixel_cross_entropy(logits, labeled["labels"], count=num_labels(labeled))
 
+    def cutmix_view(
+        self,
+        unlabeled: Views,
+        view: str,
+        own: Sequence[Tensor],
+        partners: Sequence[Tensor],
+        *,
+        mask: str = "cutmix_mask",
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """CutMix a view with its partners', and the targets alike.
+
+        Args:
+            view: which images. mask: the name of the masks to mix by; drawn here, as `cutmix_masks` says, when the
+                batch holds none.
+            own, partners: targets (B, H, W) or (B, C, H, W) of the images and of their partners.
+
+        Returns:
+            The mixed images (B, 3, H, W), where they are valid, bool (B, H, W), and the mixed targets.
+        """
+        images = unlabeled[view]
+        masks = unlabeled.get(mask)
+        if masks is None:
+            masks = draw_cutmix_masks(*images[:, 0].shape, **self.cutmix_masks).to(images.device)
+        valid = valid_pixels(unlabeled, images)
+        mixed = mix(images, partner_of(unlabeled, view), masks)
+        mixed_valid = mix(valid, unlabeled.get("partner_valid", swap_neighbours(valid)), masks)
+        return mixed, mixed_valid, [mix(a, b, masks) for a, b in zip(own, partners, strict=True)]
+
 
 def predict(branch: Branch, images: Tensor, **options) -> Logits:
     """The logits, as `StridedLogits` where the branch can leave them at its own size (the trainer's), else full-size.
@@ -162,28 +190,6 @@ def ramp(progress: Tensor | float, *, warm_up: float = 0.0, ramp_up: float = 0.0
     if ramp_up == 0:
         return (since >= 0).float()
     return (since / ramp_up).clamp(0, 1)
-
-
-def cutmix_view(
-    unlabeled: Views, view: str, own: Sequence[Tensor], partners: Sequence[Tensor], *, mask: str = "cutmix_mask"
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """CutMix a view with its partners', and the targets alike.
-
-    Args:
-        view: which images. mask: the name of the masks to mix by; drawn here when the batch holds none.
-        own, partners: targets (B, H, W) or (B, C, H, W) of the images and of their partners.
-
-    Returns:
-        The mixed images (B, 3, H, W), where they are valid, bool (B, H, W), and the mixed targets.
-    """
-    images = unlabeled[view]
-    masks = unlabeled.get(mask)
-    if masks is None:
-        masks = draw_cutmix_masks(*images[:, 0].shape).to(images.device)
-    valid = valid_pixels(unlabeled, images)
-    mixed = mix(images, partner_of(unlabeled, view), masks)
-    mixed_valid = mix(valid, unlabeled.get("partner_valid", swap_neighbours(valid)), masks)
-    return mixed, mixed_valid, [mix(a, b, masks) for a, b in zip(own, partners, strict=True)]
 
 
 def partner_of(unlabeled: Views, view: str) -> Tensor:

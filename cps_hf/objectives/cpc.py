@@ -16,7 +16,6 @@ from .base import (
     ObjectiveOutput,
     check_not_negative,
     check_shares,
-    cutmix_view,
     num_pixels,
     partner_targets,
     predict,
@@ -95,4 +94,4 @@ class CrossProbabilityConsistency(Objective):
         logits = [predict(branch, unlabeled["weak"]) for branch in branches]
         own = [probabilities(one) for one in logits]
         partners = partner_targets(unlabeled, own, lambda x: [probabilities(predict(b, x)) for b in branches])
-        return *cutmix_view(unlabeled, "weak", own, partners), [pseudo_label(one) for one in logits]
+        return *self.cutmix_view(unlabeled, "weak", own, partners), [pseudo_label(one) for one in logits]

@@ -16,7 +16,6 @@ from .base import (
     ObjectiveOutput,
     check_not_negative,
     check_shares,
-    cutmix_view,
     num_pixels,
     partner_targets,
     predict,
@@ -133,7 +132,7 @@ class CrossPseudoSupervision(Objective):
             unlabeled["partner_valid"] = unlabeled["second_valid"]
         own, agreed = self._predicted(branches, unlabeled["weak"], unlabeled)
         partners = partner_targets(unlabeled, own, lambda images: self._predicted(branches, images, unlabeled)[0])
-        images, valid, pseudo_labels = cutmix_view(unlabeled, "weak", own, partners)
+        images, valid, pseudo_labels = self.cutmix_view(unlabeled, "weak", own, partners)
         return images, valid, pseudo_labels, agreed
 
     def _predicted(self, branches, images, unlabeled):

@@ -16,7 +16,6 @@ from .base import (
     ObjectiveOutput,
     check_not_negative,
     check_shares,
-    cutmix_view,
     num_pixels,
     partner_targets,
     predict,
@@ -33,7 +32,8 @@ class FixMatch(Objective):
     Args:
         weight: of the unlabeled term.
         confidence_threshold: 0.95 (UniMatch's paper: on VOC; 0 on Cityscapes).
-        cutmix: the probability with which an image is CutMixed, by one box of 2 to 40 % of its area.
+        cutmix: the probability with which an image is CutMixed, by one box: 2 to 40 % of its area, its height 0.3
+            to 3.3 times its width (as shares of the image's).
         ramp_up: the share of training over which `weight` grows linearly to its value.
     """
 
@@ -60,7 +60,8 @@ class FixMatch(Objective):
 
     @property
     def cutmix_masks(self) -> dict[str, Any]:
-        return {"boxes": 1, "area": (0.02, 0.4), "probability": self.cutmix}
+        # UniMatch's release: obtain_cutmix_box in its dataset/transform.py.
+        return {"boxes": 1, "area": (0.02, 0.4), "aspect": (0.3, 1 / 0.3), "probability": self.cutmix}
 
     def __call__(self, branches, labeled, unlabeled, *, teacher=None, progress=0.0) -> ObjectiveOutput:
         count = num_pixels(unlabeled, unlabeled["weak"])
@@ -69,7 +70,7 @@ class FixMatch(Objective):
             with torch.no_grad():
                 own = self._pseudo_labels(branch, unlabeled["weak"])
                 partners = partner_targets(unlabeled, own, lambda x, branch=branch: self._pseudo_labels(branch, x))
-            mixed, valid, (labels,) = cutmix_view(unlabeled, "strong", own, partners)
+            mixed, valid, (labels,) = self.cutmix_view(unlabeled, "strong", own, partners)
             labeled_logits, logits = self.logits(branch, labeled["pixel_values"], mixed)
             supervised_loss = supervised_loss + self.supervised_loss(labeled_logits, labeled)
             unsupervised_loss = unsupervised_loss + pixel_cross_entropy(logits, labels, valid=valid, count=count)

@@ -16,7 +16,6 @@ from .base import (
     ObjectiveOutput,
     check_not_negative,
     check_shares,
-    cutmix_view,
     num_pixels,
     partner_targets,
     predict,
@@ -35,7 +34,8 @@ class UniMatch(Objective):
     Args:
         weight: of the unlabeled terms; the paper's formula has 1.
         confidence_threshold: 0.95 on VOC, 0 on Cityscapes.
-        cutmix: the probability with which an image is CutMixed, by one box of 2 to 40 % of its area.
+        cutmix: the probability with which an image is CutMixed, by one box: 2 to 40 % of its area, its height 0.3
+            to 3.3 times its width (as shares of the image's).
         feature_dropout: the probability with which a channel of the backbone's maps is dropped.
         ramp_up: the share of training over which `weight` grows linearly to its value.
     """
@@ -66,7 +66,8 @@ class UniMatch(Objective):
 
     @property
     def cutmix_masks(self) -> dict[str, Any]:
-        return {"boxes": 1, "area": (0.02, 0.4), "probability": self.cutmix}
+        # UniMatch's release: obtain_cutmix_box in its dataset/transform.py.
+        return {"boxes": 1, "area": (0.02, 0.4), "aspect": (0.3, 1 / 0.3), "probability": self.cutmix}
 
     def __call__(self, branches, labeled, unlabeled, *, teacher=None, progress=0.0) -> ObjectiveOutput:
         weak, count = unlabeled["weak"], num_pixels(unlabeled, unlabeled["weak"])
@@ -77,7 +78,7 @@ class UniMatch(Objective):
                 own = self._pseudo_labels(branch, weak)
                 partners = partner_targets(unlabeled, own, lambda x, branch=branch: self._pseudo_labels(branch, x))
             views = [
-                cutmix_view(unlabeled, view, own, partners, mask=mask)
+                self.cutmix_view(unlabeled, view, own, partners, mask=mask)
                 for view, mask in (("strong", "cutmix_mask"), ("strong_2", "cutmix_mask_2"))
             ]
             images = [labeled["pixel_values"], *(mixed for mixed, _, _ in views)]

@@ -7,7 +7,7 @@ import torch
 from by_hand import TinyBranch, arg_max, batches, log_softmax, pixels, supervised_by_hand
 
 from cps_hf.cutmix import draw_cutmix_masks
-from cps_hf.objectives import FixMatch
+from cps_hf.objectives import FixMatch, UniMatch
 
 VIEWS = ("weak", "strong", "cutmix_mask")
 
@@ -80,6 +80,29 @@ def test_cutmix_is_one_box_of_two_to_forty_percent_in_the_given_share_of_images(
     for mask in masks[areas > 0][:50]:  # a single box fills its bounding box
         rows, columns = mask.any(1).sum(), mask.any(0).sum()
         assert mask.sum() == rows * columns
+
+
+@pytest.mark.parametrize(("method", "masks"), [(FixMatch, 1), (UniMatch, 2)])
+def test_masks_that_a_batch_does_not_bring_are_drawn_as_the_objective_says(method, masks):
+    """One box in all images or in none; CPS's three are neither."""
+    seen = []
+
+    def branch(images, **_):
+        seen.append(images)
+        return images.clone().requires_grad_()
+
+    views = {view: torch.full((64, 3, 24, 24), 0.0) for view in ("weak", "strong", "strong_2")}
+    for view in ("strong", "strong_2"):
+        views[view][1::2] = 1  # what is mixed into an image shows
+    labeled = {"pixel_values": torch.zeros(1, 3, 24, 24), "labels": torch.zeros(1, 24, 24, dtype=torch.long)}
+    for cutmix in (0.0, 1.0):
+        seen.clear()
+        method(cutmix=cutmix)([branch], labeled, views)
+        mixed = [images[:, 0] != views["strong"][:, 0] for images in seen[2 : 2 + masks]]
+        assert len(mixed) == masks
+        for mask in torch.cat(mixed):
+            assert mask.any().item() == (cutmix == 1)
+            assert mask.sum() == mask.any(1).sum() * mask.any(0).sum()
 
 
 @pytest.mark.parametrize(
