@@ -107,11 +107,12 @@ class MapReader:
 class IterableReader:
     """The global order of a streamed data set.
 
-    The first pass is `shuffle(seed, buffer)`. So is each further one, with a seed of its own, unless the whole set
-    fits into the buffer: then its rows, still encoded, are kept and permuted, since opening a stream takes seconds and
-    a labeled set may be passed over every few steps. Every process reads all rows and keeps its own; only decoding and
-    transforms run in workers. `length`, the rows of a pass, is known once a pass has ended; a resumed run is given it,
-    since it needs to know in which pass its position lies. With `reshuffle=False` each pass is like the first.
+    A pass is `shuffle(seed, buffer)` with a seed drawn from the run's seed, the stream's name and the pass. Where the
+    whole set fits into the buffer, its rows, still encoded, are kept from the second pass on and permuted, since
+    opening a stream takes seconds and a labeled set may be passed over every few steps. Every process reads all rows
+    and keeps its own; only decoding and transforms run in workers. `length`, the rows of a pass, is known once a pass
+    has ended; a resumed run is given it, since it needs to know in which pass its position lies. With
+    `reshuffle=False` each pass is like the first.
     """
 
     def __init__(
@@ -172,7 +173,8 @@ class IterableReader:
 
     def _shuffled(self, epoch: int) -> IterableDataset:
         # A fresh shuffle a pass: `repeat()` after a shuffle would replay one order for ever.
-        return self.dataset.shuffle(seed=self.seed + (epoch if self.reshuffle else 0), buffer_size=self.buffer_size)
+        generator = seeded_generator(self.seed, self.stream + "/order", epoch if self.reshuffle else 0)
+        return self.dataset.shuffle(seed=generator.initial_seed(), buffer_size=self.buffer_size)
 
     def plans(self, positions_and_partners: Iterator[tuple[range, list[int]]]) -> Iterator[Plan]:
         rows: dict[int, dict[str, Any]] = {}

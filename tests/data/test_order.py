@@ -45,9 +45,9 @@ def test_a_map_style_order_is_a_fresh_permutation_each_pass():
     assert passes[0] != [MapReader(rows(7), seed=3, stream="t").source_at(i) for i in range(7)]
 
 
-def iterable_reader(n, *, shard=None, seed=3, length=None, num_shards=3, buffer=4):
+def iterable_reader(n, *, shard=None, seed=3, length=None, num_shards=3, buffer=4, stream="s"):
     shard = shard or Shard(batch_size=2)
-    return IterableReader(rows(n).to_iterable_dataset(num_shards=num_shards), seed, buffer, length, shard, "s")
+    return IterableReader(rows(n).to_iterable_dataset(num_shards=num_shards), seed, buffer, length, shard, stream)
 
 
 BUFFERS = pytest.mark.parametrize("buffer", [4, 100], ids=["larger than the buffer", "fits into the buffer"])
@@ -67,6 +67,16 @@ def test_a_streamed_order_reshuffles_each_pass_and_loses_nothing(buffer):
     passes = [ids[i : i + 11] for i in range(0, 44, 11)]
     assert all(sorted(p, key=int) == [str(i) for i in range(11)] for p in passes)
     assert len({tuple(p) for p in passes}) == 4
+
+
+@BUFFERS
+def test_each_seed_and_each_stream_has_an_order_of_its_own_in_every_pass(buffer):
+    def passes(**keys):
+        ids = [row["id"] for row in itertools.islice(iterable_reader(11, buffer=buffer, **keys).rows_from(0), 44)]
+        return {tuple(ids[i : i + 11]) for i in range(0, 44, 11)}
+
+    orders = [passes(seed=3), passes(seed=4), passes(seed=5), passes(seed=3, stream="t"), passes(seed=4, stream="t")]
+    assert len(set.union(*orders)) == 5 * 4
 
 
 @BUFFERS
