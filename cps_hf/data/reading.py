@@ -7,6 +7,7 @@ may differ by a bit from PIL's, but a PNG with one wrong byte ends the process (
 from __future__ import annotations
 
 import io
+import logging
 import os
 import struct
 import zlib
@@ -22,14 +23,18 @@ from torch import Tensor
 
 from .labels import LabelEncoding, stored_values
 
+logger = logging.getLogger(__name__)
+
 _PNG = b"\x89PNG\r\n\x1a\n"
+_told_of_few_bits: list[str] = []  # the first such image of this process
 _ORIENTATION = 0x0112  # the EXIF tag; 1: as stored, 5 to 8: height and width swap
 
 
 def read_image(value: Any, *, name: str) -> Tensor:
     """An image as a viewer shows it: uint8 (3, H, W), EXIF rotation applied, grey and RGBA made RGB (alpha dropped).
 
-    Of 16 bits the upper 8 are kept.
+    Of grey values of 16 bits the upper 8 are kept. Those of an image without any above 255 are kept as they are: 8
+    bits stored in 16 or 32. Of 12 bits stored in 16 only 4 remain, nearly black, which is said once; multiply by 16.
 
     Args:
         value: {"bytes", "path"} of an undecoded `datasets` row, or a PIL image.
@@ -193,11 +198,23 @@ def _to_rgb(image: PILImage.Image, where: str, *, upright: bool) -> Tensor:
         wide = image.mode in ("I;16", "I;16B", "I;16L", "I")  # PIL's own conversion would cut 16 bits off at 255
         pixels = np.array(image if wide or image.mode == "RGB" else image.convert("RGB"))
     if wide:
-        grey = pixels.astype(np.int64)
-        if grey.min(initial=0) < 0 or grey.max(initial=0) > 65535:
-            raise ValueError(f"{where} has grey values from {grey.min()} to {grey.max()}; expected 16 bits.")
-        pixels = np.repeat((grey >> 8).astype(np.uint8)[..., None], 3, axis=2)
+        pixels = np.repeat(_eight_bits(pixels, where)[..., None], 3, axis=2)
     return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _eight_bits(values: np.ndarray, where: str) -> np.ndarray:
+    """Grey values of up to 16 bits as uint8, as `read_image` says."""
+    least, most = int(values.min(initial=0)), int(values.max(initial=0))
+    if least < 0 or most > 65535:
+        raise ValueError(f"{where} has grey values from {least} to {most}; expected 16 bits.")
+    if 255 < most < 4096 and not _told_of_few_bits:
+        _told_of_few_bits.append(where)
+        logger.warning(
+            "%s has grey values up to %d: of 16 bits the upper 8 are kept, so that it becomes nearly black (0 to %d). "
+            "If it holds fewer bits, scale it: those of 12 bits by 16. This is said of the first such image alone.",
+            *(where, most, most >> 8),
+        )
+    return (values >> 8 if most > 255 else values).astype(np.uint8)
 
 
 def _decode_label(image: PILImage.Image, encoding: LabelEncoding | None, where: str) -> Tensor:

@@ -53,6 +53,23 @@ def test_sixteen_bits_are_scaled_and_not_cut_off():
     assert decoded[0, :, 0].tolist() == [0, 0, 1, 156, 255] and np.array_equal(decoded[..., 0], decoded[..., 2])
 
 
+@pytest.mark.parametrize(("dtype", "format"), [(np.int32, "TIFF"), (np.uint16, "TIFF"), (np.uint16, "PNG")])
+def test_eight_bits_in_a_wider_image_are_what_they_are(dtype, format):
+    decoded = pixels(read_image(encoded(Image.fromarray(RGB[..., 0].astype(dtype)), format), name="x"))
+    assert np.array_equal(decoded, np.stack([RGB[..., 0]] * 3, 2))
+    beyond = np.array([[200, 256, 65535]], dtype)
+    assert pixels(read_image(encoded(Image.fromarray(beyond), format), name="x"))[0, :, 0].tolist() == [0, 1, 255]
+
+
+def test_an_image_that_becomes_nearly_black_is_named_once(monkeypatch, caplog):
+    monkeypatch.setattr("cps_hf.data.reading._told_of_few_bits", [])
+    for name, most in (("'dark'", 255), ("'bright'", 4096), ("'few bits'", 4095), ("'another'", 4095)):
+        read_image(encoded(Image.fromarray(np.array([[0, most]], np.uint16))), name=name)
+    [record] = caplog.records
+    assert record.getMessage().startswith("'few bits' has grey values up to 4095: of 16 bits the upper 8 are kept")
+    assert "nearly black (0 to 15)" in record.getMessage()
+
+
 def jpeg_with_orientation(array, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
