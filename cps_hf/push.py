@@ -212,7 +212,8 @@ def _commit(
         # Anew each time, so that what is in the repository by then is not committed again.
         files = {p.relative_to(directory).as_posix(): p for p in sorted(directory.rglob("*")) if p.is_file()}
         files = {name: path for name, path in files.items() if not re.search(r"(^|/)\.", name)}  # no .git, no .cache
-        old = api.list_repo_files(repo_id, revision=revision)
+        parent = api.repo_info(repo_id, revision=revision).sha
+        old = api.list_repo_files(repo_id, revision=parent)
         operations = [CommitOperationDelete(name) for name in old if _WEIGHTS.fullmatch(name) and name not in files]
         content: dict[str, Any] = {name: str(path) for name, path in files.items()}
         if card is not None:
@@ -221,7 +222,12 @@ def _commit(
             content[picture.name] = str(picture)
         operations += [CommitOperationAdd(name, source) for name, source in content.items()]
         info = api.create_commit(
-            repo_id, operations, commit_message=message, commit_description=push_id, revision=revision
+            repo_id,
+            operations,
+            commit_message=message,
+            commit_description=push_id,
+            revision=revision,
+            parent_commit=parent,  # whose files `old` are: else weights that came since would stay beside ours
         )
         return info.commit_url, info.oid
 

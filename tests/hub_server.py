@@ -284,6 +284,8 @@ class _Handler(BaseHTTPRequestHandler):
         repo, parent = found
         lines = [json.loads(line) for line in self.body.splitlines() if line.strip()]
         header = next(line["value"] for line in lines if line["key"] == "header")
+        if header.get("parentCommit") not in (None, parent.id):
+            return self.error(412, "", "A commit has happened since. Please refresh and try again.")
         files, lfs = dict(parent.files), set(parent.lfs)
         for line in lines:
             value = line["value"]

@@ -6,6 +6,8 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import huggingface_hub
 import pytest
@@ -35,6 +37,18 @@ def hub(monkeypatch):
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     return export(tmp_path_factory.mktemp("run") / "best", id2label=ID2LABEL, card=facts(base_model=None))
+
+
+SHARDS = {"model-00001-of-00001.safetensors", "model.safetensors.index.json"}
+
+
+def in_shards(exported, folder):
+    """The branch as a large one is saved."""
+    sharded = folder / "sharded"
+    shutil.copytree(exported, sharded)
+    (sharded / "model.safetensors").rename(sharded / "model-00001-of-00001.safetensors")
+    (sharded / "model.safetensors.index.json").write_text("{}")
+    return sharded
 
 
 def metadata(card: bytes):
@@ -89,14 +103,24 @@ def test_the_license_is_the_users_else_the_base_models_else_unknown(hub, exporte
 
 def test_weights_of_an_earlier_push_do_not_stay_beside_new_shards(hub, exported, tmp_path):
     push.push_branch(exported, "me/x")
-    sharded = tmp_path / "sharded"
-    shutil.copytree(exported, sharded)
-    weights = (sharded / "model.safetensors").rename(sharded / "model-00001-of-00001.safetensors")
-    (sharded / "model.safetensors.index.json").write_text("{}")
-    push.push_branch(sharded, "me/x")
+    push.push_branch(in_shards(exported, tmp_path), "me/x")
     assert len(hub.titles("me/x")) == 2
-    found = {name for name in hub.files("me/x") if name.startswith("model")}
-    assert found == {weights.name, "model.safetensors.index.json"}
+    assert {name for name in hub.files("me/x") if name.startswith("model")} == SHARDS
+
+
+def test_weights_that_another_run_commits_meanwhile_do_not_stay_beside_new_shards(hub, exported, tmp_path):
+    repo = hub.add_repo("me/x")
+    hub.faults = [Fault(COMMIT, "hold")]
+    with ThreadPoolExecutor() as pool:
+        pushed = pool.submit(push.push_branch, in_shards(exported, tmp_path), "me/x")
+        while not any(re.search(COMMIT, line) for line in hub.requests) and not pushed.done():
+            time.sleep(0.01)
+        files = {**hub.files("me/x"), "model.safetensors": b"of another run"}
+        repo.commit("main", "Another run", "", files, {"model.safetensors"})
+        hub.released.set()
+        address = pushed.result()
+    assert hub.titles("me/x") == [push.MESSAGE, "Another run"] and address.endswith(repo.find("main").id)
+    assert {name for name in hub.files("me/x") if name.startswith("model")} == SHARDS
 
 
 def test_pictures_of_the_run_are_pushed_only_when_told_so(hub, tmp_path):
