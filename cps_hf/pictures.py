@@ -15,8 +15,7 @@ from PIL import Image
 from torch import nn
 
 from . import visualization
-from .data.labels import LabelEncoding
-from .data.named import official_palette
+from .data.named import palette_of
 from .data.scenes import is_drawn
 from .data.streams import undecoded
 from .evaluation import evaluating
@@ -90,13 +89,6 @@ def draw_card_picture(trainer: Any, branch: str, folder: Path) -> Path | None:
     network = trainer.network(branch.removeprefix("branch_"))
     draw_predictions(trainer, {"prediction": network}, folder / PREDICTIONS)
     return folder / PREDICTIONS
-
-
-def palette_of(feature: Any, names: Sequence[str]) -> Sequence[visualization.Color]:
-    """The data set's own colours, else those of the official set that has these classes, else colours for all eyes."""
-    encoding = LabelEncoding.from_feature(feature) if feature is not None else None
-    own = encoding.palette if encoding is not None else None
-    return own or official_palette(names) or visualization.palette(len(names))
 
 
 def draw_curves(records: Sequence[Mapping[str, Any]], folder: Path) -> bool:

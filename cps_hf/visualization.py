@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
+from . import lettering
 from .colors import BLACK, OKABE_ITO, WHITE, Color, overlay_name, palette
 
 __all__ = [
@@ -214,7 +215,7 @@ def _draw_page(
     gap = 10
     columns = range(len(pictures[0]))
     widths = [max(row[i].shape[1] for row in pictures) for i in columns]
-    font = _font(max(15, sum(widths) // 75))
+    font = lettering.font(max(15, sum(widths) // 75))
     line = round(font.size * 1.6)
     if titles is not None:
         widths = [max(width, math.ceil(font.getlength(title))) for width, title in zip(widths, titles, strict=True)]
@@ -380,13 +381,6 @@ def _line(text: Any) -> str:
 def _plain(text: Any) -> str:
     """As matplotlib shows it letter by letter: between two dollar signs it would read a formula."""
     return _line(text).replace("$", r"\$")
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which matplotlib brings along: class names are not always ASCII."""
-    from matplotlib import get_data_path
-
-    return ImageFont.truetype(str(Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), size)
 
 
 def _write(path: Path, save: Callable[[Path], None]) -> None:

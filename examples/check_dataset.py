@@ -4,7 +4,8 @@
     python examples/check_dataset.py DIR --dataset cityscapes --split train
     python examples/check_dataset.py DIR --images_only                       # unlabeled images: DIR/images
 
-Ends with status 1 when a sample cannot be read as it is, and 2 when the set cannot be opened at all.
+Ends with status 1 when a sample cannot be read as it is, and 2 when the set cannot be opened at all or
+the output cannot be written.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from cps_hf.data.check import check_dataset, format_report
 from cps_hf.data.named import LOADERS, find_dataset, options_from_json
+from cps_hf.failures import one_line
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -36,10 +38,17 @@ def main(argv: list[str] | None = None) -> int:
         output.mkdir(parents=True, exist_ok=True)  # before the walk, which may take long
         report = check_dataset(dataset, sheet=output / "contact_sheet.png")
     except (ValueError, TypeError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error, output)}", file=sys.stderr)
         return 2
-    (output / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
     print(format_report(report))
+    try:
+        (output / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+    except OSError as error:  # a full disk
+        print(f"error: {one_line(error, output / 'report.json')}", file=sys.stderr)
+        return 2
+    if "contact_sheet_error" in report:
+        print(f"error: {report['contact_sheet_error']}", file=sys.stderr)
+        return 2
     sheet = ", contact_sheet.png" if "contact_sheet" in report else ""  # none where nothing could be read
     print(f"\nWritten to {output}: report.json{sheet}")
     return 1 if report["problems"] else 0

@@ -28,6 +28,7 @@ from train_cps import TrainArguments
 from cps_hf import Objective, Supervised
 from cps_hf.checkpoints import newest_checkpoint
 from cps_hf.ensemble import Ensemble
+from cps_hf.failures import one_line
 from cps_hf.self_training import contact_sheet, label_dataset, with_pseudo_labels
 
 
@@ -53,7 +54,7 @@ def main(argv: list[str] | None = None) -> dict:
         is_main = train_cps.join_processes(args.ddp_timeout)
         results, names = train_in_stages(args, objective)
     except train_cps.MENDABLE as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error, args.output_dir)}", file=sys.stderr)
         sys.exit(2)
     if is_main:
         train_cps.report(results, args, names)

@@ -41,6 +41,7 @@ from cps_hf import CPSConfig, CPSTrainer, Objective, assembly, cli
 from cps_hf.checkpoints import check_output_dir
 from cps_hf.data import partition
 from cps_hf.data.named import LOADERS, find_dataset
+from cps_hf.failures import one_line
 from cps_hf.reporting import scores_table
 from cps_hf.sharding import refuse_engines
 
@@ -207,7 +208,7 @@ def main(argv: list[str] | None = None) -> dict:
         trainer, args = build(args, objective)
         results = trainer.train()
     except MENDABLE as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error, args.output_dir)}", file=sys.stderr)
         sys.exit(2)
     if is_main:
         report(results, args, [*trainer.id2label.values()])

@@ -19,7 +19,7 @@ ALLOWED = {
     "objectives": ({"losses", "strided", "cutmix", "objectives"}, set()),
     "modeling": ({"modeling"}, {"transformers", "timm", "huggingface_hub"}),
     "metrics": (set(), {"evaluate", "datasets"}),
-    "data": ({"cutmix", "data"}, {"datasets", "torchvision", "PIL", "huggingface_hub"}),
+    "data": ({"cutmix", "colors", "data", "lettering"}, {"datasets", "torchvision", "PIL", "huggingface_hub"}),
     "inference": ({"modeling"}, {"transformers"}),
     "cli": ({"config", "objectives"}, set()),
     "hub": ({"card", "push", "checkpoints"}, {"transformers"}),
@@ -32,7 +32,8 @@ ALLOWED = {
     "colors": (set(), set()),
     "ensemble": ({"inference", "modeling"}, {"transformers"}),
     "self_training": ({"data", "ensemble", "inference", "visualization", "checkpoints"}, {"datasets", "PIL"}),
-    "visualization": ({"colors"}, {"PIL"}),
+    "lettering": (set(), {"PIL"}),
+    "visualization": ({"colors", "lettering"}, {"PIL"}),
     "checkpoints": (set(), set()),
 }
 

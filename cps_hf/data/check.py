@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,15 @@ from datasets import Dataset, IterableDataset
 from PIL import Image, ImageDraw
 from tqdm.auto import tqdm
 
+from .. import lettering
+from ..colors import BLACK, WHITE, Color, overlay_name
 from .labels import IGNORE_INDEX, LabelEncoding
+from .named import palette_of
 from .reading import read_sample
 from .streams import undecoded
 
 THUMBNAIL = 160  # pixels of the longer side on the contact sheet
+LINE = 16  # pixels of a caption, and of a line of the legend
 SHEET_COLUMNS = 6
 
 
@@ -25,12 +31,13 @@ def check_dataset(dataset: Dataset, *, sheet: str | Path | None = None, progress
 
     Args:
         dataset: as the `load_*` functions give it, with or without "label".
-        sheet: where to write a contact sheet (PNG) of some samples, labels laid over them.
+        sheet: where to write a contact sheet (PNG) of some samples, labels laid over them, ignored pixels in white.
 
     Returns:
         "samples", "readable", "sizes" (height and width: smallest, median, largest), "orientations", "classes" (name,
-        share of labeled pixels, share of images that have it), "ignored_share", and "problems": a list of
-        {"id", "problem"}, one for every sample that cannot be read.
+        share of labeled pixels, share of images that have it), "ignored_share", "contact_sheet" (its path) or, where
+        it could not be written, "contact_sheet_error", and "problems": a list of {"id", "problem"}, one for every
+        sample that cannot be read.
 
     Raises:
         ValueError: the data set is streamed, or lacks a column.
@@ -39,6 +46,8 @@ def check_dataset(dataset: Dataset, *, sheet: str | Path | None = None, progress
         raise ValueError("A data set is checked whole, not as a stream: load it with `streaming=False`.")
     with_label = "label" in dataset.features
     encoding = LabelEncoding.from_feature(dataset.features["label"]) if with_label else None
+    names = encoding.names if encoding else [f"class {c}" for c in range(IGNORE_INDEX)]
+    colors = palette_of(dataset.features["label"], names) if with_label else ()
     rows = undecoded(dataset, with_label=with_label, what="dataset")
     step = max(1, len(rows) // (4 * SHEET_COLUMNS))
     sizes, problems, thumbnails = [], [], []
@@ -55,14 +64,19 @@ def check_dataset(dataset: Dataset, *, sheet: str | Path | None = None, progress
             counts = np.bincount(label.numpy().reshape(-1), minlength=256)
             pixels, images = pixels + counts, images + (counts > 0)
         if sheet is not None and index % step == 0 and len(thumbnails) < 4 * SHEET_COLUMNS:
-            thumbnails.append(_thumbnail(image, label, encoding, str(row["id"])))
+            thumbnails.append(_thumbnail(image, label, colors, str(row["id"])))
     repeated = [name for name, count in Counter(map(str, rows["id"])).items() if count > 1]
     problems += [{"id": name, "problem": "this id stands more than once"} for name in repeated]
     report: dict[str, Any] = {"samples": len(rows), "readable": len(sizes)}
     report |= _sizes(sizes) | (_classes(pixels, images, len(sizes), encoding) if with_label else {})
     if thumbnails:
-        _write_sheet(thumbnails, Path(sheet))
-        report["contact_sheet"] = str(sheet)
+        legend = [(overlay_name(names[c], colors[c]), tuple(colors[c])) for c in np.flatnonzero(pixels[:IGNORE_INDEX])]
+        legend += [("ignored", WHITE)] if pixels[IGNORE_INDEX] else []
+        try:
+            _write_sheet(thumbnails, legend, Path(sheet))
+            report["contact_sheet"] = str(sheet)
+        except OSError as error:  # a full disk: what the walk found is not lost
+            report["contact_sheet_error"] = f"{sheet}: {error.strerror or error}."
     return {**report, "problems": problems}
 
 
@@ -89,45 +103,48 @@ def _classes(pixels, images, readable: int, encoding: LabelEncoding | None) -> d
     return {"classes": rows, "ignored_share": float(pixels[IGNORE_INDEX] / max(int(pixels.sum()), 1))}
 
 
-def _thumbnail(image, label, encoding: LabelEncoding | None, name: str) -> Image.Image:
-    """The image, and below it the same with its label laid over; the id as a caption."""
+def _thumbnail(image, label, colors: Sequence[Color], name: str) -> Image.Image:
+    """The image, and below it the same with its label laid over (but for black classes); the id as a caption."""
     picture = Image.fromarray(image.permute(1, 2, 0).numpy())
     height, width = image.shape[-2:]
     scale = THUMBNAIL / max(height, width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
     parts = [picture.resize(size)]
     if label is not None:
-        colors = np.array((encoding.palette if encoding and encoding.palette else _spread_colors()), np.uint8)
         table = np.full((256, 3), 255, np.uint8)  # ignored: white
-        table[: len(colors)] = colors[:255]
-        overlay = Image.blend(picture, Image.fromarray(table[label.numpy()]), 0.6)
+        table[: len(colors)] = colors
+        flat = table[label.numpy()]
+        tinted = Image.fromarray((flat != BLACK).any(-1))
+        overlay = Image.composite(Image.blend(picture, Image.fromarray(flat), 0.6), picture, tinted)
         parts.append(overlay.resize(size, Image.NEAREST if scale > 1 else Image.BILINEAR))
-    tile = Image.new("RGB", (THUMBNAIL, len(parts) * THUMBNAIL + 16), (40, 40, 40))
+    tile = Image.new("RGB", (THUMBNAIL, len(parts) * THUMBNAIL + LINE), (40, 40, 40))
     for i, part in enumerate(parts):
         tile.paste(part, ((THUMBNAIL - part.width) // 2, i * THUMBNAIL + (THUMBNAIL - part.height) // 2))
-    caption = name if len(name) <= 26 else "..." + name[-23:]
-    ImageDraw.Draw(tile).text((3, tile.height - 14), caption, fill=(230, 230, 230))
+    font, caption = lettering.font(LINE - 5), " ".join(name.split())
+    while font.getlength(caption) > THUMBNAIL - 6:  # its end tells images apart
+        caption = "…" + caption[2:]
+    ImageDraw.Draw(tile).text((3, tile.height - LINE // 2), caption, fill=(230, 230, 230), font=font, anchor="lm")
     return tile
 
 
-def _spread_colors() -> list[tuple[int, int, int]]:
-    """255 colours, neighbours far apart: the golden angle around the hue circle."""
-    import colorsys
-
-    hues = [(index * 0.381966) % 1 for index in range(255)]
-    return [
-        tuple(round(255 * v) for v in colorsys.hsv_to_rgb(h, 0.8, 0.95 - 0.4 * (i % 3) / 2))
-        for i, h in enumerate(hues)
-    ]
-
-
-def _write_sheet(tiles: list[Image.Image], path: Path) -> None:
+def _write_sheet(tiles: list[Image.Image], legend: list[tuple[str, Color]], path: Path) -> None:
+    """The tiles in rows, and below them the classes that occur in the data set."""
     columns = min(SHEET_COLUMNS, len(tiles))
     rows = -(-len(tiles) // columns)
     width, height = THUMBNAIL + 6, tiles[0].height + 6
-    sheet = Image.new("RGB", (columns * width + 6, rows * height + 6), (20, 20, 20))
+    font = lettering.font(LINE - 4)
+    entry = max((LINE + 12 + math.ceil(font.getlength(name)) for name, _ in legend), default=1)
+    page = max(columns * width, entry) + 6
+    per_line, top = (page - 6) // entry, rows * height + 6
+    lines = math.ceil(len(legend) / per_line)
+    sheet = Image.new("RGB", (page, top + lines * (LINE + 4)), (20, 20, 20))
     for i, tile in enumerate(tiles):
         sheet.paste(tile, (6 + i % columns * width, 6 + i // columns * height))
+    draw = ImageDraw.Draw(sheet)
+    for i, (name, color) in enumerate(legend):
+        x, y = 6 + i % per_line * entry, top + i // per_line * (LINE + 4)
+        draw.rectangle((x, y, x + LINE - 4, y + LINE - 4), fill=color, outline=(150, 150, 150))
+        draw.text((x + LINE, y + LINE // 2 - 2), name, fill=(230, 230, 230), font=font, anchor="lm")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"tmp-{path.name}")
     sheet.save(temporary, "PNG")

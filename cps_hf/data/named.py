@@ -12,10 +12,12 @@ from typing import Any
 
 from datasets import Dataset, IterableDataset
 
+from ..colors import Color, palette
 from . import cityscapes, voc
 from .cityscapes import load_cityscapes
 from .folder import load_folder
 from .hub_dataset import load_hub
+from .labels import LabelEncoding
 from .scenes import write_object_scenes, write_street_scenes
 from .voc import load_voc
 
@@ -102,3 +104,14 @@ def official_palette(names: Sequence[str]) -> tuple[tuple[int, int, int], ...] |
     """The colours of Cityscapes or VOC where the class names are theirs, in their order; else `None`."""
     known = {cityscapes.NAMES: cityscapes.PALETTE, voc.NAMES: voc.PALETTE}
     return known.get(tuple(names))
+
+
+def palette_of(feature: Any, names: Sequence[str]) -> Sequence[Color]:
+    """The data set's own colours, else those of the official set that has these classes, else colours for all eyes.
+
+    Args:
+        feature: of the label column, or none.
+    """
+    encoding = LabelEncoding.from_feature(feature) if feature is not None else None
+    own = encoding.palette if encoding is not None else None
+    return own or official_palette(names) or palette(len(names))

@@ -226,9 +226,9 @@ def check_label_range(label: Tensor, num_labels: int | None, sample_id: str) -> 
         found = ", ".join(f"{v} ({c} pixels)" for v, c in zip(values.tolist()[:5], counts.tolist()[:5], strict=True))
         raise ValueError(
             f"The label of {sample_id!r} holds the values {found}, but the models have {num_labels} classes: "
-            f"expected 0 to {num_labels - 1}, or {IGNORE_INDEX} for pixels to ignore. Say how labels are coded when "
-            "loading the data set (`class_names`, `reduce_labels`, `values`, `colors`), or build models with more "
-            "classes."
+            f"expected 0 to {num_labels - 1}, or {IGNORE_INDEX} for pixels to ignore. If these are classes, name all: "
+            f'in the data set\'s folder, a `classes.json` like ["background", ...] with a name for each of 0 to '
+            f"{values.max()}, or `class_names`. If not, say how labels are coded: `values`, `reduce_labels`, `colors`."
         )
 
 

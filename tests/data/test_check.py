@@ -10,7 +10,9 @@ import pytest
 from PIL import Image
 from toy import NAMES, run_python, write_world
 
-from cps_hf.data.check import _spread_colors, check_dataset, format_report
+from cps_hf.colors import palette
+from cps_hf.data import check
+from cps_hf.data.check import check_dataset, format_report
 
 SIZES = [(20, 31), (33, 18), (25, 25), (12, 40), (31, 20)]
 SCRIPT = Path(__file__).parents[2] / "examples" / "check_dataset.py"
@@ -62,14 +64,26 @@ def test_the_sheet_shows_the_image_and_its_label_over_it(tmp_path):
         np.array(Image.open(tmp_path / "w" / "0.png")).astype(int),
         Image.open(tmp_path / "w" / "0_label.png"),
     )
-    assert sheet.shape == (2 * 160 + 16 + 12, 172, 3)
+    legend = sheet[2 * 160 + 16 + 12 :].reshape(-1, 3).tolist()
+    occur = [c for c in range(3) if (np.array(label) == c).any()]
+    assert sheet.shape[1] == 172 and all([*palette(3)[c]] in legend for c in occur)
     row, column = (int(v[0]) for v in np.nonzero(np.array(label) == 2))
     row, column = row + 5, column + 2
     scale, top = 160 / 60, (160 - round(40 * 160 / 60)) // 2
     y, x = 6 + top + round((row + 0.5) * scale), 6 + round((column + 0.5) * scale)
     assert np.abs(sheet[y, x] - image[row - 1 : row + 2, column - 1 : column + 2].mean((0, 1))).max() < 60
-    blended = 0.4 * sheet[y, x] + 0.6 * np.array(_spread_colors()[2])  # the class's colour lies over it
+    blended = 0.4 * sheet[y, x] + 0.6 * np.array(palette(3)[2])  # the class's colour lies over it, as on all pictures
     assert np.abs(sheet[y + 160, x] - blended).max() < 30
+
+
+def test_a_sheet_that_cannot_be_written_costs_no_report(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(check, "_write_sheet", full)
+    report = check_dataset(write_world(tmp_path / "w", SIZES), sheet=tmp_path / "sheet.png", progress=False)
+    assert report["readable"] == 5 and "contact_sheet" not in report
+    assert report["contact_sheet_error"] == f"{tmp_path / 'sheet.png'}: No space left on device."
 
 
 def test_a_stream_is_refused(tmp_path):
@@ -108,4 +122,4 @@ def test_the_command_reports_and_tells_by_its_status(tmp_path, capsys):
         assert re.search(said, capsys.readouterr().err)
     (tmp_path / "file").touch()
     assert main([words[0], "--images_only", "--output_dir", str(tmp_path / "file")]) == 2
-    assert "File exists" in capsys.readouterr().err
+    assert f"{tmp_path / 'file'}: a folder is expected there" in capsys.readouterr().err

@@ -10,7 +10,7 @@ from datasets import load_dataset
 from toy import write_world
 
 from cps_hf.data.order import Shard
-from cps_hf.data.streams import EvaluationStream, TrainStream
+from cps_hf.data.streams import EvaluationStream, TrainStream, check_label_range
 from cps_hf.data.transforms import Augmentation
 
 SIZES = [(40, 56), (56, 40), (48, 48), (37, 61), (64, 33), (30, 30), (41, 47)]
@@ -291,3 +291,11 @@ def test_without_reshuffling_each_pass_has_the_first_ones_order_and_fresh_crops(
     assert fresh[:7] == ids[:7] and fresh[7:14] != ids[:7]
     resumed = take(stream(sets[kind], reshuffle=False, start=10, length=7, **options), 5)
     same(resumed, batches[10:15])
+
+
+def test_a_class_that_no_one_named_says_where_to_name_it():
+    label = torch.tensor([[0, 1, 255], [3, 3, 2]])
+    check_label_range(label, 4, "a")
+    said = r"'a' holds the values 2 \(1 pixels\), 3 \(2 pixels\).*`classes.json`.* for each of 0 to 3,"
+    with pytest.raises(ValueError, match=said):
+        check_label_range(label, 2, "a")
