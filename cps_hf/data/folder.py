@@ -202,7 +202,9 @@ def _holds_only_images(folder: Path) -> bool:
 def _files_by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
     if not folder.is_dir():
         there = sorted(path.name for path in folder.parent.iterdir()) if folder.parent.is_dir() else []
-        raise ValueError(f"No folder {folder}; {folder.parent} holds: {first_few(there) or 'nothing'}.")
+        splits = [name for name in there if (folder.parent / name / folder.name).is_dir()]
+        hint = f" Give `split`, one of {first_few(splits)}; or that folder itself." if splits else ""
+        raise ValueError(f"No folder {folder}; {folder.parent} holds: {first_few(there) or 'nothing'}.{hint}")
     found: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
         if not path.is_file() or path.suffix.lower() not in suffixes or path.name.startswith("."):

@@ -163,6 +163,9 @@ def test_what_is_missing_or_double_is_named(tmp_path, caplog):
         load_folder(tmp_path, with_labels=False)
     with pytest.raises(ValueError, match=r"No folder .*pictures; .* holds: images, masks"):
         load_folder(tmp_path, images="pictures")
+    picture(tmp_path / "sets" / "train" / "images" / "a.jpg")
+    with pytest.raises(ValueError, match=r"No folder .*images; .*sets holds: train. Give `split`, one of train;"):
+        load_folder(tmp_path / "sets")
     (tmp_path / "empty" / "images").mkdir(parents=True)
     with pytest.raises(ValueError, match="No image in .*looked for .jpg, .jpeg, .png"):
         load_folder(tmp_path / "empty", with_labels=False)
