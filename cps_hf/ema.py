@@ -9,8 +9,16 @@ from torch import nn
 
 
 def make_teacher(branch: nn.Module) -> nn.Module:
-    """A copy of the branch that is no part of what is optimized (`requires_grad=False`)."""
-    return copy.deepcopy(branch).requires_grad_(False)
+    """A copy of the branch that is no part of what is optimized (`requires_grad=False`), in float32 at least.
+
+    In bfloat16 or float16 a step's share of a weight is less than half of its last digit, and the teacher would never
+    move.
+    """
+    teacher = copy.deepcopy(branch).requires_grad_(False)
+    for tensor in (*teacher.parameters(), *teacher.buffers()):
+        if tensor.dtype in (torch.bfloat16, torch.float16):
+            tensor.data = tensor.data.float()
+    return teacher
 
 
 @torch.no_grad()
@@ -20,7 +28,8 @@ def update_teacher(teacher: nn.Module, branch: nn.Module, decay: float) -> None:
     Integer buffers (batch norm's counter) are copied.
     """
     own, new = teacher.state_dict(keep_vars=True), branch.state_dict(keep_vars=True)
-    for name, value in own.items():
+    once = {id(value): (name, value) for name, value in own.items()}  # a tied one has several names
+    for name, value in once.values():
         if value.dtype.is_floating_point:
             value.lerp_(new[name].to(value.dtype), 1 - decay)
         else:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toy import tiny_upernet, toy_models, write_world
+from transformers import AutoModelForSemanticSegmentation
 
 from cps_hf.config import CPSConfig
 from cps_hf.objectives import OBJECTIVES, CrossPseudoSupervision, FixMatch, MeanTeacher
@@ -88,6 +89,18 @@ def test_the_teacher_stays_in_evaluation_mode_and_its_statistics_are_averages(wo
     counters = [v for k, v in trainer.module.teacher.state_dict().items() if k.endswith("num_batches_tracked")]
     student = [v for k, v in trainer.module.branches[0].state_dict().items() if k.endswith("num_batches_tracked")]
     assert counters == student  # copied from the student, not counted up by passes of its own
+
+
+def test_the_teacher_of_a_bfloat16_branch_is_kept_evaluated_and_exported_in_float32(world, tmp_path):
+    trainer, results = train(world, tmp_path, MeanTeacher(), models=tiny_upernet(), max_steps=1, dtype="bfloat16")
+    student, teacher = trainer.module.branches[0], trainer.module.teacher
+    assert {p.dtype for p in student.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in teacher.parameters()} == {torch.float32}
+    assert 0 <= results["final"]["teacher"]["mean_iou"] <= 1
+    exported = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "out" / "teacher", dtype="auto")
+    assert exported.dtype == torch.float32
+    for name, value in exported.state_dict().items():
+        assert torch.equal(value, teacher.model.state_dict()[name]), name
 
 
 def test_a_teacher_method_takes_one_model(world, tmp_path):

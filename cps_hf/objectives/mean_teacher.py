@@ -18,7 +18,8 @@ from .base import Objective, ObjectiveOutput, check_not_negative, check_shares, 
 class MeanTeacher(Objective):
     """L = Ls + weight * J, J the mean over pixels and classes of (p_student(x + n) - p_teacher(x + n'))^2 (section 2).
 
-    The trainer keeps the teacher, an average of branch 0's parameters and buffers. It predicts in evaluation mode.
+    The trainer keeps the teacher, an average of branch 0's parameters and buffers, in float32 whatever `dtype` these
+    have. It predicts in evaluation mode.
 
     Args:
         weight: of the consistency. 100, as the CPS release has it for VOC.

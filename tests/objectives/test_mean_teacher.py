@@ -86,6 +86,35 @@ def test_the_decay_is_that_of_a_true_mean_at_first():
     torch.testing.assert_close(teacher.conv.weight, torch.full_like(teacher.conv.weight, 1.5))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_teacher_goes_the_way_of_the_formula_in_any_precision(dtype):
+    branch = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.BatchNorm1d(8)).to(dtype)
+    branch[1].running_mean.fill_(1)
+    teacher = make_teacher(branch)
+    start = teacher[0].weight.clone()
+    with torch.no_grad():
+        branch[0].weight.mul_(1.1)
+        branch[1].running_mean.fill_(2)
+    for _ in range(200):
+        update_teacher(teacher, branch, 0.99)
+    way = (teacher[0].weight - start).norm() / (branch[0].weight - start).norm()
+    assert way.item() == pytest.approx(1 - 0.99**200, rel=1e-3)
+    torch.testing.assert_close(teacher[1].running_mean, torch.full((8,), 2 - 0.99**200), rtol=1e-3, atol=0)
+    assert branch[0].weight.dtype == dtype
+
+
+def test_a_tied_parameter_is_averaged_once():
+    branch = torch.nn.ModuleList([torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)])
+    branch[1].weight = branch[0].weight
+    teacher = make_teacher(branch)
+    start = teacher[0].weight.clone()
+    with torch.no_grad():
+        branch[0].weight.add_(1)
+    update_teacher(teacher, branch, 0.9)
+    torch.testing.assert_close(teacher[0].weight, start + 0.1)
+    assert teacher[1].weight is teacher[0].weight
+
+
 @pytest.mark.parametrize(
     ("field", "value"), [("weight", -1.0), ("decay", 1.5), ("noise_std", -0.1), ("perturbation", "blur")]
 )
