@@ -34,6 +34,23 @@ def test_one_box_has_the_area_that_was_asked_for():
         assert mask.sum() == rows * columns
 
 
+def test_a_box_has_each_form_and_each_place_as_often():
+    """Height share p**u, and of the room that the box leaves, parts above and to the left: u and both parts are
+    uniform, and do not depend on each other."""
+    masks = draw_cutmix_masks(1500, 128, 192, boxes=1, area=(0.1, 0.1), generator=torch.Generator().manual_seed(6))
+    heights, widths = masks.any(2).sum(1), masks.any(1).sum(1)
+    has_room = (heights < 100) & (widths < 150)
+    u = (heights / 128).log() / math.log(0.1)
+    above = masks.any(2).int().argmax(1) / (128 - heights)
+    left = masks.any(1).int().argmax(1) / (192 - widths)
+    levels = torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9])
+    torch.testing.assert_close(u.quantile(levels), levels, rtol=0, atol=0.05)
+    for part in (above, left):
+        torch.testing.assert_close(part[has_room].quantile(levels), levels, rtol=0, atol=0.05)
+    correlations = torch.corrcoef(torch.stack([u, above, left])[:, has_room])
+    assert (correlations - torch.eye(3)).abs().max() < 0.1
+
+
 def test_with_an_aspect_boxes_have_the_forms_that_trial_and_error_leaves():
     """UniMatch's release draws ratio and place until the box is inside; typed here on a square of side 1."""
     random.seed(3)

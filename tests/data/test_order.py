@@ -34,6 +34,14 @@ def test_two_processes_make_the_micro_batches_of_two_accumulation_steps():
     assert alone == [batch for step in zip(*pair, strict=True) for batch in step]
 
 
+def test_the_micro_batches_of_a_process_lie_side_by_side():
+    shards = [Shard(batch_size=2, accumulation_steps=2, rank=rank, num_processes=2) for rank in (0, 1)]
+    assert [[*map(list, positions(shard, 2))] for shard in shards] == [
+        [[0, 1], [2, 3], [8, 9], [10, 11]],
+        [[4, 5], [6, 7], [12, 13], [14, 15]],
+    ]
+
+
 def test_a_map_style_order_is_a_fresh_permutation_each_pass():
     reader = MapReader(rows(7), seed=3, stream="s")
     passes = [[reader.source_at(7 * e + i) for i in range(7)] for e in range(5)]

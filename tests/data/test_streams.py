@@ -183,6 +183,7 @@ def test_a_skipped_sample_is_replaced_by_one_that_depends_on_its_position_alone(
     bad = [entry for batch in runs[0] for entry in batch["bad_samples"]]
     assert [entry["id"] for entry in bad] == ["w-4", "w-4"] and len({entry["position"] for entry in bad}) == 2
     assert "4.png" in bad[0]["error"] and bad[0]["attempt"] == 0
+    assert len({ids[0][entry["position"]] for entry in bad}) == 2  # each has a replacement of its own
     healthy = [i for batch in take(stream(write_world(tmp_path / "h", SIZES * 3)), 14) for i in batch["ids"]]
     assert sum(a[2:] != b[2:] for a, b in zip(ids[0], healthy, strict=True)) == 2  # the others stand where they stood
 

@@ -64,6 +64,26 @@ def test_padding_is_centred_black_ignored_and_not_valid():
     assert (crop[:, valid] == 99).all() and (crop_label[valid] == 1).all()
 
 
+@pytest.mark.parametrize(("size", "scale"), [((9, 11), 1.0), ((18, 22), 0.5)])
+def test_an_odd_pixel_of_padding_goes_to_the_bottom_and_the_right(size, scale):
+    augmentation = Augmentation(crop_size=(16, 16), random_scale=(scale,))
+    valid = random_crop(torch.zeros(3, *size, dtype=torch.uint8), None, augmentation, gen())[2]
+    expected = torch.zeros(16, 16, dtype=torch.bool)
+    expected[3 : 16 - 4, 2 : 16 - 3] = True  # 7 rows and 5 columns are missing
+    assert torch.equal(valid, expected)
+
+
+def test_an_image_is_flipped_at_every_scale():
+    image, _ = coordinates(40, 40)
+    augmentation = Augmentation(crop_size=(64, 64), random_scale=(0.5, 1.0))
+    seen = set()
+    for seed in range(60):
+        crop, _, valid = random_crop(image, None, augmentation, gen(seed))
+        row = crop[1][valid.any(1)][0][valid.any(0)].int()
+        seen.add((len(row), bool(row[0] > row[-1])))
+    assert seen == {(20, False), (20, True), (40, False), (40, True)}
+
+
 def test_scales_are_chosen_or_drawn_from_a_range():
     image = torch.zeros(3, 64, 64, dtype=torch.uint8)
 
