@@ -105,6 +105,7 @@ def build_models(
         ValueError: too few for the objective, another class count than the labels', or a crop or batch that a model
             cannot take.
     """
+    _warn_of_idle_ohem(args, objective)
     # A teacher is beside one branch: a single id or configuration is not used twice then.
     alone = objective.teacher and args.num_branches is None and not isinstance(models, list | tuple)
     built = building.build_branches(
@@ -147,6 +148,19 @@ def build_models(
             model.to(memory_format=torch.channels_last)
         model.train()
     return built
+
+
+def _warn_of_idle_ohem(args: CPSConfig, objective: Objective) -> None:
+    height, width = args.crop_size
+    if objective.labeled_loss == "ohem" and height * width <= objective.ohem_min_kept:
+        logger.warning(
+            '`labeled_loss="ohem"` is plain cross entropy here: it keeps at least `ohem_min_kept=%d` pixels an image, '
+            "and a crop of %d x %d has %d. Lower `ohem_min_kept`, or take larger crops.",
+            objective.ohem_min_kept,
+            height,
+            width,
+            height * width,
+        )
 
 
 def _backbones(args: CPSConfig) -> str | list[str | None] | None:

@@ -495,6 +495,15 @@ def test_parameters_can_be_bfloat16(world, tmp_path):
     assert saved["dtype"] == "bfloat16"
 
 
+@pytest.mark.parametrize(("min_kept", "said"), [(32 * 40, 1), (32 * 40 - 1, 0)])
+def test_ohem_that_keeps_every_pixel_of_a_crop_is_said_once(world, tmp_path, caplog, min_kept, said):
+    objective = Supervised(labeled_loss="ohem", ohem_min_kept=min_kept)
+    trainer_for(world, tmp_path, objective=objective, crop_size=[32, 40], max_steps=1).train()
+    messages = [message for message in caplog.messages if "plain cross entropy" in message]
+    assert len(messages) == said
+    assert all(f"`ohem_min_kept={min_kept}`" in m and "32 x 40 has 1280" in m for m in messages)
+
+
 @pytest.mark.parametrize("field", ["freeze_backbone", "freeze_norms"])
 def test_what_is_frozen_does_not_move(world, tmp_path, field):
     trainer = trainer_for(world, tmp_path, tiny_upernet(), **{field: True})
