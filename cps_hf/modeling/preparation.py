@@ -255,7 +255,7 @@ def convert_sync_batchnorm(model: nn.Module) -> nn.Module:
     return model
 
 
-NO_DECAY_NAMES = (
+NO_DECAY_NAMES = (  # of what is neither a map's weight nor a vector
     "pos_embed",
     "position_embedding",
     "mask_token",
@@ -263,9 +263,10 @@ NO_DECAY_NAMES = (
     "register_token",
     "relative_position_bias",
     "rel_pos",
+    ".rpb",
     "layer_scale",
-    "lambda_",
-    "gamma",
+    "logit_scale",
+    ".grn.",
 )
 
 
@@ -280,7 +281,7 @@ def parameter_groups(
 ) -> list[dict]:
     """The optimizer's groups: every trainable parameter once.
 
-    No weight decay on biases, norms (every parameter of one dimension), position embeddings, tokens and layer scales.
+    No weight decay on biases and norms (every parameter of one dimension), position embeddings, tokens and scales.
 
     Args:
         model: a segmentation model.

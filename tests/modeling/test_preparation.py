@@ -6,15 +6,22 @@ import pytest
 import torch
 from torch import nn
 from transformers import (
+    BeitConfig,
     ConvNextConfig,
+    ConvNextV2Config,
     Data2VecVisionConfig,
+    DinatConfig,
     Dinov2Config,
+    Dinov2WithRegistersConfig,
     DPTConfig,
     MobileNetV2Config,
     SegformerConfig,
     SwinConfig,
+    Swinv2Config,
     TimmBackboneConfig,
     UperNetConfig,
+    UperNetForSemanticSegmentation,
+    VitDetConfig,
 )
 
 from cps_hf.modeling import (
@@ -212,6 +219,44 @@ def test_every_trainable_parameter_is_in_exactly_one_group(model, layer_decay):
             hints = ("position_embedding", "mask_token", "cls_token", "relative_position_bias")
             decays = parameter.ndim > 1 and not any(hint in name for hint in hints)
             assert group["weight_decay"] == (0.05 if decays else 0.0), name
+
+
+WIDTHS = {"hidden_sizes": [8] * 4, "depths": [1] * 4, "out_features": STAGES}
+STACK = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 16}
+MODELS = {  # with a parameter of several dimensions called so
+    "layer_scale": lambda: DinatConfig(embed_dim=8, depths=[1] * 4, num_heads=[1] * 4, layer_scale_init_value=1e-5),
+    "gamma": lambda: TimmBackboneConfig(backbone="fastvit_t8", out_indices=[0, 1, 2, 3]),
+    "grn": lambda: ConvNextV2Config(**WIDTHS),
+    "logit_scale": lambda: Swinv2Config(image_size=64, embed_dim=8, depths=[1] * 4, num_heads=[1] * 4, window_size=4),
+    "relative_position_bias": lambda: swin(),
+    "pos_embed": lambda: TimmBackboneConfig(backbone="test_vit", out_indices=[0, 1, 2, 3]),
+    "rel_pos": lambda: VitDetConfig(
+        **{name: value for name, value in STACK.items() if name != "intermediate_size"},
+        image_size=64,
+        pretrain_image_size=64,
+        use_relative_position_embeddings=True,
+    ),
+    "register_token": lambda: Dinov2WithRegistersConfig(**STACK, image_size=56, patch_size=14),
+    "mask_token": lambda: dinov2(),
+    "position_embedding": lambda: BeitConfig(
+        **STACK, image_size=64, use_absolute_position_embeddings=True, use_relative_position_bias=True
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_only_linear_maps_and_convolutions_decay(name, monkeypatch):
+    """So not tokens, positions, layer scales and norms, which some models hold as more than vectors."""
+    monkeypatch.setattr("transformers.models.dinat.modeling_dinat.requires_backends", lambda *_: None)  # not run here
+    config = MODELS[name]()
+    if hasattr(config, "stage_names"):
+        config.out_features = config.stage_names[1:5]
+    model = UperNetForSemanticSegmentation(UperNetConfig(hidden_size=16, backbone_config=config))
+    assert any(name in key and parameter.ndim > 1 for key, parameter in model.named_parameters())
+    groups = parameter_groups(model, learning_rate=1.0, weight_decay=0.1)
+    decay = {id(parameter) for group in groups if group["weight_decay"] for parameter in group["params"]}
+    maps = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)}
+    assert {key for key, p in model.named_parameters() if (id(p) in decay) != (id(p) in maps)} == set()
 
 
 def test_head_and_backbone_have_their_own_rates():
