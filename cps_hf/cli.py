@@ -134,7 +134,7 @@ def _read_yaml(path: Any) -> dict[str, Any]:
         raise ValueError("`--config` needs the path of one YAML file.")
     try:
         with Path(path).open(encoding="utf-8") as file:
-            values = yaml.load(file, _Loader)
+            values = _PlainLoader(file).get_single_data()
     except OSError as error:
         raise ValueError(f"cannot read `--config {path}`: {error.strerror}.") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or a date like 2026-99-99
@@ -148,7 +148,7 @@ def _read_yaml(path: Any) -> dict[str, Any]:
     return values
 
 
-class _Loader(yaml.SafeLoader):
+class _PlainLoader(yaml.SafeLoader):
     """Plain values only, and no key twice: YAML would keep the last without a word."""
 
     def construct_mapping(self, node, deep=False):
