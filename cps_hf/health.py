@@ -15,7 +15,7 @@ from accelerate.utils import gather_object
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .checkpoints import newest_checkpoint
+from .checkpoints import newest_checkpoint, share_weights
 from .config import CPSConfig
 from .objectives import ObjectiveOutput
 from .reporting import Averages
@@ -156,7 +156,9 @@ def save_bad_batch(folder: Path, process: int, micro_batches: Sequence[MicroBatc
     }
     save_file(tensors, folder / f"process_{process}.safetensors")
     facts = {**facts, "norms": [_as_json(norm) for norm in facts["norms"]]}
-    (folder / f"process_{process}.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+    readable = folder / f"process_{process}.json"
+    readable.write_text(json.dumps(facts, indent=1), encoding="utf-8")
+    share_weights(folder, like=readable)
 
 
 def _as_json(value: float) -> float | str:

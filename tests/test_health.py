@@ -77,6 +77,7 @@ def test_a_bad_number_names_part_branch_step_and_samples_and_leaves_the_batch_to
     assert "supervised_loss" in said.split("(", 1)[1]  # the finite parts' values are told too
     assert all(torch.equal(value, before[name]) for name, value in trainer.module.named_parameters())
     folder = tmp_path / "out" / "bad_batch-3"
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1  # whoever may read one may read the other
     facts = json.loads((folder / "process_0.json").read_text())
     assert facts["step"] == 3 and facts["norms"][1] == "nan" and facts["norms"][0] > 0
     tensors = load_file(folder / "process_0.safetensors")
