@@ -125,6 +125,7 @@ def test_results_are_the_metrics_own_and_every_branch_is_scored(streets, street_
     assert f"{100 * written['scores']['mean']['mean_iou']:.2f}" in out and "boundary IoU" in out
 
 
+@pytest.mark.slow
 def test_the_mean_does_not_depend_on_scoring_each_branch(streets, street_branches, tmp_path):
     words = ("--branches", *street_branches, "--dataset", "cityscapes", "--data_root", streets)
     words += ("--mode", "sliding", "--crop_size", 48, 64, "--flip", "--scales", 0.75, 1)

@@ -76,6 +76,7 @@ def test_its_own_config_file_repeats_the_run(script, streets, tmp_path):
     assert again["final"] == first["final"] and again["agreement"] == first["agreement"]
 
 
+@pytest.mark.slow
 def test_voc_with_images_of_many_sizes_and_supervised_training(script, objects, tmp_path):
     results = run(
         script,
@@ -177,6 +178,7 @@ def test_help_shows_the_defaults_of_what_would_run(script, capsys, words, steps,
     assert f"optimizer steps. (default: {steps})" in text and f'"sgd" or "adamw". (default: {optim})' in text
 
 
+@pytest.mark.slow
 def test_parquet_shards_as_streams(script, folders, tmp_path):
     from datasets import concatenate_datasets
 

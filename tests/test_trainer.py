@@ -220,6 +220,7 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(world, tmp_path):
     assert steps == [1, 4, 6]  # the first, every fourth, the last
 
 
+@pytest.mark.slow
 def test_a_run_can_go_on_in_another_folder(world, tmp_path):
     trainer_for(world, tmp_path / "a", max_steps=4, save_steps=2, eval_steps=2).train()
     checkpoint = tmp_path / "a" / "out" / "checkpoint-2"
@@ -333,6 +334,7 @@ def test_three_branches_of_one_configuration_teach_each_other(world, tmp_path):
     assert moved == {"0", "1", "2"}
 
 
+@pytest.mark.slow
 def test_models_of_different_architectures_train_each_other(world, tmp_path):
     from transformers import SegformerConfig
 
@@ -487,6 +489,7 @@ def test_an_optimizer_and_a_schedule_of_ones_own_are_used(world, tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_parameters_can_be_bfloat16(world, tmp_path):
     trainer = trainer_for(world, tmp_path, tiny_upernet(), dtype="bfloat16")
     trainer.train()
@@ -504,6 +507,7 @@ def test_ohem_that_keeps_every_pixel_of_a_crop_is_said_once(world, tmp_path, cap
     assert all(f"`ohem_min_kept={min_kept}`" in m and "32 x 40 has 1280" in m for m in messages)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", ["freeze_backbone", "freeze_norms"])
 def test_what_is_frozen_does_not_move(world, tmp_path, field):
     trainer = trainer_for(world, tmp_path, tiny_upernet(), **{field: True})
@@ -535,6 +539,7 @@ def test_attention_checkpointing_and_layer_decay_reach_the_models(world, tmp_pat
     trainer.train()
 
 
+@pytest.mark.slow
 def test_sliding_evaluation_is_used_when_asked_for(world, tmp_path):
     scores = []
     for mode in ("whole", "sliding"):
