@@ -20,6 +20,7 @@ from .config import CPSConfig
 from .data.streams import id_of, undecoded
 
 IDS_OF_A_STREAM = 8  # a streamed set is told by its first rows: reading all of it may take hours
+STREAM_ORDER = "by seed, stream and pass"  # a checkpoint that says nothing of it went by seed and pass alone
 
 # Settings that may change while the run stays the same run. All others decide which samples come, what is done with
 # them or what a step does, so that a change is an error; a new setting is such a one until it is listed here.
@@ -112,6 +113,8 @@ def _dataset(name: str, dataset: Any, *, with_label: bool) -> dict[str, Any]:
     if isinstance(rows, Dataset):
         return found | {f"{name}, rows": len(rows), f"{name}, hash of the ids": _sha256(rows["id"])}
     first = [id_of(row) for row in islice(iter(rows), IDS_OF_A_STREAM)]
+    if name != "eval_dataset":
+        found[f"{name}, order"] = STREAM_ORDER
     return found | {f"{name}, files": rows.num_shards, f"{name}, hash of the first ids": _sha256(first)}
 
 

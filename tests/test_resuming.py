@@ -231,6 +231,17 @@ def test_resumed_at_its_end_with_another_evaluation_set_the_run_is_scored_on_tha
     assert results["best"] == {**expected, "step": 4, "branch": results["best"]["branch"]}
 
 
+def test_a_streamed_run_of_an_older_order_is_another_run(root, tmp_path):
+    """Its checkpoint says nothing of the order; going on would pass over samples and repeat others."""
+    now = fingerprint.fingerprint(make_trainer(root, replace(CPS, data="stream"), tmp_path / "out"))
+    old = {key: value for key, value in now["run"].items() if not key.endswith(", order")}
+    new_order = ', order: none -> "by seed, stream and pass"'
+    assert fingerprint.differences(old, now["run"]) == [
+        f"{name}_dataset{new_order}" for name in ("train", "unlabeled")
+    ]
+    assert not any("order" in key for key in now["best"])
+
+
 def test_a_checkpoint_beyond_the_last_step_is_an_error(root, tmp_path, stopped):
     checkpoint = str(newest_checkpoint(stopped))
     trainer = make_trainer(root, CPS, tmp_path / "out", resume_from_checkpoint=checkpoint, max_steps=SAVED - 1)
