@@ -84,11 +84,10 @@ def predict(options: argparse.Namespace) -> dict[str, int]:
     bar = tqdm(total=images.count, desc="predicting", unit="image", dynamic_ncols=True)
     for sample in images.samples(outputs, counts, bar, options.num_workers):
         if isinstance(sample, ValueError):
-            said = str(sample).replace(", drop the row, or train with `skip_bad_samples`.", ".")  # nothing is trained
             if not options.skip_bad_images:
-                raise ValueError(f"{said} `--skip_bad_images` leaves such images out.")
+                raise ValueError(f"{sample} `--skip_bad_images` leaves such images out.")
             counts["not readable"] += 1
-            bar.write(f"left out: {said}", file=sys.stderr)
+            bar.write(f"left out: {sample}", file=sys.stderr)
             bar.update()
             continue
         if isinstance(sample, Exception):

@@ -156,8 +156,7 @@ def _named_errors(where: str, what: str, data: bytes | None) -> Iterator[None]:
         else:
             found += f"{type(error).__name__}: {error}"
         raise ValueError(
-            f"Cannot decode {where}: {found}. It is corrupt or no image: restore the file, drop the row, or train "
-            "with `skip_bad_samples`."
+            f"Cannot decode {where}: {found}. It is corrupt or no image: restore it or leave it out."
         ) from error
 
 

@@ -193,7 +193,7 @@ class SampleMaker(torch.utils.data.Dataset):
                 return self._make(row, generator)
             except ValueError as error:
                 if not self.spares:
-                    raise
+                    raise ValueError(f"{error} To train without such samples: `skip_bad_samples`.") from error
                 bad.append(
                     {
                         "dataset": self.name,
