@@ -27,8 +27,8 @@ import torch.nn.functional as F
 from transformers import AutoConfig, AutoModelForSemanticSegmentation, PreTrainedModel
 from transformers import logging as transformers_logging
 
-from cps_hf.card import escape_markdown
-from cps_hf.hub import export_branch
+from cps_hf.hub.card import escape_markdown
+from cps_hf.hub.export import export_branch
 from cps_hf.modeling import Branch, build_branches, check_input_size, freeze_unused_parameters
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -21,8 +21,8 @@ from transformers import PreTrainedConfig, SegformerConfig, SegformerForSemantic
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from cps_hf.data.transforms import normalize
-from cps_hf.ensemble import Ensemble
-from cps_hf.inference import as_logits_fn, predict
+from cps_hf.inference.ensemble import Ensemble
+from cps_hf.inference.windows import as_logits_fn, predict
 from cps_hf.metrics.boundary_iou import BoundaryIoU
 from cps_hf.metrics.mean_iou import MeanIoU
 

@@ -2,12 +2,13 @@
 
     python benchmarks/kill_test.py [--kills 20] [--seed 0] [--output benchmarks/results/kill_test.md]
 
-A training of two toy networks (tests/resume_cases.py: batch norm, dropout, augmentation, AdamW, accumulation, a loader
-worker) saves every 8 steps and is always started with `resume_from_checkpoint="auto"`. Half of the kills come a random
-time after a random number of steps, half a random time after a checkpoint has begun to be written. The trainings are
-processes of their own, forked from this one, so that the libraries are not imported anew each time. After each kill:
-the newest whole checkpoint, and how many logged steps lie beyond it. At the end: weights, optimizer, schedule, random
-state, every logged number, scores, exported branches and the ids of the next 20 samples. CPU; some minutes.
+A training of two toy networks (tests/support/resume_cases.py: batch norm, dropout, augmentation, AdamW, accumulation,
+a loader worker) saves every 8 steps and is always started with `resume_from_checkpoint="auto"`. Half of the kills come
+a random time after a random number of steps, half a random time after a checkpoint has begun to be written. The
+trainings are processes of their own, forked from this one, so that the libraries are not imported anew each time.
+After each kill: the newest whole checkpoint, and how many logged steps lie beyond it. At the end: weights, optimizer,
+schedule, random state, every logged number, scores, exported branches and the ids of the next 20 samples. CPU; some
+minutes.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ import transformers
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY / "tests"))
-from resume_cases import (  # noqa: E402
+from support.resume_cases import (  # noqa: E402
     Case,
     Watch,
     make_trainer,
@@ -46,7 +47,7 @@ from resume_cases import (  # noqa: E402
     write_resume_world,
 )
 
-from cps_hf.checkpoints import newest_checkpoint  # noqa: E402
+from cps_hf.checkpointing.checkpoints import newest_checkpoint  # noqa: E402
 
 SAVE_STEPS = 8
 CASE = Case("cps", "map", workers=1, processes=1)

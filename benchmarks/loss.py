@@ -21,8 +21,8 @@ import time
 import torch
 import torch.nn.functional as F
 
-from cps_hf.losses import pixel_cross_entropy
-from cps_hf.strided import StridedLogits
+from cps_hf.functional.losses import pixel_cross_entropy
+from cps_hf.functional.strided import StridedLogits
 
 
 def plain_loss(values: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -22,9 +22,9 @@ from tqdm.auto import tqdm
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from cps_hf.data.labels import IGNORE_INDEX
-from cps_hf.data.scenes import draw_object_scene
 from cps_hf.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from cps_hf.data.voc import NAMES
+from cps_hf.scenes.write import draw_object_scene
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from train_cps import small_model  # noqa: E402

@@ -2,12 +2,12 @@
 
     python benchmarks/resume_grid.py [--output benchmarks/results/resume_grid.md] [--workers 0 2] [--processes 1 2]
 
-Each case of tests/resume_cases.py is three small trainings: one of six steps; one that breaks off in the second of
-two micro-batches of step 5, its newest checkpoint being step 3; and one that goes on from there. Two toy networks with
-batch norm and dropout, augmentation, AdamW, clipping, an evaluation every second step. Compared bit for bit, on every
-process: weights, teacher and batch-norm statistics, the optimizer's and the schedule's state, the global random state,
-every logged number, the scores, the exported branches, the ids that were trained on and those of the next 20 samples.
-CPU; some minutes on idle cores.
+Each case of tests/support/resume_cases.py is three small trainings: one of six steps; one that breaks off in the
+second of two micro-batches of step 5, its newest checkpoint being step 3; and one that goes on from there. Two toy
+networks with batch norm and dropout, augmentation, AdamW, clipping, an evaluation every second step. Compared bit for
+bit, on every process: weights, teacher and batch-norm statistics, the optimizer's and the schedule's state, the global
+random state, every logged number, the scores, the exported branches, the ids that were trained on and those of the
+next 20 samples. CPU; some minutes on idle cores.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from cps_hf.objectives import OBJECTIVES
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY / "tests"))
-from resume_cases import Case, differences_in_processes, write_resume_world  # noqa: E402
+from support.resume_cases import Case, differences_in_processes, write_resume_world  # noqa: E402
 
 
 def run(workers: list[int], processes: list[int], folder: Path) -> dict[str, list[str]]:

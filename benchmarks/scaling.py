@@ -47,7 +47,7 @@ def recorded(streams: Any, seen: dict[str, list]) -> None:
 def train(options: argparse.Namespace) -> None:
     """One run, in each of its processes; the main one writes what was measured."""
     from accelerate.utils import gather_object
-    from toy import tiny_upernet, write_world
+    from support.toy import tiny_upernet, write_world
     from transformers import TrainerCallback
 
     from cps_hf import CPSConfig, CPSTrainer

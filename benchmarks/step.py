@@ -34,11 +34,12 @@ from unittest import mock
 import torch
 from transformers import SegformerConfig, TrainerCallback
 
-import cps_hf.trainer
-from cps_hf import OBJECTIVES, CPSConfig, CPSTrainer, batches
-from cps_hf.assembly import versions
-from cps_hf.data.scenes import write_object_scenes
+import cps_hf.training.trainer
+from cps_hf import OBJECTIVES, CPSConfig, CPSTrainer
 from cps_hf.data.voc import load_voc
+from cps_hf.scenes.write import write_object_scenes
+from cps_hf.training import batches
+from cps_hf.training.setup import versions
 
 CONFIGS = Path(__file__).parents[1] / "examples/configs/models"
 MODELS = {
@@ -130,7 +131,7 @@ class Measuring(TrainerCallback):
             (trainer.accelerator, "backward", "backward"),
             (trainer.optimizer, "step", "optimizer"),
             (trainer.optimizer, "zero_grad", "optimizer"),
-            (cps_hf.trainer, "update_teacher", "teacher"),
+            (cps_hf.training.trainer, "update_teacher", "teacher"),
         )
         with contextlib.ExitStack() as stack:
             for owner, name, part in timed:

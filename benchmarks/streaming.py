@@ -2,10 +2,10 @@
 
     python benchmarks/streaming.py [--steps 30] [--compute 0.3]
 
-A Hub on loopback (tests/hub_server.py) answers each request after a latency and sends with a limited bandwidth; the
-client is the real one, in a fresh process: `load_hub(..., streaming=True)` and the unlabeled stream of a run, 8
-images a step. The step's computation is a sleep: what matters is that the time passes. The wait is measured at the
-loop, after the first quarter of the steps. Rows are read ahead by a thread; "not ahead" takes it away.
+A Hub on loopback (tests/support/hub_server.py) answers each request after a latency and sends with a limited
+bandwidth; the client is the real one, in a fresh process: `load_hub(..., streaming=True)` and the unlabeled stream of
+a run, 8 images a step. The step's computation is a sleep: what matters is that the time passes. The wait is measured
+at the loop, after the first quarter of the steps. Rows are read ahead by a thread; "not ahead" takes it away.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def main() -> None:
         print(json.dumps(client(options.client[0], bool(options.client[1]), options.steps, options.compute)))
         os._exit(0)  # closing a streamed parquet set sleeps for seconds
     sys.path.insert(0, str(ROOT / "tests"))
-    from hub_server import Hub
+    from support.hub_server import Hub
 
     files = shards(4, BATCH * (options.steps // 2))
     size = sum(map(len, files.values())) / len(files)

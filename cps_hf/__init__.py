@@ -6,7 +6,7 @@ of them is handed out. `CPSTrainer` is the loop, `cps_hf.objectives` the methods
 
 from .config import CPSConfig
 from .objectives import OBJECTIVES, CrossPseudoSupervision, Objective, ObjectiveOutput, Supervised
-from .trainer import CPSTrainer
+from .training.trainer import CPSTrainer
 
 __version__ = "0.1.0"
 

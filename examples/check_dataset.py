@@ -15,9 +15,9 @@ import json
 import sys
 from pathlib import Path
 
+from cps_hf.commands.datasets import LOADERS, find_dataset, options_from_json
 from cps_hf.data.check import check_dataset, format_report
-from cps_hf.data.named import LOADERS, find_dataset, options_from_json
-from cps_hf.failures import one_line
+from cps_hf.training.failures import one_line
 
 
 def main(argv: list[str] | None = None) -> int:

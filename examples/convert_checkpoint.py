@@ -13,7 +13,7 @@ import pickle
 import torch
 
 from cps_hf.data.transforms import IMAGENET_MEAN, IMAGENET_STD
-from cps_hf.hub import export_branch
+from cps_hf.hub.export import export_branch
 from cps_hf.modeling import from_torchsemiseg
 
 

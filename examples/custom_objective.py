@@ -17,8 +17,8 @@ from transformers import ResNetConfig, UperNetConfig
 
 from cps_hf import CPSConfig, CPSTrainer, Objective, ObjectiveOutput
 from cps_hf.data import load_cityscapes, partition
-from cps_hf.data.scenes import write_street_scenes
 from cps_hf.objectives.base import num_pixels, ramp, valid_pixels
+from cps_hf.scenes.write import write_street_scenes
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,19 +32,22 @@ import torch
 from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
-from cps_hf import ensemble, failures, visualization
-from cps_hf.assembly import versions
-from cps_hf.checkpoints import write_atomically
-from cps_hf.data import LabelEncoding, named
+from cps_hf.commands import datasets as named
+from cps_hf.data import LabelEncoding
 from cps_hf.data.cityscapes import NAMES as CITYSCAPES
 from cps_hf.data.masks import output_path, write_label_ids, write_mask
+from cps_hf.data.palettes import palette_of
 from cps_hf.data.streams import EvaluationStream
 from cps_hf.data.voc import voc_color
-from cps_hf.evaluation import plain
+from cps_hf.files import write_atomically
+from cps_hf.inference import ensemble
 from cps_hf.metrics.boundary_iou import BoundaryIoU
 from cps_hf.metrics.mean_iou import MeanIoU
-from cps_hf.pictures import palette_of
-from cps_hf.reporting import class_table, scores_table, without_nan
+from cps_hf.training import failures
+from cps_hf.training.evaluation import plain
+from cps_hf.training.reporting import class_table, scores_table, without_nan
+from cps_hf.training.setup import versions
+from cps_hf.visualization import panels as visualization
 
 Palette = visualization.Palette
 PANEL_SIDE = 1024  # pixels: what is kept of the worst images for their picture

@@ -13,9 +13,9 @@ from __future__ import annotations
 import argparse
 import logging
 
-from cps_hf.ensemble import Ensemble
-from cps_hf.failures import one_line
-from cps_hf.onnx_export import export_onnx
+from cps_hf.inference.ensemble import Ensemble
+from cps_hf.inference.onnx import export_onnx
+from cps_hf.training.failures import one_line
 
 
 def main(argv: list[str] | None = None) -> None:

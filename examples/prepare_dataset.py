@@ -11,9 +11,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from cps_hf.data.named import LOADERS, find_dataset, options_from_json
+from cps_hf.commands.datasets import LOADERS, find_dataset, options_from_json
 from cps_hf.data.shards import push_shards, write_shards
-from cps_hf.failures import one_line
+from cps_hf.training.failures import one_line
 
 CITYSCAPES_TERMS = (
     "Cityscapes may be used for research, teaching and personal experiments only, and may not be passed on to others, "

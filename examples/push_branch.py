@@ -7,7 +7,7 @@
 One commit. It needs a token that may write: `hf auth login`, or HF_TOKEN. `--help` lists all options.
 """
 
-from cps_hf.push import main
+from cps_hf.hub.push import main
 
 if __name__ == "__main__":
     main()

@@ -26,10 +26,10 @@ from datasets import concatenate_datasets
 from train_cps import TrainArguments
 
 from cps_hf import Objective, Supervised
-from cps_hf.checkpoints import newest_checkpoint
-from cps_hf.ensemble import Ensemble
-from cps_hf.failures import one_line
-from cps_hf.self_training import contact_sheet, label_dataset, with_pseudo_labels
+from cps_hf.checkpointing.checkpoints import newest_checkpoint
+from cps_hf.inference.ensemble import Ensemble
+from cps_hf.training.failures import one_line
+from cps_hf.training.self_training import contact_sheet, label_dataset, with_pseudo_labels
 
 
 @dataclass(kw_only=True)

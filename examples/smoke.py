@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cps_hf import Objective
-from cps_hf.data.scenes import write_object_scenes, write_street_scenes
+from cps_hf.scenes.write import write_object_scenes, write_street_scenes
 
 if TYPE_CHECKING:
     from train_cps import TrainArguments

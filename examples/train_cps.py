@@ -37,13 +37,15 @@ from torch import OutOfMemoryError
 from transformers import ResNetConfig, UperNetConfig
 from transformers.utils import logging as transformers_logging
 
-from cps_hf import CPSConfig, CPSTrainer, Objective, assembly, cli
-from cps_hf.checkpoints import check_output_dir
+from cps_hf import CPSConfig, CPSTrainer, Objective
+from cps_hf.checkpointing.checkpoints import check_output_dir
+from cps_hf.commands import parser as cli
+from cps_hf.commands.datasets import LOADERS, find_dataset
 from cps_hf.data import partition
-from cps_hf.data.named import LOADERS, find_dataset
-from cps_hf.failures import one_line
-from cps_hf.reporting import scores_table
-from cps_hf.sharding import refuse_engines
+from cps_hf.training import setup as assembly
+from cps_hf.training.failures import one_line
+from cps_hf.training.reporting import scores_table
+from cps_hf.training.sharding import refuse_engines
 
 logger = logging.getLogger(__name__)
 

@@ -1,18 +1,17 @@
 """What needs a CUDA device: the same steps as on the CPU, and mixed precision for real."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from toy import run_python
+from support.toy import SUPPORT, run_python
 
-from cps_hf import strided
-from cps_hf.losses import pixel_cross_entropy
-from cps_hf.strided import StridedLogits
+from cps_hf.functional import strided
+from cps_hf.functional.losses import pixel_cross_entropy
+from cps_hf.functional.strided import StridedLogits
 
-PROGRAM = str(Path(__file__).with_name("run_toy_steps.py"))
+PROGRAM = str(SUPPORT / "run_toy_steps.py")
 
 
 def steps(tmp_path, name, *words, **env):

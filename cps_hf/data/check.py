@@ -14,10 +14,10 @@ from datasets import Dataset, IterableDataset
 from PIL import Image, ImageDraw
 from tqdm.auto import tqdm
 
-from .. import lettering
-from ..colors import BLACK, WHITE, Color, overlay_name
+from ..visualization import lettering
+from ..visualization.colors import BLACK, WHITE, Color, overlay_name
 from .labels import IGNORE_INDEX, LabelEncoding
-from .named import palette_of
+from .palettes import palette_of
 from .reading import read_sample
 from .streams import undecoded
 

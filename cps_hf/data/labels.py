@@ -16,7 +16,8 @@ import numpy as np
 from datasets import Image
 from PIL import Image as PILImage
 
-IGNORE_INDEX = 255
+from ..functional.losses import IGNORE_INDEX
+
 _KEY = "cps_hf.label_encoding"
 _UNKNOWN = -1
 

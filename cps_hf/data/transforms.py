@@ -17,9 +17,9 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
-from ..cutmix import draw_cutmix_masks
+from ..functional.cutmix import draw_cutmix_masks
+from ..functional.losses import IGNORE_INDEX
 
-IGNORE_INDEX = 255
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 VIEWS = ("weak", "strong", "strong_2", "second_crop", "cutmix_mask", "cutmix_mask_2")

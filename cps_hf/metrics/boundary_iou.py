@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-IGNORE_INDEX = 255
+from ..functional.losses import IGNORE_INDEX
 
 
 class BoundaryIoU:

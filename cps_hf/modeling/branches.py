@@ -25,10 +25,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSemanticSegmentation, PreTrainedConfig, PreTrainedModel
 
+from ..functional.losses import IGNORE_INDEX
 from .backbones import backbone_of, load_backbone_weights
-from .drawing import branch_seed, draw_weights, head_has_norms
+from .initialization import branch_seed, draw_weights, head_has_norms
 
-IGNORE_INDEX = 255
 HEAD_NAMES = ("decode_head", "segmentation_head", "head", "decoder")
 """What transformers' models (and ours) call the module that the backbone's feature maps go into."""
 

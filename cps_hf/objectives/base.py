@@ -13,9 +13,9 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from ..cutmix import draw_cutmix_masks, mix, swap_neighbours
-from ..losses import IGNORE_INDEX, ohem_cross_entropy, pixel_cross_entropy
-from ..strided import StridedLogits
+from ..functional.cutmix import draw_cutmix_masks, mix, swap_neighbours
+from ..functional.losses import IGNORE_INDEX, ohem_cross_entropy, pixel_cross_entropy
+from ..functional.strided import StridedLogits
 
 Branch = Callable[..., Tensor]  # (pixel_values (B, 3, H, W), *, feature_dropout=0.0) -> logits (B, C, H, W)
 Logits = Tensor | StridedLogits

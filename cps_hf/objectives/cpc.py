@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import torch
 
-from ..losses import probabilities, pseudo_label, soft_target, squared_difference
+from ..functional.losses import probabilities, pseudo_label, soft_target, squared_difference
 from .base import (
     Objective,
     ObjectiveOutput,

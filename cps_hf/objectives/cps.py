@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import torch
 
-from ..losses import IGNORE_INDEX, balanced_class_weights, pixel_cross_entropy, pseudo_label
+from ..functional.losses import IGNORE_INDEX, balanced_class_weights, pixel_cross_entropy, pseudo_label
 from .base import (
     Objective,
     ObjectiveOutput,

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import torch
 
-from ..losses import soft_target, squared_difference
+from ..functional.losses import soft_target, squared_difference
 from .base import Objective, ObjectiveOutput, check_not_negative, check_shares, num_pixels, ramp, valid_pixels
 
 

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import torch
 
-from ..losses import soft_cross_entropy, soft_target
+from ..functional.losses import soft_cross_entropy, soft_target
 from .base import Objective, ObjectiveOutput, check_not_negative, check_shares, num_pixels, predict, ramp, valid_pixels
 
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from ..losses import IGNORE_INDEX, pixel_cross_entropy, pseudo_label
+from ..functional.losses import IGNORE_INDEX, pixel_cross_entropy, pseudo_label
 from .base import (
     Objective,
     ObjectiveOutput,

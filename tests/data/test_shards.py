@@ -10,7 +10,7 @@ import pytest
 import torch
 from datasets import Dataset
 from huggingface_hub.errors import RepositoryNotFoundError
-from toy import NAMES, run_python, write_world
+from support.toy import NAMES, run_python, write_world
 
 from cps_hf.data.hub_dataset import load_hub
 from cps_hf.data.labels import LabelEncoding

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import load_dataset
-from toy import write_world
+from support.toy import write_world
 
 from cps_hf.data.order import Shard
 from cps_hf.data.streams import EvaluationStream, TrainStream, check_label_range

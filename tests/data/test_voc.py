@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from PIL import Image as PILImage
-from toy import run_python
+from support.toy import run_python
 
 from cps_hf.data import voc
 from cps_hf.data.labels import LabelEncoding

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.metrics import confusion_matrix
-from toy import run_python
+from support.toy import run_python
 
 from cps_hf.metrics.mean_iou import MeanIoU
 

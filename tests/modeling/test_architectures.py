@@ -3,15 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from architectures import ARCHITECTURES, KNOWN
+from support.architectures import ARCHITECTURES, KNOWN
 from transformers import AutoModelForSemanticSegmentation
 
-from cps_hf.modeling import (
-    Branch,
-    build_branches,
-    check_input_size,
-    freeze_unused_parameters,
-)
+from cps_hf.modeling import Branch, build_branches, check_input_size, freeze_unused_parameters
 
 every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda row: row.name)
 

@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from by_hand import C, TinyBranch, batches, log_softmax, pixels, supervised_by_hand
-from toy import tiny_upernet, toy_models
+from support.by_hand import C, TinyBranch, batches, log_softmax, pixels, supervised_by_hand
+from support.toy import tiny_upernet, toy_models
 from transformers import AutoModelForSemanticSegmentation
 
 from cps_hf.modeling.branches import Branch

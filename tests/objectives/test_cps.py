@@ -5,11 +5,11 @@ import math
 
 import pytest
 import torch
-from by_hand import C, TinyBranch, arg_max, log_softmax, pixels, supervised_by_hand
-from by_hand import batches as all_batches
+from support.by_hand import C, TinyBranch, arg_max, log_softmax, pixels, supervised_by_hand
+from support.by_hand import batches as all_batches
 from torch import nn
 
-from cps_hf.cutmix import mix, swap_neighbours
+from cps_hf.functional.cutmix import mix, swap_neighbours
 from cps_hf.objectives import CrossPseudoSupervision, Supervised
 
 batches = functools.partial(all_batches, ("weak", "cutmix_mask"))

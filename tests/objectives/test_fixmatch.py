@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from by_hand import TinyBranch, arg_max, batches, log_softmax, pixels, supervised_by_hand
+from support.by_hand import TinyBranch, arg_max, batches, log_softmax, pixels, supervised_by_hand
 
-from cps_hf.cutmix import draw_cutmix_masks
+from cps_hf.functional.cutmix import draw_cutmix_masks
 from cps_hf.objectives import FixMatch, UniMatch
 
 VIEWS = ("weak", "strong", "cutmix_mask")

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from by_hand import C, TinyBranch, batches, log_softmax, pixels, supervised_by_hand
+from support.by_hand import C, TinyBranch, batches, log_softmax, pixels, supervised_by_hand
 
-from cps_hf.ema import make_teacher, update_teacher
 from cps_hf.objectives import MeanTeacher
+from cps_hf.training.ema import make_teacher, update_teacher
 
 
 def consistency(student, teacher, student_images, teacher_images, valid):

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from by_hand import TinyBranch, arg_max, batches, log_softmax, pixels, supervised_by_hand
+from support.by_hand import TinyBranch, arg_max, batches, log_softmax, pixels, supervised_by_hand
 
 from cps_hf.objectives import PseudoSeg
 

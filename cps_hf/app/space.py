@@ -1,0 +1,138 @@
+"""A folder that is ready to be a Space of the Hub: the page of `cps_hf.app` on branches that lie there."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+
+import yaml
+
+from .page import write_examples
+
+GRADIO = "gradio>=6.31"  # the extra `app` of pyproject.toml
+_APP = '''"""The page of cps_hf.app on {names}."""
+
+from cps_hf.app.page import main
+
+if __name__ == "__main__":
+    main({words})
+'''
+_README = """---
+{header}---
+
+# {title}
+
+Drop an image, or pick an example: the page shows the classes of its pixels and their shares{beside}.
+
+Branches: {links}. The source of `cps_hf` lies beside `app.py`; the example images are drawn, no photographs.
+{private}"""
+_PRIVATE = """
+A private branch can be read once the Space has a secret `HF_TOKEN` with a token that may read it.
+"""
+
+
+def write_space(
+    folder: str | os.PathLike,
+    branches: Sequence[str],
+    classes: Sequence[str],
+    *,
+    title: str | None = None,
+    license: str | None = None,
+    private: bool = False,
+) -> Path:
+    """Write a Space: app.py, requirements.txt, README.md with the Hub's header, examples/, and the package's source.
+
+    The folder is the whole Space: `hf upload USER/SPACE FOLDER --repo-type space` puts it online, and `python app.py`
+    in it serves the same page here. It is filled beside and renamed, so it is never half-written.
+
+    Args:
+        folder: to be made.
+        branches: names on the Hub (or folders, to try it here); the first is shown first.
+        classes: the branches' class names, which say what the examples show.
+        title: none: "Segmentation with" and the first branch's name.
+        license: an identifier of the Hub for the header; none: no such line.
+        private: say what a Space needs to read a private branch.
+
+    Raises:
+        ValueError: `folder` exists, or `branches` is empty.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise ValueError(f"{folder} exists already, and nothing is overwritten. Choose a new folder for the Space.")
+    if not branches:
+        raise ValueError("A Space needs at least one branch: its name on the Hub, or a folder.")
+    names = [re.sub(r".*/", "", branch.rstrip("/")) for branch in branches]
+    title = title or f"Segmentation with {names[0]}"
+    temporary = folder.with_name(f"tmp-{folder.name}")
+    shutil.rmtree(temporary, ignore_errors=True)  # left by a process that was killed here
+    package = Path(__file__).parents[1]
+    shutil.copytree(package, temporary / package.name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+    write_examples(temporary / "examples", classes)
+    words = [*branches, "--examples", "examples", "--title", title]
+    (temporary / "app.py").write_text(_APP.format(names=", ".join(names), words=words), encoding="utf-8")
+    # What this package needs, as its metadata says, without the extras.
+    requirements = [line for line in requires("cps_hf") or [] if "extra ==" not in line] + [GRADIO]
+    (temporary / "requirements.txt").write_text("\n".join([*requirements, ""]), encoding="utf-8")
+    on_hub = [branch for branch in branches if not Path(branch).exists()]
+    readme = _README.format(
+        header=_header(title, license, on_hub),
+        title=title,
+        beside=", what another branch sees, and where the two differ" if len(branches) > 1 else "",
+        links=", ".join(f"[{name}](https://huggingface.co/{name})" if name in on_hub else name for name in branches),
+        private=_PRIVATE if private else "",
+    )
+    (temporary / "README.md").write_text(readme, encoding="utf-8")
+    os.replace(temporary, folder)
+    return folder
+
+
+def write_space_of(
+    directory: str | os.PathLike,
+    address: str,
+    folder: str | os.PathLike,
+    *,
+    license: str | None = None,
+    private: bool | None = None,
+) -> str:
+    """`write_space` for a branch that was pushed, and the command that puts the Space online.
+
+    Args:
+        directory: the branch as it was exported.
+        address: what `push_branch` returned: the commit's.
+    """
+    repo_id = "/".join(address.partition("/commit/")[0].split("/")[-2:])
+    config = json.loads((Path(directory) / "config.json").read_text(encoding="utf-8"))
+    classes = [name for _, name in sorted(config["id2label"].items(), key=lambda item: int(item[0]))]
+    write_space(folder, [repo_id], classes, license=license, private=bool(private))
+    words = ["hf", "upload", f"{repo_id}-demo", str(folder), "--repo-type", "space", *(["--private"] * bool(private))]
+    return f"The Space is in {folder}. To put it online: {shlex.join(words)}"
+
+
+def _header(title: str, license: str | None, on_hub: list[str]) -> str:
+    """The YAML by which the Hub knows how to run the Space."""
+    fields = {
+        "title": title,
+        "emoji": "🖼️",
+        "colorFrom": "blue",
+        "colorTo": "green",
+        "sdk": "gradio",
+        "sdk_version": _installed_gradio() or GRADIO.split(">=")[1],
+        "app_file": "app.py",
+        "models": on_hub,
+        "license": license,
+    }
+    fields = {name: value for name, value in fields.items() if value}
+    return yaml.safe_dump(fields, sort_keys=False, allow_unicode=True, width=1000)
+
+
+def _installed_gradio() -> str | None:
+    try:
+        return version("gradio")
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,1 @@
+"""What of a run is saved, whole or not at all, and how a run goes on from it."""

@@ -1,0 +1,118 @@
+"""Being told to stop: a signal ends a run after its step, with a checkpoint to go on from.
+
+Clusters announce the end of a job with SIGTERM, or with a signal of the user's choice, which by custom is SIGUSR1;
+Ctrl-C is SIGINT. Launchers repeat a signal to the processes that they started, so what comes within
+`ECHO_SECONDS` counts as one.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ..files import write_atomically
+from .checkpoints import MARKER, newest_checkpoint
+
+logger = logging.getLogger(__name__)
+
+EXIT_CODE = 85
+"""A run that was told to stop, and saved: start it again to go on. (HTCondor's code for the same.)"""
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+ECHO_SECONDS = 2.0
+
+
+class Preempted(SystemExit):
+    """`CPSTrainer.train` was told to stop: the step is finished and saved.
+
+    Left alone it ends the program with `EXIT_CODE` and no traceback. Caught, `step` and `checkpoint` say where.
+    """
+
+    def __init__(self, step: int, checkpoint: Path):
+        super().__init__(EXIT_CODE)
+        self.step, self.checkpoint = step, checkpoint
+
+
+class StopSignals:
+    """While entered, the first signal sets `received`; a second one leaves the process at once, with 128 + its number.
+
+    Signals that the program handles itself or ignores stay the program's; outside the main thread, where Python
+    allows no handlers, all do. What was there before comes back at the end.
+
+    A thread does the watching: Python runs a handler only between two of its own instructions, so never while the
+    main thread waits for another process that will not answer, which is when a second signal is sent.
+    """
+
+    def __init__(self):
+        self.received = 0  # the first signal's number
+        self._since = 0.0
+        self._old: dict[int, object] = {}
+
+    def __enter__(self) -> StopSignals:
+        self.received, self._old = 0, {}
+        if threading.current_thread() is not threading.main_thread():
+            return self
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._write, False)
+        self._old_wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        for number in SIGNALS:
+            if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+                self._old[number] = signal.signal(number, _leave_it_to_the_thread)
+        self._thread = threading.Thread(target=self._watch, name="stop signals", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._old_wakeup)
+        os.write(self._write, b"\0")  # no signal's number: the thread ends
+        self._thread.join()
+        os.close(self._read)
+        os.close(self._write)
+
+    def _watch(self) -> None:
+        while number := os.read(self._read, 1)[0]:
+            if number not in self._old:  # SIGCHLD of a data loader's worker, say
+                continue
+            now = time.monotonic()
+            if not self.received:
+                self.received, self._since = number, now
+                name = signal.Signals(number).name
+                _say(f"{name}: the run stops after this step and saves; a second signal leaves at once.")
+            elif now - self._since > ECHO_SECONDS:
+                _say(f"{signal.Signals(number).name} again: leaving without saving.")
+                os._exit(128 + number)
+
+
+def leave(trainer: Any) -> NoReturn:
+    """End the `CPSTrainer`'s run after its step, whose checkpoint is written; called by every process.
+
+    `OUT/preempted.json` stays as a marker until the run goes on.
+    """
+    output_dir, step = trainer.args.output_dir, trainer.state.global_step
+    checkpoint = newest_checkpoint(output_dir)
+    if trainer.accelerator.is_main_process:
+        number = trainer.signals.received  # 0 where only another process was sent one
+        name = signal.Signals(number).name if number else None
+        marker = {"step": step, "signal": name, "checkpoint": checkpoint.name, "exit_code": EXIT_CODE}
+        write_atomically(Path(output_dir) / MARKER, json.dumps(marker, indent=1))
+        logger.warning("Stopped by a signal after step %d; %s is what to go on from.", step, checkpoint)
+    trainer.accelerator.wait_for_everyone()
+    raise Preempted(step, checkpoint)
+
+
+def _leave_it_to_the_thread(number, frame) -> None:
+    """A handler has to be there for the signal's number to be written to the pipe."""
+
+
+def _say(text: str) -> None:
+    os.write(2, f"{text}\n".encode())  # unbuffered: the process may end right after

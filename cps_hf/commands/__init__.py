@@ -1,0 +1,1 @@
+"""`cps-hf` and its sub-commands: the only room that parses arguments."""

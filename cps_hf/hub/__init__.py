@@ -1,0 +1,1 @@
+"""One branch on its way to others: the export, its model card, and pushes to the Hub."""

@@ -1,0 +1,236 @@
+"""A run's pushes to the Hub, which training does not wait for."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, get_token
+
+from ..checkpointing.checkpoints import newest_checkpoint, seal
+from ..config import CPSConfig
+from . import push
+from .card import without_paths
+
+logger = logging.getLogger(__name__)
+
+LAST_CHECKPOINT = "last-checkpoint"
+
+
+@dataclass(frozen=True)
+class _Job:
+    branch: Path  # what the user knows
+    copy: Path  # what is pushed
+    message: str
+
+
+class BackgroundPushes:
+    """One push at a time, each of a copy made when it was asked for; of those that wait the newest wins.
+
+    A push is a process of its own (`push.py`): it takes no time from the training process, and one that hangs, since
+    the clients wait for a stalled upload forever, can be ended. What fails is a warning with the command that pushes
+    later. Used by the main process.
+
+    Args:
+        args: the run's settings.
+
+    Raises:
+        ValueError: there is no token, the Hub refuses it, or the repository's name or privacy cannot be as asked for.
+    """
+
+    def __init__(self, args: CPSConfig):
+        self.args = args
+        self.token = args.hub_token or get_token()
+        self.repo_id = push.repo_id_of(args.hub_model_id, args.output_dir)
+        self.address: str | None = None  # of the newest commit
+        self._check()
+        self._changed = threading.Condition()
+        self._waiting: _Job | None = None
+        self._running: _Job | None = None
+        self._process: subprocess.Popen | None = None
+        self._closed = False
+        self._count = 0
+        threading.Thread(target=self._work, name="pushes to the Hub", daemon=True).start()
+
+    def submit(self, branch: Path, message: str, *, checkpoint: Path | None = None) -> None:
+        """Push a branch's folder as it is now, soon.
+
+        Args:
+            checkpoint: a checkpoint's folder to push beside it.
+        """
+        copy = Path(self.args.output_dir) / f"tmp-push-{self._count}"
+        self._count += 1
+        try:
+            _copy(branch, checkpoint, copy)
+        except OSError as error:  # of the disk: no reason to stop training
+            self.address = None
+            self._warn(branch, message, push.describe(error))
+            shutil.rmtree(copy, ignore_errors=True)
+            return
+        with self._changed:
+            if self._waiting is not None:
+                logger.info("The push %r is left out: %r is newer.", self._waiting.message, message)
+                shutil.rmtree(self._waiting.copy)
+            self._waiting = _Job(branch, copy, message)
+            self._changed.notify_all()
+
+    def finish(self, branch: Path, message: str, *, checkpoint: Path | None = None) -> str | None:
+        """Push the last state, and wait for it at most `hub_timeout` seconds; its address, or none if it failed."""
+        self.submit(branch, message, checkpoint=checkpoint)
+        with self._changed:
+            in_time = self._changed.wait_for(lambda: not (self._waiting or self._running), self.args.hub_timeout)
+            self._closed = True
+            self._changed.notify_all()
+            late = [job for job in (self._waiting, self._running) if job is not None]
+            if self._process is not None:
+                self._process.kill()  # the Hub takes a commit as a whole or not at all
+        for job in late:
+            shutil.rmtree(job.copy, ignore_errors=True)
+        if not in_time:
+            self._warn(branch, message, f"it took more than `hub_timeout` = {self.args.hub_timeout:g} seconds.")
+        return self.address if in_time else None
+
+    def _check(self) -> None:
+        try:
+            push.check_push(None, self.repo_id, self.token)
+        except ValueError as error:
+            raise ValueError(f"`push_to_hub`: {error}") from error
+        try:
+            self.repo_id = push.make_repo(HfApi(token=self.token), self.repo_id, self.args.hub_private_repo)
+        except Exception as error:
+            if not push.may_pass(error):
+                reason = str(error) if type(error) is ValueError else push.describe(error)
+                raise ValueError(f"`push_to_hub` to {self.repo_id}: {reason}") from error
+            logger.warning("The Hub cannot be reached (%s) Training goes on and tries again.", push.describe(error))
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._closed)
+                if self._closed:
+                    return
+                job, self._waiting = self._waiting, None
+                self._running = job
+                self._process = self._start(job)
+            output, errors = self._process.communicate()
+            with self._changed:
+                if self._closed:
+                    return
+                self.address = output.split()[-1] if self._process.returncode == 0 else None
+                if self.address:
+                    logger.info("Pushed %s (%s) to %s. %s", job.branch, job.message, self.address, errors.strip())
+                else:
+                    reason = errors.strip().rsplit("error: ", 1)[-1].split(" Nothing is lost")[0]
+                    reason = reason.replace(str(job.copy), str(job.branch))
+                    self._warn(job.branch, job.message, reason or f"exit status {self._process.returncode}.")
+                shutil.rmtree(job.copy, ignore_errors=True)
+                self._running = self._process = None
+                self._changed.notify_all()
+
+    def _start(self, job: _Job) -> subprocess.Popen:
+        command = [sys.executable, "-P", push.__file__, str(job.copy), "--repo_id", self.repo_id]
+        command += ["--commit_message", job.message]
+        for name, value in self._options().items():
+            command += [f"--{name}"] if value is True else [f"--{name}", str(value)] if value else []
+        environment = {**os.environ, "HF_TOKEN": self.token, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen(command, env=environment, text=True, **pipes)
+
+    def _options(self) -> dict[str, Any]:
+        return {"private": self.args.hub_private_repo, "revision": self.args.hub_revision}
+
+    def _warn(self, branch: Path, message: str, reason: str) -> None:
+        logger.warning(
+            "The push %r to %s failed: %s The branch is in %s. To push it later: %s",
+            message,
+            self.repo_id,
+            reason,
+            branch,
+            push.push_command(branch, self.repo_id, **self._options()),
+        )
+
+
+def _copy(branch: Path, checkpoint: Path | None, copy: Path) -> None:
+    shutil.rmtree(copy, ignore_errors=True)  # of a run that was killed
+    shutil.copytree(branch, copy, copy_function=_link)
+    if checkpoint is not None:
+        shutil.copytree(checkpoint, copy / LAST_CHECKPOINT, copy_function=_link)
+        _cut_paths(copy / LAST_CHECKPOINT / "trainer_state.json")
+
+
+def _link(source: str, target: str) -> None:
+    """A copy that costs nothing. What a run writes is never changed in place: files are replaced, with new content."""
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without links
+        shutil.copy2(source, target)
+
+
+def _cut_paths(path: Path) -> None:
+    """The settings in a checkpoint's state, with paths of this machine cut to names."""
+
+    def cut(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: cut(item) for name, item in value.items()}
+        if isinstance(value, list):
+            return [cut(item) for item in value]
+        return without_paths(value) if isinstance(value, str) else value
+
+    state = cut(json.loads(path.read_text(encoding="utf-8")))
+    path.unlink()  # it is a link: writing into it would change the checkpoint
+    path.write_text(json.dumps(state, indent=1), encoding="utf-8")
+    seal(path.parent)
+
+
+# What the trainer calls.
+
+
+def push_saved(trainer: Any) -> None:
+    """After a checkpoint: push in the background. The last state is left to `push_last`. By all processes."""
+    args = trainer.args
+    if not args.push_to_hub or args.hub_strategy == "end" or trainer.control.should_training_stop:
+        return
+    if not trainer.best:
+        trainer.save_model()
+    if trainer.pushes is not None:
+        message = f"Training in progress, step {trainer.state.global_step}"
+        trainer.pushes.submit(_branch(trainer), message, checkpoint=_checkpoint(args))
+
+
+def push_last(trainer: Any) -> None:
+    """At the end of a run: push what it leaves, and wait. The other processes do not."""
+    if trainer.pushes is not None:
+        trainer.pushes.finish(_branch(trainer), "End of training", checkpoint=_checkpoint(trainer.args))
+
+
+def push_now(trainer: Any, message: str, branch: int | str | None, tag: str | None) -> str:
+    """`push.push_branch` of a branch that is exported already, as the run's settings say."""
+    args = trainer.args
+    name = "teacher" if branch == "teacher" else f"branch_{branch}"
+    return push.push_branch(
+        _branch(trainer) if branch is None else Path(args.output_dir) / name,
+        push.repo_id_of(args.hub_model_id, args.output_dir),
+        private=args.hub_private_repo,
+        token=args.hub_token,
+        revision=args.hub_revision,
+        tag=tag,
+        commit_message=message,
+    )
+
+
+def _branch(trainer: Any) -> Path:
+    """The best branch; where nothing was evaluated, branch 0."""
+    return Path(trainer.args.output_dir) / ("best" if trainer.best else "branch_0")
+
+
+def _checkpoint(args: CPSConfig) -> Path | None:
+    return newest_checkpoint(args.output_dir) if args.hub_strategy == "checkpoint" else None

@@ -1,0 +1,147 @@
+"""The page that describes a branch on the Hub: metadata for machines, and a card for people."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from importlib.resources import files
+from numbers import Real
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+_FACTS = (
+    *("model_name", "branch", "architecture", "base_model", "license", "id2label", "trust_remote_code", "directory"),
+    *("dataset_name", "partition_name", "partition_sha256", "num_labeled", "num_unlabeled", "objective"),
+    *("objective_fields", "citation", "settings", "scores", "best", "step", "eval", "versions", "picture", "limits"),
+)
+_CITATION = """@inproceedings{chen2021cps,
+  title     = {Semi-Supervised Semantic Segmentation with Cross Pseudo Supervision},
+  author    = {Chen, Xiaokang and Yuan, Yuhui and Zeng, Gang and Wang, Jingdong},
+  booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)},
+  year      = {2021}
+}"""
+
+
+def render_card(facts: Mapping[str, Any]) -> str:
+    """The model card: metadata for the Hub, and a page for people. No local path gets into it.
+
+    Args:
+        facts: all of
+            model_name, branch ("branch_0", ..., "teacher"), architecture (the class), directory (the folder's name);
+            base_model (a name on the Hub or None), license (an identifier or None: `push_branch` then takes the base
+            model's); id2label; trust_remote_code (whether code travels along);
+            dataset_name, partition_name, partition_sha256, num_labeled, num_unlabeled (each may be None);
+            objective (its name), objective_fields, citation (BibTeX, may be empty), settings, step, versions: dicts
+            of what to print; eval: {"mode": ..., further options};
+            scores: network -> {"mean_iou", "per_category_iou", ...}, fractions, at the last step; best: the same at
+            the best step, with "step" and "branch", or empty;
+            picture: an image file that lies beside the card, or None; limits: a sentence or None.
+
+    Raises:
+        ValueError: a fact is missing or unknown (Jinja would leave an empty place in silence), `id2label` does not
+            count up from 0, or a network's `per_category_iou` has another count of classes.
+    """
+    missing, unknown = set(_FACTS) - set(facts), set(facts) - set(_FACTS)
+    if missing or unknown:
+        raise ValueError(f"Facts of a model card: missing {sorted(missing)}, unknown {sorted(unknown)}.")
+    is_best = facts["best"].get("step") == facts["step"]
+    own = facts["best"] if is_best else facts["scores"]  # of the step that is exported
+    networks = [name for name in own if name not in ("step", "branch")]
+    _check_classes(facts["id2label"], {name: own[name] for name in networks})
+    citations = [_CITATION, facts["citation"]] if facts["citation"] else [_CITATION]
+    card = ModelCard.from_template(
+        _metadata(facts, own.get(facts["branch"], {})),
+        template_str=(files("cps_hf") / "model_card_template.md").read_text(encoding="utf-8"),
+        **{name: _shown(value) for name, value in facts.items() if name not in ("scores", "best")},
+        model_id=json.dumps(without_paths(facts["directory"])),
+        networks=networks,
+        own=own,
+        scores=facts["scores"],
+        best=facts["best"],
+        citations=[text.strip().replace("```", "'''") for text in dict.fromkeys(citations)],
+        percent=_percent,
+    )
+    return f"{str(card).rstrip()}\n"
+
+
+def _check_classes(id2label: Mapping[int, str], scores: Mapping[str, Mapping[str, Any]]) -> None:
+    """Else a table would say, with dashes, that a class does not occur."""
+    count = len(id2label)
+    if set(id2label) != set(range(count)):
+        raise ValueError(f"`id2label` of a model card must have the keys 0 to {count - 1}, {[*id2label]} found.")
+    for name, score in scores.items():
+        found = len(score["per_category_iou"])
+        if found != count:
+            raise ValueError(f"`per_category_iou` of {name} has {found} values for {count} classes.")
+
+
+def escape_markdown(text: Any) -> str:
+    """A text that a Markdown page or a table cell shows as it is."""
+    text = re.sub(r"([\\`*_\[\]{}|~$#])", r"\\\1", " ".join(str(text).split()))
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _shown(value: Any) -> Any:
+    """Facts as the template prints them: every text escaped and without paths, at any depth; numbers as they are."""
+    if isinstance(value, Mapping):
+        return {_shown(name): _shown(item) for name, item in value.items()}
+    if value is None or isinstance(value, int | float):
+        return value
+    return escape_markdown(without_paths(value))
+
+
+def without_paths(value: Any) -> str:
+    """One line, in which paths of this machine are cut to names."""
+    path = r"""(^|[\s'",(\[=])((?:/|~/|\.\.?[/\\]|[A-Za-z]:[/\\]|\\\\)(?=\S)[^'",)\]]+)"""
+    return re.sub(path, lambda m: m[1] + re.split(r"[/\\]", m[2].rstrip("/\\"))[-1], " ".join(str(value).split()))
+
+
+def hub_id(name: str | None) -> str | None:
+    """`name` if the Hub could have it."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return None
+    return name
+
+
+def _metadata(facts: Mapping[str, Any], own: Mapping[str, Any]) -> ModelCardData:
+    dataset = without_paths(facts["dataset_name"]) if facts["dataset_name"] else None
+    results = [
+        EvalResult(
+            task_type="image-segmentation",
+            task_name="Semantic Segmentation",
+            dataset_type=re.sub(r"[^\w./-]+", "-", dataset),
+            dataset_name=dataset,
+            dataset_split="validation",
+            metric_type=metric,
+            metric_name=name,
+            metric_value=float(own[metric]),  # a numpy float would poison the YAML
+        )
+        for metric, name in (("mean_iou", "mIoU"), ("mean_accuracy", "mean accuracy"))
+        if dataset and _is_number(own.get(metric))
+    ]
+    return ModelCardData(
+        model_name=without_paths(facts["model_name"]),
+        license=facts["license"] or "unknown",
+        library_name="transformers",
+        pipeline_tag="image-segmentation",
+        base_model=hub_id(facts["base_model"]),
+        datasets=[dataset] if dataset and "/" in dataset and hub_id(dataset) else None,  # as the Hub names them
+        metrics=["mean_iou"],
+        tags=["semantic-segmentation", "semi-supervised-learning", "cross-pseudo-supervision", "cps_hf"],
+        eval_results=results or None,
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and math.isfinite(value)
+
+
+def _percent(value: Any) -> str:
+    return f"{100 * value:.2f}" if _is_number(value) else "-"

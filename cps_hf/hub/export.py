@@ -1,0 +1,154 @@
+"""One branch as a folder that loads anywhere. Its page is `card`'s, its way to the Hub `push`'s."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, SegformerImageProcessor
+
+from ..files import replace_folder, share_weights
+from .card import hub_id, render_card
+from .push import push_branch
+
+__all__ = ["export_branch", "push_branch", "render_card"]
+
+logger = logging.getLogger(__name__)
+
+# These take one input size only, so their images must be resized: oblong ones are refused.
+_SQUARE_MODELS = ("dpt", "data2vec-vision")
+
+
+def export_branch(
+    model: PreTrainedModel,
+    directory: str | os.PathLike,
+    *,
+    state_dict: Mapping[str, Any] | None = None,
+    id2label: Mapping[int, str] | None = None,
+    image_mean: Sequence[float],
+    image_std: Sequence[float],
+    processing_class: Any | None = None,
+    card: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write what `AutoModelForSemanticSegmentation.from_pretrained(directory)` and `pipeline` need, and no more.
+
+    The folder is filled beside (as `tmp-<name>`) and renamed, so it is never half-written; an earlier export of the
+    same name is replaced as a whole.
+
+    Args:
+        model: one bare branch (`Branch.model`), saved in its own dtype; if its architecture is one of ours, its code
+            goes along.
+        state_dict: its weights, where it holds a share of them only; none: the model's own.
+        id2label: class names for config.json; none: the model's own.
+        image_mean, image_std: of the three colours, for images in [0, 1], as in training.
+        processing_class: an image processor to save; none: a `SegformerImageProcessor` that normalises and does not
+            resize, unless the model takes one size only.
+        card: the facts of `render_card`, to write README.md; none: no README.md. A file under "picture" is copied.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: `model` is a wrapper, `id2label` has another count of classes than the model, or `directory` holds
+            something that is no exported model.
+    """
+    directory = Path(directory)
+    _check_export(model, directory, id2label)
+    temporary = directory.with_name(f"tmp-{directory.name}")
+    shutil.rmtree(temporary, ignore_errors=True)  # left by a run that was killed here
+    temporary.mkdir(parents=True)
+    # Not model.state_dict(): the names in a file may differ from those in memory.
+    model.save_pretrained(temporary, state_dict=state_dict)
+    config = _rewrite_config(temporary / "config.json", id2label)
+    if processing_class is None:
+        processing_class = _image_processor(model, image_mean, image_std)
+    else:
+        _check_processor(processing_class, model, image_mean, image_std)
+    processing_class.save_pretrained(temporary)
+    if card is not None:
+        card = {**card, "trust_remote_code": "auto_map" in config}
+        if card.get("picture"):
+            source = Path(card["picture"])
+            card["picture"] = source.name
+            shutil.copyfile(source, temporary / source.name)
+        (temporary / "README.md").write_text(render_card(card), encoding="utf-8")
+    share_weights(temporary, like=temporary / "config.json")
+    replace_folder(temporary, directory)
+    return directory
+
+
+def _check_export(model: PreTrainedModel, directory: Path, id2label: Mapping[int, str] | None) -> None:
+    if not isinstance(model, PreTrainedModel):
+        raise ValueError(
+            f"`export_branch` takes a bare transformers model, got {type(model).__name__}. Pass `.model` of a Branch, "
+            "or `.module` of a model wrapped for several processes."
+        )
+    if id2label is not None and sorted(id2label) != list(range(model.config.num_labels)):
+        raise ValueError(
+            f"`id2label` must name the classes 0 to {model.config.num_labels - 1}, as the model has them, "
+            f"got {sorted(id2label)}."
+        )
+    if directory.exists():
+        names = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
+        if not directory.is_dir() or (names and "config.json" not in names) or ".git" in names:
+            found = ", ".join(names[:4]) or "a file"
+            raise ValueError(
+                f"{directory} holds something that is no exported model ({found}), and exporting would replace it. "
+                "Choose a new folder."
+            )
+
+
+def _rewrite_config(path: Path, id2label: Mapping[int, str] | None) -> dict[str, Any]:
+    """config.json with the class names and without local paths; the model in memory is left as it is."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if id2label is not None:
+        config["id2label"] = {str(index): id2label[index] for index in sorted(id2label)}
+        config["label2id"] = {id2label[index]: index for index in sorted(id2label)}
+    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+        if "_name_or_path" in part and (not hub_id(part["_name_or_path"]) or Path(part["_name_or_path"]).exists()):
+            del part["_name_or_path"]  # where a backbone's weights came from on this machine
+    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return config
+
+
+def _image_processor(model: PreTrainedModel, image_mean, image_std) -> SegformerImageProcessor:
+    size = None
+    if model.config.model_type in _SQUARE_MODELS:
+        side = getattr(model.config, "image_size", None) or model.config.backbone_config.image_size
+        height, width = (side, side) if isinstance(side, int) else side
+        size = {"height": height, "width": width}
+    return SegformerImageProcessor(
+        do_resize=size is not None,  # the default would squash every image to 512 x 512
+        **({"size": size} if size else {}),
+        do_rescale=True,
+        do_normalize=True,
+        image_mean=[float(v) for v in image_mean],
+        image_std=[float(v) for v in image_std],
+        do_reduce_labels=False,
+    )
+
+
+def _check_processor(processor: Any, model: PreTrainedModel, image_mean, image_std) -> None:
+    size = getattr(processor, "size", None) or {}
+    squashes = getattr(processor, "do_resize", False) and "height" in size and "width" in size
+    if squashes and model.config.model_type not in _SQUARE_MODELS:
+        logger.warning(
+            "`processing_class` squashes every image to %s x %s, whatever its shape; training did not. "
+            "Set `processing_class.do_resize = False`.",
+            size["height"],
+            size["width"],
+        )
+    for name, ours in (("image_mean", image_mean), ("image_std", image_std)):
+        theirs = getattr(processor, name, None) if getattr(processor, "do_normalize", False) else None
+        if theirs is None or [round(float(v), 6) for v in theirs] != [round(float(v), 6) for v in ours]:
+            logger.warning(
+                "`processing_class` normalises with %s %s, training with %s: the exported branch sees other numbers.",
+                name,
+                theirs,
+                list(ours),
+            )

@@ -1,0 +1,320 @@
+"""An exported branch on its way to the Hub: one commit, whatever fails meanwhile.
+
+Nothing of ours is imported (but by `--space`, late): a run pushes by this file in a process of its own, which is to
+start fast and be small.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import re
+import shlex
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, get_token
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from huggingface_hub.utils import validate_repo_id
+
+logger = logging.getLogger("cps_hf.hub.push")
+Result = TypeVar("Result")
+
+MESSAGE = "Upload a branch trained with cps_hf"
+# Seconds before each further try. The clients try uploads and reads again by themselves, but no commit (HTTP 5xx).
+_WAITS = (1, 4, 16, 60)
+_WEIGHTS = re.compile(r"(model|pytorch_model)[^/]*\.(safetensors|bin)(\.index\.json)?")
+
+
+def push_branch(
+    directory: str | os.PathLike,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | None = None,
+    revision: str | None = None,
+    tag: str | None = None,
+    commit_message: str = MESSAGE,
+    license: str | None = None,
+    push_pictures: bool = False,
+) -> str:
+    """Upload an exported branch in one commit, and say where it is. The folder is left as it is.
+
+    The card in the repository names the repository (and `revision`) in its example and, where no license was chosen,
+    the base model's. Weights of an earlier push that this one does not replace are removed in the same commit: beside
+    new shards an old `model.safetensors` would be loaded. What may pass (no answer, 5xx, 409, 429) is tried again; a
+    commit whose answer was lost is looked up first, so there is one commit.
+
+    Args:
+        directory: written by `export_branch`. All that lies in it is uploaded.
+        repo_id: "user/name" (or "name": the token's user); made if it does not exist.
+        private: of a new repository; none: as the user's or organization's settings say. True refuses a public one.
+        token: none: the one of `hf auth login` or HF_TOKEN. It is never logged.
+        revision: a branch of the repository, made if missing; none: main.
+        tag: a name for the commit, like "v1".
+        license: an identifier of the Hub for the card's metadata; none: what the card says, or the base model's.
+        push_pictures: put the run's `pictures/predictions.png`, which lies beside `directory`, into the card.
+
+    Returns:
+        The commit's address.
+
+    Raises:
+        ValueError: `directory` is no exported branch, a name cannot be one, there is no token, `tag` is taken, or the
+            repository is public and `private` is true.
+        RuntimeError: the Hub did not take it; the message holds the command that pushes later.
+    """
+    directory = Path(directory)
+    check_push(directory, repo_id, token)
+    picture = _picture_of_run(directory) if push_pictures else None
+    api = HfApi(token=token)
+    try:
+        repo_id = make_repo(api, repo_id, private)
+        if revision is not None:
+            _persist(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True))
+        if tag is not None and tag in _tags(api, repo_id):
+            raise ValueError(f"`tag` {tag} names a commit of {repo_id} already. Choose another name.")
+        card = _finished_card(api, directory, repo_id, revision, license, picture)
+        address, commit = _commit(api, directory, repo_id, revision, commit_message, card, picture)
+        if tag is not None:
+            _persist(
+                lambda: api.create_tag(repo_id, tag=tag, revision=commit),
+                lookup=lambda: commit if _tags(api, repo_id).get(tag) == commit else None,
+            )
+    except Exception as error:  # of the Hub, the network or the disk
+        if isinstance(error, ValueError) and not isinstance(error, HfHubHTTPError):
+            raise  # the user's to mend
+        options = {"private": private, "revision": revision, "tag": tag, "license": license}
+        options |= {"push_pictures": push_pictures}
+        options |= {} if commit_message == MESSAGE else {"commit_message": commit_message}
+        raise RuntimeError(
+            f"Pushing {directory} to {repo_id} failed: {describe(error)} Nothing is lost, the branch is in "
+            f"{directory}. To push it later: {push_command(directory, repo_id, **options)}"
+        ) from error
+    logger.info("Pushed %s to %s.", directory, address)
+    return address
+
+
+def push_command(directory: str | os.PathLike, repo_id: str, **options: Any) -> str:
+    """The command line that does what `push_branch` would, to be copied into a shell. It holds no token."""
+    words = ["python", "-c", "from cps_hf.hub.push import main; main()", str(directory), "--repo_id", repo_id]
+    for name, value in options.items():
+        words += [f"--{name}"] if value is True else [f"--{name}", str(value)] if value not in (None, False) else []
+    return shlex.join(words)
+
+
+def check_push(directory: Path | None, repo_id: str, token: str | None) -> None:
+    """All that can be said without asking the Hub. `directory`: none where the branch is still to come.
+
+    Raises:
+        ValueError: as `push_branch`.
+    """
+    if directory is not None:
+        missing = [name for name in ("config.json", "preprocessor_config.json") if not (directory / name).is_file()]
+        if not missing and not [*directory.glob("*.safetensors")]:
+            missing = ["model.safetensors"]
+        if missing:
+            raise ValueError(f"{directory} is no exported branch: it has no {' and no '.join(missing)}.")
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(f'The repository\'s name must be like "user/name", got {repo_id!r}: {error}') from error
+    if (token or get_token()) is None:
+        raise ValueError("Pushing needs a token: run `hf auth login`, set HF_TOKEN, or pass one.")
+
+
+def repo_id_of(hub_model_id: str | None, output_dir: str) -> str:
+    """Where a run is pushed to: what was asked for, or the output folder's name."""
+    return hub_model_id or Path(output_dir).resolve().name
+
+
+def make_repo(api: HfApi, repo_id: str, private: bool | None) -> str:
+    """The repository's full name; it exists afterwards.
+
+    Raises:
+        ValueError: it is public and was to be private.
+        HfHubHTTPError: the Hub refuses the token.
+    """
+    repo_id = _persist(lambda: api.create_repo(repo_id, private=private, exist_ok=True)).repo_id
+    if private and not _persist(lambda: api.repo_info(repo_id)).private:
+        raise ValueError(
+            f"{repo_id} exists and is public, and the branch is to be private. Choose another name, or make the "
+            "repository private."
+        )
+    return repo_id
+
+
+def describe(error: Exception) -> str:
+    """One line for people, with what to do where the Hub refuses."""
+    text = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(".") + "."
+    if _status(error) in (401, 403):
+        text += " May the token write there? `hf auth login` sets another one."
+    return text
+
+
+def _picture_of_run(directory: Path) -> Path:
+    path = directory.parent / "pictures" / "predictions.png"
+    if not path.is_file():
+        raise ValueError(f"`push_pictures`: {path} does not exist; a run with an evaluation set draws it at its end.")
+    return path
+
+
+def _finished_card(
+    api: HfApi, directory: Path, repo_id: str, revision: str | None, license: str | None, picture: Path | None
+) -> str | None:
+    """The card as the repository gets it: its own name in the example, a license, and the picture."""
+    path = directory / "README.md"
+    if not path.is_file():
+        logger.warning("%s has no README.md: the repository will have no model card.", directory)
+        return None
+    card = ModelCard(path.read_text(encoding="utf-8"))
+    card.text = re.sub(r"^model_id = \".*\"$", lambda _: f"model_id = {json.dumps(repo_id)}", card.text, flags=re.M)
+    if revision is not None:
+        call = r"(from_pretrained\(model_id|model=model_id)"
+        card.text = re.sub(call, lambda found: f"{found[1]}, revision={json.dumps(revision)}", card.text)
+    if picture is not None and "\n![" not in card.text:
+        card.text = card.text.replace("\n## ", f"\n![Predictions of the run](<{picture.name}>)\n\n## ", 1)
+    if license is not None:
+        card.data.license = license
+    elif card.data.license in (None, "unknown") and card.data.base_model:
+        try:
+            base = _persist(lambda: api.model_info(card.data.base_model)).card_data or {}
+        except HfHubHTTPError as error:
+            logger.warning("The license of %s is not known: %s", card.data.base_model, describe(error))
+            base = {}
+        for field in ("license", "license_name", "license_link"):
+            if base.get(field):
+                setattr(card.data, field, base.get(field))
+    return f"{str(card).rstrip()}\n"
+
+
+def _commit(
+    api: HfApi,
+    directory: Path,
+    repo_id: str,
+    revision: str | None,
+    message: str,
+    card: str | None,
+    picture: Path | None,
+) -> tuple[str, str]:
+    """(address, hash) of the one commit.
+
+    Not `upload_folder`, which makes several commits of a large folder where hf_xet is installed.
+    """
+    push_id = f"Push {uuid.uuid4().hex}"
+
+    def commit() -> tuple[str, str]:
+        # Anew each time, so that what is in the repository by then is not committed again.
+        files = {p.relative_to(directory).as_posix(): p for p in sorted(directory.rglob("*")) if p.is_file()}
+        files = {name: path for name, path in files.items() if not re.search(r"(^|/)\.", name)}  # no .git, no .cache
+        parent = api.repo_info(repo_id, revision=revision).sha
+        old = api.list_repo_files(repo_id, revision=parent)
+        operations = [CommitOperationDelete(name) for name in old if _WEIGHTS.fullmatch(name) and name not in files]
+        content: dict[str, Any] = {name: str(path) for name, path in files.items()}
+        if card is not None:
+            content["README.md"] = card.encode()
+        if picture is not None:
+            content[picture.name] = str(picture)
+        operations += [CommitOperationAdd(name, source) for name, source in content.items()]
+        info = api.create_commit(
+            repo_id,
+            operations,
+            commit_message=message,
+            commit_description=push_id,
+            revision=revision,
+            parent_commit=parent,  # whose files `old` are: else weights that came since would stay beside ours
+        )
+        return info.commit_url, info.oid
+
+    def lookup() -> tuple[str, str] | None:
+        for found in api.list_repo_commits(repo_id, revision=revision):
+            if push_id in found.message:
+                return f"{api.endpoint}/{repo_id}/commit/{found.commit_id}", found.commit_id
+        return None
+
+    return _persist(commit, lookup=lookup)
+
+
+def _tags(api: HfApi, repo_id: str) -> dict[str, str]:
+    return {ref.name: ref.target_commit for ref in _persist(lambda: api.list_repo_refs(repo_id)).tags}
+
+
+def _persist(call: Callable[[], Result], *, lookup: Callable[[], Result | None] = lambda: None) -> Result:
+    """`call()`, tried again after faults that may pass.
+
+    Args:
+        lookup: the result if an earlier try took effect although its answer was lost; else none.
+    """
+    for wait in (*_WAITS, None):
+        try:
+            return call()
+        except Exception as error:
+            if not may_pass(error):
+                raise
+            if (found := _quietly(lookup)) is not None:
+                return found
+            if wait is None:
+                raise
+            logger.warning("%s Trying again in %g s.", describe(error), wait)
+            time.sleep(wait)
+    raise AssertionError("unreachable")
+
+
+def _quietly(lookup: Callable[[], Result | None]) -> Result | None:
+    try:
+        return lookup()
+    except Exception:  # the Hub is gone: the first error is the one to tell
+        return None
+
+
+def may_pass(error: Exception) -> bool:
+    status = _status(error)
+    if status is not None:
+        return status >= 500 or status in (408, 409, 412, 425, 429)
+    return not isinstance(error, OfflineModeIsEnabled | ValueError | FileNotFoundError | PermissionError)
+
+
+def _status(error: Exception) -> int | None:
+    return error.response.status_code if isinstance(error, HfHubHTTPError) else None
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Push the branch that the command line names; its address on standard output."""
+    parser = argparse.ArgumentParser(prog="push_branch", description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("directory", metavar="BRANCH_DIR", help="a folder that a run exported, like OUT/best")
+    parser.add_argument("--repo_id", required=True, metavar="USER/NAME", help="made if it does not exist")
+    parser.add_argument("--private", action="store_true", default=None, help="a private repository")
+    parser.add_argument("--revision", help="a branch of the repository, made if missing (default: main)")
+    parser.add_argument("--tag", help="a name for the commit, like v1")
+    parser.add_argument("--commit_message", default=MESSAGE)
+    parser.add_argument("--license", help="for the card (default: what it says, else the base model's)")
+    parser.add_argument(
+        "--push_pictures",
+        action="store_true",
+        help="put pictures/predictions.png of the run into the card: it shows images of the run's data set",
+    )
+    parser.add_argument("--space", metavar="FOLDER", help="also write a folder that is ready to be a Space, here")
+    options = vars(parser.parse_args(argv))
+    directory, space = options.pop("directory"), options.pop("space")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        if space is not None and Path(space).exists():
+            raise ValueError(f"`--space {space}` exists already, and nothing is overwritten. Choose a new folder.")
+        address = push_branch(directory, options.pop("repo_id"), **options)
+        print(address)
+        if space is not None:
+            from ..app.space import write_space_of  # late: it brings all that predicts along
+
+            print(write_space_of(directory, address, space, license=options["license"], private=options["private"]))
+    except (ValueError, RuntimeError) as error:  # what a user can mend: one line, no traceback
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

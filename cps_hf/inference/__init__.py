@@ -1,0 +1,1 @@
+"""From images to class maps: whole images, sliding windows, scales, flips, ensembles; and ONNX files."""

@@ -1,0 +1,223 @@
+"""Trained branches read from folders or the Hub, ours or anybody's, that predict images together."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+
+from ..modeling.branches import Branch
+from .windows import check_options, class_ids, default_stride, predict_each, predict_logits
+
+logger = logging.getLogger(__name__)
+
+
+class Ensemble:
+    """One or several models of `AutoModelForSemanticSegmentation`, each with its own image processor.
+
+    Args:
+        models: with the same classes.
+        processors: the image processor of each.
+        sources: what errors and reports call them.
+        device: where they go; None: a GPU where there is one.
+
+    Raises:
+        ValueError: there is no model, they have different classes, or more than 255: class maps are uint8; or the
+            device is not there.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[nn.Module],
+        processors: Sequence[Any],
+        sources: Sequence[str],
+        *,
+        device: str | torch.device | None = None,
+    ):
+        if not models:
+            raise ValueError("An ensemble needs at least one model.")
+        self.device = _usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.networks = [Branch(model).eval().to(self.device) for model in models]
+        self.processors, self.sources = list(processors), [str(source) for source in sources]
+        self.id2label = {int(i): str(name) for i, name in sorted(models[0].config.id2label.items())}
+        if len(self.id2label) > 255:
+            raise ValueError(f"{self.sources[0]} has {len(self.id2label)} classes; at most 255 fit into a PNG mask.")
+        for model, source in zip(models[1:], self.sources[1:], strict=True):
+            check_classes([*model.config.id2label.values()], self.id2label, f"{source} and {self.sources[0]}")
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        sources: Sequence[str],
+        *,
+        device: str | torch.device | None = None,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> Ensemble:
+        """Read models and image processors from local folders or the Hub.
+
+        Raises:
+            ValueError: one cannot be read; it says which and what transformers said.
+        """
+        models, processors = [], []
+        options = {"revision": revision, "trust_remote_code": trust_remote_code}
+        for source in sources:
+            try:
+                models.append(AutoModelForSemanticSegmentation.from_pretrained(source, **options))
+                processors.append(AutoImageProcessor.from_pretrained(source, **options))
+            except (OSError, ValueError, KeyError, ImportError) as error:
+                missing = "model" if len(models) == len(processors) else "image processor (preprocessor_config.json)"
+                raise ValueError(
+                    f"`{source}`: no {missing} could be read. Give a folder that `save_pretrained` or this package "
+                    "wrote, or a Hub id; a private or gated one needs HF_TOKEN, one with code of its own "
+                    f"`trust_remote_code`. transformers said: {error}"
+                ) from error
+        return cls(models, processors, sources, device=device)
+
+    def logits(self, image: Tensor, *, own_size: bool = False, only: int | None = None, **options: Any) -> Tensor:
+        """Logits (1, C, H, W) at the image's size.
+
+        Args:
+            image: uint8 (3, H, W).
+            own_size: feed the image at its own size though a processor would resize it. With sliding windows that is
+                always so. (Cropping to the middle is always left out: every pixel is to be predicted.)
+            only: a network's number: not the mean of all but this one.
+            options: those of `cps_hf.inference.predict_logits`.
+
+        Raises:
+            ValueError: options that make no sense, or a size that a network cannot take.
+        """
+        chosen = range(len(self.networks)) if only is None else [only]
+        return self._ask(predict_logits, image, chosen, own_size, options)
+
+    def predict(self, image: Tensor, **options: Any) -> Tensor:
+        """Class ids, uint8 (H, W) on the CPU, of an image uint8 (3, H, W); options as for `logits`."""
+        return class_ids(self.logits(image, **options))[0].to(torch.uint8).cpu()
+
+    def predict_each(self, image: Tensor, *, own_size: bool = False, **options: Any) -> list[Tensor]:
+        """Class ids, uint8 (H, W) on the CPU, of each network, and with several, as the last, of their mean.
+
+        Options as for `logits`.
+        """
+        options |= {"num_labels": len(self.id2label)}
+        found = self._ask(predict_each, image, range(len(self.networks)), own_size, options)
+        return [ids[0].to(torch.uint8).cpu() for ids in found]
+
+    def _ask(self, function, image: Tensor, chosen: Sequence[int], own_size: bool, options: dict[str, Any]) -> Any:
+        """`function` of the chosen networks and of the image as their processors make it."""
+        own_size = own_size or options.get("mode") == "sliding"
+        made = {}  # networks whose processors are alike share an image
+        for processor in (self.processors[i] for i in chosen):
+            if repr(processor) not in made:
+                made[repr(processor)] = _processed(processor, image, own_size).to(self.device)
+        networks, pixel_values = [self.networks[i] for i in chosen], [made[repr(self.processors[i])] for i in chosen]
+        try:
+            return function(networks, pixel_values, target_size=tuple(image.shape[-2:]), **options)
+        except (RuntimeError, AssertionError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise ValueError(
+                f"{', '.join(self.sources[i] for i in chosen)} cannot predict an image of {image.shape[-2]} x "
+                f"{image.shape[-1]} pixels: {error} A network of one input size needs `mode=sliding` with that "
+                "`crop_size`, or its processor's resizing (no `own_size`)."
+            ) from error
+
+
+def _usable(name: str | torch.device) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch's own: no such kind, none of them here, no such number
+        raise ValueError(
+            f"`device` {str(name)!r} cannot be used here: {str(error).strip().splitlines()[0]} Give `cpu`, `cuda` or "
+            "`cuda:NUMBER`, or none: a GPU is taken where there is one."
+        ) from error
+    return device
+
+
+def _processed(processor: Any, image: Tensor, own_size: bool) -> Tensor:
+    """float (1, 3, h, w): what the processor makes of an image, without what would lose pixels."""
+    off = ["do_center_crop", *(["do_resize", "do_pad"] if own_size else [])]
+    kept_off = {name: False for name in off if getattr(processor, name, None)}
+    made = processor(images=image, return_tensors="pt", input_data_format="channels_first", **kept_off)
+    return made["pixel_values"].float()
+
+
+def check_classes(found: Sequence[str], expected: Mapping[int, str], what: str) -> None:
+    """Two lists of class names must mean the same classes in the same order, as far as names can tell.
+
+    Raises:
+        ValueError: there are more or fewer of them, or the same names stand in another order.
+    """
+    names = [expected[i] for i in range(len(expected))]
+    if len(found) != len(names):
+        raise ValueError(
+            f"{what} have different classes: {len(found)} ({', '.join(found[:3])}, ...) and {len(names)} "
+            f"({', '.join(names[:3])}, ...)."
+        )
+    ours, theirs = ([re.sub(r"[\W_]", "", name.lower()) for name in some] for some in (found, names))
+    if ours != theirs and sorted(ours) == sorted(theirs):
+        first = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b)
+        raise ValueError(
+            f"{what} have the same classes in another order: class {first} is {found[first]!r} and {names[first]!r}."
+        )
+    if ours != theirs and not all(re.fullmatch(r"(label|class)?\d+", name) for name in ours):
+        first = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b)
+        logger.warning("%s name class %d %r and %r; taken as the same.", what, first, found[first], names[first])
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of a script that predicts: which branches, and how."""
+    parser.add_argument("--branches", nargs="+", required=True, help="folders or Hub ids; several: their mean")
+    parser.add_argument("--mode", choices=("whole", "sliding"), default="whole", help="whole images or windows")
+    parser.add_argument("--crop_size", type=int, nargs=2, metavar=("H", "W"), help="the window, in pixels")
+    parser.add_argument("--stride", type=int, nargs=2, metavar=("H", "W"), help="default: two thirds of the window")
+    parser.add_argument("--sum_windows", action="store_true", help="sum overlapping logits, as the CPS release does")
+    parser.add_argument("--window_batch_size", type=int, default=4, help="windows a forward pass")
+    parser.add_argument("--scales", type=float, nargs="+", default=[1.0], help="predict at these sizes and average")
+    parser.add_argument("--flip", action="store_true", help="predict mirrored images too and average")
+    parser.add_argument("--own_size", action="store_true", help="do not resize, though the image processor would")
+    parser.add_argument("--device", help="default: a GPU where there is one")
+    parser.add_argument("--revision", help="of the Hub ids")
+    parser.add_argument("--trust_remote_code", action="store_true", help="run model code that comes with a branch")
+
+
+def from_arguments(arguments: argparse.Namespace) -> tuple[Ensemble, dict[str, Any]]:
+    """The ensemble, and the options of `Ensemble.logits`, that `add_arguments` asked for.
+
+    Raises:
+        ValueError: options that make no sense together, or a branch that cannot be read.
+    """
+    options: dict[str, Any] = {"mode": arguments.mode, "scales": arguments.scales, "flip": arguments.flip}
+    windows = {
+        "--crop_size": arguments.crop_size,
+        "--stride": arguments.stride,
+        "--sum_windows": arguments.sum_windows,
+    }
+    if arguments.mode == "sliding":
+        if arguments.crop_size is None:
+            raise ValueError("`--mode sliding` needs `--crop_size H W`, best the crop that the branch was trained on.")
+        options |= {"crop_size": tuple(arguments.crop_size), "average": not arguments.sum_windows}
+        options |= {"stride": tuple(arguments.stride or default_stride(arguments.crop_size))}
+    else:
+        given = [name for name, value in windows.items() if value]
+        if given:
+            raise ValueError(f"`{given[0]}` goes with `--mode sliding`.")
+    check_options(**options, window_batch_size=arguments.window_batch_size)
+    if arguments.mode == "sliding":
+        options |= {"window_batch_size": arguments.window_batch_size}
+    else:
+        options |= {"own_size": arguments.own_size}
+    ensemble = Ensemble.from_pretrained(
+        arguments.branches,
+        device=arguments.device,
+        revision=arguments.revision,
+        trust_remote_code=arguments.trust_remote_code,
+    )
+    return ensemble, options

@@ -1,0 +1,396 @@
+"""From images to full-size logits and class maps: whole images or sliding windows, several scales, flipped too.
+
+Works on any callable `(pixel_values (B, 3, H, W)) -> logits (B, C, H, W)`: a `Branch`, or `as_logits_fn(model)`.
+A list of such callables is asked for the mean of their probabilities.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..modeling.branches import Branch
+
+LogitsFn = Callable[[Tensor], Tensor]
+STRIP = 12  # rows that are worked on at a time, where copies of whole maps would cost memory
+BAND = 2**28  # numbers, of 4 bytes each: where an image's maps hold more, `predict_each` keeps but one set of them
+
+
+def as_logits_fn(model: nn.Module) -> LogitsFn:
+    """Any segmentation model of transformers, put in evaluation mode, as a callable: float32 logits of input size."""
+    return Branch(model).eval()
+
+
+@torch.no_grad()
+def predict_logits(
+    logits_fn: LogitsFn | Sequence[LogitsFn],
+    pixel_values: Tensor | Sequence[Tensor],
+    *,
+    target_size: tuple[int, int] | None = None,
+    mode: str = "whole",
+    crop_size: tuple[int, int] | None = None,
+    stride: tuple[int, int] | None = None,
+    average: bool = True,
+    window_batch_size: int = 4,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+) -> Tensor:
+    """Logits (B, C, H, W) of normalised images (B, 3, H, W).
+
+    One network, one scale and no flip: its logits as they are. Else the soft-max maps of all passes are averaged, each
+    at the maps' size, and their logarithm comes back (whose soft-max is the mean again).
+
+    Beside what the network itself needs, memory holds the images, one set of full-size maps, and with "sliding" the
+    rows of one window, whatever the options (benchmarks/inference_memory.py). Whole images' logits of a `Branch` are
+    resized once, from the model's own size to `target_size`; another callable's from the size of its input.
+
+    Args:
+        logits_fn: one callable, or several.
+        pixel_values: the images; or, for several callables, the same images once for each, when their image processors
+            differ.
+        target_size: (height, width) of the maps, e.g. the label's. None: the (first) images' size.
+        mode: "whole", or "sliding": windows of `crop_size` every `stride` pixels, the last ones shifted so that they
+            end with the image. An image smaller than the window is padded with zeros (the mean colour) on all sides,
+            as the CPS release pads it, and as training pads its crops.
+        crop_size, stride: (height, width) in pixels; for "sliding". They stay the same at every scale.
+        average: divide summed logits by how many windows saw a pixel. False: sum them, as the CPS release does.
+        window_batch_size: windows a forward pass: those that start at one row, the images of the batch together.
+        scales: factors of height and width at which the images are predicted.
+        flip: also predict the mirrored images.
+
+    Raises:
+        ValueError: a mode that does not exist, windows that would leave gaps, no scale, networks that differ in their
+            classes, or a callable that does not return logits of the size of its input.
+    """
+    networks, inputs, size = _checked(logits_fn, pixel_values, target_size)
+    how = _How(mode, crop_size, stride, average, window_batch_size, scales, flip)
+    return _maps(networks, inputs, how, size, slice(0, size[0]))
+
+
+def predict(
+    logits_fn: LogitsFn | Sequence[LogitsFn], pixel_values: Tensor | Sequence[Tensor], **options: Any
+) -> Tensor:
+    """Class ids, long (B, H, W), of normalised images (B, 3, H, W).
+
+    Args:
+        options: those of `predict_logits`; logits are resized to its `target_size` before the arg max.
+    """
+    return class_ids(predict_logits(logits_fn, pixel_values, **options))
+
+
+def check_options(**options: Any) -> None:
+    """Raise the `ValueError` of options of `predict_logits` that make no sense, before there is an image."""
+    _How(**options)
+
+
+def class_ids(logits: Tensor) -> Tensor:
+    """The arg max over classes, long (B, H, W), of logits or probabilities (B, C, H, W), some rows at a time."""
+    ids = torch.empty((logits.shape[0], *logits.shape[2:]), dtype=torch.long, device=logits.device)
+    for target, rows in zip(ids.split(STRIP, dim=1), logits.split(STRIP, dim=2), strict=True):
+        target.copy_(rows.argmax(1))
+    return ids
+
+
+@torch.no_grad()
+def predict_each(
+    networks: Sequence[LogitsFn], pixel_values: Tensor | Sequence[Tensor], *, num_labels: int, **options: Any
+) -> list[Tensor]:
+    """Class ids (B, H, W) of each network, and with several, as the last, of the mean of their probabilities.
+
+    uint8, or long where there are more than 255 classes.
+
+    A large image, one whose maps hold more than `BAND` numbers, costs one set of maps too. With one scale and no flip
+    that is the sum over the networks, to which each adds some rows at a time. Else each network needs maps of its own,
+    so the image is predicted in bands of rows; windows and whole images that two bands need are predicted for both.
+
+    Args:
+        num_labels: how many classes the networks have.
+        options: those of `predict_logits`.
+    """
+    networks, inputs, size = _checked(networks, pixel_values, options.pop("target_size", None))
+    how = _How(**options)
+    numbers = num_labels * size[0] * size[1]
+    bands = min(size[0], -(-numbers // BAND)) if not how.once else 1
+    shape = (len(inputs[0]), *size)
+    dtype = torch.uint8 if num_labels <= 255 else torch.long
+    found = [inputs[0].new_empty(shape, dtype=dtype) for _ in range(len(networks) + (len(networks) > 1))]
+    for first, end in itertools.pairwise(size[0] * i // bands for i in range(bands + 1)):
+        total = inputs[0].new_zeros((len(inputs[0]), num_labels, end - first, size[1]), dtype=torch.float32)
+        for ids, network, images in zip(found, networks, inputs, strict=False):
+            if how.once and numbers > BAND:
+                parts = _pass(network, images, how, 1.0, False, size, slice(first, end))
+            else:
+                parts = [(slice(first, end), _maps([network], [images], how, size, slice(first, end)))]
+            for rows, logits in parts:
+                ids[:, rows] = class_ids(logits)
+                if len(networks) > 1:
+                    add_probabilities(total[:, :, rows.start - first : rows.stop - first], logits)
+            del parts, logits  # before the next network makes its own
+        if len(networks) > 1:
+            found[-1][:, first:end] = class_ids(total)
+    return found
+
+
+@torch.no_grad()
+def add_probabilities(total: Tensor | None, logits: Tensor) -> Tensor:
+    """`total` plus the soft-max of the logits (B, C, H, W); none: the soft-max, which takes the logits' place.
+
+    A sum over networks so needs one set of maps beside the newest logits; both are worked on some rows at a time.
+    """
+    if total is None:
+        total = logits if logits.dtype == torch.float32 else logits.float()
+        for rows in total.split(STRIP, dim=2):
+            rows.copy_(rows.softmax(1))
+        return total
+    for sums, rows in zip(total.split(STRIP, dim=2), logits.split(STRIP, dim=2), strict=True):
+        sums += rows.float().softmax(1)
+    return total
+
+
+def default_stride(crop_size: Sequence[int]) -> tuple[int, ...]:
+    """Two thirds of the window, rounded up, as in the CPS release: 534 for 800, 342 for 512."""
+    return tuple(-(-2 * side // 3) for side in crop_size)
+
+
+@dataclass(frozen=True)
+class _How:
+    """The options of `predict_logits`, checked."""
+
+    mode: str = "whole"
+    crop_size: tuple[int, int] | None = None
+    stride: tuple[int, int] | None = None
+    average: bool = True
+    window_batch_size: int = 4
+    scales: Sequence[float] = (1.0,)
+    flip: bool = False
+
+    def __post_init__(self):
+        if not self.scales or min(self.scales) <= 0:
+            raise ValueError(f"`scales` must be one or more positive factors, got {self.scales}.")
+        if self.mode not in ("whole", "sliding"):
+            raise ValueError(f'`mode` must be "whole" or "sliding", got {self.mode!r}.')
+        if self.window_batch_size < 1:
+            raise ValueError(f"`window_batch_size` must be at least 1, got {self.window_batch_size}.")
+        if self.mode == "whole":
+            return
+        for name, value in (("crop_size", self.crop_size), ("stride", self.stride)):
+            if value is None or len(value) != 2 or min(value) < 1:
+                raise ValueError(f'`{name}` must be (height, width) in pixels with `mode="sliding"`, got {value}.')
+        if self.stride[0] > self.crop_size[0] or self.stride[1] > self.crop_size[1]:
+            raise ValueError(
+                f"`stride` {tuple(self.stride)} must not exceed `crop_size` {tuple(self.crop_size)}: pixels would be "
+                "missed."
+            )
+
+    @property
+    def versions(self) -> list[tuple[float, bool]]:
+        """What a network sees: (scale, mirrored)."""
+        return list(itertools.product(self.scales, (False, True) if self.flip else (False,)))
+
+    @property
+    def once(self) -> bool:
+        """A network sees the images once and as they are."""
+        return self.versions == [(1, False)]
+
+
+def _checked(logits_fn, pixel_values, target_size) -> tuple[list[LogitsFn], list[Tensor], tuple[int, int]]:
+    """The networks, the images of each, and the size of the maps."""
+    networks = list(logits_fn) if isinstance(logits_fn, Sequence | nn.ModuleList) else [logits_fn]
+    inputs = [pixel_values] * len(networks) if isinstance(pixel_values, Tensor) else list(pixel_values)
+    if not networks:
+        raise ValueError("`logits_fn` is an empty list: give at least one network.")
+    if len(inputs) != len(networks):
+        raise ValueError(f"`pixel_values` has {len(inputs)} entries for {len(networks)} networks: one for each.")
+    if target_size is not None and (len(target_size) != 2 or min(target_size) < 1):
+        raise ValueError(f"`target_size` must be (height, width) in pixels, got {target_size}.")
+    return networks, inputs, tuple(inputs[0].shape[-2:] if target_size is None else target_size)
+
+
+def _maps(networks: list[LogitsFn], inputs: list[Tensor], how: _How, size: tuple[int, int], wanted: slice) -> Tensor:
+    """What `predict_logits` returns, of the wanted rows."""
+    alone, versions = how.once and len(networks) == 1, how.versions
+    if alone and how.mode == "whole" and wanted == slice(0, size[0]) and tuple(inputs[0].shape[-2:]) == size:
+        return _logits(networks[0], inputs[0])
+    maps = None
+    for network, images in zip(networks, inputs, strict=True):
+        for scale, mirrored in versions:
+            for rows, logits in _pass(network, images, how, scale, mirrored, size, wanted):
+                if maps is None:
+                    shape = (*logits.shape[:2], wanted.stop - wanted.start, size[1])
+                    maps = logits.new_zeros(shape, dtype=logits.dtype if alone else torch.float32)
+                if logits.shape[1] != maps.shape[1]:
+                    raise ValueError(f"The networks differ: {maps.shape[1]} and {logits.shape[1]} classes.")
+                part = maps[:, :, rows.start - wanted.start : rows.stop - wanted.start]
+                part += logits if alone else logits.float().softmax(1)
+    if alone:
+        return maps
+    # A probability that is zero in float32 must not become -inf: resizing would make NaN of it.
+    return maps.div_(len(networks) * len(versions)).clamp_min_(torch.finfo(maps.dtype).tiny).log_()
+
+
+def _pass(
+    network: LogitsFn,
+    images: Tensor,
+    how: _How,
+    scale: float,
+    mirrored: bool,
+    size: tuple[int, int],
+    wanted: slice,
+) -> Iterator[tuple[slice, Tensor]]:
+    """One network's logits of one version of the images, at most `STRIP` rows at a time: (rows of the maps, they)."""
+    seen = tuple(max(1, round(side * scale)) if scale != 1 else side for side in images.shape[-2:])
+    view, align_corners = partial(_view, images, seen, mirrored), False
+    if how.mode == "sliding":
+        height = seen[0]
+        strips = _slide(network, view, how, seen, _needed(height, size[0], align_corners, wanted))
+    else:
+        if isinstance(network, Branch):
+            logits, align_corners = network(view(slice(0, seen[0])), resize=False), network.align_corners
+        else:
+            logits = _logits(network, view(slice(0, seen[0])))
+        height = logits.shape[2]
+        strips = iter(logits[:, :, _needed(height, size[0], align_corners, wanted)].split(STRIP, dim=2))
+        del logits
+    for rows, logits in _resized(strips, height, size, wanted, align_corners):
+        yield rows, logits.flip(-1) if mirrored else logits
+
+
+def _view(images: Tensor, size: tuple[int, int], mirrored: bool, rows: slice) -> Tensor:
+    """Rows of the images as a network sees them: resized, and mirrored or not."""
+    if tuple(images.shape[-2:]) == size:
+        return images[:, :, rows].flip(-1) if mirrored else images[:, :, rows]
+    seen = images.new_empty((*images.shape[:2], rows.stop - rows.start, size[1]))
+    # Strip by strip: interpolating the whole takes as much memory again.
+    source = images[:, :, _needed(images.shape[-2], size[0], False, rows)].split(STRIP, dim=2)
+    for part, pixels in _resized(iter(source), images.shape[-2], size, rows):
+        seen[:, :, part.start - rows.start : part.stop - rows.start] = pixels.flip(-1) if mirrored else pixels
+    return seen
+
+
+def _logits(network: LogitsFn, images: Tensor) -> Tensor:
+    logits = network(images)
+    if not isinstance(logits, Tensor) or logits.ndim != 4 or logits.shape[-2:] != images.shape[-2:]:
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(
+            f"`logits_fn` must return logits (B, C, H, W) at its input's size {tuple(images.shape[-2:])}, "
+            f"got {found}. Wrap a model of transformers: as_logits_fn(model)."
+        )
+    return logits
+
+
+def _slide(network: LogitsFn, view, how: _How, size: tuple[int, int], wanted: slice) -> Iterator[Tensor]:
+    """Stitched logits of the wanted rows of images of this size, from the top down, at most `STRIP` rows at a time.
+
+    Rows are finished when no later window reaches them, so only those of one window are kept, of pixels and of logits.
+    `view(rows)` are the images' rows.
+    """
+    crop, (height, width) = how.crop_size, size
+    missing_rows, missing_columns = max(0, crop[0] - height), max(0, crop[1] - width)
+    top, left = missing_rows // 2, missing_columns // 2
+    row_starts = _starts(height + missing_rows, crop[0], how.stride[0])
+    column_starts = _starts(width + missing_columns, crop[1], how.stride[1])
+    sums, first, end = None, wanted.start + top, wanted.stop + top  # `sums`: of the rows from `row` on
+    needed = [row for row in row_starts if row + crop[0] > first and row < end]
+    for row, following in itertools.pairwise([*needed, end]):
+        pixels = view(slice(max(row - top, 0), min(row - top + crop[0], height)))
+        if missing_rows or missing_columns:
+            pixels = F.pad(pixels, (left, missing_columns - left, top, missing_rows - top))
+        if sums is None:
+            # How many windows see a pixel is how many see its row times how many see its column.
+            seen_rows = _seen(row_starts, crop[0], pixels.device)[:, None]
+            seen_columns = _seen(column_starts, crop[1], pixels.device)
+        windows = [(image, column) for column in column_starts for image in range(len(pixels))]
+        for begin in range(0, len(windows), how.window_batch_size):
+            some = windows[begin : begin + how.window_batch_size]
+            logits = _logits(network, torch.stack([pixels[image, :, :, x : x + crop[1]] for image, x in some]))
+            if sums is None:
+                sums = logits.new_zeros(len(pixels), logits.shape[1], crop[0], pixels.shape[-1])
+            for (image, x), window in zip(some, logits, strict=True):
+                sums[image, :, :, x : x + crop[1]] += window
+        del pixels, logits
+        for begin in range(max(first, row), following, STRIP):
+            rows = slice(begin, min(begin + STRIP, following))
+            strip = sums[:, :, rows.start - row : rows.stop - row]
+            strip = strip / (seen_rows[rows] * seen_columns) if how.average else strip.clone()
+            yield strip[..., left : left + width]
+        _move_up(sums, following - row)
+
+
+def _move_up(sums: Tensor, by: int) -> None:
+    """In place, a few rows at a time, as source and target overlap; zeros come in from below."""
+    for begin in range(by, sums.shape[2], STRIP):
+        rows = sums[:, :, begin : begin + STRIP].clone()
+        sums[:, :, begin - by : begin - by + rows.shape[2]] = rows
+    sums[:, :, max(sums.shape[2] - by, 0) :] = 0
+
+
+def _seen(starts: list[int], crop: int, device: torch.device) -> Tensor:
+    """How many windows that begin at `starts` see each row (or column)."""
+    seen = torch.zeros(starts[-1] + crop, device=device)
+    for start in starts:
+        seen[start : start + crop] += 1
+    return seen
+
+
+def _neighbours(height: int, target: int, align_corners: bool) -> tuple[Tensor, Tensor]:
+    """Of each target row the source row above it, and its distance from that; as `F.interpolate` has it, bilinear.
+
+    Target row y lies at (y + 1/2) height / target - 1/2, or with `align_corners` at y (height - 1) / (target - 1).
+    """
+    at = torch.arange(target, dtype=torch.float64)
+    if align_corners:
+        at = at * (height - 1) / max(target - 1, 1)
+    else:
+        at = ((at + 0.5) * height / target - 0.5).clamp(0, height - 1)
+    return at.long(), at - at.long()
+
+
+def _needed(height: int, target: int, align_corners: bool, wanted: slice) -> slice:
+    """The source rows that the wanted target rows lie between."""
+    above, _ = _neighbours(height, target, align_corners)
+    return slice(int(above[wanted.start]), min(int(above[wanted.stop - 1]) + 2, height))
+
+
+def _resized(
+    strips: Iterator[Tensor], height: int, size: tuple[int, int], wanted: slice, align_corners: bool = False
+) -> Iterator[tuple[slice, Tensor]]:
+    """Maps that come some rows at a time, resized as `F.interpolate` resizes the whole: (target rows, their maps).
+
+    Args:
+        strips: the rows that `_needed` names, of maps of this height.
+    """
+    above, share = _neighbours(height, size[0], align_corners)
+    below = (above + 1).clamp(max=height - 1)
+    # Source rows that are still needed, the first one's number, target rows made.
+    kept, first, done = None, int(above[wanted.start]), wanted.start
+    for strip in strips:
+        kept = strip if kept is None else torch.cat([kept, strip], 2)
+        ready = int(torch.searchsorted(below, first + kept.shape[2]))  # rows whose two source rows are there
+        ready = max(done, min(ready, wanted.stop))
+        for start in range(done, ready, STRIP):
+            rows = slice(start, min(start + STRIP, ready))
+            if height == size[0]:
+                part = kept[:, :, rows.start - first : rows.stop - first]
+            else:
+                a, b = ((of[rows] - first).to(kept.device) for of in (above, below))
+                part = torch.lerp(kept[:, :, a], kept[:, :, b], share[rows].to(kept)[:, None])
+            if part.shape[-1] != size[1]:
+                part = F.interpolate(part, size=(part.shape[2], size[1]), mode="bilinear", align_corners=align_corners)
+            yield rows, part
+        done = ready
+        if done < wanted.stop:
+            drop = min(int(above[done]) - first, kept.shape[2])
+            kept, first = kept[:, :, drop:], first + drop
+
+
+def _starts(side: int, crop: int, stride: int) -> list[int]:
+    """Where windows begin along one side: every `stride`, and one that ends with the image."""
+    starts = list(range(0, side - crop + 1, stride))
+    return starts if starts[-1] == side - crop else [*starts, side - crop]

@@ -1,0 +1,1 @@
+"""Drawn street and object scenes with exact labels, to try the package on without data."""

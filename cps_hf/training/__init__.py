@@ -1,0 +1,1 @@
+"""The loop, and what surrounds a step: streams, averages, evaluation, the health of the numbers, callbacks."""

@@ -1,0 +1,214 @@
+"""Judging branches on whole images: scores of every branch and of their mean, agreement, predictions.
+
+Each image is normalised once and predicted once a branch; what is kept is one confusion matrix a row of the table.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from ..config import CPSConfig
+from ..data.streams import EvaluationStream
+from ..data.transforms import normalize
+from ..inference.windows import add_probabilities, class_ids, default_stride, predict, predict_each, predict_logits
+from ..metrics.mean_iou import MeanIoU
+from .module import TrainingModule
+from .sharding import whole
+
+logger = logging.getLogger(__name__)
+
+Samples = list[dict[str, Any]]
+
+
+class Judge:
+    """Looks at the branches of a run with the run's evaluation settings. Every process takes its share of images.
+
+    Args:
+        module: its branches are each `(pixel_values (B, 3, H, W)) -> logits (B, C, H, W)`; its teacher, if it has
+            one, is scored too and is no part of the mean.
+    """
+
+    def __init__(
+        self,
+        module: TrainingModule,
+        args: CPSConfig,
+        accelerator: Accelerator,
+        *,
+        num_labels: int,
+    ):
+        self.module, self.args, self.accelerator = module, args, accelerator
+        self.branches, self.teacher = module.branches, module.teacher
+        self.num_labels, self.device = num_labels, accelerator.device
+        self.confusion_matrices: dict[str, Tensor] = {}  # of the newest scores, by row; over all processes
+        self.mean, self.std = (torch.tensor(v, device=self.device) for v in (args.image_mean, args.image_std))
+        self.options: dict[str, Any] = {"mode": args.eval_mode}
+        if args.eval_mode == "sliding":
+            crop = tuple(args.eval_crop_size or args.crop_size)
+            stride = tuple(args.eval_stride or default_stride(crop))
+            batch = args.per_device_eval_batch_size
+            self.options |= {"crop_size": crop, "stride": stride, "window_batch_size": batch}
+
+    def scores(self, dataset) -> dict[str, dict[str, Any]]:
+        """By row ("branch_0", "branch_1", ..., "teacher", and "mean" of the branches' probabilities) what
+        `MeanIoU.compute` gives, as plain floats and lists. The same on every process."""
+        rows = {f"branch_{i}": branch for i, branch in enumerate(self.branches)}
+        if self.teacher is not None:
+            rows["teacher"] = self.teacher
+        names = [*rows, "mean"] if len(self.branches) > 1 else [*rows]
+        metrics = {name: MeanIoU(num_labels=self.num_labels) for name in names}
+        with whole(self.module), self.accelerator.autocast(), evaluating([*rows.values()]):
+            for group, images in self._batches(self.stream(dataset)):
+                labels = torch.stack([s["label"] for s in group]).to(self.device)
+                images = normalize(images, self.mean, self.std)
+                predicted = predict_each(self.branches, images, num_labels=self.num_labels, **self.options)
+                of_rows = dict(zip([name for name in names if name != "teacher"], predicted, strict=True))
+                if self.teacher is not None:
+                    of_rows["teacher"] = predict(self.teacher, images, **self.options)
+                for name, predictions in of_rows.items():
+                    metrics[name].add_batch(predictions=predictions, references=labels)
+        found = {}
+        for name, metric in metrics.items():
+            metric.confusion_matrix = self.confusion_matrices[name] = self._sum(metric.confusion_matrix)
+            found[name] = plain(metric.compute())
+        return found
+
+    def agreement(self, dataset) -> float:
+        """The share of pixels for which all branches predict one class.
+
+        On whole unlabeled images, in evaluation mode, without CutMix: what the overlap figure of the paper shows.
+        Collapse agrees too, so read it beside the scores. With `skip_bad_samples` images that cannot be read are
+        left out, with a warning.
+
+        Raises:
+            ValueError: an image cannot be read, or none of them.
+        """
+        counts = torch.zeros(2, dtype=torch.int64)
+        with whole(self.module), self.accelerator.autocast(), evaluating(self.branches):
+            skip = self.args.skip_bad_samples
+            samples = self.stream(dataset, name="unlabeled_dataset", with_label=False, keep_errors=skip)
+            for _, images in self._batches(_readable(samples)):
+                first, *others = (self.logits(branch, images).argmax(1) for branch in self.branches)
+                same = torch.ones_like(first, dtype=torch.bool)
+                for other in others:
+                    same &= first == other
+                counts += torch.tensor([same.sum().item(), same.numel()])
+        agreed, total = self._sum(counts).tolist()
+        if total == 0:
+            raise ValueError(
+                "None of the unlabeled images that agreement is measured on can be read (see the warnings above). "
+                "Mend them, or set `agreement_images=0`."
+            )
+        return agreed / total
+
+    def predictions(self, dataset, networks: Sequence[nn.Module]) -> Iterator[tuple[str, Tensor]]:
+        """(id, uint8 (H, W) class ids on the CPU) of each image, by the mean of the networks' probabilities."""
+        samples = self.stream(dataset, name="dataset", with_label=False)
+        with whole(self.module):
+            for group, images in self._batches(samples):
+                with self.accelerator.autocast(), evaluating(networks):  # not held while the caller has the turn
+                    probs = None
+                    for network in networks:
+                        probs = add_probabilities(probs, self.logits(network, images))
+                for sample, prediction in zip(group, class_ids(probs), strict=True):
+                    yield sample["id"], prediction.to(torch.uint8).cpu()
+
+    def check_first_batch(self, dataset) -> None:
+        """A bad label or an image that a branch cannot take is found before step 1, not at the first evaluation.
+
+        Raises:
+            ValueError: names the image and what was wrong with it.
+        """
+        first = next(iter(self.stream(dataset)), [])
+        _warn_of_white_masks(first, self.num_labels)
+        with whole(self.module), self.accelerator.autocast(), evaluating(self.branches):
+            for group, images in self._batches([first]):
+                for i, branch in enumerate(self.branches):
+                    try:
+                        self.logits(branch, images)
+                    except (RuntimeError, ValueError, AssertionError) as error:
+                        raise ValueError(
+                            f"Branch {i} cannot predict the evaluation image {group[0]['id']!r} of size "
+                            f"{images.shape[-2]} x {images.shape[-1]} with `eval_mode={self.args.eval_mode}`: {error} "
+                            'With `eval_mode="sliding"` it sees windows of `eval_crop_size` only.'
+                        ) from error
+
+    def stream(
+        self, dataset, *, name: str = "eval_dataset", with_label: bool = True, keep_errors: bool = False
+    ) -> EvaluationStream:
+        """This process's share of a data set, in lists of whole images."""
+        return EvaluationStream(
+            dataset,
+            name=name,
+            with_label=with_label,
+            num_labels=self.num_labels,
+            batch_size=self.args.per_device_eval_batch_size,
+            rank=self.accelerator.process_index,
+            num_processes=self.accelerator.num_processes,
+            num_workers=self.args.dataloader_num_workers,
+            keep_errors=keep_errors,
+        )
+
+    @torch.no_grad()
+    def logits(self, network: nn.Module, images: Tensor) -> Tensor:
+        """uint8 (B, 3, H, W) on the device -> (B, C, H, W)."""
+        return predict_logits(network, normalize(images, self.mean, self.std), **self.options)
+
+    def _batches(self, samples: Iterable[Samples]) -> Iterator[tuple[Samples, Tensor]]:
+        """Lists of samples -> (samples of one size, their images as uint8 (B, 3, H, W) on the device)."""
+        for batch in samples:
+            by_size: dict[torch.Size, Samples] = {}
+            for sample in batch:
+                by_size.setdefault(sample["image"].shape, []).append(sample)
+            for group in by_size.values():
+                yield group, torch.stack([s["image"] for s in group]).to(self.device)
+
+    def _sum(self, tensor: Tensor) -> Tensor:
+        """Summed over processes, on the tensor's own device."""
+        return self.accelerator.reduce(tensor.to(self.device), "sum").to(tensor.device)
+
+
+def _warn_of_white_masks(samples: Samples, num_labels: int) -> None:
+    """Masks of two classes are often drawn in black and white, and white, 255, is what is ignored."""
+    found = {value for sample in samples for value in sample["label"].unique().tolist()}
+    if num_labels == 2 and found == {0, 255}:
+        logger.warning(
+            "The label of %r holds 0 and 255 alone, and 255 is ignored, so that nothing is class 1. If 255 means "
+            "class 1, say so when the data set is loaded: `values={0: 0, 255: 1}`.",
+            samples[0]["id"],
+        )
+
+
+def _readable(batches: Iterable[list[dict[str, Any] | Exception]]) -> Iterator[Samples]:
+    """The batches without what could not be read, each with a warning."""
+    for batch in batches:
+        for error in batch:
+            if isinstance(error, Exception):
+                logger.warning("Agreement is measured without an image: %s", error)
+        yield [sample for sample in batch if not isinstance(sample, Exception)]
+
+
+@contextmanager
+def evaluating(networks: Sequence[nn.Module]) -> Iterator[None]:
+    """The networks in evaluation mode; afterwards each is as it was."""
+    were_training = [network.training for network in networks]
+    for network in networks:
+        network.eval()
+    try:
+        yield
+    finally:
+        for network, training in zip(networks, were_training, strict=True):
+            network.train(training)
+
+
+def plain(scores: dict[str, Any]) -> dict[str, Any]:
+    """Python floats and lists in place of numpy's, so that JSON and YAML can hold them."""
+    return {
+        key: [float(v) for v in value] if hasattr(value, "__len__") else float(value) for key, value in scores.items()
+    }

@@ -1,0 +1,259 @@
+"""Keeping a run's numbers sound: what is not finite reaches no weight, and a branch that collapses is noticed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..checkpointing.checkpoints import newest_checkpoint
+from ..config import CPSConfig
+from ..files import share_weights
+from ..objectives import ObjectiveOutput
+from .reporting import Averages
+from .sharding import gathered
+
+logger = logging.getLogger(__name__)
+
+COLLAPSE_STEPS = 100
+COLLAPSE_SHARE = 0.05  # of a run: branches that start from nothing predict one class for a while
+ONE_CLASS = "one_class_branch_"
+MAX_OVERFLOWS = 25
+"""After so many steps in a row with gradients that are not finite fp16's loss scale, 65536 at first and halved each
+time, is 0.002: it is no overflow."""
+
+
+class MicroBatch(NamedTuple):
+    """What one call of the training module is given, and whose pixels these are."""
+
+    labeled: dict[str, Tensor]
+    unlabeled: dict[str, Tensor] | None
+    ids: dict[str, list[str]]  # "labeled" and "unlabeled"
+
+
+class Verdict(NamedTuple):
+    """What the host learns of a step, the same on all processes."""
+
+    finite: bool
+    norms: list[float]  # of each branch's gradient
+    stop: bool  # some process was told to stop
+
+
+class Guard:
+    """Stands between backward and the optimizer's step: clips gradients, and lets no number pass that is not finite.
+
+    `args.max_skipped_steps` steps with bad numbers are left out; the next one is an error.
+    """
+
+    def __init__(self, accelerator: Accelerator, module: nn.Module, args: CPSConfig):
+        self.accelerator, self.module, self.args = accelerator, module, args
+        self.skipped_steps = 0
+        self._overflows = 0  # steps in a row that the scaler of fp16 left out
+        self._parameters = [[*branch.parameters()] for branch in module.branches]  # a walk costs a GPU a millisecond
+        self._buffers: list[Tensor] = []
+
+    def before_step(self) -> None:
+        """Keep batch norm's statistics, which a forward pass changes, where a step may be undone."""
+        if self.args.max_skipped_steps:
+            self._buffers = [buffer.clone() for buffer in self.module.buffers()]
+
+    def judge(self, optimizer, averages: Averages, *, told_to_stop: bool) -> Verdict:
+        """Clip each branch's gradient and look at the step's numbers, which count only if they are finite.
+
+        The step's one host read. With fp16 a gradient that is not finite is the scaler's to skip, up to
+        `MAX_OVERFLOWS` times in a row; a loss never is.
+
+        Args:
+            averages: hold the step's "loss" and its parts.
+        """
+        self.accelerator.unscale_gradients(optimizer)
+        names = [f"grad_norm_branch_{index}" for index in range(len(self.module.branches))]
+        for name, of_branch in zip(names, self._parameters, strict=True):
+            parameters = [p for p in of_branch if p.grad is not None]
+            norm = nn.utils.get_total_norm([p.grad for p in parameters])
+            if self.args.max_grad_norm:
+                nn.utils.clip_grads_with_norm_(parameters, self.args.max_grad_norm, norm)
+            averages.add({name: gathered(norm)})
+        averages.add({"told_to_stop": torch.full((), float(told_to_stop), device=self.accelerator.device)})
+        seen = averages.end_step(self.accelerator)
+        stop = seen.pop("told_to_stop") > 0
+        norms = [seen[name] for name in names]
+        sound = all(map(math.isfinite, norms))
+        if self.accelerator.scaler is not None:
+            self._overflows = 0 if sound else self._overflows + 1
+            sound = self._overflows < MAX_OVERFLOWS
+        finite = sound and math.isfinite(seen["loss"])
+        if finite:
+            averages.keep(seen)
+        return Verdict(finite, norms, stop)
+
+    def refuse(
+        self, step: int, verdict: Verdict, micro_batches: Sequence[MicroBatch], outputs: Sequence[ObjectiveOutput]
+    ) -> None:
+        """Save the batch, and undo the step or end the run. To be called by all processes.
+
+        Raises:
+            FloatingPointError: on all processes alike; names the parts, branches and samples.
+        """
+        folder = Path(self.args.output_dir) / f"bad_batch-{step}"
+        reports = [report(batch, output) for batch, output in zip(micro_batches, outputs, strict=True)]
+        process = self.accelerator.process_index
+        try:
+            save_bad_batch(folder, process, micro_batches, {"step": step, "norms": verdict.norms, "batches": reports})
+        except OSError as error:  # the numbers are the news, not the disk
+            logger.warning("The bad batch cannot be saved in %s: %s.", folder, error)
+        everywhere = gather_object([{"process": process, **entry} for entry in reports])
+        found = _describe(everywhere, verdict.norms)
+        if self._overflows >= MAX_OVERFLOWS:
+            found += f"; so it was in {self._overflows} steps in a row, whatever the loss scale"
+        if self.skipped_steps < self.args.max_skipped_steps:
+            self._undo()
+            count = f"{self.skipped_steps} of at most {self.args.max_skipped_steps} (`max_skipped_steps`)"
+            logger.warning("Step %d: %s. It is left out, %s; its batch is in %s.", step, found, count, folder)
+            return
+        skipped = f" {self.skipped_steps} steps were skipped before." if self.skipped_steps else ""
+        raise FloatingPointError(
+            f"Step {step}: {found}. Nothing was updated.{skipped} The batch is saved in {folder}. Lower "
+            "`learning_rate`, set `max_grad_norm`, or use bf16 in place of fp16; if it is the sample, mend it, or "
+            "skip a few such steps with `max_skipped_steps`. The newest checkpoint is whole: "
+            f"{newest_checkpoint(self.args.output_dir) or 'there is none yet'}."
+        )
+
+    def _undo(self) -> None:
+        self.skipped_steps += 1
+        for buffer, kept in zip(self.module.buffers(), self._buffers, strict=True):
+            buffer.copy_(kept)
+        if self.accelerator.scaler is not None:  # the gradients were unscaled, and no step will end that
+            self.accelerator.scaler.update()
+
+
+def report(batch: MicroBatch, output: ObjectiveOutput) -> dict[str, Any]:
+    """Whose pixels a micro-batch holds and what came of it: JSON values (NaN and infinity as text)."""
+    values = {"loss": output.loss.detach(), **output.logs}
+    return {
+        "ids": batch.ids,
+        "values": {name: _as_json(float(value)) for name, value in values.items() if not name.startswith(ONE_CLASS)},
+    }
+
+
+def save_bad_batch(folder: Path, process: int, micro_batches: Sequence[MicroBatch], facts: Mapping[str, Any]) -> None:
+    """`process_<rank>.safetensors`: every tensor as the objective got it, named `<micro-batch>.labeled.pixel_values`
+    and so on; `process_<rank>.json`: the facts."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        f"{index}.{kind}.{name}": tensor.detach().cpu().contiguous().clone()  # counts are views of one tensor
+        for index, batch in enumerate(micro_batches)
+        for kind, views in (("labeled", batch.labeled), ("unlabeled", batch.unlabeled or {}))
+        for name, tensor in views.items()
+    }
+    save_file(tensors, folder / f"process_{process}.safetensors")
+    facts = {**facts, "norms": [_as_json(norm) for norm in facts["norms"]]}
+    readable = folder / f"process_{process}.json"
+    readable.write_text(json.dumps(facts, indent=1), encoding="utf-8")
+    share_weights(folder, like=readable)
+
+
+def _as_json(value: float) -> float | str:
+    return value if math.isfinite(value) else str(value)
+
+
+def _describe(reports: Sequence[Mapping[str, Any]], norms: Sequence[float]) -> str:
+    """What is not finite: parts of the loss, with the samples that it is of; gradients by branch."""
+    found = []
+    branches = [f"branch {index}" for index, norm in enumerate(norms) if not math.isfinite(norm)]
+    if branches:
+        found.append(f"the gradient of {' and '.join(branches)} is not finite")
+    for entry in reports:
+        bad = [name for name, value in entry["values"].items() if isinstance(value, str)]
+        if bad:
+            found.append(f"{' and '.join(bad)} {'are' if len(bad) > 1 else 'is'} not finite {_where(entry)}")
+    if not any(isinstance(value, str) for entry in reports for value in entry["values"].values()):
+        found += [f"the loss is finite {_where(entry)}" for entry in reports]
+    return "; ".join(found)
+
+
+def _where(entry: Mapping[str, Any]) -> str:
+    ids = ", ".join(f"{kind} {', '.join(names)}" for kind, names in entry["ids"].items())
+    values = ", ".join(f"{name} {float(value):.4g}" for name, value in entry["values"].items())
+    return f"on process {entry['process']} ({values}; samples: {ids})"
+
+
+# ------------------------------------------------------------------------------------------------ collapse
+
+
+class Watched:
+    """A branch, called as before, that notes whether all that it predicts for unlabeled images is one class.
+
+    Every fourth logit of every fourth row is looked at. Where one pass holds labeled images too, these count as well.
+    """
+
+    def __init__(self, branch: Callable[..., Tensor], labeled_images: Tensor):
+        self.branch, self.labeled_images = branch, labeled_images
+        if hasattr(branch, "align_corners"):  # it can leave the logits at its own size
+            self.align_corners = branch.align_corners
+        self._labels: list[Tensor] = []
+
+    def __call__(self, pixel_values: Tensor, **options) -> Tensor:
+        logits = self.branch(pixel_values, **options)
+        if pixel_values is not self.labeled_images:
+            self._labels.append(logits.detach()[..., ::4, ::4].argmax(1).flatten())
+        return logits
+
+    def one_class(self) -> Tensor | None:
+        """1.0 or 0.0, a scalar; `None` where the branch saw no unlabeled image."""
+        if not self._labels:
+            return None
+        labels = torch.cat(self._labels)
+        return (labels == labels[0]).all().float()
+
+
+def watch(branches: Sequence[Callable[..., Tensor]], labeled: Mapping[str, Tensor]) -> list[Watched]:
+    """The branches of one call of the training module."""
+    return [Watched(branch, labeled["pixel_values"]) for branch in branches]
+
+
+def with_one_class(output: ObjectiveOutput, watched: Sequence[Watched]) -> ObjectiveOutput:
+    """The output with what the branches noted among its logs: it is averaged and read with them, at no cost."""
+    noted = {f"{ONE_CLASS}{index}": branch.one_class() for index, branch in enumerate(watched)}
+    return output._replace(logs={**output.logs, **{k: v for k, v in noted.items() if v is not None}})
+
+
+class CollapseWatch:
+    """Warns of a branch that, step after step, predicts one class for everything it is taught on."""
+
+    def __init__(self, max_steps: int):
+        self.patience = max(COLLAPSE_STEPS, int(COLLAPSE_SHARE * max_steps))
+        self._last_step = 0
+        self._since: dict[str, int] = {}  # branch -> the last step at which it was seen to be sound
+        self._warned: set[str] = set()
+
+    def take(self, record: dict[str, float], step: int) -> None:
+        """Take the shares of steps with one class out of a record of means since the last call, and warn.
+
+        (A resumed run counts anew: what it saw before is not saved.)
+        """
+        last_step, self._last_step = self._last_step, step
+        for name in [name for name in record if name.startswith(ONE_CLASS)]:
+            branch = name.removeprefix(ONE_CLASS)
+            if record.pop(name) < 0.99999:  # a mean of ones, to rounding
+                self._since[branch] = step
+                self._warned.discard(branch)
+            elif step - self._since.setdefault(branch, last_step) >= self.patience and branch not in self._warned:
+                self._warned.add(branch)
+                logger.warning(
+                    "Branch %s has predicted one single class for all unlabeled images for %d steps: it has "
+                    "collapsed, and pseudo labels confirm it in that. Start from pretrained weights (`backbone`), "
+                    "lower `learning_rate` or the method's `weight`, let the weight grow (`ramp_up`), weigh rare "
+                    "classes up (`class_balance`), and check that the labels hold more than one class.",
+                    branch,
+                    step - self._since[branch],
+                )

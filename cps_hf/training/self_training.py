@@ -1,0 +1,215 @@
+"""Self-training, the offline method: a trained network labels the unlabeled images, and one trains anew on both sets.
+
+What the paper compares CPS with, and combines it with (section 4.5 of arXiv 2106.01226). `label_dataset` writes the
+pseudo labels with the soft-max confidence of each pixel; `with_pseudo_labels` lays them beside their images. The
+training before and after is the usual one: `examples/self_training.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, Features, Image, IterableDataset, Value, concatenate_datasets
+from PIL import Image as PILImage
+from tqdm.auto import tqdm
+
+from ..data.labels import IGNORE_INDEX, LabelEncoding
+from ..data.streams import EvaluationStream
+from ..files import write_atomically
+from ..inference.ensemble import Ensemble, check_classes
+from ..inference.windows import add_probabilities
+from ..visualization import panels as visualization
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+
+
+def label_dataset(
+    network: Ensemble,
+    dataset: Dataset,
+    folder: str | Path,
+    *,
+    label_feature: Image,
+    rows_per_shard: int = 100,
+    process_index: int = 0,
+    num_processes: int = 1,
+    num_workers: int = 0,
+    progress: bool = True,
+    **options: Any,
+) -> list[Path]:
+    """Write what a network says of each image: `labels-00000-of-00004.parquet`, ... with the columns "id", "label",
+    "confidence" (a grey picture: the soft-max probability of the label times 255, rounded) and "mean_confidence".
+
+    A shard that is there is not written again, so an interrupted call goes on where it stopped.
+
+    Args:
+        network: one model, or several, whose mean labels.
+        dataset: with "image" and "id"; a label column is not opened.
+        label_feature: the feature of the labeled set's "label" column: pseudo labels are coded as those labels are, so
+            that the two sets can be joined.
+        process_index, num_processes: of the shards each process writes its share.
+        options: those of `cps_hf.inference.predict_logits`.
+
+    Returns:
+        All shards, also those of other processes, which may not be there yet.
+
+    Raises:
+        ValueError: the set is streamed, or has other classes than the network, or the folder holds labels of other
+            images or of another network.
+    """
+    if isinstance(dataset, IterableDataset):
+        raise ValueError("Pseudo labels are written for a data set that is not streamed: load it without `streaming`.")
+    encoding = LabelEncoding.from_feature(label_feature)
+    if encoding is not None:
+        check_classes(encoding.names, network.id2label, f"The labels and {network.sources[0]}")
+    folder = Path(folder)
+    shards = _shard_paths(folder, len(dataset), rows_per_shard)
+    _check_manifest(folder, dataset, network, {"rows_per_shard": rows_per_shard, "options": repr(options)})
+    own = [index for index in range(process_index, len(shards), num_processes) if not shards[index].is_file()]
+    first_rows = [range(i * rows_per_shard, min((i + 1) * rows_per_shard, len(dataset))) for i in own]
+    bar = tqdm(total=sum(map(len, first_rows)), desc="labeling", unit="image", disable=not progress)
+    for index, rows in zip(own, first_rows, strict=True):
+        stream = EvaluationStream(
+            dataset.select(rows), name="unlabeled_dataset", with_label=False, num_workers=num_workers
+        )
+        found: dict[str, list] = {"id": [], "label": [], "confidence": [], "mean_confidence": []}
+        for sample in (sample for batch in stream for sample in batch):
+            confidence, ids = add_probabilities(None, network.logits(sample["image"], **options))[0].max(0)
+            ids = ids.to("cpu").numpy().astype(np.uint8)
+            found["id"].append(sample["id"])
+            found["label"].append(_png(PILImage.fromarray(ids) if encoding is None else encoding.encode(ids)))
+            found["confidence"].append(_png(PILImage.fromarray((confidence * 255).round().byte().cpu().numpy())))
+            found["mean_confidence"].append(confidence.mean().item())
+            bar.update()
+        _write(Dataset.from_dict(found, features=_features(label_feature)), shards[index])
+    bar.close()
+    return shards
+
+
+def with_pseudo_labels(dataset: Dataset, folder: str | Path, *, confidence_threshold: float = 0.0) -> Dataset:
+    """The unlabeled images with the labels that `label_dataset` wrote for them; images are not copied.
+
+    Args:
+        dataset: the one that was labeled.
+        confidence_threshold: pixels that the network was less sure of are ignored (to 1/255). 0, as in the paper: all
+            pixels are kept.
+
+    Returns:
+        Columns "image", "label" and "id", to be joined with a labeled set by `datasets.concatenate_datasets`.
+
+    Raises:
+        ValueError: a shard is missing, or the labels are of other images.
+    """
+    manifest = _read_manifest(Path(folder))
+    if manifest is None:
+        raise ValueError(f"{folder} holds no pseudo labels ({MANIFEST} is missing): write them with `label_dataset`.")
+    shards = _shard_paths(Path(folder), manifest["rows"], manifest["rows_per_shard"])
+    missing = [path.name for path in shards if not path.is_file()]
+    if missing:
+        raise ValueError(f"{folder} is not complete: {missing[0]} is missing. Run `label_dataset` again; it goes on.")
+    if manifest["ids_sha256"] != _ids_hash(dataset):
+        raise ValueError(f"The pseudo labels in {folder} are of other images than those of this data set.")
+    columns = ["label", "confidence"] if confidence_threshold > 0 else ["label"]
+    labels = Dataset.from_parquet([str(path) for path in shards], columns=columns)
+    if confidence_threshold > 0:
+        encoding = LabelEncoding.from_feature(labels.features["label"])
+        labels = labels.map(
+            lambda row: {"label": _png(_only_sure(row, encoding, confidence_threshold))},
+            remove_columns="confidence",
+            desc="confident pixels",
+        )
+    joined = concatenate_datasets([dataset.select_columns(["image", "id"]), labels], axis=1)
+    return joined.select_columns(["image", "label", "id"])
+
+
+def contact_sheet(dataset: Dataset, folder: str | Path, path: str | Path, *, count: int = 6) -> None:
+    """A picture of some images, evenly spaced, with their pseudo labels and confidence (white: sure, black: not).
+
+    Args:
+        dataset: the images that were labeled into `folder`.
+    """
+    manifest = _read_manifest(Path(folder))
+    shards = _shard_paths(Path(folder), manifest["rows"], manifest["rows_per_shard"])
+    labels = Dataset.from_parquet([str(shard) for shard in shards])
+    count = min(count, len(dataset))
+    chosen = [i * len(dataset) // count for i in range(count)]
+    encoding = LabelEncoding.from_feature(labels.features["label"])
+    images = EvaluationStream(dataset.select(chosen), name="unlabeled_dataset", with_label=False)
+    cells = []
+    for [sample], row in zip(images, labels.select(chosen), strict=True):
+        ids = _decoded(row, encoding)
+        confidence = np.asarray(row["confidence"])
+        cells.append([sample["image"], ids, np.stack([confidence] * 3, axis=-1)])
+    names = [*encoding.names] if encoding else [f"class {i}" for i in range(255)]
+    palette = encoding.palette if encoding and encoding.palette else visualization.palette(len(names))
+    visualization.panel(
+        cells, ["unlabeled image", "pseudo label", "confidence, black 0, white 1"], names, palette, path
+    )
+
+
+def _only_sure(row: dict[str, Any], encoding: LabelEncoding | None, threshold: float) -> PILImage.Image:
+    ids = _decoded(row, encoding).copy()
+    ids[np.asarray(row["confidence"]) < threshold * 255] = IGNORE_INDEX
+    return PILImage.fromarray(ids) if encoding is None else encoding.encode(ids)
+
+
+def _decoded(row: dict[str, Any], encoding: LabelEncoding | None) -> np.ndarray:
+    return np.asarray(row["label"]) if encoding is None else encoding.decode(row["label"], name="a pseudo label")
+
+
+def _features(label_feature: Image) -> Features:
+    columns = {"id": Value("string"), "label": label_feature, "confidence": Image()}
+    return Features({**columns, "mean_confidence": Value("float32")})
+
+
+def _png(image: PILImage.Image) -> dict[str, Any]:
+    file = io.BytesIO()
+    image.save(file, format="PNG")
+    return {"bytes": file.getvalue(), "path": None}
+
+
+def _write(shard: Dataset, path: Path) -> None:
+    temporary = path.with_name(f".tmp-{path.name}")
+    shard.to_parquet(str(temporary))
+    os.replace(temporary, path)
+
+
+def _shard_paths(folder: Path, rows: int, rows_per_shard: int) -> list[Path]:
+    count = -(-rows // rows_per_shard)
+    return [folder / f"labels-{index:05d}-of-{count:05d}.parquet" for index in range(count)]
+
+
+def _ids_hash(dataset: Dataset) -> str:
+    return hashlib.sha256("".join(f"{name}\n" for name in dataset["id"]).encode()).hexdigest()
+
+
+def _read_manifest(folder: Path) -> dict[str, Any] | None:
+    path = folder / MANIFEST
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _check_manifest(folder: Path, dataset: Dataset, network: Ensemble, how: dict[str, Any]) -> None:
+    """Which images are labeled by whom; going on with others would mix two sets of labels."""
+    weights = hashlib.sha256()
+    for tensor in (tensor for one in network.networks for tensor in one.state_dict().values()):
+        weights.update(tensor.cpu().numpy().tobytes())
+    wanted = {"rows": len(dataset), "ids_sha256": _ids_hash(dataset), "weights_sha256": weights.hexdigest(), **how}
+    found = _read_manifest(folder)
+    if found is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / MANIFEST, json.dumps({**wanted, "network": network.sources}, indent=1))
+        return
+    other = [name for name in wanted if found.get(name) != wanted[name]]
+    if other:
+        raise ValueError(
+            f"{folder} holds pseudo labels of other images or of another network: {other[0]} is "
+            f"{found.get(other[0])!r:.80} there and {wanted[other[0]]!r:.80} here. Choose another folder or remove it."
+        )

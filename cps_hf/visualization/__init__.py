@@ -1,0 +1,1 @@
+"""Pictures: class maps in colours, panels of predictions, learning curves, confusion matrices."""

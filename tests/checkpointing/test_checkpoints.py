@@ -1,0 +1,219 @@
+"""Checkpoints as files: whole or not at all, checked by their hashes, pruned without losing the last or the best."""
+
+import errno
+import json
+import logging
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from cps_hf.checkpointing import checkpoints
+from cps_hf.checkpointing.checkpoints import CheckpointError, checkpoints_in, problem_of, resolve_checkpoint
+from cps_hf.files import write_atomically
+
+
+def save(out, step, *, limit=None, best=None, fill=None):
+    def write(folder):
+        (out / folder / "model.safetensors").write_bytes(b"%d" % step * 100)
+        (out / folder / "random_states_0.pkl").write_bytes(b"state")
+
+    return checkpoints.save_checkpoint(
+        str(out),
+        step,
+        {"step": step, "best": {"step": best} if best else {}},
+        save_state=fill or write,
+        gather_errors=lambda errors: errors,
+        is_main_process=True,
+        save_total_limit=limit,
+        best_step=best,
+    )
+
+
+def steps_in(out):
+    return [int(path.name.removeprefix("checkpoint-")) for path in checkpoints_in(out)]
+
+
+def test_a_checkpoint_is_whole_and_lists_every_file(tmp_path):
+    path = save(tmp_path, 7)
+    files = json.loads((path / "manifest.json").read_text())["files"]
+    assert set(files) == {"model.safetensors", "random_states_0.pkl", "trainer_state.json"}
+    # printf state | sha256sum
+    sha256 = "4ba69735ca53765ed6a709edb56c6ea236b7193a3b29a6b390c346f0f4340e4e"
+    assert files["random_states_0.pkl"] == {"bytes": 5, "sha256": sha256}
+    assert problem_of(path) is None and [p.name for p in tmp_path.iterdir()] == ["checkpoint-7"]
+    assert checkpoints.read_state(path)["step"] == 7
+
+
+def test_weights_are_for_those_whom_the_umask_lets_read(tmp_path):
+    def fill(folder):
+        save_file({"a": torch.zeros(2)}, f"{folder}/model.safetensors")
+
+    before = os.umask(0o027)
+    try:
+        path = save(tmp_path, 7, fill=fill)
+    finally:
+        os.umask(before)
+    modes = {file.name: oct(file.stat().st_mode & 0o777) for file in path.iterdir()}
+    assert len(modes) == 3 and set(modes.values()) == {"0o640"}, modes
+    assert problem_of(path) is None
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+
+
+DAMAGE = {
+    "one bit": (lambda c: flip(c / "model.safetensors"), "model.safetensors is not what was written"),
+    "one bit of our state": (lambda c: flip(c / "trainer_state.json"), "trainer_state.json is not what was written"),
+    "cut short": (lambda c: (c / "model.safetensors").write_bytes(b"9"), "model.safetensors has 1 bytes, it had 100"),
+    "a file gone": (lambda c: (c / "random_states_0.pkl").unlink(), "random_states_0.pkl is missing"),
+    "killed before its end": (lambda c: (c / "manifest.json").unlink(), "has no manifest.json"),
+    "the manifest itself": (lambda c: (c / "manifest.json").write_text('{"files": [1]}'), "manifest.json cannot be"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_newest_is_passed_over_with_a_warning_and_is_an_error_by_name(tmp_path, caplog, damage):
+    older, newest = save(tmp_path, 8), save(tmp_path, 9)
+    hurt, said = DAMAGE[damage]
+    hurt(newest)
+    for wanted in ("auto", True, "true"):
+        caplog.clear()
+        assert resolve_checkpoint(wanted, str(tmp_path)) == older
+        assert "checkpoint-9 is passed over" in caplog.text and said in caplog.text
+    with pytest.raises(ValueError, match=rf"checkpoint-9 cannot be resumed from: .*{said}.*There are: .*checkpoint-8"):
+        resolve_checkpoint(str(newest), str(tmp_path))
+    hurt(older)
+    assert resolve_checkpoint("auto", str(tmp_path)) is None
+    with pytest.raises(ValueError, match="no whole checkpoint"):
+        resolve_checkpoint(True, str(tmp_path))
+
+
+def test_auto_starts_where_there_is_nothing_and_true_and_a_path_demand_a_checkpoint(tmp_path):
+    assert resolve_checkpoint("auto", str(tmp_path / "new")) is None
+    for wanted, said in ((True, "no whole checkpoint"), (str(tmp_path / "checkpoint-3"), "does not exist")):
+        with pytest.raises(ValueError, match=said):
+            resolve_checkpoint(wanted, str(tmp_path))
+    for nothing in (None, False, "false"):
+        save(tmp_path, 1)
+        assert resolve_checkpoint(nothing, str(tmp_path)) is None
+
+
+def test_auto_starts_anew_after_a_run_that_died_before_its_first_checkpoint_but_not_over_a_finished_one(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    with pytest.raises(ValueError, match="holds a run"):
+        checkpoints.check_output_dir(str(tmp_path), overwrite=False, resuming=False)
+    checkpoints.check_output_dir(str(tmp_path), overwrite=False, resuming=False, auto=True)
+    (tmp_path / "results.json").write_text("{}")
+    with pytest.raises(ValueError, match="holds a run"):
+        checkpoints.check_output_dir(str(tmp_path), overwrite=False, resuming=False, auto=True)
+
+
+def test_what_was_half_written_goes_and_what_lies_beyond_the_step_is_set_aside(tmp_path, caplog):
+    for step in (2, 4, 6):
+        save(tmp_path, step)
+    (tmp_path / "tmp-checkpoint-8").mkdir()
+    (tmp_path / "tmp-best").mkdir()
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "checkpoint-6" / "manifest.json").unlink()
+    checkpoints.prepare_output_dir(str(tmp_path), step=2, overwrite=False)
+    found = sorted(path.name for path in tmp_path.iterdir())
+    assert found == ["aside-checkpoint-4", "aside-checkpoint-6", "checkpoint-2", "notes.txt"]
+    assert "tmp-checkpoint-8 was half-written" in caplog.text and "now aside-checkpoint-4" in caplog.text
+    assert problem_of(tmp_path / "aside-checkpoint-4") is None
+    # A new run by "auto" sets aside what it cannot use; `--overwrite_output_dir` removes it.
+    (tmp_path / "checkpoint-2" / "manifest.json").unlink()
+    checkpoints.prepare_output_dir(str(tmp_path), step=None, overwrite=False)
+    assert (tmp_path / "aside-checkpoint-2").is_dir() and (tmp_path / "aside-checkpoint-4").is_dir()
+    checkpoints.prepare_output_dir(str(tmp_path), step=None, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_the_limit_never_removes_the_last_whole_one_or_the_best(tmp_path):
+    save(tmp_path, 1, limit=1)
+    save(tmp_path, 2, limit=1)
+    assert steps_in(tmp_path) == [2]
+    (tmp_path / "best").mkdir()
+    save(tmp_path, 3, limit=1, best=2)
+    save(tmp_path, 4, limit=1, best=2)
+    assert steps_in(tmp_path) == [2, 4]
+    save(tmp_path, 5, limit=1, best=5)
+    assert steps_in(tmp_path) == [5]
+    # A damaged one with a higher number counts for nothing.
+    (save(tmp_path, 9) / "manifest.json").unlink()
+    save(tmp_path, 6, limit=1)
+    assert steps_in(tmp_path) == [6]
+
+
+def test_the_best_branch_goes_along_without_a_second_copy(tmp_path):
+    (tmp_path / "best").mkdir()
+    (tmp_path / "best" / "model.safetensors").write_bytes(b"weights")
+    path = save(tmp_path, 3, best=3)
+    assert (path / "best" / "model.safetensors").samefile(tmp_path / "best" / "model.safetensors")
+    assert "best/model.safetensors" in json.loads((path / "manifest.json").read_text())["files"]
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("unexpected pos 64")]
+)
+def test_a_save_that_fails_says_so_and_leaves_the_older_ones_whole(tmp_path, error):
+    older = save(tmp_path, 5, limit=1)
+
+    def full_disk(folder):
+        (tmp_path / folder / "model.safetensors").write_bytes(b"half")
+        raise error
+
+    with pytest.raises(
+        CheckpointError, match=r"step 6 could not be written .*Is the disk full\?.*checkpoint-5"
+    ) as got:
+        save(tmp_path, 6, limit=1, fill=full_disk)
+    assert str(error) in str(got.value)
+    assert problem_of(older) is None and [path.name for path in tmp_path.iterdir()] == ["checkpoint-5"]
+
+
+def test_saving_a_step_again_replaces_it_as_a_whole(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    save(tmp_path, 5)
+    (tmp_path / "checkpoint-5" / "stale").write_text("x")
+    assert not (save(tmp_path, 5) / "stale").exists() and steps_in(tmp_path) == [5]
+
+
+def test_two_who_write_one_file_at_once_do_not_disturb_each_other(tmp_path, monkeypatch):
+    both_have_written, replace = threading.Barrier(2, timeout=60), os.replace
+    monkeypatch.setattr(checkpoints.os, "replace", lambda *paths: (both_have_written.wait(), replace(*paths)))
+    path = tmp_path / "manifest.json"
+    with ThreadPoolExecutor(2) as pool:
+        [*pool.map(lambda text: write_atomically(path, text), ["a" * 9, "b" * 9])]
+    assert path.read_text() in ("a" * 9, "b" * 9) and [*tmp_path.iterdir()] == [path]
+
+
+def test_a_text_that_cannot_be_written_leaves_the_old_one_and_nothing_beside_it(tmp_path, monkeypatch):
+    path = tmp_path / "results.json"
+    write_atomically(path, "old")
+
+    def full_disk(self, text, encoding):
+        with open(self, "w") as file:
+            file.write(text[:1])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(path, "new")
+    assert path.read_text() == "old" and [*tmp_path.iterdir()] == [path]
+
+
+def test_a_text_half_written_by_a_run_that_was_killed_is_removed_with_the_rest(tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "unlink", lambda self, missing_ok: None)  # killed before
+    monkeypatch.setattr(checkpoints.os, "replace", lambda *paths: None)
+    write_atomically(tmp_path / "results.json", "text")
+    monkeypatch.undo()
+    assert len([*tmp_path.iterdir()]) == 1
+    checkpoints.prepare_output_dir(str(tmp_path), step=4, overwrite=False)
+    assert not [*tmp_path.iterdir()]

@@ -1,0 +1,272 @@
+"""Being told to stop, and processes that die: the step is finished and saved, and nobody waits for ever."""
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+from support.toy import PATHS, SUPPORT, toy_models, write_world
+from transformers import TrainerCallback
+
+from cps_hf.checkpointing.signals import EXIT_CODE, SIGNALS, Preempted, StopSignals
+from cps_hf.config import CPSConfig
+from cps_hf.data.workers import outlive_signals
+from cps_hf.objectives import CrossPseudoSupervision
+from cps_hf.training.trainer import CPSTrainer
+
+PROGRAM = str(SUPPORT / "run_until_told.py")
+
+
+def wait_for(condition, seconds=400):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
+
+
+def handlers():
+    return [signal.getsignal(number) for number in SIGNALS]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_the_first_signal_is_noted_and_old_handlers_come_back(number):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored where the tests run in the background
+    before = handlers()
+    with StopSignals() as signals:
+        assert signals.received == 0 and all(a is not b for a, b in zip(handlers(), before, strict=True))
+        os.kill(os.getpid(), number)
+        wait_for(lambda: signals.received)
+        os.kill(os.getpid(), number)  # what a launcher repeats within two seconds is the same signal
+        time.sleep(0.05)
+    assert signals.received == number and handlers() == before
+    with StopSignals() as again:
+        assert again.received == 0
+
+
+def test_a_signal_that_the_program_handles_or_ignores_stays_the_programs():
+    seen = []
+    old = [signal.signal(signal.SIGUSR1, lambda *_: seen.append(1)), signal.signal(signal.SIGINT, signal.SIG_IGN)]
+    try:
+        with StopSignals() as signals:
+            for number in (signal.SIGUSR1, signal.SIGINT):
+                os.kill(os.getpid(), number)
+            wait_for(lambda: seen)
+            assert signals.received == 0
+    finally:
+        for number, handler in zip((signal.SIGUSR1, signal.SIGINT), old, strict=True):
+            signal.signal(number, handler)
+
+
+def test_outside_the_main_thread_no_handler_is_touched():
+    before, seen = handlers(), []
+
+    def run():
+        with StopSignals():
+            seen.extend(handlers())
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert seen == before
+
+
+def test_a_second_signal_leaves_at_once_also_from_within_a_call_that_waits():
+    """Python runs no handler while the main thread is inside a call of a library."""
+    program = (
+        "import hashlib, sys, types\n"
+        "sys.modules['cps_hf'] = types.ModuleType('cps_hf')\n"  # not all that the package imports: it takes seconds
+        f"sys.modules['cps_hf'].__path__ = [{str(PATHS[0] / 'cps_hf')!r}]\n"
+        "import cps_hf.signals as s\n"
+        "s.ECHO_SECONDS = 0.1\n"
+        "with s.StopSignals():\n"
+        "    print('ready', flush=True)\n"
+        "    hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=-1, stderr=-1, text=True)
+    try:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGUSR1)
+        assert "SIGUSR1" in process.stderr.readline()
+        time.sleep(0.2)
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)  # not SIGINT, which is ignored where the tests run in the background
+        assert process.wait(60) == 128 + signal.SIGTERM
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_worker_obeys_its_main_process_alone():
+    def work(connection):
+        outlive_signals(0)
+        connection.send("ready")
+        time.sleep(600)
+
+    ours, theirs = multiprocessing.Pipe()
+    worker = multiprocessing.get_context("fork").Process(target=work, args=(theirs,), daemon=True)
+    worker.start()
+    assert ours.recv() == "ready"
+    for name in ("TERM", "INT", "USR1"):
+        subprocess.run(["kill", f"-{name}", str(worker.pid)], check=True)
+    worker.join(0.3)
+    assert worker.is_alive()
+    worker.terminate()
+    worker.join(30)
+    assert worker.exitcode == 0
+
+
+# ------------------------------------------------------------------------------------------------ through the trainer
+
+
+class SignalAt(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step + 1 == self.step:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            wait_for(lambda: self.trainer.signals.received)
+
+
+def trainer_for(tmp_path, *, callback=None, **fields):
+    values = {"output_dir": str(tmp_path / "out"), "max_steps": 5, "eval_steps": 3, "agreement_images": 2}
+    values |= {"per_device_train_batch_size": 2, "crop_size": [16, 16], "dataloader_num_workers": 0}
+    trainer = CPSTrainer(
+        toy_models(),
+        CPSConfig(**values, logging_steps=1, disable_tqdm=True, num_pictures=0, **fields),
+        objective=CrossPseudoSupervision(),
+        train_dataset=write_world(tmp_path / "labeled", [(20, 20)] * 4),
+        unlabeled_dataset=write_world(tmp_path / "unlabeled", [(20, 20)] * 4, first=9, labels=False),
+        eval_dataset=write_world(tmp_path / "eval", [(20, 20)] * 2, first=20),
+        callbacks=[callback] if callback else None,
+    )
+    if callback:
+        callback.trainer = trainer
+    return trainer
+
+
+@pytest.mark.parametrize("step", [2, 3])
+def test_a_run_that_is_told_to_stop_saves_its_step_and_goes_on_as_if_it_had_not(tmp_path, step):
+    whole = trainer_for(tmp_path / "a")
+    expected = whole.train()
+    before = handlers()
+    with pytest.raises(Preempted) as stop:
+        trainer_for(tmp_path / "b", callback=SignalAt(step)).train()
+    out = tmp_path / "b" / "out"
+    assert handlers() == before
+    assert stop.value.code == EXIT_CODE == 85 and stop.value.step == step
+    assert stop.value.checkpoint == out / f"checkpoint-{step}" and stop.value.checkpoint.is_dir()
+    marker = json.loads((out / "preempted.json").read_text())
+    assert marker == {"step": step, "signal": "SIGUSR1", "checkpoint": f"checkpoint-{step}", "exit_code": 85}
+    resumed = trainer_for(tmp_path / "b")
+    results = resumed.train(resume_from_checkpoint=True)
+    assert not (out / "preempted.json").exists()
+    assert results["final"] == expected["final"] and results["agreement"] == expected["agreement"]
+    for (name, a), b in zip(whole.module.named_parameters(), resumed.module.parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_a_signal_in_the_last_step_lets_the_run_end(tmp_path):
+    results = trainer_for(tmp_path, callback=SignalAt(5)).train()
+    assert results["steps"] == 5 and not (tmp_path / "out" / "preempted.json").exists()
+
+
+# ------------------------------------------------------------------------------------------------ as programs
+
+
+def start(out, *words, processes=1):
+    """The program, in a process group of its own each; several find each other without a launcher."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    started = []
+    for rank in range(processes):
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, PATHS))}
+        if processes > 1:
+            environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
+            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "1"}
+        log = open(out.with_suffix(f".{rank}.log"), "w")  # noqa: SIM115
+        command = [sys.executable, PROGRAM, str(out), *words]
+        started.append(subprocess.Popen(command, stderr=log, stdout=log, env=environment, start_new_session=True))
+    return started
+
+
+def step_of(out, rank=0):
+    path = out / f"step-{rank}"
+    return int(path.read_text().split()[0]) if path.exists() else 0
+
+
+def ended(out, processes, seconds):
+    """The exit codes, and what was printed."""
+    try:
+        codes = [process.wait(seconds) for process in processes]
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+    return codes, [out.with_suffix(f".{rank}.log").read_text() for rank in range(len(processes))]
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_whole_group_spares_the_workers_until_the_step_is_saved(tmp_path):
+    processes = start(tmp_path / "o", "--workers", "2")
+    wait_for(lambda: step_of(tmp_path / "o") >= 3)
+    os.killpg(processes[0].pid, signal.SIGTERM)
+    codes, (log,) = ended(tmp_path / "o", processes, 200)
+    assert codes == [EXIT_CODE], log
+    assert "Traceback" not in log and "SIGTERM: the run stops after this step" in log
+    marker = json.loads((tmp_path / "o" / "run" / "preempted.json").read_text())
+    assert marker["step"] == step_of(tmp_path / "o") and marker["signal"] == "SIGTERM"
+    assert (tmp_path / "o" / "run" / marker["checkpoint"] / "trainer_state.json").is_file()
+
+
+@pytest.mark.slow
+def test_all_processes_stop_at_one_step_when_one_is_told_to(tmp_path):
+    out = tmp_path / "o"
+    processes = start(out, processes=2)
+    wait_for(lambda: step_of(out, 0) >= 3 and step_of(out, 1) >= 3)
+    processes[1].send_signal(signal.SIGUSR1)
+    codes, logs = ended(out, processes, 200)
+    assert codes == [EXIT_CODE] * 2, logs
+    marker = json.loads((out / "run" / "preempted.json").read_text())
+    assert step_of(out, 0) == step_of(out, 1) == marker["step"] and marker["signal"] is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["dies", "hangs"])
+def test_a_process_that_is_gone_ends_the_others_with_a_message(tmp_path, number):
+    out = tmp_path / "o"
+    processes = start(out, "--ddp_timeout", "10", processes=2)
+    wait_for(lambda: step_of(out, 0) >= 3 and step_of(out, 1) >= 3)
+    processes[1].send_signal(number)
+    began = time.monotonic()
+    codes, logs = ended(out, processes[:1], 200)
+    os.killpg(processes[1].pid, signal.SIGKILL)
+    processes[1].wait()
+    assert codes == [1] and time.monotonic() - began < 150
+    assert "ConnectionError: Process 0 of 2 lost another one in step" in logs[0] and "`ddp_timeout`" in logs[0]
+
+
+@pytest.mark.slow
+def test_a_bad_number_on_one_process_stops_both_and_names_it(tmp_path):
+    out = tmp_path / "o"
+    codes, logs = ended(out, start(out, "--nan_at", "3", processes=2), 400)
+    assert codes == [1, 1]
+    for log in logs:
+        assert "FloatingPointError: Step 3: the gradient of branch 0 and branch 1 is not finite" in log
+        assert "loss is not finite on process 1" in log and "samples: labeled labeled-" in log
+    assert sorted(p.name for p in (out / "run" / "bad_batch-3").iterdir()) == [
+        *("process_0.json", "process_0.safetensors", "process_1.json", "process_1.safetensors")
+    ]
+    skipping = start(tmp_path / "s", "--nan_at", "3", "--max_skipped_steps", "1", "--max_steps", "5", processes=2)
+    codes, logs = ended(tmp_path / "s", skipping, 400)
+    assert codes == [0, 0], logs
+    last = json.loads((tmp_path / "s" / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["step"] == 5 and last["skipped_steps"] == 1

@@ -1,0 +1,268 @@
+"""Predicting files and data sets into folders: against transformers alone, cut off, started again, given bad input."""
+
+import json
+import os
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support.toy import EXAMPLES, predict_by_hand, run_python, script, tiny_branch, write_world
+
+from cps_hf.data import masks
+from cps_hf.data.cityscapes import NAMES as CITYSCAPES
+from cps_hf.data.cityscapes import PALETTE
+from cps_hf.data.masks import output_path, write_probabilities
+from cps_hf.visualization import panels as visualization
+
+predict = script("predict")
+
+
+@pytest.fixture(scope="module")
+def branch(tmp_path_factory):
+    return tiny_branch(tmp_path_factory.mktemp("branch") / "best", 3, names=["ground", "disc", "bar"])
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """photos/a.png, photos/deep/a.jpg and photos/deep/b.png, of odd sizes, with a text file and a hidden one."""
+    folder = tmp_path / "photos"
+    write_world(tmp_path / "world", [(33, 47), (40, 31), (21, 64)])
+    (folder / "deep").mkdir(parents=True)
+    os.rename(tmp_path / "world" / "0.png", folder / "a.png")
+    Image.open(tmp_path / "world" / "1.png").save(folder / "deep" / "a.jpg")
+    os.rename(tmp_path / "world" / "2.png", folder / "deep" / "b.png")
+    (folder / "notes.txt").write_text("no image")
+    (folder / ".hidden.png").write_bytes(b"")
+    return folder
+
+
+def run(tmp_path, branch, *words):
+    words = ("--branches", branch, *words, "--output_dir", tmp_path / "out", "--num_workers", 0)
+    return predict.main([*map(str, words)])
+
+
+def files(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def fails(capsys, tmp_path, branch, *words):
+    with pytest.raises(SystemExit) as exit_:
+        run(tmp_path, branch, *words)
+    message = capsys.readouterr().err
+    assert exit_.value.code == 2 and "Traceback" not in message
+    return message
+
+
+def test_every_image_of_a_folder_has_its_mask_overlay_and_probabilities_under_its_own_name(tmp_path, branch, photos):
+    counts = run(tmp_path, branch, "--inputs", photos, "--probabilities")
+    assert counts == {"predicted": 3, "done before": 0, "not readable": 0}
+    out, network = tmp_path / "out", predict_by_hand(branch)
+    assert files(out / "masks") == files(out / "overlays") == ["a.png", "deep/a.png", "deep/b.png"]
+    assert files(out / "probabilities") == ["a.npy", "deep/a.npy", "deep/b.npy"]
+    for name, source in (("a", "a.png"), ("deep/a", "deep/a.jpg"), ("deep/b", "deep/b.png")):
+        expected = network(photos / source)[0]
+        mask = Image.open(out / "masks" / f"{name}.png")
+        assert mask.mode == "P" and np.array_equal(np.asarray(mask), expected.argmax(0))
+        colors = np.array(visualization.palette(3))[expected.argmax(0)]
+        assert np.array_equal(np.asarray(mask.convert("RGB")), colors)
+        probabilities = np.load(out / "probabilities" / f"{name}.npy")
+        assert probabilities.dtype == np.float16
+        np.testing.assert_allclose(probabilities, expected.softmax(0), atol=2e-3)
+        with Image.open(out / "overlays" / f"{name}.png") as page:
+            assert page.width >= mask.width and page.height > mask.height  # a legend below
+
+
+def test_a_glob_keeps_the_folders_below_its_fixed_part_and_a_file_has_its_own_name(tmp_path, branch, photos):
+    run(tmp_path, branch, "--inputs", f"{tmp_path}/*/dee?/*.png", photos / "a.png", "--no_overlays")
+    assert files(tmp_path / "out") == ["masks/a.png", "masks/photos/deep/b.png", "predicted.jsonl", "prediction.json"]
+
+
+def test_two_images_never_share_an_output(tmp_path, branch, photos, capsys):
+    Image.new("RGB", (9, 8)).save(photos / "a.jpg")
+    for given in ([photos], [photos / "a.png", photos / "deep" / "a.jpg"]):
+        said = fails(capsys, tmp_path, branch, "--inputs", *given)
+        assert re.search(r"one name, 'a': \S*photos/\S+ and \S*photos/\S+\. Give a folder above", said)
+    assert not (tmp_path / "out").exists()
+    run(tmp_path, branch, "--inputs", photos, photos / "deep" / "b.png", "--keep_suffix", "--no_overlays")
+    names = ["a.jpg.png", "a.png.png", "b.png.png", "deep/a.jpg.png", "deep/b.png.png"]
+    assert files(tmp_path / "out" / "masks") == names
+    assert run(tmp_path, branch, "--inputs", photos, photos, "--keep_suffix")["done before"] == 0, "overlays are new"
+    assert run(tmp_path, branch, "--inputs", photos, photos, "--keep_suffix")["done before"] == 4, (
+        "given twice is once"
+    )
+
+
+def test_what_is_done_is_left_out_and_what_is_cut_off_or_changed_is_not(tmp_path, branch, photos, capsys):
+    real, calls = masks.write_mask, []
+
+    def dies_at_the_second(path, *rest):
+        calls.append(path)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        real(path, *rest)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(predict, "write_mask", dies_at_the_second)
+        run(tmp_path, branch, "--inputs", photos)
+    out = tmp_path / "out"
+    assert len(files(out / "overlays")) == 2 and len(files(out / "masks")) == 1
+    with open(out / "predicted.jsonl", "a") as file:
+        file.write('{"name": "deep/b", "sou')  # the power went while this was written
+    before = (out / "masks" / "a.png").stat().st_mtime_ns
+    assert run(tmp_path, branch, "--inputs", photos) == {"predicted": 2, "done before": 1, "not readable": 0}
+    assert (out / "masks" / "a.png").stat().st_mtime_ns == before
+    assert [json.loads(line)["name"] for line in (out / "predicted.jsonl").open()] == ["a", "deep/a", "deep/b"]
+    assert run(tmp_path, branch, "--inputs", photos)["done before"] == 3
+    Image.new("RGB", (10, 12)).save(photos / "deep" / "b.png")
+    assert run(tmp_path, branch, "--inputs", photos)["predicted"] == 1
+    assert Image.open(out / "masks" / "deep" / "b.png").size == (10, 12)
+    assert "1 predicted, 2 done before, 0 not readable. Written to" in capsys.readouterr().out
+
+
+def test_a_file_has_its_name_only_when_it_is_whole(tmp_path, monkeypatch):
+    probabilities = np.full((2, 3, 4), 0.5, np.float32)
+    write_probabilities(tmp_path / "a.npy", probabilities)
+    assert np.load(tmp_path / "a.npy", mmap_mode="r").dtype == np.float16
+
+    def cut_off(file, values):
+        file.write(b"half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(masks.np, "save", cut_off)
+    for name in ("a.npy", "b.npy"):
+        with pytest.raises(OSError, match="no space left"):
+            write_probabilities(tmp_path / name, probabilities)
+    assert files(tmp_path) == ["a.npy"] and (tmp_path / "a.npy").stat().st_size > 24
+
+
+def test_an_image_that_cannot_be_read_is_named_or_left_out_and_counted(tmp_path, branch, photos, capsys):
+    whole = (photos / "deep" / "b.png").read_bytes()
+    (photos / "deep" / "b.png").write_bytes(whole[: len(whole) // 2])
+    said = fails(capsys, tmp_path, branch, "--inputs", photos)
+    assert re.search(r"'deep/b' \(\S*/photos/deep/b\.png\).*breaks off.*`--skip_bad_images`", said, re.S)
+    assert "train with" not in said and "row" not in said
+    counts = run(tmp_path, branch, "--inputs", photos, "--skip_bad_images")
+    assert counts == {"predicted": 0, "done before": 2, "not readable": 1}
+    assert "deep/b.png" in capsys.readouterr().err
+    (photos / "deep" / "b.png").write_bytes(whole)
+    assert run(tmp_path, branch, "--inputs", photos) == {"predicted": 1, "done before": 2, "not readable": 0}
+
+
+def test_predictions_of_other_weights_settings_or_images_are_not_mixed(tmp_path, branch, photos, capsys):
+    run(tmp_path, branch, "--inputs", photos)
+    moved = branch.rename(branch.with_name("moved"))
+    assert run(tmp_path, moved, "--inputs", photos)["done before"] == 3, "the weights count, not where they lie"
+    other = tiny_branch(branch, 3, seed=5, names=["ground", "disc", "bar"])
+    assert "made with other weights. Choose another" in fails(capsys, tmp_path, other, "--inputs", photos)
+    said = fails(capsys, tmp_path, moved, "--inputs", photos, "--flip")
+    assert "made with other flip (False there, True now)" in said
+    elsewhere = photos.rename(tmp_path / "elsewhere")
+    said = fails(capsys, tmp_path, moved, "--inputs", elsewhere)
+    assert re.search(
+        r"masks/a\.png was predicted from \S*/photos/a\.png, and would be from \S*/elsewhere/a\.png", said
+    )
+    run(tmp_path, moved, "--inputs", elsewhere / "deep", "--flip", "--overwrite")
+    assert files(tmp_path / "out" / "masks") == files(tmp_path / "out" / "overlays") == ["a.png", "b.png"]
+    moved.rename(tmp_path / "kept")
+    branch.rename(tmp_path / "other")
+    (tmp_path / "kept").rename(branch)
+
+
+def test_a_folder_of_someones_masks_is_not_written_into(tmp_path, branch, photos, capsys):
+    (tmp_path / "out" / "masks").mkdir(parents=True)
+    (tmp_path / "out" / "masks" / "a.png").write_bytes(b"drawn by hand")
+    said = fails(capsys, tmp_path, branch, "--inputs", photos, "--overwrite")
+    assert "out/masks is not this script's to write into" in said
+    assert (tmp_path / "out" / "masks" / "a.png").read_bytes() == b"drawn by hand"
+
+
+def test_its_own_outputs_are_no_inputs(tmp_path, branch, photos):
+    words = ("--branches", branch, "--inputs", photos, "--output_dir", photos / "out", "--num_workers", 0)
+    for done in (0, 3):
+        assert predict.main([*map(str, words)])["done before"] == done
+    assert files(photos / "out" / "masks") == ["a.png", "deep/a.png", "deep/b.png"]
+
+
+def test_a_folder_of_images_is_not_its_own_output_folder(tmp_path, branch, photos, capsys):
+    words = ("--branches", branch, "--inputs", photos / "deep", "--output_dir", photos)
+    with pytest.raises(SystemExit):
+        predict.main([*map(str, words)])
+    said = capsys.readouterr().err
+    assert "All 2 images in" in said and "lie in `--output_dir`" in said and "Choose another" in said
+    assert not (photos / "masks").exists()
+
+
+def test_a_disk_that_fails_is_one_line_that_names_the_path(tmp_path, branch, photos, capsys):
+    (tmp_path / "out").write_text("a file")
+    said = fails(capsys, tmp_path, branch, "--inputs", photos / "a.png")
+    assert re.search(r"error: \S*/out: a folder is expected there, but a file is in the way", said)
+    (tmp_path / "out").unlink()
+    (tmp_path / "out" / "masks").mkdir(parents=True)
+    (tmp_path / "out" / "prediction.json").write_text("{}")
+    (tmp_path / "out" / "masks" / f".a.png.{os.getpid()}.tmp").symlink_to("/dev/full")
+    said = fails(capsys, tmp_path, branch, "--inputs", photos / "a.png", "--overwrite")
+    assert re.search(r"error: \S*/out: No space left on device\.\n$", said)
+
+
+@pytest.mark.parametrize("streaming", [(), ("--streaming",)])
+def test_a_parquet_file_is_predicted_by_its_ids_whole_or_streamed(tmp_path, branch, streaming, capsys):
+    dataset = write_world(tmp_path / "world", [(33, 47), (40, 31)])
+    dataset = dataset.remove_columns("id").add_column("name", ["city/one", "two"])
+    dataset.to_parquet(tmp_path / "val-00000-of-00001.parquet")
+    words = ("--dataset", "hub", "--data_root", tmp_path, *streaming, "--no_overlays")
+    named = (*words, "--load_options", '{"id_column": "name"}')
+    assert run(tmp_path, branch, *named)["predicted"] == 2
+    assert run(tmp_path, branch, *named) == {"predicted": 0, "done before": 2, "not readable": 0}
+    assert files(tmp_path / "out" / "masks") == ["city/one.png", "two.png"]
+    expected = predict_by_hand(branch)(tmp_path / "world" / "0.png")[0].argmax(0)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "masks" / "city" / "one.png")), expected)
+    if streaming:
+        assert "Rows of this stream have no id" in fails(capsys, tmp_path, branch, *words)
+    twice = dataset.remove_columns("name").add_column("name", ["city/one", "city/./one"])
+    twice.to_parquet(tmp_path / "val-00000-of-00001.parquet")
+    assert "Two rows have the id 'city/./one'" in fails(capsys, tmp_path, branch, *named, "--overwrite")
+
+
+def test_official_classes_have_official_colours(tmp_path, photos):
+    branch = tiny_branch(tmp_path / "streets", 19, names=CITYSCAPES)
+    run(tmp_path, branch, "--inputs", photos / "a.png")
+    mask = Image.open(tmp_path / "out" / "masks" / "a.png")
+    assert np.array_equal(np.asarray(mask.convert("RGB")), np.array(PALETTE)[np.asarray(mask)])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "Nothing to predict: give `--inputs`"),
+        (["--inputs", "nowhere.png"], "No such file or folder: nowhere.png"),
+        (["--inputs", "no*where/x.png"], r"No image in no\*where/x.png: looked for .jpg"),
+        (["--inputs", "PHOTOS", "--dataset", "voc"], "Give `--inputs` or `--dataset`, not both"),
+        (["--dataset", "voc"], "`dataset=voc` needs `data_root`"),
+        (["--dataset", "hub", "--data_root", "x", "--load_options", "[1]"], "`--load_options` must be like"),
+        (["--inputs", "PHOTOS", "--overlay_alpha", "2"], "from 0 to 1, got 2.0"),
+        (["--inputs", "PHOTOS", "--mode", "sliding"], "needs `--crop_size H W`"),
+        (["--inputs", "PHOTOS/notes.txt"], "notes.txt.*of no kind that PIL knows"),
+        (["--inputs", "PHOTOS", "--branches", "nowhere"], "`nowhere`: no model could be read"),
+    ],
+)
+def test_a_mistake_ends_with_one_line(tmp_path, branch, photos, capsys, words, said):
+    message = fails(capsys, tmp_path, branch, *(word.replace("PHOTOS", str(photos)) for word in words))
+    assert re.search(said, message) and not (tmp_path / "out" / "masks").exists()
+
+
+def test_a_name_that_no_file_can_have_is_refused(tmp_path):
+    for name in ("", "a/", "a/..", "."):
+        with pytest.raises(ValueError, match="no name that a file can have"):
+            output_path(tmp_path, name, ".png")
+
+
+@pytest.mark.slow
+def test_it_runs_as_a_command_with_workers_and_windows(tmp_path, branch, photos):
+    words = ("--branches", branch, branch, "--inputs", photos, "--mode", "sliding", "--crop_size", 20, 24)
+    words += ("--flip", "--output_dir", tmp_path / "out", "--num_workers", 2)
+    done = run_python(str(EXAMPLES / "predict.py"), *map(str, words))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "3 predicted" in done.stdout and "3/3" in done.stderr
+    assert torch.from_numpy(np.array(Image.open(tmp_path / "out" / "masks" / "a.png"))).shape == (33, 47)

@@ -1,0 +1,261 @@
+"""The main script on small trees in the true layouts, in one process and launched in two."""
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from support.toy import run_python
+
+from cps_hf.scenes.write import write_object_scenes, write_street_scenes
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "train_cps.py"
+SMALL = ("--max_steps", "3", "--crop_size", "32", "--dataloader_num_workers", "0", "--disable_tqdm", "true")
+SMALL += ("--per_device_train_batch_size", "2", "--per_device_unlabeled_batch_size", "4", "--num_pictures", "1")
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("train_cps", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # its dataclass looks itself up there
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def streets(tmp_path_factory):
+    root = tmp_path_factory.mktemp("streets") / "set"
+    return write_street_scenes(root, num_train=24, num_train_extra=4, num_val=3, progress=False)
+
+
+@pytest.fixture(scope="module")
+def objects(tmp_path_factory):
+    return write_object_scenes(tmp_path_factory.mktemp("objects") / "set", num_train=10, num_val=3, progress=False)
+
+
+def run(script, tmp_path, *words):
+    given = {word for word in words if word.startswith("--")}
+    small = [word for pair in zip(SMALL[::2], SMALL[1::2], strict=True) if pair[0] not in given for word in pair]
+    return script.main([*words, *small, "--output_dir", str(tmp_path / "out")])
+
+
+@pytest.mark.slow
+def test_cityscapes_in_the_official_layout(script, streets, tmp_path, capsys):
+    results = run(script, tmp_path, "--dataset", "cityscapes", "--data_root", str(streets), "--partition", "1-4")
+    out = capsys.readouterr().out
+    for said in (
+        "road",
+        "bicycle",
+        "mIoU",
+        "Best: branch",
+        "at the start",
+        "best/",
+        "AutoModelForSemanticSegmentation",
+    ):
+        assert said in out
+    card = (tmp_path / "out" / "best" / "README.md").read_text(encoding="utf-8")
+    assert "](<predictions.png>)" in card, "of drawn scenes, which may leave the machine"
+    assert results["partition"]["name"] and len(results["partition"]["sha256"]) == 64
+    config = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())
+    assert config["data_root"] == str(streets) and config["partition"] == "1-4" and config["objective"] == "cps"
+    written = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert written["partition"] == results["partition"] and written["steps"] == 3
+
+
+@pytest.mark.slow
+def test_its_own_config_file_repeats_the_run(script, streets, tmp_path):
+    run(script, tmp_path / "a", "--dataset", "cityscapes", "--data_root", str(streets), "--partition", "4")
+    script.main(["--config", str(tmp_path / "a" / "out" / "config.yaml"), "--output_dir", str(tmp_path / "b" / "out")])
+    first, again = (json.loads((tmp_path / run / "out" / "results.json").read_text()) for run in "ab")
+    assert again["final"] == first["final"] and again["agreement"] == first["agreement"]
+
+
+@pytest.mark.slow
+def test_voc_with_images_of_many_sizes_and_supervised_training(script, objects, tmp_path):
+    results = run(
+        script,
+        tmp_path,
+        "--dataset",
+        "voc",
+        "--data_root",
+        str(objects),
+        "--partition",
+        "4",
+        "--objective",
+        "supervised",
+    )
+    assert results["objective"]["name"] == "Supervised"
+    assert len(results["final"]["branch_0"]["per_category_iou"]) == 21
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """labeled/{train,val}/{images,masks} and unlabeled/images, and the same as parquet shards."""
+    from support.toy import NAMES, write_world
+
+    root = tmp_path_factory.mktemp("folders")
+    for split, count in (("train", 5), ("val", 3)):
+        write_world(root / "flat" / split, [(40, 56), (33, 48), (64, 40), (40, 40), (50, 34)][:count])
+        for path in sorted((root / "flat" / split).glob("*.png")):
+            kind, name = ("masks", path.name.replace("_label", "")) if "_label" in path.name else ("images", path.name)
+            (root / "labeled" / split / kind).mkdir(parents=True, exist_ok=True)
+            path.rename(root / "labeled" / split / kind / name)
+    (root / "labeled" / "names.json").write_text(json.dumps(NAMES))
+    write_world(root / "unlabeled" / "images", [(40, 56)] * 6, first=30)
+    for path in (root / "unlabeled" / "images").glob("*_label.png"):
+        path.unlink()
+    return root
+
+
+@pytest.mark.slow
+def test_folders_with_unlabeled_images_of_their_own(script, folders, tmp_path):
+    options = json.dumps({"class_names": str(folders / "labeled" / "names.json")})
+    words = ("--dataset", "folder", "--data_root", str(folders / "labeled"), "--load_options", options)
+    results = run(script, tmp_path, *words, "--unlabeled_root", str(folders / "unlabeled"))
+    assert len(results["final"]["mean"]["per_category_iou"]) == 3 and results["partition"]["name"] is None
+    again = run(script, tmp_path / "again", *words, "--partition", "3", "--per_device_unlabeled_batch_size", "2")
+    assert again["partition"]["name"].startswith("3")
+
+
+def test_images_that_a_partition_leaves_unlabeled_need_no_mask(script, folders, tmp_path):
+    root = tmp_path / "set"
+    shutil.copytree(folders / "labeled", root)
+    for name in ("1", "3", "4"):
+        (root / "train" / "masks" / f"{name}.png").unlink()
+    (tmp_path / "list.txt").write_text("0\n2\n")
+    args = script.TrainArguments(dataset="folder", data_root=str(root), partition=str(tmp_path / "list.txt"))
+    labeled, unlabeled, evaluation, chosen = script.load_data(args)
+    assert labeled["id"] == ["0", "2"] and unlabeled["id"] == ["1", "3", "4"] and len(evaluation) == 3
+    assert "label" in labeled.column_names and "label" not in unlabeled.column_names and chosen.name == "list.txt"
+
+
+def test_images_that_are_in_two_sets_are_named(script, folders, tmp_path, caplog):
+    root = tmp_path / "set"
+    shutil.copytree(folders / "labeled", root)
+    shutil.copytree(root / "val" / "images", root / "more" / "images")  # other images, of the same names
+    (tmp_path / "link").symlink_to(root)
+
+    def said(unlabeled_root):
+        caplog.clear()
+        script.load_data(script.TrainArguments(dataset="folder", data_root=str(root), unlabeled_root=unlabeled_root))
+        return [record.message for record in caplog.records if record.levelname == "WARNING"]
+
+    assert said(str(root / "more")) == []
+    (message,) = said(str(tmp_path / "link" / "val"))
+    assert message.startswith("3 of the 3 evaluation images are unlabeled images too, e.g. ")
+    (message,) = said(str(root / "train"))
+    assert message.startswith("The 5 unlabeled images are the labeled ones and no others")
+
+
+def test_a_run_with_unlabeled_images_of_its_own_writes_no_partition_and_reads_back(script, tmp_path):
+    words = ["--dataset", "folder", "--data_root", "x", "--unlabeled_root", "y"]
+    for optim in ("sgd", "adamw"):
+        args, objective = script.parse([*words, "--optim", optim])
+        (tmp_path / "config.yaml").write_text(script.cli.to_yaml(args, objective))
+        assert script.parse(["--config", str(tmp_path / "config.yaml")]) == (args, objective)
+        assert yaml.safe_load((tmp_path / "config.yaml").read_text())["partition"] is None
+    assert script.parse([])[0].partition == "12"
+
+
+@pytest.mark.parametrize(
+    ("words", "steps", "optim"),
+    [
+        ([], 800, "adamw"),
+        (["--dataset", "voc", "--data_root", "x"], 40_000, "sgd"),
+        (["--data-root=x"], 40_000, "sgd"),
+    ],
+)
+def test_help_shows_the_defaults_of_what_would_run(script, capsys, words, steps, optim):
+    with pytest.raises(SystemExit):
+        script.parse([*words, "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"optimizer steps. (default: {steps})" in text and f'"sgd" or "adamw". (default: {optim})' in text
+
+
+@pytest.mark.slow
+def test_parquet_shards_as_streams(script, folders, tmp_path):
+    from datasets import concatenate_datasets
+
+    from cps_hf.data import load_folder
+
+    options = {"class_names": folders / "labeled" / "names.json"}
+    for split in ("train", "val"):
+        dataset = load_folder(folders / "labeled", split, **options)
+        (tmp_path / "shards").mkdir(exist_ok=True)
+        concatenate_datasets([dataset]).to_parquet(tmp_path / "shards" / f"{split}-00000-of-00001.parquet")
+    unlabeled = load_folder(folders / "unlabeled", with_labels=False)
+    (tmp_path / "more").mkdir()
+    unlabeled.to_parquet(tmp_path / "more" / "train-00000-of-00001.parquet")
+    words = ("--dataset", "hub", "--data_root", str(tmp_path / "shards"), "--unlabeled_root", str(tmp_path / "more"))
+    results = run(script, tmp_path, *words, "--streaming", "true")
+    assert results["steps"] == 3 and len(results["final"]["branch_0"]["per_category_iou"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--dataset", "cityscape"], "`dataset` must be one of .*'cityscape'"),
+        (["--dataset", "voc"], "`dataset=voc` needs `data_root`"),
+        (["--dataset", "voc", "--data_root", "nowhere"], "No VOC2012 at nowhere"),
+        (["--dataset", "cityscapes", "--data_root", "nowhere"], "No folder nowhere"),
+        (["--streaming", "true"], "`streaming` needs `unlabeled_root`"),
+        (["--unlabeled_root", "x"], "`unlabeled_root` goes with"),
+        (
+            ["--dataset", "folder", "--data_root", "x", "--unlabeled_root", "y", "--partition", "1-8"],
+            "leave out `part",
+        ),
+        (
+            ["--dataset", "hub", "--data_root", "x", "--unlabeled_root", "y", "--partition_seed", "3"],
+            "leave out `part",
+        ),
+        (["--train_split", "val"], "`train_split` and `eval_split` are both 'val'"),
+        (["--lr_scheduler_type", "poly"], "`lr_scheduler_type` must be one of"),
+        (["--max_step", "5"], "Did you mean `max_steps`"),
+        (["--load_options", '{"color": 1}'], "load_cityscapes does not know 'color'"),
+    ],
+)
+def test_a_mistake_ends_with_one_line_and_no_traceback(script, tmp_path, capsys, words, said):
+    with pytest.raises(SystemExit) as exit_:
+        run(script, tmp_path, *words)
+    message = capsys.readouterr().err
+    assert exit_.value.code == 2 and re.search(said, message) and "Traceback" not in message
+
+
+def test_an_output_folder_that_cannot_be_used_is_said_before_data_is_read(script, tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").touch()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "results.json").touch()
+    (tmp_path / "closed").mkdir()
+    monkeypatch.setattr(script, "load_data", None)
+    may = os.access  # a superuser may write anywhere
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "closed" and may(path, mode))
+    for name, said in (
+        ("file/run", f"{tmp_path}/file is a file"),
+        ("run", "holds a run (results.json)"),
+        ("closed/a/b", f"no permission for {tmp_path}/closed"),
+    ):
+        with pytest.raises(SystemExit) as exit_:
+            script.main(["--output_dir", str(tmp_path / name)])
+        message = capsys.readouterr().err
+        assert exit_.value.code == 2 and said in message and "Traceback" not in message
+
+
+@pytest.mark.slow
+def test_two_launched_processes_with_bfloat16_and_accumulation_end_with_the_table(streets, tmp_path):
+    done = run_python(
+        *(str(SCRIPT), "--dataset", "cityscapes", "--data_root", str(streets), "--partition", "8", "--max_steps", "3"),
+        *("--crop_size", "32", "64", "--dataloader_num_workers", "1", "--per_device_train_batch_size", "2"),
+        *("--gradient_accumulation_steps", "2", "--mixed_precision", "bf16", "--num_processes", "2"),
+        *("--per_device_unlabeled_batch_size", "3", "--output_dir", str(tmp_path / "out")),
+        processes=2,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("mIoU  ") == 1 and "2 processes" in done.stderr
+    assert (tmp_path / "out" / "best" / "model.safetensors").is_file()
+    assert (tmp_path / "out" / "checkpoint-3" / "random_states_1.pkl").is_file()

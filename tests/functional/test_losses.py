@@ -1,0 +1,114 @@
+"""The losses against formulas typed out, and a sorted reference for OHEM."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support.by_hand import TinyBranch, batches
+
+from cps_hf.functional.losses import balanced_class_weights, ohem_cross_entropy, pixel_cross_entropy, pseudo_label
+from cps_hf.objectives import OBJECTIVES
+
+
+def random_case(batch=2, classes=5, height=7, width=3, seed=0, ignored=0.3):
+    g = torch.Generator().manual_seed(seed)
+    logits = torch.randn(batch, classes, height, width, generator=g, dtype=torch.float32) * 2
+    labels = torch.randint(0, classes, (batch, height, width), generator=g)
+    labels[torch.rand(labels.shape, generator=g) < ignored] = 255
+    return logits.requires_grad_(), labels
+
+
+def ohem_by_sorting(logits, labels, threshold, min_kept):
+    """Sort all pixels by the probability of the true class (ignored ones last); the rest is the definition."""
+    probs = logits.softmax(1)
+    rows = []
+    for i, y, x in labels.new_ones(labels.shape).nonzero().tolist():
+        label = labels[i, y, x].item()
+        rows.append((1.0, None) if label == 255 else (probs[i, label, y, x].item(), probs[i, label, y, x]))
+    labeled = [row for row in rows if row[1] is not None]
+    if not labeled:
+        return torch.tensor(0.0)
+    if len(labeled) < min_kept:
+        kept = labeled
+    else:
+        kth = sorted(p for p, _ in rows)[min(min_kept, len(rows)) - 1]
+        kept = [row for row in labeled if row[0] <= max(threshold, kth) + 1e-7]
+    return torch.stack([-row[1].log() for row in kept]).mean()
+
+
+@pytest.mark.parametrize("min_kept", [1, 5, 20, 25, 42, 1000])
+@pytest.mark.parametrize("threshold", [0.05, 0.3, 0.7, 1.0])
+@pytest.mark.parametrize("ignored", [0.0, 0.3, 0.8])
+def test_ohem_equals_a_sorted_reference(threshold, min_kept, ignored):
+    logits, labels = random_case(ignored=ignored)
+    ours = ohem_cross_entropy(logits, labels, threshold=threshold, min_kept=min_kept)
+    (grad,) = torch.autograd.grad(ours, logits)
+    reference = ohem_by_sorting(logits, labels, threshold, min_kept)
+    (reference_grad,) = torch.autograd.grad(reference, logits)
+    torch.testing.assert_close(ours, reference)
+    torch.testing.assert_close(grad, reference_grad)
+
+
+def test_ohem_leaves_out_the_easy_pixels_and_is_zero_without_labels():
+    logits, labels = random_case(ignored=0.0)
+    hard = ohem_cross_entropy(logits, labels, threshold=0.3, min_kept=1)
+    assert hard > F.cross_entropy(logits, labels)
+    none = ohem_cross_entropy(logits, torch.full_like(labels, 255), threshold=0.7, min_kept=10)
+    none.backward()
+    assert none.item() == 0 and torch.isfinite(logits.grad).all() and logits.grad.abs().sum() == 0
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_objective_reaches_ohem_by_its_fields_with_pixels_counted_an_image(name):
+    noiseless = {"noise_std": 0.0} if name == "mean_teacher" else {}
+    objective = OBJECTIVES[name](labeled_loss="ohem", ohem_threshold=0.2, ohem_min_kept=4, **noiseless)
+    branches = [TinyBranch(seed) for seed in range(max(2, objective.min_branches) if not objective.teacher else 1)]
+    labeled, unlabeled = batches(views=objective.views)
+    output = objective(branches, labeled, unlabeled, teacher=TinyBranch(9), progress=1.0)
+    expected = sum(
+        ohem_by_sorting(branch(labeled["pixel_values"]), labeled["labels"], 0.2, min_kept=4 * 2) for branch in branches
+    )
+    torch.testing.assert_close(output.logs["supervised_loss"], expected.detach())
+    plain = OBJECTIVES[name](**noiseless)(branches, labeled, unlabeled, teacher=TinyBranch(9), progress=1.0)
+    assert plain.logs["supervised_loss"] != output.logs["supervised_loss"] and plain.loss != output.loss
+
+
+def test_pixel_cross_entropy_is_a_sum_over_a_given_count():
+    logits, labels = random_case()
+    valid = torch.rand(labels.shape, generator=torch.Generator().manual_seed(3)) > 0.5
+    expected = -sum(
+        logits[i, :, y, x].log_softmax(0)[labels[i, y, x]] for i, y, x in (valid & (labels != 255)).nonzero().tolist()
+    )
+    torch.testing.assert_close(pixel_cross_entropy(logits, labels, valid=valid, count=11.5), expected / 11.5)
+    mean = expected / (valid & (labels != 255)).sum()
+    torch.testing.assert_close(pixel_cross_entropy(logits, labels, valid=valid), mean)
+
+
+def test_bfloat16_logits_give_a_float32_loss():
+    logits, labels = random_case()
+    loss = pixel_cross_entropy(logits.bfloat16(), labels)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, pixel_cross_entropy(logits.bfloat16().float(), labels), rtol=0, atol=0)
+
+
+def test_a_pseudo_label_is_the_argmax_without_gradient():
+    logits, _ = random_case()
+    labels = pseudo_label(logits)
+    assert labels.dtype == torch.long and labels.shape == (2, 7, 3) and not labels.requires_grad
+    for i, y, x in labels.new_ones(labels.shape).nonzero().tolist():
+        assert logits[i, labels[i, y, x], y, x] == logits[i, :, y, x].max()
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
+def test_balanced_weights_fall_with_frequency_and_average_to_one(power):
+    labels = torch.tensor([[[0, 0, 0, 0, 0, 0, 1, 1, 2, 2]]])
+    valid = torch.tensor([[[True] * 9 + [False]]])  # 6, 2 and 1 pixels; class 3 has none
+    weights = balanced_class_weights(labels, valid, 4, power=power)
+    raw = torch.tensor([6.0, 2.0, 1.0, 1.0]) ** -power
+    expected = raw * 9 / (6 * raw[0] + 2 * raw[1] + raw[2])
+    torch.testing.assert_close(weights, expected)
+    logits = torch.randn(1, 4, 1, 10, generator=torch.Generator().manual_seed(0))
+    by_hand = (
+        sum(-expected[c] * logits[0, :, 0, i].log_softmax(0)[c] for i, c in enumerate(labels[0, 0, :9].tolist())) / 9
+    )
+    torch.testing.assert_close(pixel_cross_entropy(logits, labels, valid=valid, class_weights=weights), by_hand)
+    assert torch.isfinite(balanced_class_weights(labels, torch.zeros_like(valid), 4, power=power)).all()

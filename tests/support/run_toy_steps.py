@@ -1,0 +1,82 @@
+"""A program for tests: a few SGD steps on a fixed order, the parameters written to a file.
+
+The global batch is four labeled and four unlabeled images: two that fill the crop, then two that fill a tenth of it.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+from transformers import SegformerConfig
+
+from cps_hf.config import CPSConfig
+from cps_hf.data import order
+from cps_hf.objectives import CrossPseudoSupervision, MeanTeacher
+from cps_hf.training import batches, sharding
+from cps_hf.training.trainer import CPSTrainer
+from support.toy import toy_models, write_world
+
+parser = argparse.ArgumentParser()
+parser.add_argument("out", type=Path)
+parser.add_argument("--batch", type=int)
+parser.add_argument("--accumulation", type=int, default=1)
+parser.add_argument("--cutmix", action="store_true")
+parser.add_argument("--local_counts", action="store_true")
+parser.add_argument("--mixed_precision", default="no")
+parser.add_argument("--segformer", action="store_true", help="a tiny one, in place of two convolutions")
+parser.add_argument("--teacher", action="store_true", help="Mean Teacher in place of CPS")
+parser.add_argument("--evaluate", action="store_true")
+parser.add_argument("--settings", type=json.loads, default={}, help="further fields of CPSConfig, as JSON")
+options = parser.parse_args()
+
+torch.set_num_threads(1)
+torch.backends.cudnn.allow_tf32 = False  # float32 steps on a GPU are compared with a CPU's
+order.MapReader.source_at = lambda self, position: position % self.length  # the files' own order
+if options.local_counts:
+    batches.share_counts = lambda micro_batches, accelerator: None
+
+large, small = (60, 80), (10, 16)  # in a crop of 40 x 40: all of it, and a tenth of it
+sizes = [large, large, small, small] * 2
+world = options.out.with_suffix(".world") / f"{torch.randint(10**9, ()).item()}"
+torch.manual_seed(0)
+segformer = SegformerConfig(
+    hidden_sizes=[8, 8, 16, 16],
+    depths=[1] * 4,
+    num_attention_heads=[1, 1, 2, 2],
+    decoder_hidden_size=16,
+    classifier_dropout_prob=0.0,  # compiled, it draws other random numbers
+    drop_path_rate=0.0,
+)
+objective = CrossPseudoSupervision(weight=1.5, cutmix=options.cutmix)
+if options.teacher:
+    objective = MeanTeacher(noise_std=0.0)
+trainer = CPSTrainer(
+    segformer if options.segformer else toy_models(1 if options.teacher else 2),
+    CPSConfig(
+        output_dir=str(options.out.with_suffix(".run")),
+        max_steps=3,
+        per_device_train_batch_size=options.batch,
+        gradient_accumulation_steps=options.accumulation,
+        learning_rate=0.05 if options.segformer else 0.5,
+        crop_size=[40, 40],
+        random_scale=[1.0],
+        dataloader_num_workers=0,
+        disable_tqdm=True,
+        mixed_precision=options.mixed_precision,
+        **{"agreement_images": 0, **options.settings},
+    ),
+    objective=objective,
+    train_dataset=write_world(world / "labeled", sizes),
+    unlabeled_dataset=write_world(world / "unlabeled", sizes, first=100, labels=False),
+    eval_dataset=write_world(world / "val", [(30, 40)] * 3, first=200) if options.evaluate else None,
+)
+results = trainer.train()
+parameters = sharding.weights(trainer.module) or dict(trainer.module.state_dict())
+shares = sum(getattr(p, "_local_tensor", p).numel() for p in trainer.module.parameters())
+if trainer.accelerator.is_main_process:
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    found = {"parameters": parameters, "logs": logs, "results": results, "held": shares}
+    torch.save(found | {"processes": trainer.accelerator.num_processes}, options.out)
+sys.stdout.flush()

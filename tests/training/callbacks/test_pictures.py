@@ -1,0 +1,123 @@
+"""What a run draws and gives to its trackers."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support.toy import NAMES, toy_models, write_world
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from cps_hf.config import CPSConfig
+from cps_hf.data.cityscapes import NAMES as CITYSCAPES
+from cps_hf.data.cityscapes import PALETTE
+from cps_hf.data.labels import LabelEncoding
+from cps_hf.objectives import CrossPseudoSupervision, Supervised
+from cps_hf.training.callbacks import pictures
+from cps_hf.training.trainer import CPSTrainer
+from cps_hf.visualization import panels as visualization
+
+
+def trainer_for(tmp_path, models, objective, **fields):
+    world = write_world(tmp_path / "world", [(31, 45), (46, 30), (33, 33)])
+    unlabeled = {} if not objective.views else {"unlabeled_dataset": world.remove_columns("label")}
+    values = {"output_dir": str(tmp_path / "out"), "crop_size": [32, 40], "per_device_train_batch_size": 2}
+    values |= {"optim": "adamw", "dataloader_num_workers": 0, "logging_steps": 1, "disable_tqdm": True} | fields
+    return CPSTrainer(
+        models, CPSConfig(**values), objective=objective, train_dataset=world, eval_dataset=world, **unlabeled
+    )
+
+
+def test_a_run_draws_its_predictions_at_each_evaluation_and_tensorboard_shows_them(tmp_path, monkeypatch):
+    panels, panel = [], visualization.panel
+    monkeypatch.setattr(visualization, "panel", lambda *a, **k: panels.append((a, k)) or panel(*a, **k))
+    matrices, figure = [], visualization.confusion_matrix_figure
+    monkeypatch.setattr(
+        visualization, "confusion_matrix_figure", lambda *a, **k: matrices.append((a, k)) or figure(*a, **k)
+    )
+    trainer = trainer_for(
+        tmp_path, toy_models(), CrossPseudoSupervision(), max_steps=4, eval_steps=2, num_pictures=2,
+        report_to=["tensorboard"], run_name="a-run",
+    )  # fmt: skip
+    trainer.train()
+    folder = tmp_path / "out" / "pictures"
+    assert sorted(path.name for path in folder.iterdir()) == ["confusion_matrix.png", "curves.png", "predictions.png"]
+
+    (events,) = {path.parent for path in (tmp_path / "out").rglob("events.*") if path.parent.name == "a-run"}
+    shown = EventAccumulator(str(events), size_guidance={"images": 0}).Reload()
+    steps = {tag: [image.step for image in shown.Images(tag)] for tag in shown.Tags()["images"]}
+    assert steps == {"pictures/predictions": [2, 4], "pictures/curves": [4], "pictures/confusion_matrix": [4]}
+    for name in ("predictions", "curves", "confusion_matrix"):
+        size = Image.open(folder / f"{name}.png").size
+        assert (shown.Images(f"pictures/{name}")[-1].width, shown.Images(f"pictures/{name}")[-1].height) == size
+
+    (rows, titles, *_), options = panels[-1]
+    assert titles == ["image", "label", "branch 0", "branch 1", "agreement"] and len(rows) == 2
+    assert "only branch 1 is right" in options["legend"]
+    networks = [branch.eval() for branch in trainer.module.branches]
+    for (image, label, *predictions, agreement), size in zip(rows, [(31, 45), (46, 30)], strict=True):
+        pixels = trainer.judge.logits(networks[0], image[None]).argmax(1)[0]
+        assert tuple(label.shape) == size and torch.equal(predictions[0], pixels)
+        np.testing.assert_array_equal(agreement, visualization.agreement_map(*predictions, label))
+
+    written = json.loads((tmp_path / "out" / "results.json").read_text())["final"]
+    best = max(("branch_0", "branch_1"), key=lambda row: written[row]["mean_iou"])
+    ((matrix, names, _), named), = matrices  # fmt: skip
+    assert torch.equal(matrix, trainer.judge.confusion_matrices[best]) and names == [*NAMES]
+    assert named["title"] == f"{best.replace('_', ' ')}, step 4"
+
+
+def test_without_pictures_only_curves_are_drawn_and_one_branch_has_no_agreement(tmp_path, monkeypatch):
+    trainer_for(tmp_path, toy_models(1), Supervised(), max_steps=1, num_pictures=0).train()
+    assert [path.name for path in (tmp_path / "out" / "pictures").iterdir()] == ["curves.png"]
+    titles = []
+    monkeypatch.setattr(visualization, "panel", lambda rows, given, *a, **k: titles.append((given, k["legend"])))
+    trainer = trainer_for(tmp_path / "b", toy_models(1), Supervised(), max_steps=1, num_pictures=1)
+    pictures.draw_predictions(trainer, {"branch 0": trainer.module.branches[0]}, tmp_path / "x.png")
+    assert titles == [(["image", "label", "branch 0"], None)]
+
+
+def test_curves_are_sorted_by_what_they_mean(tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(visualization, "curves_figure", lambda records, groups, path: drawn.update(groups))
+    record = {"step": 1, "loss": 1.0, "cps_loss": 1.0, "eval_mean_iou": 0.5, "eval_branch_0_mean_iou": 0.5}
+    record |= {"eval_mean_mean_iou": 0.6, "agreement": 0.9, "learning_rate": 0.1, "eval_branch_0_mean_accuracy": 0.1}
+    assert pictures.draw_curves([record], tmp_path)
+    assert drawn == {
+        "loss": ["cps_loss", "loss"],
+        "mean IoU": ["eval_branch_0_mean_iou", "eval_mean_mean_iou"],
+        "agreement": ["agreement"],
+    }
+    assert not pictures.draw_curves([{"step": 1, "learning_rate": 0.1}], tmp_path)
+
+
+@pytest.mark.parametrize("name", ["aim", "wandb", "trackio"])
+def test_other_trackers_get_pictures_as_they_take_them(tmp_path, name):
+    Image.new("RGB", (5, 3), (1, 2, 3)).save(tmp_path / "a.png")
+    given = []
+
+    class Tracker:
+        pass
+
+    tracker = Tracker()
+    tracker.name = name
+    if name != "trackio":
+        tracker.log_images = lambda values, step: given.append((values, step))
+    trainer = Tracker()
+    trainer.state, trainer.accelerator = Tracker(), Tracker()
+    trainer.state.global_step, trainer.accelerator.trackers = 7, [tracker]
+    pictures.give_to_trackers(trainer, [tmp_path / "a.png"])
+    if name == "trackio":
+        assert not given
+        return
+    ((values, step),) = given
+    picture = values["pictures/a"] if name == "aim" else values["pictures/a"][0]
+    assert step == 7 and np.asarray(picture).tolist() == [[[1, 2, 3]] * 5] * 3
+
+
+def test_colours_are_the_data_sets_or_the_official_ones_or_colours_for_all_eyes():
+    own = ((9, 9, 9), (8, 8, 8))
+    assert pictures.palette_of(LabelEncoding(("a", "b"), palette=own).to_feature(), ["a", "b"]) == own
+    assert pictures.palette_of(None, CITYSCAPES) == PALETTE
+    assert pictures.palette_of(LabelEncoding(("a", "b")).to_feature(), ["a", "b"]) == visualization.palette(2)

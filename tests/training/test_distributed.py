@@ -1,0 +1,55 @@
+"""The same global batch gives the same gradient on one process, on two, and with accumulation."""
+
+import json
+
+import pytest
+import torch
+from support.toy import SUPPORT, run_python
+
+PROGRAM = str(SUPPORT / "run_toy_steps.py")
+
+
+def steps(tmp_path, name, *words, processes=1):
+    out = tmp_path / f"{name}.pt"
+    done = run_python(PROGRAM, str(out), *words, processes=processes)
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = torch.load(out)
+    assert result["processes"] == processes
+    return result
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cutmix", [False, True], ids=["plain CPS", "CPS + CutMix"])
+def test_one_process_two_processes_and_accumulation_take_the_same_steps(tmp_path, cutmix):
+    """The processes' shares of valid pixels are 100 % and 10 %, so a mean taken on each would be another one."""
+    words = ["--cutmix"] if cutmix else []
+    one = steps(tmp_path, "one", "--batch", "4", *words)
+    two = steps(tmp_path, "two", "--batch", "2", *words, processes=2)
+    accumulated = steps(tmp_path, "accumulated", "--batch", "2", "--accumulation", "2", *words)
+    local = steps(tmp_path, "local", "--batch", "2", "--local_counts", *words, processes=2)
+    for name, expected in one["parameters"].items():
+        torch.testing.assert_close(two["parameters"][name], expected, rtol=1e-4, atol=2e-6)
+        torch.testing.assert_close(accumulated["parameters"][name], expected, rtol=1e-4, atol=2e-6)
+    differences = [(local["parameters"][n] - p).abs().max().item() for n, p in one["parameters"].items()]
+    assert max(differences) > 1e-2
+    for a, b in zip(one["logs"], two["logs"], strict=True):
+        for key in ("loss", "supervised_loss", "cps_loss", "agreement"):
+            assert a[key] == pytest.approx(b[key], rel=1e-4), key
+
+
+@pytest.mark.slow
+def test_bfloat16_runs_and_stays_near(tmp_path):
+    full = steps(tmp_path, "full", "--batch", "4")
+    half = steps(tmp_path, "half", "--batch", "4", "--mixed_precision", "bf16")
+    losses = [[log["loss"] for log in run["logs"]] for run in (full, half)]
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=0.03)
+
+
+@pytest.mark.slow
+def test_the_options_for_speed_take_the_same_steps_on_two_processes_with_accumulation(tmp_path):
+    plain = steps(tmp_path, "plain", "--batch", "4", "--cutmix", "--settings", '{"optim_fused": false}')
+    fast = {"torch_compile": True, "torch_compile_backend": "eager", "channels_last": True, "optim_fused": True}
+    words = ["--batch", "1", "--accumulation", "2", "--cutmix", "--settings", json.dumps(fast)]
+    for name, expected in steps(tmp_path, "fast", *words, processes=2)["parameters"].items():
+        torch.testing.assert_close(expected, plain["parameters"][name], rtol=1e-4, atol=2e-6)

@@ -1,0 +1,191 @@
+"""What a step costs, counted and not trusted: network passes by hooks, host reads, and what is made for nothing."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from support.by_hand import batches
+from support.toy import tiny_upernet, toy_models, write_world
+from transformers import TrainerCallback
+
+from cps_hf.config import CPSConfig
+from cps_hf.modeling.branches import build_branches
+from cps_hf.objectives import OBJECTIVES, CrossProbabilityConsistency, CrossPseudoSupervision, MeanTeacher
+from cps_hf.training.module import TrainingModule
+from cps_hf.training.trainer import CPSTrainer
+
+VIEWS = ("weak", "strong", "strong_2", "cutmix_mask", "cutmix_mask_2")
+METHODS = {
+    "supervised": OBJECTIVES["supervised"](),
+    "cps": CrossPseudoSupervision(cutmix=False),
+    "cps + cutmix": CrossPseudoSupervision(),
+    "cpc": CrossProbabilityConsistency(),
+    "cpc + cutmix": CrossProbabilityConsistency(cutmix=True),
+    "mean_teacher": MeanTeacher(),
+    "mean_teacher, jitter": MeanTeacher(perturbation="jitter"),
+    "pseudoseg": OBJECTIVES["pseudoseg"](),
+    "fixmatch": OBJECTIVES["fixmatch"](confidence_threshold=0.4),
+    "unimatch": OBJECTIVES["unimatch"](confidence_threshold=0.4, feature_dropout=0.0),
+}
+# Passes of one branch: (images in each pass with gradient), (in each pass without); L: labeled, U: unlabeled images.
+L, U = 2, 4
+PASSES = {
+    "supervised": ([L], []),
+    "cps": ([L, U], []),
+    "cps + cutmix": ([L, U], [U]),
+    "cpc": ([L, U], []),
+    "cpc + cutmix": ([L, U], [U]),
+    "mean_teacher": ([L, U], [L, U]),  # those without gradient are the teacher's
+    "mean_teacher, jitter": ([L, U], [U]),
+    "pseudoseg": ([L, U], [U]),
+    "fixmatch": ([L, U], [U]),
+    "unimatch": ([L, U, U, U], [U]),
+}
+JOINT = {name: ([L + U], without) for name, (_, without) in PASSES.items() if name != "supervised"}
+JOINT |= {"mean_teacher": ([L + U], [L + U]), "unimatch": ([U, L + 2 * U], [U])}
+
+
+def module_of(objective, models=None):
+    models = toy_models(1 if objective.teacher else 2) if models is None else models
+    return TrainingModule(models, objective).train()
+
+
+def step(module, height=32, width=32):
+    """One call on images large enough for a network."""
+    labeled, unlabeled = batches(VIEWS, L, U)
+    torch.manual_seed(0)
+    large = [{name: grown(value, height, width) for name, value in batch.items()} for batch in (labeled, unlabeled)]
+    return module(*large, torch.tensor(1.0))
+
+
+def grown(value, height, width):
+    """Each pixel as a block."""
+    rows, columns = (torch.arange(n) * value.shape[d] // n for n, d in ((height, -2), (width, -1)))
+    return value[..., rows, :][..., columns]
+
+
+def passes_of(objective):
+    found = ([], [])
+    module = module_of(objective)
+    networks = [module.branches[0], *([module.teacher] if module.teacher is not None else [])]
+    for network in networks:
+        network.model.register_forward_hook(
+            lambda _, args, kwargs, out: found[not torch.is_grad_enabled()].append(len(kwargs["pixel_values"])),
+            with_kwargs=True,
+        )
+    step(module).loss.backward()
+    return tuple(map(sorted, found))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_step_takes_the_passes_of_the_formula_and_no_more(name):
+    assert passes_of(METHODS[name]) == PASSES[name]
+
+
+@pytest.mark.parametrize("name", JOINT)
+def test_labeled_and_unlabeled_images_can_share_a_pass(name):
+    joint = type(METHODS[name])(**vars(METHODS[name]) | {"joint_forward": True})
+    assert passes_of(joint) == JOINT[name]
+    if name == "mean_teacher":
+        return  # it draws noise, in another order
+    one, other = (step(module_of(objective)) for objective in (METHODS[name], joint))
+    torch.testing.assert_close(one.loss, other.loss)  # these networks have no norm layers
+
+
+def test_a_method_without_unlabeled_images_refuses_to_join_them():
+    with pytest.raises(ValueError, match="`joint_forward`.*no unlabeled"):
+        OBJECTIVES["supervised"](joint_forward=True)
+
+
+def test_a_shared_pass_changes_batch_norms_statistics():
+    losses = []
+    for joint in (False, True):
+        models = build_branches(tiny_upernet(), seed=1)
+        losses.append(step(module_of(CrossPseudoSupervision(joint_forward=joint), models), 64, 64).loss)
+    assert (losses[0] - losses[1]).abs() > 1e-4
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_losses_are_those_of_full_size_logits(name):
+    """What a method computes from strided logits, and from branches that resize, as a user's own callables do."""
+    lean, plain = module_of(METHODS[name]), module_of(METHODS[name])
+    objective, branches, teacher = plain.objective, [*plain.branches], plain.teacher
+    plain.forward = lambda labeled, unlabeled, progress: objective(
+        [lambda x, b=b, **options: b(x, **options) for b in branches],
+        labeled,
+        unlabeled,
+        teacher=teacher and (lambda x: teacher(x)),
+        progress=progress,
+    )
+    ours, reference = step(lean), step(plain)
+    torch.testing.assert_close(ours.loss, reference.loss, rtol=1e-5, atol=1e-6)
+    for key, value in reference.logs.items():
+        torch.testing.assert_close(ours.logs[key].float(), value.float(), rtol=1e-5, atol=1e-6)
+    ours.loss.backward()
+    reference.loss.backward()
+    for (key, one), other in zip(lean.named_parameters(), plain.parameters(), strict=True):
+        if one.requires_grad:
+            torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-6, msg=key)
+
+
+class Reads(TrainerCallback):
+    """Counts host reads from one step's begin to the next one's."""
+
+    def __init__(self):
+        script = Path(__file__).parents[2] / "benchmarks" / "step.py"
+        spec = importlib.util.spec_from_file_location("step_benchmark", script)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        self.counting, self.found, self.open = module.counting_host_reads, [], None
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if self.open is not None:
+            self.open.__exit__(None, None, None)
+        self.open = self.counting(lambda: not self.fetching)
+        self.found.append(self.open.__enter__())
+
+    fetching = False
+
+
+@pytest.mark.parametrize("name", ["cps + cutmix", "mean_teacher", "unimatch"])
+def test_the_host_reads_the_device_once_an_optimizer_step(tmp_path, name):
+    """Also where it logs and clips. What the data loader looks up on the host is no read of the device."""
+    reads = Reads()
+    world = [write_world(tmp_path / kind, [(40, 56)] * 4) for kind in ("labeled", "unlabeled")]
+    args = CPSConfig(
+        output_dir=str(tmp_path / "out"),
+        max_steps=4,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
+        crop_size=[32, 40],
+        logging_steps=1,
+        max_grad_norm=1.0,
+        dataloader_num_workers=0,
+        agreement_images=0,
+        num_pictures=0,
+        disable_tqdm=True,
+    )
+    trainer = CPSTrainer(
+        toy_models(1 if METHODS[name].teacher else 2),
+        args,
+        objective=METHODS[name],
+        train_dataset=world[0],
+        unlabeled_dataset=world[1],
+        callbacks=[reads],
+    )
+    fetch = trainer._fetch
+
+    def fetching(*streams):
+        reads.fetching = True
+        try:
+            return fetch(*streams)
+        finally:
+            reads.fetching = False
+
+    trainer._fetch = fetching
+    try:
+        trainer.train()
+    finally:
+        reads.open.__exit__(None, None, None)
+    assert reads.found[1] == ["tolist"] and reads.found[2] == ["tolist"]  # the last step evaluates and saves

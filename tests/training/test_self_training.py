@@ -1,0 +1,195 @@
+"""Self-training: labels as the network gives them, coded as the labeled set's are, written once and joined."""
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from datasets import Dataset, Features, Image, Value, concatenate_datasets
+from PIL import Image as PILImage
+from support.toy import NAMES, tiny_upernet, write_world
+from transformers import AutoModelForSemanticSegmentation
+
+from cps_hf.data import load_cityscapes
+from cps_hf.data.labels import LabelEncoding
+from cps_hf.data.streams import EvaluationStream
+from cps_hf.hub.export import export_branch
+from cps_hf.inference.ensemble import Ensemble
+from cps_hf.scenes.write import write_street_scenes
+from cps_hf.training.self_training import contact_sheet, label_dataset, with_pseudo_labels
+from cps_hf.visualization import panels as visualization
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory):
+    torch.manual_seed(0)
+    model = AutoModelForSemanticSegmentation.from_config(tiny_upernet()).eval()
+    with torch.no_grad():
+        for parameter in model.decode_head.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    folder = tmp_path_factory.mktemp("network")
+    export_branch(model, folder / "a", image_mean=MEAN, image_std=STD)
+    return Ensemble.from_pretrained([str(folder / "a")], device="cpu")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    root = tmp_path_factory.mktemp("world")
+    labeled = write_world(root / "labeled", [(40, 56)] * 2)
+    return labeled, write_world(root / "unlabeled", [(40, 56), (48, 32), (37, 41)], first=20, labels=False)
+
+
+def label(network, world, folder, **options):
+    labeled, unlabeled = world
+    options = {"rows_per_shard": 2, "progress": False, **options}
+    return label_dataset(network, unlabeled, folder, label_feature=labeled.features["label"], **options)
+
+
+def test_pseudo_labels_are_the_networks_arg_max_and_its_confidence_is_kept(network, world, tmp_path):
+    shards = label(network, world, tmp_path / "labels")
+    assert [path.name for path in shards] == ["labels-00000-of-00002.parquet", "labels-00001-of-00002.parquet"]
+    joined = with_pseudo_labels(world[1], tmp_path / "labels")
+    confidences = [row["confidence"] for path in shards for row in pq.read_table(path).to_pylist()]
+    for row, confidence in zip(joined, confidences, strict=True):
+        image = torch.from_numpy(np.array(row["image"])).permute(2, 0, 1)
+        probs = network.logits(image)[0].softmax(0)
+        np.testing.assert_array_equal(np.asarray(row["label"]), probs.argmax(0).numpy())
+        kept = np.asarray(PILImage.open(io.BytesIO(confidence["bytes"]))) / 255
+        np.testing.assert_allclose(kept, probs.max(0).values.numpy(), atol=0.5 / 255 + 1e-6)
+
+
+def test_both_sets_join_and_less_sure_pixels_are_ignored(network, world, tmp_path):
+    label(network, world, tmp_path / "labels")
+    both = concatenate_datasets([world[0], with_pseudo_labels(world[1], tmp_path / "labels")])
+    assert len(both) == 5 and LabelEncoding.from_feature(both.features["label"]).names == NAMES
+    confidences = []
+    for row in world[1]:
+        image = torch.from_numpy(np.array(row["image"])).permute(2, 0, 1)
+        confidences.append((network.logits(image)[0].softmax(0).max(0).values * 255).round().numpy())
+    threshold = float(np.median(np.concatenate([c.flatten() for c in confidences]))) / 255
+    sure = with_pseudo_labels(world[1], tmp_path / "labels", confidence_threshold=threshold)
+    ignored = []
+    for row, plain, confidence in zip(sure, list(both)[2:], confidences, strict=True):
+        expected = np.where(confidence < threshold * 255, 255, np.asarray(plain["label"]))
+        np.testing.assert_array_equal(np.asarray(row["label"]), expected)
+        ignored.append((expected == 255).mean())
+    assert 0.1 < np.mean(ignored) < 0.9
+
+
+def test_labels_are_coded_as_the_labeled_sets_are(network, world, tmp_path):
+    encoding = LabelEncoding(names=NAMES, values={7: 0, 30: 1, 31: 1, 8: 2, 0: 255})
+    shards = label_dataset(
+        network, world[1], tmp_path, label_feature=encoding.to_feature(), rows_per_shard=9, progress=False
+    )
+    joined = with_pseudo_labels(world[1], tmp_path)
+    assert len(shards) == 1
+    stored = np.asarray(joined[0]["label"])
+    assert set(np.unique(stored)) <= {7, 30, 8}
+    image = torch.from_numpy(np.array(joined[0]["image"])).permute(2, 0, 1)
+    np.testing.assert_array_equal(encoding.decode(joined[0]["label"], name="x"), network.predict(image).numpy())
+
+
+@pytest.mark.parametrize(
+    "table", [{"values": {0: 0, 7: 1, 255: 2}}, {"colors": {(0, 0, 0): 0, (1, 2, 3): 1, (255, 255, 255): 2}}]
+)
+def test_less_sure_pixels_are_ignored_where_the_labeled_set_has_no_code_for_it(network, world, tmp_path, table):
+    feature = LabelEncoding(names=NAMES, **table).to_feature()
+    ids = np.array([[0, 1, 2]], np.uint8)
+    image = PILImage.new("RGB", (3, 1))
+    labeled = Dataset.from_dict(
+        {"image": [image], "label": [LabelEncoding.from_feature(feature).encode(ids)], "id": ["a"]},
+        features=Features({"image": Image(), "label": feature, "id": Value("string")}),
+    )
+    label_dataset(network, world[1], tmp_path, label_feature=feature, progress=False)
+    confidences = [np.asarray(c) for c in Dataset.from_parquet(str(tmp_path / "*.parquet"))["confidence"]]
+    threshold = float(np.median(np.concatenate([c.flatten() for c in confidences])) // 1) + 0.5
+    plain, sure = (with_pseudo_labels(world[1], tmp_path, confidence_threshold=t) for t in (0, threshold / 255))
+    plain, both = (EvaluationStream(d, num_labels=3) for d in (plain, concatenate_datasets([labeled, sure])))
+    first, *rest = [sample["label"].numpy() for batch in both for sample in batch]
+    np.testing.assert_array_equal(first, ids)
+    for found, all_labels, confidence in zip(rest, (s["label"] for b in plain for s in b), confidences, strict=True):
+        np.testing.assert_array_equal(found, np.where(confidence < threshold, 255, all_labels))
+    assert 0.1 < np.mean([(found == 255).mean() for found in rest]) < 0.9
+
+
+def test_an_interrupted_labeling_goes_on_where_it_stopped(network, world, tmp_path, monkeypatch):
+    shards = label(network, world, tmp_path / "labels")
+    first = shards[0].read_bytes()
+    shards[1].unlink()
+    with pytest.raises(ValueError, match="is not complete: labels-00001-of-00002.parquet is missing"):
+        with_pseudo_labels(world[1], tmp_path / "labels")
+    seen, logits = [], network.logits
+    monkeypatch.setattr(network, "logits", lambda image, **o: seen.append(image.shape) or logits(image, **o))
+    label(network, world, tmp_path / "labels")
+    assert [tuple(shape) for shape in seen] == [(3, 37, 41)]
+    assert shards[0].read_bytes() == first and shards[1].is_file()
+
+
+def test_labels_of_other_images_or_of_another_network_are_not_mixed(network, world, tmp_path):
+    label(network, world, tmp_path / "labels")
+    with pytest.raises(ValueError, match="ids_sha256"):
+        label(network, (world[0], world[1].select([2, 1, 0])), tmp_path / "labels")
+    with pytest.raises(ValueError, match="are of other images"):
+        with_pseudo_labels(world[1].select([0, 1]), tmp_path / "labels")
+    weight = next(network.networks[0].parameters())
+    before = weight.detach().clone()
+    with torch.no_grad():
+        weight.add_(1)
+    with pytest.raises(ValueError, match="weights_sha256"):
+        label(network, world, tmp_path / "labels")
+    with torch.no_grad():
+        weight.copy_(before)
+
+
+def test_each_process_writes_its_share(network, world, tmp_path):
+    label(network, world, tmp_path / "labels", rows_per_shard=1, process_index=1, num_processes=2)
+    assert [path.name for path in sorted((tmp_path / "labels").glob("*.parquet"))] == ["labels-00001-of-00003.parquet"]
+
+
+def test_the_contact_sheet_shows_image_label_and_confidence_with_its_scale(network, world, tmp_path, monkeypatch):
+    titles, panel = [], visualization.panel
+    monkeypatch.setattr(visualization, "panel", lambda *a, **k: titles.extend(a[1]) or panel(*a, **k))
+    label(network, world, tmp_path / "labels")
+    contact_sheet(world[1], tmp_path / "labels", tmp_path / "sheet.png", count=2)
+    assert PILImage.open(tmp_path / "sheet.png").width > 3 * 256
+    assert titles == ["unlabeled image", "pseudo label", "confidence, black 0, white 1"]
+
+
+@pytest.mark.slow
+def test_the_three_stages_and_the_same_command_again(tmp_path, monkeypatch):
+    import self_training
+    import train_cps
+
+    root = write_street_scenes(
+        tmp_path / "set", num_train=7, num_train_extra=0, num_val=2, size=(64, 128), progress=False
+    )
+    words = ["--dataset", "cityscapes", "--data_root", str(root), "--partition", "3", "--crop_size", "32"]
+    words += ["--max_steps", "2", "--per_device_train_batch_size", "2", "--dataloader_num_workers", "0"]
+    words += ["--num_pictures", "0", "--output_dir", str(tmp_path / "out")]
+    trained = []
+    build = train_cps.build
+    monkeypatch.setattr(train_cps, "build", lambda args, *rest: trained.append(args.output_dir) or build(args, *rest))
+    results = self_training.main(words)
+    assert trained == [str(tmp_path / "out" / "labeling"), str(tmp_path / "out")]
+    assert results["num_labeled"] == 7 and results["objective"]["name"] == "Supervised"
+    assert (tmp_path / "out" / "contact_sheet.png").is_file()
+    manifest = json.loads((tmp_path / "out" / "pseudo_labels" / "manifest.json").read_text())
+    assert manifest["rows"] == 4 and manifest["network"] == [str(tmp_path / "out" / "labeling" / "branch_0")]
+
+    # Stopped in its last stage: the same command trains that one alone, from its checkpoint.
+    (tmp_path / "out" / "results.json").unlink()
+    again = self_training.main(words)
+    assert trained[2:] == [str(tmp_path / "out")]
+    assert again["final"]["mean"]["mean_iou"] == results["final"]["mean"]["mean_iou"]
+
+    # From a network that is there, e.g. a CPS branch
+    other = [*words[:-1], str(tmp_path / "other"), "--teacher", str(tmp_path / "out" / "branch_1")]
+    assert self_training.main(other)["num_labeled"] == 7 and trained[3:] == [str(tmp_path / "other")]
+    assert len(load_cityscapes(root, "train")) == 7

@@ -1,0 +1,158 @@
+"""FSDP2 by the launcher's file of examples/, on two CPU processes; and what is refused beside DDP."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from support.toy import EXAMPLES, SUPPORT, run_python, toy_models
+
+from cps_hf.config import CPSConfig
+from cps_hf.training import sharding
+from cps_hf.training.trainer import CPSTrainer
+
+FSDP2 = EXAMPLES / "configs" / "accelerate" / "fsdp2.yaml"
+PROGRAM = str(SUPPORT / "run_toy_steps.py")
+
+
+def run(tmp_path, name, *words, **launch):
+    out = tmp_path / f"{name}.pt"
+    done = run_python(PROGRAM, str(out), *words, **launch)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return torch.load(out) | {"folder": out.with_suffix(".run")}
+
+
+# ------------------------------------------------------------------------------------------------ training
+
+
+@pytest.mark.slow
+def test_two_sharded_processes_train_evaluate_and_export_as_one_process_does(tmp_path):
+    """Branches are clipped, evaluated, drawn and saved on the way; each process holds a share of the weights only."""
+    settings = {"max_grad_norm": 2.0, "logging_steps": 1, "eval_steps": 2, "save_steps": 2, "agreement_images": 3}
+    words = ["--cutmix", "--evaluate", "--settings", json.dumps(settings | {"num_pictures": 2})]
+    one = run(tmp_path, "one", "--batch", "4", *words)
+    two = run(tmp_path, "two", "--batch", "1", "--accumulation", "2", *words, processes=2, config_file=FSDP2)
+    assert two["processes"] == 2 and two["held"] < 0.7 * one["held"]
+    assert len(one["logs"]) == 3
+    for a, b in zip(one["logs"], two["logs"], strict=True):
+        for key in ("loss", "supervised_loss", "cps_loss", "grad_norm_branch_0", "grad_norm_branch_1"):
+            assert a[key] == pytest.approx(b[key], rel=1e-4), key
+    for name, expected in one["parameters"].items():
+        torch.testing.assert_close(two["parameters"][name], expected, rtol=1e-4, atol=2e-6)
+    for row, scores in one["results"]["final"].items():
+        assert two["results"]["final"][row]["mean_iou"] == pytest.approx(scores["mean_iou"], abs=0.01), row
+    assert sorted(path.name for path in two["folder"].glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-3"]
+    check_exported(two["folder"], two["parameters"], best=two["results"]["best"])
+
+
+def check_exported(folder: Path, parameters: dict[str, torch.Tensor], best: dict) -> None:
+    """A fresh process that knows nothing of sharding reads what was trained."""
+    program = (
+        "import sys, torch, toy; from transformers import AutoConfig, AutoModelForSemanticSegmentation as Auto\n"
+        "AutoConfig.register('toy_segmentation', toy.ToyConfig); Auto.register(toy.ToyConfig, toy."
+        "ToyForSemanticSegmentation)\n"
+        "torch.save({n: Auto.from_pretrained(f'{sys.argv[1]}/{n}').state_dict() for n in sys.argv[3:]}, sys.argv[2])"
+    )
+    out = folder / "loaded.pt"
+    done = run_python("-c", program, str(folder), str(out), "branch_0", "branch_1", "best")
+    assert done.returncode == 0, done.stderr[-3000:]
+    loaded = torch.load(out)
+    for index in (0, 1):
+        for name, weight in loaded[f"branch_{index}"].items():
+            assert torch.equal(weight, parameters[f"branches.{index}.model.{name}"]), name
+    assert loaded["best"].keys() == loaded["branch_0"].keys()
+    if best["step"] == 3:
+        assert all(torch.equal(loaded["best"][name], weight) for name, weight in loaded[best["branch"]].items())
+
+
+@pytest.mark.slow
+def test_a_teacher_is_averaged_from_shares_and_exported(tmp_path):
+    one = run(tmp_path, "one", "--batch", "4", "--teacher", "--evaluate")
+    two = run(tmp_path, "two", "--batch", "2", "--teacher", "--evaluate", processes=2, config_file=FSDP2)
+    names = [name for name in one["parameters"] if name.startswith("teacher.")]
+    assert names and (two["folder"] / "teacher" / "model.safetensors").is_file()
+    for name in names:
+        torch.testing.assert_close(two["parameters"][name], one["parameters"][name], rtol=1e-4, atol=2e-6)
+
+
+@pytest.mark.slow
+def test_a_sharded_run_goes_on_from_its_checkpoint_bit_for_bit(tmp_path):
+    """A SegFormer, whose head has batch norm, with checkpointed blocks."""
+    settings = {"gradient_checkpointing": True, "save_steps": 2, "logging_steps": 1}
+    launch = {"processes": 2, "config_file": FSDP2}
+    whole = run(tmp_path, "whole", "--batch", "2", "--segformer", "--settings", json.dumps(settings), **launch)
+    settings["resume_from_checkpoint"] = str(whole["folder"] / "checkpoint-2")
+    rest = run(tmp_path, "rest", "--batch", "2", "--segformer", "--settings", json.dumps(settings), **launch)
+    assert [log["step"] for log in rest["logs"]] == [3]
+    assert rest["logs"][-1]["loss"] == whole["logs"][-1]["loss"]
+    assert all(torch.equal(rest["parameters"][name], value) for name, value in whole["parameters"].items())
+
+
+# ------------------------------------------------------------------------------------------------ refusals
+
+
+@pytest.mark.parametrize(
+    "variable, name", [("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"), ("ACCELERATE_USE_MEGATRON_LM", "Megatron-LM")]
+)
+def test_engines_are_refused_with_what_to_do_before_accelerate_looks_for_them(variable, name, monkeypatch, tmp_path):
+    monkeypatch.setenv(variable, "true")
+    with pytest.raises(ValueError, match=f"asks for {name}.*--multi_gpu.*fsdp2.yaml"):
+        CPSTrainer(toy_models(), CPSConfig(output_dir=str(tmp_path)), train_dataset=None)
+
+
+def test_an_accelerator_that_another_program_set_up_for_deepspeed_is_refused():
+    accelerator = SimpleNamespace(distributed_type=DistributedType.DEEPSPEED)
+    with pytest.raises(ValueError, match="set up for DeepSpeed.*Launch with DDP"):
+        sharding.refuse(accelerator, CPSConfig())
+
+
+@pytest.mark.slow
+def test_the_main_job_says_so_in_one_line():
+    done = run_python(str(EXAMPLES / "train_cps.py"), ACCELERATE_USE_DEEPSPEED="true")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: This launch asks for DeepSpeed")
+
+
+def sharded(mixed_precision="no", **options):
+    """What `refuse` looks at, of a launch with FSDP2."""
+    plugin = {"fsdp_version": 2, "auto_wrap_policy": "NO_WRAP", "cpu_ram_efficient_loading": False, **options}
+    state = SimpleNamespace(fsdp_plugin=FullyShardedDataParallelPlugin(**plugin))
+    return SimpleNamespace(distributed_type=DistributedType.FSDP, state=state, mixed_precision=mixed_precision)
+
+
+def test_what_the_file_of_the_examples_says_is_not_refused():
+    sharding.refuse(sharded(), CPSConfig(gradient_checkpointing=True, mixed_precision="bf16"))
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"fsdp_version": 1}, "set `fsdp_version: 2`"),
+        ({"auto_wrap_policy": "SIZE_BASED_WRAP"}, "fsdp_auto_wrap_policy.*NO_WRAP"),
+        ({"auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}, "fsdp_auto_wrap_policy.*NO_WRAP"),
+        ({"cpu_ram_efficient_loading": True}, "fsdp_cpu_ram_efficient_loading.*false"),
+        ({"cpu_offload": True}, "fsdp_offload_params.*false"),
+        ({"activation_checkpointing": True}, "`gradient_checkpointing` instead"),
+        ({"mixed_precision": "fp16"}, 'fp16: take "bf16"'),
+    ],
+)
+def test_a_launch_that_is_not_supported_is_an_error_that_says_what_to_set(options, message):
+    with pytest.raises(ValueError, match=message):
+        sharding.refuse(sharded(**options), CPSConfig())
+
+
+@pytest.mark.parametrize("setting", ["channels_last", "torch_compile", "auto_find_batch_size"])
+def test_a_setting_that_does_not_go_with_shards_is_an_error(setting):
+    with pytest.raises(ValueError, match=f"FSDP2 does not go with `{setting}`"):
+        sharding.refuse(sharded(), CPSConfig(**{setting: True}))
+
+
+def test_without_shards_nothing_is_gathered():
+    (model,) = toy_models(1)
+    assert sharding.weights(model) is None
+    tensor = torch.ones(3)
+    assert sharding.gathered(tensor) is tensor
+    with sharding.whole(model):
+        assert not hasattr(model, "is_whole")
