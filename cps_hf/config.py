@@ -1,19 +1,64 @@
-"""What the loop needs, with Hugging Face's spellings. What a method needs stands in its objective."""
+"""Settings, in groups, with Hugging Face's spellings: what the loop needs is `CPSConfig`; augmentation, the models'
+build, evaluation, the Hub and provenance are groups of their own. What a method needs stands in its objective.
+
+A field says by its kind whether it may differ when a run is resumed:
+
+- a plain one decides what a step does: another value is another run, and resuming is an error;
+- `free`: it may differ;
+- `rounding`: it may differ, but sums are rounded otherwise, or each process sees another part of a step's samples;
+- `choice`: it decides which branch and step is best, which is then found anew.
+"""
 
 from __future__ import annotations
 
+import difflib
+import functools
 import math
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Callable
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from typing import Any, TypeVar
+
+Value = TypeVar("Value")
 
 
-@dataclass(kw_only=True)
+def _kind(name: str) -> Callable[[Value], Value]:
+    def declare(default: Value) -> Value:
+        options = {"default_factory": default} if callable(default) else {"default": default}
+        return field(**options, metadata={"on_resume": name})
+
+    return declare
+
+
+free, rounding, choice = _kind("free"), _kind("rounding"), _kind("choice")
+
+
+def _settings(cls: type[Value]) -> type[Value]:
+    """A dataclass of keyword arguments, whose errors for unknown ones name the nearest, or the group that has it."""
+    cls = dataclass(kw_only=True)(cls)
+    generated = cls.__init__
+
+    @functools.wraps(generated)
+    def init(self, **values):
+        known = [f.name for f in fields(self)]
+        for name in values:
+            if name not in known:
+                group = next((g.__name__ for g in GROUPS if name in g.__dataclass_fields__), None)
+                close = difflib.get_close_matches(name, known, n=1)
+                hint = f" It belongs to {group}." if group else f" Did you mean `{close[0]}`?" if close else ""
+                raise TypeError(f"{type(self).__name__} has no field `{name}`.{hint}")
+        generated(self, **values)
+
+    cls.__init__ = init
+    return cls
+
+
+@_settings
 class CPSConfig:
-    """The settings of `CPSTrainer`. Every field is honoured; none is read from the environment.
+    """The settings of `CPSTrainer`'s loop. Every field is honoured; none is read from the environment.
 
-    Defaults are those of the CPS release for VOC at 512 x 512 in terms of a mean gradient (its nominal learning rate
-    0.01 is divided by four processes, and its weight decay 1e-4 multiplied by them). NOTE where they differ: gradients
-    are not accumulated, images are evaluated whole, and nothing is read from ImageNet unless the models bring it.
+    Defaults are those of the CPS release for VOC in terms of a mean gradient (its nominal learning rate 0.01 is
+    divided by four processes, and its weight decay 1e-4 multiplied by them). NOTE where they differ: gradients are not
+    accumulated.
 
     Output and resuming
         output_dir: where everything is written.
@@ -50,46 +95,6 @@ class CPSConfig:
         warmup_steps: steps of linear warm-up.
         max_skipped_steps: leave out so many steps whose loss or gradient is not finite; one more is an error.
 
-    Augmentation
-        crop_size: height and width in pixels; one number: both.
-        random_scale: the factors to choose from, or the two ends of a range.
-        random_scale_mode: "choice" or "range".
-        horizontal_flip: probability.
-        resize_antialias: low-pass filter images that are shrunk (the release does not).
-        color_jitter: probability in a strong view.
-        grayscale: probability in a strong view.
-        gaussian_blur: probability in a strong view.
-        image_mean: what images are normalised with, and what the exported image processor says.
-        image_std: as `image_mean`.
-
-    Models (when they are given as an id, a path or a config)
-        num_branches: how many, where one id or config is given; none: two.
-        reinit_heads: draw the decode heads anew, also when the checkpoint has them.
-        backbone: weights for the backbones: a Hub id, a folder of a transformers backbone, a timm name or file; for
-            all branches, or one a branch, "none" for a branch that gets none.
-        dtype: of the parameters: "float32", "bfloat16" or "float16"; `mixed_precision` is usually what you want.
-        attn_implementation: "eager", "sdpa" or "flash_attention_2", or for the backbone inside a model alone
-            {"backbone_config": "sdpa"}, as JSON on the command line; none: the library's choice.
-        trust_remote_code: run code that comes with a checkpoint.
-        freeze_backbone: train the decode heads alone.
-        freeze_norms: keep the backbone's norm layers as they are.
-        gradient_checkpointing: less memory for a second forward pass.
-        channels_last: keep weights, and so feature maps, with the channels innermost, which convolutions in half
-            precision on GPUs want.
-        torch_compile: compile each network for training; evaluation runs as it is, since its images differ in size.
-        torch_compile_backend: of torch.compile. Only with `torch_compile`.
-        torch_compile_mode: of torch.compile, e.g. "max-autotune". Only with `torch_compile`.
-        sync_batchnorm: batch norm over all processes, on GPUs with more than one process.
-
-    Evaluation
-        eval_steps: evaluate every so many steps; none: at the last step only, where it always runs.
-        per_device_eval_batch_size: whole images (of one size) or windows a forward pass.
-        eval_mode: "whole" image, or "sliding" windows.
-        eval_crop_size: the window; none: `crop_size`. Only with `eval_mode` "sliding".
-        eval_stride: the window's step in pixels; none: two thirds of the window. Only with `eval_mode` "sliding".
-        metric_for_best_model: what the best branch and the best step are chosen by.
-        agreement_images: how many fixed unlabeled images the branches' agreement is measured on; 0: none.
-
     Logging and saving
         logging_steps: log every so many steps.
         logging_first_step: log the first step too.
@@ -98,25 +103,21 @@ class CPSConfig:
         disable_tqdm: no progress bar.
         save_steps: a checkpoint every so many steps and at the last one; none: at the last one only.
         save_total_limit: keep only the newest so many checkpoints, and that of the best step; none: all.
-        num_pictures: evaluation images drawn into `output_dir/pictures`; 0: none.
-
-    The Hub
-        push_to_hub: push the best branch to the Hub. A token that may write is needed from the start.
-        hub_model_id: "user/name" or "name"; none: the output folder's name.
-        hub_strategy: "end" of the run; "every_save" pushes at every checkpoint too, while training goes on;
-            "checkpoint" pushes the checkpoint as well, as `last-checkpoint/` beside the branch.
-        hub_private_repo: of a new repository; none: as the user's settings on the Hub say. True refuses a public one.
-        hub_token: none: the one of `hf auth login` or HF_TOKEN. It is kept out of every file and log.
-        hub_revision: the repository's branch that is pushed to, made if missing; none: main.
-        hub_license: an identifier of the Hub for the model card; none: the base model's, else "unknown".
-        hub_timeout: seconds that the end of the run waits for pushes before it leaves them for later.
-        push_pictures: let the card show images of `eval_dataset`; none of them leaves this machine otherwise. (Drawn
-            scenes are always shown.)
+        eval_steps: evaluate every so many steps; none: at the last step only, where it always runs.
+        metric_for_best_model: what the best branch and the best step are chosen by.
+        agreement_images: how many fixed unlabeled images the branches' agreement is measured on; 0: none.
 
     Machine
         seed: of everything random.
         full_determinism: deterministic algorithms on GPUs too, at a cost in speed (docs/determinism.md).
         mixed_precision: "no", "bf16" or "fp16"; none: what `accelerate launch` was told.
+        gradient_checkpointing: less memory for a second forward pass.
+        channels_last: keep weights, and so feature maps, with the channels innermost, which convolutions in half
+            precision on GPUs want.
+        torch_compile: compile each network for training; evaluation runs as it is, since its images differ in size.
+        torch_compile_backend: of torch.compile. Only with `torch_compile`.
+        torch_compile_mode: of torch.compile, e.g. "max-autotune". Only with `torch_compile`.
+        sync_batchnorm: batch norm over all processes, on GPUs with more than one process.
         dataloader_num_workers: worker processes a stream.
         dataloader_prefetch_factor: batches each worker prepares ahead.
         reshuffle_unlabeled: a fresh order of the unlabeled images each pass. The CPS release never changes it.
@@ -126,28 +127,23 @@ class CPSConfig:
         skip_bad_samples: replace a training sample that cannot be read, and list it in `output_dir/bad_samples.jsonl`;
             an evaluation image that cannot be read stays an error.
         max_bad_sample_share: a run with a larger share of bad samples stops.
-
-    Provenance, for results.json and the model card; nothing else reads it
-        dataset_name: what the data set is called.
-        partition_name: which images are labeled, by name.
-        partition_sha256: the partition's hash.
     """
 
-    output_dir: str = "outputs/cps"
-    overwrite_output_dir: bool = False
-    resume_from_checkpoint: bool | str | None = None
-    resume_force: bool = False
+    output_dir: str = free("outputs/cps")
+    overwrite_output_dir: bool = free(False)
+    resume_from_checkpoint: bool | str | None = free(None)
+    resume_force: bool = free(False)
 
-    max_steps: int = 40_000
-    per_device_train_batch_size: int = 8
-    per_device_unlabeled_batch_size: int | None = None
-    gradient_accumulation_steps: int = 1
-    auto_find_batch_size: bool = False
-    num_processes: int | None = None
-    ddp_timeout: int = 1800
+    max_steps: int = free(40_000)
+    per_device_train_batch_size: int = rounding(8)
+    per_device_unlabeled_batch_size: int | None = rounding(None)
+    gradient_accumulation_steps: int = rounding(1)
+    auto_find_batch_size: bool = free(False)
+    num_processes: int | None = free(None)
+    ddp_timeout: int = free(1800)
 
     optim: str = "sgd"
-    optim_fused: bool = True
+    optim_fused: bool = rounding(True)
     learning_rate: float = 0.0025
     head_learning_rate_factor: float = 1.0
     backbone_learning_rate_factor: float = 1.0
@@ -161,7 +157,112 @@ class CPSConfig:
     lr_scheduler_type: str = "polynomial"
     lr_scheduler_kwargs: dict[str, Any] = field(default_factory=dict)
     warmup_steps: int = 0
-    max_skipped_steps: int = 0
+    max_skipped_steps: int = free(0)
+
+    logging_steps: int = free(50)
+    logging_first_step: bool = free(True)
+    report_to: list[str] = free(list)
+    run_name: str | None = free(None)
+    disable_tqdm: bool = free(False)
+    save_steps: int | None = free(None)
+    save_total_limit: int | None = free(None)
+    eval_steps: int | None = free(None)
+    metric_for_best_model: str = choice("mean_iou")
+    agreement_images: int = free(16)
+
+    seed: int = 42
+    full_determinism: bool = rounding(False)
+    mixed_precision: str | None = None
+    gradient_checkpointing: bool = rounding(False)
+    channels_last: bool = rounding(False)
+    torch_compile: bool = rounding(False)
+    torch_compile_backend: str = rounding("inductor")
+    torch_compile_mode: str | None = rounding(None)
+    sync_batchnorm: bool = rounding(True)
+    dataloader_num_workers: int = free(2)
+    dataloader_prefetch_factor: int = free(2)
+    reshuffle_unlabeled: bool = True
+    shuffle_buffer_size: int = 1000
+
+    skip_bad_samples: bool = free(False)
+    max_bad_sample_share: float = free(0.05)
+
+    def __post_init__(self):
+        _check_numbers(
+            self,
+            at_least={
+                "max_steps": 1,
+                "per_device_train_batch_size": 1,
+                "per_device_unlabeled_batch_size": 1,
+                "gradient_accumulation_steps": 1,
+                "num_processes": 1,
+                "ddp_timeout": 1,
+                "learning_rate": 0,
+                "head_learning_rate_factor": 0,
+                "backbone_learning_rate_factor": 0,
+                "weight_decay": 0,
+                "adam_epsilon": 0,
+                "max_grad_norm": 0,
+                "warmup_steps": 0,
+                "max_skipped_steps": 0,
+                "eval_steps": 1,
+                "agreement_images": 0,
+                "logging_steps": 1,
+                "save_steps": 1,
+                "save_total_limit": 1,
+                "seed": 0,
+                "dataloader_num_workers": 0,
+                "dataloader_prefetch_factor": 1,
+                "shuffle_buffer_size": 1,
+            },
+            shares=["max_bad_sample_share"],
+        )
+        for name in ("head_learning_rate_factor", "backbone_learning_rate_factor"):
+            if getattr(self, name) == 0:
+                raise ValueError(f"`{name}` must be above 0, got 0. To freeze the backbone: `freeze_backbone`.")
+        for name in ("momentum", "adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be in [0, 1), got {getattr(self, name)}.")
+        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
+            raise ValueError(f"`layer_decay` must be in (0, 1], got {self.layer_decay}; none: all layers alike.")
+        _check_one_of(self, "optim", "sgd", "adamw")
+        _check_one_of(self, "metric_for_best_model", "mean_iou", "mean_accuracy", "overall_accuracy")
+        _check_one_of(self, "mixed_precision", None, "no", "bf16", "fp16")
+        _check_used(self, "optim", "sgd", "momentum")
+        _check_used(self, "optim", "adamw", "adam_beta1", "adam_beta2", "adam_epsilon")
+        _check_used(self, "torch_compile", True, "torch_compile_backend", "torch_compile_mode")
+
+    # What transformers' callbacks (DefaultFlowCallback, EarlyStoppingCallback, a user's own) read from their `args`.
+
+    logging_strategy = eval_strategy = save_strategy = "steps"
+    eval_delay = 0
+    greater_is_better = True
+    load_best_model_at_end = False
+
+    @property
+    def unlabeled_batch_size(self) -> int:
+        """Unlabeled images per process and micro-batch."""
+        return self.per_device_unlabeled_batch_size or self.per_device_train_batch_size
+
+
+@_settings
+class AugmentationConfig:
+    """How training images become batches: the random geometry that all views of a sample share, and what the strong
+    views add to it.
+
+    Defaults are those of the CPS release for VOC (flip, then scale, then a crop that is padded where the image is
+    smaller), and of FixMatch and UniMatch for the strong views.
+
+    Augmentation
+        crop_size: height and width in pixels; one number: both.
+        random_scale: the factors to choose from, or the two ends of a range.
+        random_scale_mode: "choice" or "range".
+        horizontal_flip: probability.
+        resize_antialias: low-pass filter images that are shrunk (the release does not).
+        color_jitter: probability in a strong view.
+        grayscale: probability in a strong view.
+        gaussian_blur: probability in a strong view.
+    """
 
     crop_size: list[int] = field(default_factory=lambda: [512, 512])
     random_scale: list[float] = field(default_factory=lambda: [0.5, 0.75, 1.0, 1.5, 1.75, 2.0])
@@ -171,187 +272,211 @@ class CPSConfig:
     color_jitter: float = 0.8
     grayscale: float = 0.2
     gaussian_blur: float = 0.5
-    image_mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
-    image_std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
+
+    def __post_init__(self):
+        _check_sizes(self, "crop_size")
+        _check_numbers(self, shares=["horizontal_flip", "color_jitter", "grayscale", "gaussian_blur"])
+        _check_one_of(self, "random_scale_mode", "choice", "range")
+        factors = list(self.random_scale)
+        if not factors or not all(0 < factor < math.inf for factor in factors):
+            raise ValueError(f"`random_scale` must hold positive factors, got {factors}.")
+        if self.random_scale_mode == "range" and not (len(factors) == 2 and factors[0] <= factors[1]):
+            raise ValueError(
+                f'`random_scale` must be two factors, low <= high, with `random_scale_mode="range"`, got {factors}.'
+            )
+
+
+@_settings
+class ModelConfig:
+    """How branches are made of an id, a path or a configuration, and prepared.
+
+    Models
+        num_branches: how many, where one id or config is given; none: two.
+        reinit_heads: draw the decode heads anew, also when the checkpoint has them.
+        backbone: weights for the backbones: a Hub id, a folder of a transformers backbone, a timm name or file; for
+            all branches, or one a branch, "none" for a branch that gets none.
+        dtype: of the parameters: "float32", "bfloat16" or "float16"; `mixed_precision` is usually what you want.
+        attn_implementation: "eager", "sdpa" or "flash_attention_2", or for the backbone inside a model alone
+            {"backbone_config": "sdpa"}, as JSON on the command line; none: the library's choice.
+        trust_remote_code: run code that comes with a checkpoint.
+        freeze_backbone: train the decode heads alone.
+        freeze_norms: keep the backbone's norm layers as they are.
+        image_mean: what images are normalised with, and what the exported image processor says.
+        image_std: as `image_mean`.
+    """
 
     num_branches: int | None = None
     reinit_heads: bool = False
     backbone: str | list[str] | None = None
     dtype: str = "float32"
-    attn_implementation: dict[str, str] | str | None = None
-    trust_remote_code: bool = False
+    attn_implementation: dict[str, str] | str | None = rounding(None)
+    trust_remote_code: bool = free(False)
     freeze_backbone: bool = False
     freeze_norms: bool = False
-    gradient_checkpointing: bool = False
-    channels_last: bool = False
-    torch_compile: bool = False
-    torch_compile_backend: str = "inductor"
-    torch_compile_mode: str | None = None
-    sync_batchnorm: bool = True
-
-    eval_steps: int | None = None
-    per_device_eval_batch_size: int = 1
-    eval_mode: str = "whole"
-    eval_crop_size: list[int] | None = None
-    eval_stride: list[int] | None = None
-    metric_for_best_model: str = "mean_iou"
-    agreement_images: int = 16
-
-    logging_steps: int = 50
-    logging_first_step: bool = True
-    report_to: list[str] = field(default_factory=list)
-    run_name: str | None = None
-    disable_tqdm: bool = False
-    save_steps: int | None = None
-    save_total_limit: int | None = None
-    num_pictures: int = 4
-
-    push_to_hub: bool = False
-    hub_model_id: str | None = None
-    hub_strategy: str = "end"
-    hub_private_repo: bool | None = None
-    hub_token: str | None = field(default=None, repr=False)
-    hub_revision: str | None = None
-    hub_license: str | None = None
-    hub_timeout: float = 1800
-    push_pictures: bool = False
-
-    seed: int = 42
-    full_determinism: bool = False
-    mixed_precision: str | None = None
-    dataloader_num_workers: int = 2
-    dataloader_prefetch_factor: int = 2
-    reshuffle_unlabeled: bool = True
-    shuffle_buffer_size: int = 1000
-
-    skip_bad_samples: bool = False
-    max_bad_sample_share: float = 0.05
-
-    dataset_name: str | None = None
-    partition_name: str | None = None
-    partition_sha256: str | None = None
+    image_mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
+    image_std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
 
     def __post_init__(self):
-        for name in ("crop_size", "eval_crop_size", "eval_stride"):  # one number: a square
-            value = getattr(self, name)
-            value = [value] if isinstance(value, int) else value
-            setattr(self, name, [*value, *value] if value is not None and len(value) == 1 else value)
-        for name, low in _AT_LEAST.items():
-            value = getattr(self, name)
-            if value is not None and not low <= value < float("inf"):
-                raise ValueError(f"`{name}` must be a number of at least {low}, got {value}.")
-        for name in ("head_learning_rate_factor", "backbone_learning_rate_factor"):
-            if getattr(self, name) == 0:
-                raise ValueError(f"`{name}` must be above 0, got 0. To freeze the backbone: `freeze_backbone`.")
-        for name in ("momentum", "adam_beta1", "adam_beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be in [0, 1), got {getattr(self, name)}.")
-        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
-            raise ValueError(f"`layer_decay` must be in (0, 1], got {self.layer_decay}; none: all layers alike.")
-        for name in ("horizontal_flip", "color_jitter", "grayscale", "gaussian_blur", "max_bad_sample_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"`{name}` must be in [0, 1], got {getattr(self, name)}.")
-        for name, allowed in _ONE_OF.items():
-            value = getattr(self, name)
-            if value not in allowed:
-                raise ValueError(f"`{name}` must be one of {[a for a in allowed if a is not None]}, got {value!r}.")
-        for name in ("crop_size", "eval_crop_size", "eval_stride"):
-            value = getattr(self, name)
-            if value is not None and (len(value) != 2 or min(value) < 1):
-                raise ValueError(f"`{name}` must be height and width in pixels, got {value}.")
-        window = self.eval_crop_size or self.crop_size
-        if self.eval_stride is not None and (self.eval_stride[0] > window[0] or self.eval_stride[1] > window[1]):
-            raise ValueError(f"`eval_stride` {self.eval_stride} exceeds the window {window}: pixels would be missed.")
-        for name, value in vars(self).items():
-            if isinstance(value, float) and not math.isfinite(value):
-                raise ValueError(f"`{name}` must be a finite number, got {value}.")
+        _check_numbers(self, at_least={"num_branches": 1})
+        _check_one_of(self, "dtype", "float32", "bfloat16", "float16")
         for name in ("image_mean", "image_std"):
             if len(getattr(self, name)) != 3:
                 raise ValueError(f"`{name}` must be three numbers, one a colour, got {getattr(self, name)}.")
         if min(self.image_std) <= 0:
             raise ValueError(f"`image_std` must be positive, got {self.image_std}.")
-        self._refuse_idle()
-
         if isinstance(self.backbone, list | tuple):
             self.backbone = ["none" if entry is None else entry for entry in self.backbone]
-
-    def _refuse_idle(self) -> None:
-        """What would be read by nothing must not be given. (A run's config.yaml holds every field: a default may.)"""
-        for name, (other, wanted) in _ONLY_WITH.items():
-            value, default = getattr(self, name), CPSConfig.__dataclass_fields__[name].default
-            if value != default and getattr(self, other) != wanted:
-                raise ValueError(
-                    f"`{name}` {value} would be ignored: it goes with `{other}={wanted}`, and `{other}` is "
-                    f"{getattr(self, other)}. Leave out `{name}`, or set `{other}`."
-                )
-
-    # What transformers' callbacks (DefaultFlowCallback, EarlyStoppingCallback, a user's own) read from their `args`.
-
-    logging_strategy = eval_strategy = save_strategy = "steps"
-    eval_delay = 0
-    greater_is_better = True
-    load_best_model_at_end = False
 
     def backbone_source(self, index: int) -> str | None:
         """The weights that the backbone of branch `index` starts with; None: those that its model has."""
         source = self.backbone[index] if isinstance(self.backbone, list) else self.backbone
         return None if source == "none" else source
 
-    def to_dict(self) -> dict[str, Any]:
-        """All settings that may be written down: without the token."""
-        return {name: value for name, value in asdict(self).items() if name != "hub_token"}
 
-    @property
-    def unlabeled_batch_size(self) -> int:
-        """Unlabeled images a process and micro-batch."""
-        return self.per_device_unlabeled_batch_size or self.per_device_train_batch_size
+@_settings
+class EvaluationConfig:
+    """How branches look at images that are not trained on.
+
+    Evaluation
+        per_device_eval_batch_size: whole images (of one size) or windows a forward pass.
+        eval_mode: "whole" image, or "sliding" windows.
+        eval_crop_size: the window; none: `crop_size`. Only with `eval_mode` "sliding".
+        eval_stride: the window's step in pixels; none: two thirds of the window. Only with `eval_mode` "sliding".
+        num_pictures: evaluation images drawn into `output_dir/pictures`; 0: none.
+    """
+
+    per_device_eval_batch_size: int = free(1)
+    eval_mode: str = choice("whole")
+    eval_crop_size: list[int] | None = choice(None)
+    eval_stride: list[int] | None = choice(None)
+    num_pictures: int = free(4)
+
+    def __post_init__(self):
+        _check_sizes(self, "eval_crop_size", "eval_stride")
+        _check_numbers(self, at_least={"per_device_eval_batch_size": 1, "num_pictures": 0})
+        _check_one_of(self, "eval_mode", "whole", "sliding")
+        _check_used(self, "eval_mode", "sliding", "eval_crop_size", "eval_stride")
+        if self.eval_crop_size is not None:
+            self.check_stride(self.eval_crop_size)
+
+    def check_stride(self, crop_size: list[int]) -> None:
+        """Windows must not leave gaps.
+
+        Args:
+            crop_size: of training, which is the window where `eval_crop_size` is none.
+
+        Raises:
+            ValueError: they would.
+        """
+        window, stride = self.eval_crop_size or crop_size, self.eval_stride
+        if stride is not None and (stride[0] > window[0] or stride[1] > window[1]):
+            raise ValueError(f"`eval_stride` {stride} exceeds the window {window}: pixels would be missed.")
 
 
-_AT_LEAST = {
-    "max_steps": 1,
-    "per_device_train_batch_size": 1,
-    "per_device_unlabeled_batch_size": 1,
-    "per_device_eval_batch_size": 1,
-    "gradient_accumulation_steps": 1,
-    "num_processes": 1,
-    "ddp_timeout": 1,
-    "num_branches": 1,
-    "learning_rate": 0,
-    "head_learning_rate_factor": 0,
-    "backbone_learning_rate_factor": 0,
-    "weight_decay": 0,
-    "adam_epsilon": 0,
-    "max_grad_norm": 0,
-    "warmup_steps": 0,
-    "max_skipped_steps": 0,
-    "eval_steps": 1,
-    "agreement_images": 0,
-    "logging_steps": 1,
-    "save_steps": 1,
-    "save_total_limit": 1,
-    "num_pictures": 0,
-    "hub_timeout": 0,
-    "seed": 0,
-    "dataloader_num_workers": 0,
-    "dataloader_prefetch_factor": 1,
-    "shuffle_buffer_size": 1,
-}
-_ONLY_WITH = {
-    "momentum": ("optim", "sgd"),
-    "adam_beta1": ("optim", "adamw"),
-    "adam_beta2": ("optim", "adamw"),
-    "adam_epsilon": ("optim", "adamw"),
-    "torch_compile_backend": ("torch_compile", True),
-    "torch_compile_mode": ("torch_compile", True),
-    "eval_crop_size": ("eval_mode", "sliding"),
-    "eval_stride": ("eval_mode", "sliding"),
-}
-_ONE_OF = {
-    "optim": ("sgd", "adamw"),
-    "dtype": ("float32", "bfloat16", "float16"),
-    "random_scale_mode": ("choice", "range"),
-    "eval_mode": ("whole", "sliding"),
-    "metric_for_best_model": ("mean_iou", "mean_accuracy", "overall_accuracy"),
-    "hub_strategy": ("end", "every_save", "checkpoint"),
-    "mixed_precision": (None, "no", "bf16", "fp16"),
-}
+@_settings
+class HubConfig:
+    """Where a run's branches are pushed to, and when.
+
+    The Hub
+        push_to_hub: push the best branch to the Hub. A token that may write is needed from the start.
+        hub_model_id: "user/name" or "name"; none: the output folder's name.
+        hub_strategy: "end" of the run; "every_save" pushes at every checkpoint too, while training goes on;
+            "checkpoint" pushes the checkpoint as well, as `last-checkpoint/` beside the branch.
+        hub_private_repo: of a new repository; none: as the user's settings on the Hub say. True refuses a public one.
+        hub_token: none: the one of `hf auth login` or HF_TOKEN. It is kept out of every file and log.
+        hub_revision: the repository's branch that is pushed to, made if missing; none: main.
+        hub_license: an identifier of the Hub for the model card; none: the base model's, else "unknown".
+        hub_timeout: seconds that the end of the run waits for pushes before it leaves them for later.
+        push_pictures: let the card show images of `eval_dataset`; none of them leaves this machine otherwise. (Drawn
+            scenes are always shown.)
+    """
+
+    push_to_hub: bool = free(False)
+    hub_model_id: str | None = free(None)
+    hub_strategy: str = free("end")
+    hub_private_repo: bool | None = free(None)
+    hub_token: str | None = field(default=None, repr=False, metadata={"on_resume": "free"})
+    hub_revision: str | None = free(None)
+    hub_license: str | None = free(None)
+    hub_timeout: float = free(1800)
+    push_pictures: bool = free(False)
+
+    def __post_init__(self):
+        _check_numbers(self, at_least={"hub_timeout": 0})
+        _check_one_of(self, "hub_strategy", "end", "every_save", "checkpoint")
+
+
+@_settings
+class Provenance:
+    """What the data are called, for results.json and the model card; nothing else reads it.
+
+    Provenance
+        dataset_name: what the data set is called.
+        partition_name: which images are labeled, by name.
+        partition_sha256: the partition's hash.
+    """
+
+    dataset_name: str | None = free(None)
+    partition_name: str | None = free(None)
+    partition_sha256: str | None = None
+
+
+GROUPS = (CPSConfig, AugmentationConfig, ModelConfig, EvaluationConfig, HubConfig, Provenance)
+"""No two of them have a field of the same name: a command line and a YAML file hold all of them side by side."""
+
+
+def flat(*groups: Any) -> dict[str, Any]:
+    """All settings that may be written down, by field name: without the token."""
+    values = {name: value for group in groups for name, value in asdict(group).items()}
+    values.pop("hub_token", None)
+    return values
+
+
+def names_of_kind(kind: str | None, *groups: Any) -> set[str]:
+    """The fields of some groups that may differ on resuming in this way: "free", "rounding", "choice"; none: plain."""
+    return {f.name for group in groups for f in fields(group) if f.metadata.get("on_resume") == kind}
+
+
+# ------------------------------------------------------------------------------------------------ checks
+
+
+def _check_numbers(settings: Any, *, at_least: dict[str, float] | None = None, shares: list[str] | None = None):
+    for name, low in (at_least or {}).items():
+        value = getattr(settings, name)
+        if value is not None and not low <= value < math.inf:
+            raise ValueError(f"`{name}` must be a number of at least {low}, got {value}.")
+    for name in shares or []:
+        if not 0 <= getattr(settings, name) <= 1:
+            raise ValueError(f"`{name}` must be in [0, 1], got {getattr(settings, name)}.")
+    for name, value in vars(settings).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"`{name}` must be a finite number, got {value}.")
+
+
+def _check_sizes(settings: Any, *names: str) -> None:
+    """One number becomes a square."""
+    for name in names:
+        value = getattr(settings, name)
+        value = [value] if isinstance(value, int) else value
+        value = [*value, *value] if value is not None and len(value) == 1 else value
+        setattr(settings, name, value)
+        if value is not None and (len(value) != 2 or min(value) < 1):
+            raise ValueError(f"`{name}` must be height and width in pixels, got {value}.")
+
+
+def _check_one_of(settings: Any, name: str, *allowed: str | None) -> None:
+    value = getattr(settings, name)
+    if value not in allowed:
+        raise ValueError(f"`{name}` must be one of {[a for a in allowed if a is not None]}, got {value!r}.")
+
+
+def _check_used(settings: Any, other: str, wanted: Any, *names: str) -> None:
+    """What nothing would read must not be given. (A run's config.yaml holds every field: a default may be.)"""
+    for name in names:
+        value, declared = getattr(settings, name), type(settings).__dataclass_fields__[name]
+        default = declared.default if declared.default is not MISSING else declared.default_factory()
+        if value != default and getattr(settings, other) != wanted:
+            raise ValueError(
+                f"`{name}` {value} would be ignored: it goes with `{other}={wanted}`, and `{other}` is "
+                f"{getattr(settings, other)}. Leave out `{name}`, or set `{other}`."
+            )
