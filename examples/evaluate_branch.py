@@ -32,6 +32,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
+from cps_hf.checkpointing.fingerprint import versions
 from cps_hf.commands import datasets as named
 from cps_hf.data import LabelEncoding
 from cps_hf.data.cityscapes import NAMES as CITYSCAPES
@@ -46,7 +47,6 @@ from cps_hf.metrics.mean_iou import MeanIoU
 from cps_hf.training import failures
 from cps_hf.training.evaluation import plain
 from cps_hf.training.reporting import class_table, scores_table, without_nan
-from cps_hf.training.setup import versions
 from cps_hf.visualization import panels as visualization
 
 Palette = visualization.Palette
