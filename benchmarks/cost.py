@@ -31,9 +31,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForSemanticSegmentation, PreTrainedConfig, SegformerConfig
 
 from cps_hf import OBJECTIVES, CPSConfig, Objective
+from cps_hf.checkpointing.fingerprint import versions
 from cps_hf.commands import parser as cli
 from cps_hf.training.module import TrainingModule
-from cps_hf.training.setup import versions
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 sys.path.insert(0, str(EXAMPLES))

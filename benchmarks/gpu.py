@@ -34,8 +34,8 @@ import torch.nn.functional as F
 from accelerate.state import AcceleratorState
 from transformers import TrainerCallback
 
+from cps_hf.checkpointing.fingerprint import versions
 from cps_hf.functional import strided
-from cps_hf.training.setup import versions
 
 BF16 = {"mixed_precision": "bf16"}
 FAST = BF16 | {"channels_last": True}

@@ -36,10 +36,10 @@ from transformers import SegformerConfig, TrainerCallback
 
 import cps_hf.training.trainer
 from cps_hf import OBJECTIVES, CPSConfig, CPSTrainer
+from cps_hf.checkpointing.fingerprint import versions
 from cps_hf.data.voc import load_voc
 from cps_hf.scenes.write import write_object_scenes
 from cps_hf.training import batches
-from cps_hf.training.setup import versions
 
 CONFIGS = Path(__file__).parents[1] / "examples/configs/models"
 MODELS = {

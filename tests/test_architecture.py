@@ -23,7 +23,10 @@ LAW = {
     "metrics": ({"functional"}, {"evaluate", "datasets"}),
     "objectives": ({"functional"}, set()),
     "modeling": ({"functional"}, {"transformers", "timm", "huggingface_hub"}),
-    "data": ({"functional", "files", "visualization"}, {"datasets", "torchvision", "PIL", "huggingface_hub"}),
+    "data": (
+        {"config", "functional", "files", "visualization"},
+        {"datasets", "torchvision", "PIL", "huggingface_hub"},
+    ),
     "scenes": ({"functional", "files", "data"}, {"PIL"}),
     "inference": ({"functional", "files", "modeling"}, {"transformers", "onnx", "onnxruntime"}),
     "checkpointing": ({"files", "config", "data"}, {"accelerate", "datasets", "transformers"}),

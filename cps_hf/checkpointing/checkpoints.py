@@ -13,7 +13,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -134,8 +134,7 @@ def problem_of(checkpoint: Path, *, content: bool = True) -> str | None:
         content: compare each file's SHA-256 too, which reads all of it.
     """
     try:
-        files = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]
-        expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
+        expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in _files_of(checkpoint).items()}
     except FileNotFoundError:
         return f"it has no {MANIFEST}: it was not written to its end" if checkpoint.is_dir() else "it does not exist"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -250,6 +249,30 @@ def save_checkpoint(
     return final
 
 
+def amend_checkpoint(
+    output_dir: str, step: int, state: dict[str, Any], *, save_total_limit: int | None, best_step: int | None
+) -> None:
+    """Give `checkpoint-<step>`, which this run has just written, another `state` and the present best branch.
+
+    Called by the main process. As everything it is made beside, of hard links, and takes the old one's place when it
+    is whole; other files are as they were, and are not read again.
+    """
+    final = Path(output_dir) / f"checkpoint-{step}"
+    temporary = final.with_name(f"tmp-{final.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    link_tree(final, temporary)
+    shutil.rmtree(temporary / "best", ignore_errors=True)
+    (temporary / STATE_FILE).unlink()  # it is a link: writing into it would change the checkpoint
+    (temporary / STATE_FILE).write_text(json.dumps(state, indent=1), encoding="utf-8")
+    if state.get("best"):
+        link_tree(final.with_name("best"), temporary / "best")
+    share_weights(temporary, like=temporary / STATE_FILE)
+    seal(temporary, known=_files_of(final))
+    replace_folder(temporary, final)
+    if save_total_limit is not None:  # another step may be the best now
+        _prune(Path(output_dir), save_total_limit, {final, final.with_name(f"checkpoint-{best_step}")})
+
+
 def _prune(folder: Path, limit: int, keep: set[Path]) -> None:
     for old in checkpoints_in(folder)[:-limit]:
         if old not in keep:
@@ -258,16 +281,27 @@ def _prune(folder: Path, limit: int, keep: set[Path]) -> None:
             shutil.rmtree(leaving)
 
 
-def seal(folder: Path) -> None:
-    """Write a checkpoint's manifest, of the files as they are now, and bring everything onto the disk."""
+def seal(folder: Path, known: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+    """Write a checkpoint's manifest, of the files as they are now, and bring everything onto the disk.
+
+    Args:
+        known: entries of an earlier manifest, for files that are links to those that it is of, and not read again.
+    """
     (folder / MANIFEST).unlink(missing_ok=True)  # it may be a link to another checkpoint's
     files = sorted(path for path in folder.rglob("*") if path.is_file())
+    names = {path: path.relative_to(folder).as_posix() for path in files}
+    unchanged = {name for name in known or {} if name != STATE_FILE and not name.startswith("best/")}
     manifest = {
         "files": {
-            path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
-            for path in files
+            name: dict(known[name]) if name in unchanged else {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+            for path, name in names.items()
         }
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    for path in [*files, folder / MANIFEST, *(path for path in folder.rglob("*") if path.is_dir()), folder]:
+    changed = [path for path, name in names.items() if name not in unchanged]
+    for path in [*changed, folder / MANIFEST, *(path for path in folder.rglob("*") if path.is_dir()), folder]:
         flush(path)
+
+
+def _files_of(checkpoint: Path) -> dict[str, dict[str, Any]]:
+    return json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]

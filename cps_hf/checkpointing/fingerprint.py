@@ -7,83 +7,79 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, fields
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from typing import Any
 
+import torch
+from accelerate import Accelerator
 from datasets import Dataset
 from transformers import PreTrainedModel
 
-from ..config import CPSConfig
+from ..config import flat, names_of_kind
 from ..data.streams import id_of, undecoded
-from ..training import setup as assembly
 
 IDS_OF_A_STREAM = 8  # a streamed set is told by its first rows: reading all of it may take hours
 STREAM_ORDER = "by seed, stream and pass"  # a checkpoint that says nothing of it went by seed and pass alone
 
-# Settings that may change while the run stays the same run. All others decide which samples come, what is done with
-# them or what a step does, so that a change is an error; a new setting is such a one until it is listed here.
-MAY_CHANGE = {
-    *(
-        "output_dir",
-        "overwrite_output_dir",
-        "resume_from_checkpoint",
-        "resume_force",
-        "max_steps",
-        "trust_remote_code",
-    ),
-    *("trust_remote_code", "logging_steps", "logging_first_step", "report_to", "run_name", "disable_tqdm"),
-    *("save_steps", "save_total_limit", "num_pictures", "eval_steps", "per_device_eval_batch_size"),
-    *("agreement_images", "dataloader_num_workers", "dataloader_prefetch_factor"),
-    *("skip_bad_samples", "max_bad_sample_share", "dataset_name", "partition_name"),
-    *("push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo", "hub_token", "hub_revision", "hub_license"),
-    *("hub_timeout", "push_pictures", "auto_find_batch_size", "ddp_timeout", "max_skipped_steps"),
-}
-# May change too, but then numbers are rounded otherwise, or each process sees another part of a step's samples.
-CHANGES_ROUNDING = {
-    *("num_processes", "per_device_train_batch_size", "per_device_unlabeled_batch_size"),
-    *("gradient_accumulation_steps", "gradient_checkpointing", "attn_implementation", "sync_batchnorm"),
-    *(
-        "full_determinism",
-        "optim_fused",
-        "channels_last",
-        "torch_compile",
-        "torch_compile_backend",
-        "torch_compile_mode",
-    ),
-}
-# What the best branch is chosen by: with another choice the best is found anew.
-DECIDES_THE_BEST = {"eval_mode", "eval_crop_size", "eval_stride", "metric_for_best_model"}
+
+def versions() -> dict[str, str]:
+    """Python's version and those of the libraries that a number depends on."""
+    found = {"python": platform.python_version()}
+    for name in ("cps_hf", "torch", "torchvision", "transformers", "datasets", "accelerate", "evaluate", "timm"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # run from a checkout that is not installed
+            found[name] = "not installed"
+    return found
 
 
-def fingerprint(trainer: Any) -> dict[str, Any]:
-    """All that decides how the `CPSTrainer`'s run goes on, by groups; JSON values only."""
-    args, accelerator, objective = trainer.args, trainer.accelerator, trainer.objective
-    settings = {field.name: getattr(args, field.name) for field in fields(CPSConfig)}
+def fingerprint(
+    groups: Sequence[Any],
+    objective: Any,
+    models: Sequence[PreTrainedModel],
+    *,
+    train_dataset: Any,
+    unlabeled_dataset: Any,
+    eval_dataset: Any,
+    optimizer: torch.optim.Optimizer,
+    lr_scheduler: Any,
+    accelerator: Accelerator,
+) -> dict[str, Any]:
+    """All that decides how a run goes on, by what a change of it does; JSON values only.
+
+    "run": another run; "rounding": the same run, rounded otherwise; "best": the best branch is found anew.
+
+    Args:
+        groups: the settings, `CPSConfig` first.
+        objective: a dataclass of the method's hyper-parameters.
+    """
+    args, settings = groups[0], flat(*groups)
     micro_batches = args.gradient_accumulation_steps * accelerator.num_processes
-    unlabeled = trainer.unlabeled_dataset if objective.views else None
     found = {
-        "run": {k: v for k, v in settings.items() if k not in MAY_CHANGE | CHANGES_ROUNDING | DECIDES_THE_BEST}
+        "run": {name: settings[name] for name in sorted(names_of_kind(None, *groups))}
         | {
             "mixed_precision": accelerator.mixed_precision,  # what `accelerate launch` said, where the setting is none
             "labeled images a step": args.per_device_train_batch_size * micro_batches,
             "unlabeled images a step": args.unlabeled_batch_size * micro_batches if objective.views else 0,
             "objective": type(objective).__name__,
             **{f"objective.{name}": value for name, value in asdict(objective).items()},
-            **_dataset("train_dataset", trainer.train_dataset, with_label=True),
-            **_dataset("unlabeled_dataset", unlabeled, with_label=False),
-            "optimizer": type(getattr(trainer.optimizer, "optimizer", trainer.optimizer)).__name__,
-            "scheduler": type(trainer.lr_scheduler).__name__,
-            "models": len(trainer.models),
+            **_dataset("train_dataset", train_dataset, with_label=True),
+            **_dataset("unlabeled_dataset", unlabeled_dataset if objective.views else None, with_label=False),
+            "optimizer": type(getattr(optimizer, "optimizer", optimizer)).__name__,
+            "scheduler": type(lr_scheduler).__name__,
+            "models": len(models),
             **({"sharding": "FSDP2"} if accelerator.is_fsdp2 else {}),  # its checkpoints are other files
-            **{k: v for i, model in enumerate(trainer.models) for k, v in _model(f"model {i}", model)},
+            **{k: v for i, model in enumerate(models) for k, v in _model(f"model {i}", model)},
         },
-        "rounding": {k: settings[k] for k in CHANGES_ROUNDING - {"num_processes"}}
+        "rounding": {name: settings[name] for name in sorted(names_of_kind("rounding", *groups))}
         | {"processes": accelerator.num_processes, "device": accelerator.device.type}
-        | {f"version of {name}": value for name, value in assembly.versions().items()},
-        "best": {k: settings[k] for k in DECIDES_THE_BEST}
-        | _dataset("eval_dataset", trainer.eval_dataset, with_label=True),
+        | {f"version of {name}": value for name, value in versions().items()},
+        "best": {name: settings[name] for name in sorted(names_of_kind("choice", *groups))}
+        | _dataset("eval_dataset", eval_dataset, with_label=True),
     }
     return json.loads(json.dumps(found, default=str))  # as a checkpoint gives it back: lists, no tuples
 

@@ -1,24 +1,36 @@
-"""What of a trainer goes into a checkpoint and comes back from it; `checkpoints` writes and finds the files."""
+"""Which checkpoint a run goes on from, and how its parts go into one and come back."""
 
 from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object, set_seed
 from torch.optim.lr_scheduler import LambdaLR
-from transformers.trainer_callback import ExportableState
+from transformers.trainer_callback import ExportableState, TrainerCallback
 
+from ..config import CPSConfig
 from ..files import link_tree
 from . import checkpoints
-from .fingerprint import differences, fingerprint
+from .fingerprint import differences
 
 logger = logging.getLogger(__name__)
+
+
+class State(Protocol):
+    """What a run knows of itself (`cps_hf.training.state.RunState`)."""
+
+    global_step: int
+    best: dict[str, Any]
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, saved: Mapping[str, Any], *, same_choice: bool, same_set: bool) -> None: ...
 
 
 def on_main_process(accelerator: Accelerator, call: Callable[[], Any]) -> Any:
@@ -35,53 +47,216 @@ def on_main_process(accelerator: Accelerator, call: Callable[[], Any]) -> Any:
     return outcome[0]
 
 
-# ------------------------------------------------------------------------------------------------ before the run
+class Checkpointer:
+    """Saves a run's parts and brings them back. Every method is called by every process.
 
-
-def find_checkpoint(trainer: Any, wanted: str | bool | None) -> tuple[Path | None, dict[str, Any]]:
-    """The checkpoint to go on from and what we wrote into it; without one, (None, a new run's state).
-
-    Called by every process before anything is written.
-
-    Raises:
-        ValueError: what is wanted is not there or not whole, the output folder holds another run, or the settings,
-            the data or the models are not those of the checkpoint (unless `args.resume_force`).
+    Args:
+        optimizer: as Accelerate prepared it; Accelerate saves it, and the models.
+        callbacks: those that are `ExportableState`s are saved too.
+        settings: all of the run's, to be read by people.
     """
-    args = trainer.args
 
-    def find() -> tuple[Path | None, dict[str, Any], dict[str, Any]]:
-        checkpoint = checkpoints.resolve_checkpoint(wanted, args.output_dir)
-        checkpoints.check_output_dir(
-            args.output_dir,
-            overwrite=args.overwrite_output_dir,
-            resuming=_is_in(checkpoint, args.output_dir),
-            auto=wanted == "auto",
-        )
-        now = fingerprint(trainer)
-        if checkpoint is None:
-            return None, {"step": 0, "streams": {}}, now
-        state = checkpoints.read_state(checkpoint)
-        if state["step"] > args.max_steps:
-            raise ValueError(
-                f"{checkpoint} is at step {state['step']}, beyond `max_steps` {args.max_steps}. Give at least that "
-                "many, or resume from an earlier checkpoint."
+    def __init__(
+        self,
+        args: CPSConfig,
+        accelerator: Accelerator,
+        *,
+        state: State,
+        optimizer: torch.optim.Optimizer,
+        lr_scheduler: Any,
+        callbacks: Sequence[TrainerCallback],
+        settings: Mapping[str, Any],
+        evaluates: bool,
+    ):
+        self.args, self.accelerator, self.state = args, accelerator, state
+        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        self.callbacks, self.settings, self.evaluates = callbacks, settings, evaluates
+        self.fingerprint: dict[str, Any] = {}  # of this run, once `find` was called
+
+    # -------------------------------------------------------------------------------------------- before the run
+
+    def find(
+        self, wanted: str | bool | None, fingerprint: Callable[[], dict[str, Any]]
+    ) -> tuple[Path | None, dict[str, Any]]:
+        """The checkpoint to go on from and what we wrote into it; without one, (None, a new run's).
+
+        Called before anything is written.
+
+        Args:
+            fingerprint: what decides how this run goes on; asked for on the main process.
+
+        Raises:
+            ValueError: what is wanted is not there or not whole, the output folder holds another run, or the settings,
+                the data or the models are not those of the checkpoint (unless `args.resume_force`).
+        """
+        args = self.args
+
+        def find() -> tuple[Path | None, dict[str, Any], dict[str, Any]]:
+            checkpoint = checkpoints.resolve_checkpoint(wanted, args.output_dir)
+            checkpoints.check_output_dir(
+                args.output_dir,
+                overwrite=args.overwrite_output_dir,
+                resuming=_is_in(checkpoint, args.output_dir),
+                auto=wanted == "auto",
             )
-        _check_same_run(checkpoint, state["fingerprint"], now, force=args.resume_force)
-        return checkpoint, state, now
+            now = fingerprint()
+            if checkpoint is None:
+                return None, {"step": 0, "streams": {}}, now
+            saved = checkpoints.read_state(checkpoint)
+            if saved["step"] > args.max_steps:
+                raise ValueError(
+                    f"{checkpoint} is at step {saved['step']}, beyond `max_steps` {args.max_steps}. Give at least "
+                    "that many, or resume from an earlier checkpoint."
+                )
+            _check_same_run(checkpoint, saved["fingerprint"], now, force=args.resume_force)
+            return checkpoint, saved, now
 
-    checkpoint, state, trainer.fingerprint = on_main_process(trainer.accelerator, find)
-    return checkpoint, state
+        checkpoint, saved, self.fingerprint = on_main_process(self.accelerator, find)
+        return checkpoint, saved
+
+    def prepare_output_dir(self, checkpoint: Path | None, saved: Mapping[str, Any]) -> None:
+        """Make the output folder that of the step that the run begins at; called by the main process alone.
+
+        Args:
+            checkpoint, saved: what `find` gave.
+        """
+        goes_on = _is_in(checkpoint, self.args.output_dir)
+        checkpoints.prepare_output_dir(
+            self.args.output_dir, step=saved["step"] if goes_on else None, overwrite=self.args.overwrite_output_dir
+        )
+        best = Path(self.args.output_dir) / "best"
+        if checkpoint is not None:
+            if best.is_dir():  # perhaps of a step after the checkpoint
+                shutil.rmtree(best)
+            if (checkpoint / "best").is_dir() and not self._change_of_choice(saved):
+                link_tree(checkpoint / "best", best)
+
+    def _change_of_choice(self, saved: Mapping[str, Any]) -> list[str]:
+        """What changed of the choice of the best branch; nothing where the run makes no such choice any more."""
+        return differences(saved["fingerprint"]["best"], self.fingerprint["best"]) if self.evaluates else []
+
+    # -------------------------------------------------------------------------------------------- saving
+
+    def save(self, streams: Mapping[str, Mapping[str, Any]]) -> Path:
+        """Write the checkpoint of the step that the run is at.
+
+        Batch norm's statistics are to be the main process's on all of them: of what all processes hold, a sharded
+        save takes any one's.
+
+        Args:
+            streams: of each, its "position" in the global order and its "length".
+
+        Raises:
+            CheckpointError: on every process, when one could not write.
+        """
+        return checkpoints.save_checkpoint(
+            self.args.output_dir,
+            self.state.global_step,
+            self._content(streams),
+            save_state=self.accelerator.save_state,
+            gather_errors=gather_object,
+            is_main_process=self.accelerator.is_main_process,
+            save_total_limit=self.args.save_total_limit,
+            best_step=self.state.best.get("step"),
+        )
+
+    def amend(self, streams: Mapping[str, Mapping[str, Any]]) -> None:
+        """Let the checkpoint of this step know what happened since it was saved: its evaluation, a new best branch.
+
+        A disk that is full costs nothing but that: the checkpoint stays as it was saved, and whoever goes on from it
+        does again what it holds as pending.
+        """
+        if self.accelerator.is_main_process:
+            try:
+                checkpoints.amend_checkpoint(
+                    self.args.output_dir,
+                    self.state.global_step,
+                    self._content(streams),
+                    save_total_limit=self.args.save_total_limit,
+                    best_step=self.state.best.get("step"),
+                )
+            except OSError as error:
+                logger.warning(
+                    "checkpoint-%d stays as it was before the evaluation of its step, which resuming repeats: %s",
+                    self.state.global_step,
+                    error,
+                )
+        self.accelerator.wait_for_everyone()
+
+    def _content(self, streams: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        """What Accelerate does not save: JSON values only."""
+        return {
+            **self.state.state_dict(),
+            "streams": {name: dict(stream) for name, stream in streams.items()},
+            "scheduler": self.lr_scheduler.state_dict(),
+            "callbacks": [[type(c).__name__, c.state()["attributes"]] for c in self._stateful_callbacks()],
+            "fingerprint": self.fingerprint,
+            "settings": self.settings,
+        }
+
+    def _stateful_callbacks(self) -> list[Any]:
+        return [callback for callback in self.callbacks if isinstance(callback, ExportableState)]
+
+    # -------------------------------------------------------------------------------------------- loading
+
+    def load(self, checkpoint: Path, saved: Mapping[str, Any]) -> None:
+        """Bring all parts to where they were, before the first step.
+
+        Args:
+            checkpoint, saved: what `find` gave.
+
+        Raises:
+            ValueError: with `resume_force`, the checkpoint is of other models or another optimizer.
+        """
+        accelerator, scheduler = self.accelerator, self.lr_scheduler
+        fresh_groups = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
+        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+        keeps = optimizer.register_load_state_dict_pre_hook(_keep_kernels)
+        try:
+            accelerator.load_state(str(checkpoint))
+        except (RuntimeError, ValueError, KeyError, OSError) as error:  # with `resume_force`, another model
+            raise ValueError(f"{checkpoint} does not fit this run's models or optimizer: {error}") from error
+        finally:
+            keeps.remove()
+        accelerator.step = 0  # micro-batches, from a step's beginning on; how many a step has may have changed
+        scheduler.load_state_dict(saved["scheduler"])
+        if saved["fingerprint"]["rounding"]["processes"] != accelerator.num_processes:
+            set_seed(self.args.seed + saved["step"], device_specific=True)  # not the same random states once more
+        choice = self._change_of_choice(saved)
+        if choice:
+            logger.warning("The best branch is found anew, since these changed: %s.", "; ".join(choice))
+        same_set = saved["fingerprint"]["best"] == self.fingerprint["best"]
+        self.state.load_state_dict(saved, same_choice=not choice, same_set=same_set)
+        self._load_callbacks(saved["callbacks"])
+        self._apply_changes(saved, fresh_groups)
+        done = ", its last: nothing is left to train" if saved["step"] == self.args.max_steps else ""
+        logger.info("Resumed from %s at step %d%s.", checkpoint, saved["step"], done)
+
+    def _load_callbacks(self, saved: Sequence[Sequence[Any]]) -> None:
+        by_class = [*saved]
+        for callback in self._stateful_callbacks():
+            entry = next((entry for entry in by_class if entry[0] == type(callback).__name__), None)
+            if entry is not None:
+                by_class.remove(entry)
+                for name, value in entry[1].items():
+                    setattr(callback, name, value)
+
+    def _apply_changes(self, saved: Mapping[str, Any], fresh_groups: list[dict[str, Any]]) -> None:
+        """Another `max_steps`, or by `resume_force` other rates: the checkpoint would silently bring back the old."""
+        same_length = saved["settings"]["max_steps"] == self.args.max_steps
+        if same_length and not differences(saved["fingerprint"]["run"], self.fingerprint["run"]):
+            return
+        groups, scheduler = self.optimizer.param_groups, self.lr_scheduler
+        for group, fresh in zip(groups, fresh_groups, strict=True):
+            group.update({name: value for name, value in fresh.items() if name != "lr"})
+        if isinstance(scheduler, LambdaLR):  # as all of transformers' are: the rate is a function of the step
+            scheduler.base_lrs = [group["initial_lr"] for group in groups]
+            for group, factor in zip(groups, scheduler.lr_lambdas, strict=True):
+                group["lr"] = group["initial_lr"] * factor(scheduler.last_epoch)
 
 
 def _is_in(checkpoint: Path | None, output_dir: str) -> bool:
     return checkpoint is not None and checkpoint.resolve().parent == Path(output_dir).resolve()
-
-
-def _best_is_found_anew(trainer: Any, state: dict[str, Any]) -> list[str]:
-    """What changed of the choice of the best branch; nothing where the run makes no such choice any more."""
-    if trainer.eval_dataset is None:
-        return []
-    return differences(state["fingerprint"]["best"], trainer.fingerprint["best"])
 
 
 def _check_same_run(checkpoint: Path, saved: dict[str, Any], now: dict[str, Any], *, force: bool) -> None:
@@ -104,141 +279,7 @@ def _check_same_run(checkpoint: Path, saved: dict[str, Any], now: dict[str, Any]
         )
 
 
-def prepare_output_dir(trainer: Any, checkpoint: Path | None, state: dict[str, Any]) -> None:
-    """Make the output folder that of the step that the run begins at; called by the main process.
-
-    Args:
-        state: what `find_checkpoint` gave.
-    """
-    args = trainer.args
-    goes_on = _is_in(checkpoint, args.output_dir)
-    checkpoints.prepare_output_dir(
-        args.output_dir, step=state["step"] if goes_on else None, overwrite=args.overwrite_output_dir
-    )
-    best = Path(args.output_dir) / "best"
-    if checkpoint is not None:
-        if best.is_dir():  # perhaps of a step after the checkpoint
-            shutil.rmtree(best)
-        if (checkpoint / "best").is_dir() and not _best_is_found_anew(trainer, state):
-            link_tree(checkpoint / "best", best)
-
-
-# ------------------------------------------------------------------------------------------------ saving
-
-
-def position(trainer: Any, stream: str) -> int:
-    """Where the next step begins in the global order of the "labeled" or the "unlabeled" stream."""
-    stream = trainer.streams[stream]
-    return stream.start + (trainer.state.global_step - trainer.first_step) * stream.shard.global_batch_size
-
-
-def save_checkpoint(trainer: Any) -> None:
-    """Write the `CPSTrainer`'s checkpoint of the step it is at; called by every process.
-
-    Raises:
-        CheckpointError: on every process, when one could not write.
-    """
-    # Of what all processes hold, a sharded save takes any one's; batch norm's statistics are to be the main one's.
-    trainer.module.share_buffers(trainer.accelerator)
-    checkpoints.save_checkpoint(
-        trainer.args.output_dir,
-        trainer.state.global_step,
-        _state_of(trainer),
-        save_state=trainer.accelerator.save_state,
-        gather_errors=gather_object,
-        is_main_process=trainer.accelerator.is_main_process,
-        save_total_limit=trainer.args.save_total_limit,
-        best_step=trainer.best.get("step"),
-    )
-
-
-def _state_of(trainer: Any) -> dict[str, Any]:
-    """What Accelerate does not save: JSON values only."""
-    return {
-        "step": trainer.state.global_step,
-        "streams": {
-            name: {"position": position(trainer, name)} | stream.state() for name, stream in trainer.streams.items()
-        },
-        "scheduler": trainer.lr_scheduler.state_dict(),
-        "averages": trainer.averages.state(),
-        "stopwatch": trainer.stopwatch.total,
-        "skipped_steps": trainer.guard.skipped_steps,
-        "scores": trainer.scores,
-        "best": trainer.best,
-        "best_metric": trainer.state.best_metric,
-        "agreement": trainer.agreement,
-        "callbacks": [[type(c).__name__, c.state()["attributes"]] for c in _stateful_callbacks(trainer)],
-        "fingerprint": trainer.fingerprint,
-        "settings": trainer.args.to_dict(),
-    }
-
-
-def _stateful_callbacks(trainer: Any) -> list[Any]:
-    return [callback for callback in trainer.callback_handler.callbacks if isinstance(callback, ExportableState)]
-
-
-# ------------------------------------------------------------------------------------------------ loading
-
-
-def load_checkpoint(trainer: Any, checkpoint: Path, state: dict[str, Any]) -> None:
-    """Bring the trainer to where it was; called by every process before the first step.
-
-    Args:
-        state: what `find_checkpoint` gave.
-    """
-    fresh_groups = [{k: v for k, v in group.items() if k != "params"} for group in trainer.optimizer.param_groups]
-    optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
-    keeps = optimizer.register_load_state_dict_pre_hook(_keep_kernels)
-    try:
-        trainer.accelerator.load_state(str(checkpoint))
-    except (RuntimeError, ValueError, KeyError, OSError) as error:  # with `resume_force`, another model
-        raise ValueError(f"{checkpoint} does not fit this run's models or optimizer: {error}") from error
-    finally:
-        keeps.remove()
-    trainer.accelerator.step = 0  # micro-batches, from a step's beginning on; how many a step has may have changed
-    trainer.lr_scheduler.load_state_dict(state["scheduler"])
-    if state["fingerprint"]["rounding"]["processes"] != trainer.accelerator.num_processes:
-        set_seed(trainer.args.seed + state["step"], device_specific=True)  # not the same random states once more
-    trainer.averages.load(state["averages"])
-    trainer.stopwatch.total = state["stopwatch"]
-    trainer.guard.skipped_steps = state["skipped_steps"]
-    trainer.agreement = state["agreement"]
-    trainer.state.global_step = trainer.first_step = state["step"]
-    choice = _best_is_found_anew(trainer, state)
-    if choice:
-        logger.warning("The best branch is found anew, since these changed: %s.", "; ".join(choice))
-    else:
-        trainer.best, trainer.state.best_metric = state["best"], state["best_metric"]
-        trainer.state.best_global_step = state["best"].get("step")
-    same_set = state["fingerprint"]["best"] == trainer.fingerprint["best"]
-    trainer.scores = state["scores"] if same_set else {}  # of another set they are not what this run scores
-    by_class = [*state["callbacks"]]
-    for callback in _stateful_callbacks(trainer):
-        saved = next((entry for entry in by_class if entry[0] == type(callback).__name__), None)
-        if saved is not None:
-            by_class.remove(saved)
-            for name, value in saved[1].items():
-                setattr(callback, name, value)
-    _apply_changes(trainer, state, fresh_groups)
-    done = ", its last: nothing is left to train" if state["step"] == trainer.args.max_steps else ""
-    logger.info("Resumed from %s at step %d%s.", checkpoint, state["step"], done)
-
-
 def _keep_kernels(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
     """A checkpoint would bring back its own `fused`, which may change (and says where the steps' counts lie)."""
     for saved, own in zip(state_dict["param_groups"], optimizer.param_groups, strict=False):
         saved.update({name: own[name] for name in ("fused", "foreach") if name in own})
-
-
-def _apply_changes(trainer: Any, state: dict[str, Any], fresh_groups: list[dict[str, Any]]) -> None:
-    """Another `max_steps`, or by `resume_force` other rates: the checkpoint would silently bring the old ones back."""
-    same_length = state["settings"]["max_steps"] == trainer.args.max_steps
-    if same_length and not differences(state["fingerprint"]["run"], trainer.fingerprint["run"]):
-        return
-    groups, scheduler = trainer.optimizer.param_groups, trainer.lr_scheduler
-    for group, fresh in zip(groups, fresh_groups, strict=True):
-        group.update({name: value for name, value in fresh.items() if name != "lr"})
-    if isinstance(scheduler, LambdaLR):  # as all of transformers' are: the rate is a function of the step
-        scheduler.base_lrs = [group["initial_lr"] for group in groups]
-        for group, factor in zip(groups, scheduler.lr_lambdas, strict=True):
-            group["lr"] = group["initial_lr"] * factor(scheduler.last_epoch)

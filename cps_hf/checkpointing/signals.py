@@ -14,10 +14,13 @@ import signal
 import threading
 import time
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from ..files import write_atomically
 from .checkpoints import MARKER, newest_checkpoint
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 logger = logging.getLogger(__name__)
 
@@ -93,20 +96,21 @@ class StopSignals:
                 os._exit(128 + number)
 
 
-def leave(trainer: Any) -> NoReturn:
-    """End the `CPSTrainer`'s run after its step, whose checkpoint is written; called by every process.
+def leave(accelerator: Accelerator, output_dir: str, step: int, number: int) -> NoReturn:
+    """End a run after its step, whose checkpoint is written; called by every process.
 
     `OUT/preempted.json` stays as a marker until the run goes on.
+
+    Args:
+        number: the signal that this process was sent; 0 where only another one was.
     """
-    output_dir, step = trainer.args.output_dir, trainer.state.global_step
     checkpoint = newest_checkpoint(output_dir)
-    if trainer.accelerator.is_main_process:
-        number = trainer.signals.received  # 0 where only another process was sent one
+    if accelerator.is_main_process:
         name = signal.Signals(number).name if number else None
         marker = {"step": step, "signal": name, "checkpoint": checkpoint.name, "exit_code": EXIT_CODE}
         write_atomically(Path(output_dir) / MARKER, json.dumps(marker, indent=1))
         logger.warning("Stopped by a signal after step %d; %s is what to go on from.", step, checkpoint)
-    trainer.accelerator.wait_for_everyone()
+    accelerator.wait_for_everyone()
     raise Preempted(step, checkpoint)
 
 

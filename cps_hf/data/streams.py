@@ -14,10 +14,11 @@ from datasets import Dataset, Image, IterableDataset
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ..config import AugmentationConfig
 from .labels import LabelEncoding
 from .order import IterableReader, MapReader, Plan, Shard, Source, read_ahead, require_a_batch, seeded_generator
 from .reading import read_sample
-from .transforms import IGNORE_INDEX, Augmentation, labeled_sample, unlabeled_views
+from .transforms import IGNORE_INDEX, labeled_sample, unlabeled_views
 from .workers import outlive_signals
 
 MAX_ATTEMPTS = 10  # replacements for one bad sample before giving up
@@ -53,7 +54,7 @@ class TrainStream:
         *,
         name: str,
         shard: Shard,
-        augmentation: Augmentation,
+        augmentation: AugmentationConfig,
         seed: int,
         views: tuple[str, ...] | None = None,
         cutmix_masks: Mapping[str, Any] | None = None,
@@ -154,7 +155,7 @@ class SampleMaker(torch.utils.data.Dataset):
         *,
         name: str,
         seed: int,
-        augmentation: Augmentation,
+        augmentation: AugmentationConfig,
         views: tuple[str, ...] | None,
         cutmix_masks: Mapping[str, Any] | None = None,
         num_labels: int | None = None,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
+from ..config import AugmentationConfig
 from ..functional.cutmix import draw_cutmix_masks
 from ..functional.losses import IGNORE_INDEX
 
@@ -25,52 +25,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 VIEWS = ("weak", "strong", "strong_2", "second_crop", "cutmix_mask", "cutmix_mask_2")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Augmentation:
-    """The random geometry shared by all views of a sample, and what the strong views add to it.
-
-    Defaults are those of the CPS release for VOC (flip, then scale, then a crop that is padded where the image is
-    smaller), and of FixMatch/UniMatch for the strong views.
-
-    Args:
-        crop_size: (height, width) in pixels.
-        random_scale: the factors to choose from, or with `random_scale_mode="range"` the two ends of a uniform range.
-        random_scale_mode: "choice" or "range".
-        horizontal_flip: probability.
-        antialias: whether shrinking images are low-pass filtered; the release's OpenCV resize does not.
-        color_jitter, grayscale, gaussian_blur: probabilities of each in a strong view.
-    """
-
-    crop_size: tuple[int, int]
-    random_scale: tuple[float, ...] = (0.5, 0.75, 1.0, 1.5, 1.75, 2.0)
-    random_scale_mode: str = "choice"
-    horizontal_flip: float = 0.5
-    antialias: bool = False
-    color_jitter: float = 0.8
-    grayscale: float = 0.2
-    gaussian_blur: float = 0.5
-
-    def __post_init__(self):
-        if len(self.crop_size) != 2 or min(self.crop_size) < 1:
-            raise ValueError(f"`crop_size` must be (height, width) in pixels, got {self.crop_size}.")
-        if not self.random_scale or min(self.random_scale) <= 0:
-            raise ValueError(f"`random_scale` must hold positive factors, got {list(self.random_scale)}.")
-        if self.random_scale_mode not in ("choice", "range"):
-            raise ValueError(f'`random_scale_mode` must be "choice" or "range", got {self.random_scale_mode!r}.')
-        if self.random_scale_mode == "range" and not (
-            len(self.random_scale) == 2 and self.random_scale[0] <= self.random_scale[1]
-        ):
-            raise ValueError(
-                f'`random_scale` must be two factors, low <= high, with `random_scale_mode="range"`, '
-                f"got {list(self.random_scale)}."
-            )
-        for name in ("horizontal_flip", "color_jitter", "grayscale", "gaussian_blur"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"`{name}` is a probability in [0, 1], got {getattr(self, name)}.")
-
-
 def random_crop(
-    image: Tensor, label: Tensor | None, augmentation: Augmentation, generator: torch.Generator
+    image: Tensor, label: Tensor | None, augmentation: AugmentationConfig, generator: torch.Generator
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """Flip, scale and crop an image and its label alike.
 
@@ -99,7 +55,7 @@ def random_crop(
         *box,
         size=list(filled),
         interpolation=v2.InterpolationMode.BILINEAR,
-        antialias=augmentation.antialias,
+        antialias=augmentation.resize_antialias,
     )
     if label is not None:
         label = TF.resized_crop(
@@ -128,14 +84,14 @@ def _along_one_side(size: int, crop: int, scale: float) -> tuple[int, int]:
     return size, min(crop, max(1, round(size * scale)))
 
 
-def _pick_scale(augmentation: Augmentation, u: float) -> float:
+def _pick_scale(augmentation: AugmentationConfig, u: float) -> float:
     scales = augmentation.random_scale
     if augmentation.random_scale_mode == "range":
         return scales[0] + (scales[1] - scales[0]) * u
     return scales[int(u * len(scales))]
 
 
-def strong_view(image: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
+def strong_view(image: Tensor, augmentation: AugmentationConfig, generator: torch.Generator) -> Tensor:
     """Colour jitter, grey and blur on a uint8 (3, h, w) image; the geometry is left alone."""
     chain = v2.Compose(
         [
@@ -157,7 +113,7 @@ def _torchvision_draws_from(generator: torch.Generator) -> Iterator[None]:
 
 
 def labeled_sample(
-    image: Tensor, label: Tensor, augmentation: Augmentation, generator: torch.Generator
+    image: Tensor, label: Tensor, augmentation: AugmentationConfig, generator: torch.Generator
 ) -> dict[str, Tensor]:
     """ "pixel_values" uint8 (3, h, w), "labels" uint8 (h, w), "valid" bool (h, w)."""
     image, label, valid = random_crop(image, label, augmentation, generator)
@@ -167,7 +123,7 @@ def labeled_sample(
 def unlabeled_views(
     image: Tensor,
     views: Sequence[str],
-    augmentation: Augmentation,
+    augmentation: AugmentationConfig,
     generator: torch.Generator,
     cutmix_masks: Mapping[str, Any] | None = None,
 ) -> dict[str, Tensor]:

@@ -16,8 +16,8 @@ from typing import Any
 
 from huggingface_hub import HfApi, get_token
 
-from ..checkpointing.checkpoints import newest_checkpoint, seal
-from ..config import CPSConfig
+from ..checkpointing.checkpoints import seal
+from ..config import HubConfig
 from . import push
 from .card import without_paths
 
@@ -41,16 +41,17 @@ class BackgroundPushes:
     later. Used by the main process.
 
     Args:
-        args: the run's settings.
+        hub: where to push, and how.
+        output_dir: the run's folder.
 
     Raises:
         ValueError: there is no token, the Hub refuses it, or the repository's name or privacy cannot be as asked for.
     """
 
-    def __init__(self, args: CPSConfig):
-        self.args = args
-        self.token = args.hub_token or get_token()
-        self.repo_id = push.repo_id_of(args.hub_model_id, args.output_dir)
+    def __init__(self, hub: HubConfig, output_dir: str | os.PathLike):
+        self.hub, self.output_dir = hub, Path(output_dir)
+        self.token = hub.hub_token or get_token()
+        self.repo_id = push.repo_id_of(hub.hub_model_id, str(output_dir))
         self.address: str | None = None  # of the newest commit
         self._check()
         self._changed = threading.Condition()
@@ -67,7 +68,7 @@ class BackgroundPushes:
         Args:
             checkpoint: a checkpoint's folder to push beside it.
         """
-        copy = Path(self.args.output_dir) / f"tmp-push-{self._count}"
+        copy = self.output_dir / f"tmp-push-{self._count}"
         self._count += 1
         try:
             _copy(branch, checkpoint, copy)
@@ -87,7 +88,7 @@ class BackgroundPushes:
         """Push the last state, and wait for it at most `hub_timeout` seconds; its address, or none if it failed."""
         self.submit(branch, message, checkpoint=checkpoint)
         with self._changed:
-            in_time = self._changed.wait_for(lambda: not (self._waiting or self._running), self.args.hub_timeout)
+            in_time = self._changed.wait_for(lambda: not (self._waiting or self._running), self.hub.hub_timeout)
             self._closed = True
             self._changed.notify_all()
             late = [job for job in (self._waiting, self._running) if job is not None]
@@ -96,7 +97,7 @@ class BackgroundPushes:
         for job in late:
             shutil.rmtree(job.copy, ignore_errors=True)
         if not in_time:
-            self._warn(branch, message, f"it took more than `hub_timeout` = {self.args.hub_timeout:g} seconds.")
+            self._warn(branch, message, f"it took more than `hub_timeout` = {self.hub.hub_timeout:g} seconds.")
         return self.address if in_time else None
 
     def _check(self) -> None:
@@ -105,7 +106,7 @@ class BackgroundPushes:
         except ValueError as error:
             raise ValueError(f"`push_to_hub`: {error}") from error
         try:
-            self.repo_id = push.make_repo(HfApi(token=self.token), self.repo_id, self.args.hub_private_repo)
+            self.repo_id = push.make_repo(HfApi(token=self.token), self.repo_id, self.hub.hub_private_repo)
         except Exception as error:
             if not push.may_pass(error):
                 reason = str(error) if type(error) is ValueError else push.describe(error)
@@ -146,7 +147,7 @@ class BackgroundPushes:
         return subprocess.Popen(command, env=environment, text=True, **pipes)
 
     def _options(self) -> dict[str, Any]:
-        return {"private": self.args.hub_private_repo, "revision": self.args.hub_revision}
+        return {"private": self.hub.hub_private_repo, "revision": self.hub.hub_revision}
 
     def _warn(self, branch: Path, message: str, reason: str) -> None:
         logger.warning(
@@ -189,48 +190,3 @@ def _cut_paths(path: Path) -> None:
     path.unlink()  # it is a link: writing into it would change the checkpoint
     path.write_text(json.dumps(state, indent=1), encoding="utf-8")
     seal(path.parent)
-
-
-# What the trainer calls.
-
-
-def push_saved(trainer: Any) -> None:
-    """After a checkpoint: push in the background. The last state is left to `push_last`. By all processes."""
-    args = trainer.args
-    if not args.push_to_hub or args.hub_strategy == "end" or trainer.control.should_training_stop:
-        return
-    if not trainer.best:
-        trainer.save_model()
-    if trainer.pushes is not None:
-        message = f"Training in progress, step {trainer.state.global_step}"
-        trainer.pushes.submit(_branch(trainer), message, checkpoint=_checkpoint(args))
-
-
-def push_last(trainer: Any) -> None:
-    """At the end of a run: push what it leaves, and wait. The other processes do not."""
-    if trainer.pushes is not None:
-        trainer.pushes.finish(_branch(trainer), "End of training", checkpoint=_checkpoint(trainer.args))
-
-
-def push_now(trainer: Any, message: str, branch: int | str | None, tag: str | None) -> str:
-    """`push.push_branch` of a branch that is exported already, as the run's settings say."""
-    args = trainer.args
-    name = "teacher" if branch == "teacher" else f"branch_{branch}"
-    return push.push_branch(
-        _branch(trainer) if branch is None else Path(args.output_dir) / name,
-        push.repo_id_of(args.hub_model_id, args.output_dir),
-        private=args.hub_private_repo,
-        token=args.hub_token,
-        revision=args.hub_revision,
-        tag=tag,
-        commit_message=message,
-    )
-
-
-def _branch(trainer: Any) -> Path:
-    """The best branch; where nothing was evaluated, branch 0."""
-    return Path(trainer.args.output_dir) / ("best" if trainer.best else "branch_0")
-
-
-def _checkpoint(args: CPSConfig) -> Path | None:
-    return newest_checkpoint(args.output_dir) if args.hub_strategy == "checkpoint" else None

@@ -14,12 +14,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ..config import CPSConfig
+from ..config import EvaluationConfig
 from ..data.streams import EvaluationStream
 from ..data.transforms import normalize
 from ..inference.windows import add_probabilities, class_ids, default_stride, predict, predict_each, predict_logits
 from ..metrics.mean_iou import MeanIoU
 from .module import TrainingModule
+from .processes import together
 from .sharding import whole
 
 logger = logging.getLogger(__name__)
@@ -27,43 +28,60 @@ logger = logging.getLogger(__name__)
 Samples = list[dict[str, Any]]
 
 
-class Judge:
+class EvaluationError(RuntimeError):
+    """A run is trained and kept, and its last evaluation came to no scores; it says why, and how to repeat it."""
+
+
+class Evaluator:
     """Looks at the branches of a run with the run's evaluation settings. Every process takes its share of images.
 
     Args:
         module: its branches are each `(pixel_values (B, 3, H, W)) -> logits (B, C, H, W)`; its teacher, if it has
             one, is scored too and is no part of the mean.
+        crop_size: height and width of training's crops, which windows are where `evaluation` says no other.
+        skip_bad_samples: whether agreement leaves out images that cannot be read.
     """
 
     def __init__(
         self,
         module: TrainingModule,
-        args: CPSConfig,
         accelerator: Accelerator,
+        evaluation: EvaluationConfig,
         *,
         num_labels: int,
+        crop_size: Sequence[int],
+        image_mean: Sequence[float],
+        image_std: Sequence[float],
+        num_workers: int = 0,
+        skip_bad_samples: bool = False,
     ):
-        self.module, self.args, self.accelerator = module, args, accelerator
+        self.module, self.accelerator = module, accelerator
         self.branches, self.teacher = module.branches, module.teacher
         self.num_labels, self.device = num_labels, accelerator.device
+        self.batch_size, self.num_workers = evaluation.per_device_eval_batch_size, num_workers
+        self.skip_bad_samples = skip_bad_samples
         self.confusion_matrices: dict[str, Tensor] = {}  # of the newest scores, by row; over all processes
-        self.mean, self.std = (torch.tensor(v, device=self.device) for v in (args.image_mean, args.image_std))
-        self.options: dict[str, Any] = {"mode": args.eval_mode}
-        if args.eval_mode == "sliding":
-            crop = tuple(args.eval_crop_size or args.crop_size)
-            stride = tuple(args.eval_stride or default_stride(crop))
-            batch = args.per_device_eval_batch_size
-            self.options |= {"crop_size": crop, "stride": stride, "window_batch_size": batch}
+        self.mean, self.std = (torch.tensor(v, device=self.device) for v in (image_mean, image_std))
+        self.options: dict[str, Any] = {"mode": evaluation.eval_mode}
+        if evaluation.eval_mode == "sliding":
+            crop = tuple(evaluation.eval_crop_size or crop_size)
+            stride = tuple(evaluation.eval_stride or default_stride(crop))
+            self.options |= {"crop_size": crop, "stride": stride, "window_batch_size": self.batch_size}
 
     def scores(self, dataset) -> dict[str, dict[str, Any]]:
         """By row ("branch_0", "branch_1", ..., "teacher", and "mean" of the branches' probabilities) what
-        `MeanIoU.compute` gives, as plain floats and lists. The same on every process."""
+        `MeanIoU.compute` gives, as plain floats and lists. The same on every process.
+
+        Raises:
+            ValueError: an image or a label cannot be read.
+            OtherProcessError: on the other processes, when one raised.
+        """
         rows = {f"branch_{i}": branch for i, branch in enumerate(self.branches)}
         if self.teacher is not None:
             rows["teacher"] = self.teacher
         names = [*rows, "mean"] if len(self.branches) > 1 else [*rows]
         metrics = {name: MeanIoU(num_labels=self.num_labels) for name in names}
-        with whole(self.module), self.accelerator.autocast(), evaluating([*rows.values()]):
+        with together(self.accelerator), whole(self.module), self.accelerator.autocast(), evaluating([*rows.values()]):
             for group, images in self._batches(self.stream(dataset)):
                 labels = torch.stack([s["label"] for s in group]).to(self.device)
                 images = normalize(images, self.mean, self.std)
@@ -90,8 +108,8 @@ class Judge:
             ValueError: an image cannot be read, or none of them.
         """
         counts = torch.zeros(2, dtype=torch.int64)
-        with whole(self.module), self.accelerator.autocast(), evaluating(self.branches):
-            skip = self.args.skip_bad_samples
+        with together(self.accelerator), whole(self.module), self.accelerator.autocast(), evaluating(self.branches):
+            skip = self.skip_bad_samples
             samples = self.stream(dataset, name="unlabeled_dataset", with_label=False, keep_errors=skip)
             for _, images in self._batches(_readable(samples)):
                 first, *others = (self.logits(branch, images).argmax(1) for branch in self.branches)
@@ -125,7 +143,7 @@ class Judge:
         Raises:
             ValueError: names the image and what was wrong with it.
         """
-        first = next(iter(self.stream(dataset)), [])
+        first, mode = next(iter(self.stream(dataset)), []), self.options["mode"]
         _warn_of_white_masks(first, self.num_labels)
         with whole(self.module), self.accelerator.autocast(), evaluating(self.branches):
             for group, images in self._batches([first]):
@@ -135,7 +153,7 @@ class Judge:
                     except (RuntimeError, ValueError, AssertionError) as error:
                         raise ValueError(
                             f"Branch {i} cannot predict the evaluation image {group[0]['id']!r} of size "
-                            f"{images.shape[-2]} x {images.shape[-1]} with `eval_mode={self.args.eval_mode}`: {error} "
+                            f"{images.shape[-2]} x {images.shape[-1]} with `eval_mode={mode}`: {error} "
                             'With `eval_mode="sliding"` it sees windows of `eval_crop_size` only.'
                         ) from error
 
@@ -148,10 +166,10 @@ class Judge:
             name=name,
             with_label=with_label,
             num_labels=self.num_labels,
-            batch_size=self.args.per_device_eval_batch_size,
+            batch_size=self.batch_size,
             rank=self.accelerator.process_index,
             num_processes=self.accelerator.num_processes,
-            num_workers=self.args.dataloader_num_workers,
+            num_workers=self.num_workers,
             keep_errors=keep_errors,
         )
 

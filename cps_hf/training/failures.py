@@ -1,21 +1,25 @@
-"""Failures of the machine, told in terms of the run: too little memory, processes that are gone, a full disk."""
+"""Failures of the machine, told in terms of the run: too little memory, processes that are gone."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
+from accelerate import Accelerator
 
 from ..checkpointing.checkpoints import newest_checkpoint
+from ..config import CPSConfig
 from . import memory
+from .evaluation import EvaluationError
+from .state import RunState
 
 
 @contextmanager
-def explained(trainer: Any) -> Iterator[None]:
-    """Raise what goes wrong in the `CPSTrainer`'s loop with what to do about it.
+def explained(
+    args: CPSConfig, crop_size: Sequence[int], accelerator: Accelerator, state: RunState, *, unlabeled: bool
+) -> Iterator[None]:
+    """Raise what goes wrong in a run's loop with what to do about it.
 
     Raises:
         torch.OutOfMemoryError: a batch or crop is too large for the GPU or the host.
@@ -24,36 +28,40 @@ def explained(trainer: Any) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        args, step = trainer.args, trainer.state.global_step + 1
+        step = state.global_step + 1
         if memory.is_out_of_memory(error):
-            text = memory.advice(args, trainer.device, step, unlabeled=bool(trainer.objective.views))
+            text = memory.advice(args, crop_size, accelerator.device, step, unlabeled=unlabeled)
             raise torch.OutOfMemoryError(f"{text} (torch said: {error})") from error
-        if trainer.accelerator.num_processes > 1 and _is_of_the_connection(error):
-            rank, count = trainer.accelerator.process_index, trainer.accelerator.num_processes
+        if accelerator.num_processes > 1 and is_of_the_connection(error):
             newest = newest_checkpoint(args.output_dir)
             raise ConnectionError(
-                f"Process {rank} of {count} lost another one in step {step}: it ended, or did not answer for "
-                f"{args.ddp_timeout} s (`ddp_timeout`). Its own output says why. The newest checkpoint is whole: "
-                f"{newest or 'there is none yet'}. (torch said: {error})"
+                f"Process {accelerator.process_index} of {accelerator.num_processes} lost another one in step {step}: "
+                f"it ended, or did not answer for {args.ddp_timeout} s (`ddp_timeout`). Its own output says why. The "
+                f"newest checkpoint is whole: {newest or 'there is none yet'}. (torch said: {error})"
             ) from error
         raise
 
 
-def one_line(error: Exception, output: str | os.PathLike) -> str:
-    """What a script says, without a traceback, of what its user can mend: bad input, or a disk that fails.
+def of_the_last_evaluation(output_dir: str, names: Sequence[str], state: RunState) -> EvaluationError:
+    """What a finished run raises whose last evaluation failed.
 
     Args:
-        output: what the script writes: the system names no path where a write fails, as on a full disk.
+        names: of the exported branches.
     """
-    if not isinstance(error, OSError) or isinstance(error, ConnectionError) or error.strerror is None:
-        return str(error)
-    path = error.filename or output
-    if isinstance(error, FileExistsError | NotADirectoryError):
-        return f"{path}: a folder is expected there, but a file is in the way. Choose another name."
-    return f"{path}: {error.strerror}."
+    error = state.evaluation_error
+    why = f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else str(error)
+    if memory.is_out_of_memory(error):
+        why = f"out of memory ({why}) Take a smaller `per_device_eval_batch_size`, or `eval_mode=sliding`"
+    return EvaluationError(
+        f"Training is done and nothing of it is lost, but the evaluation of step {state.global_step} failed: "
+        f"{why.rstrip('.')}. The checkpoint and {', '.join(names)} are in {output_dir}. Mend what is wrong and start "
+        "the same command with `--resume_from_checkpoint auto`, which evaluates and trains no further, or score a "
+        f"branch with `cps-hf evaluate --branches {output_dir}/{names[0]}`."
+    )
 
 
-def _is_of_the_connection(error: BaseException) -> bool:
+def is_of_the_connection(error: BaseException) -> bool:
+    """Between processes: another one ended, or does not answer."""
     if isinstance(error, torch.distributed.DistError):  # NCCL's
         return True
     text = str(error)

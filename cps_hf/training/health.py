@@ -19,13 +19,11 @@ from ..checkpointing.checkpoints import newest_checkpoint
 from ..config import CPSConfig
 from ..files import share_weights
 from ..objectives import ObjectiveOutput
-from .reporting import Averages
 from .sharding import gathered
+from .state import RunState
 
 logger = logging.getLogger(__name__)
 
-COLLAPSE_STEPS = 100
-COLLAPSE_SHARE = 0.05  # of a run: branches that start from nothing predict one class for a while
 ONE_CLASS = "one_class_branch_"
 MAX_OVERFLOWS = 25
 """After so many steps in a row with gradients that are not finite fp16's loss scale, 65536 at first and halved each
@@ -54,9 +52,8 @@ class Guard:
     `args.max_skipped_steps` steps with bad numbers are left out; the next one is an error.
     """
 
-    def __init__(self, accelerator: Accelerator, module: nn.Module, args: CPSConfig):
-        self.accelerator, self.module, self.args = accelerator, module, args
-        self.skipped_steps = 0
+    def __init__(self, accelerator: Accelerator, module: nn.Module, args: CPSConfig, state: RunState):
+        self.accelerator, self.module, self.args, self.state = accelerator, module, args, state
         self._overflows = 0  # steps in a row that the scaler of fp16 left out
         self._parameters = [[*branch.parameters()] for branch in module.branches]  # a walk costs a GPU a millisecond
         self._buffers: list[Tensor] = []
@@ -66,15 +63,13 @@ class Guard:
         if self.args.max_skipped_steps:
             self._buffers = [buffer.clone() for buffer in self.module.buffers()]
 
-    def judge(self, optimizer, averages: Averages, *, told_to_stop: bool) -> Verdict:
+    def judge(self, optimizer, *, told_to_stop: bool) -> Verdict:
         """Clip each branch's gradient and look at the step's numbers, which count only if they are finite.
 
         The step's one host read. With fp16 a gradient that is not finite is the scaler's to skip, up to
-        `MAX_OVERFLOWS` times in a row; a loss never is.
-
-        Args:
-            averages: hold the step's "loss" and its parts.
+        `MAX_OVERFLOWS` times in a row; a loss never is. The state's averages hold the step's "loss" and its parts.
         """
+        averages = self.state.averages
         self.accelerator.unscale_gradients(optimizer)
         names = [f"grad_norm_branch_{index}" for index in range(len(self.module.branches))]
         for name, of_branch in zip(names, self._parameters, strict=True):
@@ -115,12 +110,12 @@ class Guard:
         found = _describe(everywhere, verdict.norms)
         if self._overflows >= MAX_OVERFLOWS:
             found += f"; so it was in {self._overflows} steps in a row, whatever the loss scale"
-        if self.skipped_steps < self.args.max_skipped_steps:
+        if self.state.skipped_steps < self.args.max_skipped_steps:
             self._undo()
-            count = f"{self.skipped_steps} of at most {self.args.max_skipped_steps} (`max_skipped_steps`)"
+            count = f"{self.state.skipped_steps} of at most {self.args.max_skipped_steps} (`max_skipped_steps`)"
             logger.warning("Step %d: %s. It is left out, %s; its batch is in %s.", step, found, count, folder)
             return
-        skipped = f" {self.skipped_steps} steps were skipped before." if self.skipped_steps else ""
+        skipped = f" {self.state.skipped_steps} steps were skipped before." if self.state.skipped_steps else ""
         raise FloatingPointError(
             f"Step {step}: {found}. Nothing was updated.{skipped} The batch is saved in {folder}. Lower "
             "`learning_rate`, set `max_grad_norm`, or use bf16 in place of fp16; if it is the sample, mend it, or "
@@ -129,7 +124,7 @@ class Guard:
         )
 
     def _undo(self) -> None:
-        self.skipped_steps += 1
+        self.state.skipped_steps += 1
         for buffer, kept in zip(self.module.buffers(), self._buffers, strict=True):
             buffer.copy_(kept)
         if self.accelerator.scaler is not None:  # the gradients were unscaled, and no step will end that
@@ -225,35 +220,3 @@ def with_one_class(output: ObjectiveOutput, watched: Sequence[Watched]) -> Objec
     """The output with what the branches noted among its logs: it is averaged and read with them, at no cost."""
     noted = {f"{ONE_CLASS}{index}": branch.one_class() for index, branch in enumerate(watched)}
     return output._replace(logs={**output.logs, **{k: v for k, v in noted.items() if v is not None}})
-
-
-class CollapseWatch:
-    """Warns of a branch that, step after step, predicts one class for everything it is taught on."""
-
-    def __init__(self, max_steps: int):
-        self.patience = max(COLLAPSE_STEPS, int(COLLAPSE_SHARE * max_steps))
-        self._last_step = 0
-        self._since: dict[str, int] = {}  # branch -> the last step at which it was seen to be sound
-        self._warned: set[str] = set()
-
-    def take(self, record: dict[str, float], step: int) -> None:
-        """Take the shares of steps with one class out of a record of means since the last call, and warn.
-
-        (A resumed run counts anew: what it saw before is not saved.)
-        """
-        last_step, self._last_step = self._last_step, step
-        for name in [name for name in record if name.startswith(ONE_CLASS)]:
-            branch = name.removeprefix(ONE_CLASS)
-            if record.pop(name) < 0.99999:  # a mean of ones, to rounding
-                self._since[branch] = step
-                self._warned.discard(branch)
-            elif step - self._since.setdefault(branch, last_step) >= self.patience and branch not in self._warned:
-                self._warned.add(branch)
-                logger.warning(
-                    "Branch %s has predicted one single class for all unlabeled images for %d steps: it has "
-                    "collapsed, and pseudo labels confirm it in that. Start from pretrained weights (`backbone`), "
-                    "lower `learning_rate` or the method's `weight`, let the weight grow (`ramp_up`), weigh rare "
-                    "classes up (`class_balance`), and check that the labels hold more than one class.",
-                    branch,
-                    step - self._since[branch],
-                )

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils.memory import should_reduce_batch_size
+from torch import nn
 
 from ..config import CPSConfig
 from ..modeling.preparation import check_train_batch
-from . import batches
-from . import setup as assembly
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +22,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or should_reduce_batch_size(error)
 
 
-def advice(args: CPSConfig, device: torch.device, step: int, *, unlabeled: bool) -> str:
+def advice(args: CPSConfig, crop_size: Sequence[int], device: torch.device, step: int, *, unlabeled: bool) -> str:
     """What an out-of-memory error says: the batch, the crop, and the settings that reduce memory."""
     used = ""
     if device.type == "cuda":
@@ -30,7 +31,7 @@ def advice(args: CPSConfig, device: torch.device, step: int, *, unlabeled: bool)
         used += f"of {total / 2**30:.1f} GiB free)"
     images = f"{args.per_device_train_batch_size} labeled"
     images += f" + {args.unlabeled_batch_size} unlabeled" if unlabeled else ""
-    height, width = args.crop_size
+    height, width = crop_size
     smaller = "; or let `auto_find_batch_size` do that" if not args.auto_find_batch_size else ""
     return (
         f"Out of memory on {device} at step {step}{used}: each process takes {images} images of {height} x {width} "
@@ -42,33 +43,47 @@ def advice(args: CPSConfig, device: torch.device, step: int, *, unlabeled: bool)
     )
 
 
-def fit_batch(trainer: Any) -> None:
+def fit_batch(
+    args: CPSConfig,
+    crop_size: Sequence[int],
+    accelerator: Accelerator,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    first_micro_batch: Callable[[], tuple[Any, Any]],
+    *,
+    unlabeled: bool,
+) -> None:
     """Halve the batch a process and double the accumulation until a step fits: the global batch, and which images
-    are in it, stay the same. Called by all processes, which end with the same numbers; `trainer.args` are changed.
+    are in it, stay the same. Called by all processes, which end with the same numbers; `args` are changed.
 
     As with Accelerate's `find_executable_batch_size`, a size is found by trying. One forward and backward pass of
     the first micro-batch is tried before the first step, with place held for the optimizer's states, and leaves no
     trace: random states, gradients and batch norm's statistics are as before.
 
+    Args:
+        module: the training module.
+        optimizer: as Accelerate prepared it.
+        first_micro_batch: the labeled and the unlabeled batch of the sizes that `args` say, on the device.
+        unlabeled: whether the objective asks for unlabeled images.
+
     Raises:
         ValueError: a batch that does not fit cannot be halved.
     """
-    args, accelerator = trainer.args, trainer.accelerator
     while True:
-        fits = torch.tensor(int(_step_fits(trainer)), device=accelerator.device)
-        if accelerator.reduce(fits, "sum").item() == accelerator.num_processes:
+        fits = torch.tensor(int(_step_fits(accelerator, module, optimizer, first_micro_batch)))
+        if accelerator.reduce(fits.to(accelerator.device), "sum").item() == accelerator.num_processes:
             return
         sizes = {"per_device_train_batch_size": args.per_device_train_batch_size}
-        if trainer.objective.views:
+        if unlabeled:
             sizes["per_device_unlabeled_batch_size"] = args.unlabeled_batch_size
         for name, size in sizes.items():
             if size % 2:
                 raise ValueError(
                     f"`auto_find_batch_size`: `{name}={size}` does not fit into memory and cannot be halved. "
-                    + advice(args, accelerator.device, trainer.state.global_step + 1, unlabeled=len(sizes) == 2)
+                    + advice(args, crop_size, accelerator.device, 1, unlabeled=unlabeled)
                 )
-            for model in trainer.models:
-                check_train_batch(model, size // 2, *args.crop_size)
+            for model in (branch.model for branch in module.branches):
+                check_train_batch(model, size // 2, *crop_size)
             setattr(args, name, size // 2)
         args.gradient_accumulation_steps *= 2
         accelerator.gradient_accumulation_steps = args.gradient_accumulation_steps
@@ -80,29 +95,22 @@ def fit_batch(trainer: Any) -> None:
         )
 
 
-def _step_fits(trainer: Any) -> bool:
-    module, device = trainer.module, trainer.device
-    streams = assembly.train_streams(
-        trainer.args,
-        trainer.accelerator,
-        trainer.objective,
-        trainer.train_dataset,
-        trainer.unlabeled_dataset,
-        {},
-        num_labels=len(trainer.id2label),
-    )
+def _step_fits(
+    accelerator: Accelerator,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    first_micro_batch: Callable[[], tuple[Any, Any]],
+) -> bool:
+    device = accelerator.device
     buffers = [buffer.clone() for buffer in module.buffers()]
     was_training = module.training
     module.train()
     try:
         # Not through DDP: a process that runs out of memory would leave the others waiting.
-        with torch.random.fork_rng([device] if device.type == "cuda" else []), trainer.accelerator.autocast():
-            held = [torch.empty_like(p) for p in _stateless(trainer) for _ in range(_states_a_parameter(trainer))]
-            batch = [
-                None if s is None else batches.to_device(next(iter(s)), device, trainer.image_mean, trainer.image_std)
-                for s in streams
-            ]
-            module(*batch, torch.ones((), device=device)).loss.backward()
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), accelerator.autocast():
+            count = _states_per_parameter(optimizer)
+            held = [torch.empty_like(p) for p in _stateless(optimizer) for _ in range(count)]
+            module(*first_micro_batch(), torch.ones((), device=device)).loss.backward()
             del held
         return True
     except (RuntimeError, MemoryError) as error:
@@ -119,12 +127,11 @@ def _step_fits(trainer: Any) -> bool:
             torch.cuda.empty_cache()
 
 
-def _stateless(trainer: Any) -> list[torch.Tensor]:
+def _stateless(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
     """The parameters whose optimizer states are made at the first step."""
-    state = trainer.optimizer.state
-    return [p for group in trainer.optimizer.param_groups for p in group["params"] if p not in state]
+    return [p for group in optimizer.param_groups for p in group["params"] if p not in optimizer.state]
 
 
-def _states_a_parameter(trainer: Any) -> int:
+def _states_per_parameter(optimizer: torch.optim.Optimizer) -> int:
     """AdamW keeps two, SGD with momentum one; an optimizer of the user's own is taken to keep two."""
-    return 1 if isinstance(getattr(trainer.optimizer, "optimizer", None), torch.optim.SGD) else 2
+    return 1 if isinstance(getattr(optimizer, "optimizer", None), torch.optim.SGD) else 2

@@ -105,10 +105,10 @@ class Averages:
         self.sums, self.steps = {}, 0
         return means
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return {"steps": self.steps, "sums": dict(self.sums)}
 
-    def load(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.steps, self.sums = state["steps"], dict(state["sums"])
 
 

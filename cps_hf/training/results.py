@@ -1,24 +1,19 @@
-"""What a run leaves for people: results.json's content, the facts of the model card, pictures.
-
-`trainer` is a `CPSTrainer`, which nothing imports but the package's front door.
-"""
+"""What a run leaves for people: results.json's content and the facts of a model card, made of its state."""
 
 from __future__ import annotations
 
-import json
-import shutil
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..files import write_atomically
-from ..hub import export as hub
-from ..hub.card import render_card
+import torch
+from transformers import PreTrainedModel
+
+from ..checkpointing.fingerprint import versions
 from ..objectives import Objective
-from . import setup as assembly
-from . import sharding
-from .callbacks.pictures import PREDICTIONS, draw_card_picture
-from .reporting import peak_memory, without_nan
+from .reporting import peak_memory
+from .state import RunState
 
 # What a reader of a card wants to know of the settings; the rest is in the run's config.yaml.
 _SETTINGS_IN_CARD = (
@@ -27,84 +22,102 @@ _SETTINGS_IN_CARD = (
     *("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "max_grad_norm", "crop_size", "random_scale"),
     *("random_scale_mode", "horizontal_flip", "mixed_precision", "seed"),
 )
+_SCENES = (
+    "It was trained on procedural drawings, not on photographs: it demonstrates the method and the file format, and "
+    "is of no use on real images."
+)
+_LIMITS = {"street_scenes": _SCENES, "object_scenes": _SCENES}
 
 
-def finish(trainer: Any) -> dict[str, Any]:
-    """Export every branch as it is at the last step, write results.json; returns its content."""
-    output_dir = Path(trainer.args.output_dir)
-    for branch in [*range(len(trainer.models)), *(["teacher"] if trainer.module.teacher is not None else [])]:
-        trainer.save_model(branch=branch)
-    if trainer.best:  # the card of the best branch knows the final scores only now
-        rewrite_card(trainer, output_dir / "best")
-    content = summary(trainer)
-    if trainer.accelerator.is_main_process:
-        text = json.dumps(without_nan(content), indent=1)
-        write_atomically(output_dir / "results.json", text)
-    trainer.accelerator.wait_for_everyone()
-    return content
+@dataclass(frozen=True)
+class Run:
+    """What of a run does not change while it goes on.
+
+    Args:
+        settings: all of them, by field name (`cps_hf.config.flat`).
+        models: by branch.
+        id2label: the class names.
+        num_labeled, num_unlabeled: images; none: a stream, or no such set.
+        eval_options: how images are evaluated, `predict_logits`'s options.
+        backbone_sources: by branch, where its backbone's weights came from, or none.
+        license: an identifier of the Hub for model cards, or none.
+    """
+
+    settings: Mapping[str, Any]
+    objective: Objective
+    models: Sequence[PreTrainedModel]
+    id2label: Mapping[int, str]
+    num_labeled: int | None
+    num_unlabeled: int | None
+    eval_options: Mapping[str, Any]
+    backbone_sources: Sequence[str | None]
+    license: str | None
+    num_processes: int
+    device: torch.device
 
 
-def summary(trainer: Any) -> dict[str, Any]:
-    """The content of results.json; the schema stands in the README."""
-    args = trainer.args
+def summary(run: Run, state: RunState) -> dict[str, Any]:
+    """The content of results.json."""
+    settings = run.settings
     return {
-        "final": trainer.scores,
-        "best": trainer.best,
-        "agreement": trainer.agreement,
-        "steps": trainer.state.global_step,
+        "final": state.scores,
+        "best": state.best,
+        "agreement": state.agreement,
+        "steps": state.global_step,
         "training": {  # without evaluating and saving
-            **trainer.stopwatch.summary(),
-            "peak_memory": peak_memory(trainer.device),
-            "device": str(trainer.device.type),
-            "num_processes": trainer.accelerator.num_processes,
-            "num_networks": len(trainer.models),
+            **state.stopwatch.summary(),
+            "peak_memory": peak_memory(run.device),
+            "device": run.device.type,
+            "num_processes": run.num_processes,
+            "num_networks": len(run.models),
         },
-        "seed": args.seed,
-        "objective": {"name": type(trainer.objective).__name__, **asdict(trainer.objective)},
-        "dataset": args.dataset_name,
-        "partition": {"name": args.partition_name, "sha256": args.partition_sha256},
-        "num_labeled": _length(trainer.train_dataset),
-        "num_unlabeled": _length(trainer.unlabeled_dataset),
-        "versions": assembly.versions(),
+        "seed": settings["seed"],
+        "objective": {"name": type(run.objective).__name__, **asdict(run.objective)},
+        "dataset": settings["dataset_name"],
+        "partition": {"name": settings["partition_name"], "sha256": settings["partition_sha256"]},
+        "num_labeled": run.num_labeled,
+        "num_unlabeled": run.num_unlabeled,
+        "versions": versions(),
     }
 
 
-def card_facts(trainer: Any, branch: str, directory: str) -> dict[str, Any]:
-    """What `card.render_card` makes a page of.
+def card_facts(run: Run, state: RunState, branch: str, directory: str) -> dict[str, Any]:
+    """What `cps_hf.hub.card.render_card` makes a page of.
 
     Args:
         branch: "branch_0", ..., or "teacher".
         directory: the name of the folder that the card will lie in.
     """
-    args, model = trainer.args, trainer.network(branch.removeprefix("branch_")).model
     index = int(branch.removeprefix("branch_")) if branch != "teacher" else 0
-    source = getattr(model.config, "_name_or_path", "") or args.backbone_source(index)
-    settings = {name: getattr(args, name) for name in _SETTINGS_IN_CARD if getattr(args, name) not in (None, {}, [])}
+    model, settings = run.models[index], run.settings
+    source = getattr(model.config, "_name_or_path", "") or run.backbone_sources[index]
+    shown = {name: settings[name] for name in _SETTINGS_IN_CARD if settings[name] not in (None, {}, [])}
+    mode = run.eval_options["mode"]
     return {
-        "model_name": directory if directory != "best" else f"{Path(args.output_dir).name}-best",
+        "model_name": directory if directory != "best" else f"{Path(settings['output_dir']).name}-best",
         "branch": branch,
         "architecture": type(model).__name__,
         "base_model": source if source and not Path(source).exists() else None,
-        "license": args.hub_license,
-        "id2label": dict(trainer.id2label),
+        "license": run.license,
+        "id2label": dict(run.id2label),
         "trust_remote_code": bool(getattr(model.config, "auto_map", None) or model._auto_class),
         "directory": directory,
-        "dataset_name": args.dataset_name,
-        "partition_name": args.partition_name,
-        "partition_sha256": args.partition_sha256,
-        "num_labeled": _length(trainer.train_dataset),
-        "num_unlabeled": _length(trainer.unlabeled_dataset) if trainer.objective.views else 0,
-        "objective": type(trainer.objective).__name__,
-        "objective_fields": _fields_that_act(trainer.objective),
-        "citation": trainer.objective.citation,
-        "settings": {**settings, "num_processes": trainer.accelerator.num_processes},
-        "scores": trainer.scores,
-        "best": trainer.best,
-        "step": trainer.state.global_step if directory != "best" else trainer.best["step"],
-        "eval": {"mode": args.eval_mode, **({} if args.eval_mode == "whole" else trainer.judge.options)},
-        "versions": assembly.versions(),
+        "dataset_name": settings["dataset_name"],
+        "partition_name": settings["partition_name"],
+        "partition_sha256": settings["partition_sha256"],
+        "num_labeled": run.num_labeled,
+        "num_unlabeled": run.num_unlabeled if run.objective.views else 0,
+        "objective": type(run.objective).__name__,
+        "objective_fields": _fields_that_act(run.objective),
+        "citation": run.objective.citation,
+        "settings": {**shown, "num_processes": run.num_processes},
+        "scores": state.scores,
+        "best": state.best,
+        "step": state.global_step if directory != "best" else state.best["step"],
+        "eval": {"mode": mode} if mode == "whole" else dict(run.eval_options),
+        "versions": versions(),
         "picture": None,
-        "limits": _LIMITS.get(args.dataset_name or ""),
+        "limits": _LIMITS.get(settings["dataset_name"] or ""),
     }
 
 
@@ -114,46 +127,3 @@ def _fields_that_act(objective: Objective) -> dict[str, Any]:
     if objective.labeled_loss != "ohem":
         fields = {name: value for name, value in fields.items() if not name.startswith("ohem_")}
     return fields
-
-
-_SCENES = (
-    "It was trained on procedural drawings, not on photographs: it demonstrates the method and the file format, and "
-    "is of no use on real images."
-)
-_LIMITS = {"street_scenes": _SCENES, "object_scenes": _SCENES}
-
-
-def _length(dataset) -> int | None:
-    return len(dataset) if hasattr(dataset, "__len__") else None
-
-
-def export_branch(trainer: Any, branch: str, directory: Path) -> None:
-    """A branch's folder with its card, written by the main process; called by all."""
-    aside = Path(trainer.args.output_dir) / "tmp-card"
-    model = trainer.network(branch.removeprefix("branch_")).model
-    is_main, picture = trainer.accelerator.is_main_process, None
-    weights = sharding.weights(model)
-    with sharding.whole(trainer.module):
-        if is_main:
-            picture = draw_card_picture(trainer, branch, aside)
-    if not is_main:
-        return
-    hub.export_branch(
-        model,
-        directory,
-        state_dict=weights,
-        id2label=trainer.id2label,
-        image_mean=trainer.args.image_mean,
-        image_std=trainer.args.image_std,
-        processing_class=trainer.processing_class,
-        card={**card_facts(trainer, branch, directory.name), "picture": picture},
-    )
-    shutil.rmtree(aside, ignore_errors=True)
-
-
-def rewrite_card(trainer: Any, folder: Path) -> None:
-    """The best branch's card, which was written before the final scores were known."""
-    if trainer.accelerator.is_main_process:
-        facts = card_facts(trainer, trainer.best["branch"], folder.name)
-        facts["picture"] = PREDICTIONS if (folder / PREDICTIONS).is_file() else None
-        write_atomically(folder / "README.md", render_card(facts))

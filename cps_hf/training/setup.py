@@ -5,26 +5,25 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-import platform
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
+import yaml
 from accelerate import Accelerator
 from accelerate.utils import LoggerType
 from datasets import Dataset
-from transformers import PreTrainedModel, SchedulerType, TrainerState, get_scheduler
+from transformers import PreTrainedModel, SchedulerType, get_scheduler
 
-from ..config import CPSConfig
+from ..config import AugmentationConfig, CPSConfig, ModelConfig, flat
 from ..data.labels import LabelEncoding
 from ..data.order import Shard
 from ..data.streams import TrainStream, check_columns
-from ..data.transforms import Augmentation
 from ..modeling import branches as building
 from ..modeling import preparation
-from ..objectives import Objective
+from ..objectives import OBJECTIVES, Objective
 from . import sharding
+from .state import RunState
 
 logger = logging.getLogger(__name__)
 
@@ -97,27 +96,33 @@ def check_data(train_dataset, unlabeled_dataset, eval_dataset, objective: Object
 
 
 def build_models(
-    models, args: CPSConfig, objective: Objective, id2label: dict[int, str] | None, accelerator: Accelerator
+    models,
+    model_config: ModelConfig,
+    args: CPSConfig,
+    crop_size: Sequence[int],
+    objective: Objective,
+    id2label: dict[int, str] | None,
+    accelerator: Accelerator,
 ) -> list[PreTrainedModel]:
-    """The branches, ready to be wrapped: built or taken as they are, frozen and checked as `args` say.
+    """The branches, ready to be wrapped: built or taken as they are, frozen and checked as the settings say.
 
     Raises:
         ValueError: too few for the objective, another class count than the labels', or a crop or batch that a model
             cannot take.
     """
-    _warn_of_idle_ohem(args, objective)
+    _warn_of_idle_ohem(crop_size, objective)
     # A teacher is beside one branch: a single id or configuration is not used twice then.
-    alone = objective.teacher and args.num_branches is None and not isinstance(models, list | tuple)
+    alone = objective.teacher and model_config.num_branches is None and not isinstance(models, list | tuple)
     built = building.build_branches(
         models,
         id2label=id2label if not _holds_models(models) else None,
-        num_branches=1 if alone else args.num_branches,
+        num_branches=1 if alone else model_config.num_branches,
         seed=args.seed,
-        reinit_heads=args.reinit_heads,
-        backbone=_backbones(args),
-        trust_remote_code=args.trust_remote_code,
-        dtype=getattr(torch, args.dtype),
-        attn_implementation=args.attn_implementation,
+        reinit_heads=model_config.reinit_heads,
+        backbone=_backbones(model_config),
+        trust_remote_code=model_config.trust_remote_code,
+        dtype=getattr(torch, model_config.dtype),
+        attn_implementation=model_config.attn_implementation,
     )
     if len(built) < objective.min_branches:
         raise ValueError(f"{type(objective).__name__} needs {objective.min_branches} models, got {len(built)}.")
@@ -130,9 +135,9 @@ def build_models(
             f"({', '.join([*id2label.values()][:4])} ...). Build the models with `num_labels={len(id2label)}`."
         )
     for index, model in enumerate(built):
-        if args.freeze_backbone or args.freeze_norms:
-            preparation.freeze(model, backbone=args.freeze_backbone, norms=args.freeze_norms)
-        preparation.check_input_size(model, *args.crop_size)
+        if model_config.freeze_backbone or model_config.freeze_norms:
+            preparation.freeze(model, backbone=model_config.freeze_backbone, norms=model_config.freeze_norms)
+        preparation.check_input_size(model, *crop_size)
         if args.gradient_checkpointing:
             preparation.enable_gradient_checkpointing(model)
         if args.sync_batchnorm and accelerator.num_processes > 1 and accelerator.device.type == "cuda":
@@ -140,8 +145,8 @@ def build_models(
         for size in {args.per_device_train_batch_size, args.unlabeled_batch_size if objective.views else None} - {
             None
         }:
-            preparation.check_train_batch(model, size, *args.crop_size)
-        unused = preparation.freeze_unused_parameters(model, tuple(args.crop_size))
+            preparation.check_train_batch(model, size, *crop_size)
+        unused = preparation.freeze_unused_parameters(model, tuple(crop_size))
         if unused and accelerator.is_main_process:
             logger.info("branch %d: frozen, since the logits do not depend on them: %s.", index, ", ".join(unused))
         if args.channels_last:
@@ -150,8 +155,8 @@ def build_models(
     return built
 
 
-def _warn_of_idle_ohem(args: CPSConfig, objective: Objective) -> None:
-    height, width = args.crop_size
+def _warn_of_idle_ohem(crop_size: Sequence[int], objective: Objective) -> None:
+    height, width = crop_size
     if objective.labeled_loss == "ohem" and height * width <= objective.ohem_min_kept:
         logger.warning(
             '`labeled_loss="ohem"` is plain cross entropy here: it keeps at least `ohem_min_kept=%d` pixels an image, '
@@ -163,10 +168,10 @@ def _warn_of_idle_ohem(args: CPSConfig, objective: Objective) -> None:
         )
 
 
-def _backbones(args: CPSConfig) -> str | list[str | None] | None:
-    if isinstance(args.backbone, list):
-        return [args.backbone_source(index) for index in range(len(args.backbone))]
-    return args.backbone_source(0)
+def _backbones(model_config: ModelConfig) -> str | list[str | None] | None:
+    if isinstance(model_config.backbone, list):
+        return [model_config.backbone_source(index) for index in range(len(model_config.backbone))]
+    return model_config.backbone_source(0)
 
 
 def _holds_models(models) -> bool:
@@ -239,6 +244,7 @@ def check_schedule(args: CPSConfig) -> None:
 
 def train_streams(
     args: CPSConfig,
+    augmentation: AugmentationConfig,
     accelerator: Accelerator,
     objective: Objective,
     train_dataset,
@@ -252,16 +258,6 @@ def train_streams(
     Args:
         states: "labeled" and "unlabeled" to the "position" and "length" that a checkpoint holds; empty in a new run.
     """
-    augmentation = Augmentation(
-        crop_size=tuple(args.crop_size),
-        random_scale=tuple(args.random_scale),
-        random_scale_mode=args.random_scale_mode,
-        horizontal_flip=args.horizontal_flip,
-        antialias=args.resize_antialias,
-        color_jitter=args.color_jitter,
-        grayscale=args.grayscale,
-        gaussian_blur=args.gaussian_blur,
-    )
 
     def stream(dataset, kind: str, batch_size: int, views: tuple[str, ...] | None) -> TrainStream:
         begin = states.get(kind, {"position": 0, "length": None})
@@ -304,8 +300,13 @@ def evenly_spaced(dataset, count: int):
     return dataset.select([i * len(dataset) // count for i in range(count)])
 
 
-def init_trackers(accelerator: Accelerator, args: CPSConfig, objective: Objective, first_step: int) -> None:
+def init_trackers(
+    accelerator: Accelerator, args: CPSConfig, settings: Mapping[str, Any], objective: Objective, first_step: int
+) -> None:
     """Start the trackers. TensorBoard shows what an earlier start logged after `first_step` only once.
+
+    Args:
+        settings: all of the run's, for those that show them.
 
     Raises:
         ValueError: one that is asked for is not installed; Accelerate would drop it in silence.
@@ -316,7 +317,7 @@ def init_trackers(accelerator: Accelerator, args: CPSConfig, objective: Objectiv
     missing = [name for name in args.report_to if name not in started]
     if missing:
         raise ValueError(f"`report_to`: {', '.join(missing)} cannot be used; install it: `pip install {missing[0]}`.")
-    config = {"objective": type(objective).__name__, **dataclasses.asdict(objective), **args.to_dict()}
+    config = {"objective": type(objective).__name__, **dataclasses.asdict(objective), **settings}
     plain = {k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in config.items()}
     accelerator.init_trackers(
         args.run_name or os.path.basename(os.path.normpath(args.output_dir)),
@@ -325,20 +326,9 @@ def init_trackers(accelerator: Accelerator, args: CPSConfig, objective: Objectiv
     )
 
 
-def versions() -> dict[str, str]:
-    """Python's version and those of the libraries a number depends on."""
-    found = {"python": platform.python_version()}
-    for name in ("cps_hf", "torch", "torchvision", "transformers", "datasets", "accelerate", "evaluate", "timm"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:  # run from a checkout that is not installed
-            found[name] = "not installed"
-    return found
-
-
-def trainer_state(args: CPSConfig, accelerator: Accelerator) -> TrainerState:
-    """What transformers' callbacks read: no interval is the whole run."""
-    return TrainerState(
+def run_state(args: CPSConfig, accelerator: Accelerator) -> RunState:
+    """A new run's; no interval is the whole run, as transformers' callbacks read it."""
+    return RunState(
         max_steps=args.max_steps,
         logging_steps=args.logging_steps,
         eval_steps=args.eval_steps or args.max_steps,
@@ -346,3 +336,15 @@ def trainer_state(args: CPSConfig, accelerator: Accelerator) -> TrainerState:
         is_local_process_zero=accelerator.is_local_main_process,
         is_world_process_zero=accelerator.is_main_process,
     )
+
+
+def to_yaml(objective: Objective, *groups: Any) -> str:
+    """The objective and the settings as a YAML file that `--config` reads back to the same."""
+    name = next((n for n, c in OBJECTIVES.items() if type(objective) is c), type(objective).__name__)
+    values = {"objective": name, **dataclasses.asdict(objective), **flat(*groups)}
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def length(dataset: Any) -> int | None:
+    """The images of a data set; none: a stream, or no data set."""
+    return len(dataset) if isinstance(dataset, Dataset) else None

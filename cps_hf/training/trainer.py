@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -12,52 +13,54 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import AutocastKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs, set_seed
-from torch import Tensor, nn
-from transformers.trainer_callback import (
-    CallbackHandler,
-    DefaultFlowCallback,
-    TrainerCallback,
-    TrainerControl,
-)
+from torch import Tensor
+from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback, TrainerCallback, TrainerControl
 
-from ..checkpointing import resume as resuming
 from ..checkpointing import signals
-from ..commands import parser as cli
-from ..config import CPSConfig
+from ..checkpointing.fingerprint import fingerprint
+from ..checkpointing.resume import Checkpointer
+from ..config import AugmentationConfig, CPSConfig, EvaluationConfig, HubConfig, ModelConfig, Provenance, flat
 from ..data.streams import TrainStream
 from ..files import write_atomically
-from ..hub import background as pushing
+from ..hub.push import push_branch, repo_id_of
 from ..objectives import CrossPseudoSupervision, Objective, ObjectiveOutput
-from . import batches, failures, memory, results
-from . import setup as assembly
-from .callbacks import pictures
+from . import batches, failures, memory, results, setup
+from .callbacks import CollapseCallback, ModelCardCallback, Pictures, PicturesCallback, PushCallback
 from .determinism import deterministic_algorithms
 from .ema import update_teacher
-from .evaluation import Judge
-from .health import CollapseWatch, Guard, MicroBatch
+from .evaluation import Evaluator
+from .export import BranchExporter
+from .health import ONE_CLASS, Guard, MicroBatch
 from .module import TrainingModule
-from .reporting import Averages, RunLog, Stopwatch
+from .processes import together
+from .reporting import RunLog, without_nan
 from .sharding import prepare, refuse_engines
 
 logger = logging.getLogger(__name__)
 
 
 class CPSTrainer:
-    """Trains branches on labeled and unlabeled images and hands out each by itself.
+    """Trains branches on labeled and unlabeled images and exports each by itself.
 
     Args:
         models: a pair (or more) of transformers models; or one Hub id, folder or configuration, used for each branch
             with initialisations of its own; or a sequence of those: different architectures may train each other.
-        args: the settings.
+        args: the loop's settings.
         objective: the method, an object of `cps_hf.objectives`.
         train_dataset: the labeled set: columns "image", "label" and, if there is one, "id".
         unlabeled_dataset: "image" and, if there is one, "id"; a label column is never opened.
         eval_dataset: like `train_dataset`.
+        augmentation, model_config, evaluation, hub, provenance: the other groups of settings (`cps_hf.config`).
         processing_class: the image processor that exported branches carry; none: one that normalises with
-            `args.image_mean` and `args.image_std` and does not resize.
+            `model_config.image_mean` and `image_std` and does not resize.
         optimizers: (optimizer, learning-rate schedule) in place of those that `args` describe. The optimizer is over
             the parameters of `models`, which are then models and not ids.
-        callbacks: transformers' `TrainerCallback`s.
+        callbacks: transformers' `TrainerCallback`s. Pictures, the warning of collapse, model cards and pushes are
+            callbacks too, added by default (`cps_hf.training.callbacks`); one whose class derives from one of theirs
+            takes its place, and `remove_callback` takes one out.
+
+    Attributes:
+        state: what the run knows of itself, its scores among it (`cps_hf.training.state.RunState`).
 
     Raises:
         ValueError: the models, data sets, objective and settings do not fit together; it says which and how.
@@ -72,63 +75,102 @@ class CPSTrainer:
         train_dataset,
         unlabeled_dataset=None,
         eval_dataset=None,
+        augmentation: AugmentationConfig | None = None,
+        model_config: ModelConfig | None = None,
+        evaluation: EvaluationConfig | None = None,
+        hub: HubConfig | None = None,
+        provenance: Provenance | None = None,
         processing_class=None,
         optimizers: tuple[torch.optim.Optimizer | None, Any] = (None, None),
         callbacks: Sequence[TrainerCallback] | None = None,
     ):
-        self.args = args = CPSConfig() if args is None else args
+        self.args = args = args or CPSConfig()
+        self.augmentation = augmentation or AugmentationConfig()
+        self.model_config = model_config or ModelConfig()
+        self.evaluation = evaluation or EvaluationConfig()
+        self.hub, self.provenance = hub or HubConfig(), provenance or Provenance()
+        self.groups = (args, self.augmentation, self.model_config, self.evaluation, self.hub, self.provenance)
         self.objective = CrossPseudoSupervision() if objective is None else objective
         self.train_dataset, self.unlabeled_dataset, self.eval_dataset = train_dataset, unlabeled_dataset, eval_dataset
         self.processing_class = processing_class
+        self.evaluation.check_stride(self.augmentation.crop_size)
         refuse_engines()
-        assembly.check_trackers(args)
-        self.accelerator = _accelerator(args)
-        assembly.check_launch(self.accelerator, args)
-        self.id2label = assembly.check_data(train_dataset, unlabeled_dataset, eval_dataset, self.objective)
+        setup.check_trackers(args)
+        self.accelerator = accelerator = _accelerator(args)
+        setup.check_launch(accelerator, args)
+        id2label = setup.check_data(train_dataset, unlabeled_dataset, eval_dataset, self.objective)
 
         # Swappable training components
-        self.models = assembly.build_models(models, args, self.objective, self.id2label, self.accelerator)
+        crop_size = self.augmentation.crop_size
+        self.models = setup.build_models(
+            models, self.model_config, args, crop_size, self.objective, id2label, accelerator
+        )
         self.id2label = self.models[0].config.id2label
         set_seed(args.seed, device_specific=True)  # dropout differs between processes, weights were drawn before
         self.module = TrainingModule(self.models, self.objective)
         if args.torch_compile:
             self.module.compile_networks(args.torch_compile_backend, args.torch_compile_mode)
-        self.optimizer = optimizers[0] or assembly.make_optimizer(self.models, args)
-        self.lr_scheduler = optimizers[1] or assembly.make_schedule(self.optimizer, args)
+        self.optimizer = optimizers[0] or setup.make_optimizer(self.models, args)
+        self.lr_scheduler = optimizers[1] or setup.make_schedule(self.optimizer, args)
         # The schedule is not prepared: Accelerate would step it once a process.
-        self.prepared, self.optimizer = prepare(self.accelerator, self.module, self.optimizer)
-        self.device = self.accelerator.device
-        self.image_mean, self.image_std = (
-            torch.tensor(v, device=self.device) for v in (args.image_mean, args.image_std)
-        )
+        self.prepared, self.optimizer = prepare(accelerator, self.module, self.optimizer)
+        self.device = accelerator.device
+        means = (self.model_config.image_mean, self.model_config.image_std)
+        self.image_mean, self.image_std = (torch.tensor(v, device=self.device) for v in means)
         self._progress = torch.zeros((), device=self.device)
-        self.judge = Judge(self.module, args, self.accelerator, num_labels=len(self.id2label))
-        self.callback_handler = CallbackHandler(
-            [DefaultFlowCallback, *(callbacks or [])], self.module, processing_class, self.optimizer, self.lr_scheduler
-        )
 
-        # Additional training states
+        # What the run knows of itself, and what looks after it
+        self.state = setup.run_state(args, accelerator)
         self.control = TrainerControl()
-        self.state = assembly.trainer_state(args, self.accelerator)
-        self.averages = Averages()
-        self.guard = Guard(self.accelerator, self.module, args)
-        self.collapse = CollapseWatch(args.max_steps)
+        self.guard = Guard(accelerator, self.module, args, self.state)
         self.signals = signals.StopSignals()
-        self.stopwatch = Stopwatch()
-        self.scores: dict[str, dict[str, Any]] = {}  # the newest evaluation's, by row
-        self.best: dict[str, Any] = {}  # the best evaluation's rows, and its "step" and "branch"
-        self.agreement: dict[str, float] = {}  # "start" and "end"
-        self.first_step = 0  # or the step that was resumed from
-        self.fingerprint: dict[str, Any] = {}  # what decides how the run goes on
         self.streams: dict[str, TrainStream] = {}  # "labeled" and, where the objective asks for views, "unlabeled"
         self.run_log: RunLog | None = None
-        self.pushes: pushing.BackgroundPushes | None = None  # of the main process, with `push_to_hub`
+        self.evaluator = self._evaluator()
+        self.run = self._run()
+        pictures = Pictures(
+            self.evaluator,
+            eval_dataset,
+            [*self.id2label.values()],
+            count=self.evaluation.num_pictures,
+            may_leave=self.hub.push_pictures,
+        )
+        self.exporter = BranchExporter(
+            self.run,
+            self.state,
+            self.module,
+            accelerator,
+            image_mean=means[0],
+            image_std=means[1],
+            processing_class=processing_class,
+            pictures=pictures,
+        )
+        self.callback_handler = CallbackHandler(
+            [DefaultFlowCallback, *self._callbacks(pictures, [*(callbacks or [])])],
+            self.module,
+            processing_class,
+            self.optimizer,
+            self.lr_scheduler,
+        )
+        self.checkpointer = Checkpointer(
+            args,
+            accelerator,
+            state=self.state,
+            optimizer=self.optimizer,
+            lr_scheduler=self.lr_scheduler,
+            callbacks=self.callback_handler.callbacks,
+            settings=self.run.settings,
+            evaluates=eval_dataset is not None,
+        )
         self.control = self.callback_handler.on_init_end(args, self.state, self.control)
 
     # ------------------------------------------------------------------------------------------------ training
 
     def train(self, resume_from_checkpoint: str | bool | None = None) -> dict[str, Any]:
         """Train to `args.max_steps` and export the branches.
+
+        At the last step the checkpoint and the branches are written first; what comes then (the evaluation, pictures,
+        cards, trackers, callbacks, a push) may fail and costs neither.
 
         Args:
             resume_from_checkpoint: a checkpoint's folder, true for the newest whole one, "auto" for that or a new
@@ -142,28 +184,26 @@ class CPSTrainer:
             FloatingPointError: a loss or gradient is not finite; the last checkpoint is whole.
             torch.OutOfMemoryError: a batch does not fit; it says what to change.
             ConnectionError: another process ended or does not answer.
+            EvaluationError: training is done and kept, and its last evaluation failed; it says how to repeat it.
             Preempted: a signal stopped the run, which is saved; uncaught, the program ends with code 85.
         """
         args, accelerator = self.args, self.accelerator
         wanted = args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
         # All that can be wrong is found before anything is written.
-        checkpoint, resumed = resuming.find_checkpoint(self, wanted)
+        checkpoint, saved = self.checkpointer.find(wanted, self._fingerprint)
         if args.auto_find_batch_size:
-            memory.fit_batch(self)
-        sets, starts = (self.train_dataset, self.unlabeled_dataset), resumed["streams"]
-        labeled, unlabeled = assembly.train_streams(
-            args, accelerator, self.objective, *sets, starts, num_labels=len(self.id2label)
-        )
+            self._fit_batch()
+        labeled, unlabeled = self._train_streams(saved["streams"])
         if self.eval_dataset is not None:
-            self.judge.check_first_batch(self.eval_dataset)
+            self.evaluator.check_first_batch(self.eval_dataset)
         if accelerator.is_main_process:
-            self.pushes = pushing.BackgroundPushes(args) if args.push_to_hub else None
-            resuming.prepare_output_dir(self, checkpoint, resumed)
-            write_atomically(Path(args.output_dir) / "config.yaml", cli.to_yaml(args, self.objective))
+            self.checkpointer.prepare_output_dir(checkpoint, saved)
+            settings = setup.to_yaml(self.objective, *self.groups)
+            write_atomically(Path(args.output_dir) / "config.yaml", settings)
         accelerator.wait_for_everyone()
         if checkpoint:
-            resuming.load_checkpoint(self, checkpoint, resumed)
-        assembly.init_trackers(accelerator, args, self.objective, self.state.global_step)
+            self.checkpointer.load(checkpoint, saved)
+        setup.init_trackers(accelerator, args, self.run.settings, self.objective, self.state.global_step)
         self.run_log = RunLog(
             accelerator,
             args.output_dir,
@@ -173,18 +213,15 @@ class CPSTrainer:
         )
         self.state.log_history = self.run_log.read()
         try:
-            with deterministic_algorithms(args.full_determinism), self.signals, failures.explained(self):
+            with deterministic_algorithms(args.full_determinism), self.signals, self._explained():
                 self._loop(labeled, unlabeled)
-            pictures.after_training(self)
+            return self._finish()
         finally:
             self.run_log.bar.close()
-            # Not accelerator.end_training(), which would end the processes' group before the branches are exported.
+            # Not accelerator.end_training(), which would end the processes' group.
             for tracker in accelerator.trackers:
                 tracker.finish()
-        summary = results.finish(self)
-        pushing.push_last(self)
-        self.run_log = None  # what is logged from now on belongs to no run
-        return summary
+            self.run_log = None  # what is logged from now on belongs to no run
 
     def _loop(self, labeled: TrainStream, unlabeled: TrainStream | None) -> None:
         """The phases of an optimizer step, until the callbacks say that it is enough."""
@@ -193,14 +230,10 @@ class CPSTrainer:
         labeled_batches = iter(labeled)
         unlabeled_batches = iter(unlabeled) if unlabeled else None
         self.control = self.callback_handler.on_train_begin(args, state, self.control)
-        if state.global_step == 0:
-            self._measure_agreement("start")
+        self._begin()
         self.prepared.train()
-        self.control.should_training_stop |= state.global_step >= args.max_steps
-        if self.control.should_training_stop and self.eval_dataset is not None and not self.scores:
-            self._evaluate_and_keep_best()  # resumed at the end, with another evaluation set
         while not self.control.should_training_stop:
-            self.stopwatch.start()
+            state.stopwatch.start()
             self.control = self.callback_handler.on_step_begin(args, state, self.control)
             # fetch: the micro-batches of the whole step, since the losses divide by its global counts
             micro_batches = [
@@ -212,7 +245,7 @@ class CPSTrainer:
             # forward, backward
             outputs = [self._forward_backward(batch) for batch in micro_batches]
             # stop if not finite, clip
-            verdict = self.guard.judge(self.optimizer, self.averages, told_to_stop=bool(self.signals.received))
+            verdict = self.guard.judge(self.optimizer, told_to_stop=bool(self.signals.received))
             if verdict.finite:
                 # step
                 self.optimizer.step()
@@ -225,24 +258,30 @@ class CPSTrainer:
             if verdict.finite and self.module.teacher is not None:
                 decay = self.objective.ema_decay(state.global_step)
                 update_teacher(self.module.teacher, self.module.branches[0], decay)
-            self.stopwatch.stop(sum(s.shard.global_batch_size for s in self.streams.values()))
+            state.stopwatch.stop(sum(s.shard.global_batch_size for s in self.streams.values()))
             self.run_log.bar.update()
-            # log, evaluate, save
+            # save, log, evaluate
             self.control = self.callback_handler.on_step_end(args, state, self.control)
             self.control.should_save |= verdict.stop
-            self._log_evaluate_save()
+            self._save_log_evaluate()
             if verdict.stop and not self.control.should_training_stop:
-                signals.leave(self)
-        self.control = self.callback_handler.on_train_end(args, state, self.control)
+                signals.leave(accelerator, args.output_dir, state.global_step, self.signals.received)
 
-    def _forward_backward(self, batch: MicroBatch) -> ObjectiveOutput:
-        """One micro-batch; gradients add up. (Accelerate divides by the accumulation steps.)"""
-        with self.accelerator.accumulate(self.prepared):
-            output = self.prepared(batch.labeled, batch.unlabeled, self._progress)
-            self.accelerator.backward(output.loss)
-        output = output._replace(loss=output.loss.detach())
-        self.averages.add({"loss": output.loss, **output.logs}, 1 / self.args.gradient_accumulation_steps)
-        return output
+    def _begin(self) -> None:
+        """Before the first step: of a new run the branches' agreement, of a resumed one what its checkpoint holds as
+        pending."""
+        state, control = self.state, self.control
+        if state.global_step == 0:
+            self._measure_agreement("start")
+        control.should_training_stop |= state.global_step >= self.args.max_steps
+        if control.should_training_stop and self.eval_dataset is not None and not state.scores:
+            state.pending = {"log": None, "evaluate": True}  # resumed at the end, with another evaluation set
+        if control.should_training_stop:
+            self._export_all()
+        if state.pending:
+            logger.info("Step %d: making up for what its checkpoint holds as not done.", state.global_step)
+            self._do_pending()
+            self.checkpointer.amend(self._stream_states())
 
     def _fetch(self, labeled: Iterator[dict], unlabeled: Iterator[dict] | None) -> MicroBatch:
         """The next micro-batch on the device, images normalised. Samples that were replaced are written down."""
@@ -254,29 +293,75 @@ class CPSTrainer:
         ids = {kind: batch["ids"] for kind, batch in zip(("labeled", "unlabeled"), fetched, strict=False)}
         return MicroBatch(on_device[0], on_device[1] if unlabeled is not None else None, ids)
 
-    def _log_evaluate_save(self) -> None:
-        args, state = self.args, self.state
-        if self.control.should_log or (self.control.should_training_stop and self.averages.steps):
-            means = self.averages.read()
-            self.collapse.take(means, state.global_step)
-            means |= {"skipped_steps": self.guard.skipped_steps} if args.max_skipped_steps else {}
-            means["learning_rate"] = assembly.current_learning_rate(self.optimizer)
-            self.log({**means, "images_per_second": self.stopwatch.read()})
-        if self.control.should_evaluate or self.control.should_training_stop:
-            self._evaluate_and_keep_best()
-        if self.control.should_save or self.control.should_training_stop:  # an evaluation may have stopped the run
-            resuming.save_checkpoint(self)
-            self.control = self.callback_handler.on_save(args, state, self.control)
-            pushing.push_saved(self)
+    def _forward_backward(self, batch: MicroBatch) -> ObjectiveOutput:
+        """One micro-batch; gradients add up. (Accelerate divides by the accumulation steps.)"""
+        with self.accelerator.accumulate(self.prepared):
+            output = self.prepared(batch.labeled, batch.unlabeled, self._progress)
+            self.accelerator.backward(output.loss)
+        output = output._replace(loss=output.loss.detach())
+        share = 1 / self.args.gradient_accumulation_steps
+        self.state.averages.add({"loss": output.loss, **output.logs}, share)
+        return output
 
-    def _evaluate_and_keep_best(self) -> None:
-        self.evaluate()
-        self._keep_best()
-        pictures.after_evaluation(self)
+    def _save_log_evaluate(self) -> None:
+        """Weights first: what comes then may fail, and the checkpoint says what of it is still to be done."""
+        ends = self.control.should_training_stop
+        saves = self.control.should_save or ends
+        logs = self.control.should_log or (ends and self.state.averages.steps > 0)
+        record = self._means() if logs else None
+        self.state.pending = {"log": record, "evaluate": self.control.should_evaluate or ends}
+        if saves:
+            self._save()
+        if ends:
+            self._export_all()
+        self._do_pending()
+        if saves:
+            self.checkpointer.amend(self._stream_states())
+        elif self.control.should_save or self.control.should_training_stop:  # a callback that saw the scores wants it
+            saves = True
+            self._save()
+            if self.control.should_training_stop:
+                self._export_all()
+        if saves:
+            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
 
-    def next_ids(self, count: int = 20) -> dict[str, list[str]]:
-        """The ids of the next samples of each stream, in the global order over all processes, once training began."""
-        return {name: stream.ids(resuming.position(self, name), count) for name, stream in self.streams.items()}
+    def _do_pending(self) -> None:
+        """Log and evaluate. An evaluation that fails is told, and ends no training."""
+        state, pending = self.state, self.state.pending
+        if pending["log"]:
+            self.log(pending["log"])
+        if pending["evaluate"]:
+            state.evaluation_error = None
+            try:
+                self.evaluate()
+                self._keep_best()
+            except (ValueError, OSError, RuntimeError, MemoryError) as error:
+                if failures.is_of_the_connection(error):
+                    raise
+                state.evaluation_error, state.scores = error, {}
+                logger.warning("The evaluation of step %d failed: %s", state.global_step, error)
+        state.pending = {}
+
+    def _means(self) -> dict[str, float]:
+        """The record of the steps since the last one."""
+        state, means = self.state, self.state.averages.read()
+        shares = [name for name in means if name.startswith(ONE_CLASS)]
+        state.one_class = {name.removeprefix(ONE_CLASS): means.pop(name) for name in shares}
+        means |= {"skipped_steps": state.skipped_steps} if self.args.max_skipped_steps else {}
+        means["learning_rate"] = setup.current_learning_rate(self.optimizer)
+        return {**means, "images_per_second": state.stopwatch.read()}
+
+    def _finish(self) -> dict[str, Any]:
+        """Write results.json, and let the callbacks draw, describe and push what there is."""
+        content = results.summary(self.run, self.state)
+        with together(self.accelerator):
+            if self.accelerator.is_main_process:
+                text = json.dumps(without_nan(content), indent=1)
+                write_atomically(Path(self.args.output_dir) / "results.json", text)
+        self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
+        if self.state.evaluation_error is not None:
+            raise failures.of_the_last_evaluation(self.args.output_dir, self.exporter.names, self.state)
+        return content
 
     def log(self, logs: dict[str, float]) -> None:
         """Give named numbers to metrics.jsonl, the trackers, the progress bar and the callbacks."""
@@ -293,22 +378,22 @@ class CPSTrainer:
         """Score every branch, the teacher if there is one, and the branches' mean, on whole images.
 
         Returns:
-            `<prefix>_mean_iou` (of the best single branch: what can be handed out), `<prefix>_<row>_mean_iou`,
+            `<prefix>_mean_iou` (of the best single branch: what can be exported), `<prefix>_<row>_mean_iou`,
             `_mean_accuracy` and `_overall_accuracy` for each row, and `<prefix>_agreement`. Fractions. The per-class
-            scores are in `self.scores`; of another set than the run's they are `self.judge.scores(eval_dataset)`, and
-            no part of the run's results. Empty without an evaluation set.
+            scores are in `self.state.scores`; of another set than the run's they are
+            `self.evaluator.scores(eval_dataset)`, and no part of the run's results. Empty without an evaluation set.
         """
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         metrics: dict[str, float] = {}
         self.module.share_buffers(self.accelerator)
         if dataset is not None:
-            by_row = self.judge.scores(dataset)
+            by_row = self.evaluator.scores(dataset)
             metric = self.args.metric_for_best_model
             metrics = {f"{metric_key_prefix}_{metric}": by_row[self._best_row(by_row)][metric]}
             for row, scores in by_row.items():
                 for key in ("mean_iou", "mean_accuracy", "overall_accuracy"):
                     metrics[f"{metric_key_prefix}_{row}_{key}"] = scores[key]
-            self.scores = by_row if eval_dataset is None else self.scores
+            self.state.scores = by_row if eval_dataset is None else self.state.scores
         if eval_dataset is None:
             agreement = self._measure_agreement("end")
             metrics |= {} if agreement is None else {f"{metric_key_prefix}_agreement": agreement}
@@ -324,28 +409,28 @@ class CPSTrainer:
             dataset: needs "image"; a label is not looked at.
             branch: a number, "teacher", or "mean" (of the branches' probabilities).
         """
-        return self.judge.predictions(dataset, [*self.module.branches] if branch == "mean" else [self.network(branch)])
-
-    def network(self, branch: int | str) -> nn.Module:
-        """A branch by number, or the teacher."""
-        rows = {str(i): network for i, network in enumerate(self.module.branches)}
-        if self.module.teacher is not None:
-            rows["teacher"] = self.module.teacher
-        if str(branch) not in rows:
-            raise ValueError(f"`branch` must be one of {', '.join(rows)}, got {branch!r}.")
-        return rows[str(branch)]
+        networks = [*self.module.branches] if branch == "mean" else [self.exporter.network(branch)]
+        return self.evaluator.predictions(dataset, networks)
 
     def _measure_agreement(self, when: str) -> float | None:
         """The branches' agreement on the same few unlabeled images each time; kept under `when`."""
         if not (self.args.agreement_images and len(self.models) > 1 and self.unlabeled_dataset is not None):
             return None
-        images = assembly.evenly_spaced(self.unlabeled_dataset, self.args.agreement_images)
-        self.agreement[when] = self.judge.agreement(images)
+        images = setup.evenly_spaced(self.unlabeled_dataset, self.args.agreement_images)
+        self.state.agreement[when] = self.evaluator.agreement(images)
         if when == "start":
-            self.log({"eval_agreement": self.agreement[when]})
-        return self.agreement[when]
+            self.log({"eval_agreement": self.state.agreement[when]})
+        return self.state.agreement[when]
 
     # ------------------------------------------------------------------------------------------------ saving
+
+    def _save(self) -> None:
+        self.module.share_buffers(self.accelerator)
+        self.checkpointer.save(self._stream_states())
+
+    def _export_all(self) -> None:
+        for name in self.exporter.names:
+            self.exporter.export(name)
 
     def _best_row(self, scores: dict[str, dict[str, Any]]) -> str:
         """Which single network is best."""
@@ -354,14 +439,15 @@ class CPSTrainer:
 
     def _keep_best(self) -> None:
         """`OUT/best`: a copy of the better branch at its best step."""
-        if not self.scores:
+        state = self.state
+        if not state.scores:
             return
-        row, metric = self._best_row(self.scores), self.args.metric_for_best_model
-        value = self.scores[row][metric]
-        if self.state.best_metric is None or value > self.state.best_metric:
-            self.state.best_metric, self.state.best_global_step = value, self.state.global_step
-            self.best = {**self.scores, "step": self.state.global_step, "branch": row}
-            self.save_model(Path(self.args.output_dir) / "best", branch=row.removeprefix("branch_"))
+        row, metric = self._best_row(state.scores), self.args.metric_for_best_model
+        value = state.scores[row][metric]
+        if state.best_metric is None or value > state.best_metric:
+            state.best_metric, state.best_global_step = value, state.global_step
+            state.best = {**state.scores, "step": state.global_step, "branch": row}
+            self.exporter.export(row, Path(self.args.output_dir) / "best")
 
     def save_model(self, output_dir: str | os.PathLike | None = None, *, branch: int | str = 0) -> None:
         """Export one branch: weights, config, image processor and card, and nothing of the other branch.
@@ -369,11 +455,7 @@ class CPSTrainer:
         Args:
             output_dir: none: `branch_<branch>` (or `teacher`) in `args.output_dir`.
         """
-        name = "teacher" if branch == "teacher" else f"branch_{branch}"
-        directory = Path(output_dir or Path(self.args.output_dir) / name)
-        self.module.share_buffers(self.accelerator)
-        results.export_branch(self, name, directory)
-        self.accelerator.wait_for_everyone()
+        self.exporter.export(self.exporter.name_of(branch), None if output_dir is None else Path(output_dir))
 
     def push_to_hub(
         self, commit_message: str = "End of training", *, branch: int | str | None = None, tag: str | None = None
@@ -384,7 +466,133 @@ class CPSTrainer:
         """
         if branch is not None:
             self.save_model(branch=branch)
-        return pushing.push_now(self, commit_message, branch, tag) if self.accelerator.is_main_process else None
+        if not self.accelerator.is_main_process:
+            return None
+        name = "best" if self.state.best else "branch_0"
+        if branch is not None:
+            name = self.exporter.name_of(branch)
+        return push_branch(
+            Path(self.args.output_dir) / name,
+            repo_id_of(self.hub.hub_model_id, self.args.output_dir),
+            private=self.hub.hub_private_repo,
+            token=self.hub.hub_token,
+            revision=self.hub.hub_revision,
+            tag=tag,
+            commit_message=commit_message,
+        )
+
+    # ------------------------------------------------------------------------------------------------ streams
+
+    def next_ids(self, count: int = 20) -> dict[str, list[str]]:
+        """The ids of the next samples of each stream, in the global order over all processes, once training began."""
+        return {name: stream.ids(self._position(name), count) for name, stream in self.streams.items()}
+
+    def _position(self, name: str) -> int:
+        """Where the next step begins in the global order of the "labeled" or the "unlabeled" stream."""
+        stream, state = self.streams[name], self.state
+        return stream.start + (state.global_step - state.first_step) * stream.shard.global_batch_size
+
+    def _stream_states(self) -> dict[str, dict[str, Any]]:
+        return {name: {"position": self._position(name)} | s.state() for name, s in self.streams.items()}
+
+    def _train_streams(self, starts: dict[str, Any]) -> tuple[TrainStream, TrainStream | None]:
+        return setup.train_streams(
+            self.args,
+            self.augmentation,
+            self.accelerator,
+            self.objective,
+            self.train_dataset,
+            self.unlabeled_dataset,
+            starts,
+            num_labels=len(self.id2label),
+        )
+
+    def _first_micro_batch(self) -> tuple[Any, Any]:
+        """The labeled and the unlabeled batch that a new run begins with, on the device."""
+        to_device = (self.device, self.image_mean, self.image_std)
+        streams = self._train_streams({})
+        return tuple(None if s is None else batches.to_device(next(iter(s)), *to_device) for s in streams)
+
+    # ------------------------------------------------------------------------------------------------ parts
+
+    def add_callback(self, callback: TrainerCallback | type[TrainerCallback]) -> None:
+        """Add a callback, an object or a class that is made without arguments."""
+        self.callback_handler.add_callback(callback)
+
+    def remove_callback(self, callback: TrainerCallback | type[TrainerCallback]) -> None:
+        """Take a callback out, by object or class: `trainer.remove_callback(PicturesCallback)`."""
+        self.callback_handler.remove_callback(callback)
+
+    def _callbacks(self, pictures: Pictures, own: list[TrainerCallback]) -> list[TrainerCallback]:
+        """Ours but for those whose places the user's take, and the user's. The push is last: it sends the rest."""
+        args, is_main = self.args, self.accelerator.is_main_process
+        draw = PicturesCallback(pictures, self.accelerator, args.output_dir, metric=args.metric_for_best_model)
+        ours = [CollapseCallback(), draw, ModelCardCallback(self.exporter)]
+        ours = [callback for callback in ours if not any(_derives(one, type(callback)) for one in own)]
+        if self.hub.push_to_hub and not any(_derives(one, PushCallback) for one in own):
+            own = [*own, PushCallback(self.hub, args.output_dir, self.exporter, is_main_process=is_main)]
+        return [*ours, *own]
+
+    def _evaluator(self) -> Evaluator:
+        return Evaluator(
+            self.module,
+            self.accelerator,
+            self.evaluation,
+            num_labels=len(self.id2label),
+            crop_size=self.augmentation.crop_size,
+            image_mean=self.model_config.image_mean,
+            image_std=self.model_config.image_std,
+            num_workers=self.args.dataloader_num_workers,
+            skip_bad_samples=self.args.skip_bad_samples,
+        )
+
+    def _run(self) -> results.Run:
+        return results.Run(
+            settings=flat(*self.groups),
+            objective=self.objective,
+            models=self.models,
+            id2label=self.id2label,
+            num_labeled=setup.length(self.train_dataset),
+            num_unlabeled=setup.length(self.unlabeled_dataset),
+            eval_options=self.evaluator.options,
+            backbone_sources=[self.model_config.backbone_source(i) for i in range(len(self.models))],
+            license=self.hub.hub_license,
+            num_processes=self.accelerator.num_processes,
+            device=self.device,
+        )
+
+    def _fingerprint(self) -> dict[str, Any]:
+        return fingerprint(
+            self.groups,
+            self.objective,
+            self.models,
+            train_dataset=self.train_dataset,
+            unlabeled_dataset=self.unlabeled_dataset,
+            eval_dataset=self.eval_dataset,
+            optimizer=self.optimizer,
+            lr_scheduler=self.lr_scheduler,
+            accelerator=self.accelerator,
+        )
+
+    def _fit_batch(self) -> None:
+        memory.fit_batch(
+            self.args,
+            self.augmentation.crop_size,
+            self.accelerator,
+            self.module,
+            self.optimizer,
+            self._first_micro_batch,
+            unlabeled=bool(self.objective.views),
+        )
+
+    def _explained(self):
+        reads_unlabeled = bool(self.objective.views)
+        crop_size = self.augmentation.crop_size
+        return failures.explained(self.args, crop_size, self.accelerator, self.state, unlabeled=reads_unlabeled)
+
+
+def _derives(callback: TrainerCallback | type[TrainerCallback], kind: type[TrainerCallback]) -> bool:
+    return issubclass(callback if isinstance(callback, type) else type(callback), kind)
 
 
 def _accelerator(args: CPSConfig) -> Accelerator:

@@ -1,5 +1,6 @@
 """A resumed run is bit for bit the one that was never stopped, or it says why it cannot be."""
 
+import dataclasses
 import itertools
 import json
 from dataclasses import replace
@@ -31,7 +32,7 @@ from transformers import EarlyStoppingCallback
 
 from cps_hf.checkpointing import fingerprint
 from cps_hf.checkpointing.checkpoints import newest_checkpoint
-from cps_hf.config import CPSConfig
+from cps_hf.config import GROUPS, names_of_kind
 from cps_hf.objectives import OBJECTIVES, CrossPseudoSupervision
 from cps_hf.training.setup import train_streams
 from cps_hf.training.trainer import CPSTrainer
@@ -105,7 +106,8 @@ def test_on_another_number_of_processes_and_workers_the_order_stays_and_the_rest
     with without_cards_and_pictures():
         resumed = run_resumed(root, alone, tmp_path / "out", resume_from_checkpoint=str(checkpoint), **fields)
     t = make_trainer(root, alone, tmp_path / "unused")
-    streams = train_streams(t.args, t.accelerator, t.objective, t.train_dataset, t.unlabeled_dataset, {}, num_labels=3)
+    sets = (t.train_dataset, t.unlabeled_dataset)
+    streams = train_streams(t.args, t.augmentation, t.accelerator, t.objective, *sets, {}, num_labels=3)
     expected = [stream.ids(8 * SAVED, 20) for stream in streams]  # eight images a step
     assert [*resumed["ids of the next 20 samples"].values()] == expected
     assert "Not bit for bit" in caplog.text and "processes: 2 -> 1" in caplog.text
@@ -146,12 +148,13 @@ def test_a_setting_that_changes_the_run_is_an_error_that_lists_it(root, tmp_path
 
 def test_other_data_another_objective_and_other_models_are_listed_too(root, tmp_path, stopped):
     data = read_world(root, "map")
-    args = make_trainer(root, CPS, tmp_path / "out").args
-    args.resume_from_checkpoint = str(newest_checkpoint(stopped))
+    first = make_trainer(root, CPS, tmp_path / "out")
+    groups = {"args": first.args, "augmentation": first.augmentation, "evaluation": first.evaluation}
+    first.args.resume_from_checkpoint = str(newest_checkpoint(stopped))
     data["train_dataset"] = data["train_dataset"].select([0, 1, 2, 3, 4, 5, 6, 8])
     data["unlabeled_dataset"] = data["unlabeled_dataset"].select([1, 0, 2, 3, 4, 5, 6, 7, 8])
     models = toy_models(dropout=0.3, norm=True, width=6)
-    trainer = CPSTrainer(models, args, objective=CrossPseudoSupervision(weight=2.0), **data)
+    trainer = CPSTrainer(models, **groups, objective=CrossPseudoSupervision(weight=2.0), **data)
     with pytest.raises(ValueError) as error:
         trainer.train()
     for said in (
@@ -166,8 +169,11 @@ def test_other_data_another_objective_and_other_models_are_listed_too(root, tmp_
 
 
 def test_every_setting_is_one_that_may_change_or_one_that_may_not():
-    listed = fingerprint.MAY_CHANGE | fingerprint.CHANGES_ROUNDING | fingerprint.DECIDES_THE_BEST
-    assert listed <= CPSConfig.__dataclass_fields__.keys()
+    groups = [group() for group in GROUPS]
+    kinds = [names_of_kind(kind, *groups) for kind in (None, "free", "rounding", "choice")]
+    everything = [f.name for group in GROUPS for f in dataclasses.fields(group)]
+    assert sorted(everything) == sorted(name for kind in kinds for name in kind)
+    assert len({*everything}) == len(everything), "a command line holds all groups side by side"
 
 
 def test_length_logging_saving_and_output_may_change_and_the_schedule_follows_the_new_length(root, tmp_path, stopped):
@@ -212,9 +218,7 @@ def test_resumed_without_an_evaluation_set_no_score_is_taken_for_the_new_steps(r
     best = json.loads((checkpoint / "trainer_state.json").read_text())["best"]
     fields = {"resume_from_checkpoint": str(checkpoint), "max_steps": 6}
     with without_cards_and_pictures():
-        trainer = make_trainer(root, CPS, tmp_path / "out", **fields)
-        trainer.eval_dataset = None
-        results = trainer.train()
+        results = make_trainer(root, CPS, tmp_path / "out", eval_dataset=None, **fields).train()
     assert results["final"] == {} and results["best"] == best and best["step"] == 2
     kept, there = (load_file(path / "best" / "model.safetensors") for path in (checkpoint, tmp_path / "out"))
     assert all(torch.equal(value, there[name]) for name, value in kept.items())
@@ -226,14 +230,14 @@ def test_resumed_at_its_end_with_another_evaluation_set_the_run_is_scored_on_tha
         trainer = make_trainer(root, CPS, tmp_path / "out", max_steps=4, resume_from_checkpoint="auto")
         trainer.eval_dataset = trainer.eval_dataset.select([0])
         results = trainer.train()
-        expected = trainer.judge.scores(trainer.eval_dataset)
+        expected = trainer.evaluator.scores(trainer.eval_dataset)
     assert results["final"] != first["final"] and results["final"] == expected
     assert results["best"] == {**expected, "step": 4, "branch": results["best"]["branch"]}
 
 
 def test_a_streamed_run_of_an_older_order_is_another_run(root, tmp_path):
     """Its checkpoint says nothing of the order; going on would pass over samples and repeat others."""
-    now = fingerprint.fingerprint(make_trainer(root, replace(CPS, data="stream"), tmp_path / "out"))
+    now = make_trainer(root, replace(CPS, data="stream"), tmp_path / "out")._fingerprint()
     old = {key: value for key, value in now["run"].items() if not key.endswith(", order")}
     new_order = ', order: none -> "by seed, stream and pass"'
     assert fingerprint.differences(old, now["run"]) == [
@@ -290,7 +294,7 @@ def test_trackers_show_no_step_twice(root, tmp_path):
 FULL_DISK = """
 import resource, sys
 from pathlib import Path
-from resume_cases import Case, make_trainer
+from support.resume_cases import Case, make_trainer
 from transformers import TrainerCallback
 
 class FullDisk(TrainerCallback):

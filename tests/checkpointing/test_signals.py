@@ -12,11 +12,10 @@ import time
 
 import pytest
 import torch
-from support.toy import PATHS, SUPPORT, toy_models, write_world
+from support.toy import PATHS, SUPPORT, settings, toy_models, write_world
 from transformers import TrainerCallback
 
 from cps_hf.checkpointing.signals import EXIT_CODE, SIGNALS, Preempted, StopSignals
-from cps_hf.config import CPSConfig
 from cps_hf.data.workers import outlive_signals
 from cps_hf.objectives import CrossPseudoSupervision
 from cps_hf.training.trainer import CPSTrainer
@@ -83,7 +82,7 @@ def test_a_second_signal_leaves_at_once_also_from_within_a_call_that_waits():
         "import hashlib, sys, types\n"
         "sys.modules['cps_hf'] = types.ModuleType('cps_hf')\n"  # not all that the package imports: it takes seconds
         f"sys.modules['cps_hf'].__path__ = [{str(PATHS[0] / 'cps_hf')!r}]\n"
-        "import cps_hf.signals as s\n"
+        "import cps_hf.checkpointing.signals as s\n"
         "s.ECHO_SECONDS = 0.1\n"
         "with s.StopSignals():\n"
         "    print('ready', flush=True)\n"
@@ -140,7 +139,7 @@ def trainer_for(tmp_path, *, callback=None, **fields):
     values |= {"per_device_train_batch_size": 2, "crop_size": [16, 16], "dataloader_num_workers": 0}
     trainer = CPSTrainer(
         toy_models(),
-        CPSConfig(**values, logging_steps=1, disable_tqdm=True, num_pictures=0, **fields),
+        **settings(**values, logging_steps=1, disable_tqdm=True, num_pictures=0, **fields),
         objective=CrossPseudoSupervision(),
         train_dataset=write_world(tmp_path / "labeled", [(20, 20)] * 4),
         unlabeled_dataset=write_world(tmp_path / "unlabeled", [(20, 20)] * 4, first=9, labels=False),

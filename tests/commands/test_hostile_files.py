@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.toy import tiny_upernet, toy_models, write_world
+from support.toy import settings, tiny_upernet, toy_models, write_world
 
-from cps_hf.config import CPSConfig
+from cps_hf.config import ModelConfig
 from cps_hf.modeling.branches import build_branches
 from cps_hf.objectives import Supervised
 from cps_hf.training.trainer import CPSTrainer
@@ -32,7 +32,7 @@ class Payload:
 
 
 def trainer_for(tmp_path, **fields):
-    args = CPSConfig(
+    args = settings(
         output_dir=str(tmp_path / "out"),
         max_steps=2,
         per_device_train_batch_size=2,
@@ -42,7 +42,7 @@ def trainer_for(tmp_path, **fields):
         **fields,
     )
     dataset = write_world(tmp_path / "labeled", [(20, 20)] * 2)
-    return CPSTrainer(toy_models(1), args, objective=Supervised(), train_dataset=dataset)
+    return CPSTrainer(toy_models(1), **args, objective=Supervised(), train_dataset=dataset)
 
 
 def test_the_payload_of_these_tests_would_run(tmp_path):
@@ -127,7 +127,7 @@ def test_code_that_comes_with_a_model_runs_only_when_it_is_asked_for(tmp_path):
     config = json.loads((folder / "config.json").read_text()) | {"model_type": "own"}
     config["auto_map"] = {"AutoConfig": "own.OwnConfig", "AutoModelForSemanticSegmentation": "own.Own"}
     (folder / "config.json").write_text(json.dumps(config))
-    assert CPSConfig().trust_remote_code is False
+    assert ModelConfig().trust_remote_code is False
     with pytest.raises(ValueError, match="trust_remote_code"):
         build_branches(str(folder), num_branches=1)
     assert not pwned.exists()

@@ -9,12 +9,12 @@ import torch
 from datasets import load_dataset
 from support.toy import write_world
 
+from cps_hf.config import AugmentationConfig
 from cps_hf.data.order import Shard
 from cps_hf.data.streams import EvaluationStream, TrainStream, check_label_range
-from cps_hf.data.transforms import Augmentation
 
 SIZES = [(40, 56), (56, 40), (48, 48), (37, 61), (64, 33), (30, 30), (41, 47)]
-AUGMENTATION = Augmentation(crop_size=(24, 32), random_scale=(0.5, 1.0, 1.5))
+AUGMENTATION = AugmentationConfig(crop_size=(24, 32), random_scale=(0.5, 1.0, 1.5))
 VIEWS = ("weak", "strong", "cutmix_mask")
 
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cps_hf.data.transforms import Augmentation, labeled_sample, normalize, random_crop, strong_view, unlabeled_views
+from cps_hf.config import AugmentationConfig
+from cps_hf.data.transforms import labeled_sample, normalize, random_crop, strong_view, unlabeled_views
 
 
 def gen(seed=0):
@@ -24,7 +25,7 @@ def coordinates(height, width):
 @pytest.mark.parametrize("flip", [0.0, 1.0])
 def test_image_and_label_move_together(height, width, scale, flip):
     image, label = coordinates(height, width)
-    augmentation = Augmentation(crop_size=(40, 64), random_scale=(scale,), horizontal_flip=flip)
+    augmentation = AugmentationConfig(crop_size=(40, 64), random_scale=(scale,), horizontal_flip=flip)
     for seed in range(5):
         crop, crop_label, valid = random_crop(image, label, augmentation, gen(seed))
         assert crop.shape == (3, 40, 64) and crop_label.shape == valid.shape == (40, 64)
@@ -43,7 +44,7 @@ def test_a_crop_is_what_resizing_the_whole_image_and_cropping_gives(scale):
     """To one source pixel: the box is rounded to whole pixels before it is resized."""
     rows, columns = torch.meshgrid(torch.arange(120.0), torch.arange(200.0), indexing="ij")
     image = torch.stack([rows, columns, rows * 0]).to(torch.uint8)
-    augmentation = Augmentation(crop_size=(48, 80), random_scale=(scale,), horizontal_flip=0.0)
+    augmentation = AugmentationConfig(crop_size=(48, 80), random_scale=(scale,), horizontal_flip=0.0)
     crop, _, valid = random_crop(image, None, augmentation, gen(3))
     assert valid.all()
     whole = F.interpolate(image[None].float(), scale_factor=scale, mode="bilinear", align_corners=False)[0]
@@ -57,7 +58,7 @@ def test_a_crop_is_what_resizing_the_whole_image_and_cropping_gives(scale):
 def test_padding_is_centred_black_ignored_and_not_valid():
     image = torch.full((3, 10, 21), 99, dtype=torch.uint8)
     label = torch.ones(10, 21, dtype=torch.uint8)
-    augmentation = Augmentation(crop_size=(16, 16), random_scale=(1.0,))
+    augmentation = AugmentationConfig(crop_size=(16, 16), random_scale=(1.0,))
     crop, crop_label, valid = random_crop(image, label, augmentation, gen())
     assert valid[3:13].all() and valid.sum() == 10 * 16
     assert (crop[:, ~valid] == 0).all() and (crop_label[~valid] == 255).all()
@@ -66,7 +67,7 @@ def test_padding_is_centred_black_ignored_and_not_valid():
 
 @pytest.mark.parametrize(("size", "scale"), [((9, 11), 1.0), ((18, 22), 0.5)])
 def test_an_odd_pixel_of_padding_goes_to_the_bottom_and_the_right(size, scale):
-    augmentation = Augmentation(crop_size=(16, 16), random_scale=(scale,))
+    augmentation = AugmentationConfig(crop_size=(16, 16), random_scale=(scale,))
     valid = random_crop(torch.zeros(3, *size, dtype=torch.uint8), None, augmentation, gen())[2]
     expected = torch.zeros(16, 16, dtype=torch.bool)
     expected[3 : 16 - 4, 2 : 16 - 3] = True  # 7 rows and 5 columns are missing
@@ -75,7 +76,7 @@ def test_an_odd_pixel_of_padding_goes_to_the_bottom_and_the_right(size, scale):
 
 def test_an_image_is_flipped_at_every_scale():
     image, _ = coordinates(40, 40)
-    augmentation = Augmentation(crop_size=(64, 64), random_scale=(0.5, 1.0))
+    augmentation = AugmentationConfig(crop_size=(64, 64), random_scale=(0.5, 1.0))
     seen = set()
     for seed in range(60):
         crop, _, valid = random_crop(image, None, augmentation, gen(seed))
@@ -90,22 +91,23 @@ def test_scales_are_chosen_or_drawn_from_a_range():
     def filled(augmentation):
         return {int(random_crop(image, None, augmentation, gen(s))[2].any(1).sum()) for s in range(200)}
 
-    assert filled(Augmentation(crop_size=(256, 256), random_scale=(0.5, 1.0, 2.0))) == {32, 64, 128}
-    ranged = filled(Augmentation(crop_size=(256, 256), random_scale=(0.5, 2.0), random_scale_mode="range"))
+    assert filled(AugmentationConfig(crop_size=(256, 256), random_scale=(0.5, 1.0, 2.0))) == {32, 64, 128}
+    ranged = filled(AugmentationConfig(crop_size=(256, 256), random_scale=(0.5, 2.0), random_scale_mode="range"))
     assert min(ranged) >= 32 and max(ranged) <= 128 and len(ranged) > 40
 
 
 def test_every_position_of_the_crop_can_be_drawn():
     image, _ = coordinates(20, 20)
-    augmentation = Augmentation(crop_size=(16, 16), random_scale=(1.0,), horizontal_flip=0.0)
+    augmentation = AugmentationConfig(crop_size=(16, 16), random_scale=(1.0,), horizontal_flip=0.0)
     corners = {tuple(random_crop(image, None, augmentation, gen(s))[0][:2, 0, 0].tolist()) for s in range(400)}
     assert corners == {(r, c) for r in range(5) for c in range(5)}
 
 
 def test_antialiasing_is_a_switch_that_changes_shrunk_images():
     image = (torch.rand(3, 64, 64, generator=gen()) * 255).to(torch.uint8)
+    half = {"crop_size": (32, 32), "random_scale": (0.5,)}
     crops = [
-        random_crop(image, None, Augmentation(crop_size=(32, 32), random_scale=(0.5,), antialias=a), gen(1))[0].float()
+        random_crop(image, None, AugmentationConfig(**half, resize_antialias=a), gen(1))[0].float()
         for a in (False, True)
     ]
     assert crops[1].std() < 0.8 * crops[0].std()
@@ -113,7 +115,7 @@ def test_antialiasing_is_a_switch_that_changes_shrunk_images():
 
 def test_strong_views_share_the_geometry_and_differ_in_colour():
     image, _ = coordinates(90, 120)
-    augmentation = Augmentation(crop_size=(64, 64), color_jitter=1.0, grayscale=0.0, gaussian_blur=0.0)
+    augmentation = AugmentationConfig(crop_size=(64, 64), color_jitter=1.0, grayscale=0.0, gaussian_blur=0.0)
     sample = unlabeled_views(image, ("weak", "strong", "strong_2", "cutmix_mask"), augmentation, gen(4))
     assert set(sample) == {"weak", "strong", "strong_2", "cutmix_mask", "valid"}
     assert not torch.equal(sample["weak"], sample["strong"])
@@ -126,9 +128,9 @@ def test_strong_views_share_the_geometry_and_differ_in_colour():
 def test_each_strong_switch_changes_the_view(field):
     image = (torch.rand(3, 32, 32, generator=gen()) * 255).to(torch.uint8)
     off = {"color_jitter": 0.0, "grayscale": 0.0, "gaussian_blur": 0.0}
-    same = strong_view(image, Augmentation(crop_size=(32, 32), **off), gen(1))
+    same = strong_view(image, AugmentationConfig(crop_size=(32, 32), **off), gen(1))
     assert torch.equal(same, image)
-    changed = strong_view(image, Augmentation(crop_size=(32, 32), **(off | {field: 1.0})), gen(1))
+    changed = strong_view(image, AugmentationConfig(crop_size=(32, 32), **(off | {field: 1.0})), gen(1))
     assert not torch.equal(changed, image)
     if field == "grayscale":
         assert torch.equal(changed[0], changed[1])
@@ -136,7 +138,7 @@ def test_each_strong_switch_changes_the_view(field):
 
 def test_a_sample_depends_on_its_generator_alone_and_leaves_the_global_one_as_it_was():
     image, label = coordinates(90, 120)
-    augmentation = Augmentation(crop_size=(64, 64))
+    augmentation = AugmentationConfig(crop_size=(64, 64))
     torch.manual_seed(0)
     before = torch.random.get_rng_state()
     first = unlabeled_views(image, ("weak", "strong", "cutmix_mask"), augmentation, gen(9))
@@ -165,4 +167,4 @@ def test_normalising_is_the_formula_and_padding_becomes_zero():
 )
 def test_a_bad_setting_is_named(field, value):
     with pytest.raises(ValueError, match=field):
-        Augmentation(**{"crop_size": (8, 8), field: value})
+        AugmentationConfig(**{"crop_size": (8, 8), field: value})

@@ -13,10 +13,9 @@ import torch
 from safetensors.torch import load_file
 from support.exported import export, facts
 from support.hub_server import TOKEN, Fault, Hub
-from support.toy import ID2LABEL, SUPPORT, run_python, toy_models, write_world
+from support.toy import ID2LABEL, SUPPORT, run_python, settings, toy_models, write_world
 from transformers import TrainerCallback
 
-from cps_hf.config import CPSConfig
 from cps_hf.hub import push
 from cps_hf.hub.background import BackgroundPushes
 from cps_hf.training.trainer import CPSTrainer
@@ -38,17 +37,21 @@ def hub(monkeypatch, tmp_path):
         huggingface_hub.close_session()
 
 
-def settings(tmp_path, **fields):
+def settings_for(tmp_path, **fields):
     values = {"output_dir": str(tmp_path / "out"), "max_steps": 3, "per_device_train_batch_size": 2}
     values |= {"crop_size": [32, 32], "dataloader_num_workers": 0, "logging_steps": 1, "disable_tqdm": True}
     values |= {"push_to_hub": True, "hub_model_id": "me/x", "hub_token": TOKEN, "hub_timeout": 300}
-    return CPSConfig(**(values | fields))
+    return settings(**(values | fields))
+
+
+def pushes_for(tmp_path, **fields):
+    return BackgroundPushes(settings_for(tmp_path, **fields)["hub"], tmp_path / "out")
 
 
 def trainer_for(tmp_path, callbacks=None, **fields):
     return CPSTrainer(
         toy_models(),
-        settings(tmp_path, **fields),
+        **settings_for(tmp_path, **fields),
         train_dataset=write_world(tmp_path / "labeled", SIZES),
         unlabeled_dataset=write_world(tmp_path / "unlabeled", SIZES, first=50, labels=False),
         eval_dataset=write_world(tmp_path / "eval", SIZES, first=90),
@@ -98,7 +101,7 @@ def test_a_run_pushes_at_its_saves_and_at_its_end_and_keeps_the_token_to_itself(
     assert not [*out.glob("tmp-*")]
     for path in out.rglob("*"):
         assert not path.is_file() or TOKEN.encode() not in path.read_bytes(), path
-    assert TOKEN not in caplog.text and TOKEN not in repr(trainer.args)
+    assert TOKEN not in caplog.text and TOKEN not in repr(trainer.hub)
     assert all(TOKEN.encode() not in data for commit in (first, last) for data in commit.files.values())
     for name in [name for name in last.files if name.startswith("last-checkpoint/")]:
         (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
@@ -151,7 +154,7 @@ def test_without_a_token_or_with_a_wrong_one_no_training_time_is_lost(hub, tmp_p
 
 def test_a_hub_that_does_not_answer_at_the_start_stops_no_run(hub, tmp_path, caplog):
     hub.faults = [Fault("POST /api/repos/create", 500)]
-    pushes = BackgroundPushes(settings(tmp_path))
+    pushes = pushes_for(tmp_path)
     assert "The Hub cannot be reached" in caplog.text and "Training goes on" in caplog.text
     branch = export(tmp_path / "out" / "best", card=facts())
     assert pushes.finish(branch, "End of training").startswith(f"{hub.url}/me/x/commit/")
@@ -164,7 +167,7 @@ def weights(folder):
 def test_pushes_are_copies_one_at_a_time_and_the_newest_waiting_one_wins(hub, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     hub.faults = [Fault("POST .*/preupload/", "hold")]
-    pushes = BackgroundPushes(settings(tmp_path))
+    pushes = pushes_for(tmp_path)
     branch, versions = tmp_path / "out" / "best", {}
     for name in ("a", "b", "c"):
         torch.manual_seed(ord(name))
@@ -190,7 +193,7 @@ def test_pushes_are_copies_one_at_a_time_and_the_newest_waiting_one_wins(hub, tm
 
 def test_a_push_that_hangs_is_ended_after_the_time_given(hub, tmp_path, caplog):
     hub.faults = [Fault("PUT /lfs/", "stall", times=9)]
-    pushes = BackgroundPushes(settings(tmp_path, hub_timeout=4))
+    pushes = pushes_for(tmp_path, hub_timeout=4)
     branch = export(tmp_path / "out" / "best", card=facts())
     start = time.monotonic()
     assert pushes.finish(branch, "End of training") is None and 4 <= time.monotonic() - start < 20
@@ -200,8 +203,8 @@ def test_a_push_that_hangs_is_ended_after_the_time_given(hub, tmp_path, caplog):
 
 
 def test_a_full_disk_stops_no_training(hub, tmp_path, caplog, monkeypatch):
-    pushes = BackgroundPushes(settings(tmp_path))
-    monkeypatch.setattr("cps_hf.pushing._link", lambda *paths: (_ for _ in ()).throw(OSError("no space left")))
+    pushes = pushes_for(tmp_path)
+    monkeypatch.setattr("cps_hf.hub.background._link", lambda *paths: (_ for _ in ()).throw(OSError("no space left")))
     branch = export(tmp_path / "out" / "best", card=facts())
     assert pushes.finish(branch, "End of training") is None
     assert "no space left" in caplog.text and "To push it later" in caplog.text

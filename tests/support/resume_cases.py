@@ -26,14 +26,12 @@ from datasets.table import embed_table_storage
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from cps_hf.config import CPSConfig
 from cps_hf.data.streams import TrainStream
-from cps_hf.hub import export as hub
 from cps_hf.objectives import OBJECTIVES
-from cps_hf.training import results
-from cps_hf.training.callbacks import pictures
+from cps_hf.training.callbacks import PicturesCallback
+from cps_hf.training.export import BranchExporter
 from cps_hf.training.trainer import CPSTrainer
-from support.toy import run_python, toy_models, write_world
+from support.toy import run_python, settings, toy_models, write_world
 
 SIZES = [(40, 56), (56, 40), (48, 48), (37, 61), (64, 33), (44, 50), (33, 45), (52, 36), (60, 42)]
 SAVED, BROKEN, LAST = 3, 5, 6  # the step of the checkpoint, the one that is broken off in its second half, the last
@@ -75,6 +73,8 @@ def read_world(root: Path, data: str) -> dict[str, Any]:
 
 
 def make_trainer(root: Path, case: Case, out: Path, callbacks=(), **fields) -> CPSTrainer:
+    sets = read_world(root, case.data)
+    sets |= {name: fields.pop(name) for name in sets if name in fields}
     objective = OBJECTIVES[case.objective]()
     values = {
         "output_dir": str(out),
@@ -96,8 +96,8 @@ def make_trainer(root: Path, case: Case, out: Path, callbacks=(), **fields) -> C
         "per_device_eval_batch_size": 2,
     }
     models = toy_models(1 if objective.teacher else 2, dropout=0.2, norm=True)
-    args = CPSConfig(**(values | fields))
-    return CPSTrainer(models, args, objective=objective, callbacks=[*callbacks], **read_world(root, case.data))
+    args = settings(**(values | fields))
+    return CPSTrainer(models, **args, objective=objective, callbacks=[*callbacks], **sets)
 
 
 class Watch(TrainerCallback):
@@ -127,7 +127,8 @@ def break_off(trainer: CPSTrainer, *, step: int, micro_batch: int) -> None:
 
     def count(*_):
         calls.append(1)
-        if len(calls) == (step - trainer.first_step - 1) * trainer.args.gradient_accumulation_steps + micro_batch:
+        steps = step - trainer.state.first_step - 1
+        if len(calls) == steps * trainer.args.gradient_accumulation_steps + micro_batch:
             raise BrokenOff
 
     trainer.module.register_forward_pre_hook(count)
@@ -158,11 +159,9 @@ def _nothing(*_) -> None:
 @contextmanager
 def without_cards_and_pictures():
     """They take most of the time of such short runs."""
-    export = hub.export_branch
     with (
-        patch.multiple(results, card_facts=lambda *_: {}, draw_card_picture=_nothing, rewrite_card=_nothing),
-        patch.multiple(pictures, after_evaluation=_nothing, after_training=_nothing),
-        patch.object(hub, "export_branch", lambda *words, **options: export(*words, **(options | {"card": None}))),
+        patch.multiple(BranchExporter, _card=_nothing, rewrite_card=_nothing),
+        patch.multiple(PicturesCallback, _draw_predictions=_nothing, _draw_results=_nothing),
     ):
         yield
 

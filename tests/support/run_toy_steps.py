@@ -11,12 +11,11 @@ from pathlib import Path
 import torch
 from transformers import SegformerConfig
 
-from cps_hf.config import CPSConfig
 from cps_hf.data import order
 from cps_hf.objectives import CrossPseudoSupervision, MeanTeacher
 from cps_hf.training import batches, sharding
 from cps_hf.training.trainer import CPSTrainer
-from support.toy import toy_models, write_world
+from support.toy import settings, toy_models, write_world
 
 parser = argparse.ArgumentParser()
 parser.add_argument("out", type=Path)
@@ -54,7 +53,7 @@ if options.teacher:
     objective = MeanTeacher(noise_std=0.0)
 trainer = CPSTrainer(
     segformer if options.segformer else toy_models(1 if options.teacher else 2),
-    CPSConfig(
+    **settings(
         output_dir=str(options.out.with_suffix(".run")),
         max_steps=3,
         per_device_train_batch_size=options.batch,

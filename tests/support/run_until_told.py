@@ -9,10 +9,9 @@ from pathlib import Path
 import torch
 from transformers import TrainerCallback
 
-from cps_hf.config import CPSConfig
 from cps_hf.objectives import CrossPseudoSupervision
 from cps_hf.training.trainer import CPSTrainer
-from support.toy import toy_models, write_world
+from support.toy import settings, toy_models, write_world
 
 parser = argparse.ArgumentParser()
 parser.add_argument("out", type=Path)
@@ -47,7 +46,7 @@ options.out.mkdir(parents=True, exist_ok=True)
 world = options.out / f"world-{rank}"
 trainer = CPSTrainer(
     toy_models(),
-    CPSConfig(
+    **settings(
         output_dir=str(options.out / "run"),
         max_steps=options.max_steps,
         per_device_train_batch_size=2,

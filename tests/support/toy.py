@@ -23,6 +23,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
+from cps_hf.config import AugmentationConfig, CPSConfig, EvaluationConfig, HubConfig, ModelConfig, Provenance
 from cps_hf.data.labels import LabelEncoding
 from cps_hf.hub.export import export_branch
 
@@ -117,6 +118,23 @@ def script(name: str):
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+def settings(**fields) -> dict[str, object]:
+    """The groups of settings that `CPSTrainer` takes, of fields of any group."""
+    groups = {
+        "args": CPSConfig,
+        "augmentation": AugmentationConfig,
+        "model_config": ModelConfig,
+        "evaluation": EvaluationConfig,
+        "hub": HubConfig,
+        "provenance": Provenance,
+    }
+    owner = {name: group for group, cls in groups.items() for name in cls.__dataclass_fields__}
+    by_group: dict[str, dict] = {group: {} for group in groups}
+    for name, value in fields.items():
+        by_group[owner.get(name, "args")][name] = value
+    return {group: cls(**by_group[group]) for group, cls in groups.items()}
 
 
 def draw(index: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:

@@ -4,9 +4,8 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from support.toy import toy_models, write_world
+from support.toy import settings, toy_models, write_world
 
-from cps_hf.config import CPSConfig
 from cps_hf.objectives import Supervised
 from cps_hf.training.determinism import deterministic_algorithms
 from cps_hf.training.trainer import CPSTrainer
@@ -27,10 +26,10 @@ class Look(Supervised):
 def test_the_switch_holds_while_training_and_not_longer(tmp_path, wanted):
     SEEN.clear()
     before = (torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.deterministic)
-    args = CPSConfig(output_dir=str(tmp_path / "out"), max_steps=1, per_device_train_batch_size=2, crop_size=[16, 16])
-    args.dataloader_num_workers, args.disable_tqdm, args.full_determinism = 0, True, wanted
+    fields = {"max_steps": 1, "per_device_train_batch_size": 2, "crop_size": [16, 16], "dataloader_num_workers": 0}
+    args = settings(output_dir=str(tmp_path / "out"), disable_tqdm=True, full_determinism=wanted, **fields)
     dataset = write_world(tmp_path / "labeled", [(20, 20)] * 2)
-    CPSTrainer(toy_models(1), args, objective=Look(), train_dataset=dataset).train()
+    CPSTrainer(toy_models(1), **args, objective=Look(), train_dataset=dataset).train()
     assert SEEN[0][:2] == (wanted, wanted) and (SEEN[0][2] or not wanted)
     assert (torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.deterministic) == before
 

@@ -10,13 +10,14 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from support.toy import tiny_upernet, toy_models, write_world
+from support.toy import settings, tiny_upernet, toy_models, write_world
 from transformers import TrainerCallback
 
 import cps_hf.training.trainer
-from cps_hf.config import CPSConfig
 from cps_hf.objectives import CrossPseudoSupervision, MeanTeacher, Supervised
 from cps_hf.training import health
+from cps_hf.training.callbacks import collapse
+from cps_hf.training.state import RunState
 from cps_hf.training.trainer import CPSTrainer
 
 
@@ -32,9 +33,9 @@ def world(tmp_path_factory):
 def trainer_for(world, tmp_path, *, models=None, objective=None, callbacks=None, **fields):
     values = {"output_dir": str(tmp_path / "out"), "max_steps": 4, "per_device_train_batch_size": 2}
     values |= {"crop_size": [16, 16], "dataloader_num_workers": 0, "agreement_images": 0, "logging_steps": 1}
-    args = CPSConfig(**(values | {"disable_tqdm": True, "num_pictures": 0, "learning_rate": 0.1} | fields))
+    args = settings(**(values | {"disable_tqdm": True, "num_pictures": 0, "learning_rate": 0.1} | fields))
     objective = objective or CrossPseudoSupervision(cutmix=False)
-    return CPSTrainer(models or toy_models(), args, objective=objective, callbacks=callbacks, **world)
+    return CPSTrainer(models or toy_models(), **args, objective=objective, callbacks=callbacks, **world)
 
 
 def log_lines(tmp_path):
@@ -203,7 +204,7 @@ def test_fp16_overflows_are_the_scalers_and_a_bad_loss_is_left_out(world, tmp_pa
     trainer.callback_handler.add_callback(Keep(trainer, kept, step=4))
     before = state(trainer)
     trainer.train()
-    assert trainer.guard.skipped_steps == 1 and trainer.accelerator.scaler.get_scale() == 2.0**13
+    assert trainer.state.skipped_steps == 1 and trainer.accelerator.scaler.get_scale() == 2.0**13
     assert all(torch.equal(before[name], value) for name, value in kept.items())
     assert all((value - before[name]).abs().max() < 0.5 for name, value in trainer.module.named_parameters())
     assert any(not torch.equal(before[name], value) for name, value in trainer.module.named_parameters())
@@ -231,13 +232,13 @@ def test_labels_that_are_all_ignored_give_no_loss_and_move_nothing(world, tmp_pa
     ids=["cutmix", "mean teacher"],
 )
 def test_a_branch_that_predicts_one_class_is_warned_of_once(world, tmp_path, caplog, monkeypatch, objective):
-    monkeypatch.setattr(health, "COLLAPSE_STEPS", 4)
+    monkeypatch.setattr(collapse, "COLLAPSE_STEPS", 4)
     models = toy_models(2 if objective.min_branches == 2 else 1)
     with torch.no_grad():
         models[-1].decode_head.bias[1] = 1000.0  # the last branch sees discs everywhere
-    with caplog.at_level(logging.WARNING, "cps_hf.training.health"):
+    with caplog.at_level(logging.WARNING, "cps_hf.training.callbacks.collapse"):
         trainer_for(world, tmp_path, models=models, objective=objective, max_steps=9, learning_rate=1e-9).train()
-    said = [record.message for record in caplog.records if record.name == "cps_hf.training.health"]
+    said = [record.message for record in caplog.records if record.name == "cps_hf.training.callbacks.collapse"]
     assert len(said) == 1
     assert f"Branch {len(models) - 1} has predicted one single class" in said[0] and "for 4 steps" in said[0]
     assert not any("one_class" in name for line in log_lines(tmp_path) for name in line)
@@ -257,11 +258,11 @@ def test_a_branch_is_sound_when_any_of_its_unlabeled_predictions_differs():
 
 
 def test_a_collapse_is_told_after_many_steps_and_again_after_a_recovery(caplog):
-    watch, step = health.CollapseWatch(max_steps=4000), 0
-    assert watch.patience == 200
+    watch, state = collapse.CollapseCallback(), RunState(max_steps=4000)  # patience: 200 steps
+    watch.on_train_begin(None, state, None)
     for share, steps in ((1.0, 150), (0.9, 50), (1.0, 150), (1.0, 50), (1.0, 500), (0.0, 50), (1.0, 200)):
-        step += steps
-        record = {"loss": 1.0, "one_class_branch_0": share}
-        watch.take(record, step)
-        assert record == {"loss": 1.0}
+        state.global_step += steps
+        state.one_class = {"0": share}
+        watch.on_log(None, state, None, {"loss": 1.0})
+        watch.on_log(None, state, None, {"eval_mean_iou": 1.0})  # scores of the same step do not count
     assert [record.args for record in caplog.records] == [("0", 200), ("0", 200)]

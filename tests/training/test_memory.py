@@ -5,9 +5,8 @@ import json
 import pytest
 import torch
 import yaml
-from support.toy import toy_models, write_world
+from support.toy import settings, toy_models, write_world
 
-from cps_hf.config import CPSConfig
 from cps_hf.objectives import CrossPseudoSupervision
 from cps_hf.training.trainer import CPSTrainer
 
@@ -30,13 +29,13 @@ def trainer_for(world, tmp_path, *, room=None, error=None, **fields):
     """`room`: how many images fit into a forward pass."""
     values = {"output_dir": str(tmp_path / "out"), "max_steps": 3, "per_device_train_batch_size": 8}
     values |= {"crop_size": [16, 16], "dataloader_num_workers": 0, "agreement_images": 0, "logging_steps": 1}
-    args = CPSConfig(**(values | {"disable_tqdm": True, "num_pictures": 0, "learning_rate": 0.1} | fields))
+    args = settings(**(values | {"disable_tqdm": True, "num_pictures": 0, "learning_rate": 0.1} | fields))
     models = toy_models()
     for model in models if room else ():
         model.register_forward_pre_hook(
             lambda module, given, kwargs: refuse(kwargs.get("pixel_values", *given), room, error), with_kwargs=True
         )
-    return CPSTrainer(models, args, objective=CrossPseudoSupervision(weight=1.5), **world)
+    return CPSTrainer(models, **args, objective=CrossPseudoSupervision(weight=1.5), **world)
 
 
 def refuse(images, room, error):

@@ -4,11 +4,10 @@ import json
 
 import pytest
 import torch
-from support.toy import tiny_upernet, toy_models, write_world
+from support.toy import settings, tiny_upernet, toy_models, write_world
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForSemanticSegmentation
 
-from cps_hf.config import CPSConfig
 from cps_hf.objectives import OBJECTIVES, CrossPseudoSupervision, FixMatch, MeanTeacher
 from cps_hf.training.trainer import CPSTrainer
 
@@ -37,9 +36,9 @@ def world(tmp_path_factory):
 def train(world, folder, objective, models=None, **fields):
     values = {"max_steps": 2, "per_device_train_batch_size": 3, "crop_size": [32, 40], "learning_rate": 1e-2}
     values |= {"dataloader_num_workers": 0, "logging_steps": 1, "disable_tqdm": True, "num_pictures": 0}
-    args = CPSConfig(output_dir=str(folder / "out"), **(values | fields))
+    args = settings(output_dir=str(folder / "out"), **(values | fields))
     models = toy_models(1 if objective.teacher else 2) if models is None else models
-    trainer = CPSTrainer(models, args, objective=objective, **world)
+    trainer = CPSTrainer(models, **args, objective=objective, **world)
     return trainer, trainer.train()
 
 

@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from support.by_hand import batches
-from support.toy import tiny_upernet, toy_models, write_world
+from support.toy import settings, tiny_upernet, toy_models, write_world
 from transformers import TrainerCallback
 
-from cps_hf.config import CPSConfig
 from cps_hf.modeling.branches import build_branches
 from cps_hf.objectives import OBJECTIVES, CrossProbabilityConsistency, CrossPseudoSupervision, MeanTeacher
 from cps_hf.training.module import TrainingModule
@@ -153,7 +152,7 @@ def test_the_host_reads_the_device_once_an_optimizer_step(tmp_path, name):
     """Also where it logs and clips. What the data loader looks up on the host is no read of the device."""
     reads = Reads()
     world = [write_world(tmp_path / kind, [(40, 56)] * 4) for kind in ("labeled", "unlabeled")]
-    args = CPSConfig(
+    args = settings(
         output_dir=str(tmp_path / "out"),
         max_steps=4,
         per_device_train_batch_size=2,
@@ -168,7 +167,7 @@ def test_the_host_reads_the_device_once_an_optimizer_step(tmp_path, name):
     )
     trainer = CPSTrainer(
         toy_models(1 if METHODS[name].teacher else 2),
-        args,
+        **args,
         objective=METHODS[name],
         train_dataset=world[0],
         unlabeled_dataset=world[1],

@@ -3,10 +3,9 @@
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from support.toy import tiny_upernet, toy_models, write_world
+from support.toy import settings, tiny_upernet, toy_models, write_world
 from transformers import AutoModelForSemanticSegmentation, SegformerConfig
 
-from cps_hf.config import CPSConfig
 from cps_hf.training.trainer import CPSTrainer
 
 SIZES = [(40, 56), (56, 40), (48, 48), (64, 33)]
@@ -41,8 +40,8 @@ def own_precision():
 def trainer_for(world, folder, models=None, **fields):
     values = {"max_steps": 2, "per_device_train_batch_size": 2, "crop_size": [32, 64], "learning_rate": 1e-2}
     values |= {"dataloader_num_workers": 0, "logging_steps": 1, "disable_tqdm": True, "num_pictures": 0}
-    args = CPSConfig(output_dir=str(folder / "out"), agreement_images=0, **(values | fields))
-    return CPSTrainer(tiny_upernet() if models is None else models, args, **world)
+    args = settings(output_dir=str(folder / "out"), agreement_images=0, **(values | fields))
+    return CPSTrainer(tiny_upernet() if models is None else models, **args, **world)
 
 
 def losses(trainer):
@@ -94,7 +93,7 @@ def test_networks_are_compiled_for_training_only_and_exports_know_nothing_of_it(
     compiled_graphs.clear()
     fields = {"torch_compile": True, "torch_compile_backend": "counting"}
     trainer = trainer_for(world, tmp_path / "compiled", toy_models(), **fields)
-    trainer.judge.check_first_batch(world["eval_dataset"])
+    trainer.evaluator.check_first_batch(world["eval_dataset"])
     assert not compiled_graphs  # evaluation runs as it is
     trainer.train()
     assert len(compiled_graphs) >= 2  # two networks

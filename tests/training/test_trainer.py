@@ -8,7 +8,7 @@ from typing import ClassVar
 import pytest
 import torch
 import yaml
-from support.toy import ID2LABEL, NAMES, run_python, tiny_upernet, toy_models, write_world
+from support.toy import ID2LABEL, NAMES, run_python, settings, tiny_upernet, toy_models, write_world
 from transformers import Dinov2Config, EarlyStoppingCallback, ResNetModel, TrainerCallback, UperNetConfig
 
 from cps_hf.config import CPSConfig
@@ -30,7 +30,7 @@ def world(tmp_path_factory):
     }
 
 
-def settings(tmp_path, **fields):
+def settings_for(tmp_path, **fields):
     values = {
         "output_dir": str(tmp_path / "out"),
         "max_steps": 4,
@@ -43,14 +43,14 @@ def settings(tmp_path, **fields):
         "disable_tqdm": True,
         "num_pictures": 2,
     }
-    return CPSConfig(**(values | fields))
+    return settings(**(values | fields))
 
 
 def trainer_for(world, tmp_path, models=None, objective=None, callbacks=None, datasets=None, **fields):
-    args = settings(tmp_path, **fields)
+    args = settings_for(tmp_path, **fields)
     return CPSTrainer(
         toy_models() if models is None else models,
-        args,
+        **args,
         objective=objective or CrossPseudoSupervision(),
         callbacks=callbacks,
         **(world | (datasets or {})),
@@ -411,7 +411,7 @@ def test_a_teacher_is_averaged_scored_saved_and_exported(world, tmp_path):
     with torch.no_grad():  # after one step it says what its branch says: now it says another class everywhere
         trainer.module.teacher.model.decode_head.classifier.bias[1] += 1e4
     trainer.evaluate()
-    scores = {row: scores["mean_iou"] for row, scores in trainer.scores.items()}
+    scores = {row: scores["mean_iou"] for row, scores in trainer.state.scores.items()}
     assert scores["teacher"] == pytest.approx(mean_iou_by_hand(trainer, world["eval_dataset"], "teacher"), rel=1e-6)
     assert scores["teacher"] != scores["branch_0"] == results["final"]["branch_0"]["mean_iou"]
 
@@ -470,8 +470,8 @@ def test_another_sets_scores_are_no_part_of_the_runs(world, tmp_path):
     trainer = trainer_for(world, tmp_path, callbacks=[LooksElsewhere()], save_steps=4)
     results = trainer.train()
     assert other["test_mean_iou"] == max(other[f"test_branch_{i}_mean_iou"] for i in range(2))
-    own = trainer.judge.scores(world["eval_dataset"])
-    assert results["final"] == trainer.scores == own
+    own = trainer.evaluator.scores(world["eval_dataset"])
+    assert results["final"] == trainer.state.scores == own
     assert own["branch_0"]["mean_iou"] != other["test_branch_0_mean_iou"]
 
 
@@ -479,7 +479,7 @@ def test_an_optimizer_and_a_schedule_of_ones_own_are_used(world, tmp_path):
     models = toy_models()
     optimizer = torch.optim.RMSprop([p for m in models for p in m.parameters()], lr=0.125)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=2, gamma=0.5)
-    trainer = CPSTrainer(models, settings(tmp_path), optimizers=(optimizer, schedule), **world)
+    trainer = CPSTrainer(models, **settings_for(tmp_path), optimizers=(optimizer, schedule), **world)
     trainer.train()
     assert [line["learning_rate"] for line in log_lines(tmp_path) if "loss" in line] == [
         0.125,
@@ -657,10 +657,10 @@ def test_black_and_white_masks_are_told_that_white_is_ignored(world, tmp_path, c
         path = tmp_path / "white" / f"{i}_label.png"
         Image.fromarray(np.where(np.array(Image.open(path)) == 1, 255, 0).astype(np.uint8)).save(path)
     two = toy_models(2, num_labels=2)
-    trainer_for(dict.fromkeys(world, masks), tmp_path, two).judge.check_first_batch(masks)
+    trainer_for(dict.fromkeys(world, masks), tmp_path, two).evaluator.check_first_batch(masks)
     assert "'white-0' holds 0 and 255 alone" in caplog.text and "`values={0: 0, 255: 1}`" in caplog.text
     caplog.clear()
-    trainer_for(world, tmp_path, toy_models()).judge.check_first_batch(world["eval_dataset"])
+    trainer_for(world, tmp_path, toy_models()).evaluator.check_first_batch(world["eval_dataset"])
     assert "255 alone" not in caplog.text
 
 
@@ -681,13 +681,13 @@ def test_agreement_leaves_out_what_a_run_may_skip_with_a_word(world, tmp_path, c
     (tmp_path / "u" / "3.png").write_bytes(b"no image")
     trainer = trainer_for(world, tmp_path, datasets={"unlabeled_dataset": damaged}, skip_bad_samples=True)
     whole = damaged.select([i for i in range(len(damaged)) if i != 3])
-    assert trainer.judge.agreement(damaged) == trainer.judge.agreement(whole)
+    assert trainer.evaluator.agreement(damaged) == trainer.evaluator.agreement(whole)
     assert "without an image: Cannot decode 'u-3'" in caplog.text
     with pytest.raises(ValueError, match="None of the unlabeled images.*can be read.*agreement_images=0"):
-        trainer.judge.agreement(damaged.select([3]))
+        trainer.evaluator.agreement(damaged.select([3]))
     strict = trainer_for(world, tmp_path, datasets={"unlabeled_dataset": damaged})
     with pytest.raises(ValueError, match="Cannot decode 'u-3'"):
-        strict.judge.agreement(damaged)
+        strict.evaluator.agreement(damaged)
 
 
 def test_another_process_count_than_asked_for_prints_the_launch_line(world, tmp_path):

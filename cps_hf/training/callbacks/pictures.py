@@ -1,7 +1,4 @@
-"""What a run draws into `OUT/pictures` and gives to its trackers: predictions, the confusion matrix, curves.
-
-`trainer` is a `CPSTrainer`, which nothing imports but the package's front door. The main process draws.
-"""
+"""What a run draws into `OUT/pictures` and gives to its trackers: predictions, the confusion matrix, curves."""
 
 from __future__ import annotations
 
@@ -11,84 +8,123 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from accelerate import Accelerator
 from PIL import Image
 from torch import nn
+from transformers import TrainerCallback
 
 from ...data.palettes import palette_of
 from ...data.streams import undecoded
 from ...scenes.write import is_drawn
 from ...visualization import panels as visualization
-from ..evaluation import evaluating
+from ..evaluation import Evaluator, evaluating
 from ..sharding import whole
+from .optional import optional
 
 PREDICTIONS = "predictions.png"
 
 
-def after_evaluation(trainer: Any) -> None:
-    """What the branches say of the first evaluation images at this step; the last evaluation's stays."""
-    with whole(trainer.module):
-        if _draws(trainer):
-            path = _folder(trainer) / PREDICTIONS
-            networks = {f"branch {i}": branch for i, branch in enumerate(trainer.module.branches)}
-            draw_predictions(trainer, networks, path)
-            give_to_trackers(trainer, [path])
-
-
-def after_training(trainer: Any) -> None:
-    """The curves of the run, and the best single network's confusion matrix at the last evaluation."""
-    if not trainer.accelerator.is_main_process:
-        return
-    paths = [_folder(trainer) / "curves.png"] if draw_curves(trainer.run_log.read(), _folder(trainer)) else []
-    matrices = {row: m for row, m in trainer.judge.confusion_matrices.items() if row != "mean"}
-    if _draws(trainer) and matrices:
-        metric = trainer.args.metric_for_best_model
-        row = max(matrices, key=lambda row: trainer.scores[row][metric])
-        paths.append(_folder(trainer) / "confusion_matrix.png")
-        title = f"{row.replace('_', ' ')}, step {trainer.state.global_step}"
-        visualization.confusion_matrix_figure(matrices[row], [*trainer.id2label.values()], paths[-1], title=title)
-    give_to_trackers(trainer, paths)
-
-
-def draw_predictions(trainer: Any, networks: Mapping[str, nn.Module], path: Path) -> None:
-    """A row for each of the first `num_pictures` evaluation images: image, label, what every network says, and of
-    two networks where they agree and who is right.
+class Pictures:
+    """Draws evaluation images and what networks say of them. The main process draws.
 
     Args:
-        networks: by title.
+        count: how many of the first images.
+        may_leave: whether a model card may show any image; else only drawn scenes.
     """
-    names, judge, count = [*trainer.id2label.values()], trainer.judge, trainer.args.num_pictures
-    rows = []
-    samples = [s for batch in islice(judge.stream(trainer.eval_dataset), count) for s in batch]
-    with evaluating([*networks.values()]), trainer.accelerator.autocast():
-        for sample in samples[:count]:
-            images = sample["image"].unsqueeze(0).to(trainer.device)
-            predictions = [judge.logits(network, images).argmax(1)[0].cpu() for network in networks.values()]
-            rows.append([sample["image"], sample["label"], *predictions])
-            if len(networks) == 2:
-                rows[-1].append(visualization.agreement_map(*predictions, sample["label"]))
-    titles, legend = ["image", "label", *networks], None
-    if len(networks) == 2:
-        titles, legend = [*titles, "agreement"], visualization.agreement_legend(*networks)
-    palette = palette_of(trainer.eval_dataset.features["label"], names)
-    visualization.panel(rows, titles, names, palette, path, legend=legend)
 
+    def __init__(
+        self, evaluator: Evaluator, dataset: Any, class_names: Sequence[str], *, count: int, may_leave: bool = False
+    ):
+        self.evaluator, self.dataset, self.class_names = evaluator, dataset, list(class_names)
+        self.count, self.may_leave = count, may_leave
 
-def draw_card_picture(trainer: Any, branch: str, folder: Path) -> Path | None:
-    """What a card shows of a branch, on evaluation images that may leave this machine; none if there are none.
+    def draw(self, networks: Mapping[str, nn.Module], path: Path) -> None:
+        """A row for each image: image, label, what every network says, and of two networks where they agree and who
+        is right.
 
-    These are drawn scenes, and with `push_pictures` any. Called by the main process.
-    """
-    dataset, count = trainer.eval_dataset, trainer.args.num_pictures
-    if dataset is None or not count:
-        return None
-    if not trainer.args.push_pictures:
-        rows = islice(undecoded(dataset, with_label=False, what="eval_dataset"), count)
-        if not all(is_drawn(row["image"]["path"] or "") for row in rows):
+        Args:
+            networks: by title.
+        """
+        evaluator, rows = self.evaluator, []
+        samples = [s for batch in islice(evaluator.stream(self.dataset), self.count) for s in batch]
+        with evaluating([*networks.values()]), evaluator.accelerator.autocast():
+            for sample in samples[: self.count]:
+                images = sample["image"].unsqueeze(0).to(evaluator.device)
+                predictions = [evaluator.logits(network, images).argmax(1)[0].cpu() for network in networks.values()]
+                rows.append([sample["image"], sample["label"], *predictions])
+                if len(networks) == 2:
+                    rows[-1].append(visualization.agreement_map(*predictions, sample["label"]))
+        titles, legend = ["image", "label", *networks], None
+        if len(networks) == 2:
+            titles, legend = [*titles, "agreement"], visualization.agreement_legend(*networks)
+        palette = palette_of(self.dataset.features["label"], self.class_names)
+        visualization.panel(rows, titles, self.class_names, palette, path, legend=legend)
+
+    def draw_for_card(self, network: nn.Module, folder: Path) -> Path | None:
+        """What a card shows of a network, on evaluation images that may leave this machine; none if there are none."""
+        if self.dataset is None or not self.count:
             return None
-    folder.mkdir(parents=True, exist_ok=True)
-    network = trainer.network(branch.removeprefix("branch_"))
-    draw_predictions(trainer, {"prediction": network}, folder / PREDICTIONS)
-    return folder / PREDICTIONS
+        if not self.may_leave:
+            rows = islice(undecoded(self.dataset, with_label=False, what="eval_dataset"), self.count)
+            if not all(is_drawn(row["image"]["path"] or "") for row in rows):
+                return None
+        folder.mkdir(parents=True, exist_ok=True)
+        self.draw({"prediction": network}, folder / PREDICTIONS)
+        return folder / PREDICTIONS
+
+
+class PicturesCallback(TrainerCallback):
+    """After each evaluation of a run its predictions, at the end its curves and the best network's confusion matrix.
+
+    A picture that cannot be drawn is a warning. Every process calls it.
+
+    Args:
+        metric: which score decides whose confusion matrix is drawn.
+    """
+
+    def __init__(self, pictures: Pictures, accelerator: Accelerator, output_dir: str, *, metric: str):
+        self.pictures, self.accelerator, self.metric = pictures, accelerator, metric
+        self.folder = Path(output_dir) / "pictures"
+        self._training = False
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._training = True
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        if self._training:
+            self._draw_predictions(state.global_step)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self._training = False
+        self._draw_results(state)
+
+    @optional("the pictures of the predictions")
+    def _draw_predictions(self, step: int) -> None:
+        evaluator = self.pictures.evaluator
+        with whole(evaluator.module):
+            if self._draws:
+                networks = {f"branch {i}": branch for i, branch in enumerate(evaluator.branches)}
+                self.pictures.draw(networks, self.folder / PREDICTIONS)
+                give_to_trackers(self.accelerator.trackers, [self.folder / PREDICTIONS], step)
+
+    @optional("the pictures of the run")
+    def _draw_results(self, state) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        paths = [self.folder / "curves.png"] if draw_curves(state.log_history, self.folder) else []
+        matrices = {row: m for row, m in self.pictures.evaluator.confusion_matrices.items() if row != "mean"}
+        matrices = {row: m for row, m in matrices.items() if row in state.scores}
+        if self._draws and matrices:
+            row = max(matrices, key=lambda row: state.scores[row][self.metric])
+            paths.append(self.folder / "confusion_matrix.png")
+            title = f"{row.replace('_', ' ')}, step {state.global_step}"
+            visualization.confusion_matrix_figure(matrices[row], self.pictures.class_names, paths[-1], title=title)
+        give_to_trackers(self.accelerator.trackers, paths, state.global_step)
+
+    @property
+    def _draws(self) -> bool:
+        wanted = self.pictures.dataset is not None and self.pictures.count > 0
+        return wanted and self.accelerator.is_main_process
 
 
 def draw_curves(records: Sequence[Mapping[str, Any]], folder: Path) -> bool:
@@ -107,10 +143,9 @@ def draw_curves(records: Sequence[Mapping[str, Any]], folder: Path) -> bool:
     return bool(groups)
 
 
-def give_to_trackers(trainer: Any, paths: Sequence[Path]) -> None:
+def give_to_trackers(trackers: Sequence[Any], paths: Sequence[Path], step: int) -> None:
     """Each picture to every tracker that takes images, under its file's name (trackio's and some others take none)."""
-    step = trainer.state.global_step
-    for tracker in trainer.accelerator.trackers:
+    for tracker in trackers:
         for path in paths:
             picture = np.asarray(Image.open(path).convert("RGB"))
             name = f"pictures/{path.stem}"
@@ -120,12 +155,3 @@ def give_to_trackers(trainer: Any, paths: Sequence[Path]) -> None:
                 tracker.log_images({name: Image.fromarray(picture)}, step=step)
             elif hasattr(tracker, "log_images"):
                 tracker.log_images({name: [picture]}, step=step)
-
-
-def _draws(trainer: Any) -> bool:
-    wanted = trainer.eval_dataset is not None and trainer.args.num_pictures > 0
-    return wanted and trainer.accelerator.is_main_process
-
-
-def _folder(trainer: Any) -> Path:
-    return Path(trainer.args.output_dir) / "pictures"

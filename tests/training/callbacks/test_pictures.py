@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.toy import NAMES, toy_models, write_world
+from support.toy import NAMES, settings, toy_models, write_world
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cps_hf.config import CPSConfig
 from cps_hf.data.cityscapes import NAMES as CITYSCAPES
 from cps_hf.data.cityscapes import PALETTE
 from cps_hf.data.labels import LabelEncoding
@@ -25,7 +24,7 @@ def trainer_for(tmp_path, models, objective, **fields):
     values = {"output_dir": str(tmp_path / "out"), "crop_size": [32, 40], "per_device_train_batch_size": 2}
     values |= {"optim": "adamw", "dataloader_num_workers": 0, "logging_steps": 1, "disable_tqdm": True} | fields
     return CPSTrainer(
-        models, CPSConfig(**values), objective=objective, train_dataset=world, eval_dataset=world, **unlabeled
+        models, **settings(**values), objective=objective, train_dataset=world, eval_dataset=world, **unlabeled
     )
 
 
@@ -57,14 +56,14 @@ def test_a_run_draws_its_predictions_at_each_evaluation_and_tensorboard_shows_th
     assert "only branch 1 is right" in options["legend"]
     networks = [branch.eval() for branch in trainer.module.branches]
     for (image, label, *predictions, agreement), size in zip(rows, [(31, 45), (46, 30)], strict=True):
-        pixels = trainer.judge.logits(networks[0], image[None]).argmax(1)[0]
+        pixels = trainer.evaluator.logits(networks[0], image[None]).argmax(1)[0]
         assert tuple(label.shape) == size and torch.equal(predictions[0], pixels)
         np.testing.assert_array_equal(agreement, visualization.agreement_map(*predictions, label))
 
     written = json.loads((tmp_path / "out" / "results.json").read_text())["final"]
     best = max(("branch_0", "branch_1"), key=lambda row: written[row]["mean_iou"])
     ((matrix, names, _), named), = matrices  # fmt: skip
-    assert torch.equal(matrix, trainer.judge.confusion_matrices[best]) and names == [*NAMES]
+    assert torch.equal(matrix, trainer.evaluator.confusion_matrices[best]) and names == [*NAMES]
     assert named["title"] == f"{best.replace('_', ' ')}, step 4"
 
 
@@ -74,7 +73,7 @@ def test_without_pictures_only_curves_are_drawn_and_one_branch_has_no_agreement(
     titles = []
     monkeypatch.setattr(visualization, "panel", lambda rows, given, *a, **k: titles.append((given, k["legend"])))
     trainer = trainer_for(tmp_path / "b", toy_models(1), Supervised(), max_steps=1, num_pictures=1)
-    pictures.draw_predictions(trainer, {"branch 0": trainer.module.branches[0]}, tmp_path / "x.png")
+    trainer.exporter.pictures.draw({"branch 0": trainer.module.branches[0]}, tmp_path / "x.png")
     assert titles == [(["image", "label", "branch 0"], None)]
 
 
@@ -104,10 +103,7 @@ def test_other_trackers_get_pictures_as_they_take_them(tmp_path, name):
     tracker.name = name
     if name != "trackio":
         tracker.log_images = lambda values, step: given.append((values, step))
-    trainer = Tracker()
-    trainer.state, trainer.accelerator = Tracker(), Tracker()
-    trainer.state.global_step, trainer.accelerator.trackers = 7, [tracker]
-    pictures.give_to_trackers(trainer, [tmp_path / "a.png"])
+    pictures.give_to_trackers([tracker], [tmp_path / "a.png"], step=7)
     if name == "trackio":
         assert not given
         return

@@ -1,0 +1,32 @@
+"""The model cards of a run's branches, once all is known that they tell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import TrainerCallback
+
+from .optional import optional
+
+
+class ModelCardCallback(TrainerCallback):
+    """At the end of a run, the cards of its exported branches as they are with the final scores.
+
+    Args:
+        exporter: a `cps_hf.training.export.BranchExporter`, which wrote the branches.
+    """
+
+    def __init__(self, exporter):
+        self.exporter = exporter
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            for name in self.exporter.names:
+                self._rewrite(name, self.exporter.output_dir / name)
+            if state.best:
+                self._rewrite(state.best["branch"], self.exporter.output_dir / "best")
+
+    @optional("a model card that knows the final scores")
+    def _rewrite(self, name: str, directory: Path) -> None:
+        if directory.is_dir():
+            self.exporter.rewrite_card(name, directory)

@@ -1,0 +1,47 @@
+"""The warning of a branch that predicts one class everywhere."""
+
+from __future__ import annotations
+
+import logging
+
+from transformers import TrainerCallback
+
+logger = logging.getLogger(__name__)
+
+COLLAPSE_STEPS = 100
+COLLAPSE_SHARE = 0.05  # of a run: branches that start from nothing predict one class for a while
+
+
+class CollapseCallback(TrainerCallback):
+    """Warns of a branch that, step after step, predicts one class for everything it is taught on.
+
+    (A resumed run counts anew: what it saw before is not saved.)
+    """
+
+    def __init__(self):
+        self._last_step = 0
+        self._since: dict[str, int] = {}  # branch -> the last step at which it was seen to be sound
+        self._warned: set[str] = set()
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._last_step, self._since, self._warned = state.global_step, {}, set()
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if "loss" not in (logs or {}):  # scores: no step has been taken since the last log
+            return
+        step, last_step, self._last_step = state.global_step, self._last_step, state.global_step
+        patience = max(COLLAPSE_STEPS, int(COLLAPSE_SHARE * state.max_steps))
+        for branch, share in state.one_class.items():
+            if share < 0.99999:  # a mean of ones, to rounding
+                self._since[branch] = step
+                self._warned.discard(branch)
+            elif step - self._since.setdefault(branch, last_step) >= patience and branch not in self._warned:
+                self._warned.add(branch)
+                logger.warning(
+                    "Branch %s has predicted one single class for all unlabeled images for %d steps: it has "
+                    "collapsed, and pseudo labels confirm it in that. Start from pretrained weights (`backbone`), "
+                    "lower `learning_rate` or the method's `weight`, let the weight grow (`ramp_up`), weigh rare "
+                    "classes up (`class_balance`), and check that the labels hold more than one class.",
+                    branch,
+                    step - self._since[branch],
+                )

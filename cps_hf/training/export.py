@@ -1,0 +1,115 @@
+"""A run's branches as folders that load anywhere, each with its model card."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from torch import nn
+
+from ..files import write_atomically
+from ..hub.card import render_card
+from ..hub.export import export_branch
+from . import sharding
+from .callbacks.optional import optional
+from .callbacks.pictures import PREDICTIONS, Pictures
+from .module import TrainingModule
+from .processes import together
+from .results import Run, card_facts
+from .state import RunState
+
+
+class BranchExporter:
+    """Writes branches, and their cards as the run's state is then. Every method is called by every process.
+
+    Args:
+        image_mean, image_std, processing_class: of the image processor, see `cps_hf.hub.export.export_branch`.
+        pictures: draws what a card shows.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        state: RunState,
+        module: TrainingModule,
+        accelerator: Accelerator,
+        *,
+        image_mean: Sequence[float],
+        image_std: Sequence[float],
+        processing_class: Any,
+        pictures: Pictures,
+    ):
+        self.run, self.state, self.module, self.accelerator = run, state, module, accelerator
+        self.image_mean, self.image_std, self.processing_class = image_mean, image_std, processing_class
+        self.pictures = pictures
+        self.output_dir = Path(run.settings["output_dir"])
+
+    @property
+    def names(self) -> list[str]:
+        """ "branch_0", "branch_1", ... and, if there is one, "teacher"."""
+        names = [f"branch_{index}" for index in range(len(self.module.branches))]
+        return names if self.module.teacher is None else [*names, "teacher"]
+
+    def name_of(self, branch: int | str) -> str:
+        """ "branch_<number>" of a number, "teacher" of the teacher.
+
+        Raises:
+            ValueError: there is no such branch.
+        """
+        known = {name.removeprefix("branch_"): name for name in self.names}
+        if str(branch).removeprefix("branch_") not in known:
+            raise ValueError(f"`branch` must be one of {', '.join(known)}, got {branch!r}.")
+        return known[str(branch).removeprefix("branch_")]
+
+    def network(self, branch: int | str) -> nn.Module:
+        """A branch by number or name, or the teacher."""
+        name = self.name_of(branch)
+        return self.module.teacher if name == "teacher" else self.module.branches[int(name.removeprefix("branch_"))]
+
+    def export(self, name: str, directory: Path | None = None) -> None:
+        """Write one branch: weights, config, image processor and card, and nothing of the other branch.
+
+        Args:
+            directory: none: `<name>` in the output folder.
+        """
+        directory = directory or self.output_dir / name
+        aside, card = self.output_dir / "tmp-card", None
+        model = self.network(name).model
+        self.module.share_buffers(self.accelerator)
+        weights = sharding.weights(model)
+        with sharding.whole(self.module):
+            if self.accelerator.is_main_process:
+                card = self._card(name, directory.name, aside)
+        with together(self.accelerator):
+            if self.accelerator.is_main_process:
+                export_branch(
+                    model,
+                    directory,
+                    state_dict=weights,
+                    id2label=self.run.id2label,
+                    image_mean=self.image_mean,
+                    image_std=self.image_std,
+                    processing_class=self.processing_class,
+                    card=card,
+                )
+                shutil.rmtree(aside, ignore_errors=True)
+
+    @optional("a model card")
+    def _card(self, name: str, directory: str, aside: Path) -> dict[str, Any]:
+        picture = self._picture(name, aside)
+        facts = {**card_facts(self.run, self.state, name, directory), "picture": picture}
+        render_card(facts)  # what cannot be rendered fails here, and not while the weights are written
+        return facts
+
+    @optional("a picture in the model card")
+    def _picture(self, name: str, aside: Path) -> Path | None:
+        return self.pictures.draw_for_card(self.network(name), aside)
+
+    def rewrite_card(self, name: str, directory: Path) -> None:
+        """The card of a branch that was exported before the scores were known; by the main process alone."""
+        facts = card_facts(self.run, self.state, name, directory.name)
+        facts["picture"] = PREDICTIONS if (directory / PREDICTIONS).is_file() else None
+        write_atomically(directory / "README.md", render_card(facts))

@@ -1,0 +1,73 @@
+"""What a run knows of itself, in one place: saved with each checkpoint, and read by callbacks as their `state`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import TrainerState
+
+from .reporting import Averages, Stopwatch
+
+
+@dataclass
+class RunState(TrainerState):
+    """transformers' `TrainerState`, whose `global_step`, `max_steps`, `best_metric` and `log_history` callbacks know,
+    and what is ours.
+
+    Args:
+        first_step: 0, or the step that was resumed from.
+        scores: the newest evaluation's, by row ("branch_0", ..., "teacher", "mean"): what `MeanIoU.compute` gives.
+        best: the best evaluation's rows, and its "step" and "branch"; empty before there is one.
+        agreement: the share of pixels for which all branches predict one class, at the "start" and at the "end".
+        skipped_steps: how many steps were left out since a number was not finite.
+        one_class: by branch, the share of the steps since the last log in which it predicted one class everywhere.
+        pending: what is still to be done at this step: {"log": the record to log or None, "evaluate": bool}. Weights
+            are saved before that, so that nothing of it can cost them.
+        evaluation_error: why the newest evaluation came to no scores; not saved.
+        averages: the means of what is logged.
+        stopwatch: the seconds and images of training.
+    """
+
+    first_step: int = 0
+    scores: dict[str, dict[str, Any]] = field(default_factory=dict)
+    best: dict[str, Any] = field(default_factory=dict)
+    agreement: dict[str, float] = field(default_factory=dict)
+    skipped_steps: int = 0
+    one_class: dict[str, float] = field(default_factory=dict)
+    pending: dict[str, Any] = field(default_factory=dict)
+    evaluation_error: Exception | None = None
+    averages: Averages = field(default_factory=Averages)
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps: JSON values only."""
+        return {
+            "step": self.global_step,
+            "scores": self.scores,
+            "best": self.best,
+            "best_metric": self.best_metric,
+            "agreement": self.agreement,
+            "skipped_steps": self.skipped_steps,
+            "pending": self.pending,
+            "averages": self.averages.state_dict(),
+            "stopwatch": self.stopwatch.total,
+        }
+
+    def load_state_dict(self, saved: Mapping[str, Any], *, same_choice: bool = True, same_set: bool = True) -> None:
+        """Bring back what `state_dict` gave.
+
+        Args:
+            same_choice: whether the best branch is still chosen in the same way; else it is found anew.
+            same_set: whether the evaluation is the same; else the old scores are not this run's.
+        """
+        self.global_step = self.first_step = saved["step"]
+        self.agreement, self.skipped_steps = saved["agreement"], saved["skipped_steps"]
+        self.pending = saved.get("pending", {})  # checkpoints of before version 0.2 have none
+        self.averages.load_state_dict(saved["averages"])
+        self.stopwatch.total = saved["stopwatch"]
+        self.scores = saved["scores"] if same_set else {}
+        if same_choice:
+            self.best, self.best_metric = saved["best"], saved["best_metric"]
+            self.best_global_step = saved["best"].get("step")
