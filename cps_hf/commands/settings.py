@@ -52,6 +52,18 @@ class Settings:
             raise TypeError(f"no group has a field {', '.join(values)}.")
         return type(self)(**groups)
 
+    def for_trainer(self) -> dict[str, Any]:
+        """The groups that `CPSTrainer` takes, by the names of its arguments."""
+        return {
+            "args": self.args,
+            "objective": self.objective,
+            "augmentation": self.augmentation,
+            "model_config": self.model_config,
+            "evaluation": self.evaluation,
+            "hub": self.hub,
+            "provenance": self.provenance,
+        }
+
     def flat(self) -> dict[str, Any]:
         """Every field of every group, the objective's too, by name: without the token."""
         return flat(*vars(self).values())

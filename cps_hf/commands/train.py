@@ -145,16 +145,10 @@ def build(settings: SomeSettings, sets: TrainingSets) -> tuple[CPSTrainer, SomeS
     settings = replace(settings, provenance=provenance)
     trainer = CPSTrainer(
         models if len(models) > 1 else models[0] if models else small_model(),
-        settings.args,
-        objective=settings.objective,
+        **settings.for_trainer(),
         train_dataset=sets.labeled,
         unlabeled_dataset=sets.unlabeled,
         eval_dataset=sets.evaluation,
-        augmentation=settings.augmentation,
-        model_config=settings.model_config,
-        evaluation=settings.evaluation,
-        hub=settings.hub,
-        provenance=settings.provenance,
         callbacks=[WriteSettings(settings)],
     )
     return trainer, settings
