@@ -38,7 +38,9 @@ def one_line(error: Exception, output: str | os.PathLike) -> str:
     """
     if not isinstance(error, OSError) or isinstance(error, ConnectionError) or error.strerror is None:
         return str(error)
-    path = error.filename or output
+    path = error.filename2 or error.filename or output  # of a renaming its goal
+    if isinstance(error, IsADirectoryError):
+        return f"{path}: a file is expected there, but a folder is in the way. Choose another name."
     if isinstance(error, FileExistsError | NotADirectoryError):
         return f"{path}: a folder is expected there, but a file is in the way. Choose another name."
     return f"{path}: {error.strerror}."

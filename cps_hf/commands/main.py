@@ -36,7 +36,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif command == "--version":
         print(f"cps_hf {cps_hf.__version__}")
     elif command in COMMANDS:
-        importlib.import_module(f"{__package__}.{command}").main(words)
+        try:
+            importlib.import_module(f"{__package__}.{command}").main(words)
+        except KeyboardInterrupt:
+            sys.exit(130)  # as shells say of SIGINT; a run that trains saves first, and has a status of its own
     else:
         what = f"there is no command {command!r}." if command else "which command?"
         hint = nearest(command, COMMANDS, otherwise=f" There are {', '.join(COMMANDS)}.")

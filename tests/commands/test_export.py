@@ -23,6 +23,7 @@ def test_the_command_writes_a_branch_and_says_what_it_takes(tmp_path, capsys):
         ([str(tmp_path / "nothing"), "x.onnx"], "no model could be read"),
         ([str(folder), str(tmp_path / "small.onnx"), "--size", "0", "64"], "takes no images of 0 x 64"),
         ([str(folder), str(tmp_path / "out.onnx" / "x.onnx")], "out.onnx: a folder is expected there, but a file"),
+        ([str(folder), str(full)], f"error: {full}: a file is expected there, but a folder is in the way."),
         ([str(folder), str(full / "x.onnx")], f"error: {full / 'x.onnx'}: No space left on device."),
     ):
         with pytest.raises(SystemExit, match="2"):
