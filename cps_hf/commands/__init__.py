@@ -1,1 +1,1 @@
-"""`cps-hf` and its sub-commands: the only room that parses arguments."""
+"""`cps-hf` and its commands, a module each: the room that reads command lines and settings files."""
