@@ -31,7 +31,8 @@ from cps_hf.objectives import OBJECTIVES
 from cps_hf.training.callbacks import PicturesCallback
 from cps_hf.training.export import BranchExporter
 from cps_hf.training.trainer import CPSTrainer
-from support.toy import run_python, settings, toy_models, write_world
+from support.processes import launch
+from support.toy import settings, toy_models, write_world
 
 SIZES = [(40, 56), (56, 40), (48, 48), (37, 61), (64, 33), (44, 50), (33, 45), (52, 36), (60, 42)]
 SAVED, BROKEN, LAST = 3, 5, 6  # the step of the checkpoint, the one that is broken off in its second half, the last
@@ -233,7 +234,7 @@ def differences_in_processes(root: Path, cases: list[Case], folder: Path) -> dic
     folder.mkdir(parents=True)
     (folder / "cases.json").write_text(json.dumps([asdict(case) for case in cases]))
     words = (str(Path(__file__)), str(root), str(folder / "cases.json"), str(folder / "found.json"))
-    done = run_python(*words, processes=cases[0].processes, timeout=4 * 3600)
+    done = launch(*words, processes=cases[0].processes, timeout=4 * 3600)
     if done.returncode:
         raise RuntimeError(done.stderr[-4000:])
     return json.loads((folder / "found.json").read_text())

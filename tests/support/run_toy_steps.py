@@ -5,6 +5,7 @@ The global batch is four labeled and four unlabeled images: two that fill the cr
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -38,7 +39,7 @@ if options.local_counts:
 
 large, small = (60, 80), (10, 16)  # in a crop of 40 x 40: all of it, and a tenth of it
 sizes = [large, large, small, small] * 2
-world = options.out.with_suffix(".world") / f"{torch.randint(10**9, ()).item()}"
+world = options.out.with_suffix(".world") / f"{os.getpid()}"
 torch.manual_seed(0)
 segformer = SegformerConfig(
     hidden_sizes=[8, 8, 16, 16],

@@ -4,14 +4,15 @@ import json
 
 import pytest
 import torch
-from support.toy import SUPPORT, run_python
+from support.processes import launch
+from support.toy import SUPPORT
 
 PROGRAM = str(SUPPORT / "run_toy_steps.py")
 
 
 def steps(tmp_path, name, *words, processes=1):
     out = tmp_path / f"{name}.pt"
-    done = run_python(PROGRAM, str(out), *words, processes=processes)
+    done = launch(PROGRAM, str(out), *words, processes=processes)
     assert done.returncode == 0, done.stderr[-3000:]
     result = torch.load(out)
     assert result["processes"] == processes
