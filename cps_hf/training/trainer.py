@@ -30,11 +30,12 @@ from ..hub import background as pushing
 from ..objectives import CrossPseudoSupervision, Objective, ObjectiveOutput
 from . import batches, failures, memory, results
 from . import setup as assembly
+from .batches import MicroBatch
 from .callbacks import pictures
 from .determinism import deterministic_algorithms
 from .ema import update_teacher
 from .evaluation import Judge
-from .health import CollapseWatch, Guard, MicroBatch
+from .health import CollapseWatch, Guard
 from .module import TrainingModule
 from .reporting import Averages, RunLog, Stopwatch
 from .sharding import prepare, refuse_engines
@@ -206,7 +207,7 @@ class CPSTrainer:
             micro_batches = [
                 self._fetch(labeled_batches, unlabeled_batches) for _ in range(args.gradient_accumulation_steps)
             ]
-            batches.share_counts([batch[:2] for batch in micro_batches], accelerator)
+            batches.share_counts(micro_batches, accelerator)
             self._progress.fill_(state.global_step / args.max_steps)
             self.guard.before_step()
             # forward, backward
