@@ -33,6 +33,7 @@ from transformers import AutoConfig, AutoModelForSemanticSegmentation, PreTraine
 from cps_hf import OBJECTIVES, CPSConfig, Objective
 from cps_hf.checkpointing.fingerprint import versions
 from cps_hf.commands import parser as cli
+from cps_hf.objectives import LabeledBatch, UnlabeledBatch
 from cps_hf.training.module import TrainingModule
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -153,7 +154,9 @@ def cost_of(configs: Sequence[PreTrainedConfig], objective: Objective, args: CPS
     )
 
 
-def make_batches(objective: Objective, args: CPSConfig, dtype: torch.dtype) -> tuple[dict, dict | None]:
+def make_batches(
+    objective: Objective, args: CPSConfig, dtype: torch.dtype
+) -> tuple[LabeledBatch, UnlabeledBatch | None]:
     """A labeled and an unlabeled micro-batch as the trainer would pass them, on the default device."""
     height, width = args.crop_size
 
@@ -166,8 +169,9 @@ def make_batches(objective: Objective, args: CPSConfig, dtype: torch.dtype) -> t
     size = args.per_device_train_batch_size
     labels = torch.zeros(size, height, width, dtype=torch.long)
     pixels = torch.tensor(float(size * height * width))
-    labeled = {"pixel_values": images(size), "labels": labels, "valid": marks(size)}
-    labeled |= {"num_labels": pixels, "num_pixels": pixels}
+    labeled = LabeledBatch(
+        pixel_values=images(size), labels=labels, valid=marks(size), num_labels=pixels, num_pixels=pixels
+    )
     if not objective.views:
         return labeled, None
     size = args.unlabeled_batch_size
@@ -176,10 +180,13 @@ def make_batches(objective: Objective, args: CPSConfig, dtype: torch.dtype) -> t
         unlabeled[view] = marks(size) if "mask" in view else images(size)
         if "mask" in view:  # half an image, so that a check on real tensors mixes
             unlabeled[view][:, : height // 2] = False
+        if view == "second_crop":
+            unlabeled["second_valid"] = marks(size)
     if size % 2:  # the neighbour's images are sent along
-        unlabeled |= {f"partner_{view}": images(size) for view in objective.views if "mask" not in view}
+        sent = {"weak", "strong", "strong_2"} & set(objective.views)
+        unlabeled |= {f"partner_{view}": images(size) for view in sent}
         unlabeled["partner_valid"] = marks(size)
-    return labeled, unlabeled
+    return labeled, UnlabeledBatch(**unlabeled)
 
 
 def objectives_table() -> list[str]:

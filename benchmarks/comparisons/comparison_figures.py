@@ -18,9 +18,10 @@ from datasets import Dataset
 from matplotlib.figure import Figure
 
 from cps_hf.commands.datasets import find_dataset
-from cps_hf.data.labels import IGNORE_INDEX, LabelEncoding
+from cps_hf.data.labels import LabelEncoding
 from cps_hf.data.streams import EvaluationStream
 from cps_hf.files import write_atomically
+from cps_hf.functional import IGNORE_INDEX
 from cps_hf.inference.ensemble import Ensemble
 from cps_hf.training.setup import evenly_spaced
 from cps_hf.visualization import panels as visualization

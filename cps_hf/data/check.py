@@ -14,9 +14,10 @@ from datasets import Dataset, IterableDataset
 from PIL import Image, ImageDraw
 from tqdm.auto import tqdm
 
+from ..functional import IGNORE_INDEX
 from ..visualization import lettering
 from ..visualization.colors import BLACK, WHITE, Color, overlay_name
-from .labels import IGNORE_INDEX, LabelEncoding
+from .labels import LabelEncoding
 from .palettes import palette_of
 from .reading import read_sample
 from .streams import undecoded

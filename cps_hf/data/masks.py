@@ -13,8 +13,8 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
+from ..functional import IGNORE_INDEX
 from .cityscapes import LABELS
-from .labels import IGNORE_INDEX
 
 _LABEL_IDS = np.zeros(256, np.uint8)  # by class id; 255 and what is no class become 0, "unlabeled"
 for _label in LABELS:

@@ -15,10 +15,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..config import AugmentationConfig
+from ..functional import IGNORE_INDEX
 from .labels import LabelEncoding
 from .order import IterableReader, MapReader, Plan, Shard, Source, read_ahead, require_a_batch, seeded_generator
 from .reading import read_sample
-from .transforms import IGNORE_INDEX, labeled_sample, unlabeled_views
+from .transforms import labeled_sample, unlabeled_views
 from .workers import outlive_signals
 
 MAX_ATTEMPTS = 10  # replacements for one bad sample before giving up

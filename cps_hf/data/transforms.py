@@ -17,8 +17,8 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
 from ..config import AugmentationConfig
+from ..functional import IGNORE_INDEX
 from ..functional.cutmix import draw_cutmix_masks
-from ..functional.losses import IGNORE_INDEX
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -20,7 +20,8 @@ from datasets import Dataset, IterableDataset
 from PIL import Image
 from tqdm.auto import tqdm
 
-from .labels import IGNORE_INDEX, LabelEncoding
+from ..functional import IGNORE_INDEX
+from .labels import LabelEncoding
 from .reading import read_label
 from .table import build, first_few
 

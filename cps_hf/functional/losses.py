@@ -15,13 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .strided import StridedLogits, at_least_float32, map_over_pixels, sum_over_pixels
+from .strided import Logits, StridedLogits, at_least_float32, map_over_pixels, sum_over_pixels
 
 IGNORE_INDEX = 255
+"""The label of pixels that no loss and no score looks at."""
 
 
 def pixel_cross_entropy(
-    logits: Tensor | StridedLogits,
+    logits: Logits,
     target: Tensor,
     *,
     valid: Tensor | None = None,
@@ -56,7 +57,7 @@ def pixel_cross_entropy(
 
 
 def ohem_cross_entropy(
-    logits: Tensor | StridedLogits,
+    logits: Logits,
     labels: Tensor,
     *,
     threshold: float = 0.7,
@@ -90,7 +91,7 @@ def ohem_cross_entropy(
     return pixel_cross_entropy(logits, labels, valid=kept, ignore_index=ignore_index)
 
 
-def pseudo_label(logits: Tensor | StridedLogits, *, confidence_threshold: float = 0.0) -> Tensor:
+def pseudo_label(logits: Logits, *, confidence_threshold: float = 0.0) -> Tensor:
     """The most likely class of each pixel, one-hot in the paper's words: long (B, H, W), without gradient.
 
     255 (ignored) where its soft-max probability is below the threshold. The probabilities of the other classes are
@@ -107,12 +108,12 @@ def pseudo_label(logits: Tensor | StridedLogits, *, confidence_threshold: float 
     return map_over_pixels(label, logits)
 
 
-def probabilities(logits: Tensor | StridedLogits) -> Tensor:
+def probabilities(logits: Logits) -> Tensor:
     """The soft-max of each pixel's logits at full size, (B, C, H, W), without gradient."""
     return map_over_pixels(lambda one: at_least_float32(one).softmax(1), logits)
 
 
-def soft_target(logits: Tensor | StridedLogits, *, temperature: float = 1.0) -> Tensor | StridedLogits:
+def soft_target(logits: Logits, *, temperature: float = 1.0) -> Tensor | StridedLogits:
     """The soft-max of logits / temperature as a target, without gradient: what the next two losses take.
 
     Of strided logits it is not made here but in the loss, a piece at a time: they come back, divided.
@@ -123,7 +124,7 @@ def soft_target(logits: Tensor | StridedLogits, *, temperature: float = 1.0) -> 
 
 
 def soft_cross_entropy(
-    logits: Tensor | StridedLogits, target: Tensor | StridedLogits, *, valid: Tensor, count: Tensor | float
+    logits: Logits, target: Tensor | StridedLogits, *, valid: Tensor, count: Tensor | float
 ) -> Tensor:
     """Cross entropy with soft targets, summed over valid pixels, divided by a count.
 
@@ -139,7 +140,7 @@ def soft_cross_entropy(
 
 
 def squared_difference(
-    logits: Tensor | StridedLogits, target: Tensor | StridedLogits, *, valid: Tensor, count: Tensor | float
+    logits: Logits, target: Tensor | StridedLogits, *, valid: Tensor, count: Tensor | float
 ) -> Tensor:
     """The squared difference of probabilities, averaged over classes, summed over valid pixels, divided by a count.
 

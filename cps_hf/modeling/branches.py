@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSemanticSegmentation, PreTrainedConfig, PreTrainedModel
 
-from ..functional.losses import IGNORE_INDEX
+from ..functional import IGNORE_INDEX, StridedLogits
 from .backbones import backbone_of, load_backbone_weights
 from .initialization import branch_seed, draw_weights, head_has_norms
 
@@ -92,6 +92,11 @@ class Branch(nn.Module):
         if not resize or logits.shape[-2:] == size:
             return logits
         return F.interpolate(logits, size=size, mode="bilinear", align_corners=self.align_corners)
+
+    def strided(self, pixel_values: Tensor, *, feature_dropout: float = 0.0) -> StridedLogits:
+        """The logits at the model's own size, with the size of the input: what the losses resize a piece at a time."""
+        values = self(pixel_values, feature_dropout=feature_dropout, resize=False)
+        return StridedLogits(values, tuple(pixel_values.shape[-2:]), self.align_corners)
 
 
 class _FeatureDropout:

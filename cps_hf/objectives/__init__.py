@@ -1,6 +1,10 @@
-"""The methods. `OBJECTIVES` is what a command line's `--objective NAME` can say; a program passes the object."""
+"""The methods, one a file: what turns a labeled and an unlabeled batch into a loss, with tensors and networks alone.
 
-from .base import Objective, ObjectiveOutput, Views
+`OBJECTIVES` is what a command line's `--objective NAME` can say; a program passes the object.
+"""
+
+from .base import Branch, Objective, ObjectiveOutput, ramp
+from .batch import Batch, LabeledBatch, UnlabeledBatch
 from .cpc import CrossProbabilityConsistency
 from .cps import CrossPseudoSupervision
 from .fixmatch import FixMatch
@@ -21,14 +25,18 @@ OBJECTIVES: dict[str, type[Objective]] = {
 
 __all__ = [
     "OBJECTIVES",
+    "Batch",
+    "Branch",
     "CrossProbabilityConsistency",
     "CrossPseudoSupervision",
     "FixMatch",
+    "LabeledBatch",
     "MeanTeacher",
     "Objective",
     "ObjectiveOutput",
     "PseudoSeg",
     "Supervised",
     "UniMatch",
-    "Views",
+    "UnlabeledBatch",
+    "ramp",
 ]

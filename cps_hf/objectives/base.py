@@ -6,20 +6,31 @@ An objective sees tensors and callables. It knows no optimizer, no accelerator, 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from ..functional.cutmix import draw_cutmix_masks, mix, swap_neighbours
-from ..functional.losses import IGNORE_INDEX, ohem_cross_entropy, pixel_cross_entropy
-from ..functional.strided import StridedLogits
+from ..functional import Logits, ohem_cross_entropy, pixel_cross_entropy, split_images
+from .batch import LabeledBatch, UnlabeledBatch
 
-Branch = Callable[..., Tensor]  # (pixel_values (B, 3, H, W), *, feature_dropout=0.0) -> logits (B, C, H, W)
-Logits = Tensor | StridedLogits
-Views = Mapping[str, Tensor]  # a batch: names to tensors
+
+class Branch(Protocol):
+    """A network as an objective calls it. Any function from images to full-size logits is one.
+
+    The trainer's branches return `StridedLogits`, which stand for full-size ones: the functions of `cps_hf.functional`
+    take both, and `full_size(logits)` is a tensor (B, C, H, W) for math of one's own.
+    """
+
+    def __call__(self, pixel_values: Tensor, *, feature_dropout: float = 0.0) -> Logits:
+        """The logits of normalised images (B, 3, H, W).
+
+        Args:
+            feature_dropout: the probability with which a channel of the backbone's feature maps is dropped. Methods
+                that do not ask for it leave it out.
+        """
 
 
 class ObjectiveOutput(NamedTuple):
@@ -64,8 +75,8 @@ class Objective(ABC):
 
     @property
     def views(self) -> tuple[str, ...]:
-        """What the unlabeled stream must yield: of "weak", "strong", "strong_2", "cutmix_mask", "cutmix_mask_2" and
-        "second_crop" (another crop of the same image, with "second_valid").
+        """What the unlabeled stream must yield: of `UnlabeledBatch`'s "weak", "strong", "strong_2", "cutmix_mask",
+        "cutmix_mask_2" and "second_crop".
 
         Empty: the method reads no unlabeled image.
         """
@@ -80,8 +91,8 @@ class Objective(ABC):
     def __call__(
         self,
         branches: Sequence[Branch],
-        labeled: Views,
-        unlabeled: Views | None,
+        labeled: LabeledBatch,
+        unlabeled: UnlabeledBatch | None,
         *,
         teacher: Branch | None = None,
         progress: Tensor | float = 0.0,
@@ -89,95 +100,28 @@ class Objective(ABC):
         """One step's loss.
 
         Args:
-            branches: the models, each `(pixel_values (B, 3, H, W)) -> logits (B, C, H, W)`. The methods here call
-                them by `predict`, which leaves resizing to the losses.
-            labeled: "pixel_values" float (B, 3, H, W), normalised; "labels" long (B, H, W), 255 ignored; and, when
-                given, "valid" bool (B, H, W), false on padding, and the counts "num_labels" and "num_pixels".
-            unlabeled: the declared `views` by name; "valid" and "num_pixels" as above. `None` without views.
+            branches: the networks that are trained.
+            labeled: images and labels. unlabeled: the declared `views`; `None` without views.
+            teacher: the averaged network, with `teacher = True` alone.
             progress: the share of training done, in [0, 1].
         """
 
     def logits(self, branch: Branch, *images: Tensor) -> list[Logits]:
-        """A branch's logits of each batch of images (B, 3, H, W), in passes of their own or with `joint_forward` one.
-
-        As `predict` gives them.
-        """
+        """A branch's logits of each of these images (B, 3, H, W), a pass each, or with `joint_forward` one for all."""
         if not self.joint_forward or len(images) == 1:
-            return [predict(branch, batch) for batch in images]
-        joint, sizes = predict(branch, torch.cat(images)), [len(batch) for batch in images]
-        if isinstance(joint, Tensor):
-            return [*joint.split(sizes)]
-        return [joint._replace(values=one) for one in joint.values.split(sizes)]
+            return [branch(batch) for batch in images]
+        return split_images(branch(torch.cat(images)), [len(batch) for batch in images])
 
-    def supervised_loss(self, logits: Logits, labeled: Views) -> Tensor:
+    def supervised_loss(self, logits: Logits, labeled: LabeledBatch) -> Tensor:
         """The labeled loss of one branch (the paper's Ls, a mean over labeled pixels; equation 1)."""
         if self.labeled_loss == "ohem":
             return ohem_cross_entropy(
                 logits,
-                labeled["labels"],
+                labeled.labels,
                 threshold=self.ohem_threshold,
                 min_kept=self.ohem_min_kept * logits.shape[0],
             )
-        return pixel_cross_entropy(logits, labeled["labels"], count=num_labels(labeled))
-
-    def cutmix_view(
-        self,
-        unlabeled: Views,
-        view: str,
-        own: Sequence[Tensor],
-        partners: Sequence[Tensor],
-        *,
-        mask: str = "cutmix_mask",
-    ) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """CutMix a view with its partners', and the targets alike.
-
-        Args:
-            view: which images. mask: the name of the masks to mix by; drawn here, as `cutmix_masks` says, when the
-                batch holds none.
-            own, partners: targets (B, H, W) or (B, C, H, W) of the images and of their partners.
-
-        Returns:
-            The mixed images (B, 3, H, W), where they are valid, bool (B, H, W), and the mixed targets.
-        """
-        images = unlabeled[view]
-        masks = unlabeled.get(mask)
-        if masks is None:
-            masks = draw_cutmix_masks(*images[:, 0].shape, **self.cutmix_masks).to(images.device)
-        valid = valid_pixels(unlabeled, images)
-        mixed = mix(images, partner_of(unlabeled, view), masks)
-        mixed_valid = mix(valid, unlabeled.get("partner_valid", swap_neighbours(valid)), masks)
-        return mixed, mixed_valid, [mix(a, b, masks) for a, b in zip(own, partners, strict=True)]
-
-
-def predict(branch: Branch, images: Tensor, **options) -> Logits:
-    """The logits, as `StridedLogits` where the branch can leave them at its own size (the trainer's), else full-size.
-
-    Args:
-        images: (B, 3, H, W). options: the branch's, such as `feature_dropout`.
-    """
-    if not hasattr(branch, "align_corners"):
-        return branch(images, **options)
-    values = branch(images, resize=False, **options)
-    return StridedLogits(values, tuple(images.shape[-2:]), branch.align_corners)
-
-
-def valid_pixels(batch: Views, like: Tensor) -> Tensor:
-    """The batch's "valid" map (B, H, W); where it has none, all pixels of `like` (B, ..., H, W) are valid."""
-    if "valid" in batch:
-        return batch["valid"]
-    return torch.ones(like.shape[0], *like.shape[-2:], dtype=torch.bool, device=like.device)
-
-
-def num_labels(labeled: Views) -> Tensor:
-    """How many pixels have a label: the trainer's global share, or, without one, counted here."""
-    if "num_labels" in labeled:
-        return labeled["num_labels"]
-    return (labeled["labels"] != IGNORE_INDEX).sum()
-
-
-def num_pixels(batch: Views, like: Tensor) -> Tensor:
-    """How many pixels are valid: the trainer's global share, or, without one, counted here."""
-    return batch["num_pixels"] if "num_pixels" in batch else valid_pixels(batch, like).sum()
+        return pixel_cross_entropy(logits, labeled.labels, count=labeled.num_labels)
 
 
 def ramp(progress: Tensor | float, *, warm_up: float = 0.0, ramp_up: float = 0.0) -> Tensor:
@@ -190,19 +134,6 @@ def ramp(progress: Tensor | float, *, warm_up: float = 0.0, ramp_up: float = 0.0
     if ramp_up == 0:
         return (since >= 0).float()
     return (since / ramp_up).clamp(0, 1)
-
-
-def partner_of(unlabeled: Views, view: str) -> Tensor:
-    """The CutMix partners of a view's images: the neighbours in the batch, or, with an odd batch, what was sent."""
-    sent = unlabeled.get(f"partner_{view}")
-    return swap_neighbours(unlabeled[view]) if sent is None else sent
-
-
-def partner_targets(unlabeled: Views, own: Sequence[Tensor], predict: Callable[[Tensor], list[Tensor]]):
-    """The targets of the CutMix partners of the weak views: `own` ones swapped, or `predict`ed when they were sent."""
-    if "partner_weak" in unlabeled:
-        return predict(unlabeled["partner_weak"])
-    return [swap_neighbours(target) for target in own]
 
 
 def check_shares(objective: Objective, *names: str) -> None:

@@ -5,23 +5,13 @@ Two networks of different initialisation see the same image; each is trained on 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 
-from ..functional.losses import IGNORE_INDEX, balanced_class_weights, pixel_cross_entropy, pseudo_label
-from .base import (
-    Objective,
-    ObjectiveOutput,
-    check_not_negative,
-    check_shares,
-    num_pixels,
-    partner_targets,
-    predict,
-    ramp,
-    valid_pixels,
-)
+from ..functional import IGNORE_INDEX, balanced_class_weights, pixel_cross_entropy, pseudo_label
+from .base import Objective, ObjectiveOutput, check_not_negative, check_shares, ramp
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +87,8 @@ class CrossPseudoSupervision(Objective):
         if self.cutmix:  # pseudo labels of the unmixed images, before the passes with gradient
             images, valid, pseudo_labels, agreed = self._mixed(branches, unlabeled)
         else:
-            images, valid = unlabeled["weak"], valid_pixels(unlabeled, unlabeled["weak"])
-        passes = [self.logits(branch, labeled["pixel_values"], images) for branch in branches]
+            images, valid = unlabeled.weak, unlabeled.valid
+        passes = [self.logits(branch, labeled.pixel_values, images) for branch in branches]
         labeled_logits, logits = zip(*passes, strict=True)
         if not self.cutmix:
             pseudo_labels, agreed = self._pseudo_labels(logits, unlabeled)
@@ -106,7 +96,7 @@ class CrossPseudoSupervision(Objective):
         where, count = self._pixels(unlabeled, valid)
         total = self._cross_teaching(logits, pseudo_labels, where)  # eq. 2, summed over pixels
         if self.on_labeled if self.on_labeled is not None else not self.cutmix:  # eq. 3: labeled and unlabeled
-            where, labeled_count = self._pixels(labeled, valid_pixels(labeled, labeled["pixel_values"]))
+            where, labeled_count = self._pixels(labeled, labeled.valid)
             labels, _ = self._pseudo_labels(labeled_logits, labeled)
             total, count = total + self._cross_teaching(labeled_logits, labels, where), count + labeled_count
         cps_loss = total / torch.as_tensor(count).clamp(min=1e-9)
@@ -128,15 +118,13 @@ class CrossPseudoSupervision(Objective):
         One pass a branch on the weak views labels both sides of every pair.
         """
         if self.cutmix_partner == "itself":
-            unlabeled = {**unlabeled, "partner_weak": unlabeled["second_crop"]}
-            unlabeled["partner_valid"] = unlabeled["second_valid"]
-        own, agreed = self._predicted(branches, unlabeled["weak"], unlabeled)
-        partners = partner_targets(unlabeled, own, lambda images: self._predicted(branches, images, unlabeled)[0])
-        images, valid, pseudo_labels = self.cutmix_view(unlabeled, "weak", own, partners)
-        return images, valid, pseudo_labels, agreed
+            unlabeled = replace(unlabeled, partner_weak=unlabeled.second_crop, partner_valid=unlabeled.second_valid)
+        own, agreed = self._predicted(branches, unlabeled.weak, unlabeled)
+        partners = unlabeled.partner_targets(own, lambda images: self._predicted(branches, images, unlabeled)[0])
+        return *unlabeled.cutmix("weak", own, partners, **self.cutmix_masks), agreed
 
     def _predicted(self, branches, images, unlabeled):
-        return self._pseudo_labels([predict(branch, images) for branch in branches], unlabeled)
+        return self._pseudo_labels([branch(images) for branch in branches], unlabeled)
 
     def _pseudo_labels(self, logits, batch):
         """The pseudo labels (B, H, W) by branch, and the branches' agreement on the batch."""
@@ -153,7 +141,7 @@ class CrossPseudoSupervision(Objective):
         """
         if self.teach_padding:
             return torch.ones_like(valid), valid.numel()
-        return valid, num_pixels(batch, valid)
+        return valid, batch.num_pixels
 
     def _cross_teaching(self, logits, pseudo_labels, where):
         """Each branch on the pseudo labels of all others (eq. 2; for n branches the mean over n - 1 teachers), summed
@@ -178,7 +166,7 @@ class CrossPseudoSupervision(Objective):
 def agreement(predictions, batch):
     """The share of valid pixels for which all branches predict the same class; predictions are a list of (B, H, W)."""
     first, *others = predictions
-    same = valid_pixels(batch, first).clone()
+    same = batch.valid.clone()
     for other in others:
         same &= first == other
-    return same.sum() / torch.as_tensor(num_pixels(batch, first)).clamp(min=1e-9)
+    return same.sum() / batch.num_pixels.clamp(min=1e-9)

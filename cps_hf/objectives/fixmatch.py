@@ -10,17 +10,8 @@ from typing import Any, ClassVar
 
 import torch
 
-from ..functional.losses import IGNORE_INDEX, pixel_cross_entropy, pseudo_label
-from .base import (
-    Objective,
-    ObjectiveOutput,
-    check_not_negative,
-    check_shares,
-    num_pixels,
-    partner_targets,
-    predict,
-    ramp,
-)
+from ..functional import IGNORE_INDEX, pixel_cross_entropy, pseudo_label
+from .base import Objective, ObjectiveOutput, check_not_negative, check_shares, ramp
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,14 +55,14 @@ class FixMatch(Objective):
         return {"boxes": 1, "area": (0.02, 0.4), "aspect": (0.3, 1 / 0.3), "probability": self.cutmix}
 
     def __call__(self, branches, labeled, unlabeled, *, teacher=None, progress=0.0) -> ObjectiveOutput:
-        count = num_pixels(unlabeled, unlabeled["weak"])
+        count = unlabeled.num_pixels
         supervised_loss = unsupervised_loss = taught = 0.0
         for branch in branches:  # each by itself
             with torch.no_grad():
-                own = self._pseudo_labels(branch, unlabeled["weak"])
-                partners = partner_targets(unlabeled, own, lambda x, branch=branch: self._pseudo_labels(branch, x))
-            mixed, valid, (labels,) = self.cutmix_view(unlabeled, "strong", own, partners)
-            labeled_logits, logits = self.logits(branch, labeled["pixel_values"], mixed)
+                own = self._pseudo_labels(branch, unlabeled.weak)
+                partners = unlabeled.partner_targets(own, lambda x, branch=branch: self._pseudo_labels(branch, x))
+            mixed, valid, (labels,) = unlabeled.cutmix("strong", own, partners, **self.cutmix_masks)
+            labeled_logits, logits = self.logits(branch, labeled.pixel_values, mixed)
             supervised_loss = supervised_loss + self.supervised_loss(labeled_logits, labeled)
             unsupervised_loss = unsupervised_loss + pixel_cross_entropy(logits, labels, valid=valid, count=count)
             taught = taught + (valid & (labels != IGNORE_INDEX)).sum()
@@ -80,9 +71,9 @@ class FixMatch(Objective):
             {
                 "supervised_loss": supervised_loss.detach(),
                 "unsupervised_loss": unsupervised_loss.detach(),
-                "mask_ratio": taught / (len(branches) * torch.as_tensor(count).clamp(min=1e-9)),
+                "mask_ratio": taught / (len(branches) * count.clamp(min=1e-9)),
             },
         )
 
     def _pseudo_labels(self, branch, images):
-        return [pseudo_label(predict(branch, images), confidence_threshold=self.confidence_threshold)]
+        return [pseudo_label(branch(images), confidence_threshold=self.confidence_threshold)]

@@ -10,8 +10,8 @@ from typing import ClassVar
 
 import torch
 
-from ..functional.losses import soft_target, squared_difference
-from .base import Objective, ObjectiveOutput, check_not_negative, check_shares, num_pixels, ramp, valid_pixels
+from ..functional import soft_target, squared_difference
+from .base import Objective, ObjectiveOutput, check_not_negative, check_shares, ramp
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,23 +62,20 @@ class MeanTeacher(Objective):
 
     def __call__(self, branches, labeled, unlabeled, *, teacher=None, progress=0.0) -> ObjectiveOutput:
         (student,) = branches  # the trainer refuses more
-        batches = [(labeled, "pixel_values"), (unlabeled, "weak")]
         if self.perturbation == "noise":
-            supervised_logits, *_ = logits = self.logits(
-                student, *(self._noisy(batch[view]) for batch, view in batches)
-            )
-            seen_by_teacher = [self._noisy(batch[view]) for batch, view in batches]
+            batches, images = [labeled, unlabeled], [labeled.pixel_values, unlabeled.weak]
+            supervised_logits, *_ = logits = self.logits(student, *map(self._noisy, images))
+            seen_by_teacher = [*map(self._noisy, images)]
         else:
-            batches = [(unlabeled, "strong")]
-            supervised_logits, *logits = self.logits(student, labeled["pixel_values"], unlabeled["strong"])
-            seen_by_teacher = [unlabeled["strong_2"]]
+            batches, seen_by_teacher = [unlabeled], [unlabeled.strong_2]
+            supervised_logits, *logits = self.logits(student, labeled.pixel_values, unlabeled.strong)
         supervised_loss = self.supervised_loss(supervised_logits, labeled)
         with torch.no_grad():
             targets = [soft_target(one) for one in self.logits(teacher, *seen_by_teacher)]
-        count = sum(num_pixels(batch, batch[view]) for batch, view in batches)
+        count = sum(batch.num_pixels for batch in batches)
         consistency_loss = sum(
-            squared_difference(own, target, valid=valid_pixels(batch, own), count=count)
-            for own, target, (batch, _) in zip(logits, targets, batches, strict=True)
+            squared_difference(own, target, valid=batch.valid, count=count)
+            for own, target, batch in zip(logits, targets, batches, strict=True)
         )
         return ObjectiveOutput(
             supervised_loss + self.weight * ramp(progress, ramp_up=self.ramp_up) * consistency_loss,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..data.labels import IGNORE_INDEX
+from ..functional import IGNORE_INDEX
 from .canvas import Canvas, jitter, mixed, paint, photograph
 from .object_shapes import SHAPES, Pen, person
 from .street_scenes import check_drawing

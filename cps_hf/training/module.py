@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ..modeling.branches import Branch
-from ..objectives import Objective, ObjectiveOutput
+from ..objectives import LabeledBatch, Objective, ObjectiveOutput, UnlabeledBatch
 from . import health
 from .ema import make_teacher
 
@@ -41,9 +41,12 @@ class TrainingModule(nn.Module):
             self.teacher.eval()
         return self
 
-    def forward(self, labeled: dict, unlabeled: dict | None, progress: Tensor) -> ObjectiveOutput:
-        branches = health.watch(self.branches, labeled)
-        output = self.objective(branches, labeled, unlabeled, teacher=self.teacher, progress=progress)
+    def forward(self, labeled: LabeledBatch, unlabeled: UnlabeledBatch | None, progress: Tensor) -> ObjectiveOutput:
+        """What the objective makes of a micro-batch. Batches are on the module's device: DDP and FSDP2 move tensors in
+        lists and dictionaries only, and pass these on as they are."""
+        branches = health.watch([branch.strided for branch in self.branches], labeled)
+        teacher = None if self.teacher is None else self.teacher.strided
+        output = self.objective(branches, labeled, unlabeled, teacher=teacher, progress=progress)
         return health.with_one_class(output, branches)
 
     def share_buffers(self, accelerator: Accelerator) -> None:

@@ -20,9 +20,10 @@ from datasets import Dataset, Features, Image, IterableDataset, Value, concatena
 from PIL import Image as PILImage
 from tqdm.auto import tqdm
 
-from ..data.labels import IGNORE_INDEX, LabelEncoding
+from ..data.labels import LabelEncoding
 from ..data.streams import EvaluationStream
 from ..files import write_atomically
+from ..functional import IGNORE_INDEX
 from ..inference.ensemble import Ensemble, check_classes
 from ..inference.windows import add_probabilities
 from ..visualization import panels as visualization

@@ -25,12 +25,13 @@ from ..files import write_atomically
 from ..hub.push import push_branch, repo_id_of
 from ..objectives import CrossPseudoSupervision, Objective, ObjectiveOutput
 from . import batches, failures, memory, results, setup
+from .batches import MicroBatch
 from .callbacks import CollapseCallback, ModelCardCallback, Pictures, PicturesCallback, PushCallback
 from .determinism import deterministic_algorithms
 from .ema import update_teacher
 from .evaluation import Evaluator
 from .export import BranchExporter
-from .health import ONE_CLASS, Guard, MicroBatch
+from .health import ONE_CLASS, Guard
 from .module import TrainingModule
 from .processes import together
 from .reporting import RunLog, without_nan
@@ -239,7 +240,7 @@ class CPSTrainer:
             micro_batches = [
                 self._fetch(labeled_batches, unlabeled_batches) for _ in range(args.gradient_accumulation_steps)
             ]
-            batches.share_counts([batch[:2] for batch in micro_batches], accelerator)
+            batches.share_counts(micro_batches, accelerator)
             self._progress.fill_(state.global_step / args.max_steps)
             self.guard.before_step()
             # forward, backward

@@ -65,7 +65,7 @@ def test_every_objective_reaches_ohem_by_its_fields_with_pixels_counted_an_image
     labeled, unlabeled = batches(views=objective.views)
     output = objective(branches, labeled, unlabeled, teacher=TinyBranch(9), progress=1.0)
     expected = sum(
-        ohem_by_sorting(branch(labeled["pixel_values"]), labeled["labels"], 0.2, min_kept=4 * 2) for branch in branches
+        ohem_by_sorting(branch(labeled.pixel_values), labeled.labels, 0.2, min_kept=4 * 2) for branch in branches
     )
     torch.testing.assert_close(output.logs["supervised_loss"], expected.detach())
     plain = OBJECTIVES[name](**noiseless)(branches, labeled, unlabeled, teacher=TinyBranch(9), progress=1.0)

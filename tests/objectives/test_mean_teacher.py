@@ -25,9 +25,9 @@ def test_without_noise_it_is_the_mean_squared_difference_on_labeled_and_unlabele
     student, teacher = TinyBranch(1), TinyBranch(2)
     labeled, unlabeled = batches()
     out = MeanTeacher(weight=7.0, noise_std=0.0)([student], labeled, unlabeled, teacher=teacher)
-    total = consistency(student, teacher, labeled["pixel_values"], labeled["pixel_values"], labeled["valid"])
-    total += consistency(student, teacher, unlabeled["weak"], unlabeled["weak"], unlabeled["valid"])
-    mean = total / (labeled["valid"].sum() + unlabeled["valid"].sum()).item()
+    total = consistency(student, teacher, labeled.pixel_values, labeled.pixel_values, labeled.valid)
+    total += consistency(student, teacher, unlabeled.weak, unlabeled.weak, unlabeled.valid)
+    mean = total / (labeled.valid.sum() + unlabeled.valid.sum()).item()
     assert out.logs["consistency_loss"].item() == pytest.approx(mean, rel=1e-4)
     assert out.loss.item() == pytest.approx(supervised_by_hand([student], labeled) + 7 * mean, rel=1e-5)
 
@@ -38,8 +38,8 @@ def test_with_jitter_student_and_teacher_see_two_strong_views_of_the_unlabeled_i
     student, teacher = TinyBranch(1), TinyBranch(2)
     labeled, unlabeled = batches(objective.views)
     out = objective([student], labeled, unlabeled, teacher=teacher)
-    total = consistency(student, teacher, unlabeled["strong"], unlabeled["strong_2"], unlabeled["valid"])
-    mean = total / unlabeled["valid"].sum().item()
+    total = consistency(student, teacher, unlabeled.strong, unlabeled.strong_2, unlabeled.valid)
+    mean = total / unlabeled.valid.sum().item()
     assert out.logs["consistency_loss"].item() == pytest.approx(mean, rel=1e-4)
 
 
@@ -54,7 +54,7 @@ def test_noise_is_drawn_anew_for_student_and_teacher_with_the_given_deviation():
     student, teacher = Watching(1), Watching(1)
     labeled, unlabeled = batches(unlabeled_size=400)
     MeanTeacher(noise_std=0.5)([student], labeled, unlabeled, teacher=teacher)
-    own, other = seen[student][1] - unlabeled["weak"], seen[teacher][1] - unlabeled["weak"]
+    own, other = seen[student][1] - unlabeled.weak, seen[teacher][1] - unlabeled.weak
     for noise in (own, other):
         assert noise.mean().abs() < 0.02 and noise.std().item() == pytest.approx(0.5, abs=0.02)
     assert (own * other).mean().abs() < 0.02

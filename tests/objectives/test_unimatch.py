@@ -19,13 +19,13 @@ class Scaling(TinyBranch):
 
 
 def term(branch, unlabeled, threshold, view, mask, factor=1.0):
-    partner, total = [1, 0, 3, 2], 0.0
-    for i, y, x in pixels(unlabeled["weak"]):
-        source = partner[i] if mask is not None and unlabeled[mask][i, y, x] else i
-        weak = log_softmax(branch, unlabeled["weak"][source], y, x)
-        if unlabeled["valid"][source, y, x] and math.exp(max(weak)) >= threshold:
-            total -= log_softmax(branch, unlabeled[view][source] * factor, y, x)[arg_max(weak)]
-    return total / unlabeled["valid"].sum().item()
+    partner, total, images = [1, 0, 3, 2], 0.0, getattr(unlabeled, view)
+    for i, y, x in pixels(unlabeled.weak):
+        source = partner[i] if mask is not None and getattr(unlabeled, mask)[i, y, x] else i
+        weak = log_softmax(branch, unlabeled.weak[source], y, x)
+        if unlabeled.valid[source, y, x] and math.exp(max(weak)) >= threshold:
+            total -= log_softmax(branch, images[source] * factor, y, x)[arg_max(weak)]
+    return total / unlabeled.valid.sum().item()
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.6])

@@ -122,7 +122,7 @@ def test_the_other_crop_of_an_image_reaches_the_objective_normalised(world, tmp_
 
     class Watching(CrossPseudoSupervision):
         def __call__(self, branches, labeled, unlabeled, **rest):
-            seen.update(unlabeled)
+            seen.update(unlabeled.tensors())
             return super().__call__(branches, labeled, unlabeled, **rest)
 
     train(world, tmp_path, Watching(cutmix_partner="itself"), max_steps=1)

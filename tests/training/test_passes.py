@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.by_hand import batches
+from support.by_hand import batches, mapped
 from support.toy import settings, tiny_upernet, toy_models, write_world
 from transformers import TrainerCallback
 
@@ -54,7 +54,7 @@ def step(module, height=32, width=32):
     """One call on images large enough for a network."""
     labeled, unlabeled = batches(VIEWS, L, U)
     torch.manual_seed(0)
-    large = [{name: grown(value, height, width) for name, value in batch.items()} for batch in (labeled, unlabeled)]
+    large = [mapped(batch, lambda value: grown(value, height, width)) for batch in (labeled, unlabeled)]
     return module(*large, torch.tensor(1.0))
 
 

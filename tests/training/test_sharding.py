@@ -51,7 +51,8 @@ def test_two_sharded_processes_train_evaluate_and_export_as_one_process_does(tmp
 def check_exported(folder: Path, parameters: dict[str, torch.Tensor], best: dict) -> None:
     """A fresh process that knows nothing of sharding reads what was trained."""
     program = (
-        "import sys, torch; from support import toy; from transformers import AutoConfig, AutoModelForSemanticSegmentation as Auto\n"
+        "import sys, torch; from support import toy\n"
+        "from transformers import AutoConfig, AutoModelForSemanticSegmentation as Auto\n"
         "AutoConfig.register('toy_segmentation', toy.ToyConfig); Auto.register(toy.ToyConfig, toy."
         "ToyForSemanticSegmentation)\n"
         "torch.save({n: Auto.from_pretrained(f'{sys.argv[1]}/{n}').state_dict() for n in sys.argv[3:]}, sys.argv[2])"
