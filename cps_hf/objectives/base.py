@@ -78,7 +78,7 @@ class Objective(ABC):
         """What the unlabeled stream must yield: of `UnlabeledBatch`'s "weak", "strong", "strong_2", "cutmix_mask",
         "cutmix_mask_2" and "second_crop".
 
-        Empty: the method reads no unlabeled image.
+        Empty: the method reads no unlabeled image. What is not named here is None in the batch.
         """
         return ()
 
