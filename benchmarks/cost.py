@@ -32,15 +32,12 @@ from transformers import AutoConfig, AutoModelForSemanticSegmentation, PreTraine
 
 from cps_hf import OBJECTIVES, CPSConfig, Objective
 from cps_hf.checkpointing.fingerprint import versions
-from cps_hf.commands import parser as cli
+from cps_hf.commands.parser import parse
+from cps_hf.commands.settings import Settings
 from cps_hf.objectives import LabeledBatch, UnlabeledBatch
 from cps_hf.training.module import TrainingModule
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
-sys.path.insert(0, str(EXAMPLES))
-from train_cps import TrainArguments  # noqa: E402  a recipe's file is read as the script reads it
-
-CONFIGS = EXAMPLES / "configs"
+CONFIGS = Path(__file__).parents[1] / "examples" / "configs"
 GPUS = {"H200": 989e12, "A100": 312e12, "RTX 4090": 165e12}  # dense bfloat16 with float32 sums, by their data sheets
 PEAKS = {"H100 80GB": 989e12, **GPUS}  # by what a device's name holds
 CLASSES = {"voc": 21, "cityscapes": 19}
@@ -112,7 +109,9 @@ def share_said(options: argparse.Namespace) -> str:
     return "an **assumed** share of 30 % of the GPU's peak: pass `--measured` or `--efficiency`"
 
 
-def cost_of(configs: Sequence[PreTrainedConfig], objective: Objective, args: CPSConfig) -> Cost:
+def cost_of(
+    configs: Sequence[PreTrainedConfig], objective: Objective, args: CPSConfig, crop_size: Sequence[int]
+) -> Cost:
     """Count one micro-batch on tensors that have shapes and no data.
 
     One image a process is counted as half of two: batch norm over one pooled pixel needs the other processes.
@@ -126,7 +125,7 @@ def cost_of(configs: Sequence[PreTrainedConfig], objective: Objective, args: CPS
     with torch.device("meta"):
         models = [AutoModelForSemanticSegmentation.from_config(config).to(torch.bfloat16) for config in configs]
         module = TrainingModule(models[:1] if objective.teacher else models, objective).train()
-        batches = make_batches(objective, args, torch.bfloat16)
+        batches = make_batches(objective, args, crop_size, torch.bfloat16)
         progress = torch.zeros(())
     calls, kept = {True: 0, False: 0}, {}
 
@@ -155,10 +154,10 @@ def cost_of(configs: Sequence[PreTrainedConfig], objective: Objective, args: CPS
 
 
 def make_batches(
-    objective: Objective, args: CPSConfig, dtype: torch.dtype
+    objective: Objective, args: CPSConfig, crop_size: Sequence[int], dtype: torch.dtype
 ) -> tuple[LabeledBatch, UnlabeledBatch | None]:
     """A labeled and an unlabeled micro-batch as the trainer would pass them, on the default device."""
-    height, width = args.crop_size
+    height, width = crop_size
 
     def images(count):
         return torch.rand(count, 3, height, width, dtype=dtype)
@@ -190,7 +189,7 @@ def make_batches(
 
 
 def objectives_table() -> list[str]:
-    args = CPSConfig(per_device_train_batch_size=8, crop_size=[512, 512])
+    args = CPSConfig(per_device_train_batch_size=8)
     config = model_config("models/deeplabv3_plus_r50.json", 21)
     rows = [
         "## Each objective",
@@ -203,7 +202,7 @@ def objectives_table() -> list[str]:
     ]
     first = None
     for name, objective in objectives().items():
-        cost = cost_of([config, config], objective, args)
+        cost = cost_of([config, config], objective, args, (512, 512))
         first = first or cost.flops
         rows.append(
             f"| {name} | {cost.with_grad} | {cost.without_grad} | {cost.flops / 1e12:.2f} | "
@@ -240,9 +239,9 @@ def measured_table(options: argparse.Namespace) -> list[str]:
     for one in steps:
         told, kind = one["settings"], OBJECTIVES[one["settings"]["objective"]]
         objective = kind() if told["cutmix"] is None else kind(cutmix=type(kind.cutmix)(told["cutmix"] == "true"))
-        args = CPSConfig(per_device_train_batch_size=told["batch"], crop_size=[told["crop"], told["crop"]])
+        args = CPSConfig(per_device_train_batch_size=told["batch"])
         config = model_config(models[told["model"]], 21)
-        cost = cost_of([config, config], objective, args)
+        cost = cost_of([config, config], objective, args, (told["crop"], told["crop"]))
         rate = cost.flops / one["step_s"]
         shares.append(rate / peak)
         rows.append(
@@ -274,16 +273,18 @@ def recipes_table(options: argparse.Namespace) -> list[str]:
         "|---" * (5 + len(GPUS)) + "|",
     ]
     for path in sorted(CONFIGS.glob("*.yaml")):
-        args, objective = cli.parse(TrainArguments, ["--config", str(path), "--data_root", "DIR"])
-        models = args.models * 2 if len(args.models) == 1 else args.models
-        configs = [model_config(model, CLASSES[args.dataset]) for model in models]
-        cost = cost_of(configs, objective, args)
+        settings = parse(Settings, ["--config", str(path), "--data_root", "DIR"])
+        args, data, objective = settings.args, settings.data, settings.objective
+        crop_size = settings.augmentation.crop_size
+        models = data.models * 2 if len(data.models) == 1 else data.models
+        configs = [model_config(model, CLASSES[data.dataset]) for model in models]
+        cost = cost_of(configs, objective, args, crop_size)
         shares = (args.num_processes or 1) * args.gradient_accumulation_steps
         flops = cost.flops * shares
         hours = [flops * args.max_steps / (peak * efficiency) / 3600 for peak in GPUS.values()]
         unlabeled = args.unlabeled_batch_size if objective.views else 0
         rows.append(
-            f"| {path.stem} | {shares} x ({args.per_device_train_batch_size} + {unlabeled}) x {args.crop_size[0]} | "
+            f"| {path.stem} | {shares} x ({args.per_device_train_batch_size} + {unlabeled}) x {crop_size[0]} | "
             f"{args.max_steps} | {flops / 1e12:.2f} | {cost.memory(args.optim) / 2**30:.1f} | "
             + " | ".join(f"{h:.1f}" for h in hours)
             + " |"
@@ -304,17 +305,17 @@ def model_config(name: str, num_labels: int) -> PreTrainedConfig:
 def check_table(pairs: int) -> list[str]:
     """The counted ratios beside timed ones: real steps on this CPU, medians of process time, objectives in turn."""
     torch.set_num_threads(1)
-    args = CPSConfig(per_device_train_batch_size=2, crop_size=[96, 96])
+    args, crop_size = CPSConfig(per_device_train_batch_size=2), (96, 96)
     config = model_config("models/deeplabv3_plus_r50.json", 21)
     counted, timed, modules = {}, {}, {}
     for name, objective in objectives().items():
-        counted[name] = cost_of([config, config], objective, args).flops
+        counted[name] = cost_of([config, config], objective, args, crop_size).flops
         networks = 1 if objective.teacher else 2
         models = [AutoModelForSemanticSegmentation.from_config(config) for _ in range(networks)]
         modules[name], timed[name] = TrainingModule(models, objective).train(), []
     for _ in range(pairs + 1):
         for name, module in modules.items():
-            batches = make_batches(module.objective, args, torch.float32)
+            batches = make_batches(module.objective, args, crop_size, torch.float32)
             start = time.process_time()
             module(*batches, torch.zeros(())).loss.backward()
             timed[name].append(time.process_time() - start)

@@ -88,7 +88,7 @@ def measure(way: str) -> None:
 
 
 def score(models: list[nn.Module], image: torch.Tensor, options: dict) -> None:
-    """What examples/evaluate_branch.py does with an image, the image processor's work included."""
+    """What `cps-hf evaluate` does with an image, the image processor's work included."""
     processors = [SegformerImageProcessor(do_resize=False) for _ in models]
     branches = Ensemble(models, processors, [f"network {i}" for i in range(len(models))], device="cpu")
     maps = branches.predict_each(image, **options)

@@ -1,17 +1,16 @@
 """A pretrained backbone for the object scenes: a small ResNet that classified other drawn objects first.
 
     python benchmarks/object_backbone.py --output object_backbone
-    python examples/compare_objectives.py --dataset object_scenes --backbone object_backbone ...
+    python benchmarks/comparisons/compare_objectives.py --dataset object_scenes --backbone object_backbone ...
 
 It stands in for ImageNet, from which the paper's networks start: single objects cut out of 3,000 object scenes of
-another seed than those that are segmented, each with its class and no mask. From random weights the examples' network
-predicts nothing but background after 1,000 steps on 300 object scenes. Some seven minutes on one core.
+another seed than those that are segmented, each with its class and no mask. From random weights the demonstration's
+network predicts nothing but background after 1,000 steps on 300 object scenes. Some seven minutes on one core.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +20,11 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import ResNetConfig, ResNetForImageClassification
 
+from cps_hf.commands.train import small_model
 from cps_hf.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from cps_hf.data.voc import NAMES
 from cps_hf.functional import IGNORE_INDEX
 from cps_hf.scenes.write import draw_object_scene
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-from train_cps import small_model  # noqa: E402
 
 SCENE_SEED = 1  # the scenes that are segmented have seed 0
 STORED = 80  # height and width of an object's picture in pixels

@@ -50,7 +50,7 @@ def train(options: argparse.Namespace) -> None:
     from support.toy import tiny_upernet, write_world
     from transformers import TrainerCallback
 
-    from cps_hf import CPSConfig, CPSTrainer
+    from cps_hf import AugmentationConfig, CPSConfig, CPSTrainer
     from cps_hf.data import streams
     from cps_hf.objectives import CrossPseudoSupervision
 
@@ -76,13 +76,13 @@ def train(options: argparse.Namespace) -> None:
             max_steps=options.steps,
             per_device_train_batch_size=batch,
             gradient_accumulation_steps=options.accumulation,
-            crop_size=[options.crop, options.crop],
             dataloader_num_workers=options.workers,
             mixed_precision="bf16" if options.gpus else "no",
             agreement_images=0,
             disable_tqdm=True,
             overwrite_output_dir=True,
         ),
+        augmentation=AugmentationConfig(crop_size=[options.crop, options.crop]),
         objective=CrossPseudoSupervision(cutmix=True),
         train_dataset=write_world(folder / "labeled", sizes),
         unlabeled_dataset=write_world(folder / "unlabeled", sizes, first=1000, labels=False),

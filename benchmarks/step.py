@@ -28,6 +28,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -35,8 +36,10 @@ import torch
 from transformers import SegformerConfig, TrainerCallback
 
 import cps_hf.training.trainer
-from cps_hf import OBJECTIVES, CPSConfig, CPSTrainer
+from cps_hf import OBJECTIVES, CPSTrainer
 from cps_hf.checkpointing.fingerprint import versions
+from cps_hf.commands import parser as command_line
+from cps_hf.commands.settings import Settings
 from cps_hf.data.voc import load_voc
 from cps_hf.scenes.write import write_object_scenes
 from cps_hf.training import batches
@@ -302,7 +305,7 @@ def trainer_of(options: argparse.Namespace, folder: str, *callbacks: TrainerCall
     """A trainer on drawn scenes that would go on until a callback ends it."""
     root = write_object_scenes(Path(folder) / "scenes", num_train=12, num_val=2, progress=False)
     scenes = load_voc(root, "train")
-    args = CPSConfig(
+    settings = command_line.parse(Settings, []).with_values(
         output_dir=f"{folder}/run",
         max_steps=100_000,  # never reached
         per_device_train_batch_size=options.batch,
@@ -315,8 +318,7 @@ def trainer_of(options: argparse.Namespace, folder: str, *callbacks: TrainerCall
     )
     return CPSTrainer(
         MODELS[options.model],
-        args,
-        objective=objective_of(options),
+        **replace(settings, objective=objective_of(options)).for_trainer(),
         train_dataset=scenes,
         unlabeled_dataset=scenes,
         callbacks=callbacks,
@@ -413,7 +415,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--threads", type=int, default=1, help="of torch, on the CPU")
     parser.add_argument("--workers", type=int, default=1, help="processes a stream that prepare data; 0: none")
-    parser.add_argument("--settings", type=json.loads, default={}, help="fields of CPSConfig, as JSON")
+    parser.add_argument("--settings", type=json.loads, default={}, help="fields of any group of settings, as JSON")
     parser.add_argument("--fields", type=json.loads, default={}, help="fields of the objective, as JSON")
     parser.add_argument("--profile", action="store_true", help="also list the operations that a step's time goes to")
     parser.add_argument("--cpu", action="store_true", help="measure on the CPU although there is a GPU")

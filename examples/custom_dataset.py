@@ -21,7 +21,7 @@ from PIL import Image as PILImage
 from PIL import ImageDraw, ImageOps
 from transformers import ResNetConfig, UperNetConfig
 
-from cps_hf import CPSConfig, CPSTrainer, CrossPseudoSupervision
+from cps_hf import AugmentationConfig, CPSConfig, CPSTrainer, CrossPseudoSupervision
 from cps_hf.data import LabelEncoding
 
 NAMES = ("background", "house", "tree")
@@ -86,12 +86,12 @@ def main(argv: list[str] | None = None) -> dict:
             output_dir=str(options.output_dir / "run"),
             max_steps=options.max_steps,
             per_device_train_batch_size=4,
-            crop_size=[48, 64],
             optim="adamw",
             learning_rate=4e-3,
             logging_steps=20,
             dataloader_num_workers=0,
         ),
+        augmentation=AugmentationConfig(crop_size=[48, 64]),
         objective=CrossPseudoSupervision(weight=1.0, ramp_up=0.3),
         train_dataset=train.select(range(options.labeled)),
         unlabeled_dataset=train.select(range(options.labeled, len(train))).remove_columns("label"),

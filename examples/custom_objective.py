@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from transformers import ResNetConfig, UperNetConfig
 
-from cps_hf import CPSConfig, CPSTrainer, Objective, ObjectiveOutput
+from cps_hf import AugmentationConfig, CPSConfig, CPSTrainer, Objective, ObjectiveOutput
 from cps_hf.data import load_cityscapes, partition
 from cps_hf.functional import full_size
 from cps_hf.objectives import ramp
@@ -75,12 +75,12 @@ def main(argv: list[str] | None = None) -> dict:
             output_dir=options.output_dir,
             max_steps=options.max_steps,
             per_device_train_batch_size=4,
-            crop_size=[48, 96],
             optim="adamw",
             learning_rate=4e-3,
             logging_steps=20,
             dataloader_num_workers=0,
         ),
+        augmentation=AugmentationConfig(crop_size=[48, 96]),
         objective=EntropyMinimization(weight=0.1),
         train_dataset=images.filter(lambda name: name in labeled_ids, input_columns="id"),
         unlabeled_dataset=load_cityscapes(root, "train", with_labels=False).filter(

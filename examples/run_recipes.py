@@ -16,8 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-HERE = Path(__file__).parent
-CONFIGS = HERE / "configs"
+CONFIGS = Path(__file__).parent / "configs"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -49,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
 def run(recipe: Path, output_dir: Path) -> tuple[str, str | None]:
     """A recipe's row of the table, and what it said if it failed."""
     done = subprocess.run(
-        [sys.executable, HERE / "train_cps.py", "--config", recipe, "--smoke", "--output_dir", output_dir],
+        [sys.executable, "-m", "cps_hf", "train", "--config", recipe, "--smoke", "--output_dir", output_dir],
         capture_output=True,
         text=True,
         env={**os.environ, "HF_HUB_OFFLINE": "1"},

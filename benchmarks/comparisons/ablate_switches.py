@@ -1,14 +1,14 @@
 """What the released code does otherwise than the paper's words, one switch at a time, each measured.
 
-    python examples/ablate_switches.py
+    python benchmarks/comparisons/ablate_switches.py
         CPS + CutMix and plain CPS on the drawn street scenes: the original's behaviour, then with each switch turned,
         then ours; a table in OUT/table.md. Some three hours on two CPU cores.
 
-    python examples/ablate_switches.py --config examples/configs/cityscapes_cps_cutmix_r50.yaml --data_root DIR \\
-        --partition cps/cityscapes/1-8 --learning_rate 0.02 --weight_decay 1e-4 --world_size 8 --weights 5 6 \\
-        --launch "accelerate launch --multi_gpu --num_processes 8"
+    python benchmarks/comparisons/ablate_switches.py --config examples/configs/cityscapes_cps_cutmix_r50.yaml \\
+        --data_root DIR --partition cps/cityscapes/1-8 --learning_rate 0.02 --weight_decay 1e-4 --world_size 8 \\
+        --weights 5 6 --launch "accelerate launch --multi_gpu --num_processes 8"
 
-Further options are those of train_cps.py; with a recipe the learning rate and weight decay are to be the release's
+Further options are those of `cps-hf train`; with a recipe the learning rate and weight decay are to be the release's
 nominal ones, since the division of the loss is a switch here. Finished runs are not repeated, stopped ones go on.
 """
 
@@ -19,16 +19,16 @@ import dataclasses
 import json
 import statistics
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
-import train_cps  # the files beside this one
-from cells import Cell, run_all, table_parser
-from comparison_report import score
+from cells import Cell, run_all, table_parser  # the files beside this one
+from report import score
 
 from cps_hf import CrossPseudoSupervision
+from cps_hf.commands import train
+from cps_hf.commands.settings import Settings
 from cps_hf.files import write_atomically
 
 
@@ -67,7 +67,7 @@ def switches(world_size: int) -> dict[str, Switch]:
 
 # With AdamW the scale of a loss cancels out, so SGD, as the original; its learning rate over a world size of 4 acts
 # like 0.02, which networks from random weights bear.
-DEFAULTS = {**train_cps.DEFAULTS, "optim": "sgd", "learning_rate": 0.08, "weight_decay": 1e-4, "eval_steps": None}
+DEFAULTS = {**train.DEFAULTS, "optim": "sgd", "learning_rate": 0.08, "weight_decay": 1e-4, "eval_steps": None}
 TITLES = {"original": "nothing: the original", "ours": "all that this package turns"}
 WEIGHTS = {"cps_cutmix": 1.0, "cps": 1.5}  # the release's on VOC
 
@@ -75,8 +75,8 @@ WEIGHTS = {"cps_cutmix": 1.0, "cps": 1.5}  # the release's on VOC
 def main(argv: list[str] | None = None) -> int:
     options, rest = arguments(argv)
     try:
-        args, loss = train_cps.parse([*rest, "--objective", "supervised"], defaults=DEFAULTS)
-        cells = plan(options, args, loss)
+        settings = train.parse([*rest, "--objective", "supervised"], defaults=DEFAULTS)
+        cells = plan(options, settings)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -100,7 +100,7 @@ def arguments(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
 Key = tuple[str, str, int]  # method, arm, seed
 
 
-def plan(options: argparse.Namespace, args: train_cps.TrainArguments, loss) -> dict[Key, Cell]:
+def plan(options: argparse.Namespace, settings: Settings) -> dict[Key, Cell]:
     """The runs: per method the original, each switch turned to ours, and all of them turned.
 
     Raises:
@@ -109,8 +109,10 @@ def plan(options: argparse.Namespace, args: train_cps.TrainArguments, loss) -> d
     weights = options.weights or [WEIGHTS[method] for method in options.methods]
     if len(weights) != len(options.methods):
         raise ValueError(f"`--weights` needs {len(options.methods)} numbers, one a method, got {len(weights)}.")
-    every = args.eval_steps or max(1, args.max_steps // 4)
-    args = replace(args, eval_steps=every, save_steps=every, save_total_limit=1, num_pictures=0, disable_tqdm=True)
+    every = settings.args.eval_steps or max(1, settings.args.max_steps // 4)
+    settings = settings.with_values(
+        eval_steps=every, save_steps=every, save_total_limit=1, num_pictures=0, disable_tqdm=True
+    )
     known, cells = switches(options.world_size), {}
     for seed in options.seeds:
         for method, weight in zip(options.methods, weights, strict=True):
@@ -120,20 +122,16 @@ def plan(options: argparse.Namespace, args: train_cps.TrainArguments, loss) -> d
                     s.field: s.turned if arm == name or (arm == "ours" and s.ours) else s.original
                     for name, s in own.items()
                 }
-                reshuffle = values.pop("reshuffle_unlabeled")
-                base = {**dataclasses.asdict(loss), "weight": weight, "cutmix": method == "cps_cutmix"}
+                loss = dataclasses.asdict(settings.objective)
+                cps = CrossPseudoSupervision(**loss, weight=weight, cutmix=method == "cps_cutmix")
                 name = f"{method}-{arm}-seed{seed}"
-                cells[method, arm, seed] = Cell(
-                    name,
-                    replace(
-                        args,
-                        reshuffle_unlabeled=reshuffle,
-                        seed=seed,
-                        partition_seed=args.partition_seed or seed,
-                        output_dir=str(options.output_dir / "runs" / name),
-                    ),
-                    CrossPseudoSupervision(**{**base, **values}),
+                own_settings = dataclasses.replace(settings, objective=cps).with_values(
+                    **values,
+                    seed=seed,
+                    partition_seed=settings.data.partition_seed or seed,
+                    output_dir=str(options.output_dir / "runs" / name),
                 )
+                cells[method, arm, seed] = Cell(name, own_settings)
     check_folder(options.output_dir, cells)
     return cells
 
@@ -143,7 +141,7 @@ def check_folder(folder: Path, cells: dict[Key, Cell]) -> None:
     path = folder / "settings.json"
     found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     for cell in cells.values():
-        settings = {**dataclasses.asdict(cell.args), **dataclasses.asdict(cell.objective)}
+        settings = cell.settings.flat()
         del settings["output_dir"], settings["overwrite_output_dir"], settings["resume_from_checkpoint"]
         before = found.setdefault(cell.name, settings)
         other = [key for key in settings if before.get(key) != settings[key]]

@@ -15,49 +15,44 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
-from train_cps import TrainArguments  # the file beside this one
-
-from cps_hf import Objective
 from cps_hf.checkpointing.checkpoints import newest_checkpoint
-from cps_hf.commands import parser as cli
+from cps_hf.commands.settings import Settings
 from cps_hf.files import write_atomically
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+TRAIN = ("-m", "cps_hf", "train")  # what starts a run, behind `python` or a launcher's words
 
 
 def table_parser(description: str, output_dir: str, methods: Collection[str]) -> argparse.ArgumentParser:
-    """The options of a table of runs; what it does not know is for train_cps.py."""
+    """The options of a table of runs; what it does not know is for `cps-hf train`."""
     parser = argparse.ArgumentParser(
         description=description,
-        epilog="Every other option is one of train_cps.py (`train_cps.py --objective supervised --help`).",
+        epilog="Every other option is one of `cps-hf train` (see `cps-hf train --objective supervised --help-all`).",
         allow_abbrev=False,
     )
     parser.add_argument("--output_dir", type=Path, default=Path(output_dir))
     parser.add_argument("--methods", nargs="+", choices=methods, default=[*methods], metavar="METHOD")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1])
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
-    parser.add_argument("--launch", help='the words before a run\'s script, e.g. "accelerate launch --multi_gpu"')
+    parser.add_argument("--launch", help='the words before `-m cps_hf train`, e.g. "accelerate launch --multi_gpu"')
     parser.add_argument("--report_only", action="store_true", help="run nothing: tables of what is there")
     return parser
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A run: what it is called, its settings (whose `output_dir` is its folder), its method and its script."""
+    """A run: what it is called, its settings (whose `output_dir` is its folder), and what starts it."""
 
     name: str
-    args: TrainArguments
-    objective: Objective
-    script: str = "train_cps.py"
+    settings: Settings
+    program: tuple[str, ...] = TRAIN
 
     @property
     def folder(self) -> Path:
-        return Path(self.args.output_dir)
+        return Path(self.settings.args.output_dir)
 
     @property
     def finished(self) -> bool:
@@ -86,7 +81,7 @@ def run_all(
     its branches stay.
 
     Args:
-        launch: the words before the script, e.g. "accelerate launch --multi_gpu --num_processes 4"; none: this Python.
+        launch: the words before the program, like "accelerate launch --multi_gpu --num_processes 4"; none: Python's.
         after_each: called when a cell is finished.
     """
     waiting = [cell for cell in cells if not cell.finished]
@@ -128,14 +123,10 @@ def _started(cell: Cell) -> bool:
 
 def _start(cell: Cell, launch: str | None) -> subprocess.Popen:
     cell.folder.mkdir(parents=True, exist_ok=True)
-    args = replace(cell.args, resume_from_checkpoint=_started(cell) or None, overwrite_output_dir=not _started(cell))
+    goes_on = _started(cell)
+    settings = cell.settings.with_values(resume_from_checkpoint=goes_on or None, overwrite_output_dir=not goes_on)
     config = cell.folder / "cell.yaml"
-    write_atomically(config, cli.to_yaml(args, cell.objective))
-    words = [
-        *(shlex.split(launch) if launch else [sys.executable]),
-        str(EXAMPLES / cell.script),
-        "--config",
-        str(config),
-    ]
+    write_atomically(config, settings.to_yaml())
+    words = [*(shlex.split(launch) if launch else [sys.executable]), *cell.program, "--config", str(config)]
     with open(cell.folder / "log.txt", "a", encoding="utf-8") as log:
         return subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)

@@ -1,16 +1,17 @@
 """Every method on equal terms: the same data, labels, models, steps and seeds, one learning rate; a table, plots.
 
-    python examples/compare_objectives.py
+    python benchmarks/comparisons/compare_objectives.py
         street scenes, 12 of 400 images labeled, every method, one seed: some two hours on two CPU cores.
 
-    python examples/compare_objectives.py --methods supervised cps cps_cutmix all_labels --seeds 1 2 3
+    python benchmarks/comparisons/compare_objectives.py --methods supervised cps cps_cutmix all_labels --seeds 1 2 3
         only some methods, with a spread over seeds. Into the same folder, later: the other methods, more seeds.
 
-    python examples/compare_objectives.py --dataset object_scenes --partitions 1-25 1-12 1-6 --max_steps 2000
-        further options are those of train_cps.py; several partitions make the plot against the labeled ratio.
+    python benchmarks/comparisons/compare_objectives.py --dataset object_scenes --partitions 1-25 1-12 1-6
+        further options are those of `cps-hf train`; several partitions make the plot against the labeled ratio.
 
-    python examples/compare_objectives.py --config examples/configs/voc_cps_cutmix_r50.yaml --data_root DIR \\
-        --partitions cps/voc/1-16 cps/voc/1-8 --launch "accelerate launch --multi_gpu --num_processes 4"
+    python benchmarks/comparisons/compare_objectives.py --config examples/configs/voc_cps_cutmix_r50.yaml \\
+        --data_root DIR --partitions cps/voc/1-16 cps/voc/1-8 \\
+        --launch "accelerate launch --multi_gpu --num_processes 4"
 
 The protocol is written to OUT/protocol.md before the first run. Each run is a process of its own in OUT/runs; finished
 ones are not repeated, and one that was stopped goes on. OUT/table.md holds what is there so far.
@@ -24,18 +25,18 @@ import json
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
-import comparison_report  # the files beside this one
-import train_cps
-from cells import Cell, run_all, table_parser
-from self_training import SelfTrainingArguments
+import report  # the files beside this one
+from cells import TRAIN, Cell, run_all, table_parser
 from transformers.utils import logging as transformers_logging
 
 from cps_hf import OBJECTIVES, Objective
+from cps_hf.commands import train
+from cps_hf.commands.parser import read_words
+from cps_hf.commands.settings import Settings
 from cps_hf.files import write_atomically
 
 
@@ -65,6 +66,7 @@ METHODS = {
     "unimatch": Method("unimatch"),
     "self_training": Method("supervised", needs=("supervised",)),
 }
+SELF_TRAINING = Path(__file__).parents[2] / "examples" / "self_training.py"
 ALL = "1-1"  # the partition that labels every image
 Key = tuple[str, str, int]  # method, partition, seed
 
@@ -96,12 +98,13 @@ def main(argv: list[str] | None = None) -> int:
     options, rest = arguments(argv)
     transformers_logging.disable_progress_bar()  # a bar for each network that is read
     try:
-        if any(word.split("=")[0] in ("--objective", "--output_dir", "--seed", "--partition") for word in rest):
+        given = read_words(rest)
+        if given.keys() & {"objective", "output_dir", "seed", "partition"}:
             raise ValueError("`--methods`, `--output_dir`, `--seeds` and `--partitions` say what is run.")
-        args, loss = train_cps.parse([*rest, "--objective", "supervised"])
-        if train_cps.config_of(rest) is None and not any(word.startswith("--eval_steps") for word in rest):
-            args.eval_steps = None
-        comparison = Comparison(options, args, loss)
+        settings = train.parse([*rest, "--objective", "supervised"])
+        if not given.keys() & {"config", "eval_steps"}:
+            settings.args.eval_steps = None
+        comparison = Comparison(options, settings)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -116,13 +119,15 @@ def main(argv: list[str] | None = None) -> int:
 
 def arguments(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser = table_parser(__doc__.split("\n")[0], "outputs/compare", METHODS)
-    parser.add_argument("--partitions", nargs="+", default=["12"], help="which images are labeled, as in train_cps.py")
+    parser.add_argument(
+        "--partitions", nargs="+", default=["12"], help="which images are labeled: values of `--partition`"
+    )
     parser.add_argument(
         "--learning_rates",
         nargs="+",
         type=float,
         help="several: each trains supervised first, and the best by the last step is everyone's; "
-        "none: train_cps.py's `learning_rate`",
+        "none: `--learning_rate`",
     )
     parser.add_argument("--learning_rate_seed", type=int, default=0, help="the seed and partition of those runs")
     parser.add_argument(
@@ -139,17 +144,17 @@ class Comparison:
         ValueError: settings that make no sense, or others than the folder's runs were made with.
     """
 
-    def __init__(self, options: argparse.Namespace, args: train_cps.TrainArguments, loss: Objective):
-        if args.smoke:
+    def __init__(self, options: argparse.Namespace, settings: Settings):
+        args = settings.args
+        if settings.data.smoke:
             raise ValueError("`--smoke` is of single recipes; give a small `--max_steps` here.")
-        if args.unlabeled_root is not None:
+        if settings.data.unlabeled_root is not None:
             raise ValueError(
                 "`--unlabeled_root`: partitions of `train_split` are compared, whose labels are all there."
             )
         self.options, self.out = options, options.output_dir
         self.learning_rates = options.learning_rates or [args.learning_rate]
-        self.args = replace(
-            args,
+        self.settings = settings.with_values(
             learning_rate=self.learning_rates[0],
             # Curves want several evaluations; a run that is killed goes on from the newest one.
             eval_steps=args.eval_steps or max(1, args.max_steps // 8),
@@ -158,7 +163,7 @@ class Comparison:
             num_pictures=0,
             disable_tqdm=True,
         )
-        self.objectives = self._objectives(loss)
+        self.objectives = self._objectives(settings.objective)
         self.keys = self._agree_with_folder()
 
     def _objectives(self, loss: Objective) -> dict[str, Objective]:
@@ -178,9 +183,9 @@ class Comparison:
 
     def _agree_with_folder(self) -> list[Key]:
         """Write the protocol, or check that the folder's own is the same; all cells wanted so far, sorted."""
-        settings = dataclasses.asdict(self.args)
-        for name in ("output_dir", "seed", "partition", "overwrite_output_dir", "resume_from_checkpoint"):
-            del settings[name]
+        loss = {f.name for f in dataclasses.fields(self.settings.objective)}  # stands with the methods
+        own = {"output_dir", "seed", "partition", "overwrite_output_dir", "resume_from_checkpoint"}
+        settings = {name: value for name, value in self.settings.flat().items() if name not in loss | own}
         wanted = {
             "settings": settings,
             "learning_rates": self.learning_rates,
@@ -224,7 +229,7 @@ class Comparison:
         return [*dict.fromkeys(asked)]
 
     def _protocol(self) -> str:
-        args, rates = self.args, self.learning_rates
+        args, data, rates = self.settings.args, self.settings.data, self.learning_rates
         said = ", ".join(f"{rate:g}" for rate in rates)
         learning_rate = f"{said} ({args.optim}, {args.lr_scheduler_type}), given before any run."
         if len(rates) > 1:
@@ -233,10 +238,10 @@ class Comparison:
                 f"{self.options.learning_rate_seed} and the first partition, ends highest is everyone's."
             )
         return PROTOCOL.format(
-            dataset=args.dataset + (f" ({Path(args.data_root).name})" if args.data_root else ""),
-            drawn=f"seed {args.partition_seed}" if args.partition_seed else "the run's seed",
-            eval_split=args.eval_split,
-            models=", ".join(args.models) or "two small UperNet-ResNets from random weights",
+            dataset=data.dataset + (f" ({Path(data.data_root).name})" if data.data_root else ""),
+            drawn=f"seed {data.partition_seed}" if data.partition_seed else "the run's seed",
+            eval_split=data.eval_split,
+            models=", ".join(data.models) or "two small UperNet-ResNets from random weights",
             max_steps=args.max_steps,
             batch=args.per_device_train_batch_size,
             unlabeled_batch=args.unlabeled_batch_size,
@@ -247,7 +252,7 @@ class Comparison:
 
     def run(self) -> list[Cell]:
         """Run what is not finished; the cells that failed."""
-        self.args.learning_rate, failed = self._learning_rate()
+        self.settings.args.learning_rate, failed = self._learning_rate()
         if failed:
             return failed
         first = [self.cell(key) for key in self.keys if not METHODS[key[0]].needs]
@@ -272,44 +277,45 @@ class Comparison:
         seed, cells = self.options.learning_rate_seed, []
         for rate in self.learning_rates:
             folder = self.out / "runs" / f"learning_rate-{rate:g}"
-            args = replace(self._args(self.options.partitions[0], seed, folder), learning_rate=rate)
-            cells.append(Cell(f"learning rate {rate:g}", args, self.objectives["supervised"]))
+            settings = self._settings("supervised", self.options.partitions[0], seed, folder)
+            cells.append(Cell(f"learning rate {rate:g}", settings.with_values(learning_rate=rate)))
         failed = run_all(cells, jobs=self.options.jobs, launch=self.options.launch)
         if failed:
             return self.learning_rates[0], failed
-        scores = {rate: comparison_report.score(cell) for rate, cell in zip(self.learning_rates, cells, strict=True)}
+        scores = {rate: report.score(cell) for rate, cell in zip(self.learning_rates, cells, strict=True)}
         chosen = max(scores, key=scores.get)
         said = ", ".join(f"{rate:g}: {100 * score:.2f}" for rate, score in scores.items())
         text = f"Supervised training, last step, mIoU in percent: {said}. Chosen for every method: {chosen:g}.\n"
         write_atomically(self.out / "learning_rate.md", text)
         return chosen, []
 
-    def _args(self, partition: str, seed: int, folder: Path) -> train_cps.TrainArguments:
-        partition_seed = self.args.partition_seed or seed
-        return replace(
-            self.args, partition=partition, seed=seed, partition_seed=partition_seed, output_dir=str(folder)
+    def _settings(self, method: str, partition: str, seed: int, folder: Path) -> Settings:
+        settings = dataclasses.replace(self.settings, objective=self.objectives[method])
+        partition_seed = settings.data.partition_seed or seed
+        return settings.with_values(
+            partition=partition, seed=seed, partition_seed=partition_seed, output_dir=str(folder)
         )
 
     def cell(self, key: Key) -> Cell:
         """The run of a cell. What it needs must be finished, where its settings depend on it."""
         method, partition, seed = key
         name = f"{method}-{re.sub(r'[^A-Za-z0-9.-]+', '_', partition)}-seed{seed}"
-        args, script = self._args(partition, seed, self.out / "runs" / name), "train_cps.py"
+        settings, program = self._settings(method, partition, seed, self.out / "runs" / name), TRAIN
         needs = [self.cell((name, partition, seed)) for name in METHODS[method].needs]
         if method == "supervised_equal_time" and all(cell.finished for cell in needs):
-            args = replace(args, max_steps=equal_time_steps(*needs))
+            settings = settings.with_values(max_steps=equal_time_steps(*needs))
         if self.objectives[method].teacher:  # it trains one network, of a pair the first
-            backbone = args.backbone[:1] if isinstance(args.backbone, list) else args.backbone
-            args = replace(args, models=args.models[:1], backbone=backbone, num_branches=None)
+            backbone, models = settings.model_config.backbone, settings.data.models[:1]
+            backbone = backbone[:1] if isinstance(backbone, list) else backbone
+            settings = settings.with_values(models=models, backbone=backbone, num_branches=None)
         if method == "self_training":
             teacher = str(needs[0].folder / "branch_0")
-            args = SelfTrainingArguments(**dataclasses.asdict(args), teacher=teacher)
-            script = "self_training.py"
-        return Cell(name, args, self.objectives[method], script)
+            program = (str(SELF_TRAINING), "--teacher", teacher)
+        return Cell(name, settings, program)
 
     def report(self, *, pictures: bool) -> None:
         cells = {key: self.cell(key) for key in self.keys}
-        comparison_report.write(self.out, cells, num_pictures=self.options.num_pictures if pictures else 0)
+        report.write(self.out, cells, num_pictures=self.options.num_pictures if pictures else 0)
 
 
 def equal_time_steps(supervised: Cell, other: Cell) -> int:

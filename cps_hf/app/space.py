@@ -18,7 +18,7 @@ from .page import write_examples
 GRADIO = "gradio>=6.31"  # the extra `app` of pyproject.toml
 _APP = '''"""The page of cps_hf.app on {names}."""
 
-from cps_hf.app.page import main
+from cps_hf.commands.app import main
 
 if __name__ == "__main__":
     main({words})

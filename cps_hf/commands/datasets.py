@@ -5,18 +5,25 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
+import logging
+import os
 from collections.abc import Callable, Mapping
-from functools import partial
+from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from datasets import Dataset, IterableDataset
+from accelerate import PartialState
+from datasets import Dataset, IterableDataset, concatenate_datasets
 
 from ..data.cityscapes import load_cityscapes
 from ..data.folder import load_folder
 from ..data.hub_dataset import load_hub
+from ..data.partitions import Partition, partition
 from ..data.voc import load_voc
 from ..scenes.write import write_object_scenes, write_street_scenes
+
+logger = logging.getLogger(__name__)
 
 LOADERS = {
     "street_scenes": load_cityscapes,
@@ -57,29 +64,18 @@ def find_dataset(
     return partial(load, **load_options or {}), data_root
 
 
-def options_from_json(text: str) -> dict[str, Any]:
-    """A loader's further arguments, from what a command line's `--load_options` says.
-
-    Raises:
-        ValueError: it is no JSON object.
-    """
-    try:
-        options = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"`--load_options` must be JSON, found {text!r}: {error}.") from error
-    if not isinstance(options, dict):
-        raise ValueError(f'`--load_options` must be like {{"argument": value}}, found {text!r}.')
-    return options
+# ------------------------------------------------------------------------------------------------ to read one
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, default: str | None) -> None:
-    """The options of a script that reads one data set; `default`: of `--dataset`."""
-    parser.add_argument("--dataset", choices=LOADERS, default=default, help=f"default: {default or 'none'}")
-    parser.add_argument("--data_root", help="folder or Hub id; none: the drawn scenes")
-    parser.add_argument("--split", help="default: val; for folder, its folder")
-    parser.add_argument("--load_options", default="{}", help="further arguments of the loader, as JSON")
-    parser.add_argument("--streaming", action="store_true", help="read the data set as a stream")
-    parser.add_argument("--num_workers", type=int, default=1, help="processes that read images")
+    """The options of a command that reads one data set; `default`: of `--dataset`."""
+    group = parser.add_argument_group("data")
+    group.add_argument("--dataset", choices=LOADERS, default=default, help=f"default: {default or 'none'}")
+    group.add_argument("--data_root", help="folder or Hub id; none: the drawn scenes")
+    group.add_argument("--split", help="default: val; for folder, its folder")
+    group.add_argument("--load_options", default="{}", help="further arguments of the loader, as JSON")
+    group.add_argument("--streaming", action="store_true", help="read the data set as a stream")
+    group.add_argument("--num_workers", type=int, default=1, help="processes that read images")
 
 
 def from_arguments(arguments: argparse.Namespace, **further: Any) -> Dataset | IterableDataset:
@@ -95,3 +91,144 @@ def from_arguments(arguments: argparse.Namespace, **further: Any) -> Dataset | I
     load, root = find_dataset(arguments.dataset, arguments.data_root, options | further)
     arguments.split = arguments.split or (None if arguments.dataset == "folder" else "val")
     return load(root, split=arguments.split, streaming=arguments.streaming)
+
+
+def options_from_json(text: str) -> dict[str, Any]:
+    """A loader's further arguments, from what a command line's `--load_options` says.
+
+    Raises:
+        ValueError: it is no JSON object.
+    """
+    try:
+        options = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"`--load_options` must be JSON, found {text!r}: {error}.") from error
+    if not isinstance(options, dict):
+        raise ValueError(f'`--load_options` must be like {{"argument": value}}, found {text!r}.')
+    return options
+
+
+# ------------------------------------------------------------------------------------------------ to train on
+
+
+@dataclass(kw_only=True)
+class DataConfig:
+    """What is trained: which images, which of them labeled, which models.
+
+    Data and models
+        dataset: street_scenes, object_scenes (both drawn here), cityscapes, voc, folder or hub.
+        data_root: the data set's folder, or its Hub id; for the scenes none: a folder in the Hugging Face cache.
+        train_split: the split whose images are divided into labeled and unlabeled ones; for folder, its folder.
+        eval_split: the split that scores are computed on.
+        load_options: further arguments of the loader, as JSON: {"class_names": "names.json", "reduce_labels": true}.
+        partition: which images are labeled: a count (12), a ratio (1-8), a published partition's name, a list file;
+            none: 12, or with `unlabeled_root` all.
+        partition_seed: which ones, where the partition is a count or a ratio.
+        unlabeled_root: for folder and hub: further images, without masks; all of `train_split` is labeled then.
+        streaming: read the data set as a stream; then `data_root` is all labeled and needs `unlabeled_root`.
+        models: one or more Hub ids, folders or config.json files (a path in a YAML file may be relative to it); none:
+            a small UperNet-ResNet, from scratch.
+        smoke: the same objective, schedule and model family at toy size on drawn data, for a handful of steps.
+    """
+
+    dataset: str = "street_scenes"
+    data_root: str | None = None
+    train_split: str = "train"
+    eval_split: str = "val"
+    load_options: dict[str, Any] = field(default_factory=dict)
+    partition: str | None = None
+    partition_seed: int = 0
+    unlabeled_root: str | None = None
+    streaming: bool = False
+    models: list[str] = field(default_factory=list)
+    smoke: bool = False
+
+    def __post_init__(self):
+        if self.dataset not in LOADERS:
+            raise ValueError(f"`dataset` must be one of {', '.join(LOADERS)}, got {self.dataset!r}.")
+        if self.data_root is None and not self.smoke and not self.dataset.endswith("_scenes"):
+            raise ValueError(f"`dataset={self.dataset}` needs `data_root`.")
+        if self.unlabeled_root is not None and self.dataset not in ("folder", "hub"):
+            raise ValueError(f"`unlabeled_root` goes with `dataset` folder or hub, got {self.dataset!r}.")
+        if self.streaming and self.unlabeled_root is None:
+            raise ValueError("`streaming` needs `unlabeled_root`: a stream cannot be divided by ids.")
+        if self.unlabeled_root is not None and (self.partition is not None or self.partition_seed != 0):
+            raise ValueError(
+                "With `unlabeled_root` all of `train_split` is labeled: leave out `partition` and `partition_seed`."
+            )
+        if self.unlabeled_root is None and self.partition is None:
+            self.partition = "12"
+        if self.train_split == self.eval_split:
+            raise ValueError(
+                f"`train_split` and `eval_split` are both {self.eval_split!r}: scores on images that were trained on "
+                "say nothing of others."
+            )
+
+
+class TrainingSets(NamedTuple):
+    """What `load_data` finds; `chosen`: the partition, where there is one."""
+
+    labeled: Dataset | IterableDataset
+    unlabeled: Dataset | IterableDataset | None
+    evaluation: Dataset | IterableDataset
+    chosen: Partition | None
+
+
+def load_data(data: DataConfig) -> TrainingSets:
+    """The sets that a run is trained and judged on.
+
+    Raises:
+        ValueError: as `find_dataset`, the loaders and `partition`.
+    """
+    with PartialState().main_process_first():  # who may have to draw the scenes
+        load, root = find_dataset(data.dataset, data.data_root, data.load_options)
+    evaluation = load(root, split=data.eval_split)
+    if data.unlabeled_root is not None:
+        labeled = load(root, split=data.train_split, streaming=data.streaming)
+        split = {} if data.dataset == "folder" else {"split": data.train_split}
+        unlabeled = load(data.unlabeled_root, **split, with_labels=False, streaming=data.streaming)
+        chosen = None
+    else:
+        images = load(root, split=data.train_split, with_labels=False)
+        if data.partition.startswith("coarse-"):  # all of train is labeled; the unlabeled ones are from train_extra
+            images = concatenate_datasets([images, load(root, split="train_extra", with_labels=False)])
+        chosen = partition(data.partition, images["id"], seed=data.partition_seed)
+        labeled_ids, unlabeled_ids = set(chosen.labeled_ids), set(chosen.unlabeled_ids)
+        # On a disk only the labeled images need a label file; the rows of other sets come as they are.
+        only = {} if data.dataset == "hub" else {"only_ids": labeled_ids}
+        labeled = load(root, split=data.train_split, **only)
+        labeled = labeled.select([i for i, name in enumerate(labeled["id"]) if name in labeled_ids])
+        unlabeled = images.select([i for i, name in enumerate(images["id"]) if name in unlabeled_ids]) or None
+    if data.dataset != "hub":
+        warn_of_shared_images(labeled, unlabeled, evaluation)
+    return TrainingSets(labeled, unlabeled, evaluation, chosen)
+
+
+def warn_of_shared_images(
+    labeled: Dataset | IterableDataset,
+    unlabeled: Dataset | IterableDataset | None,
+    evaluation: Dataset | IterableDataset,
+) -> None:
+    """Scores on images that were trained on, and unlabeled images that are no others than the labeled ones.
+
+    Told by the images' files: names may be the same in two folders, and what is stored inside tables has no path.
+    """
+    trained, more, judged = map(_image_files, (labeled, unlabeled, evaluation))
+    for name, files in (("labeled", trained), ("unlabeled", more)):
+        if shared := sorted(files & judged):
+            logger.warning(
+                "%d of the %d evaluation images are %s images too, e.g. %s: scores on them say nothing of others.",
+                *(len(shared), len(judged), name, shared[0]),
+            )
+    if trained and trained == more:
+        logger.warning("The %d unlabeled images are the labeled ones and no others: they add nothing.", len(more))
+
+
+def _image_files(dataset: Dataset | IterableDataset | None) -> set[str]:
+    """The paths of a data set's images, which are files; none of a stream, whose end may be far."""
+    if not isinstance(dataset, Dataset):
+        return set()
+    rows = dataset.select_columns("image").with_format("arrow")[:]["image"].to_pylist()
+    paths = [row["path"] for row in rows]
+    real = cache(os.path.realpath)
+    return {os.path.join(real(os.path.dirname(path)), os.path.basename(path)) for path in paths}

@@ -38,7 +38,7 @@ def load_hub(
     """A data set that `datasets.load_dataset` reads: a Hub id, a local folder, or a parquet file.
 
     Args:
-        path: `user/name`; a folder with shards as `examples/prepare_dataset.py` writes them
+        path: `user/name`; a folder with shards as `cps-hf prepare` writes them
             (`<split>-00000-of-00003.parquet`, any number of splits) or of another layout that `load_dataset` knows; or
             one parquet file, which then is the split.
         split: as `load_dataset` takes it.
@@ -46,7 +46,7 @@ def load_hub(
         image_column, label_column, id_column: what columns are called there; they become "image", "label" and "id".
             Without an `id_column` a column "id" is used, or else rows are numbered (not when streaming).
         class_names, values, colors, reduce_labels: as for `load_folder`; not needed for shards that
-            `examples/prepare_dataset.py` wrote, which carry them, nor names where a column lists each image's classes
+            `cps-hf prepare` wrote, which carry them, nor names where a column lists each image's classes
             (a list of ClassLabel).
         with_labels: false: the label column is dropped unread.
 
@@ -130,7 +130,7 @@ def _shards(folder: Path, wanted: Sequence[str]) -> dict[str, list[str]]:
         if missing:
             raise ValueError(
                 f"{folder} lacks {len(missing)} of {counts[0]} shards of {split!r}: {first_few(missing)}. Copy them, "
-                "or call `examples/prepare_dataset.py` again: it goes on where it stopped."
+                "or call `cps-hf prepare` again: it goes on where it stopped."
             )
     return {split: [path for _, _, path in splits[split]] for split in wanted}
 

@@ -1,7 +1,6 @@
 """An exported branch on its way to the Hub: one commit, whatever fails meanwhile.
 
-Nothing of ours is imported (but by `--space`, late): a run pushes by this file in a process of its own, which is to
-start fast and be small.
+Nothing of ours is imported: a run pushes by this file in a process of its own, which is to start fast and be small.
 """
 
 from __future__ import annotations
@@ -102,7 +101,7 @@ def push_branch(
 
 def push_command(directory: str | os.PathLike, repo_id: str, **options: Any) -> str:
     """The command line that does what `push_branch` would, to be copied into a shell. It holds no token."""
-    words = ["python", "-c", "from cps_hf.hub.push import main; main()", str(directory), "--repo_id", repo_id]
+    words = ["cps-hf", "push", str(directory), "--repo_id", repo_id]
     for name, value in options.items():
         words += [f"--{name}"] if value is True else [f"--{name}", str(value)] if value not in (None, False) else []
     return shlex.join(words)
@@ -284,33 +283,16 @@ def _status(error: Exception) -> int | None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Push the branch that the command line names; its address on standard output."""
-    parser = argparse.ArgumentParser(prog="push_branch", description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.add_argument("directory", metavar="BRANCH_DIR", help="a folder that a run exported, like OUT/best")
-    parser.add_argument("--repo_id", required=True, metavar="USER/NAME", help="made if it does not exist")
-    parser.add_argument("--private", action="store_true", default=None, help="a private repository")
-    parser.add_argument("--revision", help="a branch of the repository, made if missing (default: main)")
-    parser.add_argument("--tag", help="a name for the commit, like v1")
+    """What a run starts to push by itself (`background`); for people there is `cps-hf push`."""
+    parser = argparse.ArgumentParser(prog="push", allow_abbrev=False)
+    parser.add_argument("directory")
+    parser.add_argument("--repo_id", required=True)
+    parser.add_argument("--private", action="store_true", default=None)
+    parser.add_argument("--revision")
     parser.add_argument("--commit_message", default=MESSAGE)
-    parser.add_argument("--license", help="for the card (default: what it says, else the base model's)")
-    parser.add_argument(
-        "--push_pictures",
-        action="store_true",
-        help="put pictures/predictions.png of the run into the card: it shows images of the run's data set",
-    )
-    parser.add_argument("--space", metavar="FOLDER", help="also write a folder that is ready to be a Space, here")
-    options = vars(parser.parse_args(argv))
-    directory, space = options.pop("directory"), options.pop("space")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
-        if space is not None and Path(space).exists():
-            raise ValueError(f"`--space {space}` exists already, and nothing is overwritten. Choose a new folder.")
-        address = push_branch(directory, options.pop("repo_id"), **options)
-        print(address)
-        if space is not None:
-            from ..app.space import write_space_of  # late: it brings all that predicts along
-
-            print(write_space_of(directory, address, space, license=options["license"], private=options["private"]))
+        print(push_branch(**vars(parser.parse_args(argv))))
     except (ValueError, RuntimeError) as error:  # what a user can mend: one line, no traceback
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from ..modeling.branches import Branch
-from .windows import check_options, class_ids, default_stride, predict_each, predict_logits
+from .windows import class_ids, predict_each, predict_logits
 
 logger = logging.getLogger(__name__)
 
@@ -170,54 +169,3 @@ def check_classes(found: Sequence[str], expected: Mapping[int, str], what: str) 
     if ours != theirs and not all(re.fullmatch(r"(label|class)?\d+", name) for name in ours):
         first = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b)
         logger.warning("%s name class %d %r and %r; taken as the same.", what, first, found[first], names[first])
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of a script that predicts: which branches, and how."""
-    parser.add_argument("--branches", nargs="+", required=True, help="folders or Hub ids; several: their mean")
-    parser.add_argument("--mode", choices=("whole", "sliding"), default="whole", help="whole images or windows")
-    parser.add_argument("--crop_size", type=int, nargs=2, metavar=("H", "W"), help="the window, in pixels")
-    parser.add_argument("--stride", type=int, nargs=2, metavar=("H", "W"), help="default: two thirds of the window")
-    parser.add_argument("--sum_windows", action="store_true", help="sum overlapping logits, as the CPS release does")
-    parser.add_argument("--window_batch_size", type=int, default=4, help="windows a forward pass")
-    parser.add_argument("--scales", type=float, nargs="+", default=[1.0], help="predict at these sizes and average")
-    parser.add_argument("--flip", action="store_true", help="predict mirrored images too and average")
-    parser.add_argument("--own_size", action="store_true", help="do not resize, though the image processor would")
-    parser.add_argument("--device", help="default: a GPU where there is one")
-    parser.add_argument("--revision", help="of the Hub ids")
-    parser.add_argument("--trust_remote_code", action="store_true", help="run model code that comes with a branch")
-
-
-def from_arguments(arguments: argparse.Namespace) -> tuple[Ensemble, dict[str, Any]]:
-    """The ensemble, and the options of `Ensemble.logits`, that `add_arguments` asked for.
-
-    Raises:
-        ValueError: options that make no sense together, or a branch that cannot be read.
-    """
-    options: dict[str, Any] = {"mode": arguments.mode, "scales": arguments.scales, "flip": arguments.flip}
-    windows = {
-        "--crop_size": arguments.crop_size,
-        "--stride": arguments.stride,
-        "--sum_windows": arguments.sum_windows,
-    }
-    if arguments.mode == "sliding":
-        if arguments.crop_size is None:
-            raise ValueError("`--mode sliding` needs `--crop_size H W`, best the crop that the branch was trained on.")
-        options |= {"crop_size": tuple(arguments.crop_size), "average": not arguments.sum_windows}
-        options |= {"stride": tuple(arguments.stride or default_stride(arguments.crop_size))}
-    else:
-        given = [name for name, value in windows.items() if value]
-        if given:
-            raise ValueError(f"`{given[0]}` goes with `--mode sliding`.")
-    check_options(**options, window_batch_size=arguments.window_batch_size)
-    if arguments.mode == "sliding":
-        options |= {"window_batch_size": arguments.window_batch_size}
-    else:
-        options |= {"own_size": arguments.own_size}
-    ensemble = Ensemble.from_pretrained(
-        arguments.branches,
-        device=arguments.device,
-        revision=arguments.revision,
-        trust_remote_code=arguments.trust_remote_code,
-    )
-    return ensemble, options

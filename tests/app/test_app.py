@@ -24,6 +24,7 @@ from transformers import AutoModelForSemanticSegmentation, DPTConfig
 
 from cps_hf.app import page as app
 from cps_hf.app.space import write_space
+from cps_hf.commands import app as command
 from cps_hf.data import cityscapes, voc
 from cps_hf.hub.export import export_branch
 from cps_hf.visualization.panels import AGREEMENT, palette
@@ -192,7 +193,7 @@ def test_a_mistake_on_the_command_line_is_one_line(tmp_path, capsys, run_folder)
         ([str(run_folder), "--device", "cudda"], "`device` 'cudda' cannot be used here"),
     ):
         with pytest.raises(SystemExit):
-            app.main(words)
+            command.main(words)
         assert said in capsys.readouterr().err
 
 
@@ -204,7 +205,7 @@ def test_the_page_works_in_a_browser_and_asks_no_other_machine(run_folder, tmp_p
 
     broken, huge = tmp_path / "broken.jpg", png_of_size(tmp_path / "huge.png", 20_000, 20_000)
     broken.write_bytes(b"\xff\xd8\xff\xe0 and then nothing")
-    with served(EXAMPLES / "app.py", run_folder) as address, chromium(tmp_path / "profile") as browser:
+    with served("-m", "cps_hf", "app", run_folder) as address, chromium(tmp_path / "profile") as browser:
         wait = WebDriverWait(browser, 90)
         text = lambda name: browser.find_element(By.ID, name).text  # noqa: E731
         pictures = lambda name: browser.find_elements(By.CSS_SELECTOR, f"#{name} img[src]")  # noqa: E731

@@ -11,26 +11,26 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from support.toy import run_python
+from support.toy import run_python, script
 from transformers import UperNetForSemanticSegmentation
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
-COMPARISONS = EXAMPLES.parent / "benchmarks" / "comparisons"
-sys.path.insert(0, str(EXAMPLES))
-sys.path.insert(0, str(COMPARISONS))  # the scripts import each other
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS / "comparisons"))  # the scripts import each other
 
 import ablate_switches  # noqa: E402
 import compare_objectives  # noqa: E402
-import train_cps  # noqa: E402
+from cells import TRAIN  # noqa: E402
 
 from cps_hf.checkpointing.checkpoints import seal  # noqa: E402
+from cps_hf.commands import train  # noqa: E402
 from cps_hf.modeling.backbones import load_backbone_weights  # noqa: E402
 from cps_hf.scenes.write import write_street_scenes  # noqa: E402
 
-# In place of a training run: scores that are known. It is started as `python FAKE.py train_cps.py --config CELL.yaml`.
+# In place of a training run: scores that are known. Started as `python FAKE.py -m cps_hf train --config CELL.yaml`.
 FAKE = """
 import json, sys, yaml
 from pathlib import Path
+assert sys.argv[1:4] == ["-m", "cps_hf", "train"] or sys.argv[1].endswith("examples/self_training.py"), sys.argv
 config = yaml.safe_load(open(sys.argv[-1]))
 out = Path(config["output_dir"])
 top = out.parent.parent
@@ -194,17 +194,12 @@ def test_the_comparison_runs_for_real_and_draws_its_plots_and_pictures(tmp_path,
     )
 
     def in_this_process(cells, **_):
-        import self_training
-        import train_cps
-
         for cell in cells:
             if not cell.finished:
                 cell.folder.mkdir(parents=True)
-                from cps_hf.commands import parser as cli
-
-                (cell.folder / "cell.yaml").write_text(cli.to_yaml(cell.args, cell.objective))
-                script = self_training if cell.script == "self_training.py" else train_cps
-                script.main(["--config", str(cell.folder / "cell.yaml")])
+                (cell.folder / "cell.yaml").write_text(cell.settings.to_yaml())
+                program, words = (train, ()) if cell.program == TRAIN else (script("self_training"), cell.program[1:])
+                program.main([*words, "--config", str(cell.folder / "cell.yaml")])
         return []
 
     monkeypatch.setattr(compare_objectives, "run_all", in_this_process)
@@ -226,11 +221,11 @@ def test_the_comparison_runs_for_real_and_draws_its_plots_and_pictures(tmp_path,
 
 @pytest.mark.slow
 def test_the_object_scenes_backbone_is_one_that_the_small_network_starts_from(tmp_path):
-    script = Path(__file__).parents[2] / "benchmarks" / "object_backbone.py"
+    program = str(BENCHMARKS / "object_backbone.py")
     out = tmp_path / "backbone"
-    done = run_python(str(script), "--output", str(out), "--scenes", "12", "--steps", "2")
+    done = run_python(program, "--output", str(out), "--scenes", "12", "--steps", "2")
     assert done.returncode == 0, done.stderr[-3000:]
-    network = UperNetForSemanticSegmentation(train_cps.small_model())
+    network = UperNetForSemanticSegmentation(train.small_model())
     load_backbone_weights(network, out)
     weights, prefix = load_file(out / "model.safetensors"), "resnet."
     found = network.backbone.state_dict()
@@ -238,5 +233,5 @@ def test_the_object_scenes_backbone_is_one_that_the_small_network_starts_from(tm
     assert len(convolutions) > 6
     for name in convolutions:
         assert torch.equal(found[name.removeprefix(prefix)], weights[name]), name
-    again = run_python(str(script), "--output", str(out), "--scenes", "12", "--steps", "2")
+    again = run_python(program, "--output", str(out), "--scenes", "12", "--steps", "2")
     assert again.returncode == 2 and "holds something already" in again.stderr

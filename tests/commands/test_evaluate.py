@@ -10,12 +10,9 @@ import pytest
 import torch
 from PIL import Image
 from support.toy import (
-    EXAMPLES,
     MEAN,
     STD,
     predict_by_hand,
-    run_python,
-    script,
     tiny_branch,
     tiny_upernet,
     toy_models,
@@ -29,6 +26,7 @@ from transformers import (
     SegformerImageProcessor,
 )
 
+from cps_hf.commands import evaluate
 from cps_hf.data.cityscapes import LABELS
 from cps_hf.data.masks import output_path, write_label_ids, write_mask
 from cps_hf.data.voc import voc_color
@@ -36,8 +34,6 @@ from cps_hf.hub.export import export_branch
 from cps_hf.inference.ensemble import Ensemble, check_classes
 from cps_hf.metrics.mean_iou import MeanIoU
 from cps_hf.scenes.write import write_object_scenes, write_street_scenes
-
-evaluate_branch = script("evaluate_branch")
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +51,7 @@ def street_branches(tmp_path_factory):
 
 
 def run(tmp_path, *words):
-    return evaluate_branch.main([*map(str, words), "--output_dir", str(tmp_path / "out"), "--num_workers", "0"])
+    return evaluate.main([*map(str, words), "--output_dir", str(tmp_path / "out"), "--num_workers", "0"])
 
 
 def test_cityscapes_own_evaluator_finds_the_same_scores_in_what_is_exported(
@@ -248,7 +244,8 @@ def test_class_names_that_contradict_each_other_are_refused(caplog):
     ],
 )
 def test_a_mistake_ends_with_one_line(streets, street_branches, tmp_path, capsys, words, said):
-    given = ["--branches", street_branches[0], "--dataset", "cityscapes", "--data_root", streets, *words]
+    usual = {"--branches": street_branches[0], "--dataset": "cityscapes", "--data_root": streets}
+    given = [*words, *(word for option, value in usual.items() if option not in words for word in (option, value))]
     with pytest.raises(SystemExit) as exit_:
         run(tmp_path, *given)
     message = capsys.readouterr().err
@@ -324,11 +321,3 @@ def test_files_are_written_whole_and_inside_their_folder(tmp_path):
     for name in ("../a", "/etc/a", "x/../../a"):
         with pytest.raises(ValueError, match="leads out of"):
             output_path(tmp_path, name, ".png")
-
-
-@pytest.mark.slow
-def test_it_runs_as_a_command(streets, street_branches, tmp_path):
-    words = ("--branches", str(street_branches[0]), "--dataset", "cityscapes", "--data_root", str(streets))
-    done = run_python(str(EXAMPLES / "evaluate_branch.py"), *words, "--output_dir", str(tmp_path / "out"))
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "pixel accuracy" in done.stdout and "Written to" in done.stdout

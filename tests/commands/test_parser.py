@@ -1,27 +1,18 @@
 """The command line: YAML and options together, and errors that name the field."""
 
-from dataclasses import dataclass
+import dataclasses
 
 import pytest
 
-from cps_hf.commands import parser as cli
-from cps_hf.config import CPSConfig
-from cps_hf.objectives import CrossPseudoSupervision, Supervised
+from cps_hf.commands import parser
+from cps_hf.commands.help import documented
+from cps_hf.commands.settings import Settings
+from cps_hf.config import GROUPS, AugmentationConfig, CPSConfig, EvaluationConfig
+from cps_hf.objectives import OBJECTIVES, CrossPseudoSupervision, Supervised
 
 
-@dataclass(kw_only=True)
-class ScriptArguments(CPSConfig):
-    """A script's own fields.
-
-    Data
-        data_root: where the images are.
-    """
-
-    data_root: str | None = None
-
-
-def parse(*words, **kwargs):
-    return cli.parse(ScriptArguments, list(words), **kwargs)
+def parse(*words, **options):
+    return parser.parse(Settings, list(words), **options)
 
 
 def error_of(capsys, *words, **kwargs) -> str:
@@ -35,70 +26,95 @@ def error_of(capsys, *words, **kwargs) -> str:
     ("words", "expected"), [(["true"], True), ([], True), (["false"], False), (["a/b"], "a/b"), (["none"], None)]
 )
 def test_resuming_takes_a_folder_or_true(words, expected):
-    assert parse("--resume_from_checkpoint", *words)[0].resume_from_checkpoint == expected
+    assert parse("--resume_from_checkpoint", *words).args.resume_from_checkpoint == expected
 
 
 def test_no_arguments_give_the_defaults_and_cps():
-    settings, objective = parse()
-    assert settings == ScriptArguments() and objective == CrossPseudoSupervision()
+    settings = parse()
+    assert settings.args == CPSConfig() and settings.objective == CrossPseudoSupervision()
+    groups = [type(group) for group in vars(settings).values()]
+    assert {*groups} > {*GROUPS} and all(group == type(group)() for group in vars(settings).values())
 
 
 def test_every_kind_of_value_is_read():
-    settings, objective = parse(
+    settings = parse(
         *("--max_steps", "1_000", "--learning-rate=1e-3", "--crop_size", "64", "128", "--random_scale", "1"),
         *("--max_grad_norm", "none", "--disable_tqdm", "--resize_antialias", "false", "--data_root", "x y"),
         *("--lr_scheduler_kwargs", '{"power": 2}', "--report_to", "tensorboard", "trackio"),
         *("--weight", "5", "--cutmix", "false"),
     )
-    assert (settings.max_steps, settings.learning_rate, settings.crop_size) == (1000, 1e-3, [64, 128])
-    assert (settings.random_scale, settings.max_grad_norm, settings.disable_tqdm) == ([1.0], None, True)
-    assert (settings.resize_antialias, settings.data_root) == (False, "x y")
-    assert settings.lr_scheduler_kwargs == {"power": 2} and settings.report_to == ["tensorboard", "trackio"]
-    assert objective == CrossPseudoSupervision(weight=5.0, cutmix=False)
+    args, augmentation = settings.args, settings.augmentation
+    assert (args.max_steps, args.learning_rate, augmentation.crop_size) == (1000, 1e-3, [64, 128])
+    assert (augmentation.random_scale, args.max_grad_norm, args.disable_tqdm) == ([1.0], None, True)
+    assert (augmentation.resize_antialias, settings.data.data_root) == (False, "x y")
+    assert args.lr_scheduler_kwargs == {"power": 2} and args.report_to == ["tensorboard", "trackio"]
+    assert settings.objective == CrossPseudoSupervision(weight=5.0, cutmix=False)
 
 
 def test_one_number_is_a_square():
-    settings, _ = parse("--crop_size", "64", "--eval_crop_size", "48", "--eval_stride", "32", "--eval_mode", "sliding")
-    assert (settings.crop_size, settings.eval_crop_size, settings.eval_stride) == ([64, 64], [48, 48], [32, 32])
-    assert CPSConfig(crop_size=40).crop_size == [40, 40] and CPSConfig().eval_stride is None
+    settings = parse("--crop_size", "64", "--eval_crop_size", "48", "--eval_stride", "32", "--eval_mode", "sliding")
+    assert settings.augmentation.crop_size == [64, 64]
+    assert (settings.evaluation.eval_crop_size, settings.evaluation.eval_stride) == ([48, 48], [32, 32])
+    assert AugmentationConfig(crop_size=40).crop_size == [40, 40] and EvaluationConfig().eval_stride is None
 
 
 def test_attention_is_a_name_or_a_mapping_for_the_backbone_alone():
-    assert parse("--attn_implementation", "sdpa")[0].attn_implementation == "sdpa"
-    settings, _ = parse("--attn_implementation", '{"backbone_config": "sdpa"}')
-    assert settings.attn_implementation == {"backbone_config": "sdpa"}
-    assert parse("--attn_implementation", "none")[0].attn_implementation is None
+    for word, expected in (
+        ("sdpa", "sdpa"),
+        ('{"backbone_config": "sdpa"}', {"backbone_config": "sdpa"}),
+        ("none", None),
+    ):
+        assert parse("--attn_implementation", word).model_config.attn_implementation == expected
 
 
 def test_the_command_line_wins_over_the_file_and_the_file_over_the_scripts_defaults(tmp_path):
     (tmp_path / "c.yaml").write_text("learning_rate: 1e-3\nmax_steps: 7\ncutmix: false\ncrop_size: [32, 48]\n")
-    settings, objective = parse(
-        *("--config", str(tmp_path / "c.yaml"), "--max_steps", "9"), defaults={"max_steps": 5, "seed": 3}
+    settings = parse(
+        *("--config", str(tmp_path / "c.yaml"), "--max_steps", "9"), defaults=lambda given: {"max_steps": 5, "seed": 3}
     )
-    assert (settings.learning_rate, settings.max_steps, settings.seed) == (1e-3, 9, 3)
-    assert settings.crop_size == [32, 48] and objective.cutmix is False
+    assert (settings.args.learning_rate, settings.args.max_steps, settings.args.seed) == (1e-3, 9, 3)
+    assert settings.augmentation.crop_size == [32, 48] and settings.objective.cutmix is False
 
 
 def test_a_scripts_defaults_for_another_objective_are_passed_over():
-    defaults = {"cps": {"weight": 3.0}, "max_steps": 7}
-    assert parse(defaults=defaults)[1].weight == 3.0
-    assert parse("--objective", "supervised", defaults=defaults)[1] == Supervised()
-    settings, mean_teacher = parse("--objective", "mean_teacher", defaults=defaults)
-    assert mean_teacher.weight == 100.0 and settings.max_steps == 7  # its own weight, not that of another method
+    options = {"defaults": lambda given: {"cps": {"weight": 3.0}, "max_steps": 7}}
+    assert parse(**options).objective.weight == 3.0
+    assert parse("--objective", "supervised", **options).objective == Supervised()
+    settings = parse("--objective", "mean_teacher", **options)
+    assert settings.objective.weight == 100.0 and settings.args.max_steps == 7  # its own weight, not another method's
 
 
 def test_the_resolved_file_reads_back_to_the_same(tmp_path):
-    settings, objective = parse("--seed", "5", "--weight", "1.5", "--run_name", "92")
-    (tmp_path / "c.yaml").write_text(cli.to_yaml(settings, objective))
-    assert parse("--config", str(tmp_path / "c.yaml")) == (settings, objective)
+    settings = parse(
+        "--seed", "5", "--weight", "1.5", "--run_name", "92", "--partition", "1-8", "--hub_license", "mit"
+    )
+    (tmp_path / "c.yaml").write_text(settings.to_yaml())
+    assert parse("--config", str(tmp_path / "c.yaml")) == settings
+
+
+def test_no_file_holds_the_token():
+    settings = parse("--hub_token", "hf_secret")
+    assert settings.hub.hub_token == "hf_secret"
+    assert "hf_secret" not in settings.to_yaml() + repr(settings) + str(settings.flat())
+
+
+def test_values_change_in_the_group_that_has_them():
+    settings = parse()
+    changed = settings.with_values(max_steps=3, crop_size=[8, 8], weight=9.0, partition="4")
+    assert (changed.args.max_steps, changed.augmentation.crop_size) == (3, [8, 8])
+    assert (changed.objective.weight, changed.data.partition) == (9.0, "4")
+    different = {key for key, value in changed.flat().items() if settings.flat()[key] != value}
+    assert different == {"max_steps", "crop_size", "weight", "partition"} and settings == parse()
+    with pytest.raises(TypeError, match="no group has a field max_step"):
+        settings.with_values(max_step=3)
 
 
 def test_another_objective_on_the_command_line_leaves_the_files_hyper_parameters_of_its_own_with_a_word(
     tmp_path, capsys
 ):
     (tmp_path / "c.yaml").write_text("objective: cps\nweight: 5\nlabeled_loss: ohem\n")
-    _, objective = parse("--config", str(tmp_path / "c.yaml"), "--objective", "supervised")
-    assert objective == Supervised(labeled_loss="ohem")
+    settings = parse("--config", str(tmp_path / "c.yaml"), "--objective", "supervised")
+    assert settings.objective == Supervised(labeled_loss="ohem")
     assert "`weight`" in capsys.readouterr().err
 
 
@@ -128,7 +144,14 @@ def test_another_objective_on_the_command_line_leaves_the_files_hyper_parameters
         (["--head_learning_rate_factor", "0"], ["`head_learning_rate_factor`", "above 0", "freeze_backbone"]),
         (["--backbone_learning_rate_factor", "-1"], ["`backbone_learning_rate_factor`", "-1"]),
         (["--layer_decay", "0"], ["`layer_decay`", "(0, 1]"]),
-        (["--eval_crop_size", "8", "9", "--eval_stride", "8", "10"], ["`eval_stride` [8, 10]", "window [8, 9]"]),
+        (
+            ["--eval_mode", "sliding", "--eval_crop_size", "8", "9", "--eval_stride", "8", "10"],
+            ["`eval_stride` [8, 10]", "window [8, 9]"],
+        ),
+        (
+            ["--eval_mode", "sliding", "--crop_size", "8", "--eval_stride", "9"],
+            ["`eval_stride` [9, 9]", "window [8, 8]"],
+        ),
         (["--eval_crop_size", "8"], ["`eval_crop_size` [8, 8] would be ignored", "`eval_mode=sliding`"]),
         (["--eval_stride", "8"], ["`eval_stride` [8, 8] would be ignored", "`eval_mode` is whole"]),
         (["--adam_beta2", "0.95"], ["`adam_beta2` 0.95 would be ignored", "`optim=adamw`"]),
@@ -171,26 +194,34 @@ def test_a_bad_file_is_an_error(tmp_path, capsys, text, said):
         assert part in message
 
 
-def test_help_lists_every_field_with_its_text_and_default(capsys):
+def help_of(capsys, *words, **options) -> str:
     with pytest.raises(SystemExit) as exit_:
-        parse("--help", "--objective", "cps", description="What it does.", defaults={"max_steps": 77})
+        parse(*words, **options)
     assert exit_.value.code == 0
-    text = capsys.readouterr().out
-    assert "What it does." in text and "--data_root" in text and "where the images are" in text
-    assert "the paper's lambda" in text and "(default: 77)" in text
-    import dataclasses
+    return capsys.readouterr().out
 
-    for cls in (ScriptArguments, CrossPseudoSupervision):
-        documented = cli._documented(cls)
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_whole_help_lists_every_field_with_its_text_and_default(capsys, name):
+    defaults = {"defaults": lambda given: {"max_steps": 77}}
+    text = help_of(capsys, "--help-all", "--objective", name, description="what it does", **defaults)
+    assert "What it does." in text and "the data set's folder" in text and "(default: 77)" in text
+    assert f"objective {name}: {OBJECTIVES[name].__name__}" in text
+    for cls in parser.groups_of(Settings, name).values():
         for f in dataclasses.fields(cls):
-            assert f"--{f.name} " in text and documented[f.name][1], f.name
+            assert f"--{f.name} " in text and documented(cls)[f.name][1], f.name
+
+
+def test_help_shows_a_few_options_and_says_where_the_others_are(capsys):
+    text = help_of(capsys, "--help", first=("max_steps", "data_root"))
+    options = {word for word in text.split() if word.startswith("--")}
+    assert options >= {"--max_steps", "--data_root", "--objective", "--config"} and "--seed" not in options
+    assert "`cps-hf train --help-all` shows all options" in text and len(text.splitlines()) < 40
 
 
 def test_help_shows_the_values_of_the_file_as_defaults(tmp_path, capsys):
     (tmp_path / "c.yaml").write_text("max_steps: 12345\nweight: 6.5\n")
-    with pytest.raises(SystemExit):
-        parse("--config", str(tmp_path / "c.yaml"), "--help")
-    text = capsys.readouterr().out
+    text = help_of(capsys, "--config", str(tmp_path / "c.yaml"), "--help-all")
     assert "(default: 12345)" in text and "(default: 6.5)" in text
 
 

@@ -8,15 +8,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.toy import EXAMPLES, predict_by_hand, run_python, script, tiny_branch, write_world
+from support.toy import predict_by_hand, tiny_branch, write_world
 
+from cps_hf.commands import predict
 from cps_hf.data import masks
 from cps_hf.data.cityscapes import NAMES as CITYSCAPES
 from cps_hf.data.cityscapes import PALETTE
 from cps_hf.data.masks import output_path, write_probabilities
 from cps_hf.visualization import panels as visualization
-
-predict = script("predict")
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +38,8 @@ def photos(tmp_path):
 
 
 def run(tmp_path, branch, *words):
-    words = ("--branches", branch, *words, "--output_dir", tmp_path / "out", "--num_workers", 0)
+    branches = () if "--branches" in words else ("--branches", branch)
+    words = (*branches, *words, "--output_dir", tmp_path / "out", "--num_workers", 0)
     return predict.main([*map(str, words)])
 
 
@@ -174,7 +174,7 @@ def test_a_folder_of_someones_masks_is_not_written_into(tmp_path, branch, photos
     (tmp_path / "out" / "masks").mkdir(parents=True)
     (tmp_path / "out" / "masks" / "a.png").write_bytes(b"drawn by hand")
     said = fails(capsys, tmp_path, branch, "--inputs", photos, "--overwrite")
-    assert "out/masks is not this script's to write into" in said
+    assert "out/masks is not this command's to write into" in said
     assert (tmp_path / "out" / "masks" / "a.png").read_bytes() == b"drawn by hand"
 
 
@@ -259,10 +259,10 @@ def test_a_name_that_no_file_can_have_is_refused(tmp_path):
 
 
 @pytest.mark.slow
-def test_it_runs_as_a_command_with_workers_and_windows(tmp_path, branch, photos):
+def test_branches_in_windows_by_workers(tmp_path, branch, photos, capsys):
     words = ("--branches", branch, branch, "--inputs", photos, "--mode", "sliding", "--crop_size", 20, 24)
     words += ("--flip", "--output_dir", tmp_path / "out", "--num_workers", 2)
-    done = run_python(str(EXAMPLES / "predict.py"), *map(str, words))
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "3 predicted" in done.stdout and "3/3" in done.stderr
+    predict.main([*map(str, words)])
+    printed = capsys.readouterr()
+    assert "3 predicted" in printed.out and "3/3" in printed.err
     assert torch.from_numpy(np.array(Image.open(tmp_path / "out" / "masks" / "a.png"))).shape == (33, 47)

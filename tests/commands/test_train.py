@@ -1,31 +1,21 @@
-"""The main script on small trees in the true layouts, in one process and launched in two."""
+"""`cps-hf train` on small trees in the true layouts, in one process and launched in two."""
 
-import importlib.util
 import json
 import os
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from support.toy import run_python
 
+from cps_hf.commands import train
+from cps_hf.commands.datasets import DataConfig, load_data
 from cps_hf.scenes.write import write_object_scenes, write_street_scenes
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "train_cps.py"
 SMALL = ("--max_steps", "3", "--crop_size", "32", "--dataloader_num_workers", "0", "--disable_tqdm", "true")
 SMALL += ("--per_device_train_batch_size", "2", "--per_device_unlabeled_batch_size", "4", "--num_pictures", "1")
-
-
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("train_cps", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # its dataclass looks itself up there
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -39,15 +29,15 @@ def objects(tmp_path_factory):
     return write_object_scenes(tmp_path_factory.mktemp("objects") / "set", num_train=10, num_val=3, progress=False)
 
 
-def run(script, tmp_path, *words):
+def run(tmp_path, *words):
     given = {word for word in words if word.startswith("--")}
     small = [word for pair in zip(SMALL[::2], SMALL[1::2], strict=True) if pair[0] not in given for word in pair]
-    return script.main([*words, *small, "--output_dir", str(tmp_path / "out")])
+    return train.main([*words, *small, "--output_dir", str(tmp_path / "out")])
 
 
 @pytest.mark.slow
-def test_cityscapes_in_the_official_layout(script, streets, tmp_path, capsys):
-    results = run(script, tmp_path, "--dataset", "cityscapes", "--data_root", str(streets), "--partition", "1-4")
+def test_cityscapes_in_the_official_layout(streets, tmp_path, capsys):
+    results = run(tmp_path, "--dataset", "cityscapes", "--data_root", str(streets), "--partition", "1-4")
     out = capsys.readouterr().out
     for said in (
         "road",
@@ -69,17 +59,16 @@ def test_cityscapes_in_the_official_layout(script, streets, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_its_own_config_file_repeats_the_run(script, streets, tmp_path):
-    run(script, tmp_path / "a", "--dataset", "cityscapes", "--data_root", str(streets), "--partition", "4")
-    script.main(["--config", str(tmp_path / "a" / "out" / "config.yaml"), "--output_dir", str(tmp_path / "b" / "out")])
+def test_its_own_config_file_repeats_the_run(streets, tmp_path):
+    run(tmp_path / "a", "--dataset", "cityscapes", "--data_root", str(streets), "--partition", "4")
+    train.main(["--config", str(tmp_path / "a" / "out" / "config.yaml"), "--output_dir", str(tmp_path / "b" / "out")])
     first, again = (json.loads((tmp_path / run / "out" / "results.json").read_text()) for run in "ab")
     assert again["final"] == first["final"] and again["agreement"] == first["agreement"]
 
 
 @pytest.mark.slow
-def test_voc_with_images_of_many_sizes_and_supervised_training(script, objects, tmp_path):
+def test_voc_with_images_of_many_sizes_and_supervised_training(objects, tmp_path):
     results = run(
-        script,
         tmp_path,
         "--dataset",
         "voc",
@@ -114,28 +103,28 @@ def folders(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_folders_with_unlabeled_images_of_their_own(script, folders, tmp_path):
+def test_folders_with_unlabeled_images_of_their_own(folders, tmp_path):
     options = json.dumps({"class_names": str(folders / "labeled" / "names.json")})
     words = ("--dataset", "folder", "--data_root", str(folders / "labeled"), "--load_options", options)
-    results = run(script, tmp_path, *words, "--unlabeled_root", str(folders / "unlabeled"))
+    results = run(tmp_path, *words, "--unlabeled_root", str(folders / "unlabeled"))
     assert len(results["final"]["mean"]["per_category_iou"]) == 3 and results["partition"]["name"] is None
-    again = run(script, tmp_path / "again", *words, "--partition", "3", "--per_device_unlabeled_batch_size", "2")
+    again = run(tmp_path / "again", *words, "--partition", "3", "--per_device_unlabeled_batch_size", "2")
     assert again["partition"]["name"].startswith("3")
 
 
-def test_images_that_a_partition_leaves_unlabeled_need_no_mask(script, folders, tmp_path):
+def test_images_that_a_partition_leaves_unlabeled_need_no_mask(folders, tmp_path):
     root = tmp_path / "set"
     shutil.copytree(folders / "labeled", root)
     for name in ("1", "3", "4"):
         (root / "train" / "masks" / f"{name}.png").unlink()
     (tmp_path / "list.txt").write_text("0\n2\n")
-    args = script.TrainArguments(dataset="folder", data_root=str(root), partition=str(tmp_path / "list.txt"))
-    labeled, unlabeled, evaluation, chosen = script.load_data(args)
+    data = DataConfig(dataset="folder", data_root=str(root), partition=str(tmp_path / "list.txt"))
+    labeled, unlabeled, evaluation, chosen = load_data(data)
     assert labeled["id"] == ["0", "2"] and unlabeled["id"] == ["1", "3", "4"] and len(evaluation) == 3
     assert "label" in labeled.column_names and "label" not in unlabeled.column_names and chosen.name == "list.txt"
 
 
-def test_images_that_are_in_two_sets_are_named(script, folders, tmp_path, caplog):
+def test_images_that_are_in_two_sets_are_named(folders, tmp_path, caplog):
     root = tmp_path / "set"
     shutil.copytree(folders / "labeled", root)
     shutil.copytree(root / "val" / "images", root / "more" / "images")  # other images, of the same names
@@ -143,7 +132,7 @@ def test_images_that_are_in_two_sets_are_named(script, folders, tmp_path, caplog
 
     def said(unlabeled_root):
         caplog.clear()
-        script.load_data(script.TrainArguments(dataset="folder", data_root=str(root), unlabeled_root=unlabeled_root))
+        load_data(DataConfig(dataset="folder", data_root=str(root), unlabeled_root=unlabeled_root))
         return [record.message for record in caplog.records if record.levelname == "WARNING"]
 
     assert said(str(root / "more")) == []
@@ -153,14 +142,14 @@ def test_images_that_are_in_two_sets_are_named(script, folders, tmp_path, caplog
     assert message.startswith("The 5 unlabeled images are the labeled ones and no others")
 
 
-def test_a_run_with_unlabeled_images_of_its_own_writes_no_partition_and_reads_back(script, tmp_path):
+def test_a_run_with_unlabeled_images_of_its_own_writes_no_partition_and_reads_back(tmp_path):
     words = ["--dataset", "folder", "--data_root", "x", "--unlabeled_root", "y"]
     for optim in ("sgd", "adamw"):
-        args, objective = script.parse([*words, "--optim", optim])
-        (tmp_path / "config.yaml").write_text(script.cli.to_yaml(args, objective))
-        assert script.parse(["--config", str(tmp_path / "config.yaml")]) == (args, objective)
+        settings = train.parse([*words, "--optim", optim])
+        (tmp_path / "config.yaml").write_text(settings.to_yaml())
+        assert train.parse(["--config", str(tmp_path / "config.yaml")]) == settings
         assert yaml.safe_load((tmp_path / "config.yaml").read_text())["partition"] is None
-    assert script.parse([])[0].partition == "12"
+    assert train.parse([]).data.partition == "12"
 
 
 @pytest.mark.parametrize(
@@ -171,15 +160,18 @@ def test_a_run_with_unlabeled_images_of_its_own_writes_no_partition_and_reads_ba
         (["--data-root=x"], 40_000, "sgd"),
     ],
 )
-def test_help_shows_the_defaults_of_what_would_run(script, capsys, words, steps, optim):
+def test_help_shows_the_defaults_of_what_would_run(capsys, words, steps, optim):
     with pytest.raises(SystemExit):
-        script.parse([*words, "--help"])
+        train.parse([*words, "--help"])
+    assert f"optimizer steps. (default: {steps})" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        train.parse([*words, "--help-all"])
     text = " ".join(capsys.readouterr().out.split())
     assert f"optimizer steps. (default: {steps})" in text and f'"sgd" or "adamw". (default: {optim})' in text
 
 
 @pytest.mark.slow
-def test_parquet_shards_as_streams(script, folders, tmp_path):
+def test_parquet_shards_as_streams(folders, tmp_path):
     from datasets import concatenate_datasets
 
     from cps_hf.data import load_folder
@@ -193,7 +185,7 @@ def test_parquet_shards_as_streams(script, folders, tmp_path):
     (tmp_path / "more").mkdir()
     unlabeled.to_parquet(tmp_path / "more" / "train-00000-of-00001.parquet")
     words = ("--dataset", "hub", "--data_root", str(tmp_path / "shards"), "--unlabeled_root", str(tmp_path / "more"))
-    results = run(script, tmp_path, *words, "--streaming", "true")
+    results = run(tmp_path, *words, "--streaming", "true")
     assert results["steps"] == 3 and len(results["final"]["branch_0"]["per_category_iou"]) == 3
 
 
@@ -220,19 +212,19 @@ def test_parquet_shards_as_streams(script, folders, tmp_path):
         (["--load_options", '{"color": 1}'], "load_cityscapes does not know 'color'"),
     ],
 )
-def test_a_mistake_ends_with_one_line_and_no_traceback(script, tmp_path, capsys, words, said):
+def test_a_mistake_ends_with_one_line_and_no_traceback(tmp_path, capsys, words, said):
     with pytest.raises(SystemExit) as exit_:
-        run(script, tmp_path, *words)
+        run(tmp_path, *words)
     message = capsys.readouterr().err
     assert exit_.value.code == 2 and re.search(said, message) and "Traceback" not in message
 
 
-def test_an_output_folder_that_cannot_be_used_is_said_before_data_is_read(script, tmp_path, capsys, monkeypatch):
+def test_an_output_folder_that_cannot_be_used_is_said_before_data_is_read(tmp_path, capsys, monkeypatch):
     (tmp_path / "file").touch()
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "results.json").touch()
     (tmp_path / "closed").mkdir()
-    monkeypatch.setattr(script, "load_data", None)
+    monkeypatch.setattr(train, "load_data", None)
     may = os.access  # a superuser may write anywhere
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "closed" and may(path, mode))
     for name, said in (
@@ -241,7 +233,7 @@ def test_an_output_folder_that_cannot_be_used_is_said_before_data_is_read(script
         ("closed/a/b", f"no permission for {tmp_path}/closed"),
     ):
         with pytest.raises(SystemExit) as exit_:
-            script.main(["--output_dir", str(tmp_path / name)])
+            train.main(["--output_dir", str(tmp_path / name)])
         message = capsys.readouterr().err
         assert exit_.value.code == 2 and said in message and "Traceback" not in message
 
@@ -249,7 +241,8 @@ def test_an_output_folder_that_cannot_be_used_is_said_before_data_is_read(script
 @pytest.mark.slow
 def test_two_launched_processes_with_bfloat16_and_accumulation_end_with_the_table(streets, tmp_path):
     done = run_python(
-        *(str(SCRIPT), "--dataset", "cityscapes", "--data_root", str(streets), "--partition", "8", "--max_steps", "3"),
+        *("-m", "cps_hf", "train", "--dataset", "cityscapes", "--data_root", str(streets), "--partition", "8"),
+        *("--max_steps", "3"),
         *("--crop_size", "32", "64", "--dataloader_num_workers", "1", "--per_device_train_batch_size", "2"),
         *("--gradient_accumulation_steps", "2", "--mixed_precision", "bf16", "--num_processes", "2"),
         *("--per_device_unlabeled_batch_size", "3", "--output_dir", str(tmp_path / "out")),

@@ -1,21 +1,15 @@
 """The walk over a data set: counts by hand, every problem by file, a sheet that shows labels."""
 
-import json
-import re
-import runpy
-from pathlib import Path
-
 import numpy as np
 import pytest
 from PIL import Image
-from support.toy import NAMES, run_python, write_world
+from support.toy import NAMES, write_world
 
 from cps_hf.data import check
 from cps_hf.data.check import check_dataset, format_report
 from cps_hf.visualization.colors import palette
 
 SIZES = [(20, 31), (33, 18), (25, 25), (12, 40), (31, 20)]
-SCRIPT = Path(__file__).parents[2] / "examples" / "check_dataset.py"
 
 
 def test_counts_sizes_and_shares_are_those_of_the_files(tmp_path):
@@ -89,37 +83,3 @@ def test_a_sheet_that_cannot_be_written_costs_no_report(tmp_path, monkeypatch):
 def test_a_stream_is_refused(tmp_path):
     with pytest.raises(ValueError, match="streaming=False"):
         check_dataset(write_world(tmp_path / "w", SIZES[:1]).to_iterable_dataset(), progress=False)
-
-
-@pytest.mark.slow
-def test_the_command_reports_and_tells_by_its_status(tmp_path, capsys):
-    main = runpy.run_path(str(SCRIPT))["main"]
-    write_world(tmp_path / "set" / "images", SIZES, labels=False)
-    (tmp_path / "set" / "masks").mkdir()
-    for path in (tmp_path / "set" / "images").glob("*_label.png"):
-        path.rename(tmp_path / "set" / "masks" / path.name.replace("_label", ""))
-    words = [str(tmp_path / "set"), "--output_dir", str(tmp_path / "out")]
-    assert main(words) == 0
-    said = capsys.readouterr().out
-    assert "5 samples, 5 readable" in said and "no problems" in said
-    assert json.loads((tmp_path / "out" / "report.json").read_text())["readable"] == 5
-    (tmp_path / "set" / "images" / "4.png").write_bytes(b"no image")
-    bad = run_python(str(SCRIPT), *words, "--images_only")  # as a shell sees it
-    assert bad.returncode == 1 and "1 problems" in bad.stdout and "4.png" in bad.stdout
-    for path in (tmp_path / "set" / "images").iterdir():
-        path.write_bytes(b"no image")
-    assert main([str(tmp_path / "set"), "--output_dir", str(tmp_path / "none"), "--images_only"]) == 1
-    said = capsys.readouterr().out
-    assert "5 problems" in said and "contact_sheet" not in said and len([*(tmp_path / "none").iterdir()]) == 1
-    assert main([str(tmp_path / "nowhere")]) == 2
-    assert "error: No folder" in capsys.readouterr().err
-    for options, said in (
-        ("foo", "`--load_options` must be JSON, found 'foo'"),
-        ("[1]", "`--load_options` must be like .*found '\\[1\\]'"),
-        ('{"mask": "m"}', "load_folder does not know 'mask'; it has .*masks"),
-    ):
-        assert main([*words, "--load_options", options]) == 2
-        assert re.search(said, capsys.readouterr().err)
-    (tmp_path / "file").touch()
-    assert main([words[0], "--images_only", "--output_dir", str(tmp_path / "file")]) == 2
-    assert f"{tmp_path / 'file'}: a folder is expected there" in capsys.readouterr().err

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from PIL import Image as PILImage
 from support.toy import NAMES, draw
 
-from cps_hf.commands import parser as cli
+from cps_hf.commands.parser import parse
+from cps_hf.commands.settings import Settings
 from cps_hf.config import CPSConfig
 from cps_hf.data.folder import load_folder
 from cps_hf.data.labels import LabelEncoding
@@ -340,13 +341,13 @@ def test_a_malformed_configuration_is_settings_or_one_line_of_error(tmp_path, ca
     monkeypatch.chdir(tmp_path)
     (tmp_path / "c.yaml").write_bytes(content)
     try:
-        args, _ = cli.parse(CPSConfig, ["--config", "c.yaml"])
+        settings = parse(Settings, ["--config", "c.yaml"])
     except SystemExit as stop:
         said = capsys.readouterr().err
         assert stop.code == 2 and "error: " in said and "Traceback" not in said and len(said) < 3000
     else:
-        assert isinstance(args, CPSConfig)
-        assert all(value == value for value in vars(args).values()), "a NaN is no setting"
+        assert isinstance(settings.args, CPSConfig)
+        assert all(value == value for value in settings.flat().values()), "a NaN is no setting"
     assert [path.name for path in tmp_path.iterdir()] == ["c.yaml"]
 
 

@@ -1,8 +1,5 @@
 """Shards hold the files' own bytes, read back with their class names, and an interrupted call goes on."""
 
-import json
-import runpy
-from pathlib import Path
 from types import SimpleNamespace
 
 import pyarrow.parquet as pq
@@ -10,7 +7,7 @@ import pytest
 import torch
 from datasets import Dataset
 from huggingface_hub.errors import RepositoryNotFoundError
-from support.toy import NAMES, run_python, write_world
+from support.toy import NAMES, write_world
 
 from cps_hf.data.hub_dataset import load_hub
 from cps_hf.data.labels import LabelEncoding
@@ -19,7 +16,6 @@ from cps_hf.data.shards import push_shards, write_shards
 from cps_hf.data.streams import undecoded
 
 SIZES = [(20, 31), (33, 18), (25, 25), (12, 40), (31, 20)]
-SCRIPT = Path(__file__).parents[2] / "examples" / "prepare_dataset.py"
 
 
 def test_shards_hold_the_very_bytes_of_the_files(tmp_path):
@@ -169,40 +165,3 @@ def test_what_is_to_be_private_never_goes_into_a_public_repository(tmp_path, mon
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     with pytest.raises(ValueError, match="needs a token"):
         push_shards(dataset, "me/new", split="train")
-
-
-@pytest.mark.slow
-def test_the_command_says_how_many_and_asks_before_sharing(tmp_path, capsys):
-    main = runpy.run_path(str(SCRIPT))["main"]
-    world = tmp_path / "set"
-    write_world(world / "images", SIZES)
-    (world / "masks").mkdir()
-    for path in (world / "images").glob("*_label.png"):
-        path.rename(world / "masks" / path.name.replace("_label", ""))
-    (world / "classes.json").write_text(json.dumps(NAMES))
-    words = ["--dataset", "folder", "--data_root", str(tmp_path / "set"), "--load_options", '{"images": "images"}']
-    words = [*words, "--rows_per_shard", "2", "--output_dir", str(tmp_path / "out")]
-    main([*words[:-1], str(tmp_path / "flat")])  # a folder without splits is one, called train
-    assert "3 written, 0 there already" in capsys.readouterr().out and len(load_hub(tmp_path / "flat", "train")) == 5
-    words = [*words, "--split", "train"]
-    with pytest.raises(SystemExit, match="2"):
-        main(words)
-    assert "error: No split 'train'" in capsys.readouterr().err
-    (tmp_path / "all").mkdir()
-    world.rename(tmp_path / "all" / "train")
-    words[words.index(str(world))] = str(tmp_path / "all")
-    done = run_python(str(SCRIPT), *words)
-    assert done.returncode == 0 and "5 rows (image, label, id) in 3 shards" in done.stdout
-    assert "3 written, 0 there already" in done.stdout and "3/3" in done.stderr and "Traceback" not in done.stderr
-    main(words)
-    assert "0 written, 3 there already" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="2"):
-        main(["--dataset", "cityscapes", "--data_root", "x", "--push_to_hub", "me/city"])
-    said = capsys.readouterr().err
-    assert "may not be passed on" in said and "--i_may_share" in said
-    with pytest.raises(SystemExit, match="2"):
-        main(["--dataset", "folder", "--data_root", "x"])
-    assert "give either --output_dir or --push_to_hub" in capsys.readouterr().err
-    with pytest.raises(SystemExit, match="2"):
-        main([*words, "--public"])
-    assert "--public goes with --push_to_hub" in capsys.readouterr().err

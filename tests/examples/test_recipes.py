@@ -1,12 +1,10 @@
 """The recipes: what they say in their first lines is what they do, and each family runs at toy size."""
 
-import importlib.util
 import json
 import logging
 import math
 import re
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +13,8 @@ import yaml
 from accelerate.state import AcceleratorState
 from transformers import AutoConfig, AutoModelForSemanticSegmentation
 
-from cps_hf.commands import parser as cli
+from cps_hf.commands import parser, smoke, train
+from cps_hf.commands.settings import Settings
 from cps_hf.data.partitions import NAMES as PARTITIONS
 from cps_hf.modeling import check_input_size
 from cps_hf.modeling.backbones import backbone_of
@@ -26,24 +25,8 @@ RECIPES = sorted(EXAMPLES.glob("configs/*.yaml"))
 every_recipe = pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 
 
-@pytest.fixture(scope="module")
-def script():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(EXAMPLES))  # where Python looks when a script runs: train_cps imports smoke
-        spec = importlib.util.spec_from_file_location("train_cps", EXAMPLES / "train_cps.py")
-        module = importlib.util.module_from_spec(spec)
-        patch.setitem(sys.modules, spec.name, module)
-        spec.loader.exec_module(module)
-        yield module
-
-
-@pytest.fixture(scope="module")
-def smoke(script):
-    return importlib.import_module("smoke")
-
-
-def parse(script, *words):
-    return cli.parse(script.TrainArguments, list(map(str, words)), defaults=script.DEFAULTS)
+def parse(*words):
+    return parser.parse(Settings, [*map(str, words)], defaults=lambda given: train.DEFAULTS)
 
 
 def header(recipe: Path) -> dict[str, str]:
@@ -79,7 +62,7 @@ NETS = {
 
 
 @every_recipe
-def test_it_opens_with_paper_command_hardware_steps_and_the_number_to_expect(script, recipe):
+def test_it_opens_with_paper_command_hardware_steps_and_the_number_to_expect(recipe):
     said, values = header(recipe), yaml.safe_load(recipe.read_text())
     assert list(said) == ["Paper", "Command", "Hardware", "Steps", "Expected mIoU"]
     assert "arXiv 2106.01226" in said["Paper"]
@@ -92,24 +75,25 @@ def test_it_opens_with_paper_command_hardware_steps_and_the_number_to_expect(scr
 
 
 @every_recipe
-def test_its_command_runs_this_very_file(script, recipe, monkeypatch):
+def test_its_command_runs_this_very_file(recipe, monkeypatch):
     words = shlex.split(header(recipe)["Command"].replace("\\ ", ""))
     values = yaml.safe_load(recipe.read_text())
     assert words[:4] == ["accelerate", "launch", "--multi_gpu", "--num_processes"]
     assert words[4] == str(values["num_processes"]) and words[5] == "examples/train_cps.py"
     monkeypatch.chdir(EXAMPLES.parent)
-    args, _ = parse(script, *words[6:])
-    assert words[7] == f"examples/configs/{recipe.name}" and args.partition == values["partition"]
-    assert args.partition in PARTITIONS and args.data_root in ("cityscapes", "VOCdevkit/VOC2012")
+    settings = parse(*words[6:])
+    args, data, backbone = settings.args, settings.data, settings.model_config.backbone
+    assert words[7] == f"examples/configs/{recipe.name}" and data.partition == values["partition"]
+    assert data.partition in PARTITIONS and data.data_root in ("cityscapes", "VOCdevkit/VOC2012")
     assert args.output_dir == f"outputs/{recipe.stem}" and args.max_steps == values["max_steps"]
-    for model in args.models:
+    for model in data.models:
         assert (recipe.parent / model).is_file() or model == "nvidia/mit-b2"
-    assert isinstance(args.backbone, str) or len(args.backbone) == len(args.models)
+    assert isinstance(backbone, str) or len(backbone) == len(data.models)
 
 
 @every_recipe
-def test_none_of_the_demonstration_settings_shines_through(script, recipe):
-    names = {name for name in script.DEFAULTS if name not in OBJECTIVES} | script.DEFAULTS["cps"].keys()
+def test_none_of_the_demonstration_settings_shines_through(recipe):
+    names = {name for name in train.DEFAULTS if name not in OBJECTIVES} | train.DEFAULTS["cps"].keys()
     unset = names - yaml.safe_load(recipe.read_text()).keys()
     assert not unset
 
@@ -178,18 +162,18 @@ EXPECTED = {
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_numbers_are_the_published_ones(script, name):
-    args, objective = parse(script, "--config", EXAMPLES / "configs" / f"{name}.yaml", "--data_root", "X")
+def test_numbers_are_the_published_ones(name):
+    settings = parse("--config", EXAMPLES / "configs" / f"{name}.yaml", "--data_root", "X")
+    args, values = settings.args, settings.flat()
     expected = dict(EXPECTED[name])
     count = args.num_processes * args.gradient_accumulation_steps
     batch = expected.pop("global batch")
     assert count * args.per_device_train_batch_size == count * args.unlabeled_batch_size == batch
-    found = {key: getattr(objective if hasattr(objective, key) else args, key) for key in expected}
-    assert found == expected
-    assert args.eval_mode == "sliding" and objective.confidence_threshold == objective.class_balance == 0
-    assert objective.warm_up == objective.ramp_up == 0 and args.max_grad_norm is None
+    assert {key: values[key] for key in expected} == expected
+    assert values["eval_mode"] == "sliding" and values["confidence_threshold"] == values["class_balance"] == 0
+    assert values["warm_up"] == values["ramp_up"] == 0 and values["max_grad_norm"] is None
     net = NETS.get(name.rsplit("_", 1)[1])
-    assert net is None or (args.models, args.backbone) == ([net[0]], net[1])
+    assert net is None or (values["models"], values["backbone"]) == ([net[0]], net[1])
 
 
 @pytest.mark.parametrize(
@@ -249,18 +233,19 @@ def test_models_have_the_published_sizes_and_take_the_crop(name, parameters, bac
 # ---------------------------------------------------------------------------------------------------------- --smoke
 
 
-def test_a_path_in_a_recipe_is_relative_to_it_unless_it_is_one_here(script, tmp_path, monkeypatch):
+def test_a_path_in_a_recipe_is_relative_to_it_unless_it_is_one_here(tmp_path, monkeypatch):
     (tmp_path / "recipes" / "models").mkdir(parents=True)
     (tmp_path / "recipes" / "models" / "a.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipes" / "x.yaml").write_text("models: [models/a.json]\n")
     for argv in (["--config", "recipes/x.yaml", "--smoke"], ["--smoke", "--config=recipes/x.yaml"]):
-        assert script.beside_config("models/a.json", argv) == "recipes/models/a.json"
-        assert script.beside_config("nvidia/mit-b2", argv) == "nvidia/mit-b2"
-        assert script.beside_config("recipes/models/a.json", argv) == "recipes/models/a.json"
-    assert script.beside_config("models/a.json", []) == "models/a.json"
+        assert train.parse(argv).data.models == ["recipes/models/a.json"]
+        assert train.parse([*argv, "--models", "nvidia/mit-b2"]).data.models == ["nvidia/mit-b2"]
+        assert train.parse([*argv, "--models", "recipes/models/a.json"]).data.models == ["recipes/models/a.json"]
+    assert train.parse(["--models", "models/a.json"]).data.models == ["models/a.json"]
 
 
-def test_a_toy_keeps_all_but_the_sizes(smoke):
+def test_a_toy_keeps_all_but_the_sizes():
     toy = smoke.toy_config(str(EXAMPLES / "configs/models/dpt_dinov2_s.json"))
     assert toy["model_type"] == "tipsv2_dpt" and toy["fusion_hidden_size"] == 16
     inner = toy["backbone_config"]
@@ -271,20 +256,20 @@ def test_a_toy_keeps_all_but_the_sizes(smoke):
     assert smoke.toy_config("nvidia/mit-b5")["model_type"] == "segformer"
 
 
-def test_the_toy_crop_fits_every_model(smoke):
+def test_the_toy_crop_fits_every_model():
     patches = {"backbone_config": {"patch_size": 14}}
     assert [smoke.crop_side(toys) for toys in ([], [{}], [patches], [{}, patches])] == [64, 64, 56, 224]
 
 
-def test_models_and_data_without_a_toy_are_named(script, smoke, tmp_path):
+def test_models_and_data_without_a_toy_are_named(tmp_path):
     with pytest.raises(ValueError, match="does not know the family of `someone/model`"):
         smoke.toy_config("someone/model")
     (tmp_path / "config.json").write_text('{"model_type": "sam"}')
     with pytest.raises(ValueError, match="has no toy for 'sam'"):
         smoke.toy_config(str(tmp_path))
-    args, objective = parse(script, "--smoke", "--dataset", "folder", "--data_root", "X")
+    settings = parse("--smoke", "--dataset", "folder", "--data_root", "X")
     with pytest.raises(ValueError, match="not of 'folder'"):
-        smoke.shrink(args, objective)
+        smoke.shrink(settings)
 
 
 KEPT = ("optim", "learning_rate", "head_learning_rate_factor", "weight_decay", "momentum", "lr_scheduler_type")
@@ -319,15 +304,14 @@ def own_precision():
         ("cityscapes_cps_cutmix_dinov2_s", ["tipsv2_dpt"] * 2, 56),
     ],
 )
-def test_a_recipe_of_each_family_runs_at_toy_size(script, name, kinds, crop, tmp_path, monkeypatch, caplog):
+def test_a_recipe_of_each_family_runs_at_toy_size(name, kinds, crop, tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
     recipe = EXAMPLES / "configs" / f"{name}.yaml"
     with caplog.at_level(logging.INFO):
-        results = script.main(["--config", str(recipe), "--smoke"])
+        results = train.main(["--config", str(recipe), "--smoke"])
     out = tmp_path / "outputs" / f"{name}-smoke"
     ran = yaml.safe_load((out / "config.yaml").read_text())
-    recipe_args, recipe_objective = parse(script, "--config", recipe, "--data_root", "X")
-    meant = yaml.safe_load(cli.to_yaml(recipe_args, recipe_objective))
+    meant = yaml.safe_load(parse("--config", recipe, "--data_root", "X").to_yaml())
     assert {key: ran.get(key) for key in KEPT} == {key: meant.get(key) for key in KEPT}
     assert [json.loads((out / f"branch_{i}" / "config.json").read_text())["model_type"] for i in (0, 1)] == kinds
     assert results["steps"] == 4 and ran["crop_size"] == ran["eval_crop_size"] == [crop, crop]

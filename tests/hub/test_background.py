@@ -121,7 +121,7 @@ def test_a_run_whose_push_fails_ends_well_and_says_how_to_push_later(hub, tmp_pa
     assert results["steps"] == 1 and (tmp_path / "out" / "results.json").is_file() and best.is_dir()
     (warning,) = [r.getMessage() for r in caplog.records if "To push it later" in r.getMessage()]
     assert "403" in warning and "tmp-push" not in warning and hub.titles("me/x") == []
-    assert f"main()' {best} --repo_id me/x" in warning
+    assert f"cps-hf push {best} --repo_id me/x" in warning
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Fresh processes with empty caches: one pushes with our scripts, one loads with nothing but the public clients."""
+"""Fresh processes with empty caches: one pushes with our commands, one loads with nothing but the public clients."""
 
 import json
 
@@ -6,14 +6,13 @@ import pytest
 from PIL import Image
 from support.exported import export, facts
 from support.hub_server import TOKEN, Hub
-from support.toy import ID2LABEL, NAMES, PATHS, run_python, write_world
+from support.toy import ID2LABEL, NAMES, run_python, write_world
 from transformers import AutoConfig, AutoModelForSemanticSegmentation
 
 PUSHER = """
-import runpy, sys
+from cps_hf.commands.main import main
 for words in {commands}:
-    sys.argv = words
-    runpy.run_path(words[0], run_name="__main__")
+    main(words)
 """
 
 # What a stranger does; cps_hf cannot be imported.
@@ -61,7 +60,7 @@ def logits_of(directory, image):
 
 
 @pytest.mark.slow
-def test_what_our_scripts_push_loads_anywhere_by_its_name(tmp_path):
+def test_what_our_commands_push_loads_anywhere_by_its_name(tmp_path):
     import cps_hf.modeling  # noqa: F401  (registers the architecture)
 
     config = AutoConfig.for_model(
@@ -77,13 +76,12 @@ def test_what_our_scripts_push_loads_anywhere_by_its_name(tmp_path):
     (tmp_path / "set" / "masks").mkdir()
     for path in (tmp_path / "set" / "images").glob("*_label.png"):
         path.rename(tmp_path / "set" / "masks" / path.name.replace("_label", ""))
-    examples = PATHS[0] / "examples"
-    commands = [[str(examples / "push_branch.py"), str(folder), "--repo_id", name] for name, folder in folders.items()]
+    commands = [["push", str(folder), "--repo_id", name] for name, folder in folders.items()]
     commands[0] += ["--private"]
     commands += [[*commands[0], "--revision", "v2", "--tag", "v2.0"]]
     shards = ["--dataset", "folder", "--data_root", str(tmp_path / "set"), "--rows_per_shard", "2"]
     shards += ["--load_options", json.dumps({"class_names": list(NAMES)}), "--push_to_hub", "me/shards"]
-    commands += [[str(examples / "prepare_dataset.py"), *shards]]
+    commands += [["prepare", *shards]]
     Image.effect_noise((51, 37), 80).convert("RGB").save(tmp_path / "image.png")
     with Hub() as hub:
         pushed = run_python(

@@ -17,6 +17,7 @@ from support.exported import export, facts
 from support.hub_server import TOKEN, Fault, Hub
 from support.toy import ID2LABEL
 
+from cps_hf.commands.main import main
 from cps_hf.hub import export as hub_module
 from cps_hf.hub import push
 
@@ -226,7 +227,7 @@ def test_cut_uploads_are_sent_again_and_arrive_whole(hub, exported, monkeypatch)
     assert len(hub.titles("me/x")) == 1
 
 
-def test_a_push_that_fails_names_the_command_that_pushes_later(hub, exported, tmp_path):
+def test_a_push_that_fails_names_the_command_that_pushes_later(hub, exported, tmp_path, capsys):
     folder = tmp_path / "it's here" / "best"
     shutil.copytree(exported, folder)
     hub.faults = [Fault(COMMIT, 503, times=3)]
@@ -234,27 +235,34 @@ def test_a_push_that_fails_names_the_command_that_pushes_later(hub, exported, tm
         push.push_branch(folder, "me/x", revision="v2", tag="v1", private=True, license="mit")
     assert hub.titles("me/x", "v2") == [] and TOKEN not in str(failure.value)
     words = shlex.split(str(failure.value).split("To push it later: ")[1])
-    assert words[:3] == ["python", "-c", "from cps_hf.hub.push import main; main()"]
-    # Run as push.py itself, which starts faster than the package.
-    words = [sys.executable, "-P", push.__file__, *words[words.index(str(folder)) :]]
-    done = subprocess.run(words, env=hub.environment(tmp_path / "cache"), capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
+    assert words[:3] == ["cps-hf", "push", str(folder)]
+    main(words[1:])
     repo = hub.repos["models", "me/x"]
     assert hub.titles("me/x", "v2") == [push.MESSAGE] and repo.private
-    assert repo.tags["v1"] == repo.find("v2").id and done.stdout.strip().endswith(repo.tags["v1"])
+    assert repo.tags["v1"] == repo.find("v2").id and capsys.readouterr().out.strip().endswith(repo.tags["v1"])
     assert metadata(hub.files("me/x", "v2")["README.md"])["license"] == "mit"
-    wrong = subprocess.run([*words, "--tag", "v1"], env=hub.environment(tmp_path), capture_output=True, text=True)
-    assert wrong.returncode == 2 and wrong.stderr.startswith("error: `tag` v1") and "Traceback" not in wrong.stderr
+    with pytest.raises(SystemExit, match="2"):
+        main(words[1:])
+    assert capsys.readouterr().err.startswith("error: `tag` v1")
+
+
+def test_a_run_pushes_by_a_file_that_imports_nothing_of_ours(hub, exported, tmp_path):
+    words = [sys.executable, "-P", push.__file__, str(exported), "--repo_id", "me/x"]  # as `background` starts it
+    done = subprocess.run(words, env=hub.environment(tmp_path / "cache"), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and done.stdout.strip().endswith(hub.repos["models", "me/x"].find("main").id)
+    words[-1] = "me/x/y"
+    wrong = subprocess.run(words, env=hub.environment(tmp_path), capture_output=True, text=True)
+    assert wrong.returncode == 2 and wrong.stderr.startswith("error: ") and "Traceback" not in wrong.stderr
 
 
 def test_a_space_is_written_beside_the_push_and_names_the_repository(hub, exported, tmp_path, capsys):
-    words = [str(exported), "--repo_id", "x", "--private", "--space", str(tmp_path / "space")]
-    push.main(words)
+    words = ["push", str(exported), "--repo_id", "x", "--private", "--space", str(tmp_path / "space")]
+    main(words)
     said = capsys.readouterr().out
     assert f"hf upload me/x-demo {tmp_path / 'space'} --repo-type space --private" in said
     header = metadata((tmp_path / "space" / "README.md").read_bytes())
     assert header["models"] == ["me/x"] and "'me/x'" in (tmp_path / "space" / "app.py").read_text()
     pushes = len(hub.titles("me/x"))
     with pytest.raises(SystemExit):
-        push.main(words)
+        main(words)
     assert "exists already" in capsys.readouterr().err and len(hub.titles("me/x")) == pushes

@@ -1,18 +1,15 @@
 """Branches as ONNX files: onnxruntime against PyTorch at sizes of the tests' own, and what the file says of itself."""
 
 import json
-import os
-import re
 import subprocess
 import sys
 
-import numpy as np
 import onnx
 import pytest
 import torch
 import torch.nn.functional as F
 from support.architectures import ARCHITECTURES
-from support.toy import ID2LABEL, MEAN, STD, ToyConfig, ToyForSemanticSegmentation, script, tiny_branch
+from support.toy import ID2LABEL, MEAN, STD, ToyConfig, ToyForSemanticSegmentation
 from transformers import AutoModelForSemanticSegmentation, SegformerImageProcessor
 
 from cps_hf.inference.onnx import _adaptive_pool, export_onnx, onnx_predictor
@@ -121,25 +118,3 @@ def test_pooling_by_matrices_is_torchs_adaptive_pooling(bins):
     for size in ((2, 3), (7, 5), (13, 24)):
         images = torch.randn(2, 4, *size)
         assert torch.allclose(_adaptive_pool(images, bins), F.adaptive_avg_pool2d(images, bins), atol=1e-6)
-
-
-def test_the_script_writes_a_branch_and_says_what_it_takes(tmp_path, capsys):
-    export = script("export_onnx").main
-    folder = tiny_branch(tmp_path / "branch", 3)
-    export([str(folder), str(tmp_path / "out.onnx"), "--size", "64", "96"])
-    full = tmp_path / "full"
-    full.mkdir()
-    (full / f".x.onnx.{os.getpid()}.tmp").symlink_to("/dev/full")
-    said = capsys.readouterr().out
-    assert "any height and width" in said and re.search(r"differ by at most \d.*\(1 x 64 x 96, 2 x 64 x 96", said)
-    for words, message in (
-        ([str(tmp_path / "nothing"), "x.onnx"], "no model could be read"),
-        ([str(folder), str(tmp_path / "small.onnx"), "--size", "0", "64"], "takes no images of 0 x 64"),
-        ([str(folder), str(tmp_path / "out.onnx" / "x.onnx")], "out.onnx: a folder is expected there, but a file"),
-        ([str(folder), str(full / "x.onnx")], f"export_onnx.py: {full / 'x.onnx'}: No space left on device."),
-    ):
-        with pytest.raises(SystemExit) as stopped:
-            export(words)
-        assert message in str(stopped.value.code)
-    image = np.zeros((1, 3, 33, 47), np.float32)
-    assert onnx_predictor(tmp_path / "out.onnx")(image).shape == (1, 3, 33, 47)

@@ -2,8 +2,6 @@
 
 import io
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -11,9 +9,10 @@ import pytest
 import torch
 from datasets import Dataset, Features, Image, Value, concatenate_datasets
 from PIL import Image as PILImage
-from support.toy import NAMES, tiny_upernet, write_world
+from support.toy import NAMES, script, tiny_upernet, write_world
 from transformers import AutoModelForSemanticSegmentation
 
+from cps_hf.commands import train
 from cps_hf.data import load_cityscapes
 from cps_hf.data.labels import LabelEncoding
 from cps_hf.data.streams import EvaluationStream
@@ -23,7 +22,6 @@ from cps_hf.scenes.write import write_street_scenes
 from cps_hf.training.self_training import contact_sheet, label_dataset, with_pseudo_labels
 from cps_hf.visualization import panels as visualization
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -164,9 +162,6 @@ def test_the_contact_sheet_shows_image_label_and_confidence_with_its_scale(netwo
 
 @pytest.mark.slow
 def test_the_three_stages_and_the_same_command_again(tmp_path, monkeypatch):
-    import self_training
-    import train_cps
-
     root = write_street_scenes(
         tmp_path / "set", num_train=7, num_train_extra=0, num_val=2, size=(64, 128), progress=False
     )
@@ -174,8 +169,13 @@ def test_the_three_stages_and_the_same_command_again(tmp_path, monkeypatch):
     words += ["--max_steps", "2", "--per_device_train_batch_size", "2", "--dataloader_num_workers", "0"]
     words += ["--num_pictures", "0", "--output_dir", str(tmp_path / "out")]
     trained = []
-    build = train_cps.build
-    monkeypatch.setattr(train_cps, "build", lambda args, *rest: trained.append(args.output_dir) or build(args, *rest))
+    build, self_training = train.build, script("self_training")
+
+    def build_and_tell(settings, sets):
+        trained.append(settings.args.output_dir)
+        return build(settings, sets)
+
+    monkeypatch.setattr(train, "build", build_and_tell)
     results = self_training.main(words)
     assert trained == [str(tmp_path / "out" / "labeling"), str(tmp_path / "out")]
     assert results["num_labeled"] == 7 and results["objective"]["name"] == "Supervised"

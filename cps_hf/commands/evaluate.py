@@ -1,13 +1,13 @@
-"""Score a branch, or the mean of several, on a labeled set; or write its predictions in an official format.
+"""`cps-hf evaluate`: score a branch, or the mean of several, on a labeled set; or write predictions for a server.
 
-    python examples/evaluate_branch.py --branches outputs/train_cps/best
+    cps-hf evaluate --branches outputs/train_cps/best
         the drawn street scenes that the main job trains on.
 
-    python examples/evaluate_branch.py --branches A B --each --dataset cityscapes --data_root DIR \\
+    cps-hf evaluate --branches A B --each --dataset cityscapes --data_root DIR \\
         --mode sliding --crop_size 800 800 --scales 0.5 1.0 1.75 --flip
         the mean of two branches and each by itself, in windows, at several sizes, mirrored too.
 
-    python examples/evaluate_branch.py --branches A --dataset cityscapes --data_root DIR --split test \\
+    cps-hf evaluate --branches A --dataset cityscapes --data_root DIR --split test \\
         --export cityscapes
         predictions as labelIds PNGs for the evaluation server, or for the official script on a labeled split.
 
@@ -22,8 +22,7 @@ import argparse
 import csv
 import json
 import logging
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,22 +31,25 @@ import torch
 from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
-from cps_hf.checkpointing.fingerprint import versions
-from cps_hf.commands import datasets as named
-from cps_hf.data import LabelEncoding
-from cps_hf.data.cityscapes import NAMES as CITYSCAPES
-from cps_hf.data.masks import output_path, write_label_ids, write_mask
-from cps_hf.data.palettes import palette_of
-from cps_hf.data.streams import EvaluationStream
-from cps_hf.data.voc import voc_color
-from cps_hf.files import write_atomically
-from cps_hf.inference import ensemble
-from cps_hf.metrics.boundary_iou import BoundaryIoU
-from cps_hf.metrics.mean_iou import MeanIoU
-from cps_hf.training import failures
-from cps_hf.training.evaluation import plain
-from cps_hf.training.reporting import class_table, scores_table, without_nan
-from cps_hf.visualization import panels as visualization
+from ..checkpointing.fingerprint import versions
+from ..data import LabelEncoding
+from ..data.cityscapes import NAMES as CITYSCAPES
+from ..data.masks import output_path, write_label_ids, write_mask
+from ..data.palettes import palette_of
+from ..data.streams import EvaluationStream
+from ..data.voc import voc_color
+from ..files import write_atomically
+from ..inference.ensemble import check_classes
+from ..metrics.boundary_iou import BoundaryIoU
+from ..metrics.mean_iou import MeanIoU
+from ..training.evaluation import plain
+from ..training.reporting import class_table, scores_table, without_nan
+from ..visualization import panels as visualization
+from . import branches as chosen
+from . import datasets as named
+from .arguments import ArgumentParser
+from .errors import mendable
+from .main import COMMANDS
 
 Palette = visualization.Palette
 PANEL_SIDE = 1024  # pixels: what is kept of the worst images for their picture
@@ -84,30 +86,32 @@ class Worst:
         self.kept = sorted(self.kept, key=lambda entry: entry[0])[: self.count]
 
 
-def main(argv: list[str] | None = None) -> dict[str, Any]:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    ensemble.add_arguments(parser)
-    parser.add_argument("--each", action="store_true", help="with several branches, score each by itself too")
+def make_parser() -> ArgumentParser:
+    first = ("branches", "mode", "crop_size", "dataset", "data_root", "split", "output_dir", "export", "each")
+    usage = "--branches BRANCH [BRANCH ...] [--option value ...]"
+    parser = ArgumentParser("evaluate", COMMANDS["evaluate"], first=first, usage=usage)
+    chosen.add_arguments(parser)
     named.add_arguments(parser, default="street_scenes")
-    parser.add_argument("--output_dir", default="outputs/evaluation")
-    parser.add_argument(
-        "--export", choices=("cityscapes", "voc"), help="write predictions as labelIds or palette PNGs"
-    )
-    parser.add_argument("--num_pictures", type=int, default=6, help="how many of the worst images are drawn")
-    options = parser.parse_args(argv)
+    group = parser.add_argument_group("output")
+    group.add_argument("--output_dir", default="outputs/evaluation", help="where everything is written")
+    group.add_argument("--each", action="store_true", help="with several branches, score each by itself too")
+    group.add_argument("--export", choices=("cityscapes", "voc"), help="write predictions as labelIds or palette PNGs")
+    group.add_argument("--num_pictures", type=int, default=6, help="how many of the worst images are drawn")
+    return parser
+
+
+def main(argv: Sequence[str]) -> dict[str, Any]:
+    """Score as a command line says; what results.json holds."""
+    options = make_parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    try:
+    output = Path(options.output_dir)
+    with mendable(output):
         results, worst, palette = evaluate(options)
         report(results, options)  # first, so that the scores outlive a full disk
-        write(results, worst, palette, Path(options.output_dir))
-    except (ValueError, OSError) as error:  # what a user can mend: one line, no traceback
-        print(f"error: {failures.one_line(error, options.output_dir)}", file=sys.stderr)
-        sys.exit(2)
-    print(
-        f"\nWritten to {options.output_dir}: {', '.join(sorted(p.name for p in Path(options.output_dir).iterdir()))}"
-    )
+        write(results, worst, palette, output)
+    print(f"\nWritten to {output}: {', '.join(sorted(path.name for path in output.iterdir()))}")
     return results
 
 
@@ -118,16 +122,16 @@ def evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], Worst, Palett
     output = Path(options.output_dir)
     check_folder(output)
     dataset = named.from_arguments(options)
-    branches, how = ensemble.from_arguments(options)
+    branches, how = chosen.from_arguments(options)
     names = [*branches.id2label.values()]
     labeled = "label" in dataset.features
     encoding = LabelEncoding.from_feature(dataset.features["label"]) if labeled else None
     if encoding is not None:
-        ensemble.check_classes(encoding.names, branches.id2label, f"The labels and {branches.sources[0]}")
+        check_classes(encoding.names, branches.id2label, f"The labels and {branches.sources[0]}")
     if not labeled and not options.export:
         raise ValueError(f"Split {options.split!r} has no labels to score against. Give `--export` to predict only.")
     if options.export == "cityscapes":
-        ensemble.check_classes(CITYSCAPES, branches.id2label, f"`--export cityscapes` and {branches.sources[0]}")
+        check_classes(CITYSCAPES, branches.id2label, f"`--export cityscapes` and {branches.sources[0]}")
 
     output.mkdir(parents=True, exist_ok=True)  # before the work, which would be lost where it cannot be made
     rows: dict[str, Row] = {}
@@ -167,7 +171,7 @@ def evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], Worst, Palett
 
 
 def check_folder(folder: Path) -> None:
-    """Raise a `ValueError` where files lie that are not this script's to replace."""
+    """Raise a `ValueError` where files lie that are not this command's to replace."""
     found = [path.name for pattern in ("config.yaml", "checkpoint-*") for path in sorted(folder.glob(pattern))]
     results = folder / "results.json"
     try:
@@ -256,7 +260,3 @@ def report(results: dict[str, Any], options: argparse.Namespace) -> None:
         print(class_table(results["scores"][final], results["classes"]))
         lowest = [f"{image['id']} ({100 * image['mean_iou']:.1f} %)" for image in results["images"][:3]]
         print(f"\nLowest mIoU: {', '.join(lowest)}")
-
-
-if __name__ == "__main__":
-    main()

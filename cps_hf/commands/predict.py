@@ -1,9 +1,9 @@
-"""Predict images: masks, overlays with a legend and, on demand, the probability of every class.
+"""`cps-hf predict`: masks, overlays with a legend and, on demand, the probability of every class.
 
-    python examples/predict.py --branches outputs/train_cps/best --inputs photos 'more/*/img_*.jpg' one.png
+    cps-hf predict --branches outputs/train_cps/best --inputs photos 'more/*/img_*.jpg' one.png
         image files, folders with all that lies below them, and globs (quoted, so that names keep their sub-folders).
 
-    python examples/predict.py --branches A B --dataset hub --data_root USER/SET --split test --probabilities
+    cps-hf predict --branches A B --dataset hub --data_root USER/SET --split test --probabilities
         the mean of two branches on a data set of the Hub, on parquet files, or on any other set by name.
 
 Any model of AutoModelForSemanticSegmentation will do. Written to `--output_dir`, each with its image's name and
@@ -21,7 +21,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,42 +31,51 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
-from cps_hf.commands import datasets as named
-from cps_hf.data.folder import IMAGE_SUFFIXES
-from cps_hf.data.masks import output_path, write_mask, write_probabilities
-from cps_hf.data.palettes import palette_of
-from cps_hf.data.streams import EvaluationStream, undecoded
-from cps_hf.data.table import build
-from cps_hf.files import write_atomically
-from cps_hf.inference import ensemble
-from cps_hf.inference.windows import add_probabilities, class_ids
-from cps_hf.training import failures
-from cps_hf.visualization import panels as visualization
+from ..data.folder import IMAGE_SUFFIXES
+from ..data.masks import output_path, write_mask, write_probabilities
+from ..data.palettes import palette_of
+from ..data.streams import EvaluationStream, undecoded
+from ..data.table import build
+from ..files import write_atomically
+from ..inference.ensemble import Ensemble
+from ..inference.windows import add_probabilities, class_ids
+from ..visualization import panels as visualization
+from . import branches as chosen
+from . import datasets as named
+from .arguments import ArgumentParser
+from .errors import mendable
+from .main import COMMANDS
 
 SUFFIXES = {"masks": ".png", "overlays": ".png", "probabilities": ".npy"}
 
 
-def main(argv: list[str] | None = None) -> dict[str, int]:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    ensemble.add_arguments(parser)
-    parser.add_argument("--inputs", nargs="+", default=[], help="image files, folders, globs")
+def make_parser() -> ArgumentParser:
+    first = ("branches", "mode", "crop_size", "inputs", "dataset", "data_root", "split", "output_dir", "probabilities")
+    usage = "--branches BRANCH [BRANCH ...] --inputs PATH [PATH ...] [--option value ...]"
+    parser = ArgumentParser("predict", COMMANDS["predict"], first=first, usage=usage)
+    chosen.add_arguments(parser)
+    group = parser.add_argument_group("images")
+    group.add_argument("--inputs", nargs="+", default=[], help="image files, folders, globs; or name a data set:")
     named.add_arguments(parser, default=None)
-    parser.add_argument("--output_dir", default="outputs/predictions")
-    parser.add_argument("--probabilities", action="store_true", help="write every class's probability too; large")
-    parser.add_argument("--no_overlays", action="store_true", help="write no overlays")
-    parser.add_argument("--overlay_alpha", type=float, default=0.5, help="how much of the colour is seen, 0 to 1")
-    parser.add_argument("--keep_suffix", action="store_true", help="a.jpg becomes a.jpg.png, so that a.png may be too")
-    parser.add_argument("--skip_bad_images", action="store_true", help="leave out and count what cannot be read")
-    parser.add_argument("--overwrite", action="store_true", help="first remove what this script wrote there before")
-    options = parser.parse_args(argv)
+    group = parser.add_argument_group("output")
+    group.add_argument("--output_dir", default="outputs/predictions", help="where everything is written")
+    group.add_argument("--probabilities", action="store_true", help="write every class's probability too; large")
+    group.add_argument("--no_overlays", action="store_true", help="write no overlays")
+    group.add_argument("--overlay_alpha", type=float, default=0.5, help="how much of the colour is seen, 0 to 1")
+    group.add_argument("--keep_suffix", action="store_true", help="a.jpg becomes a.jpg.png, so that a.png may be too")
+    group.add_argument("--skip_bad_images", action="store_true", help="leave out and count what cannot be read")
+    group.add_argument("--overwrite", action="store_true", help="first remove what this command wrote there before")
+    return parser
+
+
+def main(argv: Sequence[str]) -> dict[str, int]:
+    """Predict as a command line says; how many images were predicted, were done before, and could not be read."""
+    options = make_parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    try:
+    with mendable(options.output_dir):
         return predict(options)
-    except (ValueError, OSError) as error:  # what a user can mend: one line, no traceback
-        print(f"error: {failures.one_line(error, options.output_dir)}", file=sys.stderr)
-        sys.exit(2)
 
 
 def predict(options: argparse.Namespace) -> dict[str, int]:
@@ -74,7 +83,7 @@ def predict(options: argparse.Namespace) -> dict[str, int]:
     if not 0 <= options.overlay_alpha <= 1:
         raise ValueError(f"`--overlay_alpha` must be from 0 to 1, got {options.overlay_alpha}.")
     images = Images.from_files(options) if options.inputs else Images.from_dataset(options)
-    branches, how = ensemble.from_arguments(options)
+    branches, how = chosen.from_arguments(options)
     names = [*branches.id2label.values()]
     palette = palette_of(None, names)
     kinds = ["probabilities"] * options.probabilities + ["overlays"] * (not options.no_overlays) + ["masks"]
@@ -220,7 +229,7 @@ def below(given: str, leave_out: Path) -> list[tuple[str, Path]]:
     inputs = [(name, path) for name, path in images if not path.is_relative_to(leave_out)]  # no earlier run's masks
     if images and not inputs:
         raise ValueError(
-            f"All {len(images)} images in {given} lie in `--output_dir`, whose files are taken for what this script "
+            f"All {len(images)} images in {given} lie in `--output_dir`, whose files are taken for what this command "
             "wrote. Choose another `--output_dir`."
         )
     if not images:
@@ -236,7 +245,7 @@ class Outputs:
         settings: what decides how the files look; others in the folder are an error unless `overwrite`.
 
     Raises:
-        ValueError: the folder holds masks that were predicted otherwise, or that are not this script's at all.
+        ValueError: the folder holds masks that were predicted otherwise, or that are not this command's at all.
     """
 
     def __init__(self, folder: Path, kinds: list[str], settings: dict[str, Any], *, overwrite: bool):
@@ -245,7 +254,9 @@ class Outputs:
         settings = json.loads(json.dumps(settings))  # tuples become lists, as they are in the file
         strange = [k for k in kinds if not about.is_file() and (folder / k).exists()]
         if strange:
-            raise ValueError(f"{folder / strange[0]} is not this script's to write into. Choose another --output_dir.")
+            raise ValueError(
+                f"{folder / strange[0]} is not this command's to write into. Choose another --output_dir."
+            )
         there = json.loads(about.read_text(encoding="utf-8")) if about.is_file() else settings
         other = [name for name in settings if there.get(name) != settings[name]]
         if other and not overwrite:
@@ -305,7 +316,7 @@ def stamp(source: str) -> list[int] | None:
     return [status.st_size, status.st_mtime_ns]
 
 
-def fingerprint(branches: ensemble.Ensemble) -> str:
+def fingerprint(branches: Ensemble) -> str:
     """SHA-256 of all weights and image processors: the same name may hold other weights tomorrow."""
     digest = hashlib.sha256()
     for network, processor in zip(branches.networks, branches.processors, strict=True):
@@ -314,7 +325,3 @@ def fingerprint(branches: ensemble.Ensemble) -> str:
             digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
         digest.update(processor.to_json_string().encode())
     return digest.hexdigest()
-
-
-if __name__ == "__main__":
-    main()

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import statistics
-import sys
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
-import train_cps  # the files beside this one
-from cells import Cell
+from cells import Cell  # the file beside this one
 from datasets import Dataset
 from matplotlib.figure import Figure
 
-from cps_hf.commands.datasets import find_dataset
+from cps_hf.commands.datasets import DataConfig, find_dataset, load_data
 from cps_hf.data.labels import LabelEncoding
 from cps_hf.data.streams import EvaluationStream
 from cps_hf.files import write_atomically
@@ -195,9 +191,9 @@ def prediction_panel(shown: Mapping[str, Cell], rows: Mapping[str, Any], count: 
     methods = [method for method in PANEL if method in shown]
     if not methods:
         return
-    args = shown[methods[0]].args
-    load, root = find_dataset(args.dataset, args.data_root, args.load_options)
-    dataset = load(root, split=args.eval_split)
+    data = shown[methods[0]].settings.data
+    load, root = find_dataset(data.dataset, data.data_root, data.load_options)
+    dataset = load(root, split=data.eval_split)
     names, palette = _classes(dataset)
     networks = {m: _network(shown[m], (rows[m].networks or ("branch_0",))[0]) for m in methods}
     cells = []
@@ -213,8 +209,8 @@ def agreement_pictures(pairs: Mapping[str, Cell], rows: Mapping[str, Any], count
 
     The truth of these images is read here alone, after training: the runs never opened it.
     """
-    args = next(iter(pairs.values())).args
-    unlabeled = evenly_spaced(_unlabeled_with_truth(args), args.agreement_images or 16)
+    settings = next(iter(pairs.values())).settings
+    unlabeled = evenly_spaced(_unlabeled_with_truth(settings.data), settings.args.agreement_images or 16)
     names, palette = _classes(unlabeled)
     lines = [
         f"{len(unlabeled)} unlabeled images, the same for all, whole and without CutMix, last step, % of pixels (the "
@@ -252,11 +248,11 @@ def agreement_pictures(pairs: Mapping[str, Cell], rows: Mapping[str, Any], count
     write_atomically(out / "agreement.md", "\n".join([*lines, ""]))
 
 
-def _unlabeled_with_truth(args: train_cps.TrainArguments) -> Dataset:
+def _unlabeled_with_truth(data: DataConfig) -> Dataset:
     """The unlabeled images of a run in their order there, with the labels that the data set has for them."""
-    _, unlabeled, _, _ = train_cps.load_data(args)
-    load, root = find_dataset(args.dataset, args.data_root, args.load_options)
-    labeled = load(root, split=args.train_split)
+    unlabeled = load_data(data).unlabeled
+    load, root = find_dataset(data.dataset, data.data_root, data.load_options)
+    labeled = load(root, split=data.train_split)
     position = {name: i for i, name in enumerate(labeled["id"])}
     return labeled.select([position[name] for name in unlabeled["id"]])
 

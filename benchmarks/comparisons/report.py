@@ -7,15 +7,13 @@ import io
 import json
 import math
 import statistics
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
-import comparison_figures  # the files beside this one
-from cells import Cell
+import figures  # the files beside this one
+from cells import TRAIN, Cell
 
 from cps_hf.files import write_atomically
 
@@ -80,7 +78,7 @@ def write(out: Path, cells: Mapping[Key, Cell], *, num_pictures: int) -> None:
     runs = {cell.name: _of_run(key, cell) for key, cell in cells.items() if cell.finished}
     write_atomically(out / "comparison.json", json.dumps({"rows": records, "runs": runs}, indent=1))
     if num_pictures and runs:
-        comparison_figures.draw(out, cells, ROWS, records, curve, num_pictures=num_pictures)
+        figures.draw(out, cells, ROWS, records, curve, num_pictures=num_pictures)
 
 
 def _records(cells: Mapping[Key, Cell]) -> Iterator[dict[str, Any]]:
@@ -120,7 +118,7 @@ def _records(cells: Mapping[Key, Cell]) -> Iterator[dict[str, Any]]:
 
 def _first(cell: Cell, seed: int, partition: str, cells: Mapping[Key, Cell]) -> Cell:
     """The run itself; of self-training the one before it, which labeled its images."""
-    return cells[("supervised", partition, seed)] if cell.script == "self_training.py" else cell
+    return cells[("supervised", partition, seed)] if cell.program != TRAIN else cell
 
 
 def _seconds(cell: Cell, seed: int, partition: str, cells: Mapping[Key, Cell]) -> float:

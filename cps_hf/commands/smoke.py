@@ -1,4 +1,4 @@
-"""`train_cps.py --config RECIPE.yaml --smoke`: a recipe at toy size, on generated data, in seconds on a CPU.
+"""`cps-hf train --config RECIPE.yaml --smoke`: a recipe at toy size, on generated data, in seconds on a CPU.
 
 What is kept is what a recipe decides: objective, optimizer, schedule, augmentation, evaluation mode, model family.
 What is replaced is said aloud. The scores mean nothing.
@@ -12,15 +12,12 @@ import logging
 import math
 import shutil
 import tempfile
-from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from cps_hf import Objective
-from cps_hf.scenes.write import write_object_scenes, write_street_scenes
-
-if TYPE_CHECKING:
-    from train_cps import TrainArguments
+from ..scenes.write import write_object_scenes, write_street_scenes
+from .datasets import DataConfig
+from .settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -54,29 +51,32 @@ TOYS: dict[str, dict[str, Any]] = {
 HUB_FAMILIES = {"nvidia/mit-": "segformer", "nvidia/segformer-": "segformer"}
 
 
-def shrink(args: TrainArguments, objective: Objective) -> tuple[TrainArguments, Objective]:
-    """The settings and the objective at toy size, in a temporary folder that goes when Python ends.
+def shrink(settings: Settings) -> Settings:
+    """The settings at toy size, in a temporary folder that goes when Python ends.
 
     Raises:
         ValueError: no toy is known for a model, or no scenes for the data set.
     """
     folder = Path(tempfile.mkdtemp(prefix="cps_hf-smoke-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    toys = [toy_config(model) for model in args.models]
+    args, crop_size, evaluation = settings.args, settings.augmentation.crop_size, settings.evaluation
+    toys = [toy_config(model) for model in settings.data.models]
     side = crop_side(toys)
-    windows = {}
-    if args.eval_mode == "sliding":
-        window = args.eval_crop_size or args.crop_size
-        stride = args.eval_stride or [math.ceil(2 * length / 3) for length in window]
-        windows["eval_crop_size"] = [side, side]
-        windows["eval_stride"] = [math.ceil(side * s / length) for s, length in zip(stride, window, strict=True)]
-    small = replace(
-        args,
-        **_small_data(args, folder),
+    values: dict[str, Any] = {}
+    if evaluation.eval_mode == "sliding":
+        window = evaluation.eval_crop_size or crop_size
+        stride = evaluation.eval_stride or [math.ceil(2 * length / 3) for length in window]
+        values["eval_crop_size"] = [side, side]
+        values["eval_stride"] = [math.ceil(side * s / length) for s, length in zip(stride, window, strict=True)]
+    if settings.objective.labeled_loss == "ohem":
+        share = side**2 / math.prod(crop_size)
+        values["ohem_min_kept"] = max(1, round(share * settings.objective.ohem_min_kept))
+    small = settings.with_values(
+        **_small_data(settings.data, folder),
+        **values,
         models=[_write(folder / f"model_{index}.json", toy) for index, toy in enumerate(toys)],
         backbone=None,
         crop_size=[side, side],
-        **windows,
         max_steps=min(args.max_steps, STEPS),
         warmup_steps=min(args.warmup_steps, 1),
         per_device_train_batch_size=2,
@@ -94,16 +94,12 @@ def shrink(args: TrainArguments, objective: Objective) -> tuple[TrainArguments, 
         disable_tqdm=True,
         dataloader_num_workers=0,
     )
-    small_objective = objective
-    if objective.labeled_loss == "ohem":
-        share = side**2 / math.prod(args.crop_size)
-        small_objective = replace(objective, ohem_min_kept=max(1, round(share * objective.ohem_min_kept)))
-    logger.info(
-        "--smoke replaced:\n%s", "\n".join(_differences(args, small) + _differences(objective, small_objective))
-    )
+    before, after = settings.flat(), small.flat()
+    replaced = [f"  {name}: {old} -> {after[name]}" for name, old in before.items() if old != after[name]]
+    logger.info("--smoke replaced:\n%s", "\n".join(replaced))
     for index, toy in enumerate(toys):
         logger.info("  model_%d.json is %s", index, json.dumps(toy))
-    return small, small_objective
+    return small
 
 
 def toy_config(model: str) -> dict[str, Any]:
@@ -119,7 +115,7 @@ def toy_config(model: str) -> dict[str, Any]:
     if family is None:
         raise ValueError(
             f"`--smoke` does not know the family of `{model}`, which is no file here: give its config.json, or add it "
-            "to HUB_FAMILIES in examples/smoke.py."
+            "to HUB_FAMILIES in cps_hf/commands/smoke.py."
         )
     return _toy({"model_type": family}, model)
 
@@ -128,8 +124,8 @@ def _toy(config: dict[str, Any], model: str) -> dict[str, Any]:
     model_type = config.get("model_type")
     if model_type not in TOYS:
         raise ValueError(
-            f"`--smoke` has no toy for {model_type!r} in `{model}`: add its small sizes to TOYS in examples/smoke.py. "
-            f"It has {', '.join(TOYS)}."
+            f"`--smoke` has no toy for {model_type!r} in `{model}`: add its small sizes to TOYS in "
+            f"cps_hf/commands/smoke.py. It has {', '.join(TOYS)}."
         )
     toy = {**config, **TOYS[model_type]}
     if "backbone_config" in config:
@@ -150,17 +146,17 @@ def crop_side(toys: list[dict[str, Any]]) -> int:
     return step * math.ceil(56 / step)
 
 
-def _small_data(args: TrainArguments, folder: Path) -> dict[str, Any]:
-    if args.dataset in ("cityscapes", "street_scenes"):
+def _small_data(data: DataConfig, folder: Path) -> dict[str, Any]:
+    if data.dataset in ("cityscapes", "street_scenes"):
         root = write_street_scenes(
             folder / "data", num_train=8, num_train_extra=0, num_val=2, size=(96, 160), progress=False
         )
         dataset = "cityscapes"
-    elif args.dataset in ("voc", "object_scenes"):
+    elif data.dataset in ("voc", "object_scenes"):
         root = write_object_scenes(folder / "data", num_train=8, num_val=2, progress=False)
         dataset = "voc"
     else:
-        raise ValueError(f"`--smoke` draws scenes in place of cityscapes and voc, not of {args.dataset!r}.")
+        raise ValueError(f"`--smoke` draws scenes in place of cityscapes and voc, not of {data.dataset!r}.")
     return {
         "dataset": dataset,
         "data_root": str(root),
@@ -174,8 +170,3 @@ def _small_data(args: TrainArguments, folder: Path) -> dict[str, Any]:
 def _write(path: Path, config: dict[str, Any]) -> str:
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return str(path)
-
-
-def _differences(before: Any, after: Any) -> list[str]:
-    values = [(f.name, getattr(before, f.name), getattr(after, f.name)) for f in fields(before)]
-    return [f"  {name}: {old} -> {new}" for name, old, new in values if old != new]

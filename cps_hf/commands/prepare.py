@@ -1,0 +1,68 @@
+"""`cps-hf prepare`: write a data set as parquet shards, to stream from a disk or from the Hub.
+
+    cps-hf prepare --dataset cityscapes --data_root DIR --split train --output_dir shards
+    cps-hf prepare --dataset folder --data_root DIR --split train --push_to_hub USER/NAME
+
+Images and labels are embedded byte for byte; class names and codes ride along. A call that was interrupted goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..data.shards import push_shards, write_shards
+from .arguments import ArgumentParser
+from .datasets import LOADERS, find_dataset, options_from_json
+from .errors import mendable
+from .main import COMMANDS
+
+CITYSCAPES_TERMS = (
+    "Cityscapes may be used for research, teaching and personal experiments only, and may not be passed on to others, "
+    "in whole or in part. Pushing it, even privately, gives copies to whoever can read the repository. If your "
+    "licence allows that, add `--i_may_share`."
+)
+
+
+def make_parser() -> ArgumentParser:
+    first = ("dataset", "data_root", "split", "images_only", "output_dir", "push_to_hub")
+    parser = ArgumentParser("prepare", COMMANDS["prepare"], first=first, usage="--dataset NAME [--option value ...]")
+    group = parser.add_argument_group("data")
+    group.add_argument("--dataset", choices=LOADERS, required=True, help="what is read")
+    group.add_argument("--data_root", help="folder or Hub id; for the drawn scenes none")
+    group.add_argument("--split", help="default: train; for folder: none, and the shards are called train")
+    group.add_argument("--images_only", action="store_true", help="leave labels out, unread")
+    group.add_argument("--load_options", default="{}", help="further arguments of the loader, as JSON")
+    group = parser.add_argument_group("output")
+    group.add_argument("--output_dir", help="where shards are written")
+    group.add_argument("--rows_per_shard", type=int, default=500, help="images in a file")
+    group.add_argument("--push_to_hub", metavar="USER/NAME", help="push instead of writing to a folder")
+    group.add_argument("--public", action="store_true", help="a public repository; it is private otherwise")
+    group.add_argument("--i_may_share", action="store_true", help="needed to push Cityscapes")
+    return parser
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = make_parser()
+    options = parser.parse_args(argv)
+    split = options.split or (None if options.dataset == "folder" else "train")
+    if (options.output_dir is None) == (options.push_to_hub is None):
+        parser.error("give either --output_dir or --push_to_hub")
+    if options.public and not options.push_to_hub:
+        parser.error("--public goes with --push_to_hub")
+    if options.dataset == "cityscapes" and options.push_to_hub and not options.i_may_share:
+        parser.error(CITYSCAPES_TERMS)
+    with mendable(options.output_dir or options.push_to_hub, (ValueError, TypeError, OSError)):
+        extra = options_from_json(options.load_options) | ({"with_labels": False} if options.images_only else {})
+        load, root = find_dataset(options.dataset, options.data_root, extra)
+        dataset = load(root, split=split)
+        shape = {"split": split or "train", "rows_per_shard": options.rows_per_shard}
+        if options.push_to_hub:
+            count = push_shards(dataset, options.push_to_hub, private=not options.public, **shape)
+            seen = "public" if options.public else "private"
+            print(f"{len(dataset)} rows pushed to {options.push_to_hub} ({seen}) in {count} shards.")
+            return
+        shards, written = write_shards(dataset, options.output_dir, **shape)
+    print(
+        f"{len(dataset)} rows ({', '.join(dataset.column_names)}) in {len(shards)} shards in {options.output_dir}: "
+        f"{written} written, {len(shards) - written} there already."
+    )

@@ -1,0 +1,73 @@
+"""All that a training command line and a YAML file say, in the groups that take it."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from ..config import (
+    AugmentationConfig,
+    CPSConfig,
+    EvaluationConfig,
+    HubConfig,
+    ModelConfig,
+    Provenance,
+    flat,
+)
+from ..objectives import Objective
+from ..training.setup import to_yaml
+from .datasets import DataConfig
+
+SomeSettings = TypeVar("SomeSettings", bound="Settings")
+
+
+@dataclass(kw_only=True)
+class Settings:
+    """The groups. On a command line and in a file their fields stand side by side: no two have one of the same name.
+
+    Raises:
+        ValueError: two groups contradict each other.
+    """
+
+    data: DataConfig
+    objective: Objective
+    args: CPSConfig
+    augmentation: AugmentationConfig
+    model_config: ModelConfig
+    evaluation: EvaluationConfig
+    hub: HubConfig
+    provenance: Provenance
+
+    def __post_init__(self):
+        self.evaluation.check_stride(self.augmentation.crop_size)
+
+    def with_values(self: SomeSettings, **values: Any) -> SomeSettings:
+        """A copy with other values of some fields, each in the group that has it."""
+        groups = {}
+        for name, group in vars(self).items():
+            own = {f.name for f in dataclasses.fields(group)} & values.keys()
+            groups[name] = dataclasses.replace(group, **{key: values.pop(key) for key in own})
+        if values:
+            raise TypeError(f"no group has a field {', '.join(values)}.")
+        return type(self)(**groups)
+
+    def for_trainer(self) -> dict[str, Any]:
+        """The groups that `CPSTrainer` takes, by the names of its arguments."""
+        return {
+            "args": self.args,
+            "objective": self.objective,
+            "augmentation": self.augmentation,
+            "model_config": self.model_config,
+            "evaluation": self.evaluation,
+            "hub": self.hub,
+            "provenance": self.provenance,
+        }
+
+    def flat(self) -> dict[str, Any]:
+        """Every field of every group, the objective's too, by name: without the token."""
+        return flat(*vars(self).values())
+
+    def to_yaml(self) -> str:
+        """A file that `--config` reads back to the same."""
+        return to_yaml(self.objective, *(group for group in vars(self).values() if group is not self.objective))

@@ -1,0 +1,50 @@
+"""`cps-hf check`: its report, its status, and what it says of bad input."""
+
+import json
+import re
+
+import pytest
+from support.toy import write_world
+
+from cps_hf.commands import check
+
+SIZES = [(20, 31), (33, 18), (25, 25), (12, 40), (31, 20)]
+
+
+def status_of(*words):
+    with pytest.raises(SystemExit) as exit_:
+        check.main(words)
+    return exit_.value.code
+
+
+def test_the_command_reports_and_tells_by_its_status(tmp_path, capsys):
+    write_world(tmp_path / "set" / "images", SIZES, labels=False)
+    (tmp_path / "set" / "masks").mkdir()
+    for path in (tmp_path / "set" / "images").glob("*_label.png"):
+        path.rename(tmp_path / "set" / "masks" / path.name.replace("_label", ""))
+    words = [str(tmp_path / "set"), "--output_dir", str(tmp_path / "out")]
+    assert check.main(words)["readable"] == 5
+    said = capsys.readouterr().out
+    assert "5 samples, 5 readable" in said and "no problems" in said
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["readable"] == 5
+    (tmp_path / "set" / "images" / "4.png").write_bytes(b"no image")
+    assert status_of(*words, "--images_only") == 1
+    said = capsys.readouterr().out
+    assert "1 problems" in said and "4.png" in said
+    for path in (tmp_path / "set" / "images").iterdir():
+        path.write_bytes(b"no image")
+    assert status_of(str(tmp_path / "set"), "--output_dir", str(tmp_path / "none"), "--images_only") == 1
+    said = capsys.readouterr().out
+    assert "5 problems" in said and "contact_sheet" not in said and len([*(tmp_path / "none").iterdir()]) == 1
+    assert status_of(str(tmp_path / "nowhere")) == 2
+    assert "error: No folder" in capsys.readouterr().err
+    for options, said in (
+        ("foo", "`--load_options` must be JSON, found 'foo'"),
+        ("[1]", "`--load_options` must be like .*found '\\[1\\]'"),
+        ('{"mask": "m"}', "load_folder does not know 'mask'; it has .*masks"),
+    ):
+        assert status_of(*words, "--load_options", options) == 2
+        assert re.search(said, capsys.readouterr().err)
+    (tmp_path / "file").touch()
+    assert status_of(words[0], "--images_only", "--output_dir", str(tmp_path / "file")) == 2
+    assert f"{tmp_path / 'file'}: a folder is expected there" in capsys.readouterr().err

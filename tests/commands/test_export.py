@@ -1,0 +1,32 @@
+"""`cps-hf export`: the file, what is said of it, and mistakes of one line."""
+
+import os
+import re
+
+import numpy as np
+import pytest
+from support.toy import tiny_branch
+
+from cps_hf.commands.export import main
+from cps_hf.inference.onnx import onnx_predictor
+
+
+def test_the_command_writes_a_branch_and_says_what_it_takes(tmp_path, capsys):
+    folder = tiny_branch(tmp_path / "branch", 3)
+    main([str(folder), str(tmp_path / "out.onnx"), "--size", "64", "96"])
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / f".x.onnx.{os.getpid()}.tmp").symlink_to("/dev/full")
+    said = capsys.readouterr().out
+    assert "any height and width" in said and re.search(r"differ by at most \d.*\(1 x 64 x 96, 2 x 64 x 96", said)
+    for words, message in (
+        ([str(tmp_path / "nothing"), "x.onnx"], "no model could be read"),
+        ([str(folder), str(tmp_path / "small.onnx"), "--size", "0", "64"], "takes no images of 0 x 64"),
+        ([str(folder), str(tmp_path / "out.onnx" / "x.onnx")], "out.onnx: a folder is expected there, but a file"),
+        ([str(folder), str(full / "x.onnx")], f"error: {full / 'x.onnx'}: No space left on device."),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            main(words)
+        assert message in capsys.readouterr().err
+    image = np.zeros((1, 3, 33, 47), np.float32)
+    assert onnx_predictor(tmp_path / "out.onnx")(image).shape == (1, 3, 33, 47)
