@@ -9,7 +9,7 @@ import torch
 from accelerate.utils.memory import should_reduce_batch_size
 
 from ..config import CPSConfig
-from ..modeling.preparation import check_train_batch
+from ..modeling.input_size import check_train_batch
 from . import batches
 from . import setup as assembly
 

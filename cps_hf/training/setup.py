@@ -16,13 +16,13 @@ from accelerate.utils import LoggerType
 from datasets import Dataset
 from transformers import PreTrainedModel, SchedulerType, TrainerState, get_scheduler
 
+from .. import modeling as preparation
 from ..config import CPSConfig
 from ..data.labels import LabelEncoding
 from ..data.order import Shard
 from ..data.streams import TrainStream, check_columns
 from ..data.transforms import Augmentation
 from ..modeling import branches as building
-from ..modeling import preparation
 from ..objectives import Objective
 from . import sharding
 
