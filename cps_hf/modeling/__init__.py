@@ -1,4 +1,8 @@
-"""Segmentation models as branches. Importing this registers DeepLabV3+ and HRNet with transformers' Auto classes."""
+"""Segmentation models as branches: built, initialised, frozen, checked and grouped for the optimizer.
+
+Importing this registers DeepLabV3+ and HRNet with transformers' Auto classes. Their files (and timm_features.py, which
+both need) stay side by side: transformers copies what a saved model needs from one folder only.
+"""
 
 from transformers import AutoConfig, AutoModelForSemanticSegmentation
 
