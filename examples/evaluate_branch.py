@@ -32,6 +32,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
+from cps_hf import visualization
 from cps_hf.commands import datasets as named
 from cps_hf.data import LabelEncoding
 from cps_hf.data.cityscapes import NAMES as CITYSCAPES
@@ -47,7 +48,6 @@ from cps_hf.training import failures
 from cps_hf.training.evaluation import plain
 from cps_hf.training.reporting import class_table, scores_table, without_nan
 from cps_hf.training.setup import versions
-from cps_hf.visualization import panels as visualization
 
 Palette = visualization.Palette
 PANEL_SIDE = 1024  # pixels: what is kept of the worst images for their picture

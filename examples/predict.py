@@ -31,6 +31,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
+from cps_hf import visualization
 from cps_hf.commands import datasets as named
 from cps_hf.data.folder import IMAGE_SUFFIXES
 from cps_hf.data.masks import output_path, write_mask, write_probabilities
@@ -41,7 +42,6 @@ from cps_hf.files import write_atomically
 from cps_hf.inference import ensemble
 from cps_hf.inference.windows import add_probabilities, class_ids
 from cps_hf.training import failures
-from cps_hf.visualization import panels as visualization
 
 SUFFIXES = {"masks": ".png", "overlays": ".png", "probabilities": ".npy"}
 

@@ -23,13 +23,13 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from .. import visualization
 from ..data import voc
 from ..data.palettes import official_palette
 from ..data.reading import read_image
 from ..inference.ensemble import Ensemble
 from ..inference.windows import class_ids
 from ..scenes.write import draw_object_scene, draw_street_scene
-from ..visualization import panels as visualization
 
 MAX_PIXELS = 50_000_000  # of an uploaded image, asked of its header before its pixels are decoded
 MAX_BYTES = 40 * 2**20  # of an uploaded file

@@ -19,12 +19,12 @@ from datasets import Dataset, Features, Image, IterableDataset, Value, concatena
 from PIL import Image as PILImage
 from tqdm.auto import tqdm
 
+from .. import visualization
 from ..data.labels import IGNORE_INDEX, LabelEncoding
 from ..data.streams import EvaluationStream
 from ..files import write_atomically, written_whole
 from ..inference.ensemble import Ensemble, check_classes
 from ..inference.windows import add_probabilities
-from ..visualization import panels as visualization
 
 logger = logging.getLogger(__name__)
 

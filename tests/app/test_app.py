@@ -26,7 +26,7 @@ from cps_hf.app import page as app
 from cps_hf.app.space import write_space
 from cps_hf.data import cityscapes, voc
 from cps_hf.hub.export import export_branch
-from cps_hf.visualization.panels import AGREEMENT, palette
+from cps_hf.visualization import AGREEMENT, palette
 
 BARE = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 

@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 from support.toy import EXAMPLES, predict_by_hand, run_python, script, tiny_branch, write_world
 
+from cps_hf import visualization
 from cps_hf.data import masks
 from cps_hf.data.cityscapes import NAMES as CITYSCAPES
 from cps_hf.data.cityscapes import PALETTE
 from cps_hf.data.masks import output_path, write_probabilities
-from cps_hf.visualization import panels as visualization
 
 predict = script("predict")
 

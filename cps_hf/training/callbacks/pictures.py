@@ -14,10 +14,10 @@ import numpy as np
 from PIL import Image
 from torch import nn
 
+from ... import visualization
 from ...data.palettes import palette_of
 from ...data.streams import undecoded
 from ...scenes.write import is_drawn
-from ...visualization import panels as visualization
 from ..evaluation import evaluating
 from ..sharding import whole
 
