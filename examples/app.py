@@ -7,7 +7,7 @@ It serves http://127.0.0.1:7860. Any model of AutoModelForSemanticSegmentation w
 `pip install "cps_hf[app]"`; `--help` lists all options.
 """
 
-from cps_hf.app.page import main
+from cps_hf.app import main
 
 if __name__ == "__main__":
     main()

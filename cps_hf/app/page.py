@@ -1,17 +1,13 @@
 """A page to try branches on: an image in; overlay, class shares, another branch's view and where the two differ out.
 
-`Page.segment` is the work, plain Python; `build` puts Gradio around it (`pip install "cps_hf[app]"`); `main` is what
-examples/app.py and a Space run. Nothing on the page comes from elsewhere: no fonts, no telemetry.
+In plain Python: `Page.segment` is the work, and interface.py puts Gradio around it.
 """
 
 from __future__ import annotations
 
-import argparse
 import html
 import json
-import logging
 import math
-import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +23,7 @@ from .. import visualization
 from ..data import voc
 from ..data.palettes import official_palette
 from ..data.reading import read_image
+from ..functional.losses import IGNORE_INDEX
 from ..inference.ensemble import Ensemble
 from ..inference.windows import class_ids
 from ..scenes.write import draw_object_scene, draw_street_scene
@@ -98,7 +95,7 @@ class Page:
         differs = prediction != beside
         share = 100 * float(differs.float().mean())
         said += f" {name} and {other} differ on {share:.1f} % of the pixels."
-        where = torch.where(differs, 0, visualization.IGNORE_INDEX)
+        where = torch.where(differs, 0, IGNORE_INDEX)
         pale = (image.numpy() // 2 + 127).astype(np.uint8).transpose(1, 2, 0)
         return Segmented(
             _message(said),
@@ -225,35 +222,6 @@ def find_examples(folder: str) -> list[str]:
     if not paths:
         raise ValueError(f"`--examples {folder}`: no image ({', '.join(SUFFIXES)}) is there.")
     return paths
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command line of examples/app.py; it serves until it is stopped."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("branches", nargs="+", help="a run's folder, or folders of branches, or names on the Hub")
-    parser.add_argument("--examples", metavar="FOLDER", help="images to pick from; default: drawn scenes")
-    parser.add_argument("--title", default="Try a branch")
-    parser.add_argument("--host", help="default: this machine only; 0.0.0.0: everybody who can reach it")
-    parser.add_argument("--port", type=int, help="default: the first free one from 7860")
-    parser.add_argument("--device", help="default: a GPU where there is one")
-    parser.add_argument("--trust_remote_code", action="store_true", help="run model code that comes with a branch")
-    options = parser.parse_args(argv)
-    if options.port is not None and not 1 <= options.port <= 65535:
-        parser.error(f"`--port` must be from 1 to 65535, got {options.port}")
-    logging.basicConfig(format="%(levelname)s: %(message)s")
-    try:
-        from .interface import launch
-    except ImportError as error:
-        parser.error(f'the page needs Gradio: pip install "cps_hf[app]" ({error})')
-    try:
-        sources = find_branches(options.branches)
-        page = Page(sources, device=options.device, trust_remote_code=options.trust_remote_code)
-        with tempfile.TemporaryDirectory(prefix="cps-hf-app-") as scratch:
-            drawn = options.examples is None
-            examples = write_examples(Path(scratch), page.classes) if drawn else find_examples(options.examples)
-            launch(page, other_branch(sources), examples, options.title, options.host, options.port)
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
 
 
 def _message(text: str, *, error: bool = False) -> str:

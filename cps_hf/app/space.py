@@ -19,10 +19,10 @@ from .page import write_examples
 GRADIO = "gradio>=6.31"  # the extra `app` of pyproject.toml
 _APP = '''"""The page of cps_hf.app on {names}."""
 
-from cps_hf.app.page import main
+from cps_hf.app import serve
 
 if __name__ == "__main__":
-    main({words})
+    serve({branches}, examples="examples", title={title!r})
 '''
 _README = """---
 {header}---
@@ -70,7 +70,7 @@ def write_space(
         raise ValueError("A Space needs at least one branch: its name on the Hub, or a folder.")
     names = [re.sub(r".*/", "", branch.rstrip("/")) for branch in branches]
     title = title or f"Segmentation with {names[0]}"
-    app = _APP.format(names=", ".join(names), words=[*branches, "--examples", "examples", "--title", title])
+    app = _APP.format(names=", ".join(names), branches=[*branches], title=title)
     # What this package needs, as its metadata says, without the extras.
     requirements = [line for line in requires("cps_hf") or [] if "extra ==" not in line] + [GRADIO]
     on_hub = [branch for branch in branches if not Path(branch).exists()]

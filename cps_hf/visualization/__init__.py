@@ -3,6 +3,7 @@
 from .class_maps import (
     AGREEMENT,
     ERRORS,
+    Palette,
     agreement_legend,
     agreement_map,
     colorize,
@@ -10,13 +11,15 @@ from .class_maps import (
     error_map,
     overlay,
 )
-from .colors import overlay_name, palette
+from .colors import Color, overlay_name, palette
 from .figures import confusion_matrix_figure, curves_figure
 from .panels import overlay_page, panel
 
 __all__ = [
     "AGREEMENT",
     "ERRORS",
+    "Color",
+    "Palette",
     "agreement_legend",
     "agreement_map",
     "colorize",

@@ -23,6 +23,7 @@ from support.toy import EXAMPLES, MEAN, STD, tiny_branch, toy_models
 from transformers import AutoModelForSemanticSegmentation, DPTConfig
 
 from cps_hf.app import page as app
+from cps_hf.app.serve import main
 from cps_hf.app.space import write_space
 from cps_hf.data import cityscapes, voc
 from cps_hf.hub.export import export_branch
@@ -192,7 +193,7 @@ def test_a_mistake_on_the_command_line_is_one_line(tmp_path, capsys, run_folder)
         ([str(run_folder), "--device", "cudda"], "`device` 'cudda' cannot be used here"),
     ):
         with pytest.raises(SystemExit):
-            app.main(words)
+            main(words)
         assert said in capsys.readouterr().err
 
 
