@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from support.full_disk import full_disk
 
 from cps_hf import files
 from cps_hf.files import filled_whole, link_tree, replace_folder, sha256_of, write_atomically, written_whole
@@ -69,9 +70,8 @@ def test_a_rename_that_fails_is_an_error_and_leaves_nothing(tmp_path, monkeypatc
 def test_a_disk_that_is_really_full_leaves_the_old_file(tmp_path):
     path = tmp_path / "results.json"
     path.write_text("old")
-    with pytest.raises(OSError, match="No space left") as got, written_whole(path) as temporary:
-        temporary.symlink_to("/dev/full")
-        temporary.write_text("new")
+    with full_disk(path), pytest.raises(OSError, match="No space left") as got:
+        write_text(path, "new")
     assert got.value.errno == errno.ENOSPC
     assert path.read_text() == "old" and in_folder(tmp_path) == ["results.json"] and Path("/dev/full").exists()
 

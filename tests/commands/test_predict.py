@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.full_disk import full_disk
 from support.toy import EXAMPLES, predict_by_hand, run_python, script, tiny_branch, write_world
 
 from cps_hf import visualization
@@ -201,8 +202,8 @@ def test_a_disk_that_fails_is_one_line_that_names_the_path(tmp_path, branch, pho
     (tmp_path / "out").unlink()
     (tmp_path / "out" / "masks").mkdir(parents=True)
     (tmp_path / "out" / "prediction.json").write_text("{}")
-    (tmp_path / "out" / "masks" / f".a.png.{os.getpid()}.tmp").symlink_to("/dev/full")
-    said = fails(capsys, tmp_path, branch, "--inputs", photos / "a.png", "--overwrite")
+    with full_disk(tmp_path / "out" / "masks" / "a.png"):
+        said = fails(capsys, tmp_path, branch, "--inputs", photos / "a.png", "--overwrite")
     assert re.search(r"error: \S*/out: No space left on device\.\n$", said)
 
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.architectures import ARCHITECTURES
+from support.full_disk import full_disk
 from support.toy import ID2LABEL, MEAN, STD, ToyConfig, ToyForSemanticSegmentation, script, tiny_branch
 from transformers import AutoModelForSemanticSegmentation, SegformerImageProcessor
 
-from cps_hf import files
 from cps_hf.inference.onnx import _adaptive_pool, export_onnx, onnx_predictor
 
 BY_NAME = {architecture.name: architecture for architecture in ARCHITECTURES}
@@ -123,15 +123,12 @@ def test_pooling_by_matrices_is_torchs_adaptive_pooling(bins):
         assert torch.allclose(_adaptive_pool(images, bins), F.adaptive_avg_pool2d(images, bins), atol=1e-6)
 
 
-def test_the_script_writes_a_branch_and_says_what_it_takes(tmp_path, capsys, monkeypatch):
+def test_the_script_writes_a_branch_and_says_what_it_takes(tmp_path, capsys):
     export = script("export_onnx").main
     folder = tiny_branch(tmp_path / "branch", 3)
     export([str(folder), str(tmp_path / "out.onnx"), "--size", "64", "96"])
     full = tmp_path / "full"
     full.mkdir()
-    (full / "beside").symlink_to("/dev/full")
-    beside = files._beside
-    monkeypatch.setattr(files, "_beside", lambda path: full / "beside" if path.parent == full else beside(path))
     said = capsys.readouterr().out
     assert "any height and width" in said and re.search(r"differ by at most \d.*\(1 x 64 x 96, 2 x 64 x 96", said)
     for words, message in (
@@ -140,7 +137,7 @@ def test_the_script_writes_a_branch_and_says_what_it_takes(tmp_path, capsys, mon
         ([str(folder), str(tmp_path / "out.onnx" / "x.onnx")], "out.onnx: a folder is expected there, but a file"),
         ([str(folder), str(full / "x.onnx")], f"export_onnx.py: {full / 'x.onnx'}: No space left on device."),
     ):
-        with pytest.raises(SystemExit) as stopped:
+        with full_disk(full / "x.onnx"), pytest.raises(SystemExit) as stopped:
             export(words)
         assert message in str(stopped.value.code)
     image = np.zeros((1, 3, 33, 47), np.float32)
