@@ -89,7 +89,7 @@ class Page:
             beside = self._predict(image, other) if other in self.names and other != name else None
         except ValueError as error:
             return Segmented(_message(str(error), error=True))
-        overlay = _enlarged(visualization.overlay(image, prediction, self.palette))
+        overlay = _shown(visualization.overlay(image, prediction, self.palette))
         if beside is None:
             return Segmented(_message(said), overlay, table=self._table({name: prediction}))
         differs = prediction != beside
@@ -100,8 +100,8 @@ class Page:
         return Segmented(
             _message(said),
             overlay,
-            _enlarged(visualization.overlay(image, beside, self.palette)),
-            _enlarged(visualization.overlay(pale, where, [DIFFERS], 0.8)),
+            _shown(visualization.overlay(image, beside, self.palette)),
+            _shown(visualization.overlay(pale, where, [DIFFERS], 0.8)),
             self._table({name: prediction, other: beside}),
         )
 
@@ -234,10 +234,9 @@ def _share_cell(share: float, color: str) -> str:
     return f'<td><div class="share">{bar}</div><span>{_percent(share)}</span></td>'
 
 
-def _enlarged(picture: np.ndarray) -> np.ndarray:
-    """A small picture by a whole factor, as the browser would blur its pixels."""
-    factor = max(1, SHOWN_SIDE // max(picture.shape[:2]))
-    return picture.repeat(factor, axis=0).repeat(factor, axis=1)
+def _shown(picture: np.ndarray) -> np.ndarray:
+    """By a whole factor where it is small, as the browser would blur its pixels."""
+    return visualization.enlarged(picture, SHOWN_SIDE)
 
 
 def _percent(share: float) -> str:

@@ -17,6 +17,7 @@ def freeze(model: PreTrainedModel, *, backbone: bool = False, norms: bool = Fals
     """Freezes the backbone, or its norm layers only, and returns the names of the parameters this froze.
 
     A frozen norm stays in evaluation mode (`.train()` does not wake it), so its statistics do not move either.
+    (timm.utils.freeze puts modules of another kind in the place of batch norms, and leaves other norms awake.)
 
     Args:
         model: a segmentation model.

@@ -8,6 +8,7 @@ from .class_maps import (
     agreement_map,
     colorize,
     denormalize,
+    enlarged,
     error_map,
     overlay,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "confusion_matrix_figure",
     "curves_figure",
     "denormalize",
+    "enlarged",
     "error_map",
     "overlay",
     "overlay_name",

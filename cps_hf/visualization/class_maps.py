@@ -109,6 +109,12 @@ def error_map(prediction: Any, labels: Any) -> np.ndarray:
     return np.array([*ERRORS.values(), WHITE], np.uint8)[case]
 
 
+def enlarged(picture: np.ndarray, side: int) -> np.ndarray:
+    """A small picture by the largest whole factor that fits it into `side` x `side` pixels; a large one as it is."""
+    factor = max(1, side // max(picture.shape[:2]))
+    return picture.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
 def as_array(values: Any) -> np.ndarray:
     return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
 

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from ..files import written_whole
 from ..functional.losses import IGNORE_INDEX
 from . import lettering
-from .class_maps import Palette, as_array, as_class_map, as_picture, classes_in, colorize, overlay
+from .class_maps import Palette, as_array, as_class_map, as_picture, classes_in, colorize, enlarged, overlay
 from .colors import BLACK, WHITE, Color, overlay_name
 from .lettering import one_line
 
@@ -77,9 +77,7 @@ def overlay_page(
     The picture keeps its pixels; a small one is enlarged by a whole factor, for the legend's sake.
     """
     labels = as_class_map(labels)
-    mixed = overlay(image, labels, palette, alpha)
-    factor = max(1, 512 // max(labels.shape))
-    mixed = mixed.repeat(factor, axis=0).repeat(factor, axis=1)
+    mixed = enlarged(overlay(image, labels, palette, alpha), side=512)
     entries = [
         (color, lettering.one_line(overlay_name(name, color)))
         for color, name in _legend_entries([labels], names, palette)
@@ -92,7 +90,7 @@ def _fit(cell: np.ndarray, palette: Palette, box: int) -> np.ndarray:
     height, width = picture.shape[:2]
     scale = box / max(height, width)
     if scale >= 1:
-        return picture.repeat(int(scale), axis=0).repeat(int(scale), axis=1)
+        return enlarged(picture, side=box)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     how = Image.Resampling.NEAREST if cell.ndim == 2 else Image.Resampling.LANCZOS
     return np.asarray(Image.fromarray(picture).resize(size, how))
