@@ -1,7 +1,7 @@
 """Segmentation models as branches: built, initialised, frozen, checked and grouped for the optimizer.
 
-Importing this registers DeepLabV3+ and HRNet with transformers' Auto classes. Their files (and timm_features.py, which
-both need) stay side by side: transformers copies what a saved model needs from one folder only.
+Importing this registers DeepLabV3+ and HRNet with transformers' Auto classes. Their files, and segmentation_model.py
+and timm_features.py which both need, stay side by side: transformers copies a saved model's code from one folder only.
 """
 
 from transformers import AutoConfig, AutoModelForSemanticSegmentation
