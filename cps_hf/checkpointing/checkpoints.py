@@ -26,7 +26,17 @@ MANIFEST = "manifest.json"
 # What a run writes into its output folder, and so what `--overwrite_output_dir` may remove: nothing else.
 MARKER = "preempted.json"  # a signal stopped the run: it is to go on
 RUN_FILES = (MARKER, "config.yaml", "metrics.jsonl", "results.json", "bad_samples.jsonl")
-RUN_FOLDERS = ("best", "teacher", "pictures", "branch_*", "checkpoint-*", "aside-checkpoint-*", "bad_batch-*", "tmp-*")
+RUN_FOLDERS = (
+    "best",
+    "teacher",
+    "pictures",
+    "branch_*",
+    "checkpoint-*",
+    "aside-checkpoint-*",
+    "bad_batch-*",
+    "tmp-*",
+    ".tmp-*",
+)
 
 
 class CheckpointError(OSError):
@@ -83,7 +93,7 @@ def prepare_output_dir(output_dir: str, *, step: int | None, overwrite: bool) ->
     if step is not None or not overwrite:
         set_aside(folder, after=-1 if step is None else step)
     for path in _run_paths(folder):
-        half_written = path.name.startswith("tmp-")
+        half_written = path.name.startswith(("tmp-", ".tmp-"))
         if half_written:
             logger.warning("%s was half-written when the run ended: removed.", path)
         if half_written or (step is None and (overwrite or not path.name.startswith("aside-"))):

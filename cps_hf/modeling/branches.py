@@ -2,14 +2,14 @@
 
 A branch starts from as much pretrained weight as there is, and no two branches start with the same head:
 
-- a configuration: everything is drawn, for each branch from a seed of its own;
-- backbone weights: every branch gets the same backbone, its head is drawn from a seed of its own;
-- a whole checkpoint with the same classes: kept as it is (`reinit_heads=True` draws the heads anew);
+- a configuration: everything is initialised, for each branch with a seed of its own;
+- backbone weights: every branch gets the same backbone, its head is initialised with a seed of its own;
+- a whole checkpoint with the same classes: kept as it is (`reinit_heads=True` initialises the heads anew);
 - a whole checkpoint with other classes: kept but for the weights whose shapes differ.
 
-Heads are drawn by kaiming normal (fan-in, relu), those without norm layers by torch's default (see drawing.py), also
-where the rest is drawn by the library from a configuration. Which of these happened is logged, one message a branch,
-by the logger "cps_hf".
+Heads are initialised by kaiming normal (fan-in, relu), those without norm layers by torch's default (see
+initialization.py), also where the library initialises the rest from a configuration. Which of these happened is
+logged, one message a branch, by the logger "cps_hf".
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from transformers import AutoConfig, AutoModelForSemanticSegmentation, PreTraine
 
 from ..functional import IGNORE_INDEX, StridedLogits
 from .backbones import backbone_of, load_backbone_weights
-from .initialization import branch_seed, draw_weights, head_has_norms
+from .initialization import branch_seed, head_has_norms, initialize_weights
 
 HEAD_NAMES = ("decode_head", "segmentation_head", "head", "decoder")
 """What transformers' models (and ours) call the module that the backbone's feature maps go into."""
@@ -145,8 +145,8 @@ def build_branches(
             models. A model is used as it is, only checked.
         id2label: the classes, written into every configuration. None: those of the first model.
         num_branches: how many, where `models` is one thing (default 2).
-        seed: with it and a branch's index everything that is drawn is drawn.
-        reinit_heads: draw the heads anew although the checkpoint has them.
+        seed: with it and a branch's index its initialisation is seeded.
+        reinit_heads: initialise the heads anew although the checkpoint has them.
         backbone: weights for the backbones, see `load_backbone_weights`; a sequence gives one for each branch.
         trust_remote_code: run the model code that a repository holds.
         dtype: of the parameters; None: float32, whatever the checkpoint has.
@@ -196,21 +196,21 @@ def _build(source, index, seed, id2label, weights, reinit_heads, options, build)
         from_config = isinstance(source, PreTrainedConfig) or not _has_weights(source)
         if from_config:
             model, said = _from_config(config, options, build), "everything drawn"
-            to_draw = set() if head_has_norms(model) else _head_parameters(model)
+            to_initialize = set() if head_has_norms(model) else _head_parameters(model)
         else:
-            model, to_draw, said = _from_checkpoint(source, config, options, build)
+            model, to_initialize, said = _from_checkpoint(source, config, options, build)
         if weights is not None:
             load_backbone_weights(model, weights)
             said = f"backbone from {weights}"
         if weights is not None or reinit_heads:
-            to_draw = _head_parameters(model)
-        if to_draw:
+            to_initialize = _head_parameters(model)
+        if to_initialize:
             rule = "kaiming normal" if head_has_norms(model) else "torch's default, as it has no norm layers"
-            drawn = "head" if to_draw == _head_parameters(model) else _listed(to_draw)
+            drawn = "head" if to_initialize == _head_parameters(model) else _listed(to_initialize)
             said += f", {drawn} drawn by {rule}"
-        if to_draw or from_config:
+        if to_initialize or from_config:
             said += f" (seed {seed}, branch {index})"
-        draw_weights(model, to_draw)
+        initialize_weights(model, to_initialize)
     return model.train(), said
 
 

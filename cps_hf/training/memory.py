@@ -12,7 +12,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 from torch import nn
 
 from ..config import CPSConfig
-from ..modeling.preparation import check_train_batch
+from ..modeling.input_size import check_train_batch
 
 logger = logging.getLogger(__name__)
 

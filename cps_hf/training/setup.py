@@ -15,12 +15,11 @@ from accelerate.utils import LoggerType
 from datasets import Dataset
 from transformers import PreTrainedModel, SchedulerType, get_scheduler
 
+from .. import modeling
 from ..config import AugmentationConfig, CPSConfig, ModelConfig, flat
 from ..data.labels import LabelEncoding
 from ..data.order import Shard
 from ..data.streams import TrainStream, check_columns
-from ..modeling import branches as building
-from ..modeling import preparation
 from ..objectives import OBJECTIVES, Objective
 from . import sharding
 from .state import RunState
@@ -113,7 +112,7 @@ def build_models(
     _warn_of_idle_ohem(crop_size, objective)
     # A teacher is beside one branch: a single id or configuration is not used twice then.
     alone = objective.teacher and model_config.num_branches is None and not isinstance(models, list | tuple)
-    built = building.build_branches(
+    built = modeling.build_branches(
         models,
         id2label=id2label if not _holds_models(models) else None,
         num_branches=1 if alone else model_config.num_branches,
@@ -136,17 +135,17 @@ def build_models(
         )
     for index, model in enumerate(built):
         if model_config.freeze_backbone or model_config.freeze_norms:
-            preparation.freeze(model, backbone=model_config.freeze_backbone, norms=model_config.freeze_norms)
-        preparation.check_input_size(model, *crop_size)
+            modeling.freeze(model, backbone=model_config.freeze_backbone, norms=model_config.freeze_norms)
+        modeling.check_input_size(model, *crop_size)
         if args.gradient_checkpointing:
-            preparation.enable_gradient_checkpointing(model)
+            modeling.enable_gradient_checkpointing(model)
         if args.sync_batchnorm and accelerator.num_processes > 1 and accelerator.device.type == "cuda":
-            model = built[index] = preparation.convert_sync_batchnorm(model)
+            model = built[index] = modeling.convert_sync_batchnorm(model)
         for size in {args.per_device_train_batch_size, args.unlabeled_batch_size if objective.views else None} - {
             None
         }:
-            preparation.check_train_batch(model, size, *crop_size)
-        unused = preparation.freeze_unused_parameters(model, tuple(crop_size))
+            modeling.check_train_batch(model, size, *crop_size)
+        unused = modeling.freeze_unused_parameters(model, tuple(crop_size))
         if unused and accelerator.is_main_process:
             logger.info("branch %d: frozen, since the logits do not depend on them: %s.", index, ", ".join(unused))
         if args.channels_last:
@@ -185,7 +184,7 @@ def make_optimizer(models: Sequence[PreTrainedModel], args: CPSConfig) -> torch.
     """One optimizer over all branches: the same updates as one each, since none of the two mixes parameters."""
     groups = []
     for index, model in enumerate(models):
-        for group in preparation.parameter_groups(
+        for group in modeling.parameter_groups(
             model,
             learning_rate=args.learning_rate,
             weight_decay=args.weight_decay,

@@ -4,8 +4,6 @@ import errno
 import json
 import logging
 import os
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -183,30 +181,6 @@ def test_saving_a_step_again_replaces_it_as_a_whole(tmp_path, caplog):
     save(tmp_path, 5)
     (tmp_path / "checkpoint-5" / "stale").write_text("x")
     assert not (save(tmp_path, 5) / "stale").exists() and steps_in(tmp_path) == [5]
-
-
-def test_two_who_write_one_file_at_once_do_not_disturb_each_other(tmp_path, monkeypatch):
-    both_have_written, replace = threading.Barrier(2, timeout=60), os.replace
-    monkeypatch.setattr(checkpoints.os, "replace", lambda *paths: (both_have_written.wait(), replace(*paths)))
-    path = tmp_path / "manifest.json"
-    with ThreadPoolExecutor(2) as pool:
-        [*pool.map(lambda text: write_atomically(path, text), ["a" * 9, "b" * 9])]
-    assert path.read_text() in ("a" * 9, "b" * 9) and [*tmp_path.iterdir()] == [path]
-
-
-def test_a_text_that_cannot_be_written_leaves_the_old_one_and_nothing_beside_it(tmp_path, monkeypatch):
-    path = tmp_path / "results.json"
-    write_atomically(path, "old")
-
-    def full_disk(self, text, encoding):
-        with open(self, "w") as file:
-            file.write(text[:1])
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_text", full_disk)
-    with pytest.raises(OSError, match="No space left"):
-        write_atomically(path, "new")
-    assert path.read_text() == "old" and [*tmp_path.iterdir()] == [path]
 
 
 def test_a_text_half_written_by_a_run_that_was_killed_is_removed_with_the_rest(tmp_path, monkeypatch):
