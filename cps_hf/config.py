@@ -96,8 +96,7 @@ class CPSConfig:
         max_skipped_steps: leave out so many steps whose loss or gradient is not finite; one more is an error.
 
     Logging and saving
-        logging_steps: log every so many steps.
-        logging_first_step: log the first step too.
+        logging_steps: log the first step, and every so many.
         report_to: trackers of Accelerate, e.g. tensorboard wandb trackio.
         run_name: the trackers' name of this run; none: the output folder's.
         disable_tqdm: no progress bar.
@@ -119,7 +118,6 @@ class CPSConfig:
         torch_compile_mode: of torch.compile, e.g. "max-autotune". Only with `torch_compile`.
         sync_batchnorm: batch norm over all processes, on GPUs with more than one process.
         dataloader_num_workers: worker processes a stream.
-        dataloader_prefetch_factor: batches each worker prepares ahead.
         reshuffle_unlabeled: a fresh order of the unlabeled images each pass. The CPS release never changes it.
         shuffle_buffer_size: rows that a streamed data set is shuffled among.
 
@@ -160,7 +158,6 @@ class CPSConfig:
     max_skipped_steps: int = free(0)
 
     logging_steps: int = free(50)
-    logging_first_step: bool = free(True)
     report_to: list[str] = free(list)
     run_name: str | None = free(None)
     disable_tqdm: bool = free(False)
@@ -180,7 +177,6 @@ class CPSConfig:
     torch_compile_mode: str | None = rounding(None)
     sync_batchnorm: bool = rounding(True)
     dataloader_num_workers: int = free(2)
-    dataloader_prefetch_factor: int = free(2)
     reshuffle_unlabeled: bool = True
     shuffle_buffer_size: int = 1000
 
@@ -212,7 +208,6 @@ class CPSConfig:
                 "save_total_limit": 1,
                 "seed": 0,
                 "dataloader_num_workers": 0,
-                "dataloader_prefetch_factor": 1,
                 "shuffle_buffer_size": 1,
             },
             shares=["max_bad_sample_share"],
@@ -235,6 +230,7 @@ class CPSConfig:
     # What transformers' callbacks (DefaultFlowCallback, EarlyStoppingCallback, a user's own) read from their `args`.
 
     logging_strategy = eval_strategy = save_strategy = "steps"
+    logging_first_step = True
     eval_delay = 0
     greater_is_better = True
     load_best_model_at_end = False
@@ -423,6 +419,10 @@ class Provenance:
 
 GROUPS = (CPSConfig, AugmentationConfig, ModelConfig, EvaluationConfig, HubConfig, Provenance)
 """No two of them have a field of the same name: a command line and a YAML file hold all of them side by side."""
+
+
+RETIRED = ("logging_first_step", "dataloader_prefetch_factor")
+"""Fields of earlier versions, which their config.yaml holds and which nothing reads any more."""
 
 
 def flat(*groups: Any) -> dict[str, Any]:
