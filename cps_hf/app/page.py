@@ -229,7 +229,7 @@ def find_examples(folder: str) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line of examples/app.py; it serves until it is stopped."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("branches", nargs="+", help="a run's folder, or folders of branches, or names on the Hub")
     parser.add_argument("--examples", metavar="FOLDER", help="images to pick from; default: drawn scenes")
     parser.add_argument("--title", default="Try a branch")

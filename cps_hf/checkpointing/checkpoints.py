@@ -239,9 +239,12 @@ def save_checkpoint(
         if errors:
             if is_main_process:
                 shutil.rmtree(temporary, ignore_errors=True)
+            files = "Too many open files" in errors[0]
+            advice = "raise the limit on open files (`ulimit -n 65536`)" if files else "make room"
             raise CheckpointError(
-                f"The checkpoint of step {step} could not be written to {output_dir} ({errors[0]}). Is the disk full? "
-                f"The newest whole one is {newest_checkpoint(output_dir) or 'none yet'}: make room and go on with "
+                f"The checkpoint of step {step} could not be written to {output_dir} ({errors[0]})."
+                f"{'' if files else ' Is the disk full?'} The newest whole one is "
+                f"{newest_checkpoint(output_dir) or 'none yet'}: {advice} and go on with "
                 "`--resume_from_checkpoint auto`."
             ) from error
     if is_main_process and save_total_limit is not None:

@@ -285,7 +285,9 @@ def _status(error: Exception) -> int | None:
 
 def main(argv: list[str] | None = None) -> None:
     """Push the branch that the command line names; its address on standard output."""
-    parser = argparse.ArgumentParser(prog="push_branch", description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="push_branch", description=(__doc__ or "").split("\n")[0], allow_abbrev=False
+    )
     parser.add_argument("directory", metavar="BRANCH_DIR", help="a folder that a run exported, like OUT/best")
     parser.add_argument("--repo_id", required=True, metavar="USER/NAME", help="made if it does not exist")
     parser.add_argument("--private", action="store_true", default=None, help="a private repository")

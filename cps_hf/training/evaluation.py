@@ -18,7 +18,7 @@ from ..config import EvaluationConfig
 from ..data.streams import EvaluationStream
 from ..data.transforms import normalize
 from ..inference.windows import add_probabilities, class_ids, default_stride, predict, predict_each, predict_logits
-from ..metrics.mean_iou import MeanIoU
+from ..metrics.mean_iou import IoUCounter
 from .module import TrainingModule
 from .processes import together
 from .sharding import whole
@@ -70,7 +70,7 @@ class Evaluator:
 
     def scores(self, dataset) -> dict[str, dict[str, Any]]:
         """By row ("branch_0", "branch_1", ..., "teacher", and "mean" of the branches' probabilities) what
-        `MeanIoU.compute` gives, as plain floats and lists. The same on every process.
+        `IoUCounter.compute` gives, as plain floats and lists. The same on every process.
 
         Raises:
             ValueError: an image or a label cannot be read.
@@ -80,7 +80,7 @@ class Evaluator:
         if self.teacher is not None:
             rows["teacher"] = self.teacher
         names = [*rows, "mean"] if len(self.branches) > 1 else [*rows]
-        metrics = {name: MeanIoU(num_labels=self.num_labels) for name in names}
+        metrics = {name: IoUCounter(self.num_labels) for name in names}
         with together(self.accelerator), whole(self.module), self.accelerator.autocast(), evaluating([*rows.values()]):
             for group, images in self._batches(self.stream(dataset)):
                 labels = torch.stack([s["label"] for s in group]).to(self.device)
