@@ -86,7 +86,6 @@ def fit_batch(
                 check_train_batch(model, size // 2, *crop_size)
             setattr(args, name, size // 2)
         args.gradient_accumulation_steps *= 2
-        accelerator.gradient_accumulation_steps = args.gradient_accumulation_steps
         halved = ", ".join(f"`{name}={size // 2}`" for name, size in sizes.items())
         logger.warning(
             "Out of memory: going on with %s, `gradient_accumulation_steps=%d`; the global batch is the same.",

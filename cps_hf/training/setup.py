@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import yaml
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, is_initialized
 from accelerate.utils import LoggerType
 from datasets import Dataset
 from transformers import PreTrainedModel, SchedulerType, get_scheduler
@@ -61,6 +62,33 @@ def check_trackers(args: CPSConfig) -> None:
     for name in args.report_to:
         if name not in known:
             raise ValueError(f"`report_to` must hold trackers of Accelerate ({', '.join(known)}), got {name!r}.")
+
+
+def check_precision(args: CPSConfig) -> None:
+    """Accelerate keeps one precision a process: that of the first trainer made in it, which a later one would have
+    whatever it was told.
+
+    Raises:
+        ValueError: this trainer is to have another one.
+    """
+    if not is_initialized():
+        return
+    present = AcceleratorState().mixed_precision
+    wanted = args.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if present != wanted:
+        none = "" if args.mixed_precision else " (it is none, and that is what the launch says)"
+        raise ValueError(
+            f"`mixed_precision` is {wanted!r}{none}, but an earlier trainer or Accelerator of this process has "
+            f"{present!r}, and Accelerate keeps one precision a process. Set `mixed_precision={present!r}`, or start "
+            "Python anew for each precision."
+        )
+
+
+def accumulate_as_told(accelerator: Accelerator, args: CPSConfig) -> None:
+    """Accelerate keeps the accumulation of the Accelerator that was made last in the process, for all of them; and the
+    streams have no end at which accumulation should sync."""
+    steps = {"num_steps": args.gradient_accumulation_steps, "sync_with_dataloader": False}
+    accelerator.gradient_state.plugin_kwargs = steps
 
 
 def check_data(train_dataset, unlabeled_dataset, eval_dataset, objective: Objective) -> dict[int, str] | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import AutocastKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs, set_seed
+from accelerate.utils import AutocastKwargs, InitProcessGroupKwargs, set_seed
 from torch import Tensor
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback, TrainerCallback, TrainerControl
 
@@ -96,6 +96,7 @@ class CPSTrainer:
         self.evaluation.check_stride(self.augmentation.crop_size)
         refuse_engines()
         setup.check_trackers(args)
+        setup.check_precision(args)
         self.accelerator = accelerator = _accelerator(args)
         setup.check_launch(accelerator, args)
         id2label = setup.check_data(train_dataset, unlabeled_dataset, eval_dataset, self.objective)
@@ -106,7 +107,6 @@ class CPSTrainer:
             models, self.model_config, args, crop_size, self.objective, id2label, accelerator
         )
         self.id2label = self.models[0].config.id2label
-        set_seed(args.seed, device_specific=True)  # dropout differs between processes, weights were drawn before
         self.module = TrainingModule(self.models, self.objective)
         if args.torch_compile:
             self.module.compile_networks(args.torch_compile_backend, args.torch_compile_mode)
@@ -188,6 +188,9 @@ class CPSTrainer:
             Preempted: a signal stopped the run, which is saved; uncaught, the program ends with code 85.
         """
         args, accelerator = self.args, self.accelerator
+        # Here, and not where the trainer is made: another one may have been made since. Weights are drawn already, and
+        # dropout differs between processes.
+        set_seed(args.seed, device_specific=True)
         wanted = args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
         # All that can be wrong is found before anything is written.
         checkpoint, saved = self.checkpointer.find(wanted, self._fingerprint)
@@ -295,6 +298,7 @@ class CPSTrainer:
 
     def _forward_backward(self, batch: MicroBatch) -> ObjectiveOutput:
         """One micro-batch; gradients add up. (Accelerate divides by the accumulation steps.)"""
+        setup.accumulate_as_told(self.accelerator, self.args)
         with self.accelerator.accumulate(self.prepared):
             output = self.prepared(batch.labeled, batch.unlabeled, self._progress)
             self.accelerator.backward(output.loss)
@@ -597,10 +601,6 @@ def _derives(callback: TrainerCallback | type[TrainerCallback], kind: type[Train
 
 def _accelerator(args: CPSConfig) -> Accelerator:
     return Accelerator(
-        # The streams have no end at which accumulation should sync.
-        gradient_accumulation_plugin=GradientAccumulationPlugin(
-            num_steps=args.gradient_accumulation_steps, sync_with_dataloader=False
-        ),
         mixed_precision=args.mixed_precision,
         log_with=args.report_to or None,
         kwargs_handlers=[
