@@ -111,7 +111,10 @@ def leave(accelerator: Accelerator, output_dir: str, step: int, number: int) -> 
     if accelerator.is_main_process:
         name = signal.Signals(number).name if number else None
         marker = {"step": step, "signal": name, "checkpoint": checkpoint.name, "exit_code": EXIT_CODE}
-        write_atomically(Path(output_dir) / MARKER, json.dumps(marker, indent=1))
+        try:
+            write_atomically(Path(output_dir) / MARKER, json.dumps(marker, indent=1))
+        except OSError as error:  # the checkpoint is written, and the other processes wait for this one
+            logger.warning("%s could not be written: %s", MARKER, error)
         logger.warning("Stopped by a signal after step %d; %s is what to go on from.", step, checkpoint)
     accelerator.wait_for_everyone()
     raise Preempted(step, checkpoint)

@@ -28,10 +28,6 @@ logger = logging.getLogger(__name__)
 Samples = list[dict[str, Any]]
 
 
-class EvaluationError(RuntimeError):
-    """A run is trained and kept, and its last evaluation came to no scores; it says why, and how to repeat it."""
-
-
 class Evaluator:
     """Looks at the branches of a run with the run's evaluation settings. Every process takes its share of images.
 
@@ -91,11 +87,10 @@ class Evaluator:
                     of_rows["teacher"] = predict(self.teacher, images, **self.options)
                 for name, predictions in of_rows.items():
                     metrics[name].add_batch(predictions=predictions, references=labels)
-        found = {}
         for name, metric in metrics.items():
             metric.confusion_matrix = self.confusion_matrices[name] = self._sum(metric.confusion_matrix)
-            found[name] = plain(metric.compute())
-        return found
+        with together(self.accelerator):
+            return {name: plain(metric.compute()) for name, metric in metrics.items()}
 
     def agreement(self, dataset) -> float:
         """The share of pixels for which all branches predict one class.

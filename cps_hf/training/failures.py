@@ -13,7 +13,6 @@ from accelerate import Accelerator
 from ..checkpointing.checkpoints import CheckpointError, newest_checkpoint
 from ..config import CPSConfig
 from . import memory
-from .evaluation import EvaluationError
 from .state import RunState
 
 
@@ -80,22 +79,14 @@ def of_the_workers(error: BaseException, args: CPSConfig) -> str | None:
     )
 
 
-def of_the_last_evaluation(output_dir: str, names: Sequence[str], state: RunState) -> EvaluationError:
-    """What a finished run raises whose last evaluation failed.
-
-    Args:
-        names: of the exported branches.
-    """
-    error = state.evaluation_error
-    why = f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else str(error)
+def told(error: BaseException, args: CPSConfig) -> str:
+    """An error of what comes beside training, with what to change where that is known."""
+    workers = of_the_workers(error, args)
+    if workers is not None:
+        return f"{workers} ({said(error)})"
     if memory.is_out_of_memory(error):
-        why = f"out of memory ({why}) Take a smaller `per_device_eval_batch_size`, or `eval_mode=sliding`"
-    return EvaluationError(
-        f"Training is done and nothing of it is lost, but the evaluation of step {state.global_step} failed: "
-        f"{why.rstrip('.')}. The checkpoint and {', '.join(names)} are in {output_dir}. Mend what is wrong and start "
-        "the same command with `--resume_from_checkpoint auto`, which evaluates and trains no further, or score a "
-        f"branch with `cps-hf evaluate --branches {output_dir}/{names[0]}`."
-    )
+        return f"out of memory ({said(error)}). Take a smaller `per_device_eval_batch_size`, or `eval_mode=sliding`"
+    return said(error)
 
 
 def said(error: BaseException) -> str:
@@ -104,8 +95,8 @@ def said(error: BaseException) -> str:
 
 
 def is_of_the_connection(error: BaseException) -> bool:
-    """Between processes: another one ended, or does not answer."""
+    """Between processes: another one ended, or does not answer. (A tracker's or the Hub's are no RuntimeErrors.)"""
     if isinstance(error, torch.distributed.DistError):  # NCCL's
         return True
-    text = str(error)
+    text = str(error) if isinstance(error, RuntimeError) else ""
     return "gloo" in text or "Connection closed by peer" in text or "Connection reset by peer" in text

@@ -107,7 +107,7 @@ def _step_fits(
     try:
         # Not through DDP: a process that runs out of memory would leave the others waiting.
         with torch.random.fork_rng([device] if device.type == "cuda" else []), accelerator.autocast():
-            count = _states_per_parameter(optimizer)
+            count = states_per_parameter(optimizer)
             held = [torch.empty_like(p) for p in _stateless(optimizer) for _ in range(count)]
             module(*first_micro_batch(), torch.ones((), device=device)).loss.backward()
             del held
@@ -131,6 +131,6 @@ def _stateless(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"] if p not in optimizer.state]
 
 
-def _states_per_parameter(optimizer: torch.optim.Optimizer) -> int:
+def states_per_parameter(optimizer: torch.optim.Optimizer) -> int:
     """AdamW keeps two, SGD with momentum one; an optimizer of the user's own is taken to keep two."""
     return 1 if isinstance(getattr(optimizer, "optimizer", None), torch.optim.SGD) else 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, is_initialized
 from accelerate.utils import LoggerType
 from datasets import Dataset
+from torch import nn
 from transformers import PreTrainedModel, SchedulerType, get_scheduler
 
 from ..config import AugmentationConfig, CPSConfig, ModelConfig, flat
@@ -23,7 +25,7 @@ from ..data.streams import TrainStream, check_columns
 from ..modeling import branches as building
 from ..modeling import preparation
 from ..objectives import OBJECTIVES, Objective
-from . import sharding
+from . import memory, sharding
 from .state import RunState
 
 logger = logging.getLogger(__name__)
@@ -329,15 +331,16 @@ def evenly_spaced(dataset, count: int):
 
 
 def init_trackers(
-    accelerator: Accelerator, args: CPSConfig, settings: Mapping[str, Any], objective: Objective, first_step: int
+    accelerator: Accelerator, args: CPSConfig, settings: Mapping[str, Any], objective: Objective, state: RunState
 ) -> None:
-    """Start the trackers. TensorBoard shows what an earlier start logged after `first_step` only once.
+    """Start the trackers. TensorBoard shows what an earlier start logged of the steps to come only once.
 
     Args:
         settings: all of the run's, for those that show them.
+        state: at the step that the run begins at.
 
     Raises:
-        ValueError: one that is asked for is not installed; Accelerate would drop it in silence.
+        ValueError: one that is asked for is not installed, which Accelerate would drop in silence; or cannot start.
     """
     if not args.report_to:
         return
@@ -347,11 +350,35 @@ def init_trackers(
         raise ValueError(f"`report_to`: {', '.join(missing)} cannot be used; install it: `pip install {missing[0]}`.")
     config = {"objective": type(objective).__name__, **dataclasses.asdict(objective), **settings}
     plain = {k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in config.items()}
-    accelerator.init_trackers(
-        args.run_name or os.path.basename(os.path.normpath(args.output_dir)),
-        config=plain,
-        init_kwargs={"tensorboard": {"purge_step": first_step + 1 if first_step else 0}},
-    )
+    # What a checkpoint holds as pending is logged at its own step, perhaps once more.
+    next_step = state.global_step + (0 if state.pending else 1)
+    try:
+        accelerator.init_trackers(
+            args.run_name or os.path.basename(os.path.normpath(args.output_dir)),
+            config=plain,
+            init_kwargs={"tensorboard": {"purge_step": next_step if state.global_step else 0}},
+        )
+    except Exception as error:  # no folder or network of its own, say
+        raise ValueError(
+            f"`report_to` {', '.join(args.report_to)}: a tracker cannot start ({type(error).__name__}: {error}). Mend "
+            "that, or leave it out."
+        ) from error
+
+
+def warn_of_little_space(output_dir: str, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """A checkpoint and the branches are to fit on the disk: said before the time is spent."""
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
+    trained = sum(p.numel() * p.element_size() for group in optimizer.param_groups for p in group["params"])
+    needed = 2 * weights + memory.states_per_parameter(optimizer) * trained
+    free = shutil.disk_usage(output_dir).free
+    if free < needed:
+        logger.warning(
+            "`output_dir` %s has %.1f GB free, and a checkpoint with the branches takes some %.1f GB: make room, or "
+            "the run will end when it saves.",
+            output_dir,
+            free / 1e9,
+            needed / 1e9,
+        )
 
 
 def run_state(args: CPSConfig, accelerator: Accelerator) -> RunState:
