@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import secrets
@@ -110,9 +111,18 @@ def sha256_of(path: Path) -> str:
 
 
 def flush(path: Path) -> None:
-    """Bring a file's content, or a folder's names, onto the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Bring a file's content, or a folder's names, onto the disk; a folder's where the system can."""
+    if os.name == "nt":  # Windows opens no folder, and brings onto the disk only what is open for writing
+        if path.is_dir():
+            return
+        mode = os.O_RDWR
+    else:
+        mode = os.O_RDONLY
+    descriptor = os.open(path, mode)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():  # some network drives
+            raise
     finally:
         os.close(descriptor)

@@ -90,6 +90,11 @@ def _check_export(model: PreTrainedModel, directory: Path, id2label: Mapping[int
             f"`id2label` must name the classes 0 to {model.config.num_labels - 1}, as the model has them, "
             f"got {sorted(id2label)}."
         )
+    check_target(directory)
+
+
+def check_target(directory: Path) -> None:
+    """Raise a ValueError where a folder holds something that is no exported model."""
     if directory.exists():
         names = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
         if not directory.is_dir() or (names and "config.json" not in names) or ".git" in names:

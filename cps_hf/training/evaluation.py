@@ -18,7 +18,7 @@ from ..config import EvaluationConfig
 from ..data.streams import EvaluationStream
 from ..data.transforms import normalize
 from ..inference.windows import add_probabilities, class_ids, default_stride, predict, predict_each, predict_logits
-from ..metrics.mean_iou import MeanIoU
+from ..metrics.mean_iou import IoUCounter
 from .module import TrainingModule
 from .processes import together
 from .sharding import whole
@@ -26,10 +26,6 @@ from .sharding import whole
 logger = logging.getLogger(__name__)
 
 Samples = list[dict[str, Any]]
-
-
-class EvaluationError(RuntimeError):
-    """A run is trained and kept, and its last evaluation came to no scores; it says why, and how to repeat it."""
 
 
 class Evaluator:
@@ -70,7 +66,7 @@ class Evaluator:
 
     def scores(self, dataset) -> dict[str, dict[str, Any]]:
         """By row ("branch_0", "branch_1", ..., "teacher", and "mean" of the branches' probabilities) what
-        `MeanIoU.compute` gives, as plain floats and lists. The same on every process.
+        `IoUCounter.compute` gives, as plain floats and lists. The same on every process.
 
         Raises:
             ValueError: an image or a label cannot be read.
@@ -80,7 +76,7 @@ class Evaluator:
         if self.teacher is not None:
             rows["teacher"] = self.teacher
         names = [*rows, "mean"] if len(self.branches) > 1 else [*rows]
-        metrics = {name: MeanIoU(num_labels=self.num_labels) for name in names}
+        metrics = {name: IoUCounter(self.num_labels) for name in names}
         with together(self.accelerator), whole(self.module), self.accelerator.autocast(), evaluating([*rows.values()]):
             for group, images in self._batches(self.stream(dataset)):
                 labels = torch.stack([s["label"] for s in group]).to(self.device)
@@ -91,11 +87,10 @@ class Evaluator:
                     of_rows["teacher"] = predict(self.teacher, images, **self.options)
                 for name, predictions in of_rows.items():
                     metrics[name].add_batch(predictions=predictions, references=labels)
-        found = {}
         for name, metric in metrics.items():
             metric.confusion_matrix = self.confusion_matrices[name] = self._sum(metric.confusion_matrix)
-            found[name] = plain(metric.compute())
-        return found
+        with together(self.accelerator):
+            return {name: plain(metric.compute()) for name, metric in metrics.items()}
 
     def agreement(self, dataset) -> float:
         """The share of pixels for which all branches predict one class.

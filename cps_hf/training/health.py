@@ -98,7 +98,7 @@ class Guard:
         process = self.accelerator.process_index
         try:
             save_bad_batch(folder, process, micro_batches, {"step": step, "norms": verdict.norms, "batches": reports})
-        except OSError as error:  # the numbers are the news, not the disk
+        except Exception as error:  # the numbers are the news, not the disk (for which safetensors has an own error)
             logger.warning("The bad batch cannot be saved in %s: %s.", folder, error)
         everywhere = gather_object([{"process": process, **entry} for entry in reports])
         found = _describe(everywhere, verdict.norms)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import yaml
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, is_initialized
 from accelerate.utils import LoggerType
 from datasets import Dataset
+from torch import nn
 from transformers import PreTrainedModel, SchedulerType, get_scheduler
 
 from .. import modeling
@@ -21,7 +24,7 @@ from ..data.labels import LabelEncoding
 from ..data.order import Shard
 from ..data.streams import TrainStream, check_columns
 from ..objectives import OBJECTIVES, Objective
-from . import sharding
+from . import memory, sharding
 from .state import RunState
 
 logger = logging.getLogger(__name__)
@@ -60,6 +63,33 @@ def check_trackers(args: CPSConfig) -> None:
     for name in args.report_to:
         if name not in known:
             raise ValueError(f"`report_to` must hold trackers of Accelerate ({', '.join(known)}), got {name!r}.")
+
+
+def check_precision(args: CPSConfig) -> None:
+    """Accelerate keeps one precision a process: that of the first trainer made in it, which a later one would have
+    whatever it was told.
+
+    Raises:
+        ValueError: this trainer is to have another one.
+    """
+    if not is_initialized():
+        return
+    present = AcceleratorState().mixed_precision
+    wanted = args.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if present != wanted:
+        none = "" if args.mixed_precision else " (it is none, and that is what the launch says)"
+        raise ValueError(
+            f"`mixed_precision` is {wanted!r}{none}, but an earlier trainer or Accelerator of this process has "
+            f"{present!r}, and Accelerate keeps one precision a process. Set `mixed_precision={present!r}`, or start "
+            "Python anew for each precision."
+        )
+
+
+def accumulate_as_told(accelerator: Accelerator, args: CPSConfig) -> None:
+    """Accelerate keeps the accumulation of the Accelerator that was made last in the process, for all of them; and the
+    streams have no end at which accumulation should sync."""
+    steps = {"num_steps": args.gradient_accumulation_steps, "sync_with_dataloader": False}
+    accelerator.gradient_state.plugin_kwargs = steps
 
 
 def check_data(train_dataset, unlabeled_dataset, eval_dataset, objective: Objective) -> dict[int, str] | None:
@@ -299,15 +329,16 @@ def evenly_spaced(dataset, count: int):
 
 
 def init_trackers(
-    accelerator: Accelerator, args: CPSConfig, settings: Mapping[str, Any], objective: Objective, first_step: int
+    accelerator: Accelerator, args: CPSConfig, settings: Mapping[str, Any], objective: Objective, state: RunState
 ) -> None:
-    """Start the trackers. TensorBoard shows what an earlier start logged after `first_step` only once.
+    """Start the trackers. TensorBoard shows what an earlier start logged of the steps to come only once.
 
     Args:
         settings: all of the run's, for those that show them.
+        state: at the step that the run begins at.
 
     Raises:
-        ValueError: one that is asked for is not installed; Accelerate would drop it in silence.
+        ValueError: one that is asked for is not installed, which Accelerate would drop in silence; or cannot start.
     """
     if not args.report_to:
         return
@@ -317,11 +348,35 @@ def init_trackers(
         raise ValueError(f"`report_to`: {', '.join(missing)} cannot be used; install it: `pip install {missing[0]}`.")
     config = {"objective": type(objective).__name__, **dataclasses.asdict(objective), **settings}
     plain = {k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in config.items()}
-    accelerator.init_trackers(
-        args.run_name or os.path.basename(os.path.normpath(args.output_dir)),
-        config=plain,
-        init_kwargs={"tensorboard": {"purge_step": first_step + 1 if first_step else 0}},
-    )
+    # What a checkpoint holds as pending is logged at its own step, perhaps once more.
+    next_step = state.global_step + (0 if state.pending else 1)
+    try:
+        accelerator.init_trackers(
+            args.run_name or os.path.basename(os.path.normpath(args.output_dir)),
+            config=plain,
+            init_kwargs={"tensorboard": {"purge_step": next_step if state.global_step else 0}},
+        )
+    except Exception as error:  # no folder or network of its own, say
+        raise ValueError(
+            f"`report_to` {', '.join(args.report_to)}: a tracker cannot start ({type(error).__name__}: {error}). Mend "
+            "that, or leave it out."
+        ) from error
+
+
+def warn_of_little_space(output_dir: str, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """A checkpoint and the branches are to fit on the disk: said before the time is spent."""
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
+    trained = sum(p.numel() * p.element_size() for group in optimizer.param_groups for p in group["params"])
+    needed = 2 * weights + memory.states_per_parameter(optimizer) * trained
+    free = shutil.disk_usage(output_dir).free
+    if free < needed:
+        logger.warning(
+            "`output_dir` %s has %.1f GB free, and a checkpoint with the branches takes some %.1f GB: make room, or "
+            "the run will end when it saves.",
+            output_dir,
+            free / 1e9,
+            needed / 1e9,
+        )
 
 
 def run_state(args: CPSConfig, accelerator: Accelerator) -> RunState:

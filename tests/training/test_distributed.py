@@ -40,11 +40,15 @@ def test_one_process_two_processes_and_accumulation_take_the_same_steps(tmp_path
 
 @pytest.mark.slow
 def test_bfloat16_runs_and_stays_near(tmp_path):
-    full = steps(tmp_path, "full", "--batch", "4")
-    half = steps(tmp_path, "half", "--batch", "4", "--mixed_precision", "bf16")
+    """At a rate at which the loss falls. At 0.5 it grows from 7 to 34, and float32 itself, with weights changed by
+    bfloat16's rounding unit, is then 9 % off in the third step; two kinds of bfloat16 kernels were by 3 and 5 %."""
+    words = ("--batch", "4", "--settings", '{"learning_rate": 0.05, "logging_steps": 1}')
+    full = steps(tmp_path, "full", *words)
+    half = steps(tmp_path, "half", *words, "--mixed_precision", "bf16")
     losses = [[log["loss"] for log in run["logs"]] for run in (full, half)]
+    assert len(losses[0]) == 3 and losses[0][2] < losses[0][0] / 2
     assert losses[0] != losses[1]
-    assert losses[1] == pytest.approx(losses[0], rel=0.03)
+    assert losses[1] == pytest.approx(losses[0], rel=0.01)
 
 
 @pytest.mark.slow
