@@ -8,7 +8,7 @@ A branch starts from as much pretrained weight as there is, and no two branches 
   that would have the same head (the same checkpoint, or a copy of it) keeps the backbone and gets a head of its own;
 - a whole checkpoint with other classes, by count or by name: kept but for the weights that stand for classes.
 
-A model that is passed is used as it is; two with the same weights are refused.
+A model that is passed is used as it is.
 
 Heads are drawn by kaiming normal (fan-in, relu), those without norm layers by torch's default (see drawing.py), also
 where the rest is drawn by the library from a configuration. Which of these happened is logged, one message a branch,
@@ -167,8 +167,8 @@ def build_branches(
 
     Raises:
         ValueError: a source that cannot be loaded or has no segmentation head, weights that do not fit, models whose
-            classes differ, are fewer than 2 or more than 255, or that have the same weights; or `id2label` is none
-            and a checkpoint without a segmentation head is to say what the classes are.
+            share weights or whose classes differ, are fewer than 2 or more than 255; or `id2label` is none and a
+            checkpoint without a segmentation head is to say what the classes are.
     """
     sources = _one_source_a_branch(models, num_branches)
     backbones = _one_backbone_a_branch(backbone, len(sources))

@@ -46,7 +46,7 @@ def checked_id2label(id2label: Mapping[Any, str]) -> dict[int, str]:
     """
     id2label = by_number(id2label, "`id2label`")
     if len(id2label) < 2:
-        raise ValueError(f"{_ONE_CLASS} `id2label` names {id2label[0]!r} alone.")
+        raise ValueError(f"{_ONE_CLASS} Here {id2label[0]!r} is the only one.")
     return id2label
 
 
@@ -88,7 +88,7 @@ def settle_classes(branches: Sequence[PreTrainedModel], id2label: Mapping[int, s
         branch.config.id2label = by_number(branch.config.id2label, f"The configuration's `id2label` of branch {index}")
     expected = classes_of(branches) if id2label is None else id2label
     if len(expected) < 2:
-        raise ValueError(f"{_ONE_CLASS} The models have {expected[0]!r} alone.")
+        raise ValueError(f"{_ONE_CLASS} Here {expected[0]!r} is the only one.")
     if len(expected) > IGNORE_INDEX:
         raise ValueError(
             f"Branches can have at most {IGNORE_INDEX} classes, got {len(expected)}: a label is a byte, and "

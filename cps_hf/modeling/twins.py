@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Sequence
 
@@ -25,31 +26,40 @@ def tell_apart(branches: Sequence[PreTrainedModel], passed: Sequence[bool], seed
         seed: with it and a branch's index its head is drawn.
 
     Raises:
-        ValueError: two models that were passed have the same weights, or two share parameters.
+        ValueError: two branches share parameters.
     """
     _refuse_shared_parameters(branches)
-    settled: list[int] = []
-    for index in sorted(range(len(branches)), key=lambda i: not passed[i]):  # what cannot change comes first
-        model = branches[index]
-        twin = next((i for i in sorted(settled) if _alike(model, branches[i], heads=not passed[index])), None)
-        settled.append(index)
-        if twin is None:
-            continue
+    settled = [index for index, is_passed in enumerate(passed) if is_passed]
+    for index, model in enumerate(branches):
         if passed[index]:
-            raise ValueError(
-                f"The models passed as branches {twin} and {index} have the same weights: they are one network, which "
-                "cannot teach itself. Pass the folder or Hub id that they were loaded from in their place: then the "
-                "first is kept as it is, and each of the others gets a head of its own."
+            continue
+        twin = next((i for i in sorted(settled) if _alike(model, branches[i], heads=True)), None)
+        settled.append(index)
+        if twin is not None:
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(branch_seed(seed, index))
+                draw_weights(model, head_parameters(model))
+            logger.warning(
+                "branch %d, %s: its head would be that of branch %d, and one network cannot teach itself. The "
+                "backbone is kept and the head drawn anew (seed %d, branch %d); its first pseudo labels are worth "
+                "little, which the objective's `ramp_up` allows for.",
+                *(index, type(model).__name__, twin, seed, index),
             )
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(branch_seed(seed, index))
-            draw_weights(model, head_parameters(model))
-        logger.warning(
-            "branch %d, %s: its head would be that of branch %d, and one network cannot teach itself. The backbone is "
-            "kept and the head drawn anew (seed %d, branch %d); its first pseudo labels are worth little, which the "
-            "objective's `ramp_up` allows for.",
-            *(index, type(model).__name__, twin, seed, index),
-        )
+
+
+def refuse_twins(branches: Sequence[PreTrainedModel]) -> None:
+    """For branches that are to teach each other.
+
+    Raises:
+        ValueError: two are one network. So models can be that were passed, and are used as they are.
+    """
+    for (i, one), (j, other) in itertools.combinations(enumerate(branches), 2):
+        if _alike(one, other, heads=False):
+            raise ValueError(
+                f"The models passed as branches {i} and {j} have the same weights: they are one network, which cannot "
+                "teach itself. Pass the folder or Hub id that they were loaded from in their place: then the first is "
+                "kept as it is, and each of the others gets a head of its own."
+            )
 
 
 def _refuse_shared_parameters(branches: Sequence[PreTrainedModel]) -> None:

@@ -61,7 +61,7 @@ def test_one_class_is_refused_with_the_way_to_code_two():
             ValueError, match=r"One class is nothing.*\[\"background\", \"crack\"\].*`values`"
         ) as error:
             build_branches(models, id2label=id2label)
-    assert "'crack' alone" in str(error.value)
+    assert "Here 'crack' is the only one" in str(error.value)
 
 
 def test_branches_without_names_have_those_of_the_others():

@@ -8,6 +8,7 @@ import torch
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from cps_hf.modeling import build_branches
+from cps_hf.modeling.twins import refuse_twins
 
 NAMES = {0: "road", 1: "car", 2: "sky"}
 
@@ -84,13 +85,20 @@ def test_beside_a_model_that_was_passed_it_is_the_built_one_whose_head_is_drawn(
     assert (weights(built, "decode_head") - weights(model, "decode_head")).abs().mean() > 0.05
 
 
-def test_models_that_are_passed_must_be_two_networks(finished):
+def test_models_that_are_passed_are_refused_where_they_are_one_network_that_is_to_teach_itself(finished):
     folder, model = finished
+    twins = build_branches([model, copy.deepcopy(model)])
     with pytest.raises(ValueError, match="branches 0 and 1 have the same weights.*Pass the folder or Hub id"):
-        build_branches([model, copy.deepcopy(model)])
-    a, b = build_branches([model, folder])  # what the message says to do
-    assert a is model and not torch.equal(weights(b, "decode_head"), weights(a, "decode_head"))
-    sharing = SegformerForSemanticSegmentation(segformer())
+        refuse_twins(twins)
+    refuse_twins(build_branches([folder, folder]))  # what the message says to do
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.segformer.stages[0].layer_norm.weight[0] += 0.1
+    refuse_twins([model, other])
+
+
+def test_models_that_share_weights_are_refused(finished):
+    model, sharing = finished[1], SegformerForSemanticSegmentation(segformer())
     sharing.segformer = model.segformer
     with pytest.raises(ValueError, match=r"Branches 0 and 1 share parameters \(segformer\..*copy.deepcopy"):
         build_branches([model, sharing])
