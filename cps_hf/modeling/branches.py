@@ -4,8 +4,12 @@ A branch starts from as much pretrained weight as there is, and no two branches 
 
 - a configuration: everything is initialised, for each branch with a seed of its own;
 - backbone weights: every branch gets the same backbone, its head is initialised with a seed of its own;
-- a whole checkpoint with the same classes: kept as it is (`reinit_heads=True` initialises the heads anew);
-- a whole checkpoint with other classes: kept but for the weights whose shapes differ.
+- a whole checkpoint with the same classes: kept as it is (`reinit_heads=True` initialises the heads anew); a second
+  branch that would have the same head (the same checkpoint, or a copy of it) keeps the backbone and gets a head of its
+  own;
+- a whole checkpoint with other classes, by count or by name: kept but for the weights that stand for classes.
+
+A model that is passed is used as it is.
 
 Heads are initialised by kaiming normal (fan-in, relu), those without norm layers by torch's default (see
 initialization.py), also where the library initialises the rest from a configuration. Which of these happened is
@@ -26,8 +30,17 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSemanticSegmentation, PreTrainedConfig, PreTrainedModel
 
 from ..functional import IGNORE_INDEX, StridedLogits
-from .backbones import backbone_of, load_backbone_weights
+from .backbones import backbone_parameters, head_parameters, load_backbone_weights
+from .classes import (
+    by_number,
+    checked_id2label,
+    listed,
+    names_otherwise,
+    refuse_classes_of_another_task,
+    settle_classes,
+)
 from .initialization import branch_seed, head_has_norms, initialize_weights
+from .twins import tell_apart
 
 HEAD_NAMES = ("decode_head", "segmentation_head", "head", "decoder")
 """What transformers' models (and ours) call the module that the backbone's feature maps go into."""
@@ -143,7 +156,8 @@ def build_branches(
     Args:
         models: one Hub id, local folder or configuration, used `num_branches` times; or a sequence of these and of
             models. A model is used as it is, only checked.
-        id2label: the classes, written into every configuration. None: those of the first model.
+        id2label: the classes, written into the configuration of every branch that is built; a model that is passed
+            must have them, or classes without names (LABEL_0, ...). None: those of the models.
         num_branches: how many, where `models` is one thing (default 2).
         seed: with it and a branch's index its initialisation is seeded.
         reinit_heads: initialise the heads anew although the checkpoint has them.
@@ -159,12 +173,13 @@ def build_branches(
 
     Raises:
         ValueError: a source that cannot be loaded or has no segmentation head, weights that do not fit, models whose
-            classes differ or are more than 255.
+            share weights or whose classes differ, are fewer than 2 or more than 255; or `id2label` is none and a
+            checkpoint without a segmentation head is to say what the classes are.
     """
     sources = _one_source_a_branch(models, num_branches)
     backbones = _one_backbone_a_branch(backbone, len(sources))
     if id2label is not None:
-        id2label = _checked_id2label(id2label)
+        id2label = checked_id2label(id2label)
     options = {"trust_remote_code": trust_remote_code, "revision": revision}
     build = {"dtype": dtype or torch.float32, "attn_implementation": attn_implementation}
     branches: list[PreTrainedModel] = []
@@ -181,32 +196,45 @@ def build_branches(
             model, said = _build(source, index, seed, id2label, weights, reinit_heads, options, build)
             branches.append(model)
         logger.info("branch %d, %s: %s.", index, type(branches[-1]).__name__, said)
-    _check_same_classes(branches, id2label)
-    if len({id(branch) for branch in branches}) < len(branches):
-        raise ValueError("The same model object was passed twice: a branch cannot teach itself. Pass two models.")
+    settle_classes(branches, id2label)
+    tell_apart(branches, [isinstance(source, PreTrainedModel) for source in sources], seed)
     return branches
 
 
 def _build(source, index, seed, id2label, weights, reinit_heads, options, build) -> tuple[PreTrainedModel, str]:
     """One branch, and what was done in words."""
     generator_seed = branch_seed(seed, index)
-    config = _adapted_config(source, id2label, options)
+    config = _read_config(source, options)
+    own_classes, keeps_head = config.id2label, weights is None and not reinit_heads
+    if id2label is None:
+        refuse_classes_of_another_task(config, _named(source), isinstance(source, PreTrainedConfig))
+    config = _adapted_config(config, source, id2label)
     with torch.random.fork_rng(devices=[]):  # nobody else's random numbers move
         torch.default_generator.manual_seed(generator_seed)
         from_config = isinstance(source, PreTrainedConfig) or not _has_weights(source)
         if from_config:
             model, said = _from_config(config, options, build), "everything drawn"
-            to_initialize = set() if head_has_norms(model) else _head_parameters(model)
+            to_initialize = set() if head_has_norms(model) else head_parameters(model)
         else:
             model, to_initialize, said = _from_checkpoint(source, config, options, build)
+            renamed = id2label is not None and keeps_head and names_otherwise(own_classes, id2label)
+            by_class = _parameters_by_class(config, options) if renamed else set()
+            if not by_class <= to_initialize:
+                to_initialize |= by_class
+                said = f"weights from {source} but for its classes, which have other names"
+                logger.warning(
+                    "%s has %d classes too, but by other names (%s; these are %s), so what it learnt of them is left "
+                    "out. To keep that, write these names into its config.json.",
+                    *(source, len(own_classes), listed(own_classes), listed(id2label)),
+                )
         if weights is not None:
             load_backbone_weights(model, weights)
             said = f"backbone from {weights}"
-        if weights is not None or reinit_heads:
-            to_initialize = _head_parameters(model)
+        if not keeps_head:
+            to_initialize = head_parameters(model)
         if to_initialize:
             rule = "kaiming normal" if head_has_norms(model) else "torch's default, as it has no norm layers"
-            drawn = "head" if to_initialize == _head_parameters(model) else _listed(to_initialize)
+            drawn = "head" if to_initialize == head_parameters(model) else _listed(to_initialize)
             said += f", {drawn} drawn by {rule}"
         if to_initialize or from_config:
             said += f" (seed {seed}, branch {index})"
@@ -246,16 +274,6 @@ def _one_backbone_a_branch(backbone, count: int) -> list[str | PathLike | None]:
     return list(backbone)
 
 
-def _checked_id2label(id2label: Mapping[int, str]) -> dict[int, str]:
-    id2label = {int(index): str(name) for index, name in id2label.items()}
-    if sorted(id2label) != list(range(len(id2label))) or len(id2label) < 2:
-        raise ValueError(
-            f"`id2label` must name the classes 0, 1, ... without a gap, at least two of them, got the indices "
-            f"{sorted(id2label)}."
-        )
-    return id2label
-
-
 def _is_config_file(source) -> bool:
     return Path(source).is_file() and Path(source).suffix == ".json"
 
@@ -268,8 +286,8 @@ def _has_weights(source: str | PathLike) -> bool:
     return not folder.is_dir() or any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))
 
 
-def _adapted_config(source, id2label: dict[int, str] | None, options: dict) -> PreTrainedConfig:
-    """The configuration with our classes, no auxiliary head and our ignored label."""
+def _read_config(source, options: dict) -> PreTrainedConfig:
+    """A copy of the configuration, one of a model that segments."""
     if isinstance(source, PreTrainedConfig):
         config = copy.deepcopy(source)
     else:
@@ -301,7 +319,14 @@ def _adapted_config(source, id2label: dict[int, str] | None, options: dict) -> P
             "builds a ViT of its own. For another backbone take UperNetConfig, or Tipsv2DptConfig (a DPT head) "
             "with a Dinov2WithRegistersConfig(reshape_hidden_states=False)."
         )
-    if id2label is not None:
+    return config
+
+
+def _adapted_config(config: PreTrainedConfig, source, id2label: dict[int, str] | None) -> PreTrainedConfig:
+    """The configuration with our classes, no auxiliary head and our ignored label."""
+    if id2label is None:
+        config.id2label = by_number(config.id2label, f"The configuration of {_named(source)}")
+    else:
         config.id2label = dict(id2label)
         config.label2id = {name: index for index, name in id2label.items()}
     if hasattr(config, "use_auxiliary_head"):
@@ -340,7 +365,7 @@ def _from_checkpoint(source, config: PreTrainedConfig, options: dict, build: dic
     names = {name for name, _ in model.named_parameters()}
     mismatched = {key[0] for key in info["mismatched_keys"]}
     new = (set(info["missing_keys"]) | mismatched) & names
-    backbone_names = _backbone_parameters(model)
+    backbone_names = backbone_parameters(model)
     if backbone_names and backbone_names <= new:
         raise ValueError(
             f"`{source}` holds no weight of the backbone of {type(model).__name__}. If it is a backbone, give the "
@@ -358,41 +383,19 @@ def _from_checkpoint(source, config: PreTrainedConfig, options: dict, build: dic
     return model, new, f"weights from {source}"
 
 
-def _backbone_parameters(model: PreTrainedModel) -> set[str]:
-    inside = {id(parameter) for parameter in backbone_of(model).parameters()}
-    return {name for name, parameter in model.named_parameters() if id(parameter) in inside}
+def _parameters_by_class(config: PreTrainedConfig, options: dict) -> set[str]:
+    """The names of those that stand for classes: their shapes change with the number of classes.
 
-
-def _head_parameters(model: PreTrainedModel) -> set[str]:
-    return {name for name, _ in model.named_parameters()} - _backbone_parameters(model)
-
-
-def _check_same_classes(branches: Sequence[PreTrainedModel], id2label: dict[int, str] | None) -> None:
-    expected = id2label if id2label is not None else _classes(branches[0])
-    if len(expected) > IGNORE_INDEX:
-        raise ValueError(
-            f"Branches can have at most {IGNORE_INDEX} classes, got {len(expected)}: a label is a byte, and "
-            f"{IGNORE_INDEX} is the ignored one. Merge classes."
-        )
-    for index, branch in enumerate(branches):
-        found = _classes(branch)
-        if branch.config.num_labels != len(expected) or found != expected:
-            where = "`id2label`" if id2label is not None else "branch 0"
-            differing = next((key for key in expected if found.get(key) != expected[key]), None)
-            detail = (
-                ""
-                if differing is None
-                else (f", first at {differing}: {expected[differing]!r} against {found.get(differing)!r}")
-            )
-            raise ValueError(
-                f"Branches can only teach each other the same classes: {where} has {len(expected)}, branch {index} "
-                f"has {branch.config.num_labels}{detail}. Pass `id2label` to build all branches with the same ones."
-            )
-
-
-def _classes(branch: PreTrainedModel) -> dict[int, str]:
-    """By number, also where a configuration was given names under "0", "1", ..., as JSON has them."""
-    return {int(key): name for key, name in branch.config.id2label.items()}
+    Found on two models without values (on the meta device), one of which has a class more.
+    """
+    shapes = []
+    for count in (config.num_labels, config.num_labels + 1):
+        other = copy.deepcopy(config)
+        other.num_labels = count
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            model = AutoModelForSemanticSegmentation.from_config(other, trust_remote_code=options["trust_remote_code"])
+        shapes.append({name: parameter.shape for name, parameter in model.named_parameters()})
+    return {name for name, shape in shapes[0].items() if shapes[1].get(name) != shape}
 
 
 def _named(source) -> str:

@@ -23,8 +23,10 @@ from ..config import AugmentationConfig, CPSConfig, ModelConfig, flat
 from ..data.labels import LabelEncoding
 from ..data.order import Shard
 from ..data.streams import TrainStream, check_columns
+from ..modeling.classes import classes_of
+from ..modeling.twins import refuse_twins
 from ..objectives import OBJECTIVES, Objective
-from . import memory, sharding
+from . import memory, model_checks, sharding
 from .state import RunState
 
 logger = logging.getLogger(__name__)
@@ -136,15 +138,16 @@ def build_models(
     """The branches, ready to be wrapped: built or taken as they are, frozen and checked as the settings say.
 
     Raises:
-        ValueError: too few for the objective, another class count than the labels', or a crop or batch that a model
-            cannot take.
+        ValueError: too few for the objective, other classes than the data's, branches that are one network or have
+            nothing to train, or a crop or batch that a model cannot take.
     """
     _warn_of_idle_ohem(crop_size, objective)
+    model_checks.check_passed_classes(models, id2label)
     # A teacher is beside one branch: a single id or configuration is not used twice then.
     alone = objective.teacher and model_config.num_branches is None and not isinstance(models, list | tuple)
     built = modeling.build_branches(
         models,
-        id2label=id2label if not _holds_models(models) else None,
+        id2label=id2label,
         num_branches=1 if alone else model_config.num_branches,
         seed=args.seed,
         reinit_heads=model_config.reinit_heads,
@@ -157,15 +160,14 @@ def build_models(
         raise ValueError(f"{type(objective).__name__} needs {objective.min_branches} models, got {len(built)}.")
     if objective.teacher and len(built) > 1:
         raise ValueError(f"{type(objective).__name__} trains one model beside its teacher, got {len(built)}.")
-    num_labels = built[0].config.num_labels
-    if id2label is not None and num_labels != len(id2label):
-        raise ValueError(
-            f"The models have {num_labels} classes and `train_dataset` has {len(id2label)} "
-            f"({', '.join([*id2label.values()][:4])} ...). Build the models with `num_labels={len(id2label)}`."
-        )
+    if objective.min_branches > 1:
+        refuse_twins(built)
+    if id2label is None and accelerator.is_main_process:
+        model_checks.tell_whose_classes(models, classes_of(built))
     for index, model in enumerate(built):
         if model_config.freeze_backbone or model_config.freeze_norms:
             modeling.freeze(model, backbone=model_config.freeze_backbone, norms=model_config.freeze_norms)
+        model_checks.check_trainable(model, index)
         modeling.check_input_size(model, *crop_size)
         if args.gradient_checkpointing:
             modeling.enable_gradient_checkpointing(model)
@@ -175,7 +177,7 @@ def build_models(
             None
         }:
             modeling.check_train_batch(model, size, *crop_size)
-        unused = modeling.freeze_unused_parameters(model, tuple(crop_size))
+        unused = model_checks.freeze_unused(model, index, tuple(crop_size))
         if unused and accelerator.is_main_process:
             logger.info("branch %d: frozen, since the logits do not depend on them: %s.", index, ", ".join(unused))
         if args.channels_last:
@@ -201,13 +203,6 @@ def _backbones(model_config: ModelConfig) -> str | list[str | None] | None:
     if isinstance(model_config.backbone, list):
         return [model_config.backbone_source(index) for index in range(len(model_config.backbone))]
     return model_config.backbone_source(0)
-
-
-def _holds_models(models) -> bool:
-    """Models that are passed bring their own class names."""
-    return isinstance(models, PreTrainedModel) or (
-        isinstance(models, Sequence) and any(isinstance(m, PreTrainedModel) for m in models)
-    )
 
 
 def make_optimizer(models: Sequence[PreTrainedModel], args: CPSConfig) -> torch.optim.Optimizer:

@@ -23,8 +23,9 @@ from ..config import AugmentationConfig, CPSConfig, EvaluationConfig, HubConfig,
 from ..data.streams import TrainStream
 from ..files import write_atomically
 from ..hub.push import push_branch, repo_id_of
+from ..modeling.classes import classes_of
 from ..objectives import CrossPseudoSupervision, Objective, ObjectiveOutput
-from . import batches, failures, memory, results, setup
+from . import batches, failures, memory, model_checks, results, setup
 from .batches import MicroBatch
 from .callbacks import Callbacks, CollapseCallback, ModelCardCallback, Pictures, PicturesCallback, PushCallback
 from .determinism import deterministic_algorithms
@@ -108,10 +109,12 @@ class CPSTrainer:
         self.models = setup.build_models(
             models, self.model_config, args, crop_size, self.objective, id2label, accelerator
         )
-        self.id2label = self.models[0].config.id2label
+        self.id2label = id2label or classes_of(self.models)
         self.module = TrainingModule(self.models, self.objective)
         if args.torch_compile:
             self.module.compile_networks(args.torch_compile_backend, args.torch_compile_mode)
+        if optimizers[0] is not None:
+            model_checks.check_optimizer(optimizers[0], self.models)
         self.optimizer = optimizers[0] or setup.make_optimizer(self.models, args)
         self.lr_scheduler = optimizers[1] or setup.make_schedule(self.optimizer, args)
         # The schedule is not prepared: Accelerate would step it once a process.
@@ -281,6 +284,8 @@ class CPSTrainer:
             if verdict.finite and self.module.teacher is not None:
                 decay = self.objective.ema_decay(state.global_step)
                 update_teacher(self.module.teacher, self.module.branches[0], decay)
+            if state.global_step == state.first_step + 1 and self.objective.min_branches > 1:
+                model_checks.refuse_equal_branches(self.module.branches, accelerator, state.global_step)
             state.stopwatch.stop(sum(s.shard.global_batch_size for s in self.streams.values()))
             self.run_log.advance()
             # save, log, evaluate

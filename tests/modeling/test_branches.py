@@ -221,15 +221,17 @@ def test_a_whole_checkpoint_is_kept_or_its_head_drawn_anew_on_demand(tmp_path, c
     with caplog.at_level(logging.INFO, logger="cps_hf"):
         a, b = build_branches(tmp_path)
         c, d = build_branches(tmp_path, reinit_heads=True)
-    assert same(a, model, "") and same(b, model, "")
+    assert same(a, model, "")
     assert same(c, model, "segformer.") and same(d, model, "segformer.")
-    for one, other in ((c, model), (d, model), (c, d)):
+    assert same(b, model, "segformer.")  # the second branch would be the first once more
+    for one, other in ((b, model), (c, model), (d, model), (c, d)):
         for name, parameter in one.decode_head.named_parameters():
             if parameter.ndim > 1:  # convolutions, and SegFormer's linear projections
                 assert not torch.equal(parameter, other.decode_head.get_parameter(name)), name
     messages = said(caplog)
     assert messages[0].endswith(f"all weights from {tmp_path}.")
-    assert messages[3].endswith("head drawn by kaiming normal (seed 0, branch 1).")
+    assert "branch 1, SegformerForSemanticSegmentation: its head would be that of branch 0" in messages[2]
+    assert messages[4].endswith("head drawn by kaiming normal (seed 0, branch 1).")
 
 
 def test_other_classes_replace_only_the_weights_that_do_not_fit_and_say_which(tmp_path, caplog):
@@ -448,8 +450,10 @@ def test_a_backbone_without_the_needed_stages_is_refused():
 def test_branches_with_different_classes_are_refused():
     with pytest.raises(ValueError, match="branch 0 has 3, branch 1 has 4"):
         build_branches([segformer(), segformer(num_labels=4)])
-    with pytest.raises(ValueError, match="first at 0: 'road' against 'LABEL_0'"):
-        build_branches([build_branches(segformer(), id2label=NAMES)[0], segformer()])
+    with pytest.raises(ValueError, match="first at 0: 'road' against 'sky'"):
+        build_branches(
+            [build_branches(segformer(), id2label=NAMES)[0], segformer(id2label={0: "sky", 1: "c", 2: "d"})]
+        )
     given = AutoModelForSemanticSegmentation.from_config(segformer())
     with pytest.raises(ValueError, match="`id2label` has 2, branch 0 has 3"):
         build_branches([given], id2label={0: "a", 1: "b"})
