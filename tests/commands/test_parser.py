@@ -83,8 +83,8 @@ def test_a_scripts_defaults_for_another_objective_are_passed_over():
     defaults = {"cps": {"weight": 3.0}, "max_steps": 7}
     assert parse(defaults=defaults)[1].weight == 3.0
     assert parse("--objective", "supervised", defaults=defaults)[1] == Supervised()
-    settings, mean_teacher = parse("--objective", "mean_teacher", defaults=defaults)
-    assert mean_teacher.weight == 100.0 and settings.max_steps == 7  # its own weight, not that of another method
+    settings, cpc = parse("--objective", "cpc", defaults=defaults)
+    assert cpc.weight == 100.0 and settings.max_steps == 7  # its own weight, not that of another method
 
 
 def test_the_resolved_file_reads_back_to_the_same(tmp_path):

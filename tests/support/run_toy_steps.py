@@ -51,7 +51,7 @@ segformer = SegformerConfig(
 )
 objective = CrossPseudoSupervision(weight=1.5, cutmix=options.cutmix)
 if options.teacher:
-    objective = MeanTeacher(noise_std=0.0)
+    objective = MeanTeacher(perturbation="noise", noise_std=0.0, confidence_threshold=0.0)
 trainer = CPSTrainer(
     segformer if options.segformer else toy_models(1 if options.teacher else 2),
     **settings(

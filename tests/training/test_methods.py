@@ -16,7 +16,7 @@ OWN_NUMBERS = {
     "supervised": set(),
     "cps": {"cps_loss", "agreement"},
     "cpc": {"cpc_loss", "agreement"},
-    "mean_teacher": {"consistency_loss"},
+    "mean_teacher": {"consistency_loss", "mask_ratio"},
     "pseudoseg": {"unsupervised_loss"},
     "fixmatch": {"unsupervised_loss", "mask_ratio"},
     "unimatch": {"strong_loss", "feature_loss", "mask_ratio"},
