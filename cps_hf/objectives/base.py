@@ -24,12 +24,17 @@ class Branch(Protocol):
     take both, and `full_size(logits)` is a tensor (B, C, H, W) for math of one's own.
     """
 
-    def __call__(self, pixel_values: Tensor, *, feature_dropout: float = 0.0) -> Logits:
+    def __call__(
+        self, pixel_values: Tensor, *, feature_dropout: float = 0.0, complementary_dropout: float = 0.0
+    ) -> Logits:
         """The logits of normalised images (B, 3, H, W).
 
+        Methods that do not ask for a dropout leave it out.
+
         Args:
-            feature_dropout: the probability with which a channel of the backbone's feature maps is dropped. Methods
-                that do not ask for it leave it out.
+            feature_dropout: the probability with which a channel of the backbone's feature maps is dropped.
+            complementary_dropout: the images are two views each, the first half of the batch and the second: the share
+                of these pairs of whose maps each channel is dropped in one view and doubled in the other.
         """
 
 

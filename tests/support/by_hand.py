@@ -21,7 +21,7 @@ class TinyBranch(nn.Module):
             self.conv = nn.Conv2d(3, C, 1)
         self.calls = []  # (batch size, whether with gradient, feature dropout) of each forward
 
-    def forward(self, pixel_values, *, feature_dropout=0.0):
+    def forward(self, pixel_values, *, feature_dropout=0.0, complementary_dropout=0.0):
         self.calls.append((pixel_values.shape[0], torch.is_grad_enabled(), feature_dropout))
         return self.conv(pixel_values)
 
