@@ -12,6 +12,7 @@ from .mean_teacher import MeanTeacher
 from .pseudoseg import PseudoSeg
 from .supervised import Supervised
 from .unimatch import UniMatch
+from .unimatch_v2 import UniMatchV2
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "supervised": Supervised,
@@ -21,6 +22,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "pseudoseg": PseudoSeg,
     "fixmatch": FixMatch,
     "unimatch": UniMatch,
+    "unimatch_v2": UniMatchV2,
 }
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "PseudoSeg",
     "Supervised",
     "UniMatch",
+    "UniMatchV2",
     "UnlabeledBatch",
     "ramp",
 ]

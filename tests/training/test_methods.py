@@ -20,6 +20,7 @@ OWN_NUMBERS = {
     "pseudoseg": {"unsupervised_loss"},
     "fixmatch": {"unsupervised_loss", "mask_ratio"},
     "unimatch": {"strong_loss", "feature_loss", "mask_ratio"},
+    "unimatch_v2": {"strong_loss", "mask_ratio"},
 }
 
 

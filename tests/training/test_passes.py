@@ -27,6 +27,7 @@ METHODS = {
     "pseudoseg": OBJECTIVES["pseudoseg"](),
     "fixmatch": OBJECTIVES["fixmatch"](confidence_threshold=0.4),
     "unimatch": OBJECTIVES["unimatch"](confidence_threshold=0.4, feature_dropout=0.0),
+    "unimatch_v2": OBJECTIVES["unimatch_v2"](confidence_threshold=0.4, complementary_dropout=0.0),
 }
 # Passes of one branch: (images in each pass with gradient), (in each pass without); L: labeled, U: unlabeled images.
 L, U = 2, 4
@@ -42,9 +43,10 @@ PASSES = {
     "pseudoseg": ([L, U], [U]),
     "fixmatch": ([L, U], [U]),
     "unimatch": ([L, U, U, U], [U]),
+    "unimatch_v2": ([L, 2 * U], [U]),
 }
 JOINT = {name: ([L + U], without) for name, (_, without) in PASSES.items() if name != "supervised"}
-JOINT |= {"unimatch": ([U, L + 2 * U], [U])}
+JOINT |= {"unimatch": ([U, L + 2 * U], [U]), "unimatch_v2": ([L + 2 * U], [U])}
 
 
 def module_of(objective, models=None):

@@ -1,0 +1,161 @@
+"""UniMatch V2: one step against a reference in float64, typed from the paper's formulas."""
+
+import copy
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support.by_hand import TinyBranch, arg_max, batches, log_softmax, mapped, pixels, supervised_by_hand
+from support.toy import toy_models
+
+from cps_hf.objectives import UniMatchV2
+from cps_hf.training.ema import update_teacher
+from cps_hf.training.module import TrainingModule
+
+VIEWS = ("weak", "strong", "strong_2", "cutmix_mask", "cutmix_mask_2")
+PARTNER = [1, 0, 3, 2]
+WIDTH, SEED = 8, 5
+
+
+def logits_by_hand(model, images, factors=None):
+    """A toy network at full size; its backbone's channels are multiplied with factors (B, WIDTH)."""
+    maps = torch.tanh(model.backbone(images))
+    if factors is not None:
+        maps = maps * factors[:, :, None, None]
+    return F.interpolate(model.decode_head(maps), size=images.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def factors_by_hand(pairs):
+    """What each channel of both views is multiplied with, by the draws that follow the seed."""
+    torch.manual_seed(SEED)
+    whole = torch.randperm(pairs) < pairs // 2
+    kept = torch.rand(pairs, WIDTH) < 0.5
+    factors = torch.ones(2 * pairs, WIDTH)
+    for i in range(pairs):
+        for c in range(WIDTH):
+            if not whole[i]:
+                factors[i, c] = 2.0 if kept[i, c] else 0.0
+                factors[pairs + i, c] = 0.0 if kept[i, c] else 2.0
+    return factors.double()
+
+
+def loss_by_hand(student, teacher, labeled, unlabeled, threshold):
+    """(Ls + (s1 + s2) / 2) / 2."""
+    confidence, label = logits_by_hand(teacher, unlabeled.weak.double()).softmax(1).max(1)
+    teaches = unlabeled.valid & (confidence >= threshold)
+    views, labels, masks = [], [], []
+    for view, box in ((unlabeled.strong, unlabeled.cutmix_mask), (unlabeled.strong_2, unlabeled.cutmix_mask_2)):
+        views.append(torch.where(box[:, None], view[PARTNER], view).double())
+        labels.append(torch.where(box, label[PARTNER], label))
+        masks.append(torch.where(box, teaches[PARTNER], teaches))
+    both = logits_by_hand(student, torch.cat(views), factors_by_hand(len(label))).log_softmax(1).chunk(2)
+    s1, s2 = (
+        -(log_p.gather(1, y[:, None])[:, 0] * mask).sum() / unlabeled.valid.sum()
+        for log_p, y, mask in zip(both, labels, masks, strict=True)
+    )
+    log_p = logits_by_hand(student, labeled.pixel_values.double()).log_softmax(1)
+    has_label = labeled.labels != 255
+    y = labeled.labels.masked_fill(~has_label, 0)
+    supervised = -(log_p.gather(1, y[:, None])[:, 0] * has_label).sum() / has_label.sum()
+    return (supervised + (s1 + s2) / 2) / 2
+
+
+def large(value, side=32):
+    """Each pixel as a block."""
+    rows, columns = (torch.arange(side) * value.shape[d] // side for d in (-2, -1))
+    return value[..., rows, :][..., columns]
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.7])
+def test_one_step_is_that_of_the_papers_formulas(threshold):
+    """The loss, the gradient, the student after a step and the teacher after it, to 1e-6."""
+    module = TrainingModule(toy_models(1, width=WIDTH), UniMatchV2(confidence_threshold=threshold)).train()
+    with torch.no_grad():
+        for parameter in module.teacher.parameters():  # another network than the student
+            parameter.mul_(1.3)
+    labeled, unlabeled = (mapped(batch, large) for batch in batches(VIEWS))
+    student, teacher = (copy.deepcopy(one.model).double() for one in (module.branches[0], module.teacher))
+
+    torch.manual_seed(SEED)
+    output = module(labeled, unlabeled, torch.tensor(1.0))
+    output.loss.backward()
+    expected = loss_by_hand(student, teacher, labeled, unlabeled, threshold)
+    expected.backward()
+    assert 0.1 < output.logs["mask_ratio"] < 0.9 or threshold == 0
+    assert output.loss.item() == pytest.approx(expected.item(), abs=1e-6)
+    for (name, ours), reference in zip(module.branches[0].model.named_parameters(), student.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad.double(), reference.grad, rtol=0, atol=1e-6, msg=name)
+
+    with torch.no_grad():
+        for parameter in (*module.branches[0].parameters(), *student.parameters()):
+            parameter -= 0.1 * parameter.grad
+        update_teacher(module.teacher, module.branches[0], module.objective.ema_decay(7))
+        for name, reference in teacher.named_parameters():  # 1 - 1 / (7 + 1)
+            reference.copy_(7 / 8 * reference + 1 / 8 * student.get_parameter(name))
+            ours = module.teacher.model.get_parameter(name)
+            torch.testing.assert_close(ours.double(), reference, rtol=0, atol=1e-6, msg=name)
+
+
+def test_partners_that_an_odd_batch_brings_along_are_used():
+    student, teacher = TinyBranch(1), TinyBranch(2)
+    labeled, whole = batches(VIEWS)
+    views = ("weak", "strong", "strong_2", "valid")
+    odd = mapped(whole, lambda t: t[:3], **{f"partner_{name}": getattr(whole, name)[[1, 0, 3]] for name in views})
+    cut = replace(whole, cutmix_mask=whole.cutmix_mask[:3], cutmix_mask_2=whole.cutmix_mask_2[:3])
+    total = 0.0
+    for view, mask in ((cut.strong, cut.cutmix_mask), (cut.strong_2, cut.cutmix_mask_2)):
+        for i, y, x in pixels(mask):
+            source = [1, 0, 3][i] if mask[i, y, x] else i
+            weak = log_softmax(teacher, whole.weak[source], y, x)
+            if whole.valid[source, y, x] and math.exp(max(weak)) >= 0.4:
+                total -= log_softmax(student, view[source], y, x)[arg_max(weak)]
+    out = UniMatchV2(confidence_threshold=0.4, weight=3.0)([student], labeled, odd, teacher=teacher, progress=1.0)
+    mean = total / (2 * odd.valid.sum().item())
+    assert out.logs["strong_loss"].item() == pytest.approx(mean, rel=1e-5)
+    assert out.loss.item() == pytest.approx((supervised_by_hand([student], labeled) + 3 * mean) / 2, rel=1e-5)
+
+
+def test_both_strong_views_go_through_in_one_pass_and_the_teacher_gets_no_gradient():
+    seen = {}
+
+    class Watching(TinyBranch):
+        def forward(self, pixel_values, **dropout):
+            seen.setdefault(self, []).append((len(pixel_values), dropout))
+            return super().forward(pixel_values, **dropout)
+
+    student, teacher = Watching(1), Watching(2)
+    labeled, unlabeled = batches(VIEWS)
+    UniMatchV2()([student], labeled, unlabeled, teacher=teacher).loss.backward()
+    assert seen[student] == [(2, {}), (8, {"complementary_dropout": 0.5})] and seen[teacher] == [(4, {})]
+    assert teacher.conv.weight.grad is None and student.conv.weight.grad.abs().sum() > 0
+    UniMatchV2(complementary_dropout=0.0)([student], labeled, unlabeled, teacher=teacher)
+    assert seen[student][2:] == [(2, {}), (8, {})]  # a network of one's own need not know the word
+
+
+def test_the_decay_is_that_of_the_paper():
+    objective = UniMatchV2()
+    assert [objective.ema_decay(t) for t in (1, 2, 3)] == pytest.approx([1 / 2, 2 / 3, 3 / 4])
+    assert objective.ema_decay(248) == pytest.approx(248 / 249) and objective.ema_decay(10_000) == 0.996
+
+
+def test_a_pass_that_holds_labeled_images_has_no_pairs_to_drop():
+    with pytest.raises(ValueError, match="`joint_forward`.*`complementary_dropout` to 0"):
+        UniMatchV2(joint_forward=True)
+    UniMatchV2(joint_forward=True, complementary_dropout=0.0)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("weight", -1.0),
+        ("confidence_threshold", 1.1),
+        ("complementary_dropout", 1.5),
+        ("decay", 2.0),
+        ("cutmix", -0.5),
+    ],
+)
+def test_a_bad_hyper_parameter_is_named(field, value):
+    with pytest.raises(ValueError, match=f"`{field}`.*{value}"):
+        UniMatchV2(**{field: value})
