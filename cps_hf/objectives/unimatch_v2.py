@@ -14,6 +14,8 @@ import torch
 from ..functional import IGNORE_INDEX, pixel_cross_entropy, pseudo_label
 from .base import Objective, ObjectiveOutput, check_not_negative, check_shares, ramp
 
+TWO_VIEWS = (("strong", "cutmix_mask"), ("strong_2", "cutmix_mask_2"))
+
 
 @dataclass(frozen=True, kw_only=True)
 class UniMatchV2(Objective):
@@ -79,7 +81,7 @@ class UniMatchV2(Objective):
         with torch.no_grad():
             own = self._pseudo_labels(teacher, unlabeled.weak)
             partners = unlabeled.partner_targets(own, lambda images: self._pseudo_labels(teacher, images))
-        images, valid, labels = self._two_views(unlabeled, own, partners)
+        images, valid, (labels,) = mixed_views(unlabeled, TWO_VIEWS, own, partners, **self.cutmix_masks)
         if self.complementary_dropout > 0:
             labeled_logits = student(labeled.pixel_values)
             logits = student(images, complementary_dropout=self.complementary_dropout)
@@ -97,12 +99,20 @@ class UniMatchV2(Objective):
             },
         )
 
-    def _two_views(self, unlabeled, own, partners):
-        """Both strong views, mixed, where they are valid, and their labels: those of the first view, of the second."""
-        first = unlabeled.cutmix("strong", own, partners, **self.cutmix_masks)
-        second = unlabeled.cutmix("strong_2", own, partners, mask="cutmix_mask_2", **self.cutmix_masks)
-        (images, valid, (labels,)), (images_2, valid_2, (labels_2,)) = first, second
-        return torch.cat([images, images_2]), torch.cat([valid, valid_2]), torch.cat([labels, labels_2])
-
     def _pseudo_labels(self, teacher, images):
         return [pseudo_label(teacher(images), confidence_threshold=self.confidence_threshold)]
+
+
+def mixed_views(unlabeled, views, own, partners, **drawn):
+    """Views of the same images, each CutMixed by masks of its own, in one batch: those of the first view come first.
+
+    Args:
+        views: a view's name and that of its masks, as many as there are. own, partners, drawn: as in
+            `UnlabeledBatch.cutmix`.
+
+    Returns:
+        The images (views * B, 3, H, W), where they are valid, and each of the targets alike.
+    """
+    mixed = [unlabeled.cutmix(view, own, partners, mask=mask, **drawn) for view, mask in views]
+    images, valid, targets = zip(*mixed, strict=True)
+    return torch.cat(images), torch.cat(valid), [torch.cat(one) for one in zip(*targets, strict=True)]

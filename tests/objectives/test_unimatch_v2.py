@@ -6,66 +6,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-import torch.nn.functional as F
 from support.by_hand import TinyBranch, arg_max, batches, log_softmax, mapped, pixels, supervised_by_hand
 from support.toy import toy_models
+from support.two_views import VIEWS, WIDTH, factors_by_hand, labeled_loss_by_hand, large, strong_loss_by_hand
 
 from cps_hf.objectives import UniMatchV2
 from cps_hf.training.ema import update_teacher
 from cps_hf.training.module import TrainingModule
 
-VIEWS = ("weak", "strong", "strong_2", "cutmix_mask", "cutmix_mask_2")
-PARTNER = [1, 0, 3, 2]
-WIDTH, SEED = 8, 5
-
-
-def logits_by_hand(model, images, factors=None):
-    """A toy network at full size; its backbone's channels are multiplied with factors (B, WIDTH)."""
-    maps = torch.tanh(model.backbone(images))
-    if factors is not None:
-        maps = maps * factors[:, :, None, None]
-    return F.interpolate(model.decode_head(maps), size=images.shape[-2:], mode="bilinear", align_corners=False)
-
-
-def factors_by_hand(pairs):
-    """What each channel of both views is multiplied with, by the draws that follow the seed."""
-    torch.manual_seed(SEED)
-    whole = torch.randperm(pairs) < pairs // 2
-    kept = torch.rand(pairs, WIDTH) < 0.5
-    factors = torch.ones(2 * pairs, WIDTH)
-    for i in range(pairs):
-        for c in range(WIDTH):
-            if not whole[i]:
-                factors[i, c] = 2.0 if kept[i, c] else 0.0
-                factors[pairs + i, c] = 0.0 if kept[i, c] else 2.0
-    return factors.double()
-
-
-def loss_by_hand(student, teacher, labeled, unlabeled, threshold):
-    """(Ls + (s1 + s2) / 2) / 2."""
-    confidence, label = logits_by_hand(teacher, unlabeled.weak.double()).softmax(1).max(1)
-    teaches = unlabeled.valid & (confidence >= threshold)
-    views, labels, masks = [], [], []
-    for view, box in ((unlabeled.strong, unlabeled.cutmix_mask), (unlabeled.strong_2, unlabeled.cutmix_mask_2)):
-        views.append(torch.where(box[:, None], view[PARTNER], view).double())
-        labels.append(torch.where(box, label[PARTNER], label))
-        masks.append(torch.where(box, teaches[PARTNER], teaches))
-    both = logits_by_hand(student, torch.cat(views), factors_by_hand(len(label))).log_softmax(1).chunk(2)
-    s1, s2 = (
-        -(log_p.gather(1, y[:, None])[:, 0] * mask).sum() / unlabeled.valid.sum()
-        for log_p, y, mask in zip(both, labels, masks, strict=True)
-    )
-    log_p = logits_by_hand(student, labeled.pixel_values.double()).log_softmax(1)
-    has_label = labeled.labels != 255
-    y = labeled.labels.masked_fill(~has_label, 0)
-    supervised = -(log_p.gather(1, y[:, None])[:, 0] * has_label).sum() / has_label.sum()
-    return (supervised + (s1 + s2) / 2) / 2
-
-
-def large(value, side=32):
-    """Each pixel as a block."""
-    rows, columns = (torch.arange(side) * value.shape[d] // side for d in (-2, -1))
-    return value[..., rows, :][..., columns]
+SEED = 5
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.7])
@@ -81,7 +30,10 @@ def test_one_step_is_that_of_the_papers_formulas(threshold):
     torch.manual_seed(SEED)
     output = module(labeled, unlabeled, torch.tensor(1.0))
     output.loss.backward()
-    expected = loss_by_hand(student, teacher, labeled, unlabeled, threshold)
+    torch.manual_seed(SEED)
+    factors = factors_by_hand(len(unlabeled.weak))
+    strong_loss = strong_loss_by_hand(student, teacher, unlabeled, threshold, factors)
+    expected = (labeled_loss_by_hand(student, labeled) + strong_loss) / 2
     expected.backward()
     assert 0.1 < output.logs["mask_ratio"] < 0.9 or threshold == 0
     assert output.loss.item() == pytest.approx(expected.item(), abs=1e-6)
