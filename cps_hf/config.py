@@ -262,6 +262,8 @@ class AugmentationConfig:
         color_jitter: probability in a strong view.
         grayscale: probability in a strong view.
         gaussian_blur: probability in a strong view.
+        labeled_color_jitter: the probability with which a labeled image is shown as a strong view: jitter, grey and
+            blur with the three probabilities above. 0, as in the published recipes: never.
     """
 
     crop_size: list[int] = field(default_factory=lambda: [512, 512])
@@ -272,10 +274,13 @@ class AugmentationConfig:
     color_jitter: float = 0.8
     grayscale: float = 0.2
     gaussian_blur: float = 0.5
+    labeled_color_jitter: float = 0.0
 
     def __post_init__(self):
         _check_sizes(self, "crop_size")
-        _check_numbers(self, shares=["horizontal_flip", "color_jitter", "grayscale", "gaussian_blur"])
+        _check_numbers(
+            self, shares=["horizontal_flip", "color_jitter", "grayscale", "gaussian_blur", "labeled_color_jitter"]
+        )
         _check_one_of(self, "random_scale_mode", "choice", "range")
         factors = list(self.random_scale)
         if not factors or not all(0 < factor < math.inf for factor in factors):
@@ -301,6 +306,8 @@ class ModelConfig:
         trust_remote_code: run code that comes with a checkpoint.
         freeze_backbone: train the decode heads alone.
         freeze_norms: keep the backbone's norm layers as they are.
+        norm_momentum: how much of a batch's statistics the batch norms take into their running ones; less suits few
+            images a batch. None: as each layer has it, mostly 0.1.
         image_mean: what images are normalised with, and what the exported image processor says.
         image_std: as `image_mean`.
     """
@@ -313,11 +320,14 @@ class ModelConfig:
     trust_remote_code: bool = free(False)
     freeze_backbone: bool = False
     freeze_norms: bool = False
+    norm_momentum: float | None = None
     image_mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
     image_std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
 
     def __post_init__(self):
         _check_numbers(self, at_least={"num_branches": 1})
+        if self.norm_momentum is not None and not 0 < self.norm_momentum <= 1:
+            raise ValueError(f"`norm_momentum` must be in (0, 1], got {self.norm_momentum}; none: as the layers are.")
         _check_one_of(self, "dtype", "float32", "bfloat16", "float16")
         for name in ("image_mean", "image_std"):
             if len(getattr(self, name)) != 3:

@@ -100,6 +100,19 @@ def freeze(model: PreTrainedModel, *, backbone: bool = False, norms: bool = Fals
     return names
 
 
+def set_norm_momentum(model: nn.Module, momentum: float) -> None:
+    """Gives all batch norms of a model this share of a batch's statistics in their running ones.
+
+    Raises:
+        ValueError: it has no batch norm.
+    """
+    layers = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    if not layers:
+        raise ValueError(f"`norm_momentum`: {type(model).__name__} has no batch norm. Leave it out.")
+    for layer in layers:
+        layer.momentum = momentum
+
+
 def _stay_in_eval_mode(self: nn.Module, mode: bool = True) -> nn.Module:
     return nn.Module.train(self, False)
 

@@ -122,8 +122,7 @@ def card_facts(run: Run, state: RunState, branch: str, directory: str) -> dict[s
 
 
 def _fields_that_act(objective: Objective) -> dict[str, Any]:
-    """The method's hyper-parameters, without OHEM's where it is not used."""
-    fields = asdict(objective)
-    if objective.labeled_loss != "ohem":
-        fields = {name: value for name, value in fields.items() if not name.startswith("ohem_")}
-    return fields
+    """The method's hyper-parameters, without those of a labeled loss that is not used."""
+    idle = [loss for loss in ("ohem", "focal") if objective.labeled_loss != loss]
+    fields = asdict(objective).items()
+    return {name: value for name, value in fields if not any(name.startswith(f"{loss}_") for loss in idle)}

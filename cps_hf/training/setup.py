@@ -16,13 +16,16 @@ from datasets import Dataset
 from transformers import PreTrainedModel, SchedulerType, get_scheduler
 
 from ..config import AugmentationConfig, CPSConfig, ModelConfig, flat
+from ..data.class_counts import ROWS_OF_A_STREAM, count_class_pixels
 from ..data.labels import LabelEncoding
 from ..data.order import Shard
 from ..data.streams import TrainStream, check_columns
+from ..functional import frequency_weights
 from ..modeling import branches as building
 from ..modeling import preparation
 from ..objectives import OBJECTIVES, Objective
 from . import sharding
+from .processes import together
 from .state import RunState
 
 logger = logging.getLogger(__name__)
@@ -137,6 +140,8 @@ def build_models(
     for index, model in enumerate(built):
         if model_config.freeze_backbone or model_config.freeze_norms:
             preparation.freeze(model, backbone=model_config.freeze_backbone, norms=model_config.freeze_norms)
+        if model_config.norm_momentum is not None:
+            preparation.set_norm_momentum(model, model_config.norm_momentum)
         preparation.check_input_size(model, *crop_size)
         if args.gradient_checkpointing:
             preparation.enable_gradient_checkpointing(model)
@@ -290,6 +295,37 @@ def train_streams(
     if not objective.views:
         return labeled, None
     return labeled, stream(unlabeled_dataset, "unlabeled", args.unlabeled_batch_size, objective.views)
+
+
+def class_counts(
+    args: CPSConfig, accelerator: Accelerator, objective: Objective, train_dataset, *, num_labels: int
+) -> torch.Tensor | None:
+    """The labeled set's pixels by class, float (C,) on the device and the same on all processes, where the objective
+    weighs classes by them; called by all processes.
+
+    Raises:
+        ValueError: a label cannot be read, or none holds a class.
+    """
+    if not objective.weighs_by_frequency:
+        return None
+    streamed = not isinstance(train_dataset, Dataset)
+    rows = f"the first {ROWS_OF_A_STREAM} rows" if streamed else f"all {len(train_dataset)} rows"
+    logger.info("`class_weights`: counting the pixels of each class in %s of `train_dataset`.", rows)
+    with together(accelerator):
+        counts = count_class_pixels(
+            train_dataset,
+            num_labels,
+            rank=accelerator.process_index,
+            num_processes=accelerator.num_processes,
+            num_threads=max(2, args.dataloader_num_workers),
+            skip_bad_samples=args.skip_bad_samples,
+        )
+    counts = accelerator.reduce(counts.to(accelerator.device), "sum")
+    if not counts.any():
+        raise ValueError("`class_weights` by frequency: no label of `train_dataset` holds a class, all is ignored.")
+    weights = frequency_weights(counts.double(), power=objective.class_weights)
+    logger.info("Weights of the labeled loss by class: %s.", ", ".join(f"{weight:.3g}" for weight in weights.tolist()))
+    return counts.float()
 
 
 def evenly_spaced(dataset, count: int):

@@ -119,6 +119,7 @@ class CPSTrainer:
         means = (self.model_config.image_mean, self.model_config.image_std)
         self.image_mean, self.image_std = (torch.tensor(v, device=self.device) for v in means)
         self._progress = torch.zeros((), device=self.device)
+        self._class_counts: Tensor | None = None  # of the labeled set, where the objective weighs classes by them
 
         # What the run knows of itself, and what looks after it
         self.state = setup.run_state(args, accelerator)
@@ -191,6 +192,9 @@ class CPSTrainer:
         args, accelerator = self.args, self.accelerator
         wanted = args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
         # All that can be wrong is found before anything is written.
+        self._class_counts = setup.class_counts(
+            args, accelerator, self.objective, self.train_dataset, num_labels=len(self.id2label)
+        )
         checkpoint, saved = self.checkpointer.find(wanted, self._fingerprint)
         if args.auto_find_batch_size:
             self._fit_batch()
@@ -240,7 +244,7 @@ class CPSTrainer:
             micro_batches = [
                 self._fetch(labeled_batches, unlabeled_batches) for _ in range(args.gradient_accumulation_steps)
             ]
-            batches.share_counts(micro_batches, accelerator)
+            batches.share_counts(micro_batches, accelerator, self._class_counts)
             self._progress.fill_(state.global_step / args.max_steps)
             self.guard.before_step()
             # forward, backward
@@ -573,6 +577,7 @@ class CPSTrainer:
             optimizer=self.optimizer,
             lr_scheduler=self.lr_scheduler,
             accelerator=self.accelerator,
+            class_counts=self._class_counts,
         )
 
     def _fit_batch(self) -> None:

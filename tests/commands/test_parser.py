@@ -7,6 +7,7 @@ import pytest
 from cps_hf.commands import parser as cli
 from cps_hf.config import CPSConfig
 from cps_hf.objectives import CrossPseudoSupervision, Supervised
+from cps_hf.training import setup
 
 
 @dataclass(kw_only=True)
@@ -55,6 +56,16 @@ def test_every_kind_of_value_is_read():
     assert (settings.resize_antialias, settings.data_root) == (False, "x y")
     assert settings.lr_scheduler_kwargs == {"power": 2} and settings.report_to == ["tensorboard", "trackio"]
     assert objective == CrossPseudoSupervision(weight=5.0, cutmix=False)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"), [(["0.5"], 0.5), (["1", "2", "0.5"], [1.0, 2.0, 0.5]), (["none"], None), (["1"], 1.0)]
+)
+def test_class_weights_are_a_power_or_numbers_and_come_back_from_yaml(tmp_path, words, expected):
+    _, objective = parse("--class_weights", *words, "--labeled_loss", "focal", "--focal_gamma", "1.5")
+    assert objective == CrossPseudoSupervision(class_weights=expected, labeled_loss="focal", focal_gamma=1.5)
+    (tmp_path / "config.yaml").write_text(setup.to_yaml(objective, CPSConfig()))
+    assert parse("--config", str(tmp_path / "config.yaml"))[1] == objective
 
 
 def test_one_number_is_a_square():
