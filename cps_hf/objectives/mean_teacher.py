@@ -22,9 +22,9 @@ class MeanTeacher(Objective):
     """L = Ls + weight * c * J, J the mean over pixels and classes of (p_student(perturbed x) - p_teacher(x))^2.
 
     x is the weak view of the unlabeled images. Labeled images are never perturbed, and Ls alone is on them. c is the
-    share of pixels on which the teacher is confident (French et al.; BMVC 2020; arXiv 1906.01916). As a mean over a
-    batch that is multiplied with another, it depends on how the images of a step are split over processes and
-    micro-batches, like OHEM.
+    share of pixels on which the teacher is confident (French et al.; BMVC 2020; arXiv 1906.01916), of a micro-batch on
+    all processes: like Dice, a mean that is multiplied with another depends on how a step is split into micro-batches,
+    but not on how these are split over processes.
 
     The trainer keeps the teacher, an average of branch 0's parameters and buffers, in float32 whatever `dtype` these
     have. It predicts in evaluation mode.
@@ -94,7 +94,8 @@ class MeanTeacher(Objective):
         labeled_logits, logits = self.logits(student, labeled.pixel_values, images)
         supervised_loss = self.supervised_loss(labeled_logits, labeled)
         consistency_loss = squared_difference(logits, target, valid=valid, count=unlabeled.num_pixels)
-        share = (confident & valid).sum() / valid.sum().clamp(min=1)
+        confident, seen = labeled.over_processes(torch.stack([(confident & valid).sum(), valid.sum()]).float())
+        share = confident / seen.clamp(min=1e-9)
         weight = logits.shape[1] if self.weight is None else self.weight
         return ObjectiveOutput(
             supervised_loss + weight * ramp(progress, ramp_up=self.ramp_up) * share * consistency_loss,

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 
 from ..functional import IGNORE_INDEX, pixel_cross_entropy, pseudo_label
-from .base import Objective, ObjectiveOutput, check_not_negative, check_shares, ramp
+from .base import Objective, ObjectiveOutput, check_not_negative, check_shares, pseudo_label_weights, ramp
 
 TWO_VIEWS = (("strong", "cutmix_mask"), ("strong_2", "cutmix_mask_2"))
 
@@ -33,6 +33,8 @@ class UniMatchV2(Objective):
             to 3.3 times its width (as shares of the image's).
         complementary_dropout: the share of images of whose two views each channel of the backbone's maps is doubled in
             one and zero in the other. Half, as in the paper; 0: of none.
+        class_balance: weigh a pixel of the unlabeled term by its pseudo label's frequency in the batch to the power of
+            minus this. 0, as in the paper: all pixels alike; 1: all classes alike.
         decay: of the teacher's average; at the start it is less, 1 - 1 / (t + 1).
         ramp_up: the share of training over which `weight` grows linearly to its value.
     """
@@ -41,6 +43,7 @@ class UniMatchV2(Objective):
     confidence_threshold: float = 0.95
     cutmix: float = 0.5
     complementary_dropout: float = 0.5
+    class_balance: float = 0.0
     decay: float = 0.996
     ramp_up: float = 0.0
 
@@ -55,7 +58,9 @@ class UniMatchV2(Objective):
     def __post_init__(self):
         super().__post_init__()
         check_not_negative(self, "weight")
-        check_shares(self, "confidence_threshold", "cutmix", "complementary_dropout", "decay", "ramp_up")
+        check_shares(
+            self, "confidence_threshold", "cutmix", "complementary_dropout", "class_balance", "decay", "ramp_up"
+        )
         if self.joint_forward and self.complementary_dropout > 0:
             raise ValueError(
                 "`joint_forward` joins labeled images to pairs of views, and only pairs can have "
@@ -88,7 +93,10 @@ class UniMatchV2(Objective):
         else:
             labeled_logits, logits = self.logits(student, labeled.pixel_values, images)
         supervised_loss = self.supervised_loss(labeled_logits, labeled)
-        strong_loss = pixel_cross_entropy(logits, labels, valid=valid, count=2 * count)  # (s1 + s2) / 2
+        weights = pseudo_label_weights(logits, labels, valid, self.class_balance)
+        strong_loss = pixel_cross_entropy(  # (s1 + s2) / 2
+            logits, labels, valid=valid, count=2 * count, class_weights=weights
+        )
         factor = self.weight * ramp(progress, ramp_up=self.ramp_up)
         return ObjectiveOutput(
             (supervised_loss + factor * strong_loss) / 2,

@@ -105,6 +105,22 @@ def test_noise_has_the_given_deviation():
     assert noise.mean().abs() < 0.02 and noise.std().item() == pytest.approx(0.5, abs=0.02)
 
 
+def test_the_share_of_confident_pixels_is_that_of_all_processes():
+    labeled, unlabeled = batches(("weak",))
+    objective = MeanTeacher(weight=7.0, perturbation="noise", confidence_threshold=0.6)
+    torch.manual_seed(0)
+    alone = objective([TinyBranch(1)], labeled, unlabeled, teacher=TinyBranch(2), progress=1.0)
+    others = torch.tensor([2.0, 30.0])  # what another process has: confident ones, and all
+    both = replace(labeled, over_processes=lambda sums: (sums + others) / 2)
+    torch.manual_seed(0)
+    out = objective([TinyBranch(1)], both, unlabeled, teacher=TinyBranch(2), progress=1.0)
+    taught = unlabeled.valid.sum()
+    share = (alone.logs["mask_ratio"] * taught + 2) / (taught + 30)
+    assert out.logs["mask_ratio"].item() == pytest.approx(share.item(), rel=1e-5) != alone.logs["mask_ratio"].item()
+    expected = out.logs["supervised_loss"] + 7 * share * out.logs["consistency_loss"]
+    torch.testing.assert_close(out.loss.detach(), expected)
+
+
 def test_cutmix_is_one_box_of_half_the_image():
     masks = draw_cutmix_masks(50, 64, 80, generator=torch.Generator().manual_seed(0), **MeanTeacher().cutmix_masks)
     assert masks.float().mean((1, 2)).sub(0.5).abs().max() < 0.02

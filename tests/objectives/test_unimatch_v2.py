@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -84,6 +85,23 @@ def test_both_strong_views_go_through_in_one_pass_and_the_teacher_gets_no_gradie
     assert teacher.conv.weight.grad is None and student.conv.weight.grad.abs().sum() > 0
     UniMatchV2(complementary_dropout=0.0)([student], labeled, unlabeled, teacher=teacher)
     assert seen[student][2:] == [(2, {}), (8, {})]  # a network of one's own need not know the word
+
+
+def test_rare_pseudo_labels_can_count_more():
+    student, teacher = TinyBranch(1), TinyBranch(2)
+    labeled, unlabeled = batches(("weak", "strong", "strong_2"))  # without masks nothing is mixed
+    how = {"complementary_dropout": 0.0, "confidence_threshold": 0.0, "cutmix": 0.0}
+    found = []
+    for view in (unlabeled.strong, unlabeled.strong_2):
+        for i, y, x in pixels(view):
+            if unlabeled.valid[i, y, x]:
+                label = arg_max(log_softmax(teacher, unlabeled.weak[i], y, x))
+                found.append((label, -log_softmax(student, view[i], y, x)[label]))
+    count = Counter(label for label, _ in found)
+    scale = len(found) / sum(number**0.5 for number in count.values())
+    expected = sum(scale * count[label] ** -0.5 * loss for label, loss in found) / len(found)
+    out = UniMatchV2(class_balance=0.5, **how)([student], labeled, unlabeled, teacher=teacher)
+    assert out.logs["strong_loss"].item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_decay_is_that_of_the_paper():
