@@ -94,6 +94,8 @@ class CPSConfig:
         lr_scheduler_kwargs: the schedule's own arguments, as JSON on the command line.
         warmup_steps: steps of linear warm-up.
         max_skipped_steps: leave out so many steps whose loss or gradient is not finite; one more is an error.
+        ema_decay: keep an average of each branch over the steps, this much of the old one a step (0.996, say) and at
+            the start less, 1 - 1 / (step + 1); scored and exported as `branch_<i>_average`. None: no averages.
 
     Logging and saving
         logging_steps: log every so many steps.
@@ -158,6 +160,7 @@ class CPSConfig:
     lr_scheduler_kwargs: dict[str, Any] = field(default_factory=dict)
     warmup_steps: int = 0
     max_skipped_steps: int = free(0)
+    ema_decay: float | None = None
 
     logging_steps: int = free(50)
     logging_first_step: bool = free(True)
@@ -223,6 +226,8 @@ class CPSConfig:
         for name in ("momentum", "adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be in [0, 1), got {getattr(self, name)}.")
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise ValueError(f"`ema_decay` must be in [0, 1), got {self.ema_decay}; none: no averages.")
         if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
             raise ValueError(f"`layer_decay` must be in (0, 1], got {self.layer_decay}; none: all layers alike.")
         _check_one_of(self, "optim", "sgd", "adamw")

@@ -90,6 +90,8 @@ class Objective(ABC):
     """How many models the method needs; how many there are is `len(branches)`."""
     teacher: ClassVar[bool] = False
     """Whether the trainer keeps an averaged teacher of branch 0; then `ema_decay(step) -> float` is asked for."""
+    averages: ClassVar[bool] = False
+    """Whether the method asks for an average of each branch (`CPSConfig.ema_decay`), which it gets as `averages`."""
     citation: ClassVar[str] = ""
     """BibTeX, for the model card."""
 
@@ -143,6 +145,8 @@ class Objective(ABC):
             branches: the networks that are trained.
             labeled: images and labels. unlabeled: the declared `views`; `None` without views.
             teacher: the averaged network, with `teacher = True` alone.
+            averages: with `averages = True` alone, which such a method adds to these arguments: a sequence of the
+                branches' averages, `Branch` each, in evaluation mode.
             progress: the share of training done, in [0, 1].
         """
 

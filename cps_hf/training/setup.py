@@ -66,6 +66,17 @@ def check_trackers(args: CPSConfig) -> None:
             raise ValueError(f"`report_to` must hold trackers of Accelerate ({', '.join(known)}), got {name!r}.")
 
 
+def keeps_averages(args: CPSConfig, objective: Objective) -> bool:
+    """Whether an average of each branch is kept.
+
+    Raises:
+        ValueError: the objective asks for averages, and `ema_decay` says none.
+    """
+    if objective.averages and args.ema_decay is None:
+        raise ValueError(f"{type(objective).__name__} is taught by averages of the branches: set `ema_decay=0.996`.")
+    return args.ema_decay is not None
+
+
 def check_data(train_dataset, unlabeled_dataset, eval_dataset, objective: Objective) -> dict[int, str] | None:
     """Which sets the objective needs, and the classes that they agree on.
 

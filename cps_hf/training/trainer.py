@@ -28,7 +28,7 @@ from . import batches, failures, memory, results, setup
 from .batches import MicroBatch
 from .callbacks import CollapseCallback, ModelCardCallback, Pictures, PicturesCallback, PushCallback
 from .determinism import deterministic_algorithms
-from .ema import update_teacher
+from .ema import update_teacher, warmed_up
 from .evaluation import Evaluator
 from .export import BranchExporter
 from .health import ONE_CLASS, Guard
@@ -108,7 +108,8 @@ class CPSTrainer:
         )
         self.id2label = self.models[0].config.id2label
         set_seed(args.seed, device_specific=True)  # dropout differs between processes, weights were drawn before
-        self.module = TrainingModule(self.models, self.objective)
+        averages = setup.keeps_averages(args, self.objective)
+        self.module = TrainingModule(self.models, self.objective, averages=averages)
         if args.torch_compile:
             self.module.compile_networks(args.torch_compile_backend, args.torch_compile_mode)
         self.optimizer = optimizers[0] or setup.make_optimizer(self.models, args)
@@ -259,10 +260,9 @@ class CPSTrainer:
             self.lr_scheduler.step()
             self.optimizer.zero_grad()
             state.global_step += 1
-            # teacher
-            if verdict.finite and self.module.teacher is not None:
-                decay = self.objective.ema_decay(state.global_step)
-                update_teacher(self.module.teacher, self.module.branches[0], decay)
+            # teacher, averages
+            if verdict.finite:
+                self._update_averages()
             state.stopwatch.stop(sum(s.shard.global_batch_size for s in self.streams.values()))
             self.run_log.bar.update()
             # save, log, evaluate
@@ -307,6 +307,14 @@ class CPSTrainer:
         share = 1 / self.args.gradient_accumulation_steps
         self.state.averages.add({"loss": output.loss, **output.logs}, share)
         return output
+
+    def _update_averages(self) -> None:
+        """What is averaged over steps takes its share of this one."""
+        module, step = self.module, self.state.global_step
+        if module.teacher is not None:
+            update_teacher(module.teacher, module.branches[0], self.objective.ema_decay(step))
+        for average, branch in zip(module.averages or (), module.branches, strict=False):
+            update_teacher(average, branch, warmed_up(self.args.ema_decay, step))
 
     def _save_log_evaluate(self) -> None:
         """Weights first: what comes then may fail, and the checkpoint says what of it is still to be done."""
@@ -412,7 +420,7 @@ class CPSTrainer:
 
         Args:
             dataset: needs "image"; a label is not looked at.
-            branch: a number, "teacher", or "mean" (of the branches' probabilities).
+            branch: a number, "<number>_average", "teacher", or "mean" (of the branches' probabilities).
         """
         networks = [*self.module.branches] if branch == "mean" else [self.exporter.network(branch)]
         return self.evaluator.predictions(dataset, networks)
@@ -458,6 +466,7 @@ class CPSTrainer:
         """Export one branch: weights, config, image processor and card, and nothing of the other branch.
 
         Args:
+            branch: a number, "<number>_average" or "teacher".
             output_dir: none: `branch_<branch>` (or `teacher`) in `args.output_dir`.
         """
         self.exporter.export(self.exporter.name_of(branch), None if output_dir is None else Path(output_dir))
