@@ -7,6 +7,7 @@ from .base import Branch, Objective, ObjectiveOutput, ramp
 from .batch import Batch, LabeledBatch, UnlabeledBatch
 from .cpc import CrossProbabilityConsistency
 from .cps import CrossPseudoSupervision
+from .cps_averaged import AveragedCPS
 from .fixmatch import FixMatch
 from .mean_teacher import MeanTeacher
 from .pseudoseg import PseudoSeg
@@ -17,6 +18,7 @@ from .unimatch_v2 import UniMatchV2
 OBJECTIVES: dict[str, type[Objective]] = {
     "supervised": Supervised,
     "cps": CrossPseudoSupervision,
+    "cps_averaged": AveragedCPS,
     "cpc": CrossProbabilityConsistency,
     "mean_teacher": MeanTeacher,
     "pseudoseg": PseudoSeg,
@@ -27,6 +29,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
 
 __all__ = [
     "OBJECTIVES",
+    "AveragedCPS",
     "Batch",
     "Branch",
     "CrossProbabilityConsistency",

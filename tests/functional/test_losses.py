@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from support.by_hand import TinyBranch, batches
+from support.by_hand import TinyBranch, averaged_for, batches
 from torchvision.ops import sigmoid_focal_loss
 
 from cps_hf.functional.losses import (
@@ -72,12 +72,13 @@ def test_every_objective_reaches_ohem_by_its_fields_with_pixels_counted_an_image
     objective = OBJECTIVES[name](labeled_loss="ohem", ohem_threshold=0.2, ohem_min_kept=4)
     branches = [TinyBranch(seed) for seed in range(max(2, objective.min_branches) if not objective.teacher else 1)]
     labeled, unlabeled = batches(views=objective.views)
-    output = objective(branches, labeled, unlabeled, teacher=TinyBranch(9), progress=1.0)
+    averaged = averaged_for(objective)
+    output = objective(branches, labeled, unlabeled, progress=1.0, **averaged)
     expected = sum(
         ohem_by_sorting(branch(labeled.pixel_values), labeled.labels, 0.2, min_kept=4 * 2) for branch in branches
     )
     torch.testing.assert_close(output.logs["supervised_loss"], expected.detach())
-    plain = OBJECTIVES[name]()(branches, labeled, unlabeled, teacher=TinyBranch(9), progress=1.0)
+    plain = OBJECTIVES[name]()(branches, labeled, unlabeled, progress=1.0, **averaged)
     assert plain.logs["supervised_loss"] != output.logs["supervised_loss"] and plain.loss != output.loss
 
 

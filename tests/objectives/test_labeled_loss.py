@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
-from support.by_hand import C, TinyBranch, batches
+from support.by_hand import C, TinyBranch, averaged_for, batches
 
 from cps_hf.functional import class_counts, dice_loss, focal_loss, pixel_cross_entropy
 from cps_hf.objectives import OBJECTIVES, FixMatch, Supervised, UniMatch
@@ -15,12 +15,11 @@ WEIGHTS = [0.5, 2.0, 3.0]
 
 
 def call(name, labeled=None, **fields):
-    noiseless = {"noise_std": 0.0} if name == "mean_teacher" else {}
-    objective = OBJECTIVES[name](**noiseless, **fields)
+    objective = OBJECTIVES[name](**fields)
     branches = [TinyBranch(seed) for seed in range(1 if objective.teacher else max(2, objective.min_branches))]
     own, unlabeled = batches(views=objective.views)
     labeled = own if labeled is None else labeled
-    return branches, labeled, objective(branches, labeled, unlabeled, teacher=TinyBranch(9), progress=1.0)
+    return branches, labeled, objective(branches, labeled, unlabeled, progress=1.0, **averaged_for(objective))
 
 
 @pytest.mark.parametrize("loss", LABELED_LOSSES)

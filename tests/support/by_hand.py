@@ -26,6 +26,12 @@ class TinyBranch(nn.Module):
         return self.conv(pixel_values)
 
 
+def averaged_for(objective):
+    """What an objective is called with of averaged networks, for two branches at most."""
+    averages = {"averages": [TinyBranch(7), TinyBranch(8)]} if objective.averages else {}
+    return {"teacher": TinyBranch(9), **averages}
+
+
 def batches(views=("weak",), labeled_size=2, unlabeled_size=4, seed=0):
     """A labeled batch with ignored labels and padding, and an unlabeled one with padding and the views asked for."""
     g = torch.Generator().manual_seed(seed)

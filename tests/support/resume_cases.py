@@ -96,6 +96,7 @@ def make_trainer(root: Path, case: Case, out: Path, callbacks=(), **fields) -> C
         "agreement_images": 2,
         "per_device_eval_batch_size": 2,
     }
+    values |= {"ema_decay": 0.9} if OBJECTIVES[case.objective].averages else {}
     models = toy_models(1 if objective.teacher else 2, dropout=0.2, norm=True)
     args = settings(**(values | fields))
     return CPSTrainer(models, **args, objective=objective, callbacks=[*callbacks], **sets)

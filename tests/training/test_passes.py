@@ -19,6 +19,7 @@ METHODS = {
     "supervised": OBJECTIVES["supervised"](),
     "cps": CrossPseudoSupervision(cutmix=False),
     "cps + cutmix": CrossPseudoSupervision(),
+    "cps_averaged": OBJECTIVES["cps_averaged"](confidence_threshold=0.4, complementary_dropout=0.0),
     "cpc": CrossProbabilityConsistency(),
     "cpc + cutmix": CrossProbabilityConsistency(cutmix=True),
     "mean_teacher": MeanTeacher(confidence_threshold=0.4),
@@ -35,6 +36,7 @@ PASSES = {
     "supervised": ([L], []),
     "cps": ([L, U], []),
     "cps + cutmix": ([L, U], [U]),
+    "cps_averaged": ([L, 2 * U], [U]),  # those without gradient are the average's
     "cpc": ([L, U], []),
     "cpc + cutmix": ([L, U], [U]),
     "mean_teacher": ([L, U], [U]),  # those without gradient are the teacher's
@@ -46,12 +48,12 @@ PASSES = {
     "unimatch_v2": ([L, 2 * U], [U]),
 }
 JOINT = {name: ([L + U], without) for name, (_, without) in PASSES.items() if name != "supervised"}
-JOINT |= {"unimatch": ([U, L + 2 * U], [U]), "unimatch_v2": ([L + 2 * U], [U])}
+JOINT |= {"unimatch": ([U, L + 2 * U], [U]), "unimatch_v2": ([L + 2 * U], [U]), "cps_averaged": ([L + 2 * U], [U])}
 
 
 def module_of(objective, models=None):
     models = toy_models(1 if objective.teacher else 2) if models is None else models
-    return TrainingModule(models, objective).train()
+    return TrainingModule(models, objective, averages=objective.averages).train()
 
 
 def step(module, height=32, width=32):
@@ -71,8 +73,8 @@ def grown(value, height, width):
 def passes_of(objective):
     found = ([], [])
     module = module_of(objective)
-    networks = [module.branches[0], *([module.teacher] if module.teacher is not None else [])]
-    for network in networks:
+    networks = module.networks()
+    for network in (networks[name] for name in ("branch_0", "branch_0_average", "teacher") if name in networks):
         network.model.register_forward_hook(
             lambda _, args, kwargs, out: found[not torch.is_grad_enabled()].append(len(kwargs["pixel_values"])),
             with_kwargs=True,
@@ -112,12 +114,14 @@ def test_the_losses_are_those_of_full_size_logits(name):
     """What a method computes from strided logits, and from branches that resize, as a user's own callables do."""
     lean, plain = module_of(METHODS[name]), module_of(METHODS[name])
     objective, branches, teacher = plain.objective, [*plain.branches], plain.teacher
+    averages = {"averages": [*plain.averages]} if objective.averages else {}
     plain.forward = lambda labeled, unlabeled, progress: objective(
         [lambda x, b=b, **options: b(x, **options) for b in branches],
         labeled,
         unlabeled,
         teacher=teacher and (lambda x: teacher(x)),
         progress=progress,
+        **averages,
     )
     ours, reference = step(lean), step(plain)
     torch.testing.assert_close(ours.loss, reference.loss, rtol=1e-5, atol=1e-6)
