@@ -124,7 +124,8 @@ def cost_of(
     )
     with torch.device("meta"):
         models = [AutoModelForSemanticSegmentation.from_config(config).to(torch.bfloat16) for config in configs]
-        module = TrainingModule(models[:1] if objective.teacher else models, objective).train()
+        models = models[:1] if objective.teacher else models
+        module = TrainingModule(models, objective, averages=objective.averages).train()
         batches = make_batches(objective, args, crop_size, torch.bfloat16)
         progress = torch.zeros(())
     calls, kept = {True: 0, False: 0}, {}
@@ -137,7 +138,7 @@ def cost_of(
             kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage()  # held, so that no address comes twice
         return tensor
 
-    for branch in [*module.branches, *([module.teacher] if module.teacher is not None else [])]:
+    for branch in module.networks().values():
         branch.register_forward_pre_hook(count_call)
     with FlopCounterMode(display=False) as counter:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):

@@ -1,9 +1,9 @@
 """What is saved when, whole or not at all, and which checkpoint a run goes on from.
 
-`OUT/checkpoint-<step>/` holds what Accelerate saves (the module with all branches and its teacher as safetensors, the
-optimizer, every process's random states), `trainer_state.json`, which is ours, `best/`, the best branch so far (hard
-links: no second copy on the disk), and `manifest.json`, the size and SHA-256 of each file, written last: a folder
-without it is no checkpoint. All is written beside as `tmp-checkpoint-<step>`, flushed and renamed.
+`OUT/checkpoint-<step>/` holds what Accelerate saves (the module with all branches, their averages and its teacher as
+safetensors, the optimizer, every process's random states), `trainer_state.json`, which is ours, `best/`, the best
+branch so far (hard links: no second copy on the disk), and `manifest.json`, the size and SHA-256 of each file, written
+last: a folder without it is no checkpoint. All is written beside as `tmp-checkpoint-<step>`, flushed and renamed.
 """
 
 from __future__ import annotations

@@ -117,6 +117,9 @@ def labeled_sample(
 ) -> dict[str, Tensor]:
     """ "pixel_values" uint8 (3, h, w), "labels" uint8 (h, w), "valid" bool (h, w)."""
     image, label, valid = random_crop(image, label, augmentation, generator)
+    if augmentation.labeled_color_jitter:  # else nothing is drawn
+        if torch.rand((), generator=generator).item() < augmentation.labeled_color_jitter:
+            image = strong_view(image, augmentation, generator)
     return {"pixel_values": image, "labels": label, "valid": valid}
 
 

@@ -4,6 +4,10 @@ from .cutmix import draw_cutmix_masks, mix, swap_neighbours
 from .losses import (
     IGNORE_INDEX,
     balanced_class_weights,
+    class_counts,
+    dice_loss,
+    focal_loss,
+    frequency_weights,
     ohem_cross_entropy,
     pixel_cross_entropy,
     probabilities,
@@ -13,14 +17,19 @@ from .losses import (
     squared_difference,
 )
 from .resize import resize_rows, source_rows
-from .strided import Logits, StridedLogits, full_size, map_over_pixels, split_images, sum_over_pixels
+from .strided import Logits, StridedLogits, add_over_pixels, full_size, map_over_pixels, split_images, sum_over_pixels
 
 __all__ = [
     "IGNORE_INDEX",
     "Logits",
     "StridedLogits",
+    "add_over_pixels",
     "balanced_class_weights",
+    "class_counts",
+    "dice_loss",
     "draw_cutmix_masks",
+    "focal_loss",
+    "frequency_weights",
     "full_size",
     "map_over_pixels",
     "mix",

@@ -100,6 +100,22 @@ def map_over_pixels(function: Callable[..., Tensor], logits: Logits, *maps: Tens
     return found
 
 
+@torch.no_grad()
+def add_over_pixels(function: Callable[..., Tensor], logits: Logits, *maps: Tensor | StridedLogits) -> Tensor:
+    """`function(logits, *maps)` at full size, without gradient, for sums over pixels of any shape; strided logits a
+    piece at a time.
+
+    Args:
+        function: (b, C, rows, W) and maps -> sums over these pixels.
+    """
+    if isinstance(logits, Tensor):
+        return function(logits.detach(), *(full_size(one) for one in maps))
+    total: Tensor | float = 0.0
+    for piece in _pieces(logits):
+        total = total + function(piece.of(logits), *(piece.of(one) for one in maps))
+    return total
+
+
 def at_least_float32(values: Tensor) -> Tensor:
     """Half precision as float32; float64 stays."""
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values

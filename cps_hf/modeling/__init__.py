@@ -16,7 +16,7 @@ from .gradient_checkpointing import enable_gradient_checkpointing
 from .input_size import check_input_size, check_train_batch
 from .modeling_deeplabv3_plus import DeepLabV3PlusForSemanticSegmentation
 from .modeling_hrnet import HRNetForSemanticSegmentation
-from .norms import convert_sync_batchnorm
+from .norms import convert_sync_batchnorm, set_norm_momentum
 from .param_groups import parameter_groups
 
 for _config, _model in (
@@ -45,4 +45,5 @@ __all__ = [
     "from_torchsemiseg",
     "load_backbone_weights",
     "parameter_groups",
+    "set_norm_momentum",
 ]

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -71,7 +72,14 @@ class Branch(nn.Module):
         """From now on the model runs compiled in training mode. `options` are torch.compile's."""
         self._compiled = torch.compile(self.model.__call__, **options)
 
-    def forward(self, pixel_values: Tensor, *, feature_dropout: float = 0.0, resize: bool = True) -> Tensor:
+    def forward(
+        self,
+        pixel_values: Tensor,
+        *,
+        feature_dropout: float = 0.0,
+        complementary_dropout: float = 0.0,
+        resize: bool = True,
+    ) -> Tensor:
         """Logits at the size of the input.
 
         Args:
@@ -79,60 +87,103 @@ class Branch(nn.Module):
             feature_dropout: the probability in [0, 1) with which a whole channel of the feature maps that enter the
                 decode head is set to zero, the others divided by 1 - p, for each image anew (UniMatch, CVPR 2023,
                 section 3.3); in evaluation mode too.
+            complementary_dropout: the images are two views each, those of the first half of the batch and, in the same
+                order, those of the second: the share in [0, 1] of these pairs (rounded up, drawn anew) whose feature
+                maps are dropped. A channel is doubled in one view and zero in the other, or the reverse, with equal
+                chance (UniMatch V2, TPAMI 2025, has 0.5); in evaluation mode too. Maps with as many channels share a
+                draw: those of a vision transformer are one stream, in which a channel is gone when it is gone in all.
             resize: false: leave the logits at the model's own size, for a caller that resizes them.
 
         Returns:
             (B, C, H, W) float32: resized bilinearly, with `align_corners`.
 
         Raises:
-            ValueError: `feature_dropout` is no such probability, or the model has no decode head that is known.
+            ValueError: `feature_dropout` is no such probability, `complementary_dropout` no such share or given beside
+                it or with an odd number of images, or the model has no decode head that is known.
         """
         if not 0 <= feature_dropout < 1:
             raise ValueError(f"`feature_dropout` is a probability in [0, 1), got {feature_dropout}.")
-        if feature_dropout > 0 and not self._has_head:
+        if not 0 <= complementary_dropout <= 1:
+            raise ValueError(f"`complementary_dropout` is a share in [0, 1], got {complementary_dropout}.")
+        if complementary_dropout > 0 and feature_dropout > 0:
+            raise ValueError("`feature_dropout` and `complementary_dropout` are two ways to drop: give one of them.")
+        if complementary_dropout > 0 and len(pixel_values) % 2:
             raise ValueError(
-                f"feature_dropout needs a module that the backbone's feature maps go into, called one of "
+                f"`complementary_dropout` needs two views of each image, an even number, got {len(pixel_values)}."
+            )
+        dropout = "complementary_dropout" if complementary_dropout > 0 else "feature_dropout"
+        if max(feature_dropout, complementary_dropout) > 0 and not self._has_head:
+            raise ValueError(
+                f"{dropout} needs a module that the backbone's feature maps go into, called one of "
                 f"{', '.join(HEAD_NAMES)}; {type(self.model).__name__} has "
                 f"{', '.join(name for name, _ in self.model.named_children())}. Use a method without feature dropout."
             )
-        self._feature_dropout.p = feature_dropout
+        self._feature_dropout.p, self._feature_dropout.complementary = feature_dropout, complementary_dropout
         network = self._compiled if self._compiled is not None and self.training else self.model
         try:
             logits = network(pixel_values=pixel_values.to(next(self.model.parameters()).dtype)).logits.float()
         finally:
-            self._feature_dropout.p = 0.0
+            self._feature_dropout.p = self._feature_dropout.complementary = 0.0
         size = pixel_values.shape[-2:]
         if not resize or logits.shape[-2:] == size:
             return logits
         return F.interpolate(logits, size=size, mode="bilinear", align_corners=self.align_corners)
 
-    def strided(self, pixel_values: Tensor, *, feature_dropout: float = 0.0) -> StridedLogits:
+    def strided(self, pixel_values: Tensor, **dropout: float) -> StridedLogits:
         """The logits at the model's own size, with the size of the input: what the losses resize a piece at a time."""
-        values = self(pixel_values, feature_dropout=feature_dropout, resize=False)
+        values = self(pixel_values, **dropout, resize=False)
         return StridedLogits(values, tuple(pixel_values.shape[-2:]), self.align_corners)
 
 
 class _FeatureDropout:
-    """A forward pre-hook, registered once and driven by `p`, so that a compiled or wrapped model keeps its hooks."""
+    """A forward pre-hook, registered once and driven by `p` and `complementary`, so that a compiled or wrapped model
+    keeps its hooks."""
 
     def __init__(self):
-        self.p = 0.0
+        self.p = self.complementary = 0.0
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict):
-        if self.p == 0:
+        if self.p == 0 and self.complementary == 0:
             return None
-        return tuple(self._drop(value) for value in args), {name: self._drop(value) for name, value in kwargs.items()}
+        drop = self._drop_channels if self.p > 0 else _ComplementaryDropout(self.complementary)
+        return _of_maps(drop, args), {name: _of_maps(drop, value) for name, value in kwargs.items()}
 
-    def _drop(self, value):
-        if isinstance(value, (list, tuple)):
-            return type(value)(self._drop(item) for item in value)
-        if not isinstance(value, Tensor):
-            return value
-        if value.ndim == 4:  # (B, channels, h, w)
-            return F.dropout2d(value, self.p)
-        if value.ndim == 3:  # (B, tokens, channels)
-            return F.dropout1d(value.transpose(1, 2), self.p).transpose(1, 2)
+    def _drop_channels(self, maps: Tensor) -> Tensor:
+        return F.dropout2d(maps, self.p) if maps.ndim == 4 else F.dropout1d(maps, self.p)
+
+
+class _ComplementaryDropout:
+    """What one pass draws: which pairs are dropped, and for each number of channels what these are multiplied with."""
+
+    def __init__(self, share: float):
+        self.share = share
+        self._whole: Tensor | None = None  # bool (pairs,), true where nothing is dropped
+        self._factors: dict[int, Tensor] = {}  # (2 * pairs, channels)
+
+    def __call__(self, maps: Tensor) -> Tensor:
+        """(2 * pairs, channels, ...)"""
+        pairs, channels, device = maps.shape[0] // 2, maps.shape[1], maps.device
+        if self._whole is None:
+            self._whole = torch.randperm(pairs, device=device) < math.floor(pairs * (1 - self.share))
+        if channels not in self._factors:
+            first = 2.0 * (torch.rand(pairs, channels, device=device) < 0.5)
+            first = first.masked_fill(self._whole.unsqueeze(1), 1.0)
+            self._factors[channels] = torch.cat([first, 2 - first])
+        factors = self._factors[channels].to(maps.dtype)
+        return maps * factors.view(*factors.shape, *[1] * (maps.ndim - 2))
+
+
+def _of_maps(function, value):
+    """`function` of every feature map inside, (B, channels, h, w) or, turned from tokens, (B, channels, tokens)."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(_of_maps(function, item) for item in value)
+    if not isinstance(value, Tensor):
         return value
+    if value.ndim == 4:
+        return function(value)
+    if value.ndim == 3:  # (B, tokens, channels)
+        return function(value.transpose(1, 2)).transpose(1, 2)
+    return value
 
 
 Source = str | PathLike | PreTrainedConfig | PreTrainedModel

@@ -19,3 +19,16 @@ def convert_sync_batchnorm(model: nn.Module) -> nn.Module:
     for name, child in model.named_children():
         setattr(model, name, convert_sync_batchnorm(child))
     return model
+
+
+def set_norm_momentum(model: nn.Module, momentum: float) -> None:
+    """Gives all batch norms of a model this share of a batch's statistics in their running ones.
+
+    Raises:
+        ValueError: it has no batch norm.
+    """
+    layers = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    if not layers:
+        raise ValueError(f"`norm_momentum`: {type(model).__name__} has no batch norm. Leave it out.")
+    for layer in layers:
+        layer.momentum = momentum

@@ -7,24 +7,29 @@ from .base import Branch, Objective, ObjectiveOutput, ramp
 from .batch import Batch, LabeledBatch, UnlabeledBatch
 from .cpc import CrossProbabilityConsistency
 from .cps import CrossPseudoSupervision
+from .cps_averaged import AveragedCPS
 from .fixmatch import FixMatch
 from .mean_teacher import MeanTeacher
 from .pseudoseg import PseudoSeg
 from .supervised import Supervised
 from .unimatch import UniMatch
+from .unimatch_v2 import UniMatchV2
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "supervised": Supervised,
     "cps": CrossPseudoSupervision,
+    "cps_averaged": AveragedCPS,
     "cpc": CrossProbabilityConsistency,
     "mean_teacher": MeanTeacher,
     "pseudoseg": PseudoSeg,
     "fixmatch": FixMatch,
     "unimatch": UniMatch,
+    "unimatch_v2": UniMatchV2,
 }
 
 __all__ = [
     "OBJECTIVES",
+    "AveragedCPS",
     "Batch",
     "Branch",
     "CrossProbabilityConsistency",
@@ -37,6 +42,7 @@ __all__ = [
     "PseudoSeg",
     "Supervised",
     "UniMatch",
+    "UniMatchV2",
     "UnlabeledBatch",
     "ramp",
 ]

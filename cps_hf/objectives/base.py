@@ -5,6 +5,7 @@ An objective sees tensors and callables. It knows no optimizer, no accelerator, 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,18 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..functional import Logits, ohem_cross_entropy, pixel_cross_entropy, split_images
+from ..functional import (
+    IGNORE_INDEX,
+    Logits,
+    balanced_class_weights,
+    class_counts,
+    dice_loss,
+    focal_loss,
+    frequency_weights,
+    ohem_cross_entropy,
+    pixel_cross_entropy,
+    split_images,
+)
 from .batch import LabeledBatch, UnlabeledBatch
 
 
@@ -24,12 +36,17 @@ class Branch(Protocol):
     take both, and `full_size(logits)` is a tensor (B, C, H, W) for math of one's own.
     """
 
-    def __call__(self, pixel_values: Tensor, *, feature_dropout: float = 0.0) -> Logits:
+    def __call__(
+        self, pixel_values: Tensor, *, feature_dropout: float = 0.0, complementary_dropout: float = 0.0
+    ) -> Logits:
         """The logits of normalised images (B, 3, H, W).
 
+        Methods that do not ask for a dropout leave it out.
+
         Args:
-            feature_dropout: the probability with which a channel of the backbone's feature maps is dropped. Methods
-                that do not ask for it leave it out.
+            feature_dropout: the probability with which a channel of the backbone's feature maps is dropped.
+            complementary_dropout: the images are two views each, the first half of the batch and the second: the share
+                of these pairs of whose maps each channel is dropped in one view and doubled in the other.
         """
 
 
@@ -40,14 +57,23 @@ class ObjectiveOutput(NamedTuple):
     logs: dict[str, Tensor]
 
 
+LABELED_LOSSES = ("cross_entropy", "ohem", "focal", "dice", "cross_entropy_dice")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Objective(ABC):
     """The base of every method.
 
     Args:
-        labeled_loss: "cross_entropy", or "ohem" (hard pixels only; the CPS release uses it on Cityscapes).
+        labeled_loss: "cross_entropy"; "ohem" (hard pixels only; the CPS release uses it on Cityscapes); "focal" (easy
+            pixels count less); "dice" (each class's overlap); or "cross_entropy_dice", the sum of the two.
         ohem_threshold: a labeled pixel whose true class is more likely than this is left out. Only with "ohem".
         ohem_min_kept: how many pixels *an image* are kept at least. Only with "ohem".
+        focal_gamma: how much less: a pixel's loss is multiplied with (1 - p)^gamma. Only with "focal".
+        class_weights: what the labeled loss of a pixel is multiplied with, by its class (in Dice, the weights of the
+            mean over classes). None, as in the papers: all alike. A number p: the class's frequency in the labeled set
+            to the power of minus p, scaled to a mean of 1 over that set's pixels; 0.5 is a good start, 1 weighs all
+            classes alike. A list: a weight a class, taken as it is.
         joint_forward: the labeled and the unlabeled images that a branch learns from go through it in one pass: fewer,
             larger ones. It changes what is learned where a model has batch norm, whose statistics are then those of
             labeled and unlabeled images together. (A method of one's own gets it by calling `self.logits`.)
@@ -56,22 +82,38 @@ class Objective(ABC):
     labeled_loss: str = "cross_entropy"
     ohem_threshold: float = 0.7
     ohem_min_kept: int = 50_000
+    focal_gamma: float = 2.0
+    class_weights: float | list[float] | None = None
     joint_forward: bool = False
 
     min_branches: ClassVar[int] = 1
     """How many models the method needs; how many there are is `len(branches)`."""
     teacher: ClassVar[bool] = False
     """Whether the trainer keeps an averaged teacher of branch 0; then `ema_decay(step) -> float` is asked for."""
+    averages: ClassVar[bool] = False
+    """Whether the method asks for an average of each branch (`CPSConfig.ema_decay`), which it gets as `averages`."""
     citation: ClassVar[str] = ""
     """BibTeX, for the model card."""
 
     def __post_init__(self):
-        if self.labeled_loss not in ("cross_entropy", "ohem"):
-            raise ValueError(f'`labeled_loss` must be "cross_entropy" or "ohem", got {self.labeled_loss!r}.')
+        if self.labeled_loss not in LABELED_LOSSES:
+            raise ValueError(f"`labeled_loss` must be one of {', '.join(LABELED_LOSSES)}, got {self.labeled_loss!r}.")
         if not 0 <= self.ohem_threshold <= 1:
             raise ValueError(f"`ohem_threshold` is a probability in [0, 1], got {self.ohem_threshold}.")
         if self.ohem_min_kept < 1:
             raise ValueError(f"`ohem_min_kept` is a number of pixels an image, at least 1, got {self.ohem_min_kept}.")
+        check_not_negative(self, "focal_gamma")
+        if self.weighs_by_frequency:
+            check_shares(self, "class_weights")
+        elif self.class_weights is not None:
+            weights = [*self.class_weights]
+            if not all(0 <= weight < math.inf for weight in weights) or not any(weights):
+                raise ValueError(f"`class_weights` must be numbers of at least 0, and one above it, got {weights}.")
+
+    @property
+    def weighs_by_frequency(self) -> bool:
+        """Whether the labeled set's pixels by class are asked for (`LabeledBatch.class_counts`)."""
+        return isinstance(self.class_weights, int | float)
 
     @property
     def views(self) -> tuple[str, ...]:
@@ -103,6 +145,8 @@ class Objective(ABC):
             branches: the networks that are trained.
             labeled: images and labels. unlabeled: the declared `views`; `None` without views.
             teacher: the averaged network, with `teacher = True` alone.
+            averages: with `averages = True` alone, which such a method adds to these arguments: a sequence of the
+                branches' averages, `Branch` each, in evaluation mode.
             progress: the share of training done, in [0, 1].
         """
 
@@ -114,14 +158,49 @@ class Objective(ABC):
 
     def supervised_loss(self, logits: Logits, labeled: LabeledBatch) -> Tensor:
         """The labeled loss of one branch (the paper's Ls, a mean over labeled pixels; equation 1)."""
+        labels, weights = labeled.labels, self._labeled_class_weights(logits, labeled)
         if self.labeled_loss == "ohem":
             return ohem_cross_entropy(
                 logits,
-                labeled.labels,
+                labels,
                 threshold=self.ohem_threshold,
                 min_kept=self.ohem_min_kept * logits.shape[0],
+                class_weights=weights,
             )
-        return pixel_cross_entropy(logits, labeled.labels, count=labeled.num_labels)
+        counted = {"count": labeled.num_labels, "class_weights": weights}
+        if self.labeled_loss == "focal":
+            return focal_loss(logits, labels, gamma=self.focal_gamma, **counted)
+        dice = 0.0
+        if "dice" in self.labeled_loss:
+            dice = dice_loss(logits, labels, over_processes=labeled.over_processes, class_weights=weights)
+        return dice if self.labeled_loss == "dice" else pixel_cross_entropy(logits, labels, **counted) + dice
+
+    def _labeled_class_weights(self, logits: Logits, labeled: LabeledBatch) -> Tensor | None:
+        """The weights of the labeled loss, (C,)."""
+        classes = logits.shape[1]
+        if self.class_weights is None:
+            return None
+        if not self.weighs_by_frequency:
+            if len(self.class_weights) != classes:
+                raise ValueError(
+                    f"`class_weights` has {len(self.class_weights)} numbers for {classes} classes: give one a class, "
+                    "in the order of their ids."
+                )
+            return torch.tensor(self.class_weights, dtype=torch.float32, device=labeled.labels.device)
+        counts = labeled.class_counts
+        counts = class_counts(labeled.labels, classes) if counts is None else counts
+        return frequency_weights(counts, power=self.class_weights)
+
+
+def pseudo_label_weights(logits: Logits, labels: Tensor, valid: Tensor, power: float) -> Tensor | None:
+    """The weights (C,) of a loss on pseudo labels by their frequency in the batch; none where `power` is 0.
+
+    Args:
+        logits: of what is taught. labels: long (B, H, W), 255 where nothing is. valid: bool (B, H, W).
+    """
+    if power == 0:
+        return None
+    return balanced_class_weights(labels, valid & (labels != IGNORE_INDEX), logits.shape[1], power=power)
 
 
 def ramp(progress: Tensor | float, *, warm_up: float = 0.0, ramp_up: float = 0.0) -> Tensor:

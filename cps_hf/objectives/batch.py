@@ -43,7 +43,7 @@ class Batch:
     def tensors(self) -> dict[str, Tensor]:
         """What the batch holds, by name."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: value for name, value in values.items() if value is not None}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
 
 @dataclass(kw_only=True, eq=False)
@@ -54,11 +54,17 @@ class LabeledBatch(Batch):
         pixel_values: float (B, 3, H, W), normalised.
         labels: long (B, H, W), 255 where ignored.
         num_labels: what a sum over labeled pixels is divided by, a scalar. None: the number of those not ignored.
+        class_counts: pixels by class of the whole labeled set, float (C,), which class weights are made of. None:
+            those of this batch are counted, where weights are asked for.
+        over_processes: gives the mean over processes of a tensor of sums, for a loss that is no sum over pixels. Left
+            out: this process is the only one.
     """
 
     pixel_values: Tensor
     labels: Tensor
     num_labels: Tensor | None = None
+    class_counts: Tensor | None = None
+    over_processes: Callable[[Tensor], Tensor] = torch.clone
 
     def __post_init__(self):
         super().__post_init__()

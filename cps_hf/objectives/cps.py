@@ -10,8 +10,8 @@ from typing import ClassVar
 
 import torch
 
-from ..functional import IGNORE_INDEX, balanced_class_weights, pixel_cross_entropy, pseudo_label
-from .base import Objective, ObjectiveOutput, check_not_negative, check_shares, ramp
+from ..functional import pixel_cross_entropy, pseudo_label
+from .base import Objective, ObjectiveOutput, check_not_negative, check_shares, pseudo_label_weights, ramp
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,8 @@ class CrossPseudoSupervision(Objective):
         confidence_threshold: a pixel teaches only where the teacher's probability of its prediction is at least this.
             0, as in the paper: everywhere. The loss is still divided by all valid pixels.
         class_balance: weigh a pixel by its pseudo label's frequency in the batch to the power of minus this, so that
-            rare classes are not unlearned. 0, as in the paper: all pixels alike; 1: all classes alike.
+            rare classes are not unlearned. 0, as in the paper: all pixels alike; 1: all classes alike. (The labeled
+            loss has weights of its own, `class_weights`.)
 
     With n branches each is taught by all others, and its loss is the mean over its n - 1 teachers.
     """
@@ -148,19 +149,17 @@ class CrossPseudoSupervision(Objective):
         over pixels."""
         losses = [
             pixel_cross_entropy(
-                student, labels, valid=where, count=1, class_weights=self._class_weights(labels, where, student)
+                student,
+                labels,
+                valid=where,
+                count=1,
+                class_weights=pseudo_label_weights(student, labels, where, self.class_balance),
             )
             for i, student in enumerate(logits)
             for j, labels in enumerate(pseudo_labels)
             if i != j
         ]
         return sum(losses) / (len(logits) - 1)
-
-    def _class_weights(self, labels, where, student):
-        if self.class_balance == 0:
-            return None
-        where = where & (labels != IGNORE_INDEX)
-        return balanced_class_weights(labels, where, student.shape[1], power=self.class_balance)
 
 
 def agreement(predictions, batch):

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 
 from ..functional import IGNORE_INDEX, pixel_cross_entropy, pseudo_label
-from .base import Objective, ObjectiveOutput, check_not_negative, check_shares, ramp
+from .base import Objective, ObjectiveOutput, check_not_negative, check_shares, pseudo_label_weights, ramp
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,12 +25,15 @@ class FixMatch(Objective):
         confidence_threshold: 0.95 (UniMatch's paper: on VOC; 0 on Cityscapes).
         cutmix: the probability with which an image is CutMixed, by one box: 2 to 40 % of its area, its height 0.3
             to 3.3 times its width (as shares of the image's).
+        class_balance: weigh a pixel of the unlabeled term by its pseudo label's frequency in the batch to the power of
+            minus this. 0, as in the paper: all pixels alike; 1: all classes alike.
         ramp_up: the share of training over which `weight` grows linearly to its value.
     """
 
     weight: float = 1.0
     confidence_threshold: float = 0.95
     cutmix: float = 0.5
+    class_balance: float = 0.0
     ramp_up: float = 0.0
 
     citation: ClassVar[str] = """@inproceedings{sohn2020fixmatch,
@@ -43,7 +46,7 @@ class FixMatch(Objective):
     def __post_init__(self):
         super().__post_init__()
         check_not_negative(self, "weight")
-        check_shares(self, "confidence_threshold", "cutmix", "ramp_up")
+        check_shares(self, "confidence_threshold", "cutmix", "class_balance", "ramp_up")
 
     @property
     def views(self) -> tuple[str, ...]:
@@ -64,7 +67,10 @@ class FixMatch(Objective):
             mixed, valid, (labels,) = unlabeled.cutmix("strong", own, partners, **self.cutmix_masks)
             labeled_logits, logits = self.logits(branch, labeled.pixel_values, mixed)
             supervised_loss = supervised_loss + self.supervised_loss(labeled_logits, labeled)
-            unsupervised_loss = unsupervised_loss + pixel_cross_entropy(logits, labels, valid=valid, count=count)
+            weights = pseudo_label_weights(logits, labels, valid, self.class_balance)
+            unsupervised_loss = unsupervised_loss + pixel_cross_entropy(
+                logits, labels, valid=valid, count=count, class_weights=weights
+            )
             taught = taught + (valid & (labels != IGNORE_INDEX)).sum()
         return ObjectiveOutput(
             supervised_loss + self.weight * ramp(progress, ramp_up=self.ramp_up) * unsupervised_loss,

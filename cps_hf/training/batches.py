@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -39,11 +40,16 @@ def to_device(
     return LabeledBatch(**tensors | {"labels": tensors["labels"].long()})
 
 
-def share_counts(micro_batches: Sequence[MicroBatch], accelerator: Accelerator) -> None:
+def share_counts(
+    micro_batches: Sequence[MicroBatch], accelerator: Accelerator, class_counts: Tensor | None = None
+) -> None:
     """Put the global counts that the losses divide by into the batches of one optimizer step, in place of their own.
 
     A loss is a sum over N pixels of the whole step. Accelerate divides it by the accumulation steps and DDP averages
     gradients over processes, so each micro-batch divides by N / (processes x accumulation steps).
+
+    Args:
+        class_counts: of the labeled set, on the device; none: no class weights are made of them.
     """
     counts = torch.zeros(3, dtype=torch.int64, device=accelerator.device)
     for labeled, unlabeled, _ in micro_batches:
@@ -54,5 +60,6 @@ def share_counts(micro_batches: Sequence[MicroBatch], accelerator: Accelerator) 
     shares = accelerator.reduce(counts, "sum").float() / (accelerator.num_processes * len(micro_batches))
     for labeled, unlabeled, _ in micro_batches:
         labeled.num_labels, labeled.num_pixels = shares[0], shares[1]
+        labeled.class_counts, labeled.over_processes = class_counts, partial(accelerator.reduce, reduction="mean")
         if unlabeled is not None:
             unlabeled.num_pixels = shares[2]

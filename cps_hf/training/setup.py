@@ -20,13 +20,16 @@ from transformers import PreTrainedModel, SchedulerType, get_scheduler
 
 from .. import modeling
 from ..config import AugmentationConfig, CPSConfig, ModelConfig, flat
+from ..data.class_counts import ROWS_OF_A_STREAM, count_class_pixels
 from ..data.labels import LabelEncoding
 from ..data.order import Shard
 from ..data.streams import TrainStream, check_columns
+from ..functional import frequency_weights
 from ..modeling.classes import classes_of
 from ..modeling.twins import refuse_twins
 from ..objectives import OBJECTIVES, Objective
 from . import memory, model_checks, sharding
+from .processes import together
 from .state import RunState
 
 logger = logging.getLogger(__name__)
@@ -92,6 +95,17 @@ def accumulate_as_told(accelerator: Accelerator, args: CPSConfig) -> None:
     streams have no end at which accumulation should sync."""
     steps = {"num_steps": args.gradient_accumulation_steps, "sync_with_dataloader": False}
     accelerator.gradient_state.plugin_kwargs = steps
+
+
+def keeps_averages(args: CPSConfig, objective: Objective) -> bool:
+    """Whether an average of each branch is kept.
+
+    Raises:
+        ValueError: the objective asks for averages, and `ema_decay` says none.
+    """
+    if objective.averages and args.ema_decay is None:
+        raise ValueError(f"{type(objective).__name__} is taught by averages of the branches: set `ema_decay=0.996`.")
+    return args.ema_decay is not None
 
 
 def check_data(train_dataset, unlabeled_dataset, eval_dataset, objective: Objective) -> dict[int, str] | None:
@@ -167,6 +181,8 @@ def build_models(
     for index, model in enumerate(built):
         if model_config.freeze_backbone or model_config.freeze_norms:
             modeling.freeze(model, backbone=model_config.freeze_backbone, norms=model_config.freeze_norms)
+        if model_config.norm_momentum is not None:
+            modeling.set_norm_momentum(model, model_config.norm_momentum)
         model_checks.check_trainable(model, index)
         modeling.check_input_size(model, *crop_size)
         if args.gradient_checkpointing:
@@ -313,6 +329,37 @@ def train_streams(
     if not objective.views:
         return labeled, None
     return labeled, stream(unlabeled_dataset, "unlabeled", args.unlabeled_batch_size, objective.views)
+
+
+def class_counts(
+    args: CPSConfig, accelerator: Accelerator, objective: Objective, train_dataset, *, num_labels: int
+) -> torch.Tensor | None:
+    """The labeled set's pixels by class, float (C,) on the device and the same on all processes, where the objective
+    weighs classes by them; called by all processes.
+
+    Raises:
+        ValueError: a label cannot be read, or none holds a class.
+    """
+    if not objective.weighs_by_frequency:
+        return None
+    streamed = not isinstance(train_dataset, Dataset)
+    rows = f"the first {ROWS_OF_A_STREAM} rows" if streamed else f"all {len(train_dataset)} rows"
+    logger.info("`class_weights`: counting the pixels of each class in %s of `train_dataset`.", rows)
+    with together(accelerator):
+        counts = count_class_pixels(
+            train_dataset,
+            num_labels,
+            rank=accelerator.process_index,
+            num_processes=accelerator.num_processes,
+            num_threads=max(2, args.dataloader_num_workers),
+            skip_bad_samples=args.skip_bad_samples,
+        )
+    counts = accelerator.reduce(counts.to(accelerator.device), "sum")
+    if not counts.any():
+        raise ValueError("`class_weights` by frequency: no label of `train_dataset` holds a class, all is ignored.")
+    weights = frequency_weights(counts.double(), power=objective.class_weights)
+    logger.info("Weights of the labeled loss by class: %s.", ", ".join(f"{weight:.3g}" for weight in weights.tolist()))
+    return counts.float()
 
 
 def evenly_spaced(dataset, count: int):

@@ -18,7 +18,8 @@ class RunState(TrainerState):
 
     Args:
         first_step: 0, or the step that was resumed from.
-        scores: the newest evaluation's, by row ("branch_0", ..., "teacher", "mean"): what `IoUCounter.compute` gives.
+        scores: the newest evaluation's, by row (a name of `TrainingModule.networks`, or "mean"): what
+            `IoUCounter.compute` gives.
         best: the best evaluation's rows, and its "step" and "branch"; empty before there is one.
         agreement: the share of pixels for which all branches predict one class, at the "start" and at the "end".
         skipped_steps: how many steps were left out since a number was not finite.

@@ -29,7 +29,7 @@ from . import batches, failures, memory, model_checks, results, setup
 from .batches import MicroBatch
 from .callbacks import Callbacks, CollapseCallback, ModelCardCallback, Pictures, PicturesCallback, PushCallback
 from .determinism import deterministic_algorithms
-from .ema import update_teacher
+from .ema import update_teacher, warmed_up
 from .evaluation import Evaluator
 from .export import BranchExporter
 from .health import ONE_CLASS, Guard
@@ -110,7 +110,8 @@ class CPSTrainer:
             models, self.model_config, args, crop_size, self.objective, id2label, accelerator
         )
         self.id2label = id2label or classes_of(self.models)
-        self.module = TrainingModule(self.models, self.objective)
+        averages = setup.keeps_averages(args, self.objective)
+        self.module = TrainingModule(self.models, self.objective, averages=averages)
         if args.torch_compile:
             self.module.compile_networks(args.torch_compile_backend, args.torch_compile_mode)
         if optimizers[0] is not None:
@@ -123,6 +124,7 @@ class CPSTrainer:
         means = (self.model_config.image_mean, self.model_config.image_std)
         self.image_mean, self.image_std = (torch.tensor(v, device=self.device) for v in means)
         self._progress = torch.zeros((), device=self.device)
+        self._class_counts: Tensor | None = None  # of the labeled set, where the objective weighs classes by them
 
         # What the run knows of itself, and what looks after it
         self.state = setup.run_state(args, accelerator)
@@ -224,6 +226,9 @@ class CPSTrainer:
             wanted: the checkpoint, as `train` takes it.
         """
         args, accelerator = self.args, self.accelerator
+        self._class_counts = setup.class_counts(
+            args, accelerator, self.objective, self.train_dataset, num_labels=len(self.id2label)
+        )
         checkpoint, saved = self.checkpointer.find(wanted, self._fingerprint)
         if args.auto_find_batch_size:
             self._fit_batch()
@@ -264,7 +269,7 @@ class CPSTrainer:
             micro_batches = [
                 self._fetch(labeled_batches, unlabeled_batches) for _ in range(args.gradient_accumulation_steps)
             ]
-            batches.share_counts(micro_batches, accelerator)
+            batches.share_counts(micro_batches, accelerator, self._class_counts)
             self._progress.fill_(state.global_step / args.max_steps)
             self.guard.before_step()
             # forward, backward
@@ -280,10 +285,9 @@ class CPSTrainer:
             self.optimizer.zero_grad()
             state.global_step += 1
             self.late.active = state.global_step >= args.max_steps
-            # teacher
-            if verdict.finite and self.module.teacher is not None:
-                decay = self.objective.ema_decay(state.global_step)
-                update_teacher(self.module.teacher, self.module.branches[0], decay)
+            # teacher, averages
+            if verdict.finite:
+                self._update_averages()
             if state.global_step == state.first_step + 1 and self.objective.min_branches > 1:
                 model_checks.refuse_equal_branches(self.module.branches, accelerator, state.global_step)
             state.stopwatch.stop(sum(s.shard.global_batch_size for s in self.streams.values()))
@@ -332,6 +336,14 @@ class CPSTrainer:
         share = 1 / self.args.gradient_accumulation_steps
         self.state.averages.add({"loss": output.loss, **output.logs}, share)
         return output
+
+    def _update_averages(self) -> None:
+        """What is averaged over steps takes its share of this one."""
+        module, step = self.module, self.state.global_step
+        if module.teacher is not None:
+            update_teacher(module.teacher, module.branches[0], self.objective.ema_decay(step))
+        for average, branch in zip(module.averages or (), module.branches, strict=False):
+            update_teacher(average, branch, warmed_up(self.args.ema_decay, step))
 
     def _save_log_evaluate(self) -> None:
         """Weights first: what comes then may fail, and the checkpoint says what of it is still to be done."""
@@ -457,7 +469,7 @@ class CPSTrainer:
 
         Args:
             dataset: needs "image"; a label is not looked at.
-            branch: a number, "teacher", or "mean" (of the branches' probabilities).
+            branch: a number, "<number>_average", "teacher", or "mean" (of the branches' probabilities).
         """
         networks = [*self.module.branches] if branch == "mean" else [self.exporter.network(branch)]
         return self.evaluator.predictions(dataset, networks)
@@ -520,6 +532,7 @@ class CPSTrainer:
         """Export one branch: weights, config, image processor and card, and nothing of the other branch.
 
         Args:
+            branch: a number, "<number>_average" or "teacher".
             output_dir: none: `branch_<branch>` (or `teacher`) in `args.output_dir`.
         """
         self.exporter.export(self.exporter.name_of(branch), None if output_dir is None else Path(output_dir))
@@ -639,6 +652,7 @@ class CPSTrainer:
             optimizer=self.optimizer,
             lr_scheduler=self.lr_scheduler,
             accelerator=self.accelerator,
+            class_counts=self._class_counts,
         )
 
     def _fit_batch(self) -> None:

@@ -264,7 +264,9 @@ def test_the_weight_grows_as_asked_for(options, progress, share):
     [
         ("warm_up", -0.1),
         ("ramp_up", 1.5),
-        ("labeled_loss", "focal"),
+        ("labeled_loss", "fokal"),
+        ("focal_gamma", -0.5),
+        ("class_weights", 1.5),
         ("ohem_threshold", 1.5),
         ("ohem_min_kept", 0),
         ("weight", -1.0),

@@ -21,9 +21,15 @@ class TinyBranch(nn.Module):
             self.conv = nn.Conv2d(3, C, 1)
         self.calls = []  # (batch size, whether with gradient, feature dropout) of each forward
 
-    def forward(self, pixel_values, *, feature_dropout=0.0):
+    def forward(self, pixel_values, *, feature_dropout=0.0, complementary_dropout=0.0):
         self.calls.append((pixel_values.shape[0], torch.is_grad_enabled(), feature_dropout))
         return self.conv(pixel_values)
+
+
+def averaged_for(objective):
+    """What an objective is called with of averaged networks, for two branches at most."""
+    averages = {"averages": [TinyBranch(7), TinyBranch(8)]} if objective.averages else {}
+    return {"teacher": TinyBranch(9), **averages}
 
 
 def batches(views=("weak",), labeled_size=2, unlabeled_size=4, seed=0):

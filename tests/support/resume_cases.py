@@ -76,7 +76,7 @@ def read_world(root: Path, data: str) -> dict[str, Any]:
 def make_trainer(root: Path, case: Case, out: Path, callbacks=(), **fields) -> CPSTrainer:
     sets = read_world(root, case.data)
     sets |= {name: fields.pop(name) for name in sets if name in fields}
-    objective = OBJECTIVES[case.objective]()
+    objective = fields.pop("objective", None) or OBJECTIVES[case.objective]()
     values = {
         "output_dir": str(out),
         "max_steps": LAST,
@@ -96,6 +96,7 @@ def make_trainer(root: Path, case: Case, out: Path, callbacks=(), **fields) -> C
         "agreement_images": 2,
         "per_device_eval_batch_size": 2,
     }
+    values |= {"ema_decay": 0.9} if OBJECTIVES[case.objective].averages else {}
     models = toy_models(1 if objective.teacher else 2, dropout=0.2, norm=True)
     args = settings(**(values | fields))
     return CPSTrainer(models, **args, objective=objective, callbacks=[*callbacks], **sets)
@@ -218,12 +219,12 @@ def same(a: Any, b: Any) -> bool:
     return a == b or (a != a and b != b)
 
 
-def differences(root: Path, case: Case, out: Path) -> list[str]:
+def differences(root: Path, case: Case, out: Path, **fields) -> list[str]:
     """What of the resumed run is not what it is of the unbroken one; empty: nothing."""
     with without_cards_and_pictures():
-        whole = run_whole(root, case, out / "whole")
-        run_broken(root, case, out / "broken")
-        resumed = run_resumed(root, case, out / "broken")
+        whole = run_whole(root, case, out / "whole", **fields)
+        run_broken(root, case, out / "broken", **fields)
+        resumed = run_resumed(root, case, out / "broken", **fields)
     wrong = [name for name in whole if not same(whole[name], resumed[name])]
     counts = {k: len(v) for k, v in resumed["ids of the last steps"].items()}
     return wrong + [f"trained on {n} micro-batches of {k}" for k, n in counts.items() if n != 2 * (LAST - SAVED)]

@@ -29,13 +29,14 @@ parser.add_argument("--segformer", action="store_true", help="a tiny one, in pla
 parser.add_argument("--teacher", action="store_true", help="Mean Teacher in place of CPS")
 parser.add_argument("--evaluate", action="store_true")
 parser.add_argument("--settings", type=json.loads, default={}, help="further fields of CPSConfig, as JSON")
+parser.add_argument("--objective", type=json.loads, default={}, help="further fields of CPS, as JSON")
 options = parser.parse_args()
 
 torch.set_num_threads(1)
 torch.backends.cudnn.allow_tf32 = False  # float32 steps on a GPU are compared with a CPU's
 order.MapReader.source_at = lambda self, position: position % self.length  # the files' own order
 if options.local_counts:
-    batches.share_counts = lambda micro_batches, accelerator: None
+    batches.share_counts = lambda *_: None
 
 large, small = (60, 80), (10, 16)  # in a crop of 40 x 40: all of it, and a tenth of it
 sizes = [large, large, small, small] * 2
@@ -49,9 +50,9 @@ segformer = SegformerConfig(
     classifier_dropout_prob=0.0,  # compiled, it draws other random numbers
     drop_path_rate=0.0,
 )
-objective = CrossPseudoSupervision(weight=1.5, cutmix=options.cutmix)
+objective = CrossPseudoSupervision(weight=1.5, cutmix=options.cutmix, **options.objective)
 if options.teacher:
-    objective = MeanTeacher(noise_std=0.0)
+    objective = MeanTeacher(perturbation="noise", noise_std=0.0, confidence_threshold=0.0)
 trainer = CPSTrainer(
     segformer if options.segformer else toy_models(1 if options.teacher else 2),
     **settings(

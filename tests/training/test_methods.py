@@ -28,6 +28,7 @@ def world(tmp_path_factory):
 def train(world, folder, objective, models=None, **fields):
     values = {"max_steps": 2, "per_device_train_batch_size": 3, "crop_size": [32, 40], "learning_rate": 1e-2}
     values |= {"dataloader_num_workers": 0, "logging_steps": 1, "disable_tqdm": True, "num_pictures": 0}
+    values |= {"ema_decay": 0.9} if objective.averages else {}
     args = settings(output_dir=str(folder / "out"), **(values | fields))
     models = toy_models(1 if objective.teacher else 2) if models is None else models
     trainer = CPSTrainer(models, **args, objective=objective, **world)
@@ -61,6 +62,7 @@ def test_a_method_trains_in_the_loop_and_logs_its_numbers(world, tmp_path, name)
     if objective.teacher:
         assert [event.step for event in events.Scalars("eval_teacher_mean_iou")] == [2]
     rows = {"branch_0", "teacher"} if objective.teacher else {"branch_0", "branch_1", "mean"}
+    rows |= {"branch_0_average", "branch_1_average"} if objective.averages else set()
     assert results["final"].keys() == rows
     for row in rows - {"mean"}:
         assert (tmp_path / "out" / row / "model.safetensors").is_file()
