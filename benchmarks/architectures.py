@@ -33,7 +33,7 @@ from cps_hf.modeling import Branch, build_branches, check_input_size, freeze_unu
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY / "tests"))
-from architectures import ARCHITECTURES, FULL_SIZES, KNOWN, Architecture, FullSize  # noqa: E402
+from support.architectures import ARCHITECTURES, FULL_SIZES, KNOWN, Architecture, FullSize  # noqa: E402
 
 STEPS = 20
 ODD_SIZE = (75, 53)

@@ -34,6 +34,7 @@ from cps_hf import OBJECTIVES, CPSConfig, Objective
 from cps_hf.checkpointing.fingerprint import versions
 from cps_hf.commands.parser import parse
 from cps_hf.commands.settings import Settings
+from cps_hf.objectives import LabeledBatch, UnlabeledBatch
 from cps_hf.training.module import TrainingModule
 
 CONFIGS = Path(__file__).parents[1] / "examples" / "configs"
@@ -123,7 +124,8 @@ def cost_of(
     )
     with torch.device("meta"):
         models = [AutoModelForSemanticSegmentation.from_config(config).to(torch.bfloat16) for config in configs]
-        module = TrainingModule(models[:1] if objective.teacher else models, objective).train()
+        models = models[:1] if objective.teacher else models
+        module = TrainingModule(models, objective, averages=objective.averages).train()
         batches = make_batches(objective, args, crop_size, torch.bfloat16)
         progress = torch.zeros(())
     calls, kept = {True: 0, False: 0}, {}
@@ -136,7 +138,7 @@ def cost_of(
             kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage()  # held, so that no address comes twice
         return tensor
 
-    for branch in [*module.branches, *([module.teacher] if module.teacher is not None else [])]:
+    for branch in module.networks().values():
         branch.register_forward_pre_hook(count_call)
     with FlopCounterMode(display=False) as counter:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
@@ -154,7 +156,7 @@ def cost_of(
 
 def make_batches(
     objective: Objective, args: CPSConfig, crop_size: Sequence[int], dtype: torch.dtype
-) -> tuple[dict, dict | None]:
+) -> tuple[LabeledBatch, UnlabeledBatch | None]:
     """A labeled and an unlabeled micro-batch as the trainer would pass them, on the default device."""
     height, width = crop_size
 
@@ -167,8 +169,9 @@ def make_batches(
     size = args.per_device_train_batch_size
     labels = torch.zeros(size, height, width, dtype=torch.long)
     pixels = torch.tensor(float(size * height * width))
-    labeled = {"pixel_values": images(size), "labels": labels, "valid": marks(size)}
-    labeled |= {"num_labels": pixels, "num_pixels": pixels}
+    labeled = LabeledBatch(
+        pixel_values=images(size), labels=labels, valid=marks(size), num_labels=pixels, num_pixels=pixels
+    )
     if not objective.views:
         return labeled, None
     size = args.unlabeled_batch_size
@@ -177,10 +180,13 @@ def make_batches(
         unlabeled[view] = marks(size) if "mask" in view else images(size)
         if "mask" in view:  # half an image, so that a check on real tensors mixes
             unlabeled[view][:, : height // 2] = False
+        if view == "second_crop":
+            unlabeled["second_valid"] = marks(size)
     if size % 2:  # the neighbour's images are sent along
-        unlabeled |= {f"partner_{view}": images(size) for view in objective.views if "mask" not in view}
+        sent = {"weak", "strong", "strong_2"} & set(objective.views)
+        unlabeled |= {f"partner_{view}": images(size) for view in sent}
         unlabeled["partner_valid"] = marks(size)
-    return labeled, unlabeled
+    return labeled, UnlabeledBatch(**unlabeled)
 
 
 def objectives_table() -> list[str]:

@@ -21,9 +21,10 @@ import evaluate
 import numpy as np
 import torch
 
+from cps_hf.functional import IGNORE_INDEX
 from cps_hf.metrics.mean_iou import MeanIoU
 
-NUM_LABELS, IGNORE_INDEX = 19, 255
+NUM_LABELS = 19
 
 
 class StoredMeanIoU(evaluate.Metric):

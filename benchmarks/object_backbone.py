@@ -21,9 +21,9 @@ from tqdm.auto import tqdm
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from cps_hf.commands.train import small_model
-from cps_hf.data.labels import IGNORE_INDEX
 from cps_hf.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from cps_hf.data.voc import NAMES
+from cps_hf.functional import IGNORE_INDEX
 from cps_hf.scenes.write import draw_object_scene
 
 SCENE_SEED = 1  # the scenes that are segmented have seed 0

@@ -147,8 +147,7 @@ class Measuring(TrainerCallback):
             yield
 
     def _networks(self):
-        teacher = self.trainer.module.teacher
-        return [*self.trainer.module.branches, *([teacher] if teacher is not None else [])]
+        return [*self.trainer.module.networks().values()]
 
     def _before_module(self, module, args) -> None:
         self.parts.enter("loss")
@@ -314,7 +313,7 @@ def trainer_of(options: argparse.Namespace, folder: str, *callbacks: TrainerCall
         agreement_images=0,
         disable_tqdm=True,
         num_branches=1 if OBJECTIVES[options.objective].teacher else options.branches,
-        **options.settings,
+        **({"ema_decay": 0.996} if OBJECTIVES[options.objective].averages else {}) | options.settings,
     )
     return CPSTrainer(
         MODELS[options.model],

@@ -94,10 +94,11 @@ class CPSConfig:
         lr_scheduler_kwargs: the schedule's own arguments, as JSON on the command line.
         warmup_steps: steps of linear warm-up.
         max_skipped_steps: leave out so many steps whose loss or gradient is not finite; one more is an error.
+        ema_decay: keep an average of each branch over the steps, this much of the old one a step (0.996, say) and at
+            the start less, 1 - 1 / (step + 1); scored and exported as `branch_<i>_average`. None: no averages.
 
     Logging and saving
-        logging_steps: log every so many steps.
-        logging_first_step: log the first step too.
+        logging_steps: log the first step, and every so many.
         report_to: trackers of Accelerate, e.g. tensorboard wandb trackio.
         run_name: the trackers' name of this run; none: the output folder's.
         disable_tqdm: no progress bar.
@@ -119,7 +120,6 @@ class CPSConfig:
         torch_compile_mode: of torch.compile, e.g. "max-autotune". Only with `torch_compile`.
         sync_batchnorm: batch norm over all processes, on GPUs with more than one process.
         dataloader_num_workers: worker processes a stream.
-        dataloader_prefetch_factor: batches each worker prepares ahead.
         reshuffle_unlabeled: a fresh order of the unlabeled images each pass. The CPS release never changes it.
         shuffle_buffer_size: rows that a streamed data set is shuffled among.
 
@@ -158,9 +158,9 @@ class CPSConfig:
     lr_scheduler_kwargs: dict[str, Any] = field(default_factory=dict)
     warmup_steps: int = 0
     max_skipped_steps: int = free(0)
+    ema_decay: float | None = None
 
     logging_steps: int = free(50)
-    logging_first_step: bool = free(True)
     report_to: list[str] = free(list)
     run_name: str | None = free(None)
     disable_tqdm: bool = free(False)
@@ -180,7 +180,6 @@ class CPSConfig:
     torch_compile_mode: str | None = rounding(None)
     sync_batchnorm: bool = rounding(True)
     dataloader_num_workers: int = free(2)
-    dataloader_prefetch_factor: int = free(2)
     reshuffle_unlabeled: bool = True
     shuffle_buffer_size: int = 1000
 
@@ -212,7 +211,6 @@ class CPSConfig:
                 "save_total_limit": 1,
                 "seed": 0,
                 "dataloader_num_workers": 0,
-                "dataloader_prefetch_factor": 1,
                 "shuffle_buffer_size": 1,
             },
             shares=["max_bad_sample_share"],
@@ -223,6 +221,8 @@ class CPSConfig:
         for name in ("momentum", "adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be in [0, 1), got {getattr(self, name)}.")
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise ValueError(f"`ema_decay` must be in [0, 1), got {self.ema_decay}; none: no averages.")
         if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
             raise ValueError(f"`layer_decay` must be in (0, 1], got {self.layer_decay}; none: all layers alike.")
         _check_one_of(self, "optim", "sgd", "adamw")
@@ -235,6 +235,7 @@ class CPSConfig:
     # What transformers' callbacks (DefaultFlowCallback, EarlyStoppingCallback, a user's own) read from their `args`.
 
     logging_strategy = eval_strategy = save_strategy = "steps"
+    logging_first_step = True
     eval_delay = 0
     greater_is_better = True
     load_best_model_at_end = False
@@ -262,6 +263,8 @@ class AugmentationConfig:
         color_jitter: probability in a strong view.
         grayscale: probability in a strong view.
         gaussian_blur: probability in a strong view.
+        labeled_color_jitter: the probability with which a labeled image is shown as a strong view: jitter, grey and
+            blur with the three probabilities above. 0, as in the published recipes: never.
     """
 
     crop_size: list[int] = field(default_factory=lambda: [512, 512])
@@ -272,10 +275,13 @@ class AugmentationConfig:
     color_jitter: float = 0.8
     grayscale: float = 0.2
     gaussian_blur: float = 0.5
+    labeled_color_jitter: float = 0.0
 
     def __post_init__(self):
         _check_sizes(self, "crop_size")
-        _check_numbers(self, shares=["horizontal_flip", "color_jitter", "grayscale", "gaussian_blur"])
+        _check_numbers(
+            self, shares=["horizontal_flip", "color_jitter", "grayscale", "gaussian_blur", "labeled_color_jitter"]
+        )
         _check_one_of(self, "random_scale_mode", "choice", "range")
         factors = list(self.random_scale)
         if not factors or not all(0 < factor < math.inf for factor in factors):
@@ -301,6 +307,8 @@ class ModelConfig:
         trust_remote_code: run code that comes with a checkpoint.
         freeze_backbone: train the decode heads alone.
         freeze_norms: keep the backbone's norm layers as they are.
+        norm_momentum: how much of a batch's statistics the batch norms take into their running ones; less suits few
+            images a batch. None: as each layer has it, mostly 0.1.
         image_mean: what images are normalised with, and what the exported image processor says.
         image_std: as `image_mean`.
     """
@@ -313,11 +321,14 @@ class ModelConfig:
     trust_remote_code: bool = free(False)
     freeze_backbone: bool = False
     freeze_norms: bool = False
+    norm_momentum: float | None = None
     image_mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
     image_std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
 
     def __post_init__(self):
         _check_numbers(self, at_least={"num_branches": 1})
+        if self.norm_momentum is not None and not 0 < self.norm_momentum <= 1:
+            raise ValueError(f"`norm_momentum` must be in (0, 1], got {self.norm_momentum}; none: as the layers are.")
         _check_one_of(self, "dtype", "float32", "bfloat16", "float16")
         for name in ("image_mean", "image_std"):
             if len(getattr(self, name)) != 3:
@@ -423,6 +434,10 @@ class Provenance:
 
 GROUPS = (CPSConfig, AugmentationConfig, ModelConfig, EvaluationConfig, HubConfig, Provenance)
 """No two of them have a field of the same name: a command line and a YAML file hold all of them side by side."""
+
+
+RETIRED = ("logging_first_step", "dataloader_prefetch_factor")
+"""Fields of earlier versions, which their config.yaml holds and which nothing reads any more."""
 
 
 def flat(*groups: Any) -> dict[str, Any]:

@@ -2,12 +2,98 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import os
+import secrets
 import shutil
 import stat
-import uuid
+from collections.abc import Iterator
 from pathlib import Path
+
+
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A path to write a file to, which becomes `path` when the block ends.
+
+    Until then `path` is as it was, and so it stays where the block raises (a full disk, Ctrl-C): what was written is
+    removed. A process that is killed leaves a hidden file `.tmp-...`. Of several writers the last one's file stays.
+
+        with written_whole(path) as temporary:
+            image.save(temporary, format="PNG")
+    """
+    temporary = _beside(path)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def filled_whole(folder: Path, *, replace: bool) -> Iterator[Path]:
+    """An empty folder to fill, which becomes `folder` when the block ends; where the block raises, it is removed.
+
+    Args:
+        replace: whether a `folder` that is there is replaced as a whole. Otherwise it may be there if it is empty, and
+            of several who fill it at once the first one's stays.
+
+    Raises:
+        OSError: not `replace`, and the folder holds something (also when the disk cannot be written).
+    """
+    temporary = _beside(folder)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        (replace_folder if replace else os.rename)(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _beside(path: Path) -> Path:
+    """In the same folder, so that it can be renamed; hidden from who lists it; no other writer's, on any machine.
+
+    The name ends as the path's, since libraries choose a format by it.
+    """
+    return path.with_name(f".tmp-{secrets.token_hex(4)}-{path.name}")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """The file has the old text or the new one, whatever happens meanwhile; of several writers the last one's."""
+    with written_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def replace_folder(source: Path, target: Path) -> None:
+    """Two renames where `target` exists; a process killed between them leaves it whole, as `tmp-old-<name>`."""
+    old = target.with_name(f"tmp-old-{target.name}")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        os.replace(target, old)
+    try:
+        os.replace(source, target)
+    except BaseException:
+        if old.exists() and not target.exists():
+            os.replace(old, target)
+        raise
+    flush(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def link_tree(source: Path, target: Path) -> None:
+    """The files of a folder in another one without a second copy, where the file system can; else copies.
+
+    Safe since nothing here changes a file in place: all is written beside and renamed.
+    """
+    shutil.copytree(source, target, copy_function=_link)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def share_weights(folder: Path, *, like: Path) -> None:
@@ -25,44 +111,18 @@ def sha256_of(path: Path) -> str:
 
 
 def flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    """Bring a file's content, or a folder's names, onto the disk; a folder's where the system can."""
+    if os.name == "nt":  # Windows opens no folder, and brings onto the disk only what is open for writing
+        if path.is_dir():
+            return
+        mode = os.O_RDWR
+    else:
+        mode = os.O_RDONLY
+    descriptor = os.open(path, mode)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():  # some network drives
+            raise
     finally:
         os.close(descriptor)
-
-
-def link_tree(source: Path, target: Path) -> None:
-    """The files of a folder in another one without a second copy, where the file system can; else copies.
-
-    Safe since nothing here changes a file in place: all is written beside and renamed.
-    """
-
-    def link(a: str, b: str) -> None:
-        try:
-            os.link(a, b)
-        except OSError:
-            shutil.copy2(a, b)
-
-    shutil.copytree(source, target, copy_function=link)
-
-
-def replace_folder(source: Path, target: Path) -> None:
-    """Two renames where `target` exists; a crash between them leaves it whole, as `tmp-old-<name>`."""
-    old = target.with_name(f"tmp-old-{target.name}")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        os.replace(target, old)
-    os.replace(source, target)
-    flush(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """The file has the old text or the new one, whatever happens meanwhile; of several writers the last one's."""
-    temporary = path.with_name(f"tmp-{uuid.uuid4().hex}-{path.name}")  # several machines may share the folder
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)  # of a full disk: no later writer would overwrite it

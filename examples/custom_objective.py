@@ -17,7 +17,8 @@ from transformers import ResNetConfig, UperNetConfig
 
 from cps_hf import AugmentationConfig, CPSConfig, CPSTrainer, Objective, ObjectiveOutput
 from cps_hf.data import load_cityscapes, partition
-from cps_hf.objectives.base import num_pixels, ramp, valid_pixels
+from cps_hf.functional import full_size
+from cps_hf.objectives import ramp
 from cps_hf.scenes.write import write_street_scenes
 
 
@@ -38,15 +39,16 @@ class EntropyMinimization(Objective):
         return ("weak",)  # what the unlabeled stream is to yield: the cropped, scaled, flipped image
 
     def __call__(self, branches, labeled, unlabeled, *, teacher=None, progress=0.0) -> ObjectiveOutput:
-        images = unlabeled["weak"]
         supervised_loss = entropy = 0.0
         for branch in branches:  # each by itself
-            supervised_loss = supervised_loss + self.supervised_loss(branch(labeled["pixel_values"]), labeled)
-            log_probs = branch(images).float().log_softmax(1)
+            supervised_loss = supervised_loss + self.supervised_loss(branch(labeled.pixel_values), labeled)
+            # A branch's logits are coarser than its images. The losses of `cps_hf.functional` take them as they are;
+            # for math of one's own they are resized.
+            log_probs = full_size(branch(unlabeled.weak)).log_softmax(1)
             pixelwise = -(log_probs.exp() * log_probs).sum(1)
             # Padding does not count, and the sum is divided by the global count of pixels, which the trainer puts into
             # the batch: so one process, several, and accumulated steps give one gradient.
-            entropy = entropy + (pixelwise * valid_pixels(unlabeled, images)).sum() / num_pixels(unlabeled, images)
+            entropy = entropy + (pixelwise * unlabeled.valid).sum() / unlabeled.num_pixels
         loss = supervised_loss + self.weight * ramp(progress, ramp_up=self.ramp_up) * entropy
         # What is named here is logged under that name: metrics.jsonl, trackers, curves.
         return ObjectiveOutput(loss, {"supervised_loss": supervised_loss.detach(), "entropy_loss": entropy.detach()})

@@ -21,7 +21,7 @@ demonstration and do not follow the paper's schedule.
 
 import sys
 
-from cps_hf.commands import train
+from cps_hf.commands.train import main
 
 if __name__ == "__main__":
-    train.main(sys.argv[1:])
+    main(sys.argv[1:])

@@ -13,13 +13,14 @@ from cells import Cell  # the file beside this one
 from datasets import Dataset
 from matplotlib.figure import Figure
 
+from cps_hf import visualization
 from cps_hf.commands.datasets import DataConfig, find_dataset, load_data
-from cps_hf.data.labels import IGNORE_INDEX, LabelEncoding
+from cps_hf.data.labels import LabelEncoding
 from cps_hf.data.streams import EvaluationStream
 from cps_hf.files import write_atomically
+from cps_hf.functional import IGNORE_INDEX
 from cps_hf.inference.ensemble import Ensemble
 from cps_hf.training.setup import evenly_spaced
-from cps_hf.visualization import panels as visualization
 
 Key = tuple[str, str, int]  # method, partition, seed
 COLORS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7")  # Okabe and Ito's

@@ -1,18 +1,17 @@
-"""The page of `cps_hf.app` in Gradio: what stands where, and which click does what."""
+"""The page in Gradio: what stands where, and which click does what. Nothing on it comes from elsewhere: no fonts, no
+telemetry."""
 
 from __future__ import annotations
 
 import html
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when Gradio is imported
 
 import gradio
 
-if TYPE_CHECKING:
-    from .page import Page
+from .page import MAX_BYTES, NO_BRANCH, Page
 
 CSS = """
 .message { margin: 0; padding: .5em .8em; border-radius: 6px; border: 1px solid var(--border-color-primary); }
@@ -36,8 +35,6 @@ def build(page: Page, other: str, examples: Sequence[str], title: str) -> gradio
         other: the branch to compare with at the start.
         examples: image files to pick from.
     """
-    from .page import MAX_BYTES, NO_BRANCH
-
     with gradio.Blocks(title=title, analytics_enabled=False) as blocks:
         gradio.Markdown(f"# {title}")
         with gradio.Row():
@@ -112,8 +109,6 @@ def _caption(text: str) -> str:
 
 def launch(page: Page, other: str, examples: Sequence[str], title: str, host: str | None, port: int | None) -> None:
     """Serve the page until the process is stopped. `host`, `port`: None: Gradio's choice (GRADIO_SERVER_NAME, ...)."""
-    from .page import MAX_BYTES
-
     # Fonts of the system, which need no network.
     theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     build(page, other, examples, title).launch(

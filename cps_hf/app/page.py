@@ -1,7 +1,7 @@
 """A page to try branches on: an image in; overlay, class shares, another branch's view and where the two differ out.
 
-`Page.segment` is the work, plain Python; `interface.build` puts Gradio around it (`pip install "cps_hf[app]"`), and
-`cps-hf app` and a Space serve that. Nothing on the page comes from elsewhere: no fonts, no telemetry.
+In plain Python: `Page.segment` is the work, and interface.py puts Gradio around it. Nothing on the page comes from
+elsewhere: no fonts, no telemetry.
 """
 
 from __future__ import annotations
@@ -20,19 +20,20 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from .. import visualization
 from ..data import voc
 from ..data.palettes import official_palette
 from ..data.reading import read_image
+from ..functional.losses import IGNORE_INDEX
 from ..inference.ensemble import Ensemble
 from ..inference.windows import class_ids
 from ..scenes.write import draw_object_scene, draw_street_scene
-from ..visualization import panels as visualization
 
 MAX_PIXELS = 50_000_000  # of an uploaded image, asked of its header before its pixels are decoded
 MAX_BYTES = 40 * 2**20  # of an uploaded file
 PREDICTED_PIXELS = 2_097_152  # 1024 x 2048; larger images are reduced to it
 SHOWN_SIDE = 512  # pixels: smaller pictures are enlarged
-BRANCH_FOLDERS = ("best", "branch_0", "branch_1", "teacher")
+BRANCH_FOLDERS = ("best", "branch_0", "branch_1", "branch_0_average", "branch_1_average", "teacher")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 NO_BRANCH = "no other"
 DIFFERS = visualization.AGREEMENT["disagree"]
@@ -89,19 +90,19 @@ class Page:
             beside = self._predict(image, other) if other in self.names and other != name else None
         except ValueError as error:
             return Segmented(_message(str(error), error=True))
-        overlay = _enlarged(visualization.overlay(image, prediction, self.palette))
+        overlay = _shown(visualization.overlay(image, prediction, self.palette))
         if beside is None:
             return Segmented(_message(said), overlay, table=self._table({name: prediction}))
         differs = prediction != beside
         share = 100 * float(differs.float().mean())
         said += f" {name} and {other} differ on {share:.1f} % of the pixels."
-        where = torch.where(differs, 0, visualization.IGNORE_INDEX)
+        where = torch.where(differs, 0, IGNORE_INDEX)
         pale = (image.numpy() // 2 + 127).astype(np.uint8).transpose(1, 2, 0)
         return Segmented(
             _message(said),
             overlay,
-            _enlarged(visualization.overlay(image, beside, self.palette)),
-            _enlarged(visualization.overlay(pale, where, [DIFFERS], 0.8)),
+            _shown(visualization.overlay(image, beside, self.palette)),
+            _shown(visualization.overlay(pale, where, [DIFFERS], 0.8)),
             self._table({name: prediction, other: beside}),
         )
 
@@ -234,10 +235,9 @@ def _share_cell(share: float, color: str) -> str:
     return f'<td><div class="share">{bar}</div><span>{_percent(share)}</span></td>'
 
 
-def _enlarged(picture: np.ndarray) -> np.ndarray:
-    """A small picture by a whole factor, as the browser would blur its pixels."""
-    factor = max(1, SHOWN_SIDE // max(picture.shape[:2]))
-    return picture.repeat(factor, axis=0).repeat(factor, axis=1)
+def _shown(picture: np.ndarray) -> np.ndarray:
+    """By a whole factor where it is small, as the browser would blur its pixels."""
+    return visualization.enlarged(picture, SHOWN_SIDE)
 
 
 def _percent(share: float) -> str:

@@ -13,15 +13,16 @@ from pathlib import Path
 
 import yaml
 
+from ..files import filled_whole
 from .page import write_examples
 
 GRADIO = "gradio>=6.31"  # the extra `app` of pyproject.toml
 _APP = '''"""The page of cps_hf.app on {names}."""
 
-from cps_hf.commands.app import main
+from cps_hf.app import serve
 
 if __name__ == "__main__":
-    main({words})
+    serve({branches}, examples="examples", title={title!r})
 '''
 _README = """---
 {header}---
@@ -69,16 +70,9 @@ def write_space(
         raise ValueError("A Space needs at least one branch: its name on the Hub, or a folder.")
     names = [re.sub(r".*/", "", branch.rstrip("/")) for branch in branches]
     title = title or f"Segmentation with {names[0]}"
-    temporary = folder.with_name(f"tmp-{folder.name}")
-    shutil.rmtree(temporary, ignore_errors=True)  # left by a process that was killed here
-    package = Path(__file__).parents[1]
-    shutil.copytree(package, temporary / package.name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
-    write_examples(temporary / "examples", classes)
-    words = [*branches, "--examples", "examples", "--title", title]
-    (temporary / "app.py").write_text(_APP.format(names=", ".join(names), words=words), encoding="utf-8")
+    app = _APP.format(names=", ".join(names), branches=[*branches], title=title)
     # What this package needs, as its metadata says, without the extras.
     requirements = [line for line in requires("cps_hf") or [] if "extra ==" not in line] + [GRADIO]
-    (temporary / "requirements.txt").write_text("\n".join([*requirements, ""]), encoding="utf-8")
     on_hub = [branch for branch in branches if not Path(branch).exists()]
     readme = _README.format(
         header=_header(title, license, on_hub),
@@ -87,8 +81,13 @@ def write_space(
         links=", ".join(f"[{name}](https://huggingface.co/{name})" if name in on_hub else name for name in branches),
         private=_PRIVATE if private else "",
     )
-    (temporary / "README.md").write_text(readme, encoding="utf-8")
-    os.replace(temporary, folder)
+    package = Path(__file__).parents[1]
+    with filled_whole(folder, replace=False) as space:
+        shutil.copytree(package, space / package.name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+        write_examples(space / "examples", classes)
+        (space / "app.py").write_text(app, encoding="utf-8")
+        (space / "requirements.txt").write_text("\n".join([*requirements, ""]), encoding="utf-8")
+        (space / "README.md").write_text(readme, encoding="utf-8")
     return folder
 
 

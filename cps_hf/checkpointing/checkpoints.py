@@ -1,9 +1,9 @@
 """What is saved when, whole or not at all, and which checkpoint a run goes on from.
 
-`OUT/checkpoint-<step>/` holds what Accelerate saves (the module with all branches and its teacher as safetensors, the
-optimizer, every process's random states), `trainer_state.json`, which is ours, `best/`, the best branch so far (hard
-links: no second copy on the disk), and `manifest.json`, the size and SHA-256 of each file, written last: a folder
-without it is no checkpoint. All is written beside as `tmp-checkpoint-<step>`, flushed and renamed.
+`OUT/checkpoint-<step>/` holds what Accelerate saves (the module with all branches, their averages and its teacher as
+safetensors, the optimizer, every process's random states), `trainer_state.json`, which is ours, `best/`, the best
+branch so far (hard links: no second copy on the disk), and `manifest.json`, the size and SHA-256 of each file, written
+last: a folder without it is no checkpoint. All is written beside as `tmp-checkpoint-<step>`, flushed and renamed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,17 @@ MANIFEST = "manifest.json"
 # What a run writes into its output folder, and so what `--overwrite_output_dir` may remove: nothing else.
 MARKER = "preempted.json"  # a signal stopped the run: it is to go on
 RUN_FILES = (MARKER, "config.yaml", "metrics.jsonl", "results.json", "bad_samples.jsonl")
-RUN_FOLDERS = ("best", "teacher", "pictures", "branch_*", "checkpoint-*", "aside-checkpoint-*", "bad_batch-*", "tmp-*")
+RUN_FOLDERS = (
+    "best",
+    "teacher",
+    "pictures",
+    "branch_*",
+    "checkpoint-*",
+    "aside-checkpoint-*",
+    "bad_batch-*",
+    "tmp-*",
+    ".tmp-*",
+)
 
 
 class CheckpointError(OSError):
@@ -34,6 +44,16 @@ class CheckpointError(OSError):
 
 
 # ------------------------------------------------------------------------------------------------ the output folder
+
+
+def check_place(output_dir: str) -> None:
+    """Raise a ValueError where the folder is or lies below a file, or may not be written to."""
+    folder = Path(output_dir)
+    there = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
+    if not there.is_dir():
+        raise ValueError(f"`output_dir` {output_dir} must be a folder, but {there} is a file. Choose another name.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"`output_dir` {output_dir} cannot be written: no permission for {there}. Choose another.")
 
 
 def check_output_dir(output_dir: str, *, overwrite: bool, resuming: bool, auto: bool = False) -> None:
@@ -47,12 +67,8 @@ def check_output_dir(output_dir: str, *, overwrite: bool, resuming: bool, auto: 
         ValueError: it is or lies below a file, may not be written to, or holds a run and neither `overwrite` nor
             `resuming` is asked for.
     """
+    check_place(output_dir)
     folder = Path(output_dir)
-    there = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
-    if not there.is_dir():
-        raise ValueError(f"`output_dir` {output_dir} must be a folder, but {there} is a file. Choose another name.")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise ValueError(f"`output_dir` {output_dir} cannot be written: no permission for {there}. Choose another.")
     if auto and not (folder / "results.json").exists():
         return
     # A run that stopped before its first log left its settings alone: nothing that would be lost.
@@ -70,6 +86,33 @@ def check_output_dir(output_dir: str, *, overwrite: bool, resuming: bool, auto: 
         )
 
 
+def check_run_files(output_dir: str) -> None:
+    """What is in the way of a file or folder that a run writes at its end, said before it begins.
+
+    Raises:
+        ValueError: a folder is where a file is to be, or the other way round; or it may not be written to.
+    """
+    for path in _run_paths(Path(output_dir)):
+        if path.name.startswith("tmp-"):
+            continue
+        kind, other = ("file", "folder") if path.name in RUN_FILES else ("folder", "file")
+        if path.is_dir() != (kind == "folder"):
+            raise ValueError(f"{path} is to be a {kind} of the run, but a {other} is there. Move it away.")
+        if not os.access(path, os.W_OK):
+            raise ValueError(f"{path}, which the run is to replace, may not be written to. Change its permissions.")
+
+
+def put_back(folder: Path) -> None:
+    """Give what a process that was killed between the two renames of `replace_folder` left its name back: it is the
+    only one of its kind. A checkpoint that was being removed stays what it is."""
+    for path in sorted(folder.glob("tmp-old-*")):
+        target = path.with_name(path.name.removeprefix("tmp-old-"))
+        removed = target.name.startswith("checkpoint-") and problem_of(path, content=False) is not None
+        if not target.exists() and not removed:
+            logger.warning("%s was being replaced when the run ended: it is back as it was.", target)
+            os.replace(path, target)
+
+
 def prepare_output_dir(output_dir: str, *, step: int | None, overwrite: bool) -> None:
     """Make the folder ready; to be called by one process.
 
@@ -83,7 +126,7 @@ def prepare_output_dir(output_dir: str, *, step: int | None, overwrite: bool) ->
     if step is not None or not overwrite:
         set_aside(folder, after=-1 if step is None else step)
     for path in _run_paths(folder):
-        half_written = path.name.startswith("tmp-")
+        half_written = path.name.startswith(("tmp-", ".tmp-"))
         if half_written:
             logger.warning("%s was half-written when the run ended: removed.", path)
         if half_written or (step is None and (overwrite or not path.name.startswith("aside-"))):
@@ -222,8 +265,7 @@ def save_checkpoint(
 
     def finish() -> None:
         (temporary / STATE_FILE).write_text(json.dumps(state, indent=1), encoding="utf-8")
-        if state.get("best"):
-            link_tree(final.with_name("best"), temporary / "best")
+        _link_best(state, temporary)
         share_weights(temporary, like=temporary / STATE_FILE)
         seal(temporary)
         replace_folder(temporary, final)
@@ -239,13 +281,16 @@ def save_checkpoint(
         if errors:
             if is_main_process:
                 shutil.rmtree(temporary, ignore_errors=True)
+            files = "Too many open files" in errors[0]
+            advice = "raise the limit on open files (`ulimit -n 65536`)" if files else "make room"
             raise CheckpointError(
-                f"The checkpoint of step {step} could not be written to {output_dir} ({errors[0]}). Is the disk full? "
-                f"The newest whole one is {newest_checkpoint(output_dir) or 'none yet'}: make room and go on with "
+                f"The checkpoint of step {step} could not be written to {output_dir} ({errors[0]})."
+                f"{'' if files else ' Is the disk full?'} The newest whole one is "
+                f"{newest_checkpoint(output_dir) or 'none yet'}: {advice} and go on with "
                 "`--resume_from_checkpoint auto`."
             ) from error
-    if is_main_process and save_total_limit is not None:
-        _prune(Path(output_dir), save_total_limit, {final, final.with_name(f"checkpoint-{best_step}")})
+    if is_main_process:
+        _prune(final, save_total_limit, best_step)
     return final
 
 
@@ -264,21 +309,32 @@ def amend_checkpoint(
     shutil.rmtree(temporary / "best", ignore_errors=True)
     (temporary / STATE_FILE).unlink()  # it is a link: writing into it would change the checkpoint
     (temporary / STATE_FILE).write_text(json.dumps(state, indent=1), encoding="utf-8")
-    if state.get("best"):
-        link_tree(final.with_name("best"), temporary / "best")
+    _link_best(state, temporary)
     share_weights(temporary, like=temporary / STATE_FILE)
     seal(temporary, known=_files_of(final))
     replace_folder(temporary, final)
-    if save_total_limit is not None:  # another step may be the best now
-        _prune(Path(output_dir), save_total_limit, {final, final.with_name(f"checkpoint-{best_step}")})
+    _prune(final, save_total_limit, best_step)  # another step may be the best now
 
 
-def _prune(folder: Path, limit: int, keep: set[Path]) -> None:
-    for old in checkpoints_in(folder)[:-limit]:
+def _link_best(state: Mapping[str, Any], checkpoint: Path) -> None:
+    """The best branch so far into a checkpoint, unless its user took it away."""
+    best = checkpoint.with_name("best")
+    if state.get("best") and best.is_dir():
+        link_tree(best, checkpoint / "best")
+
+
+def _prune(newest: Path, limit: int | None, best_step: int | None) -> None:
+    """Remove older checkpoints than the `limit` newest, but for that of the best step. What cannot be removed costs
+    space and no training."""
+    keep = {newest, newest.with_name(f"checkpoint-{best_step}")}
+    for old in checkpoints_in(newest.parent)[:-limit] if limit is not None else ():
         if old not in keep:
             leaving = old.with_name(f"tmp-old-{old.name}")  # half-removed, it is no checkpoint any more
-            os.replace(old, leaving)
-            shutil.rmtree(leaving)
+            try:
+                os.replace(old, leaving)
+                shutil.rmtree(leaving)
+            except OSError as error:
+                logger.warning("%s could not be removed: %s", old, error)
 
 
 def seal(folder: Path, known: Mapping[str, Mapping[str, Any]] | None = None) -> None:

@@ -48,6 +48,7 @@ def fingerprint(
     optimizer: torch.optim.Optimizer,
     lr_scheduler: Any,
     accelerator: Accelerator,
+    class_counts: torch.Tensor | None = None,
 ) -> dict[str, Any]:
     """All that decides how a run goes on, by what a change of it does; JSON values only.
 
@@ -56,6 +57,7 @@ def fingerprint(
     Args:
         groups: the settings, `CPSConfig` first.
         objective: a dataclass of the method's hyper-parameters.
+        class_counts: the labeled set's pixels by class, where the run weighs classes by them.
     """
     args, settings = groups[0], flat(*groups)
     micro_batches = args.gradient_accumulation_steps * accelerator.num_processes
@@ -68,6 +70,7 @@ def fingerprint(
             "objective": type(objective).__name__,
             **{f"objective.{name}": value for name, value in asdict(objective).items()},
             **_dataset("train_dataset", train_dataset, with_label=True),
+            **({} if class_counts is None else {"train_dataset, pixels by class": class_counts.tolist()}),
             **_dataset("unlabeled_dataset", unlabeled_dataset if objective.views else None, with_label=False),
             "optimizer": type(getattr(optimizer, "optimizer", optimizer)).__name__,
             "scheduler": type(lr_scheduler).__name__,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,9 +16,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers.trainer_callback import ExportableState, TrainerCallback
 
 from ..config import CPSConfig
-from ..files import link_tree
+from ..files import link_tree, write_atomically
 from . import checkpoints
 from .fingerprint import differences
+from .lock import FolderLock
 
 logger = logging.getLogger(__name__)
 
@@ -34,14 +36,18 @@ class State(Protocol):
 
 
 def on_main_process(accelerator: Accelerator, call: Callable[[], Any]) -> Any:
-    """What `call()` gives on the main process, or the ValueError that it raises there, on every process."""
+    """What `call()` gives on the main process, on every process; or the error that it raises there: on the others a
+    ValueError of the same text, so that nobody waits for a process that is gone."""
     outcome: list[Any] = [None, None]
+    failure = None
     if accelerator.is_main_process:
         try:
             outcome[0] = call()
-        except ValueError as error:
-            outcome[1] = str(error)
+        except Exception as error:
+            failure, outcome[1] = error, f"{error}"
     broadcast_object_list(outcome)
+    if failure is not None:
+        raise failure
     if outcome[1] is not None:
         raise ValueError(outcome[1])
     return outcome[0]
@@ -72,15 +78,44 @@ class Checkpointer:
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.callbacks, self.settings, self.evaluates = callbacks, settings, evaluates
         self.fingerprint: dict[str, Any] = {}  # of this run, once `find` was called
+        self.lock = FolderLock(args.output_dir)
 
     # -------------------------------------------------------------------------------------------- before the run
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Within, the output folder is this run's alone; its processes share it.
+
+        Raises:
+            LockedError: another run has it.
+            ValueError: it cannot be made or written to.
+        """
+        on_main_process(self.accelerator, self._take)
+        try:
+            yield
+        finally:
+            self.lock.release()
+
+    def _take(self) -> None:
+        output_dir = self.args.output_dir
+        checkpoints.check_place(output_dir)
+        try:
+            self.lock.take()
+        except OSError as error:
+            raise ValueError(f"`output_dir` {output_dir} cannot be written: {error}. Choose another.") from error
+        checkpoints.put_back(Path(output_dir))
+
+    def check_lock(self) -> None:
+        """Raise a LockedError (on other processes than the main one a ValueError) where another run has taken the
+        folder meanwhile; to be called before something is written."""
+        on_main_process(self.accelerator, self.lock.check)
 
     def find(
         self, wanted: str | bool | None, fingerprint: Callable[[], dict[str, Any]]
     ) -> tuple[Path | None, dict[str, Any]]:
         """The checkpoint to go on from and what we wrote into it; without one, (None, a new run's).
 
-        Called before anything is written.
+        Called before anything but the lock is written.
 
         Args:
             fingerprint: what decides how this run goes on; asked for on the main process.
@@ -114,12 +149,20 @@ class Checkpointer:
         checkpoint, saved, self.fingerprint = on_main_process(self.accelerator, find)
         return checkpoint, saved
 
-    def prepare_output_dir(self, checkpoint: Path | None, saved: Mapping[str, Any]) -> None:
-        """Make the output folder that of the step that the run begins at; called by the main process alone.
+    def prepare_output_dir(self, checkpoint: Path | None, saved: Mapping[str, Any], settings: str) -> None:
+        """Make the output folder that of the step that the run begins at.
 
         Args:
             checkpoint, saved: what `find` gave.
+            settings: the text of config.yaml.
+
+        Raises:
+            OSError: a file or folder cannot be removed or made; on other processes than the main one a ValueError.
+            ValueError: something is in the way of what the run will write.
         """
+        on_main_process(self.accelerator, lambda: self._prepare(checkpoint, saved, settings))
+
+    def _prepare(self, checkpoint: Path | None, saved: Mapping[str, Any], settings: str) -> None:
         goes_on = _is_in(checkpoint, self.args.output_dir)
         checkpoints.prepare_output_dir(
             self.args.output_dir, step=saved["step"] if goes_on else None, overwrite=self.args.overwrite_output_dir
@@ -130,6 +173,8 @@ class Checkpointer:
                 shutil.rmtree(best)
             if (checkpoint / "best").is_dir() and not self._change_of_choice(saved):
                 link_tree(checkpoint / "best", best)
+        checkpoints.check_run_files(self.args.output_dir)
+        write_atomically(Path(self.args.output_dir) / "config.yaml", settings)
 
     def _change_of_choice(self, saved: Mapping[str, Any]) -> list[str]:
         """What changed of the choice of the best branch; nothing where the run makes no such choice any more."""
@@ -164,22 +209,24 @@ class Checkpointer:
         """Let the checkpoint of this step know what happened since it was saved: its evaluation, a new best branch.
 
         A disk that is full costs nothing but that: the checkpoint stays as it was saved, and whoever goes on from it
-        does again what it holds as pending.
+        does again what it holds as pending. Nothing happens where this step's checkpoint lies in another folder.
         """
-        if self.accelerator.is_main_process:
+        step = self.state.global_step
+        if self.accelerator.is_main_process and (Path(self.args.output_dir) / f"checkpoint-{step}").is_dir():
             try:
                 checkpoints.amend_checkpoint(
                     self.args.output_dir,
-                    self.state.global_step,
+                    step,
                     self._content(streams),
                     save_total_limit=self.args.save_total_limit,
                     best_step=self.state.best.get("step"),
                 )
-            except OSError as error:
+            except Exception as error:  # whatever it is, the others must not wait for this process
                 logger.warning(
-                    "checkpoint-%d stays as it was before the evaluation of its step, which resuming repeats: %s",
-                    self.state.global_step,
+                    "checkpoint-%d stays as it was before what came after it, which resuming repeats: %s",
+                    step,
                     error,
+                    exc_info=not isinstance(error, OSError),
                 )
         self.accelerator.wait_for_everyone()
 

@@ -1,8 +1,8 @@
 """Being told to stop: a signal ends a run after its step, with a checkpoint to go on from.
 
 Clusters announce the end of a job with SIGTERM, or with a signal of the user's choice, which by custom is SIGUSR1;
-Ctrl-C is SIGINT. Launchers repeat a signal to the processes that they started, so what comes within
-`ECHO_SECONDS` counts as one.
+Ctrl-C is SIGINT. (Windows has no SIGUSR1; Ctrl-Break there is SIGBREAK.) Launchers repeat a signal to the processes
+that they started, so what comes within `ECHO_SECONDS` counts as one.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import threading
 import time
 from pathlib import Path
@@ -27,7 +28,8 @@ logger = logging.getLogger(__name__)
 EXIT_CODE = 85
 """A run that was told to stop, and saved: start it again to go on. (HTCondor's code for the same.)"""
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+_NAMES = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGBREAK")
+SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
 ECHO_SECONDS = 2.0
 
 
@@ -49,7 +51,8 @@ class StopSignals:
     allows no handlers, all do. What was there before comes back at the end.
 
     A thread does the watching: Python runs a handler only between two of its own instructions, so never while the
-    main thread waits for another process that will not answer, which is when a second signal is sent.
+    main thread waits for another process that will not answer, which is when a second signal is sent. It is told by a
+    pair of sockets, which every system has; a pipe that does not block cannot be had on Windows.
     """
 
     def __init__(self):
@@ -61,9 +64,9 @@ class StopSignals:
         self.received, self._old = 0, {}
         if threading.current_thread() is not threading.main_thread():
             return self
-        self._read, self._write = os.pipe()
-        os.set_blocking(self._write, False)
-        self._old_wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        self._read, self._write = socket.socketpair()
+        self._write.setblocking(False)
+        self._old_wakeup = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
         for number in SIGNALS:
             if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
                 self._old[number] = signal.signal(number, _leave_it_to_the_thread)
@@ -77,13 +80,13 @@ class StopSignals:
         for number, handler in self._old.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._old_wakeup)
-        os.write(self._write, b"\0")  # no signal's number: the thread ends
+        self._write.send(b"\0")  # no signal's number: the thread ends
         self._thread.join()
-        os.close(self._read)
-        os.close(self._write)
+        self._read.close()
+        self._write.close()
 
     def _watch(self) -> None:
-        while number := os.read(self._read, 1)[0]:
+        while number := self._read.recv(1)[0]:
             if number not in self._old:  # SIGCHLD of a data loader's worker, say
                 continue
             now = time.monotonic()
@@ -108,7 +111,10 @@ def leave(accelerator: Accelerator, output_dir: str, step: int, number: int) -> 
     if accelerator.is_main_process:
         name = signal.Signals(number).name if number else None
         marker = {"step": step, "signal": name, "checkpoint": checkpoint.name, "exit_code": EXIT_CODE}
-        write_atomically(Path(output_dir) / MARKER, json.dumps(marker, indent=1))
+        try:
+            write_atomically(Path(output_dir) / MARKER, json.dumps(marker, indent=1))
+        except OSError as error:  # the checkpoint is written, and the other processes wait for this one
+            logger.warning("%s could not be written: %s", MARKER, error)
         logger.warning("Stopped by a signal after step %d; %s is what to go on from.", step, checkpoint)
     accelerator.wait_for_everyone()
     raise Preempted(step, checkpoint)

@@ -10,13 +10,11 @@ It serves http://127.0.0.1:7860. Any model of AutoModelForSemanticSegmentation w
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
-from ..app.page import Page, find_branches, find_examples, other_branch, write_examples
+from ..app.serve import serve
 from .arguments import ArgumentParser
-from .errors import fail, mendable
+from .errors import mendable
 from .main import COMMANDS
 
 
@@ -38,16 +36,6 @@ def make_parser() -> ArgumentParser:
 def main(argv: Sequence[str]) -> None:
     """Serve until it is stopped."""
     options = make_parser().parse_args(argv)
-    if options.port is not None and not 1 <= options.port <= 65535:
-        fail(f"`--port` must be from 1 to 65535, got {options.port}")
     logging.basicConfig(format="%(levelname)s: %(message)s")
-    try:
-        from ..app.interface import launch  # Gradio is an extra
-    except ImportError as error:
-        fail(f'the page needs Gradio: pip install "cps_hf[app]" ({error})')
-    with tempfile.TemporaryDirectory(prefix="cps-hf-app-") as scratch, mendable(scratch):
-        sources = find_branches(options.branches)
-        page = Page(sources, device=options.device, trust_remote_code=options.trust_remote_code)
-        drawn = options.examples is None
-        examples = write_examples(Path(scratch), page.classes) if drawn else find_examples(options.examples)
-        launch(page, other_branch(sources), examples, options.title, options.host, options.port)
+    with mendable("the page", (ValueError, OSError, ImportError)):
+        serve(**vars(options))

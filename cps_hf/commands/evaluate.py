@@ -31,6 +31,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
+from .. import visualization
 from ..checkpointing.fingerprint import versions
 from ..data import LabelEncoding
 from ..data.cityscapes import NAMES as CITYSCAPES
@@ -44,7 +45,6 @@ from ..metrics.boundary_iou import BoundaryIoU
 from ..metrics.mean_iou import MeanIoU
 from ..training.evaluation import plain
 from ..training.reporting import class_table, scores_table, without_nan
-from ..visualization import panels as visualization
 from . import branches as chosen
 from . import datasets as named
 from .arguments import ArgumentParser

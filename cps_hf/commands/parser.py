@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import yaml
 
+from ..config import RETIRED
 from ..objectives import OBJECTIVES
 from .errors import fail, nearest
 from .help import make_help
@@ -119,7 +120,8 @@ def _build(groups: Mapping[str, type], objective: str, values: Mapping[str, Any]
 
 
 def _without_foreign_fields(values: Mapping[str, Any], objective: str) -> dict[str, Any]:
-    """A file's values without its objective, and without that one's hyper-parameters where another one was chosen."""
+    """A file's values without its objective, without that one's hyper-parameters where another one was chosen, and
+    without what only earlier versions knew."""
     values = dict(values)
     theirs = values.pop("objective", objective)
     own = OBJECTIVES.get(theirs) if isinstance(theirs, str) else None
@@ -128,7 +130,11 @@ def _without_foreign_fields(values: Mapping[str, Any], objective: str) -> dict[s
     if left_out:
         listed = ", ".join(f"`{key}`" for key in left_out)
         print(f"note: {listed} of the file's objective {theirs}: not used by {objective}.", file=sys.stderr)
-    return {key: value for key, value in values.items() if key not in foreign}
+    retired = sorted({*RETIRED} & values.keys())
+    if retired:
+        listed = ", ".join(f"`{key}`" for key in retired)
+        print(f"note: {listed} of the file: no option any more, and left out.", file=sys.stderr)
+    return {key: value for key, value in values.items() if key not in foreign and key not in RETIRED}
 
 
 # ------------------------------------------------------------------------------------------------ the file

@@ -31,6 +31,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
+from .. import visualization
 from ..data.folder import IMAGE_SUFFIXES
 from ..data.masks import output_path, write_mask, write_probabilities
 from ..data.palettes import palette_of
@@ -39,7 +40,6 @@ from ..data.table import build
 from ..files import write_atomically
 from ..inference.ensemble import Ensemble
 from ..inference.windows import add_probabilities, class_ids
-from ..visualization import panels as visualization
 from . import branches as chosen
 from . import datasets as named
 from .arguments import ArgumentParser

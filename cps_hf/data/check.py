@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,9 +13,11 @@ from datasets import Dataset, IterableDataset
 from PIL import Image, ImageDraw
 from tqdm.auto import tqdm
 
+from ..files import written_whole
+from ..functional import IGNORE_INDEX
 from ..visualization import lettering
 from ..visualization.colors import BLACK, WHITE, Color, overlay_name
-from .labels import IGNORE_INDEX, LabelEncoding
+from .labels import LabelEncoding
 from .palettes import palette_of
 from .reading import read_sample
 from .streams import undecoded
@@ -146,9 +147,8 @@ def _write_sheet(tiles: list[Image.Image], legend: list[tuple[str, Color]], path
         draw.rectangle((x, y, x + LINE - 4, y + LINE - 4), fill=color, outline=(150, 150, 150))
         draw.text((x + LINE, y + LINE // 2 - 2), name, fill=(230, 230, 230), font=font, anchor="lm")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"tmp-{path.name}")
-    sheet.save(temporary, "PNG")
-    os.replace(temporary, path)
+    with written_whole(path) as temporary:
+        sheet.save(temporary, format="PNG")
 
 
 def format_report(report: dict[str, Any]) -> str:

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from datasets import Dataset, IterableDataset
 
-from .labels import IGNORE_INDEX, LabelEncoding
+from ..functional import IGNORE_INDEX
+from .labels import LabelEncoding
 from .table import build, first_few
 
 logger = logging.getLogger(__name__)

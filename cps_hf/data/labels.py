@@ -16,7 +16,7 @@ import numpy as np
 from datasets import Image
 from PIL import Image as PILImage
 
-from ..functional.losses import IGNORE_INDEX
+from ..functional import IGNORE_INDEX
 
 _KEY = "cps_hf.label_encoding"
 _UNKNOWN = -1

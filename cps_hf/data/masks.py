@@ -13,8 +13,9 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
+from ..files import written_whole
+from ..functional import IGNORE_INDEX
 from .cityscapes import LABELS
-from .labels import IGNORE_INDEX
 
 _LABEL_IDS = np.zeros(256, np.uint8)  # by class id; 255 and what is no class become 0, "unlabeled"
 for _label in LABELS:
@@ -58,10 +59,5 @@ def output_path(folder: Path, name: str, suffix: str) -> Path:
 
 def _write(path: Path, save: Callable[[BinaryIO], object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            save(file)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written_whole(path) as temporary, open(temporary, "wb") as file:
+        save(file)

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from huggingface_hub import constants
 
+from ..files import written_whole
 from .table import first_few
 
 logger = logging.getLogger(__name__)
@@ -375,11 +376,10 @@ def _from_cache(file: str, base_url: str | None) -> bytes:
     found = hashlib.sha256(content).hexdigest()
     if found != _SHA256[file]:
         raise ValueError(f"{url} gave SHA-256 {found}, the published list has {_SHA256[file]}: refused. {otherwise}")
-    temporary = path.with_name(f"tmp-{os.getpid()}-{path.name}")  # processes may fetch at the same time
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
+        with written_whole(path) as temporary:  # processes may fetch at the same time
+            temporary.write_bytes(content)
     except OSError as error:  # a full or read-only disk; the list itself is here and right
         logger.warning("%s cannot be kept for the next time: %s.", path, error)
     return content

@@ -6,6 +6,7 @@ may differ by a bit from PIL's, but a PNG with one wrong byte ends the process (
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import os
@@ -108,6 +109,8 @@ def _bytes_of(value: Any, name: str, what: str) -> tuple[bytes | None, str]:
         try:
             data = _read(path)
         except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
+            if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):
+                raise  # the process has too many files open: that is no fault of this one
             said = getattr(error, "strerror", None) or error
             raise ValueError(f"Cannot read {where}, the {what}: {said}. Restore the file or drop the row.") from error
     if not data:
@@ -149,6 +152,8 @@ def _open(value: Any, data: bytes | None, where: str, what: str) -> PILImage.Ima
 def _named_errors(where: str, what: str, data: bytes | None) -> Iterator[None]:
     try:
         yield
+    except MemoryError:
+        raise
     except Exception as error:  # PIL raises OSError, ValueError, SyntaxError, struct.error ... on broken files
         found = f"{what} of {len(data)} bytes, " if data is not None else f"{what}, "
         if isinstance(error, UnidentifiedImageError):  # its own text shows an object in memory

@@ -20,6 +20,8 @@ from datasets.table import embed_table_storage
 from pyarrow import ArrowInvalid
 from tqdm.auto import tqdm
 
+from ..files import write_atomically, written_whole
+
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest-{split}.json"
@@ -96,17 +98,12 @@ def _is_whole(path: Path, rows: int) -> bool:
 def _write_one(part: Dataset, path: Path) -> None:
     """Few rows at a time, so that memory holds no shard, and past `datasets`' cache, which would keep a second copy of
     all images and give it again after a file was mended. (`to_parquet` would write this machine's paths.)"""
-    temporary = path.with_name(f".tmp-{path.name}")  # hidden, so that no reader takes it for a shard
-    try:
-        with open(temporary, "wb") as file:
-            with pq.ParquetWriter(file, part.features.arrow_schema) as writer:
-                for rows in part.with_format("arrow").iter(ROW_GROUP):
-                    writer.write_table(embed_table_storage(rows))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written_whole(path) as temporary, open(temporary, "wb") as file:
+        with pq.ParquetWriter(file, part.features.arrow_schema) as writer:
+            for rows in part.with_format("arrow").iter(ROW_GROUP):
+                writer.write_table(embed_table_storage(rows))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _check_manifest(dataset: Dataset, folder: Path, split: str, count: int) -> None:
@@ -130,9 +127,7 @@ def _check_manifest(dataset: Dataset, folder: Path, split: str, count: int) -> N
             f"{folder} holds {split}-*.parquet files that were not written by this. Choose another folder."
         )
     else:
-        temporary = path.with_name(f".tmp-{path.name}")
-        temporary.write_text(json.dumps(wanted, indent=1), encoding="utf-8")
-        os.replace(temporary, path)
+        write_atomically(path, json.dumps(wanted, indent=1))
 
 
 def push_shards(

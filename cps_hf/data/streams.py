@@ -15,11 +15,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..config import AugmentationConfig
+from ..functional import IGNORE_INDEX
 from .labels import LabelEncoding
 from .order import IterableReader, MapReader, Plan, Shard, Source, read_ahead, require_a_batch, seeded_generator
 from .reading import read_sample
-from .transforms import IGNORE_INDEX, labeled_sample, unlabeled_views
-from .workers import outlive_signals
+from .transforms import labeled_sample, unlabeled_views
+from .workers import allowed_workers, outlive_signals
 
 MAX_ATTEMPTS = 10  # replacements for one bad sample before giving up
 NUM_SPARES = 32  # rows of a streamed data set that stand in for bad ones
@@ -70,6 +71,7 @@ class TrainStream:
         max_bad_sample_share: float = 0.05,
     ):
         dataset = undecoded(dataset, with_label=views is None, what=name)
+        num_workers = allowed_workers(num_workers)
         self.name, self.shard, self.start = name, shard, start
         self.plans_ahead = prefetch_factor * max(1, num_workers)
         self.max_bad_sample_share = max_bad_sample_share
@@ -335,7 +337,7 @@ class EvaluationStream:
             sampler=sources,
             batch_size=batch_size,
             collate_fn=list,
-            num_workers=num_workers,
+            num_workers=allowed_workers(num_workers),
             generator=torch.Generator(),
             worker_init_fn=outlive_signals,
         )

@@ -17,8 +17,8 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
 from ..config import AugmentationConfig
+from ..functional import IGNORE_INDEX
 from ..functional.cutmix import draw_cutmix_masks
-from ..functional.losses import IGNORE_INDEX
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -117,6 +117,9 @@ def labeled_sample(
 ) -> dict[str, Tensor]:
     """ "pixel_values" uint8 (3, h, w), "labels" uint8 (h, w), "valid" bool (h, w)."""
     image, label, valid = random_crop(image, label, augmentation, generator)
+    if augmentation.labeled_color_jitter:  # else nothing is drawn
+        if torch.rand((), generator=generator).item() < augmentation.labeled_color_jitter:
+            image = strong_view(image, augmentation, generator)
     return {"pixel_values": image, "labels": label, "valid": valid}
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import re
 import sys
 from collections.abc import Collection
@@ -20,7 +19,9 @@ from datasets import Dataset, IterableDataset
 from PIL import Image
 from tqdm.auto import tqdm
 
-from .labels import IGNORE_INDEX, LabelEncoding
+from ..files import write_atomically, written_whole
+from ..functional import IGNORE_INDEX
+from .labels import LabelEncoding
 from .reading import read_label
 from .table import build, first_few
 
@@ -187,12 +188,10 @@ def build_train_aug(voc_root: str | Path, sbd_root: str | Path, *, progress: boo
             label = read_label({"bytes": None, "path": str(path)}, ENCODING, name=repr(name)).numpy()
         else:
             label = _read_sbd(mats / f"{name}.mat")
-        temporary = target / f"tmp-{name}.png"
-        Image.fromarray(label).save(temporary)
-        os.replace(temporary, target / f"{name}.png")
+        with written_whole(target / f"{name}.png") as temporary:
+            Image.fromarray(label).save(temporary)
     ids = sorted(voc["train"] | sbd)
-    (lists / "tmp-train_aug").write_text("".join(f"{name}\n" for name in ids), encoding="utf-8")
-    os.replace(lists / "tmp-train_aug", lists / "train_aug.txt")
+    write_atomically(lists / "train_aug.txt", "".join(f"{name}\n" for name in ids))
     if len(ids) != TRAIN_AUG_SIZE:
         logger.warning(
             "train_aug has %d images, the published one %d: VOC train %d, SBD without VOC val %d.",

@@ -3,7 +3,7 @@
 Shapes: B images, C classes, H x W pixels. A term never divides by a count of predictions (how many pixels passed a
 threshold, say), so the same global batch gives the same gradient on one process, on several, and with gradient
 accumulation: the trainer passes the global count, divided by (processes x accumulation steps), as `count`.
-OHEM is the exception and says so.
+OHEM and Dice are the exceptions and say so.
 
 Logits are full-size tensors (B, C, H, W), or `StridedLogits`, which are resized and forgotten a piece at a time: the
 same numbers to rounding, for a fraction of the memory.
@@ -11,17 +11,20 @@ same numbers to rounding, for a fraction of the memory.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .strided import StridedLogits, at_least_float32, map_over_pixels, sum_over_pixels
+from .strided import Logits, StridedLogits, add_over_pixels, at_least_float32, map_over_pixels, sum_over_pixels
 
 IGNORE_INDEX = 255
+"""The label of pixels that no loss and no score looks at."""
 
 
 def pixel_cross_entropy(
-    logits: Tensor | StridedLogits,
+    logits: Logits,
     target: Tensor,
     *,
     valid: Tensor | None = None,
@@ -56,11 +59,12 @@ def pixel_cross_entropy(
 
 
 def ohem_cross_entropy(
-    logits: Tensor | StridedLogits,
+    logits: Logits,
     labels: Tensor,
     *,
     threshold: float = 0.7,
     min_kept: int,
+    class_weights: Tensor | None = None,
     ignore_index: int = IGNORE_INDEX,
 ) -> Tensor:
     """Cross entropy on the hard pixels only: online hard example mining, as the CPS release uses it on Cityscapes.
@@ -72,6 +76,7 @@ def ohem_cross_entropy(
 
     Args:
         logits: (B, C, H, W). labels: long (B, H, W). min_kept: pixels of this call, at least 1.
+        class_weights: float (C,), what a kept pixel's loss is multiplied with; they do not decide which are kept.
     """
     if min_kept < 1:
         raise ValueError(f"`min_kept` must be at least 1 pixel, got {min_kept}.")
@@ -87,10 +92,93 @@ def ohem_cross_entropy(
     # Kept on the device: reading the number of labeled pixels here would make the host wait.
     bound = torch.where(labeled.sum() < min_kept, torch.inf, p_k.clamp(min=threshold))
     kept = labeled & (true_class_probs <= bound)
-    return pixel_cross_entropy(logits, labels, valid=kept, ignore_index=ignore_index)
+    return pixel_cross_entropy(logits, labels, valid=kept, class_weights=class_weights, ignore_index=ignore_index)
 
 
-def pseudo_label(logits: Tensor | StridedLogits, *, confidence_threshold: float = 0.0) -> Tensor:
+def focal_loss(
+    logits: Logits,
+    labels: Tensor,
+    *,
+    gamma: float = 2.0,
+    count: Tensor | float | None = None,
+    class_weights: Tensor | None = None,
+    ignore_index: int = IGNORE_INDEX,
+) -> Tensor:
+    """The focal loss (Lin et al., ICCV 2017, equation 5) of the soft-max: -(1 - p)^gamma log p, p the probability of
+    the true class, summed over pixels and divided by a count.
+
+    Args:
+        logits: (B, C, H, W). labels: long (B, H, W); pixels equal to `ignore_index` add nothing.
+        gamma: 0 is cross entropy; the larger, the less easy pixels count.
+        count: what the sum is divided by. `None`: the number of labeled pixels.
+        class_weights: float (C,), the paper's alpha.
+    """
+
+    def focal(logits: Tensor, labels: Tensor) -> Tensor:
+        losses = F.cross_entropy(at_least_float32(logits), labels, ignore_index=ignore_index, reduction="none")
+        # An ignored pixel's loss is 0. The bound keeps the slope of 0^gamma finite where p is 1.
+        losses = (-torch.expm1(-losses)).clamp(min=1e-12) ** gamma * losses
+        if class_weights is not None:
+            losses = losses * class_weights[labels.masked_fill(labels == ignore_index, 0)]
+        return losses.sum()
+
+    total = sum_over_pixels(focal, logits, labels)
+    return total / _at_least_one((labels != ignore_index).sum() if count is None else count)
+
+
+def dice_loss(
+    logits: Logits,
+    labels: Tensor,
+    *,
+    over_processes: Callable[[Tensor], Tensor] = torch.clone,
+    class_weights: Tensor | None = None,
+    ignore_index: int = IGNORE_INDEX,
+) -> Tensor:
+    """The soft Dice loss: the mean over classes of 1 - 2 I / (P + Y), with I the sum of a class's probability over its
+    own pixels, P its sum over all labeled pixels and Y the number of its pixels (Milletari et al. 2016, of one class;
+    here without squares, as Sudre et al. 2017 have it).
+
+    I, P and Y are of this call's images together and of those that other processes see at the same time; a class
+    without a pixel there is left out of the mean. It is no sum over pixels: with gradient accumulation it is the mean
+    of the micro-batches' own losses, and so depends on how a step is split into those, but not on how a micro-batch
+    is split over processes.
+
+    Args:
+        logits: (B, C, H, W). labels: long (B, H, W); pixels equal to `ignore_index` add nothing.
+        over_processes: gives the mean over processes of a tensor of sums. The loss is the same for sums and their
+            means, and the mean over processes of its gradient is the gradient of the loss of all.
+        class_weights: float (C,), the weights of the mean over classes.
+
+    Returns:
+        A scalar, the same on all processes. Zero, with zero gradients, where no pixel is labeled.
+    """
+
+    def own(logits: Tensor, labels: Tensor) -> Tensor:
+        is_class = labels.unsqueeze(1) == torch.arange(logits.shape[1], device=labels.device).view(1, -1, 1, 1)
+        probs = at_least_float32(logits).softmax(1).masked_fill((labels == ignore_index).unsqueeze(1), 0)
+        return torch.stack([probs.mul(is_class).sum((0, 2, 3)), probs.sum((0, 2, 3)), is_class.sum((0, 2, 3))])
+
+    inside, predicted, there = over_processes(add_over_pixels(own, logits, labels))
+    weights = torch.ones_like(inside) if class_weights is None else class_weights.to(inside.dtype)
+    weights = weights * (there > 0)
+    weights = weights / weights.sum().clamp(min=1e-12)
+    union = (predicted + there).clamp(min=1e-12)
+    value = (weights * (1 - 2 * inside / union)).sum()
+    # The slopes of the value in I and in P: with them the gradient is that of a sum over pixels.
+    of_inside, of_predicted = -2 * weights / union, 2 * weights * inside / union**2
+
+    def slope(logits: Tensor, labels: Tensor) -> Tensor:
+        probs = at_least_float32(logits).softmax(1)
+        ignored = labels == ignore_index
+        true_class = labels.masked_fill(ignored, 0)
+        losses = probs.gather(1, true_class.unsqueeze(1)).squeeze(1) * of_inside[true_class]
+        return (losses + (probs * of_predicted.view(1, -1, 1, 1)).sum(1)).masked_fill(ignored, 0).sum()
+
+    linear = sum_over_pixels(slope, logits, labels)
+    return value + (linear - linear.detach())
+
+
+def pseudo_label(logits: Logits, *, confidence_threshold: float = 0.0) -> Tensor:
     """The most likely class of each pixel, one-hot in the paper's words: long (B, H, W), without gradient.
 
     255 (ignored) where its soft-max probability is below the threshold. The probabilities of the other classes are
@@ -107,12 +195,12 @@ def pseudo_label(logits: Tensor | StridedLogits, *, confidence_threshold: float 
     return map_over_pixels(label, logits)
 
 
-def probabilities(logits: Tensor | StridedLogits) -> Tensor:
+def probabilities(logits: Logits) -> Tensor:
     """The soft-max of each pixel's logits at full size, (B, C, H, W), without gradient."""
     return map_over_pixels(lambda one: at_least_float32(one).softmax(1), logits)
 
 
-def soft_target(logits: Tensor | StridedLogits, *, temperature: float = 1.0) -> Tensor | StridedLogits:
+def soft_target(logits: Logits, *, temperature: float = 1.0) -> Tensor | StridedLogits:
     """The soft-max of logits / temperature as a target, without gradient: what the next two losses take.
 
     Of strided logits it is not made here but in the loss, a piece at a time: they come back, divided.
@@ -123,7 +211,7 @@ def soft_target(logits: Tensor | StridedLogits, *, temperature: float = 1.0) -> 
 
 
 def soft_cross_entropy(
-    logits: Tensor | StridedLogits, target: Tensor | StridedLogits, *, valid: Tensor, count: Tensor | float
+    logits: Logits, target: Tensor | StridedLogits, *, valid: Tensor, count: Tensor | float
 ) -> Tensor:
     """Cross entropy with soft targets, summed over valid pixels, divided by a count.
 
@@ -139,7 +227,7 @@ def soft_cross_entropy(
 
 
 def squared_difference(
-    logits: Tensor | StridedLogits, target: Tensor | StridedLogits, *, valid: Tensor, count: Tensor | float
+    logits: Logits, target: Tensor | StridedLogits, *, valid: Tensor, count: Tensor | float
 ) -> Tensor:
     """The squared difference of probabilities, averaged over classes, summed over valid pixels, divided by a count.
 
@@ -171,9 +259,29 @@ def balanced_class_weights(labels: Tensor, valid: Tensor, num_labels: int, *, po
     Returns:
         float (num_labels,); a class without a pixel has the weight of one with a single pixel.
     """
-    index = torch.where(valid, labels, num_labels).flatten()
+    return frequency_weights(class_counts(labels, num_labels, valid=valid), power=power)
+
+
+def class_counts(labels: Tensor, num_labels: int, *, valid: Tensor | None = None) -> Tensor:
+    """How many pixels each class has, float (num_labels,).
+
+    Args:
+        labels: long (B, H, W). valid: bool (B, H, W), the pixels that are counted. `None`: those not ignored.
+    """
+    index = torch.where(labels != IGNORE_INDEX if valid is None else valid, labels, num_labels).flatten()
     counts = torch.zeros(num_labels + 1, device=labels.device).scatter_add_(0, index, torch.ones_like(index).float())
-    counts = counts[:num_labels]
+    return counts[:num_labels]
+
+
+def frequency_weights(counts: Tensor, *, power: float) -> Tensor:
+    """A weight a class, count ** -power, scaled so that the mean over the counted pixels is 1.
+
+    Args:
+        counts: (C,), pixels by class. power: 0 weighs all pixels alike, 1 each class alike.
+
+    Returns:
+        As `counts`; a class without a pixel has the weight of one with a single pixel.
+    """
     weights = counts.clamp(min=1) ** -power
     return weights * counts.sum() / (counts * weights).sum().clamp(min=1e-12)
 

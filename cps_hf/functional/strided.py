@@ -8,20 +8,18 @@ its gradient with respect to the coarse logits are added up at once, and the pie
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .resize import resize_rows, source_rows
+
 PIECE = {"cpu": 2**19, "cuda": 2**27}
 """How many numbers a resized piece has at most: what stays in a CPU's cache; what keeps a GPU busy, mostly whole
 images. (Both measured: benchmarks/LOG.md.)"""
-
-BY_LINES = {"cpu": True, "cuda": False}
-"""Where columns are resized as lines, one a class and row. On GPUs torch's kernel for lines gives each column one
-thread, and takes 30 times as long as the one for images (benchmarks/LOG.md)."""
 
 
 class StridedLogits(NamedTuple):
@@ -50,9 +48,25 @@ class StridedLogits(NamedTuple):
         return F.interpolate(values, size=self.size, mode="bilinear", align_corners=self.align_corners)
 
 
-def sum_over_pixels(
-    loss: Callable[..., Tensor], logits: Tensor | StridedLogits, *maps: Tensor | StridedLogits
-) -> Tensor:
+Logits = Tensor | StridedLogits
+"""What a network says of each pixel: full-size logits (B, C, H, W), or what stands for them. Every function of this
+room takes both."""
+
+
+def full_size(logits: Logits) -> Tensor:
+    """The full-size logits (B, C, H, W), float32 at least, with gradient: for math that is not in this room, at the
+    price of the memory that strided logits save."""
+    return logits.resized() if isinstance(logits, StridedLogits) else at_least_float32(logits)
+
+
+def split_images(logits: Logits, sizes: Sequence[int]) -> list[Logits]:
+    """The logits of consecutive images, so many a part: what one network pass on joined batches is taken apart by."""
+    if isinstance(logits, StridedLogits):
+        return [logits._replace(values=values) for values in logits.values.split(sizes)]
+    return [*logits.split(sizes)]
+
+
+def sum_over_pixels(loss: Callable[..., Tensor], logits: Logits, *maps: Tensor | StridedLogits) -> Tensor:
     """`loss(logits, *maps)` at full size, for a loss that is a sum over pixels; strided logits a piece at a time.
 
     The gradient is computed along with the value, so backward costs next to nothing; it has no second derivative.
@@ -64,21 +78,19 @@ def sum_over_pixels(
             gradient flows into them.
     """
     if isinstance(logits, Tensor):
-        return loss(logits, *(_full_size(one) for one in maps))
+        return loss(logits, *(full_size(one).detach() for one in maps))
     return _SumOverPixels.apply(logits.values, logits, loss, maps)
 
 
 @torch.no_grad()
-def map_over_pixels(
-    function: Callable[..., Tensor], logits: Tensor | StridedLogits, *maps: Tensor | StridedLogits
-) -> Tensor:
+def map_over_pixels(function: Callable[..., Tensor], logits: Logits, *maps: Tensor | StridedLogits) -> Tensor:
     """`function(logits, *maps)` at full size, without gradient; strided logits a piece at a time.
 
     Args:
         function: (b, C, rows, W) and maps -> (b, rows, W) or (b, ..., rows, W), each pixel by itself.
     """
     if isinstance(logits, Tensor):
-        return function(logits.detach(), *(_full_size(one) for one in maps))
+        return function(logits.detach(), *(full_size(one) for one in maps))
     found = None
     for piece in _pieces(logits):
         here = function(piece.of(logits), *(piece.of(one) for one in maps))
@@ -88,13 +100,25 @@ def map_over_pixels(
     return found
 
 
+@torch.no_grad()
+def add_over_pixels(function: Callable[..., Tensor], logits: Logits, *maps: Tensor | StridedLogits) -> Tensor:
+    """`function(logits, *maps)` at full size, without gradient, for sums over pixels of any shape; strided logits a
+    piece at a time.
+
+    Args:
+        function: (b, C, rows, W) and maps -> sums over these pixels.
+    """
+    if isinstance(logits, Tensor):
+        return function(logits.detach(), *(full_size(one) for one in maps))
+    total: Tensor | float = 0.0
+    for piece in _pieces(logits):
+        total = total + function(piece.of(logits), *(piece.of(one) for one in maps))
+    return total
+
+
 def at_least_float32(values: Tensor) -> Tensor:
     """Half precision as float32; float64 stays."""
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
-
-
-def _full_size(one: Tensor | StridedLogits) -> Tensor:
-    return one.resized().detach() if isinstance(one, StridedLogits) else one
 
 
 class _SumOverPixels(torch.autograd.Function):
@@ -106,13 +130,12 @@ class _SumOverPixels(torch.autograd.Function):
         device = values.device.type  # "meta", on which costs are counted, has no autocast
         with torch.autocast(device if torch.amp.is_autocast_available(device) else "cpu", enabled=False):
             for piece in _pieces(logits):
-                source = piece.source(logits)
-                coarse = source.read(values.detach()).requires_grad_(with_gradient)
+                coarse = piece.source(logits, values.detach()).requires_grad_(with_gradient)
                 targets = [piece.of(one) for one in maps]
                 with torch.set_grad_enabled(with_gradient):
-                    here = loss(source.resize(coarse), *targets)
+                    here = loss(piece.resized(coarse, logits), *targets)
                 if with_gradient:  # add_, since += on an indexed tensor copies it onto itself afterwards
-                    gradient[source.part].add_(torch.autograd.grad(here, coarse)[0])
+                    gradient[piece.part(logits)].add_(torch.autograd.grad(here, coarse)[0])
                 total += here.detach()
         ctx.save_for_backward(gradient)
         ctx.dtype = values.dtype
@@ -134,66 +157,28 @@ class _Piece(NamedTuple):
     def of(self, one: Tensor | StridedLogits) -> Tensor:
         """This piece of a full-size map (B, ..., H, W), or of strided logits, resized."""
         if isinstance(one, StridedLogits):
-            source = self.source(one)
-            return source.resize(source.read(one.values.detach()))
+            return self.resized(self.source(one, one.values.detach()), one)
         return one[self.images, ..., self.rows, :]
 
-    def source(self, logits: StridedLogits) -> _Source:
-        """What it is resized from: logits of the same full size may be of different strides."""
-        if self.rows == slice(0, logits.size[0]) and not _by_lines(logits.values):
-            return _Source(logits, (self.images,), None)
-        coarse_height, height = logits.values.shape[-2], logits.size[0]
-        if coarse_height == height:
-            return _Source(logits, (self.images, slice(None), self.rows), None)
-        if logits.align_corners:
-            scale, offset = (coarse_height - 1) / max(height - 1, 1), 0.0
-        else:
-            scale, offset = coarse_height / height, 0.5 * coarse_height / height - 0.5
-        # Row y lies at scale * y + offset among the coarse ones.
-        rows = torch.arange(self.rows.start, self.rows.stop, device=logits.values.device, dtype=torch.float64)
-        position = (rows * scale + offset).clamp(min=0)
-        above = position.long().clamp(max=coarse_height - 1)
-        below = (above + 1).clamp(max=coarse_height - 1)
-        share = (position - above).unsqueeze(1)
-        first = min(int(max(scale * self.rows.start + offset, 0)), coarse_height - 1)
-        last = min(int(max(scale * (self.rows.stop - 1) + offset, 0)) + 1, coarse_height - 1)
-        return _Source(
-            logits, (self.images, slice(None), slice(first, last + 1)), (above - first, below - first, share)
-        )
+    def part(self, logits: StridedLogits) -> tuple[slice, slice, slice]:
+        """Where the coarse values lie that it is resized from: logits of one full size may be of different strides."""
+        rows = source_rows(logits.values.shape[2], logits.size[0], self.rows, align_corners=logits.align_corners)
+        return self.images, slice(None), rows
 
+    def source(self, logits: StridedLogits, values: Tensor) -> Tensor:
+        """These coarse values, (b, C, coarse rows, w), float32 at least."""
+        return at_least_float32(values[self.part(logits)]).contiguous()
 
-class _Source(NamedTuple):
-    """The coarse values that a piece of strided logits is resized from, and how."""
-
-    logits: StridedLogits
-    part: tuple[slice, ...]  # of the coarse values
-    weights: tuple[Tensor, Tensor, Tensor] | None
-    """Long (rows,): the first of a row's two coarse rows, counted from the part's first one; the second one; float
-    (rows, 1): the second one's weight. None: as they are, or whole images, which torch resizes in both directions."""
-
-    def read(self, values: Tensor) -> Tensor:
-        """(B, C, h, w) -> (b, C, coarse rows, w), float32 at least."""
-        return at_least_float32(values[self.part]).contiguous()
-
-    def resize(self, coarse: Tensor) -> Tensor:
+    def resized(self, source: Tensor, logits: StridedLogits) -> Tensor:
         """(b, C, coarse rows, w) -> (b, C, rows, W)."""
-        size, align_corners = self.logits.size, self.logits.align_corners
-        if len(self.part) == 1:
-            return F.interpolate(coarse, size=size, mode="bilinear", align_corners=align_corners)
-        if self.weights is not None:
-            above, below, share = self.weights
-            coarse = torch.lerp(coarse.index_select(2, above), coarse.index_select(2, below), share.to(coarse.dtype))
-        images, classes, rows, width = coarse.shape
-        if width != size[1]:
-            by_lines = _by_lines(coarse)
-            mode, goal = ("linear", size[1]) if by_lines else ("bilinear", (rows, size[1]))
-            lines = coarse.reshape(1, -1, width) if by_lines else coarse
-            coarse = F.interpolate(lines, size=goal, mode=mode, align_corners=align_corners)
-        return coarse.view(images, classes, rows, size[1])
-
-
-def _by_lines(values: Tensor) -> bool:
-    return BY_LINES.get(values.device.type, False)
+        return resize_rows(
+            source,
+            self.rows,
+            first=self.part(logits)[2].start,
+            height=logits.values.shape[2],
+            size=logits.size,
+            align_corners=logits.align_corners,
+        )
 
 
 def _pieces(logits: StridedLogits) -> Iterator[_Piece]:

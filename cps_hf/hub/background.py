@@ -18,6 +18,7 @@ from huggingface_hub import HfApi, get_token
 
 from ..checkpointing.checkpoints import seal
 from ..config import HubConfig
+from ..files import link_tree
 from . import push
 from .card import without_paths
 
@@ -162,18 +163,10 @@ class BackgroundPushes:
 
 def _copy(branch: Path, checkpoint: Path | None, copy: Path) -> None:
     shutil.rmtree(copy, ignore_errors=True)  # of a run that was killed
-    shutil.copytree(branch, copy, copy_function=_link)
+    link_tree(branch, copy)
     if checkpoint is not None:
-        shutil.copytree(checkpoint, copy / LAST_CHECKPOINT, copy_function=_link)
+        link_tree(checkpoint, copy / LAST_CHECKPOINT)
         _cut_paths(copy / LAST_CHECKPOINT / "trainer_state.json")
-
-
-def _link(source: str, target: str) -> None:
-    """A copy that costs nothing. What a run writes is never changed in place: files are replaced, with new content."""
-    try:
-        os.link(source, target)
-    except OSError:  # a file system without links
-        shutil.copy2(source, target)
 
 
 def _cut_paths(path: Path) -> None:

@@ -32,7 +32,8 @@ def render_card(facts: Mapping[str, Any]) -> str:
 
     Args:
         facts: all of
-            model_name, branch ("branch_0", ..., "teacher"), architecture (the class), directory (the folder's name);
+            model_name, branch ("branch_0", ..., "branch_0_average", ..., "teacher"), architecture (the class),
+            directory (the folder's name);
             base_model (a name on the Hub or None), license (an identifier or None: `push_branch` then takes the base
             model's); id2label; trust_remote_code (whether code travels along);
             dataset_name, partition_name, partition_sha256, num_labeled, num_unlabeled (each may be None);

@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, SegformerImageProcessor
 
-from ..files import replace_folder, share_weights
+from ..files import filled_whole, share_weights
 from .card import hub_id, render_card
 from .push import push_branch
 
@@ -37,8 +37,8 @@ def export_branch(
 ) -> Path:
     """Write what `AutoModelForSemanticSegmentation.from_pretrained(directory)` and `pipeline` need, and no more.
 
-    The folder is filled beside (as `tmp-<name>`) and renamed, so it is never half-written; an earlier export of the
-    same name is replaced as a whole.
+    The folder is filled beside and renamed, so it is never half-written; an earlier export of the same name is
+    replaced as a whole.
 
     Args:
         model: one bare branch (`Branch.model`), saved in its own dtype; if its architecture is one of ours, its code
@@ -59,26 +59,23 @@ def export_branch(
     """
     directory = Path(directory)
     _check_export(model, directory, id2label)
-    temporary = directory.with_name(f"tmp-{directory.name}")
-    shutil.rmtree(temporary, ignore_errors=True)  # left by a run that was killed here
-    temporary.mkdir(parents=True)
-    # Not model.state_dict(): the names in a file may differ from those in memory.
-    model.save_pretrained(temporary, state_dict=state_dict)
-    config = _rewrite_config(temporary / "config.json", id2label)
-    if processing_class is None:
-        processing_class = _image_processor(model, image_mean, image_std)
-    else:
-        _check_processor(processing_class, model, image_mean, image_std)
-    processing_class.save_pretrained(temporary)
-    if card is not None:
-        card = {**card, "trust_remote_code": "auto_map" in config}
-        if card.get("picture"):
-            source = Path(card["picture"])
-            card["picture"] = source.name
-            shutil.copyfile(source, temporary / source.name)
-        (temporary / "README.md").write_text(render_card(card), encoding="utf-8")
-    share_weights(temporary, like=temporary / "config.json")
-    replace_folder(temporary, directory)
+    with filled_whole(directory, replace=True) as folder:
+        # Not model.state_dict(): the names in a file may differ from those in memory.
+        model.save_pretrained(folder, state_dict=state_dict)
+        config = _rewrite_config(folder / "config.json", id2label)
+        if processing_class is None:
+            processing_class = _image_processor(model, image_mean, image_std)
+        else:
+            _check_processor(processing_class, model, image_mean, image_std)
+        processing_class.save_pretrained(folder)
+        if card is not None:
+            card = {**card, "trust_remote_code": "auto_map" in config}
+            if card.get("picture"):
+                source = Path(card["picture"])
+                card["picture"] = source.name
+                shutil.copyfile(source, folder / source.name)
+            (folder / "README.md").write_text(render_card(card), encoding="utf-8")
+        share_weights(folder, like=folder / "config.json")
     return directory
 
 
@@ -93,6 +90,11 @@ def _check_export(model: PreTrainedModel, directory: Path, id2label: Mapping[int
             f"`id2label` must name the classes 0 to {model.config.num_labels - 1}, as the model has them, "
             f"got {sorted(id2label)}."
         )
+    check_target(directory)
+
+
+def check_target(directory: Path) -> None:
+    """Raise a ValueError where a folder holds something that is no exported model."""
     if directory.exists():
         names = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
         if not directory.is_dir() or (names and "config.json" not in names) or ".git" in names:

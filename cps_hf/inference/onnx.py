@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..files import written_whole
 from ..modeling.branches import Branch
 
 logger = logging.getLogger(__name__)
@@ -75,6 +76,7 @@ def export_onnx(
     """
     import onnxruntime  # noqa: F401  (both are asked for before the work, not after)
     from onnx import load, save
+    from onnx.helper import set_model_props
 
     path, branch = Path(path), Branch(copy.deepcopy(model).cpu().float()).eval()
     inputs = _inputs_that_the_model_takes(branch, size)
@@ -84,16 +86,11 @@ def export_onnx(
             module.forward = partial(_adaptive_pool, bins=module.output_size)
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with written_whole(path) as temporary:
         dynamic, difference, count = _dynamic_or_fixed(branch, inputs, expected, temporary, tolerance)
         file = load(temporary)
-        for key, value in _metadata(model, processor, dynamic).items():
-            file.metadata_props.add(key=key, value=value)
+        set_model_props(file, _metadata(model, processor, dynamic))
         save(file, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     checked = tuple((len(x), *x.shape[-2:]) for x in inputs[:count])
     return OnnxExport(path, dynamic, tuple(size), checked, difference)
 

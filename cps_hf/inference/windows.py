@@ -6,6 +6,7 @@ A list of such callables is asked for the mean of their probabilities.
 
 from __future__ import annotations
 
+import bisect
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..functional import StridedLogits, resize_rows, source_rows
 from ..modeling.branches import Branch
 
 LogitsFn = Callable[[Tensor], Tensor]
@@ -249,14 +251,13 @@ def _pass(
     view, align_corners = partial(_view, images, seen, mirrored), False
     if how.mode == "sliding":
         height = seen[0]
-        strips = _slide(network, view, how, seen, _needed(height, size[0], align_corners, wanted))
+        strips = _slide(network, view, how, seen, source_rows(height, size[0], wanted))
     else:
-        if isinstance(network, Branch):
-            logits, align_corners = network(view(slice(0, seen[0])), resize=False), network.align_corners
-        else:
-            logits = _logits(network, view(slice(0, seen[0])))
-        height = logits.shape[2]
-        strips = iter(logits[:, :, _needed(height, size[0], align_corners, wanted)].split(STRIP, dim=2))
+        full = view(slice(0, seen[0]))
+        logits = network.strided(full) if isinstance(network, Branch) else StridedLogits(_logits(network, full), seen)
+        height, align_corners = logits.values.shape[2], logits.align_corners
+        needed = source_rows(height, size[0], wanted, align_corners=align_corners)
+        strips = iter(logits.values[:, :, needed].split(STRIP, dim=2))
         del logits
     for rows, logits in _resized(strips, height, size, wanted, align_corners):
         yield rows, logits.flip(-1) if mirrored else logits
@@ -268,7 +269,7 @@ def _view(images: Tensor, size: tuple[int, int], mirrored: bool, rows: slice) ->
         return images[:, :, rows].flip(-1) if mirrored else images[:, :, rows]
     seen = images.new_empty((*images.shape[:2], rows.stop - rows.start, size[1]))
     # Strip by strip: interpolating the whole takes as much memory again.
-    source = images[:, :, _needed(images.shape[-2], size[0], False, rows)].split(STRIP, dim=2)
+    source = images[:, :, source_rows(images.shape[-2], size[0], rows)].split(STRIP, dim=2)
     for part, pixels in _resized(iter(source), images.shape[-2], size, rows):
         seen[:, :, part.start - rows.start : part.stop - rows.start] = pixels.flip(-1) if mirrored else pixels
     return seen
@@ -283,6 +284,13 @@ def _logits(network: LogitsFn, images: Tensor) -> Tensor:
             f"got {found}. Wrap a model of transformers: as_logits_fn(model)."
         )
     return logits
+
+
+def _strided(network: LogitsFn, images: Tensor) -> StridedLogits:
+    """A `Branch` leaves its logits at the model's own size, another callable at that of its input."""
+    if isinstance(network, Branch):
+        return network.strided(images)
+    return StridedLogits(_logits(network, images), tuple(images.shape[-2:]))
 
 
 def _slide(network: LogitsFn, view, how: _How, size: tuple[int, int], wanted: slice) -> Iterator[Tensor]:
@@ -339,54 +347,30 @@ def _seen(starts: list[int], crop: int, device: torch.device) -> Tensor:
     return seen
 
 
-def _neighbours(height: int, target: int, align_corners: bool) -> tuple[Tensor, Tensor]:
-    """Of each target row the source row above it, and its distance from that; as `F.interpolate` has it, bilinear.
-
-    Target row y lies at (y + 1/2) height / target - 1/2, or with `align_corners` at y (height - 1) / (target - 1).
-    """
-    at = torch.arange(target, dtype=torch.float64)
-    if align_corners:
-        at = at * (height - 1) / max(target - 1, 1)
-    else:
-        at = ((at + 0.5) * height / target - 0.5).clamp(0, height - 1)
-    return at.long(), at - at.long()
-
-
-def _needed(height: int, target: int, align_corners: bool, wanted: slice) -> slice:
-    """The source rows that the wanted target rows lie between."""
-    above, _ = _neighbours(height, target, align_corners)
-    return slice(int(above[wanted.start]), min(int(above[wanted.stop - 1]) + 2, height))
-
-
 def _resized(
     strips: Iterator[Tensor], height: int, size: tuple[int, int], wanted: slice, align_corners: bool = False
 ) -> Iterator[tuple[slice, Tensor]]:
     """Maps that come some rows at a time, resized as `F.interpolate` resizes the whole: (target rows, their maps).
 
     Args:
-        strips: the rows that `_needed` names, of maps of this height.
+        strips: the rows that `source_rows` names, of maps of this height.
     """
-    above, share = _neighbours(height, size[0], align_corners)
-    below = (above + 1).clamp(max=height - 1)
+
+    def needed(row: int) -> slice:
+        return source_rows(height, size[0], slice(row, row + 1), align_corners=align_corners)
+
     # Source rows that are still needed, the first one's number, target rows made.
-    kept, first, done = None, int(above[wanted.start]), wanted.start
+    kept, first, done = None, needed(wanted.start).start, wanted.start
     for strip in strips:
         kept = strip if kept is None else torch.cat([kept, strip], 2)
-        ready = int(torch.searchsorted(below, first + kept.shape[2]))  # rows whose two source rows are there
-        ready = max(done, min(ready, wanted.stop))
+        there = first + kept.shape[2]
+        ready = bisect.bisect_right(range(wanted.stop), there, lo=done, key=lambda row: needed(row).stop)
         for start in range(done, ready, STRIP):
             rows = slice(start, min(start + STRIP, ready))
-            if height == size[0]:
-                part = kept[:, :, rows.start - first : rows.stop - first]
-            else:
-                a, b = ((of[rows] - first).to(kept.device) for of in (above, below))
-                part = torch.lerp(kept[:, :, a], kept[:, :, b], share[rows].to(kept)[:, None])
-            if part.shape[-1] != size[1]:
-                part = F.interpolate(part, size=(part.shape[2], size[1]), mode="bilinear", align_corners=align_corners)
-            yield rows, part
+            yield rows, resize_rows(kept, rows, first=first, height=height, size=size, align_corners=align_corners)
         done = ready
         if done < wanted.stop:
-            drop = min(int(above[done]) - first, kept.shape[2])
+            drop = min(needed(done).start - first, kept.shape[2])
             kept, first = kept[:, :, drop:], first + drop
 
 

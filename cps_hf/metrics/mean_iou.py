@@ -7,6 +7,7 @@ matrices. The file stands alone: `evaluate.load("<path of this file>", num_label
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import datasets
@@ -35,36 +36,17 @@ Returns:
 """
 
 
-class MeanIoU(evaluate.Metric):
-    """Mean IoU over a confusion matrix; memory does not grow with the number of images.
-
-    With several processes, each adds its share, and before `compute` everyone sums:
-    `metric.confusion_matrix = accelerator.reduce(metric.confusion_matrix, "sum")`.
+class IoUCounter:
+    """All that `MeanIoU` does, without `evaluate`: it takes no time to make, and nothing of the machine.
 
     Args:
         num_labels: C, the number of classes. `None`: it must be given to `compute`, which then takes all maps at once.
         ignore_index: pixels whose reference is this do not count.
-
-    Example:
-
-        >>> metric = MeanIoU(num_labels=2)
-        >>> metric.add_batch(predictions=torch.tensor([[0, 1]]), references=torch.tensor([[0, 0]]))
-        >>> metric.compute()["mean_iou"]
-        0.25
     """
 
-    def __init__(self, *args: Any, num_labels: int | None = None, ignore_index: int = 255, **kwargs: Any):
-        super().__init__(*args, **kwargs)
+    def __init__(self, num_labels: int | None = None, ignore_index: int = 255):
         self.num_labels, self.ignore_index = num_labels, ignore_index
         self.reset()
-
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation="",
-            inputs_description=_KWARGS,
-            features=datasets.Features({"predictions": datasets.Image(), "references": datasets.Image()}),
-        )
 
     def reset(self) -> None:
         """Forget all that was added."""
@@ -224,6 +206,49 @@ class MeanIoU(evaluate.Metric):
         # As in evaluate: the means are over what occurs; NaN is replaced only in what is handed out.
         filled = {key: np.nan_to_num(value, nan=nan_to_num) for key, value in scores.items()}
         return {key: value if value.ndim else float(value) for key, value in filled.items()}
+
+
+class MeanIoU(IoUCounter, evaluate.Metric):
+    """Mean IoU over a confusion matrix; memory does not grow with the number of images.
+
+    With several processes, each adds its share, and before `compute` everyone sums:
+    `metric.confusion_matrix = accelerator.reduce(metric.confusion_matrix, "sum")`.
+
+    Args:
+        num_labels, ignore_index: as of `IoUCounter`. All others are `evaluate.Metric`'s.
+
+    Raises:
+        RuntimeError: Python runs without docstrings (`-OO`), to which evaluate appends.
+
+    Example:
+
+        >>> metric = MeanIoU(num_labels=2)
+        >>> metric.add_batch(predictions=torch.tensor([[0, 1]]), references=torch.tensor([[0, 0]]))
+        >>> metric.compute()["mean_iou"]
+        0.25
+    """
+
+    def __init__(self, *args: Any, num_labels: int | None = None, ignore_index: int = 255, **kwargs: Any):
+        if self.compute.__doc__ is None:
+            raise RuntimeError(
+                "A metric of `evaluate` cannot be made by `python -OO` (or PYTHONOPTIMIZE=2), which takes docstrings "
+                "away. Start Python with `-O` or without, or use `IoUCounter`, which has the same methods."
+            )
+        evaluate.Metric.__init__(self, *args, **kwargs)
+        IoUCounter.__init__(self, num_labels, ignore_index)
+
+    def _build_data_dir(self) -> str:
+        """Where evaluate would keep what is added. Nothing is kept, so no folder is made: the disk of the Hugging Face
+        cache may be one that cannot be written to."""
+        return os.path.join(self._data_dir_root, self.name, self.config_name)
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation="",
+            inputs_description=_KWARGS,
+            features=datasets.Features({"predictions": datasets.Image(), "references": datasets.Image()}),
+        )
 
 
 def _nanmean(values: np.ndarray) -> float:

@@ -1,4 +1,8 @@
-"""Segmentation models as branches. Importing this registers DeepLabV3+ and HRNet with transformers' Auto classes."""
+"""Segmentation models as branches: built, initialised, frozen, checked and grouped for the optimizer.
+
+Importing this registers DeepLabV3+ and HRNet with transformers' Auto classes. Their files, and segmentation_model.py
+and timm_features.py which both need, stay side by side: transformers copies a saved model's code from one folder only.
+"""
 
 from transformers import AutoConfig, AutoModelForSemanticSegmentation
 
@@ -7,17 +11,13 @@ from .branches import Branch, build_branches
 from .configuration_deeplabv3_plus import DeepLabV3PlusConfig
 from .configuration_hrnet import HRNetConfig
 from .convert import from_torchsemiseg
+from .freezing import freeze, freeze_unused_parameters
+from .gradient_checkpointing import enable_gradient_checkpointing
+from .input_size import check_input_size, check_train_batch
 from .modeling_deeplabv3_plus import DeepLabV3PlusForSemanticSegmentation
 from .modeling_hrnet import HRNetForSemanticSegmentation
-from .preparation import (
-    check_input_size,
-    check_train_batch,
-    convert_sync_batchnorm,
-    enable_gradient_checkpointing,
-    freeze,
-    freeze_unused_parameters,
-    parameter_groups,
-)
+from .norms import convert_sync_batchnorm, set_norm_momentum
+from .param_groups import parameter_groups
 
 for _config, _model in (
     (DeepLabV3PlusConfig, DeepLabV3PlusForSemanticSegmentation),
@@ -45,4 +45,5 @@ __all__ = [
     "from_torchsemiseg",
     "load_backbone_weights",
     "parameter_groups",
+    "set_norm_momentum",
 ]

@@ -28,6 +28,17 @@ def backbone_of(model: PreTrainedModel) -> nn.Module:
     )
 
 
+def backbone_parameters(model: PreTrainedModel) -> set[str]:
+    """The names of the backbone's parameters in the model."""
+    inside = {id(parameter) for parameter in backbone_of(model).parameters()}
+    return {name for name, parameter in model.named_parameters() if id(parameter) in inside}
+
+
+def head_parameters(model: PreTrainedModel) -> set[str]:
+    """The names of all other parameters."""
+    return {name for name, _ in model.named_parameters()} - backbone_parameters(model)
+
+
 def load_backbone_weights(model: PreTrainedModel, source: str | PathLike) -> None:
     """Fills the backbone of `model` with pretrained weights, in place.
 

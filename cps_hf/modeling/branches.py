@@ -2,20 +2,25 @@
 
 A branch starts from as much pretrained weight as there is, and no two branches start with the same head:
 
-- a configuration: everything is drawn, for each branch from a seed of its own;
-- backbone weights: every branch gets the same backbone, its head is drawn from a seed of its own;
-- a whole checkpoint with the same classes: kept as it is (`reinit_heads=True` draws the heads anew);
-- a whole checkpoint with other classes: kept but for the weights whose shapes differ.
+- a configuration: everything is initialised, for each branch with a seed of its own;
+- backbone weights: every branch gets the same backbone, its head is initialised with a seed of its own;
+- a whole checkpoint with the same classes: kept as it is (`reinit_heads=True` initialises the heads anew); a second
+  branch that would have the same head (the same checkpoint, or a copy of it) keeps the backbone and gets a head of its
+  own;
+- a whole checkpoint with other classes, by count or by name: kept but for the weights that stand for classes.
 
-Heads are drawn by kaiming normal (fan-in, relu), those without norm layers by torch's default (see drawing.py), also
-where the rest is drawn by the library from a configuration. Which of these happened is logged, one message a branch,
-by the logger "cps_hf".
+A model that is passed is used as it is.
+
+Heads are initialised by kaiming normal (fan-in, relu), those without norm layers by torch's default (see
+initialization.py), also where the library initialises the rest from a configuration. Which of these happened is
+logged, one message a branch, by the logger "cps_hf".
 """
 
 from __future__ import annotations
 
 import copy
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -25,9 +30,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSemanticSegmentation, PreTrainedConfig, PreTrainedModel
 
-from ..functional.losses import IGNORE_INDEX
-from .backbones import backbone_of, load_backbone_weights
-from .initialization import branch_seed, draw_weights, head_has_norms
+from ..functional import IGNORE_INDEX, StridedLogits
+from .backbones import backbone_parameters, head_parameters, load_backbone_weights
+from .classes import (
+    by_number,
+    checked_id2label,
+    listed,
+    names_otherwise,
+    refuse_classes_of_another_task,
+    settle_classes,
+)
+from .initialization import branch_seed, head_has_norms, initialize_weights
+from .twins import tell_apart
 
 HEAD_NAMES = ("decode_head", "segmentation_head", "head", "decoder")
 """What transformers' models (and ours) call the module that the backbone's feature maps go into."""
@@ -58,7 +72,14 @@ class Branch(nn.Module):
         """From now on the model runs compiled in training mode. `options` are torch.compile's."""
         self._compiled = torch.compile(self.model.__call__, **options)
 
-    def forward(self, pixel_values: Tensor, *, feature_dropout: float = 0.0, resize: bool = True) -> Tensor:
+    def forward(
+        self,
+        pixel_values: Tensor,
+        *,
+        feature_dropout: float = 0.0,
+        complementary_dropout: float = 0.0,
+        resize: bool = True,
+    ) -> Tensor:
         """Logits at the size of the input.
 
         Args:
@@ -66,55 +87,103 @@ class Branch(nn.Module):
             feature_dropout: the probability in [0, 1) with which a whole channel of the feature maps that enter the
                 decode head is set to zero, the others divided by 1 - p, for each image anew (UniMatch, CVPR 2023,
                 section 3.3); in evaluation mode too.
+            complementary_dropout: the images are two views each, those of the first half of the batch and, in the same
+                order, those of the second: the share in [0, 1] of these pairs (rounded up, drawn anew) whose feature
+                maps are dropped. A channel is doubled in one view and zero in the other, or the reverse, with equal
+                chance (UniMatch V2, TPAMI 2025, has 0.5); in evaluation mode too. Maps with as many channels share a
+                draw: those of a vision transformer are one stream, in which a channel is gone when it is gone in all.
             resize: false: leave the logits at the model's own size, for a caller that resizes them.
 
         Returns:
             (B, C, H, W) float32: resized bilinearly, with `align_corners`.
 
         Raises:
-            ValueError: `feature_dropout` is no such probability, or the model has no decode head that is known.
+            ValueError: `feature_dropout` is no such probability, `complementary_dropout` no such share or given beside
+                it or with an odd number of images, or the model has no decode head that is known.
         """
         if not 0 <= feature_dropout < 1:
             raise ValueError(f"`feature_dropout` is a probability in [0, 1), got {feature_dropout}.")
-        if feature_dropout > 0 and not self._has_head:
+        if not 0 <= complementary_dropout <= 1:
+            raise ValueError(f"`complementary_dropout` is a share in [0, 1], got {complementary_dropout}.")
+        if complementary_dropout > 0 and feature_dropout > 0:
+            raise ValueError("`feature_dropout` and `complementary_dropout` are two ways to drop: give one of them.")
+        if complementary_dropout > 0 and len(pixel_values) % 2:
             raise ValueError(
-                f"feature_dropout needs a module that the backbone's feature maps go into, called one of "
+                f"`complementary_dropout` needs two views of each image, an even number, got {len(pixel_values)}."
+            )
+        dropout = "complementary_dropout" if complementary_dropout > 0 else "feature_dropout"
+        if max(feature_dropout, complementary_dropout) > 0 and not self._has_head:
+            raise ValueError(
+                f"{dropout} needs a module that the backbone's feature maps go into, called one of "
                 f"{', '.join(HEAD_NAMES)}; {type(self.model).__name__} has "
                 f"{', '.join(name for name, _ in self.model.named_children())}. Use a method without feature dropout."
             )
-        self._feature_dropout.p = feature_dropout
+        self._feature_dropout.p, self._feature_dropout.complementary = feature_dropout, complementary_dropout
         network = self._compiled if self._compiled is not None and self.training else self.model
         try:
             logits = network(pixel_values=pixel_values.to(next(self.model.parameters()).dtype)).logits.float()
         finally:
-            self._feature_dropout.p = 0.0
+            self._feature_dropout.p = self._feature_dropout.complementary = 0.0
         size = pixel_values.shape[-2:]
         if not resize or logits.shape[-2:] == size:
             return logits
         return F.interpolate(logits, size=size, mode="bilinear", align_corners=self.align_corners)
 
+    def strided(self, pixel_values: Tensor, **dropout: float) -> StridedLogits:
+        """The logits at the model's own size, with the size of the input: what the losses resize a piece at a time."""
+        values = self(pixel_values, **dropout, resize=False)
+        return StridedLogits(values, tuple(pixel_values.shape[-2:]), self.align_corners)
+
 
 class _FeatureDropout:
-    """A forward pre-hook, registered once and driven by `p`, so that a compiled or wrapped model keeps its hooks."""
+    """A forward pre-hook, registered once and driven by `p` and `complementary`, so that a compiled or wrapped model
+    keeps its hooks."""
 
     def __init__(self):
-        self.p = 0.0
+        self.p = self.complementary = 0.0
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict):
-        if self.p == 0:
+        if self.p == 0 and self.complementary == 0:
             return None
-        return tuple(self._drop(value) for value in args), {name: self._drop(value) for name, value in kwargs.items()}
+        drop = self._drop_channels if self.p > 0 else _ComplementaryDropout(self.complementary)
+        return _of_maps(drop, args), {name: _of_maps(drop, value) for name, value in kwargs.items()}
 
-    def _drop(self, value):
-        if isinstance(value, (list, tuple)):
-            return type(value)(self._drop(item) for item in value)
-        if not isinstance(value, Tensor):
-            return value
-        if value.ndim == 4:  # (B, channels, h, w)
-            return F.dropout2d(value, self.p)
-        if value.ndim == 3:  # (B, tokens, channels)
-            return F.dropout1d(value.transpose(1, 2), self.p).transpose(1, 2)
+    def _drop_channels(self, maps: Tensor) -> Tensor:
+        return F.dropout2d(maps, self.p) if maps.ndim == 4 else F.dropout1d(maps, self.p)
+
+
+class _ComplementaryDropout:
+    """What one pass draws: which pairs are dropped, and for each number of channels what these are multiplied with."""
+
+    def __init__(self, share: float):
+        self.share = share
+        self._whole: Tensor | None = None  # bool (pairs,), true where nothing is dropped
+        self._factors: dict[int, Tensor] = {}  # (2 * pairs, channels)
+
+    def __call__(self, maps: Tensor) -> Tensor:
+        """(2 * pairs, channels, ...)"""
+        pairs, channels, device = maps.shape[0] // 2, maps.shape[1], maps.device
+        if self._whole is None:
+            self._whole = torch.randperm(pairs, device=device) < math.floor(pairs * (1 - self.share))
+        if channels not in self._factors:
+            first = 2.0 * (torch.rand(pairs, channels, device=device) < 0.5)
+            first = first.masked_fill(self._whole.unsqueeze(1), 1.0)
+            self._factors[channels] = torch.cat([first, 2 - first])
+        factors = self._factors[channels].to(maps.dtype)
+        return maps * factors.view(*factors.shape, *[1] * (maps.ndim - 2))
+
+
+def _of_maps(function, value):
+    """`function` of every feature map inside, (B, channels, h, w) or, turned from tokens, (B, channels, tokens)."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(_of_maps(function, item) for item in value)
+    if not isinstance(value, Tensor):
         return value
+    if value.ndim == 4:
+        return function(value)
+    if value.ndim == 3:  # (B, tokens, channels)
+        return function(value.transpose(1, 2)).transpose(1, 2)
+    return value
 
 
 Source = str | PathLike | PreTrainedConfig | PreTrainedModel
@@ -138,10 +207,11 @@ def build_branches(
     Args:
         models: one Hub id, local folder or configuration, used `num_branches` times; or a sequence of these and of
             models. A model is used as it is, only checked.
-        id2label: the classes, written into every configuration. None: those of the first model.
+        id2label: the classes, written into the configuration of every branch that is built; a model that is passed
+            must have them, or classes without names (LABEL_0, ...). None: those of the models.
         num_branches: how many, where `models` is one thing (default 2).
-        seed: with it and a branch's index everything that is drawn is drawn.
-        reinit_heads: draw the heads anew although the checkpoint has them.
+        seed: with it and a branch's index its initialisation is seeded.
+        reinit_heads: initialise the heads anew although the checkpoint has them.
         backbone: weights for the backbones, see `load_backbone_weights`; a sequence gives one for each branch.
         trust_remote_code: run the model code that a repository holds.
         dtype: of the parameters; None: float32, whatever the checkpoint has.
@@ -154,12 +224,13 @@ def build_branches(
 
     Raises:
         ValueError: a source that cannot be loaded or has no segmentation head, weights that do not fit, models whose
-            classes differ or are more than 255.
+            share weights or whose classes differ, are fewer than 2 or more than 255; or `id2label` is none and a
+            checkpoint without a segmentation head is to say what the classes are.
     """
     sources = _one_source_a_branch(models, num_branches)
     backbones = _one_backbone_a_branch(backbone, len(sources))
     if id2label is not None:
-        id2label = _checked_id2label(id2label)
+        id2label = checked_id2label(id2label)
     options = {"trust_remote_code": trust_remote_code, "revision": revision}
     build = {"dtype": dtype or torch.float32, "attn_implementation": attn_implementation}
     branches: list[PreTrainedModel] = []
@@ -176,36 +247,49 @@ def build_branches(
             model, said = _build(source, index, seed, id2label, weights, reinit_heads, options, build)
             branches.append(model)
         logger.info("branch %d, %s: %s.", index, type(branches[-1]).__name__, said)
-    _check_same_classes(branches, id2label)
-    if len({id(branch) for branch in branches}) < len(branches):
-        raise ValueError("The same model object was passed twice: a branch cannot teach itself. Pass two models.")
+    settle_classes(branches, id2label)
+    tell_apart(branches, [isinstance(source, PreTrainedModel) for source in sources], seed)
     return branches
 
 
 def _build(source, index, seed, id2label, weights, reinit_heads, options, build) -> tuple[PreTrainedModel, str]:
     """One branch, and what was done in words."""
     generator_seed = branch_seed(seed, index)
-    config = _adapted_config(source, id2label, options)
+    config = _read_config(source, options)
+    own_classes, keeps_head = config.id2label, weights is None and not reinit_heads
+    if id2label is None:
+        refuse_classes_of_another_task(config, _named(source), isinstance(source, PreTrainedConfig))
+    config = _adapted_config(config, source, id2label)
     with torch.random.fork_rng(devices=[]):  # nobody else's random numbers move
         torch.default_generator.manual_seed(generator_seed)
         from_config = isinstance(source, PreTrainedConfig) or not _has_weights(source)
         if from_config:
             model, said = _from_config(config, options, build), "everything drawn"
-            to_draw = set() if head_has_norms(model) else _head_parameters(model)
+            to_initialize = set() if head_has_norms(model) else head_parameters(model)
         else:
-            model, to_draw, said = _from_checkpoint(source, config, options, build)
+            model, to_initialize, said = _from_checkpoint(source, config, options, build)
+            renamed = id2label is not None and keeps_head and names_otherwise(own_classes, id2label)
+            by_class = _parameters_by_class(config, options) if renamed else set()
+            if not by_class <= to_initialize:
+                to_initialize |= by_class
+                said = f"weights from {source} but for its classes, which have other names"
+                logger.warning(
+                    "%s has %d classes too, but by other names (%s; these are %s), so what it learnt of them is left "
+                    "out. To keep that, write these names into its config.json.",
+                    *(source, len(own_classes), listed(own_classes), listed(id2label)),
+                )
         if weights is not None:
             load_backbone_weights(model, weights)
             said = f"backbone from {weights}"
-        if weights is not None or reinit_heads:
-            to_draw = _head_parameters(model)
-        if to_draw:
+        if not keeps_head:
+            to_initialize = head_parameters(model)
+        if to_initialize:
             rule = "kaiming normal" if head_has_norms(model) else "torch's default, as it has no norm layers"
-            drawn = "head" if to_draw == _head_parameters(model) else _listed(to_draw)
+            drawn = "head" if to_initialize == head_parameters(model) else _listed(to_initialize)
             said += f", {drawn} drawn by {rule}"
-        if to_draw or from_config:
+        if to_initialize or from_config:
             said += f" (seed {seed}, branch {index})"
-        draw_weights(model, to_draw)
+        initialize_weights(model, to_initialize)
     return model.train(), said
 
 
@@ -241,16 +325,6 @@ def _one_backbone_a_branch(backbone, count: int) -> list[str | PathLike | None]:
     return list(backbone)
 
 
-def _checked_id2label(id2label: Mapping[int, str]) -> dict[int, str]:
-    id2label = {int(index): str(name) for index, name in id2label.items()}
-    if sorted(id2label) != list(range(len(id2label))) or len(id2label) < 2:
-        raise ValueError(
-            f"`id2label` must name the classes 0, 1, ... without a gap, at least two of them, got the indices "
-            f"{sorted(id2label)}."
-        )
-    return id2label
-
-
 def _is_config_file(source) -> bool:
     return Path(source).is_file() and Path(source).suffix == ".json"
 
@@ -263,8 +337,8 @@ def _has_weights(source: str | PathLike) -> bool:
     return not folder.is_dir() or any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))
 
 
-def _adapted_config(source, id2label: dict[int, str] | None, options: dict) -> PreTrainedConfig:
-    """The configuration with our classes, no auxiliary head and our ignored label."""
+def _read_config(source, options: dict) -> PreTrainedConfig:
+    """A copy of the configuration, one of a model that segments."""
     if isinstance(source, PreTrainedConfig):
         config = copy.deepcopy(source)
     else:
@@ -296,7 +370,14 @@ def _adapted_config(source, id2label: dict[int, str] | None, options: dict) -> P
             "builds a ViT of its own. For another backbone take UperNetConfig, or Tipsv2DptConfig (a DPT head) "
             "with a Dinov2WithRegistersConfig(reshape_hidden_states=False)."
         )
-    if id2label is not None:
+    return config
+
+
+def _adapted_config(config: PreTrainedConfig, source, id2label: dict[int, str] | None) -> PreTrainedConfig:
+    """The configuration with our classes, no auxiliary head and our ignored label."""
+    if id2label is None:
+        config.id2label = by_number(config.id2label, f"The configuration of {_named(source)}")
+    else:
         config.id2label = dict(id2label)
         config.label2id = {name: index for index, name in id2label.items()}
     if hasattr(config, "use_auxiliary_head"):
@@ -335,7 +416,7 @@ def _from_checkpoint(source, config: PreTrainedConfig, options: dict, build: dic
     names = {name for name, _ in model.named_parameters()}
     mismatched = {key[0] for key in info["mismatched_keys"]}
     new = (set(info["missing_keys"]) | mismatched) & names
-    backbone_names = _backbone_parameters(model)
+    backbone_names = backbone_parameters(model)
     if backbone_names and backbone_names <= new:
         raise ValueError(
             f"`{source}` holds no weight of the backbone of {type(model).__name__}. If it is a backbone, give the "
@@ -353,41 +434,19 @@ def _from_checkpoint(source, config: PreTrainedConfig, options: dict, build: dic
     return model, new, f"weights from {source}"
 
 
-def _backbone_parameters(model: PreTrainedModel) -> set[str]:
-    inside = {id(parameter) for parameter in backbone_of(model).parameters()}
-    return {name for name, parameter in model.named_parameters() if id(parameter) in inside}
+def _parameters_by_class(config: PreTrainedConfig, options: dict) -> set[str]:
+    """The names of those that stand for classes: their shapes change with the number of classes.
 
-
-def _head_parameters(model: PreTrainedModel) -> set[str]:
-    return {name for name, _ in model.named_parameters()} - _backbone_parameters(model)
-
-
-def _check_same_classes(branches: Sequence[PreTrainedModel], id2label: dict[int, str] | None) -> None:
-    expected = id2label if id2label is not None else _classes(branches[0])
-    if len(expected) > IGNORE_INDEX:
-        raise ValueError(
-            f"Branches can have at most {IGNORE_INDEX} classes, got {len(expected)}: a label is a byte, and "
-            f"{IGNORE_INDEX} is the ignored one. Merge classes."
-        )
-    for index, branch in enumerate(branches):
-        found = _classes(branch)
-        if branch.config.num_labels != len(expected) or found != expected:
-            where = "`id2label`" if id2label is not None else "branch 0"
-            differing = next((key for key in expected if found.get(key) != expected[key]), None)
-            detail = (
-                ""
-                if differing is None
-                else (f", first at {differing}: {expected[differing]!r} against {found.get(differing)!r}")
-            )
-            raise ValueError(
-                f"Branches can only teach each other the same classes: {where} has {len(expected)}, branch {index} "
-                f"has {branch.config.num_labels}{detail}. Pass `id2label` to build all branches with the same ones."
-            )
-
-
-def _classes(branch: PreTrainedModel) -> dict[int, str]:
-    """By number, also where a configuration was given names under "0", "1", ..., as JSON has them."""
-    return {int(key): name for key, name in branch.config.id2label.items()}
+    Found on two models without values (on the meta device), one of which has a class more.
+    """
+    shapes = []
+    for count in (config.num_labels, config.num_labels + 1):
+        other = copy.deepcopy(config)
+        other.num_labels = count
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            model = AutoModelForSemanticSegmentation.from_config(other, trust_remote_code=options["trust_remote_code"])
+        shapes.append({name: parameter.shape for name, parameter in model.named_parameters()})
+    return {name for name, shape in shapes[0].items() if shapes[1].get(name) != shape}
 
 
 def _named(source) -> str:

@@ -1,4 +1,4 @@
-"""How the weights are drawn that no checkpoint gives."""
+"""Initialisation of the weights that no checkpoint gives, and the seed that each branch has for it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from .backbones import backbone_of
-
-NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
+from .norms import NORMS
 
 
 def branch_seed(seed: int, index: int) -> int:
-    """The seed of what branch `index` draws: another one for each pair, the same on every machine."""
+    """The seed with which branch `index` is initialised: another one for each pair, the same on every machine."""
     return random.Random(f"cps_hf branch {seed} {index}").getrandbits(63)
 
 
@@ -26,14 +25,14 @@ def head_has_norms(model: PreTrainedModel) -> bool:
 
 
 @torch.no_grad()
-def draw_weights(model: PreTrainedModel, names: set[str]) -> None:
-    """Draws the named parameters from torch's global generator, in the model's order.
+def initialize_weights(model: PreTrainedModel, names: set[str]) -> None:
+    """Initialises the named parameters in place, from torch's global generator, in the model's order.
 
     Convolutions: kaiming normal, fan-in, relu, their biases by torch's default; norms: weight 1, bias 0 (as the CPS
     release initialises its heads). All else by the model's own rule.
 
-    In a head without norm layers (Tipsv2Dpt's) convolutions, transposed ones and linear layers are drawn by torch's
-    default instead: kaiming normal keeps the variance through every layer, so a deep stack's residual sums grow it. A
+    In a head without norm layers (Tipsv2Dpt's) convolutions, transposed ones and linear layers get torch's default
+    instead: kaiming normal keeps the variance through every layer, so a deep stack's residual sums grow it. A
     DPT head on DINOv2 would start with logits of a deviation in the hundreds; by torch's default it is below 0.1.
     """
     plain = not head_has_norms(model)
@@ -43,7 +42,7 @@ def draw_weights(model: PreTrainedModel, names: set[str]) -> None:
         if not own:
             continue
         if plain and module not in in_backbone and isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)):
-            _draw_by_torchs_default(module, own)
+            _reset_to_torchs_default(module, own)
         elif isinstance(module, nn.Conv2d):
             if "weight" in own:
                 nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
@@ -57,11 +56,11 @@ def draw_weights(model: PreTrainedModel, names: set[str]) -> None:
                 module.reset_running_stats()
         else:
             for parameter in own.values():
-                parameter._is_hf_initialized = False  # the library's draws pass over tensors with this flag
+                parameter._is_hf_initialized = False  # transformers passes over tensors with this flag
             model._init_weights(module)
 
 
-def _draw_by_torchs_default(module: nn.Module, own: dict[str, nn.Parameter]) -> None:
+def _reset_to_torchs_default(module: nn.Module, own: dict[str, nn.Parameter]) -> None:
     kept = {key: p.clone() for key, p in module.named_parameters(recurse=False) if key not in own}
     module.reset_parameters()
     for key, tensor in kept.items():

@@ -6,16 +6,14 @@ The "original" head is the one of the CPS release (CVPR 2021).
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoBackbone, PreTrainedModel
-from transformers import initialization as init
+from transformers import AutoBackbone
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from .configuration_deeplabv3_plus import DeepLabV3PlusConfig
+from .segmentation_model import SegmentationModel
 from .timm_features import TimmFeatures
 
 
@@ -93,28 +91,7 @@ class DeepLabV3PlusHead(nn.Module):
         return self.classifier(self.decoder(torch.cat([pyramid, self.low_level(low_level)], dim=1)))
 
 
-class DeepLabV3PlusPreTrainedModel(PreTrainedModel):
-    """Initialisation: convolutions kaiming normal (fan-in, relu), norms 1 and 0, biases torch's default."""
-
-    config_class = DeepLabV3PlusConfig
-    base_model_prefix = "backbone"
-    main_input_name = "pixel_values"
-    input_modalities = ("image",)
-    _no_split_modules: list[str] = []
-    _supports_sdpa = True  # of the backbone; the head has no attention
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module):
-        if isinstance(module, nn.Conv2d):
-            init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
-            if module.bias is not None:
-                bound = 1 / math.sqrt(module.weight[0].numel())
-                init.uniform_(module.bias, -bound, bound)
-        else:
-            super()._init_weights(module)
-
-
-class DeepLabV3PlusForSemanticSegmentation(DeepLabV3PlusPreTrainedModel):
+class DeepLabV3PlusForSemanticSegmentation(SegmentationModel):
     """DeepLabV3+ with logits at the low-level map's stride (4 for ResNets and hierarchical transformers).
 
     Args:
@@ -124,6 +101,9 @@ class DeepLabV3PlusForSemanticSegmentation(DeepLabV3PlusPreTrainedModel):
         ValueError: the backbone gives fewer than two feature maps, or not the low-level map at stride 4 (timm), or
             `multi_grid` does not fit its last stage.
     """
+
+    config_class = DeepLabV3PlusConfig
+    _supports_sdpa = True  # of the backbone; the head has no attention
 
     def __init__(self, config: DeepLabV3PlusConfig):
         super().__init__(config)
@@ -166,15 +146,7 @@ class DeepLabV3PlusForSemanticSegmentation(DeepLabV3PlusPreTrainedModel):
         features = self.backbone(pixel_values, **kwargs)
         maps = features.feature_maps
         logits = self.decode_head(maps[0], maps[-1])
-        loss = None
-        if labels is not None:
-            upsampled = F.interpolate(
-                logits.float(), size=labels.shape[-2:], mode="bilinear", align_corners=self.config.align_corners
-            )
-            loss = F.cross_entropy(upsampled, labels, ignore_index=self.config.semantic_loss_ignore_index)
-        if return_dict is False:
-            return (logits,) if loss is None else (loss, logits)
-        return SemanticSegmenterOutput(loss=loss, logits=logits, hidden_states=features.hidden_states)
+        return self.output(logits, labels, features.hidden_states, return_dict)
 
 
 def _check_timm_strides(backbone: TimmFeatures) -> None:

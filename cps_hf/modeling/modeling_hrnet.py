@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel, TimmBackboneConfig
-from transformers import initialization as init
+from transformers import TimmBackboneConfig
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from .configuration_hrnet import HRNetConfig
+from .segmentation_model import SegmentationModel
 from .timm_features import TimmFeatures
 
 
@@ -34,32 +32,14 @@ class HRNetHead(nn.Module):
         return self.classifier(self.fuse(torch.cat([streams[0], *resized], dim=1)))
 
 
-class HRNetPreTrainedModel(PreTrainedModel):
-    """Initialisation: convolutions kaiming normal (fan-in, relu), norms 1 and 0, biases torch's default."""
-
-    config_class = HRNetConfig
-    base_model_prefix = "backbone"
-    main_input_name = "pixel_values"
-    input_modalities = ("image",)
-    _no_split_modules: list[str] = []
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module):
-        if isinstance(module, nn.Conv2d):
-            init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
-            if module.bias is not None:
-                bound = 1 / math.sqrt(module.weight[0].numel())
-                init.uniform_(module.bias, -bound, bound)
-        else:
-            super()._init_weights(module)
-
-
-class HRNetForSemanticSegmentation(HRNetPreTrainedModel):
+class HRNetForSemanticSegmentation(SegmentationModel):
     """HRNetV2 with logits at stride 4.
 
     Args:
         config: see `HRNetConfig`.
     """
+
+    config_class = HRNetConfig
 
     def __init__(self, config: HRNetConfig):
         super().__init__(config)
@@ -94,12 +74,4 @@ class HRNetForSemanticSegmentation(HRNetPreTrainedModel):
             )
         features = self.backbone(pixel_values, **kwargs)
         logits = self.decode_head(features.feature_maps)
-        loss = None
-        if labels is not None:
-            upsampled = F.interpolate(
-                logits.float(), size=labels.shape[-2:], mode="bilinear", align_corners=self.config.align_corners
-            )
-            loss = F.cross_entropy(upsampled, labels, ignore_index=self.config.semantic_loss_ignore_index)
-        if return_dict is False:
-            return (logits,) if loss is None else (loss, logits)
-        return SemanticSegmenterOutput(loss=loss, logits=logits, hidden_states=features.hidden_states)
+        return self.output(logits, labels, features.hidden_states, return_dict)

@@ -1,34 +1,48 @@
-"""The methods. `OBJECTIVES` is what a command line's `--objective NAME` can say; a program passes the object."""
+"""The methods, one a file: what turns a labeled and an unlabeled batch into a loss, with tensors and networks alone.
 
-from .base import Objective, ObjectiveOutput, Views
+`OBJECTIVES` is what a command line's `--objective NAME` can say; a program passes the object.
+"""
+
+from .base import Branch, Objective, ObjectiveOutput, ramp
+from .batch import Batch, LabeledBatch, UnlabeledBatch
 from .cpc import CrossProbabilityConsistency
 from .cps import CrossPseudoSupervision
+from .cps_averaged import AveragedCPS
 from .fixmatch import FixMatch
 from .mean_teacher import MeanTeacher
 from .pseudoseg import PseudoSeg
 from .supervised import Supervised
 from .unimatch import UniMatch
+from .unimatch_v2 import UniMatchV2
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "supervised": Supervised,
     "cps": CrossPseudoSupervision,
+    "cps_averaged": AveragedCPS,
     "cpc": CrossProbabilityConsistency,
     "mean_teacher": MeanTeacher,
     "pseudoseg": PseudoSeg,
     "fixmatch": FixMatch,
     "unimatch": UniMatch,
+    "unimatch_v2": UniMatchV2,
 }
 
 __all__ = [
     "OBJECTIVES",
+    "AveragedCPS",
+    "Batch",
+    "Branch",
     "CrossProbabilityConsistency",
     "CrossPseudoSupervision",
     "FixMatch",
+    "LabeledBatch",
     "MeanTeacher",
     "Objective",
     "ObjectiveOutput",
     "PseudoSeg",
     "Supervised",
     "UniMatch",
-    "Views",
+    "UniMatchV2",
+    "UnlabeledBatch",
+    "ramp",
 ]

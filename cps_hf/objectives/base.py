@@ -5,21 +5,49 @@ An objective sees tensors and callables. It knows no optimizer, no accelerator, 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from ..functional.cutmix import draw_cutmix_masks, mix, swap_neighbours
-from ..functional.losses import IGNORE_INDEX, ohem_cross_entropy, pixel_cross_entropy
-from ..functional.strided import StridedLogits
+from ..functional import (
+    IGNORE_INDEX,
+    Logits,
+    balanced_class_weights,
+    class_counts,
+    dice_loss,
+    focal_loss,
+    frequency_weights,
+    ohem_cross_entropy,
+    pixel_cross_entropy,
+    split_images,
+)
+from .batch import LabeledBatch, UnlabeledBatch
 
-Branch = Callable[..., Tensor]  # (pixel_values (B, 3, H, W), *, feature_dropout=0.0) -> logits (B, C, H, W)
-Logits = Tensor | StridedLogits
-Views = Mapping[str, Tensor]  # a batch: names to tensors
+
+class Branch(Protocol):
+    """A network as an objective calls it. Any function from images to full-size logits is one.
+
+    The trainer's branches return `StridedLogits`, which stand for full-size ones: the functions of `cps_hf.functional`
+    take both, and `full_size(logits)` is a tensor (B, C, H, W) for math of one's own.
+    """
+
+    def __call__(
+        self, pixel_values: Tensor, *, feature_dropout: float = 0.0, complementary_dropout: float = 0.0
+    ) -> Logits:
+        """The logits of normalised images (B, 3, H, W).
+
+        Methods that do not ask for a dropout leave it out.
+
+        Args:
+            feature_dropout: the probability with which a channel of the backbone's feature maps is dropped.
+            complementary_dropout: the images are two views each, the first half of the batch and the second: the share
+                of these pairs of whose maps each channel is dropped in one view and doubled in the other.
+        """
 
 
 class ObjectiveOutput(NamedTuple):
@@ -29,14 +57,23 @@ class ObjectiveOutput(NamedTuple):
     logs: dict[str, Tensor]
 
 
+LABELED_LOSSES = ("cross_entropy", "ohem", "focal", "dice", "cross_entropy_dice")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Objective(ABC):
     """The base of every method.
 
     Args:
-        labeled_loss: "cross_entropy", or "ohem" (hard pixels only; the CPS release uses it on Cityscapes).
+        labeled_loss: "cross_entropy"; "ohem" (hard pixels only; the CPS release uses it on Cityscapes); "focal" (easy
+            pixels count less); "dice" (each class's overlap); or "cross_entropy_dice", the sum of the two.
         ohem_threshold: a labeled pixel whose true class is more likely than this is left out. Only with "ohem".
         ohem_min_kept: how many pixels *an image* are kept at least. Only with "ohem".
+        focal_gamma: how much less: a pixel's loss is multiplied with (1 - p)^gamma. Only with "focal".
+        class_weights: what the labeled loss of a pixel is multiplied with, by its class (in Dice, the weights of the
+            mean over classes). None, as in the papers: all alike. A number p: the class's frequency in the labeled set
+            to the power of minus p, scaled to a mean of 1 over that set's pixels; 0.5 is a good start, 1 weighs all
+            classes alike. A list: a weight a class, taken as it is.
         joint_forward: the labeled and the unlabeled images that a branch learns from go through it in one pass: fewer,
             larger ones. It changes what is learned where a model has batch norm, whose statistics are then those of
             labeled and unlabeled images together. (A method of one's own gets it by calling `self.logits`.)
@@ -45,29 +82,45 @@ class Objective(ABC):
     labeled_loss: str = "cross_entropy"
     ohem_threshold: float = 0.7
     ohem_min_kept: int = 50_000
+    focal_gamma: float = 2.0
+    class_weights: float | list[float] | None = None
     joint_forward: bool = False
 
     min_branches: ClassVar[int] = 1
     """How many models the method needs; how many there are is `len(branches)`."""
     teacher: ClassVar[bool] = False
     """Whether the trainer keeps an averaged teacher of branch 0; then `ema_decay(step) -> float` is asked for."""
+    averages: ClassVar[bool] = False
+    """Whether the method asks for an average of each branch (`CPSConfig.ema_decay`), which it gets as `averages`."""
     citation: ClassVar[str] = ""
     """BibTeX, for the model card."""
 
     def __post_init__(self):
-        if self.labeled_loss not in ("cross_entropy", "ohem"):
-            raise ValueError(f'`labeled_loss` must be "cross_entropy" or "ohem", got {self.labeled_loss!r}.')
+        if self.labeled_loss not in LABELED_LOSSES:
+            raise ValueError(f"`labeled_loss` must be one of {', '.join(LABELED_LOSSES)}, got {self.labeled_loss!r}.")
         if not 0 <= self.ohem_threshold <= 1:
             raise ValueError(f"`ohem_threshold` is a probability in [0, 1], got {self.ohem_threshold}.")
         if self.ohem_min_kept < 1:
             raise ValueError(f"`ohem_min_kept` is a number of pixels an image, at least 1, got {self.ohem_min_kept}.")
+        check_not_negative(self, "focal_gamma")
+        if self.weighs_by_frequency:
+            check_shares(self, "class_weights")
+        elif self.class_weights is not None:
+            weights = [*self.class_weights]
+            if not all(0 <= weight < math.inf for weight in weights) or not any(weights):
+                raise ValueError(f"`class_weights` must be numbers of at least 0, and one above it, got {weights}.")
+
+    @property
+    def weighs_by_frequency(self) -> bool:
+        """Whether the labeled set's pixels by class are asked for (`LabeledBatch.class_counts`)."""
+        return isinstance(self.class_weights, int | float)
 
     @property
     def views(self) -> tuple[str, ...]:
-        """What the unlabeled stream must yield: of "weak", "strong", "strong_2", "cutmix_mask", "cutmix_mask_2" and
-        "second_crop" (another crop of the same image, with "second_valid").
+        """What the unlabeled stream must yield: of `UnlabeledBatch`'s "weak", "strong", "strong_2", "cutmix_mask",
+        "cutmix_mask_2" and "second_crop".
 
-        Empty: the method reads no unlabeled image.
+        Empty: the method reads no unlabeled image. What is not named here is None in the batch.
         """
         return ()
 
@@ -80,8 +133,8 @@ class Objective(ABC):
     def __call__(
         self,
         branches: Sequence[Branch],
-        labeled: Views,
-        unlabeled: Views | None,
+        labeled: LabeledBatch,
+        unlabeled: UnlabeledBatch | None,
         *,
         teacher: Branch | None = None,
         progress: Tensor | float = 0.0,
@@ -89,95 +142,65 @@ class Objective(ABC):
         """One step's loss.
 
         Args:
-            branches: the models, each `(pixel_values (B, 3, H, W)) -> logits (B, C, H, W)`. The methods here call
-                them by `predict`, which leaves resizing to the losses.
-            labeled: "pixel_values" float (B, 3, H, W), normalised; "labels" long (B, H, W), 255 ignored; and, when
-                given, "valid" bool (B, H, W), false on padding, and the counts "num_labels" and "num_pixels".
-            unlabeled: the declared `views` by name; "valid" and "num_pixels" as above. `None` without views.
+            branches: the networks that are trained.
+            labeled: images and labels. unlabeled: the declared `views`; `None` without views.
+            teacher: the averaged network, with `teacher = True` alone.
+            averages: with `averages = True` alone, which such a method adds to these arguments: a sequence of the
+                branches' averages, `Branch` each, in evaluation mode.
             progress: the share of training done, in [0, 1].
         """
 
     def logits(self, branch: Branch, *images: Tensor) -> list[Logits]:
-        """A branch's logits of each batch of images (B, 3, H, W), in passes of their own or with `joint_forward` one.
-
-        As `predict` gives them.
-        """
+        """A branch's logits of each of these images (B, 3, H, W), a pass each, or with `joint_forward` one for all."""
         if not self.joint_forward or len(images) == 1:
-            return [predict(branch, batch) for batch in images]
-        joint, sizes = predict(branch, torch.cat(images)), [len(batch) for batch in images]
-        if isinstance(joint, Tensor):
-            return [*joint.split(sizes)]
-        return [joint._replace(values=one) for one in joint.values.split(sizes)]
+            return [branch(batch) for batch in images]
+        return split_images(branch(torch.cat(images)), [len(batch) for batch in images])
 
-    def supervised_loss(self, logits: Logits, labeled: Views) -> Tensor:
+    def supervised_loss(self, logits: Logits, labeled: LabeledBatch) -> Tensor:
         """The labeled loss of one branch (the paper's Ls, a mean over labeled pixels; equation 1)."""
+        labels, weights = labeled.labels, self._labeled_class_weights(logits, labeled)
         if self.labeled_loss == "ohem":
             return ohem_cross_entropy(
                 logits,
-                labeled["labels"],
+                labels,
                 threshold=self.ohem_threshold,
                 min_kept=self.ohem_min_kept * logits.shape[0],
+                class_weights=weights,
             )
-        return pixel_cross_entropy(logits, labeled["labels"], count=num_labels(labeled))
+        counted = {"count": labeled.num_labels, "class_weights": weights}
+        if self.labeled_loss == "focal":
+            return focal_loss(logits, labels, gamma=self.focal_gamma, **counted)
+        dice = 0.0
+        if "dice" in self.labeled_loss:
+            dice = dice_loss(logits, labels, over_processes=labeled.over_processes, class_weights=weights)
+        return dice if self.labeled_loss == "dice" else pixel_cross_entropy(logits, labels, **counted) + dice
 
-    def cutmix_view(
-        self,
-        unlabeled: Views,
-        view: str,
-        own: Sequence[Tensor],
-        partners: Sequence[Tensor],
-        *,
-        mask: str = "cutmix_mask",
-    ) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """CutMix a view with its partners', and the targets alike.
-
-        Args:
-            view: which images. mask: the name of the masks to mix by; drawn here, as `cutmix_masks` says, when the
-                batch holds none.
-            own, partners: targets (B, H, W) or (B, C, H, W) of the images and of their partners.
-
-        Returns:
-            The mixed images (B, 3, H, W), where they are valid, bool (B, H, W), and the mixed targets.
-        """
-        images = unlabeled[view]
-        masks = unlabeled.get(mask)
-        if masks is None:
-            masks = draw_cutmix_masks(*images[:, 0].shape, **self.cutmix_masks).to(images.device)
-        valid = valid_pixels(unlabeled, images)
-        mixed = mix(images, partner_of(unlabeled, view), masks)
-        mixed_valid = mix(valid, unlabeled.get("partner_valid", swap_neighbours(valid)), masks)
-        return mixed, mixed_valid, [mix(a, b, masks) for a, b in zip(own, partners, strict=True)]
+    def _labeled_class_weights(self, logits: Logits, labeled: LabeledBatch) -> Tensor | None:
+        """The weights of the labeled loss, (C,)."""
+        classes = logits.shape[1]
+        if self.class_weights is None:
+            return None
+        if not self.weighs_by_frequency:
+            if len(self.class_weights) != classes:
+                raise ValueError(
+                    f"`class_weights` has {len(self.class_weights)} numbers for {classes} classes: give one a class, "
+                    "in the order of their ids."
+                )
+            return torch.tensor(self.class_weights, dtype=torch.float32, device=labeled.labels.device)
+        counts = labeled.class_counts
+        counts = class_counts(labeled.labels, classes) if counts is None else counts
+        return frequency_weights(counts, power=self.class_weights)
 
 
-def predict(branch: Branch, images: Tensor, **options) -> Logits:
-    """The logits, as `StridedLogits` where the branch can leave them at its own size (the trainer's), else full-size.
+def pseudo_label_weights(logits: Logits, labels: Tensor, valid: Tensor, power: float) -> Tensor | None:
+    """The weights (C,) of a loss on pseudo labels by their frequency in the batch; none where `power` is 0.
 
     Args:
-        images: (B, 3, H, W). options: the branch's, such as `feature_dropout`.
+        logits: of what is taught. labels: long (B, H, W), 255 where nothing is. valid: bool (B, H, W).
     """
-    if not hasattr(branch, "align_corners"):
-        return branch(images, **options)
-    values = branch(images, resize=False, **options)
-    return StridedLogits(values, tuple(images.shape[-2:]), branch.align_corners)
-
-
-def valid_pixels(batch: Views, like: Tensor) -> Tensor:
-    """The batch's "valid" map (B, H, W); where it has none, all pixels of `like` (B, ..., H, W) are valid."""
-    if "valid" in batch:
-        return batch["valid"]
-    return torch.ones(like.shape[0], *like.shape[-2:], dtype=torch.bool, device=like.device)
-
-
-def num_labels(labeled: Views) -> Tensor:
-    """How many pixels have a label: the trainer's global share, or, without one, counted here."""
-    if "num_labels" in labeled:
-        return labeled["num_labels"]
-    return (labeled["labels"] != IGNORE_INDEX).sum()
-
-
-def num_pixels(batch: Views, like: Tensor) -> Tensor:
-    """How many pixels are valid: the trainer's global share, or, without one, counted here."""
-    return batch["num_pixels"] if "num_pixels" in batch else valid_pixels(batch, like).sum()
+    if power == 0:
+        return None
+    return balanced_class_weights(labels, valid & (labels != IGNORE_INDEX), logits.shape[1], power=power)
 
 
 def ramp(progress: Tensor | float, *, warm_up: float = 0.0, ramp_up: float = 0.0) -> Tensor:
@@ -190,19 +213,6 @@ def ramp(progress: Tensor | float, *, warm_up: float = 0.0, ramp_up: float = 0.0
     if ramp_up == 0:
         return (since >= 0).float()
     return (since / ramp_up).clamp(0, 1)
-
-
-def partner_of(unlabeled: Views, view: str) -> Tensor:
-    """The CutMix partners of a view's images: the neighbours in the batch, or, with an odd batch, what was sent."""
-    sent = unlabeled.get(f"partner_{view}")
-    return swap_neighbours(unlabeled[view]) if sent is None else sent
-
-
-def partner_targets(unlabeled: Views, own: Sequence[Tensor], predict: Callable[[Tensor], list[Tensor]]):
-    """The targets of the CutMix partners of the weak views: `own` ones swapped, or `predict`ed when they were sent."""
-    if "partner_weak" in unlabeled:
-        return predict(unlabeled["partner_weak"])
-    return [swap_neighbours(target) for target in own]
 
 
 def check_shares(objective: Objective, *names: str) -> None:

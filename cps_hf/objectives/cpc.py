@@ -10,18 +10,8 @@ from typing import ClassVar
 
 import torch
 
-from ..functional.losses import probabilities, pseudo_label, soft_target, squared_difference
-from .base import (
-    Objective,
-    ObjectiveOutput,
-    check_not_negative,
-    check_shares,
-    num_pixels,
-    partner_targets,
-    predict,
-    ramp,
-    valid_pixels,
-)
+from ..functional import probabilities, pseudo_label, soft_target, squared_difference
+from .base import Objective, ObjectiveOutput, check_not_negative, check_shares, ramp
 from .cps import CrossPseudoSupervision, agreement
 
 
@@ -55,22 +45,21 @@ class CrossProbabilityConsistency(Objective):
         return ("weak", "cutmix_mask") if self.cutmix else ("weak",)
 
     def __call__(self, branches, labeled, unlabeled, *, teacher=None, progress=0.0) -> ObjectiveOutput:
-        count = num_pixels(unlabeled, unlabeled["weak"])
+        count = unlabeled.num_pixels
         if self.cutmix:  # probabilities of the unmixed images, before the passes with gradient
             images, valid, targets, classes = self._mixed(branches, unlabeled)
         else:
-            images, valid = unlabeled["weak"], valid_pixels(unlabeled, unlabeled["weak"])
-        passes = [self.logits(branch, labeled["pixel_values"], images) for branch in branches]
+            images, valid = unlabeled.weak, unlabeled.valid
+        passes = [self.logits(branch, labeled.pixel_values, images) for branch in branches]
         labeled_logits, logits = zip(*passes, strict=True)
         supervised_loss = sum(self.supervised_loss(one, labeled) for one in labeled_logits)
         if self.cutmix:
             terms = [(logits, targets, valid)]
         else:
             classes = [pseudo_label(one) for one in logits]
-            labeled_valid = valid_pixels(labeled, labeled["pixel_values"])
             terms = [(logits, map(soft_target, logits), valid)]
-            terms.append((labeled_logits, map(soft_target, labeled_logits), labeled_valid))
-            count = count + num_pixels(labeled, labeled["pixel_values"])
+            terms.append((labeled_logits, map(soft_target, labeled_logits), labeled.valid))
+            count = count + labeled.num_pixels
         losses = [
             squared_difference(student, target, valid=where, count=count)
             for students, teachers, where in terms
@@ -91,7 +80,7 @@ class CrossProbabilityConsistency(Objective):
     @torch.no_grad()
     def _mixed(self, branches, unlabeled):
         """CutMix: the mixed images, where they are valid, their targets by branch, and the unmixed images' classes."""
-        logits = [predict(branch, unlabeled["weak"]) for branch in branches]
+        logits = [branch(unlabeled.weak) for branch in branches]
         own = [probabilities(one) for one in logits]
-        partners = partner_targets(unlabeled, own, lambda x: [probabilities(predict(b, x)) for b in branches])
-        return *self.cutmix_view(unlabeled, "weak", own, partners), [pseudo_label(one) for one in logits]
+        partners = unlabeled.partner_targets(own, lambda x: [probabilities(branch(x)) for branch in branches])
+        return *unlabeled.cutmix("weak", own, partners, **self.cutmix_masks), [pseudo_label(one) for one in logits]

@@ -5,23 +5,13 @@ Two networks of different initialisation see the same image; each is trained on 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 
-from ..functional.losses import IGNORE_INDEX, balanced_class_weights, pixel_cross_entropy, pseudo_label
-from .base import (
-    Objective,
-    ObjectiveOutput,
-    check_not_negative,
-    check_shares,
-    num_pixels,
-    partner_targets,
-    predict,
-    ramp,
-    valid_pixels,
-)
+from ..functional import pixel_cross_entropy, pseudo_label
+from .base import Objective, ObjectiveOutput, check_not_negative, check_shares, pseudo_label_weights, ramp
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +35,8 @@ class CrossPseudoSupervision(Objective):
         confidence_threshold: a pixel teaches only where the teacher's probability of its prediction is at least this.
             0, as in the paper: everywhere. The loss is still divided by all valid pixels.
         class_balance: weigh a pixel by its pseudo label's frequency in the batch to the power of minus this, so that
-            rare classes are not unlearned. 0, as in the paper: all pixels alike; 1: all classes alike.
+            rare classes are not unlearned. 0, as in the paper: all pixels alike; 1: all classes alike. (The labeled
+            loss has weights of its own, `class_weights`.)
 
     With n branches each is taught by all others, and its loss is the mean over its n - 1 teachers.
     """
@@ -97,8 +88,8 @@ class CrossPseudoSupervision(Objective):
         if self.cutmix:  # pseudo labels of the unmixed images, before the passes with gradient
             images, valid, pseudo_labels, agreed = self._mixed(branches, unlabeled)
         else:
-            images, valid = unlabeled["weak"], valid_pixels(unlabeled, unlabeled["weak"])
-        passes = [self.logits(branch, labeled["pixel_values"], images) for branch in branches]
+            images, valid = unlabeled.weak, unlabeled.valid
+        passes = [self.logits(branch, labeled.pixel_values, images) for branch in branches]
         labeled_logits, logits = zip(*passes, strict=True)
         if not self.cutmix:
             pseudo_labels, agreed = self._pseudo_labels(logits, unlabeled)
@@ -106,7 +97,7 @@ class CrossPseudoSupervision(Objective):
         where, count = self._pixels(unlabeled, valid)
         total = self._cross_teaching(logits, pseudo_labels, where)  # eq. 2, summed over pixels
         if self.on_labeled if self.on_labeled is not None else not self.cutmix:  # eq. 3: labeled and unlabeled
-            where, labeled_count = self._pixels(labeled, valid_pixels(labeled, labeled["pixel_values"]))
+            where, labeled_count = self._pixels(labeled, labeled.valid)
             labels, _ = self._pseudo_labels(labeled_logits, labeled)
             total, count = total + self._cross_teaching(labeled_logits, labels, where), count + labeled_count
         cps_loss = total / torch.as_tensor(count).clamp(min=1e-9)
@@ -128,15 +119,13 @@ class CrossPseudoSupervision(Objective):
         One pass a branch on the weak views labels both sides of every pair.
         """
         if self.cutmix_partner == "itself":
-            unlabeled = {**unlabeled, "partner_weak": unlabeled["second_crop"]}
-            unlabeled["partner_valid"] = unlabeled["second_valid"]
-        own, agreed = self._predicted(branches, unlabeled["weak"], unlabeled)
-        partners = partner_targets(unlabeled, own, lambda images: self._predicted(branches, images, unlabeled)[0])
-        images, valid, pseudo_labels = self.cutmix_view(unlabeled, "weak", own, partners)
-        return images, valid, pseudo_labels, agreed
+            unlabeled = replace(unlabeled, partner_weak=unlabeled.second_crop, partner_valid=unlabeled.second_valid)
+        own, agreed = self._predicted(branches, unlabeled.weak, unlabeled)
+        partners = unlabeled.partner_targets(own, lambda images: self._predicted(branches, images, unlabeled)[0])
+        return *unlabeled.cutmix("weak", own, partners, **self.cutmix_masks), agreed
 
     def _predicted(self, branches, images, unlabeled):
-        return self._pseudo_labels([predict(branch, images) for branch in branches], unlabeled)
+        return self._pseudo_labels([branch(images) for branch in branches], unlabeled)
 
     def _pseudo_labels(self, logits, batch):
         """The pseudo labels (B, H, W) by branch, and the branches' agreement on the batch."""
@@ -153,14 +142,18 @@ class CrossPseudoSupervision(Objective):
         """
         if self.teach_padding:
             return torch.ones_like(valid), valid.numel()
-        return valid, num_pixels(batch, valid)
+        return valid, batch.num_pixels
 
     def _cross_teaching(self, logits, pseudo_labels, where):
         """Each branch on the pseudo labels of all others (eq. 2; for n branches the mean over n - 1 teachers), summed
         over pixels."""
         losses = [
             pixel_cross_entropy(
-                student, labels, valid=where, count=1, class_weights=self._class_weights(labels, where, student)
+                student,
+                labels,
+                valid=where,
+                count=1,
+                class_weights=pseudo_label_weights(student, labels, where, self.class_balance),
             )
             for i, student in enumerate(logits)
             for j, labels in enumerate(pseudo_labels)
@@ -168,17 +161,11 @@ class CrossPseudoSupervision(Objective):
         ]
         return sum(losses) / (len(logits) - 1)
 
-    def _class_weights(self, labels, where, student):
-        if self.class_balance == 0:
-            return None
-        where = where & (labels != IGNORE_INDEX)
-        return balanced_class_weights(labels, where, student.shape[1], power=self.class_balance)
-
 
 def agreement(predictions, batch):
     """The share of valid pixels for which all branches predict the same class; predictions are a list of (B, H, W)."""
     first, *others = predictions
-    same = valid_pixels(batch, first).clone()
+    same = batch.valid.clone()
     for other in others:
         same &= first == other
-    return same.sum() / torch.as_tensor(num_pixels(batch, first)).clamp(min=1e-9)
+    return same.sum() / batch.num_pixels.clamp(min=1e-9)

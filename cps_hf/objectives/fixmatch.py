@@ -10,17 +10,8 @@ from typing import Any, ClassVar
 
 import torch
 
-from ..functional.losses import IGNORE_INDEX, pixel_cross_entropy, pseudo_label
-from .base import (
-    Objective,
-    ObjectiveOutput,
-    check_not_negative,
-    check_shares,
-    num_pixels,
-    partner_targets,
-    predict,
-    ramp,
-)
+from ..functional import IGNORE_INDEX, pixel_cross_entropy, pseudo_label
+from .base import Objective, ObjectiveOutput, check_not_negative, check_shares, pseudo_label_weights, ramp
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,12 +25,15 @@ class FixMatch(Objective):
         confidence_threshold: 0.95 (UniMatch's paper: on VOC; 0 on Cityscapes).
         cutmix: the probability with which an image is CutMixed, by one box: 2 to 40 % of its area, its height 0.3
             to 3.3 times its width (as shares of the image's).
+        class_balance: weigh a pixel of the unlabeled term by its pseudo label's frequency in the batch to the power of
+            minus this. 0, as in the paper: all pixels alike; 1: all classes alike.
         ramp_up: the share of training over which `weight` grows linearly to its value.
     """
 
     weight: float = 1.0
     confidence_threshold: float = 0.95
     cutmix: float = 0.5
+    class_balance: float = 0.0
     ramp_up: float = 0.0
 
     citation: ClassVar[str] = """@inproceedings{sohn2020fixmatch,
@@ -52,7 +46,7 @@ class FixMatch(Objective):
     def __post_init__(self):
         super().__post_init__()
         check_not_negative(self, "weight")
-        check_shares(self, "confidence_threshold", "cutmix", "ramp_up")
+        check_shares(self, "confidence_threshold", "cutmix", "class_balance", "ramp_up")
 
     @property
     def views(self) -> tuple[str, ...]:
@@ -64,25 +58,28 @@ class FixMatch(Objective):
         return {"boxes": 1, "area": (0.02, 0.4), "aspect": (0.3, 1 / 0.3), "probability": self.cutmix}
 
     def __call__(self, branches, labeled, unlabeled, *, teacher=None, progress=0.0) -> ObjectiveOutput:
-        count = num_pixels(unlabeled, unlabeled["weak"])
+        count = unlabeled.num_pixels
         supervised_loss = unsupervised_loss = taught = 0.0
         for branch in branches:  # each by itself
             with torch.no_grad():
-                own = self._pseudo_labels(branch, unlabeled["weak"])
-                partners = partner_targets(unlabeled, own, lambda x, branch=branch: self._pseudo_labels(branch, x))
-            mixed, valid, (labels,) = self.cutmix_view(unlabeled, "strong", own, partners)
-            labeled_logits, logits = self.logits(branch, labeled["pixel_values"], mixed)
+                own = self._pseudo_labels(branch, unlabeled.weak)
+                partners = unlabeled.partner_targets(own, lambda x, branch=branch: self._pseudo_labels(branch, x))
+            mixed, valid, (labels,) = unlabeled.cutmix("strong", own, partners, **self.cutmix_masks)
+            labeled_logits, logits = self.logits(branch, labeled.pixel_values, mixed)
             supervised_loss = supervised_loss + self.supervised_loss(labeled_logits, labeled)
-            unsupervised_loss = unsupervised_loss + pixel_cross_entropy(logits, labels, valid=valid, count=count)
+            weights = pseudo_label_weights(logits, labels, valid, self.class_balance)
+            unsupervised_loss = unsupervised_loss + pixel_cross_entropy(
+                logits, labels, valid=valid, count=count, class_weights=weights
+            )
             taught = taught + (valid & (labels != IGNORE_INDEX)).sum()
         return ObjectiveOutput(
             supervised_loss + self.weight * ramp(progress, ramp_up=self.ramp_up) * unsupervised_loss,
             {
                 "supervised_loss": supervised_loss.detach(),
                 "unsupervised_loss": unsupervised_loss.detach(),
-                "mask_ratio": taught / (len(branches) * torch.as_tensor(count).clamp(min=1e-9)),
+                "mask_ratio": taught / (len(branches) * count.clamp(min=1e-9)),
             },
         )
 
     def _pseudo_labels(self, branch, images):
-        return [pseudo_label(predict(branch, images), confidence_threshold=self.confidence_threshold)]
+        return [pseudo_label(branch(images), confidence_threshold=self.confidence_threshold)]

@@ -10,8 +10,8 @@ from typing import ClassVar
 
 import torch
 
-from ..functional.losses import soft_cross_entropy, soft_target
-from .base import Objective, ObjectiveOutput, check_not_negative, check_shares, num_pixels, predict, ramp, valid_pixels
+from ..functional import soft_cross_entropy, soft_target
+from .base import Objective, ObjectiveOutput, check_not_negative, check_shares, ramp
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +49,12 @@ class PseudoSeg(Objective):
         return ("weak", "strong")
 
     def __call__(self, branches, labeled, unlabeled, *, teacher=None, progress=0.0) -> ObjectiveOutput:
-        valid, count = valid_pixels(unlabeled, unlabeled["weak"]), num_pixels(unlabeled, unlabeled["weak"])
+        valid, count = unlabeled.valid, unlabeled.num_pixels
         supervised_loss = unsupervised_loss = 0.0
         for branch in branches:  # each by itself
             with torch.no_grad():  # p^(1/T), normalised
-                target = soft_target(predict(branch, unlabeled["weak"]), temperature=self.temperature)
-            labeled_logits, logits = self.logits(branch, labeled["pixel_values"], unlabeled["strong"])
+                target = soft_target(branch(unlabeled.weak), temperature=self.temperature)
+            labeled_logits, logits = self.logits(branch, labeled.pixel_values, unlabeled.strong)
             supervised_loss = supervised_loss + self.supervised_loss(labeled_logits, labeled)
             unsupervised_loss = unsupervised_loss + soft_cross_entropy(logits, target, valid=valid, count=count)
         return ObjectiveOutput(

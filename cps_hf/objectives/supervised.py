@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .base import Objective, ObjectiveOutput, predict
+from .base import Objective, ObjectiveOutput
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +19,6 @@ class Supervised(Objective):
             )
 
     def __call__(self, branches, labeled, unlabeled=None, *, teacher=None, progress=0.0) -> ObjectiveOutput:
-        losses = [self.supervised_loss(predict(branch, labeled["pixel_values"]), labeled) for branch in branches]
+        losses = [self.supervised_loss(branch(labeled.pixel_values), labeled) for branch in branches]
         loss = sum(losses)
         return ObjectiveOutput(loss, {"supervised_loss": loss.detach()})

@@ -10,18 +10,8 @@ from typing import Any, ClassVar
 
 import torch
 
-from ..functional.losses import IGNORE_INDEX, pixel_cross_entropy, pseudo_label
-from .base import (
-    Objective,
-    ObjectiveOutput,
-    check_not_negative,
-    check_shares,
-    num_pixels,
-    partner_targets,
-    predict,
-    ramp,
-    valid_pixels,
-)
+from ..functional import IGNORE_INDEX, pixel_cross_entropy, pseudo_label
+from .base import Objective, ObjectiveOutput, check_not_negative, check_shares, pseudo_label_weights, ramp
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +27,8 @@ class UniMatch(Objective):
         cutmix: the probability with which an image is CutMixed, by one box: 2 to 40 % of its area, its height 0.3
             to 3.3 times its width (as shares of the image's).
         feature_dropout: the probability with which a channel of the backbone's maps is dropped.
+        class_balance: weigh a pixel of the unlabeled term by its pseudo label's frequency in the batch to the power of
+            minus this. 0, as in the paper: all pixels alike; 1: all classes alike.
         ramp_up: the share of training over which `weight` grows linearly to its value.
     """
 
@@ -44,6 +36,7 @@ class UniMatch(Objective):
     confidence_threshold: float = 0.95
     cutmix: float = 0.5
     feature_dropout: float = 0.5
+    class_balance: float = 0.0
     ramp_up: float = 0.0
 
     citation: ClassVar[str] = """@inproceedings{yang2023unimatch,
@@ -56,7 +49,7 @@ class UniMatch(Objective):
     def __post_init__(self):
         super().__post_init__()
         check_not_negative(self, "weight")
-        check_shares(self, "confidence_threshold", "cutmix", "ramp_up")
+        check_shares(self, "confidence_threshold", "cutmix", "class_balance", "ramp_up")
         if not 0 <= self.feature_dropout < 1:
             raise ValueError(f"`feature_dropout` must be in [0, 1), got {self.feature_dropout}.")
 
@@ -70,24 +63,23 @@ class UniMatch(Objective):
         return {"boxes": 1, "area": (0.02, 0.4), "aspect": (0.3, 1 / 0.3), "probability": self.cutmix}
 
     def __call__(self, branches, labeled, unlabeled, *, teacher=None, progress=0.0) -> ObjectiveOutput:
-        weak, count = unlabeled["weak"], num_pixels(unlabeled, unlabeled["weak"])
-        valid = valid_pixels(unlabeled, weak)
+        weak, valid, count = unlabeled.weak, unlabeled.valid, unlabeled.num_pixels
         supervised_loss = strong_loss = feature_loss = taught = 0.0
         for branch in branches:  # each by itself
             with torch.no_grad():
                 own = self._pseudo_labels(branch, weak)
-                partners = partner_targets(unlabeled, own, lambda x, branch=branch: self._pseudo_labels(branch, x))
+                partners = unlabeled.partner_targets(own, lambda x, branch=branch: self._pseudo_labels(branch, x))
             views = [
-                self.cutmix_view(unlabeled, view, own, partners, mask=mask)
+                unlabeled.cutmix(view, own, partners, mask=mask, **self.cutmix_masks)
                 for view, mask in (("strong", "cutmix_mask"), ("strong_2", "cutmix_mask_2"))
             ]
-            images = [labeled["pixel_values"], *(mixed for mixed, _, _ in views)]
+            images = [labeled.pixel_values, *(mixed for mixed, _, _ in views)]
             labeled_logits, *strong_logits = self.logits(branch, *images)
             supervised_loss = supervised_loss + self.supervised_loss(labeled_logits, labeled)
             for logits, (_, mixed_valid, (labels,)) in zip(strong_logits, views, strict=True):  # s1 and s2
-                strong_loss = strong_loss + pixel_cross_entropy(logits, labels, valid=mixed_valid, count=count) / 2
-            perturbed = predict(branch, weak, feature_dropout=self.feature_dropout)  # fp
-            feature_loss = feature_loss + pixel_cross_entropy(perturbed, own[0], valid=valid, count=count)
+                strong_loss = strong_loss + self._taught(logits, labels, mixed_valid, count) / 2
+            perturbed = branch(weak, feature_dropout=self.feature_dropout)  # fp
+            feature_loss = feature_loss + self._taught(perturbed, own[0], valid, count)
             taught = taught + (valid & (own[0] != IGNORE_INDEX)).sum()
         unsupervised_loss = 0.5 * strong_loss + 0.5 * feature_loss
         factor = self.weight * ramp(progress, ramp_up=self.ramp_up)
@@ -97,9 +89,13 @@ class UniMatch(Objective):
                 "supervised_loss": supervised_loss.detach(),
                 "strong_loss": strong_loss.detach(),
                 "feature_loss": feature_loss.detach(),
-                "mask_ratio": taught / (len(branches) * torch.as_tensor(count).clamp(min=1e-9)),
+                "mask_ratio": taught / (len(branches) * count.clamp(min=1e-9)),
             },
         )
 
+    def _taught(self, logits, labels, valid, count):
+        weights = pseudo_label_weights(logits, labels, valid, self.class_balance)
+        return pixel_cross_entropy(logits, labels, valid=valid, count=count, class_weights=weights)
+
     def _pseudo_labels(self, branch, images):
-        return [pseudo_label(predict(branch, images), confidence_threshold=self.confidence_threshold)]
+        return [pseudo_label(branch(images), confidence_threshold=self.confidence_threshold)]

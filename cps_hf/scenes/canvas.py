@@ -247,3 +247,10 @@ def photograph(picture: np.ndarray, rng: np.random.Generator, *, noise: float) -
     noisy = noisy + rng.standard_normal((height, width, 1), np.float32) * strength
     noisy = noisy + rng.standard_normal((height, width, 3), np.float32) * (strength / 2)
     return np.clip(noisy, 0, 255).astype(np.uint8)
+
+
+def check_scene(index: int, seed: int) -> None:
+    """Raise the `ValueError` of a scene's number or seed that is none."""
+    for name, value in (("index", index), ("seed", seed)):
+        if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 0:
+            raise ValueError(f"`{name}` of a scene must be an integer of 0 or more, got {value!r}.")

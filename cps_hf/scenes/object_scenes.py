@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..data.labels import IGNORE_INDEX
-from .canvas import Canvas, jitter, mixed, paint, photograph
+from ..functional import IGNORE_INDEX
+from .canvas import Canvas, check_scene, jitter, mixed, paint, photograph
 from .object_shapes import SHAPES, Pen, person
-from .street_scenes import check_drawing
 
 _OBJECT_KIND = 2
 _GROUNDS = (
@@ -32,7 +31,7 @@ def draw_object_scene(index: int, *, seed: int = 0) -> tuple[np.ndarray, np.ndar
     Raises:
         ValueError: `index` or `seed` is negative.
     """
-    check_drawing(index, seed)
+    check_scene(index, seed)
     rng = np.random.default_rng(np.random.SeedSequence([seed, _OBJECT_KIND, index]))
     height, width = _size(rng)
     canvas = Canvas((height, width), 0, rng)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from .canvas import SUPERSAMPLING, Canvas, jitter, mixed, photograph, scaled
+from .canvas import SUPERSAMPLING, Canvas, check_scene, jitter, mixed, photograph, scaled
 from .street_fronts import building, fence, hedge, wall
 from .street_objects import (
     ID,
@@ -38,7 +38,7 @@ def draw_street_scene(
     Raises:
         ValueError: `index` or `seed` is negative, or a side of `size` is below 32.
     """
-    check_drawing(index, seed)
+    check_scene(index, seed)
     if len(size) != 2 or min(size) < 32:
         raise ValueError(f"`size` of a street scene must be (height, width), each at least 32, got {size}.")
     rng = np.random.default_rng(np.random.SeedSequence([seed, _STREET_KIND, index]))
@@ -65,12 +65,6 @@ def draw_street_scene(
     image = photograph(picture, rng, noise=4)
     _out_of_roi(image, labels, rng)
     return image, labels
-
-
-def check_drawing(index: int, seed: int) -> None:
-    for name, value in (("index", index), ("seed", seed)):
-        if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 0:
-            raise ValueError(f"`{name}` of a scene must be an integer of 0 or more, got {value!r}.")
 
 
 class _Street:

@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import secrets
-import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -20,17 +17,9 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..data.voc import voc_color
+from ..files import filled_whole
 from .object_scenes import draw_object_scene
 from .street_scenes import STREET_SIZE, draw_street_scene
-
-__all__ = [
-    "GENERATOR_VERSION",
-    "STREET_SIZE",
-    "draw_object_scene",
-    "draw_street_scene",
-    "write_object_scenes",
-    "write_street_scenes",
-]
 
 GENERATOR_VERSION = 1
 """Part of every cached folder's name. Frozen: scores are compared across runs, so who changes a pixel raises it."""
@@ -182,8 +171,8 @@ def _save(pixels: np.ndarray | Image.Image, path: Path, **options) -> None:
 def _write_once(root: str | Path | None, parameters: dict, fill: Callable[[Path], None]) -> Path:
     """The folder that holds the set of `parameters`, filled if it is not there yet.
 
-    It is filled beside its place and then renamed, so at its place there is a whole folder or none, whatever is
-    interrupted and however many processes want it at once: the first to rename wins, the others take its folder.
+    At its place there is a whole folder or none, whatever is interrupted and however many processes want it at once:
+    the first to finish wins, the others take its folder.
     """
     manifest = {"generator_version": GENERATOR_VERSION, **parameters}
     if root is None:
@@ -194,19 +183,14 @@ def _write_once(root: str | Path | None, parameters: dict, fill: Callable[[Path]
         return root
     _check_free(root, manifest)
     root.parent.mkdir(parents=True, exist_ok=True)
-    partial = root.parent / f".{root.name}.{os.getpid()}-{secrets.token_hex(4)}.partial"
-    partial.mkdir()
     try:
-        fill(partial)
-        (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        try:
-            os.rename(partial, root)
-        except OSError:
-            if not _holds(root, manifest):  # not another process that was faster
-                _check_free(root, manifest)
-                raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        with filled_whole(root, replace=False) as partial:
+            fill(partial)
+            (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    except OSError:
+        if not _holds(root, manifest):  # not another process that was faster
+            _check_free(root, manifest)
+            raise
     return root
 
 

@@ -1,43 +1,65 @@
-"""From a stream's micro-batches of bytes to what an objective is called with."""
+"""From a stream's micro-batches of bytes to what an objective is called with: the border where tensors get names."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
 from ..data.transforms import normalize
+from ..objectives import LabeledBatch, UnlabeledBatch
 
 
-def to_device(batch: dict[str, Any], device: torch.device, image_mean: Tensor, image_std: Tensor) -> dict[str, Tensor]:
-    """The batch's tensors on the device, images normalised, labels long; ids and the like stay behind."""
-    batch = {k: v.to(device, non_blocking=True) for k, v in batch.items() if isinstance(v, Tensor)}
-    for name in [name for name, value in batch.items() if value.dim() == 4]:  # the images, by view
+class MicroBatch(NamedTuple):
+    """What one call of the training module is given, and whose pixels these are."""
+
+    labeled: LabeledBatch
+    unlabeled: UnlabeledBatch | None
+    ids: dict[str, list[str]]  # "labeled" and "unlabeled"
+
+
+def to_device(
+    batch: dict[str, Any], device: torch.device, image_mean: Tensor, image_std: Tensor
+) -> LabeledBatch | UnlabeledBatch:
+    """The batch's tensors on the device, images normalised, labels long; ids and the like stay behind.
+
+    Args:
+        batch: as a `TrainStream` yields it; the labeled stream's has "labels".
+    """
+    tensors = {k: v.to(device, non_blocking=True) for k, v in batch.items() if isinstance(v, Tensor)}
+    for name in [name for name, value in tensors.items() if value.dim() == 4]:  # the images, by view
         own_valid = name.split("_")[0] + "_valid"  # of "partner_..." and "second_crop"
-        valid = batch[own_valid if own_valid in batch else "valid"]
-        batch[name] = normalize(batch[name], image_mean, image_std, valid)
-    if "labels" in batch:
-        batch["labels"] = batch["labels"].long()
-    return batch
+        valid = tensors[own_valid if own_valid in tensors else "valid"]
+        tensors[name] = normalize(tensors[name], image_mean, image_std, valid)
+    if "labels" not in tensors:
+        return UnlabeledBatch(**tensors)
+    return LabeledBatch(**tensors | {"labels": tensors["labels"].long()})
 
 
-def share_counts(micro_batches: Sequence[tuple[dict, dict | None]], accelerator: Accelerator) -> None:
-    """Put the global counts that the losses divide by into the batches of one optimizer step.
+def share_counts(
+    micro_batches: Sequence[MicroBatch], accelerator: Accelerator, class_counts: Tensor | None = None
+) -> None:
+    """Put the global counts that the losses divide by into the batches of one optimizer step, in place of their own.
 
     A loss is a sum over N pixels of the whole step. Accelerate divides it by the accumulation steps and DDP averages
     gradients over processes, so each micro-batch divides by N / (processes x accumulation steps).
+
+    Args:
+        class_counts: of the labeled set, on the device; none: no class weights are made of them.
     """
     counts = torch.zeros(3, dtype=torch.int64, device=accelerator.device)
-    for labeled, unlabeled in micro_batches:
-        counts[0] += (labeled["labels"] != 255).sum()
-        counts[1] += labeled["valid"].sum()
+    for labeled, unlabeled, _ in micro_batches:
+        counts[0] += labeled.num_labels
+        counts[1] += labeled.num_pixels
         if unlabeled is not None:
-            counts[2] += unlabeled["valid"].sum()
+            counts[2] += unlabeled.num_pixels
     shares = accelerator.reduce(counts, "sum").float() / (accelerator.num_processes * len(micro_batches))
-    for labeled, unlabeled in micro_batches:
-        labeled["num_labels"], labeled["num_pixels"] = shares[0], shares[1]
+    for labeled, unlabeled, _ in micro_batches:
+        labeled.num_labels, labeled.num_pixels = shares[0], shares[1]
+        labeled.class_counts, labeled.over_processes = class_counts, partial(accelerator.reduce, reduction="mean")
         if unlabeled is not None:
-            unlabeled["num_pixels"] = shares[2]
+            unlabeled.num_pixels = shares[2]

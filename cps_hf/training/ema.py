@@ -1,4 +1,4 @@
-"""The averaged teacher: parameters and buffers of a branch, smoothed over steps."""
+"""Averages over steps of a branch's parameters and buffers: a method's teacher, and what is scored beside a branch."""
 
 from __future__ import annotations
 
@@ -19,6 +19,11 @@ def make_teacher(branch: nn.Module) -> nn.Module:
         if tensor.dtype in (torch.bfloat16, torch.float16):
             tensor.data = tensor.data.float()
     return teacher
+
+
+def warmed_up(decay: float, step: int) -> float:
+    """The decay after optimizer step `step` (1, 2, ...): of a true mean at first, then `decay`."""
+    return min(1 - 1 / (step + 1), decay)
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from ..config import EvaluationConfig
 from ..data.streams import EvaluationStream
 from ..data.transforms import normalize
 from ..inference.windows import add_probabilities, class_ids, default_stride, predict, predict_each, predict_logits
-from ..metrics.mean_iou import MeanIoU
+from ..metrics.mean_iou import IoUCounter
 from .module import TrainingModule
 from .processes import together
 from .sharding import whole
@@ -28,16 +28,12 @@ logger = logging.getLogger(__name__)
 Samples = list[dict[str, Any]]
 
 
-class EvaluationError(RuntimeError):
-    """A run is trained and kept, and its last evaluation came to no scores; it says why, and how to repeat it."""
-
-
 class Evaluator:
     """Looks at the branches of a run with the run's evaluation settings. Every process takes its share of images.
 
     Args:
-        module: its branches are each `(pixel_values (B, 3, H, W)) -> logits (B, C, H, W)`; its teacher, if it has
-            one, is scored too and is no part of the mean.
+        module: its branches are each `(pixel_values (B, 3, H, W)) -> logits (B, C, H, W)`; its teacher and its
+            branches' averages, if it has any, are scored too and are no part of the mean.
         crop_size: height and width of training's crops, which windows are where `evaluation` says no other.
         skip_bad_samples: whether agreement leaves out images that cannot be read.
     """
@@ -56,7 +52,7 @@ class Evaluator:
         skip_bad_samples: bool = False,
     ):
         self.module, self.accelerator = module, accelerator
-        self.branches, self.teacher = module.branches, module.teacher
+        self.branches = module.branches
         self.num_labels, self.device = num_labels, accelerator.device
         self.batch_size, self.num_workers = evaluation.per_device_eval_batch_size, num_workers
         self.skip_bad_samples = skip_bad_samples
@@ -69,33 +65,32 @@ class Evaluator:
             self.options |= {"crop_size": crop, "stride": stride, "window_batch_size": self.batch_size}
 
     def scores(self, dataset) -> dict[str, dict[str, Any]]:
-        """By row ("branch_0", "branch_1", ..., "teacher", and "mean" of the branches' probabilities) what
-        `MeanIoU.compute` gives, as plain floats and lists. The same on every process.
+        """By row (`TrainingModule.networks`, and "mean" of the branches' probabilities) what `IoUCounter.compute`
+        gives, as plain floats and lists. The same on every process.
 
         Raises:
             ValueError: an image or a label cannot be read.
             OtherProcessError: on the other processes, when one raised.
         """
-        rows = {f"branch_{i}": branch for i, branch in enumerate(self.branches)}
-        if self.teacher is not None:
-            rows["teacher"] = self.teacher
-        names = [*rows, "mean"] if len(self.branches) > 1 else [*rows]
-        metrics = {name: MeanIoU(num_labels=self.num_labels) for name in names}
+        rows = self.module.networks()
+        of_branches = [f"branch_{i}" for i in range(len(self.branches))]
+        of_branches += ["mean"] if len(self.branches) > 1 else []
+        names = [*rows, *(name for name in of_branches if name not in rows)]
+        metrics = {name: IoUCounter(self.num_labels) for name in names}
         with together(self.accelerator), whole(self.module), self.accelerator.autocast(), evaluating([*rows.values()]):
             for group, images in self._batches(self.stream(dataset)):
                 labels = torch.stack([s["label"] for s in group]).to(self.device)
                 images = normalize(images, self.mean, self.std)
                 predicted = predict_each(self.branches, images, num_labels=self.num_labels, **self.options)
-                of_rows = dict(zip([name for name in names if name != "teacher"], predicted, strict=True))
-                if self.teacher is not None:
-                    of_rows["teacher"] = predict(self.teacher, images, **self.options)
+                of_rows = dict(zip(of_branches, predicted, strict=True))
+                for name in rows.keys() - of_rows.keys():
+                    of_rows[name] = predict(rows[name], images, **self.options)
                 for name, predictions in of_rows.items():
                     metrics[name].add_batch(predictions=predictions, references=labels)
-        found = {}
         for name, metric in metrics.items():
             metric.confusion_matrix = self.confusion_matrices[name] = self._sum(metric.confusion_matrix)
-            found[name] = plain(metric.compute())
-        return found
+        with together(self.accelerator):
+            return {name: plain(metric.compute()) for name, metric in metrics.items()}
 
     def agreement(self, dataset) -> float:
         """The share of pixels for which all branches predict one class.

@@ -10,9 +10,10 @@ from typing import Any
 from accelerate import Accelerator
 from torch import nn
 
+from ..checkpointing.resume import on_main_process
 from ..files import write_atomically
 from ..hub.card import render_card
-from ..hub.export import export_branch
+from ..hub.export import check_target, export_branch
 from . import sharding
 from .callbacks.optional import optional
 from .callbacks.pictures import PREDICTIONS, Pictures
@@ -49,12 +50,11 @@ class BranchExporter:
 
     @property
     def names(self) -> list[str]:
-        """ "branch_0", "branch_1", ... and, if there is one, "teacher"."""
-        names = [f"branch_{index}" for index in range(len(self.module.branches))]
-        return names if self.module.teacher is None else [*names, "teacher"]
+        """Those of `TrainingModule.networks`."""
+        return [*self.module.networks()]
 
     def name_of(self, branch: int | str) -> str:
-        """ "branch_<number>" of a number, "teacher" of the teacher.
+        """ "branch_<number>" of a number, "teacher" of the teacher, "branch_<number>_average" of "<number>_average".
 
         Raises:
             ValueError: there is no such branch.
@@ -65,9 +65,13 @@ class BranchExporter:
         return known[str(branch).removeprefix("branch_")]
 
     def network(self, branch: int | str) -> nn.Module:
-        """A branch by number or name, or the teacher."""
-        name = self.name_of(branch)
-        return self.module.teacher if name == "teacher" else self.module.branches[int(name.removeprefix("branch_"))]
+        """A branch by number or name, its average, or the teacher."""
+        return self.module.networks()[self.name_of(branch)]
+
+    def check_folders(self) -> None:
+        """Raise a ValueError where a folder of a branch holds something else, which an export would not replace."""
+        folders = [self.output_dir / name for name in (*self.names, "best")]
+        on_main_process(self.accelerator, lambda: [check_target(folder) for folder in folders])
 
     def export(self, name: str, directory: Path | None = None) -> None:
         """Write one branch: weights, config, image processor and card, and nothing of the other branch.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from ..checkpointing.checkpoints import newest_checkpoint
 from ..config import CPSConfig
 from ..files import share_weights
-from ..objectives import ObjectiveOutput
+from ..functional import Logits, StridedLogits
+from ..objectives import Branch, LabeledBatch, ObjectiveOutput
+from .batches import MicroBatch
 from .sharding import gathered
 from .state import RunState
 
@@ -28,14 +30,6 @@ ONE_CLASS = "one_class_branch_"
 MAX_OVERFLOWS = 25
 """After so many steps in a row with gradients that are not finite fp16's loss scale, 65536 at first and halved each
 time, is 0.002: it is no overflow."""
-
-
-class MicroBatch(NamedTuple):
-    """What one call of the training module is given, and whose pixels these are."""
-
-    labeled: dict[str, Tensor]
-    unlabeled: dict[str, Tensor] | None
-    ids: dict[str, list[str]]  # "labeled" and "unlabeled"
 
 
 class Verdict(NamedTuple):
@@ -104,7 +98,7 @@ class Guard:
         process = self.accelerator.process_index
         try:
             save_bad_batch(folder, process, micro_batches, {"step": step, "norms": verdict.norms, "batches": reports})
-        except OSError as error:  # the numbers are the news, not the disk
+        except Exception as error:  # the numbers are the news, not the disk (for which safetensors has an own error)
             logger.warning("The bad batch cannot be saved in %s: %s.", folder, error)
         everywhere = gather_object([{"process": process, **entry} for entry in reports])
         found = _describe(everywhere, verdict.norms)
@@ -147,8 +141,9 @@ def save_bad_batch(folder: Path, process: int, micro_batches: Sequence[MicroBatc
     tensors = {
         f"{index}.{kind}.{name}": tensor.detach().cpu().contiguous().clone()  # counts are views of one tensor
         for index, batch in enumerate(micro_batches)
-        for kind, views in (("labeled", batch.labeled), ("unlabeled", batch.unlabeled or {}))
-        for name, tensor in views.items()
+        for kind, part in (("labeled", batch.labeled), ("unlabeled", batch.unlabeled))
+        if part is not None
+        for name, tensor in part.tensors().items()
     }
     save_file(tensors, folder / f"process_{process}.safetensors")
     facts = {**facts, "norms": [_as_json(norm) for norm in facts["norms"]]}
@@ -186,21 +181,20 @@ def _where(entry: Mapping[str, Any]) -> str:
 
 
 class Watched:
-    """A branch, called as before, that notes whether all that it predicts for unlabeled images is one class.
+    """A branch that notes whether all that it predicts for unlabeled images is one class.
 
     Every fourth logit of every fourth row is looked at. Where one pass holds labeled images too, these count as well.
     """
 
-    def __init__(self, branch: Callable[..., Tensor], labeled_images: Tensor):
+    def __init__(self, branch: Branch, labeled_images: Tensor):
         self.branch, self.labeled_images = branch, labeled_images
-        if hasattr(branch, "align_corners"):  # it can leave the logits at its own size
-            self.align_corners = branch.align_corners
         self._labels: list[Tensor] = []
 
-    def __call__(self, pixel_values: Tensor, **options) -> Tensor:
+    def __call__(self, pixel_values: Tensor, **options) -> Logits:
         logits = self.branch(pixel_values, **options)
         if pixel_values is not self.labeled_images:
-            self._labels.append(logits.detach()[..., ::4, ::4].argmax(1).flatten())
+            values = logits.values if isinstance(logits, StridedLogits) else logits
+            self._labels.append(values.detach()[..., ::4, ::4].argmax(1).flatten())
         return logits
 
     def one_class(self) -> Tensor | None:
@@ -211,9 +205,9 @@ class Watched:
         return (labels == labels[0]).all().float()
 
 
-def watch(branches: Sequence[Callable[..., Tensor]], labeled: Mapping[str, Tensor]) -> list[Watched]:
+def watch(branches: Sequence[Branch], labeled: LabeledBatch) -> list[Watched]:
     """The branches of one call of the training module."""
-    return [Watched(branch, labeled["pixel_values"]) for branch in branches]
+    return [Watched(branch, labeled.pixel_values) for branch in branches]
 
 
 def with_one_class(output: ObjectiveOutput, watched: Sequence[Watched]) -> ObjectiveOutput:

@@ -12,7 +12,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 from torch import nn
 
 from ..config import CPSConfig
-from ..modeling.preparation import check_train_batch
+from ..modeling.input_size import check_train_batch
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +86,6 @@ def fit_batch(
                 check_train_batch(model, size // 2, *crop_size)
             setattr(args, name, size // 2)
         args.gradient_accumulation_steps *= 2
-        accelerator.gradient_accumulation_steps = args.gradient_accumulation_steps
         halved = ", ".join(f"`{name}={size // 2}`" for name, size in sizes.items())
         logger.warning(
             "Out of memory: going on with %s, `gradient_accumulation_steps=%d`; the global batch is the same.",
@@ -108,7 +107,7 @@ def _step_fits(
     try:
         # Not through DDP: a process that runs out of memory would leave the others waiting.
         with torch.random.fork_rng([device] if device.type == "cuda" else []), accelerator.autocast():
-            count = _states_per_parameter(optimizer)
+            count = states_per_parameter(optimizer)
             held = [torch.empty_like(p) for p in _stateless(optimizer) for _ in range(count)]
             module(*first_micro_batch(), torch.ones((), device=device)).loss.backward()
             del held
@@ -132,6 +131,6 @@ def _stateless(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"] if p not in optimizer.state]
 
 
-def _states_per_parameter(optimizer: torch.optim.Optimizer) -> int:
+def states_per_parameter(optimizer: torch.optim.Optimizer) -> int:
     """AdamW keeps two, SGD with momentum one; an optimizer of the user's own is taken to keep two."""
     return 1 if isinstance(getattr(optimizer, "optimizer", None), torch.optim.SGD) else 2

@@ -9,22 +9,33 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ..modeling.branches import Branch
-from ..objectives import Objective, ObjectiveOutput
+from ..objectives import LabeledBatch, Objective, ObjectiveOutput, UnlabeledBatch
 from . import health
 from .ema import make_teacher
 
 
 class TrainingModule(nn.Module):
-    """The branches, the teacher and the objective in one module, called once a micro-batch.
+    """The branches, the teacher, the branches' averages and the objective in one module, called once a micro-batch.
 
     So DDP and torch.compile see one forward, whatever the method does inside.
+
+    Args:
+        averages: whether an average of each branch is kept, as the teacher is: whoever steps the optimizer updates
+            it.
     """
 
-    def __init__(self, models: Sequence[nn.Module], objective: Objective):
+    def __init__(self, models: Sequence[nn.Module], objective: Objective, *, averages: bool = False):
         super().__init__()
         self.branches = nn.ModuleList(Branch(model) for model in models)
         self.objective = objective
         self.teacher = make_teacher(self.branches[0]) if objective.teacher else None
+        self.averages = nn.ModuleList(map(make_teacher, self.branches)) if averages else None
+
+    def networks(self) -> dict[str, nn.Module]:
+        """All by name, as they are scored and exported: "branch_0", ..., "branch_0_average", ..., "teacher"."""
+        found: dict[str, nn.Module] = {f"branch_{i}": branch for i, branch in enumerate(self.branches)}
+        found |= {f"branch_{i}_average": average for i, average in enumerate(self.averages or ())}
+        return found if self.teacher is None else {**found, "teacher": self.teacher}
 
     def compile_networks(self, backend: str, mode: str | None) -> None:
         """Compile each network for its passes in training; weights, hooks and exports stay as they are.
@@ -35,15 +46,20 @@ class TrainingModule(nn.Module):
             branch.compile_model(backend=backend, mode=mode)
 
     def train(self, mode: bool = True) -> TrainingModule:
-        """The teacher stays in evaluation mode: its batch norm uses the statistics that it averages."""
+        """Teacher and averages stay in evaluation mode: their batch norm uses the statistics that they average."""
         super().train(mode)
-        if self.teacher is not None:
-            self.teacher.eval()
+        for averaged in (self.teacher, self.averages):
+            if averaged is not None:
+                averaged.eval()
         return self
 
-    def forward(self, labeled: dict, unlabeled: dict | None, progress: Tensor) -> ObjectiveOutput:
-        branches = health.watch(self.branches, labeled)
-        output = self.objective(branches, labeled, unlabeled, teacher=self.teacher, progress=progress)
+    def forward(self, labeled: LabeledBatch, unlabeled: UnlabeledBatch | None, progress: Tensor) -> ObjectiveOutput:
+        """What the objective makes of a micro-batch. Batches are on the module's device: DDP and FSDP2 move tensors in
+        lists and dictionaries only, and pass these on as they are."""
+        branches = health.watch([branch.strided for branch in self.branches], labeled)
+        teacher = None if self.teacher is None else self.teacher.strided
+        asked_for = {"averages": [one.strided for one in self.averages]} if self.objective.averages else {}
+        output = self.objective(branches, labeled, unlabeled, teacher=teacher, progress=progress, **asked_for)
         return health.with_one_class(output, branches)
 
     def share_buffers(self, accelerator: Accelerator) -> None:

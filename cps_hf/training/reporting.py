@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
+import logging
 import math
+import os
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -17,25 +21,40 @@ from tqdm.auto import tqdm
 
 from ..files import write_atomically
 
+logger = logging.getLogger(__name__)
+
 
 class RunLog:
     """Takes a record a log and gives it to metrics.jsonl, to every tracker and to the progress bar.
 
+    None of them ends a run: what cannot be written is a warning, and lines are written later where that is possible.
+
     Args:
         first_step: 0, or the step that is resumed from: later lines of both files are taken out.
+        lines: how many lines metrics.jsonl had when that step was saved; none: it is not known.
     """
 
-    def __init__(self, accelerator: Accelerator, output_dir: str, *, max_steps: int, first_step: int, show_bar: bool):
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        output_dir: str,
+        *,
+        max_steps: int,
+        first_step: int,
+        show_bar: bool,
+        lines: int | None = None,
+    ):
         self.accelerator = accelerator
         self.path = Path(output_dir) / "metrics.jsonl"
         self.bad_samples = self.path.with_name("bad_samples.jsonl")
         if accelerator.is_main_process and first_step:
-            for path in (self.path, self.bad_samples):
+            for path, count in ((self.path, lines), (self.bad_samples, None)):
                 if path.exists():
-                    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-                    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= first_step]
-                    write_atomically(path, "".join(kept))
+                    kept = [line for line, record in _records(path) if record["step"] <= first_step]
+                    write_atomically(path, "".join(f"{line}\n" for line in kept[:count]))
         accelerator.wait_for_everyone()  # before anyone adds a line
+        self._unwritten: dict[Path, list[str]] = {self.path: [], self.bad_samples: []}
+        self._silenced: set[str] = set()
         self.bar = tqdm(
             total=max_steps,
             initial=first_step,
@@ -46,22 +65,28 @@ class RunLog:
 
     def write(self, record: Mapping[str, Any], step: int) -> None:
         """One line, one call a tracker. Floats only: numbers that trackers can draw."""
-        if self.accelerator.is_main_process:
-            finite = {k: v if math.isfinite(v) else None for k, v in record.items()}  # JSON has no NaN
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, **finite}) + "\n")
-        self.accelerator.log(dict(record), step=step)
+        if not self.accelerator.is_main_process:
+            return
+        finite = {k: v if math.isfinite(v) else None for k, v in record.items()}  # JSON has no NaN
+        self._append(self.path, [{"step": step, **finite}])
+        for tracker in self.accelerator.trackers:
+            try:
+                tracker.log(dict(record), step=step)
+            except Exception as error:
+                self._warn_once(f"The tracker {tracker.name} took no record of step {step}", error)
 
     def read(self) -> list[dict[str, Any]]:
         """All lines so far."""
-        if not self.path.exists():
-            return []
-        return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
+        return [record for _, record in _records(self.path)] if self.path.exists() else []
 
     def write_bad_samples(self, bad_samples: Sequence[Mapping[str, Any]], step: int) -> None:
         """A line a bad sample, by every process: one short append each, so lines do not mix."""
-        with open(self.bad_samples, "a", encoding="utf-8") as file:
-            file.writelines(json.dumps({"step": step, **bad}) + "\n" for bad in bad_samples)
+        self._append(self.bad_samples, [{"step": step, **bad} for bad in bad_samples])
+
+    def advance(self) -> None:
+        """A step is done."""
+        with contextlib.suppress(OSError, ValueError):  # the terminal is gone: no reason to stop
+            self.bar.update()
 
     def show(self, record: Mapping[str, float]) -> None:
         """The newest numbers behind the progress bar."""
@@ -70,6 +95,62 @@ class RunLog:
             {short.get(k, k.replace("_loss", "")): f"{v:.3g}" for k, v in record.items() if "norm" not in k},
             refresh=False,
         )
+
+    def close(self) -> None:
+        """End the trackers and the bar; the last try for lines that could not be written."""
+        for path, lines in self._unwritten.items():
+            if lines:
+                self._append(path, [])
+            if lines:
+                logger.warning("%d lines are missing in %s.", len(lines), path)
+        with contextlib.suppress(OSError, ValueError):
+            self.bar.close()
+        # Not accelerator.end_training(), which would end the processes' group.
+        for tracker in self.accelerator.trackers:
+            try:
+                tracker.finish()
+            except Exception as error:
+                logger.warning("The tracker %s did not end well: %s: %s", tracker.name, type(error).__name__, error)
+
+    def _append(self, path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+        """With the lines that could not be written before. One process writes metrics.jsonl: whole lines or none."""
+        lines = self._unwritten[path]
+        lines += [json.dumps(record) + "\n" for record in records]
+        data = "".join(lines).encode()
+        try:
+            with open(path, "ab", buffering=0) as file:  # a buffer would be written once more when the file is closed
+                size = os.fstat(file.fileno()).st_size
+                written = file.write(data)
+                if written < len(data):
+                    if path == self.path:
+                        file.truncate(size)  # half a line would spoil the next one
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            self._warn_once(f"{path} could not be written, and is tried again", error)
+        else:
+            lines.clear()
+
+    def _warn_once(self, what: str, error: Exception) -> None:
+        """Once for each kind: it may fail at each step from now on."""
+        kind = f"{what.split(' of step')[0]} {type(error).__name__}"
+        if kind not in self._silenced:
+            self._silenced.add(kind)
+            logger.warning("%s (said once): %s: %s", what, type(error).__name__, error)
+
+
+def _records(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Each line with what it says, but for those that a process that was killed or a full disk left in part."""
+    found = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if isinstance(record, dict) and "step" in record:
+            found.append((line, record))
+        else:
+            logger.warning("%s has a line that is not whole, which is left out: %.60r", path, line)
+    return found
 
 
 class Averages:

@@ -85,10 +85,10 @@ def card_facts(run: Run, state: RunState, branch: str, directory: str) -> dict[s
     """What `cps_hf.hub.card.render_card` makes a page of.
 
     Args:
-        branch: "branch_0", ..., or "teacher".
+        branch: "branch_0", ..., "branch_0_average", ..., or "teacher".
         directory: the name of the folder that the card will lie in.
     """
-    index = int(branch.removeprefix("branch_")) if branch != "teacher" else 0
+    index = int(branch.split("_")[1]) if branch != "teacher" else 0
     model, settings = run.models[index], run.settings
     source = getattr(model.config, "_name_or_path", "") or run.backbone_sources[index]
     shown = {name: settings[name] for name in _SETTINGS_IN_CARD if settings[name] not in (None, {}, [])}
@@ -122,8 +122,7 @@ def card_facts(run: Run, state: RunState, branch: str, directory: str) -> dict[s
 
 
 def _fields_that_act(objective: Objective) -> dict[str, Any]:
-    """The method's hyper-parameters, without OHEM's where it is not used."""
-    fields = asdict(objective)
-    if objective.labeled_loss != "ohem":
-        fields = {name: value for name, value in fields.items() if not name.startswith("ohem_")}
-    return fields
+    """The method's hyper-parameters, without those of a labeled loss that is not used."""
+    idle = [loss for loss in ("ohem", "focal") if objective.labeled_loss != loss]
+    fields = asdict(objective).items()
+    return {name: value for name, value in fields if not any(name.startswith(f"{loss}_") for loss in idle)}

@@ -11,7 +11,6 @@ import hashlib
 import io
 import json
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,13 @@ from datasets import Dataset, Features, Image, IterableDataset, Value, concatena
 from PIL import Image as PILImage
 from tqdm.auto import tqdm
 
-from ..data.labels import IGNORE_INDEX, LabelEncoding
+from .. import visualization
+from ..data.labels import LabelEncoding
 from ..data.streams import EvaluationStream
-from ..files import write_atomically
+from ..files import write_atomically, written_whole
+from ..functional import IGNORE_INDEX
 from ..inference.ensemble import Ensemble, check_classes
 from ..inference.windows import add_probabilities
-from ..visualization import panels as visualization
 
 logger = logging.getLogger(__name__)
 
@@ -177,9 +177,8 @@ def _png(image: PILImage.Image) -> dict[str, Any]:
 
 
 def _write(shard: Dataset, path: Path) -> None:
-    temporary = path.with_name(f".tmp-{path.name}")
-    shard.to_parquet(str(temporary))
-    os.replace(temporary, path)
+    with written_whole(path) as temporary:
+        shard.to_parquet(str(temporary))
 
 
 def _shard_paths(folder: Path, rows: int, rows_per_shard: int) -> list[Path]:

@@ -5,24 +5,31 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import yaml
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, is_initialized
 from accelerate.utils import LoggerType
 from datasets import Dataset
+from torch import nn
 from transformers import PreTrainedModel, SchedulerType, get_scheduler
 
+from .. import modeling
 from ..config import AugmentationConfig, CPSConfig, ModelConfig, flat
+from ..data.class_counts import ROWS_OF_A_STREAM, count_class_pixels
 from ..data.labels import LabelEncoding
 from ..data.order import Shard
 from ..data.streams import TrainStream, check_columns
-from ..modeling import branches as building
-from ..modeling import preparation
+from ..functional import frequency_weights
+from ..modeling.classes import classes_of
+from ..modeling.twins import refuse_twins
 from ..objectives import OBJECTIVES, Objective
-from . import sharding
+from . import memory, model_checks, sharding
+from .processes import together
 from .state import RunState
 
 logger = logging.getLogger(__name__)
@@ -61,6 +68,44 @@ def check_trackers(args: CPSConfig) -> None:
     for name in args.report_to:
         if name not in known:
             raise ValueError(f"`report_to` must hold trackers of Accelerate ({', '.join(known)}), got {name!r}.")
+
+
+def check_precision(args: CPSConfig) -> None:
+    """Accelerate keeps one precision a process: that of the first trainer made in it, which a later one would have
+    whatever it was told.
+
+    Raises:
+        ValueError: this trainer is to have another one.
+    """
+    if not is_initialized():
+        return
+    present = AcceleratorState().mixed_precision
+    wanted = args.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if present != wanted:
+        none = "" if args.mixed_precision else " (it is none, and that is what the launch says)"
+        raise ValueError(
+            f"`mixed_precision` is {wanted!r}{none}, but an earlier trainer or Accelerator of this process has "
+            f"{present!r}, and Accelerate keeps one precision a process. Set `mixed_precision={present!r}`, or start "
+            "Python anew for each precision."
+        )
+
+
+def accumulate_as_told(accelerator: Accelerator, args: CPSConfig) -> None:
+    """Accelerate keeps the accumulation of the Accelerator that was made last in the process, for all of them; and the
+    streams have no end at which accumulation should sync."""
+    steps = {"num_steps": args.gradient_accumulation_steps, "sync_with_dataloader": False}
+    accelerator.gradient_state.plugin_kwargs = steps
+
+
+def keeps_averages(args: CPSConfig, objective: Objective) -> bool:
+    """Whether an average of each branch is kept.
+
+    Raises:
+        ValueError: the objective asks for averages, and `ema_decay` says none.
+    """
+    if objective.averages and args.ema_decay is None:
+        raise ValueError(f"{type(objective).__name__} is taught by averages of the branches: set `ema_decay=0.996`.")
+    return args.ema_decay is not None
 
 
 def check_data(train_dataset, unlabeled_dataset, eval_dataset, objective: Objective) -> dict[int, str] | None:
@@ -107,15 +152,16 @@ def build_models(
     """The branches, ready to be wrapped: built or taken as they are, frozen and checked as the settings say.
 
     Raises:
-        ValueError: too few for the objective, another class count than the labels', or a crop or batch that a model
-            cannot take.
+        ValueError: too few for the objective, other classes than the data's, branches that are one network or have
+            nothing to train, or a crop or batch that a model cannot take.
     """
     _warn_of_idle_ohem(crop_size, objective)
+    model_checks.check_passed_classes(models, id2label)
     # A teacher is beside one branch: a single id or configuration is not used twice then.
     alone = objective.teacher and model_config.num_branches is None and not isinstance(models, list | tuple)
-    built = building.build_branches(
+    built = modeling.build_branches(
         models,
-        id2label=id2label if not _holds_models(models) else None,
+        id2label=id2label,
         num_branches=1 if alone else model_config.num_branches,
         seed=args.seed,
         reinit_heads=model_config.reinit_heads,
@@ -128,25 +174,26 @@ def build_models(
         raise ValueError(f"{type(objective).__name__} needs {objective.min_branches} models, got {len(built)}.")
     if objective.teacher and len(built) > 1:
         raise ValueError(f"{type(objective).__name__} trains one model beside its teacher, got {len(built)}.")
-    num_labels = built[0].config.num_labels
-    if id2label is not None and num_labels != len(id2label):
-        raise ValueError(
-            f"The models have {num_labels} classes and `train_dataset` has {len(id2label)} "
-            f"({', '.join([*id2label.values()][:4])} ...). Build the models with `num_labels={len(id2label)}`."
-        )
+    if objective.min_branches > 1:
+        refuse_twins(built)
+    if id2label is None and accelerator.is_main_process:
+        model_checks.tell_whose_classes(models, classes_of(built))
     for index, model in enumerate(built):
         if model_config.freeze_backbone or model_config.freeze_norms:
-            preparation.freeze(model, backbone=model_config.freeze_backbone, norms=model_config.freeze_norms)
-        preparation.check_input_size(model, *crop_size)
+            modeling.freeze(model, backbone=model_config.freeze_backbone, norms=model_config.freeze_norms)
+        if model_config.norm_momentum is not None:
+            modeling.set_norm_momentum(model, model_config.norm_momentum)
+        model_checks.check_trainable(model, index)
+        modeling.check_input_size(model, *crop_size)
         if args.gradient_checkpointing:
-            preparation.enable_gradient_checkpointing(model)
+            modeling.enable_gradient_checkpointing(model)
         if args.sync_batchnorm and accelerator.num_processes > 1 and accelerator.device.type == "cuda":
-            model = built[index] = preparation.convert_sync_batchnorm(model)
+            model = built[index] = modeling.convert_sync_batchnorm(model)
         for size in {args.per_device_train_batch_size, args.unlabeled_batch_size if objective.views else None} - {
             None
         }:
-            preparation.check_train_batch(model, size, *crop_size)
-        unused = preparation.freeze_unused_parameters(model, tuple(crop_size))
+            modeling.check_train_batch(model, size, *crop_size)
+        unused = model_checks.freeze_unused(model, index, tuple(crop_size))
         if unused and accelerator.is_main_process:
             logger.info("branch %d: frozen, since the logits do not depend on them: %s.", index, ", ".join(unused))
         if args.channels_last:
@@ -174,18 +221,11 @@ def _backbones(model_config: ModelConfig) -> str | list[str | None] | None:
     return model_config.backbone_source(0)
 
 
-def _holds_models(models) -> bool:
-    """Models that are passed bring their own class names."""
-    return isinstance(models, PreTrainedModel) or (
-        isinstance(models, Sequence) and any(isinstance(m, PreTrainedModel) for m in models)
-    )
-
-
 def make_optimizer(models: Sequence[PreTrainedModel], args: CPSConfig) -> torch.optim.Optimizer:
     """One optimizer over all branches: the same updates as one each, since none of the two mixes parameters."""
     groups = []
     for index, model in enumerate(models):
-        for group in preparation.parameter_groups(
+        for group in modeling.parameter_groups(
             model,
             learning_rate=args.learning_rate,
             weight_decay=args.weight_decay,
@@ -277,7 +317,6 @@ def train_streams(
             reshuffle=kind == "labeled" or args.reshuffle_unlabeled,
             num_labels=num_labels,
             num_workers=args.dataloader_num_workers,
-            prefetch_factor=args.dataloader_prefetch_factor,
             pin_memory=accelerator.device.type == "cuda",
             shuffle_buffer_size=args.shuffle_buffer_size,
             start=begin["position"],
@@ -292,6 +331,37 @@ def train_streams(
     return labeled, stream(unlabeled_dataset, "unlabeled", args.unlabeled_batch_size, objective.views)
 
 
+def class_counts(
+    args: CPSConfig, accelerator: Accelerator, objective: Objective, train_dataset, *, num_labels: int
+) -> torch.Tensor | None:
+    """The labeled set's pixels by class, float (C,) on the device and the same on all processes, where the objective
+    weighs classes by them; called by all processes.
+
+    Raises:
+        ValueError: a label cannot be read, or none holds a class.
+    """
+    if not objective.weighs_by_frequency:
+        return None
+    streamed = not isinstance(train_dataset, Dataset)
+    rows = f"the first {ROWS_OF_A_STREAM} rows" if streamed else f"all {len(train_dataset)} rows"
+    logger.info("`class_weights`: counting the pixels of each class in %s of `train_dataset`.", rows)
+    with together(accelerator):
+        counts = count_class_pixels(
+            train_dataset,
+            num_labels,
+            rank=accelerator.process_index,
+            num_processes=accelerator.num_processes,
+            num_threads=max(2, args.dataloader_num_workers),
+            skip_bad_samples=args.skip_bad_samples,
+        )
+    counts = accelerator.reduce(counts.to(accelerator.device), "sum")
+    if not counts.any():
+        raise ValueError("`class_weights` by frequency: no label of `train_dataset` holds a class, all is ignored.")
+    weights = frequency_weights(counts.double(), power=objective.class_weights)
+    logger.info("Weights of the labeled loss by class: %s.", ", ".join(f"{weight:.3g}" for weight in weights.tolist()))
+    return counts.float()
+
+
 def evenly_spaced(dataset, count: int):
     """`count` samples spread over a data set (a streamed one: its first), the same ones each time."""
     if not isinstance(dataset, Dataset):
@@ -301,15 +371,16 @@ def evenly_spaced(dataset, count: int):
 
 
 def init_trackers(
-    accelerator: Accelerator, args: CPSConfig, settings: Mapping[str, Any], objective: Objective, first_step: int
+    accelerator: Accelerator, args: CPSConfig, settings: Mapping[str, Any], objective: Objective, state: RunState
 ) -> None:
-    """Start the trackers. TensorBoard shows what an earlier start logged after `first_step` only once.
+    """Start the trackers. TensorBoard shows what an earlier start logged of the steps to come only once.
 
     Args:
         settings: all of the run's, for those that show them.
+        state: at the step that the run begins at.
 
     Raises:
-        ValueError: one that is asked for is not installed; Accelerate would drop it in silence.
+        ValueError: one that is asked for is not installed, which Accelerate would drop in silence; or cannot start.
     """
     if not args.report_to:
         return
@@ -319,11 +390,35 @@ def init_trackers(
         raise ValueError(f"`report_to`: {', '.join(missing)} cannot be used; install it: `pip install {missing[0]}`.")
     config = {"objective": type(objective).__name__, **dataclasses.asdict(objective), **settings}
     plain = {k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in config.items()}
-    accelerator.init_trackers(
-        args.run_name or os.path.basename(os.path.normpath(args.output_dir)),
-        config=plain,
-        init_kwargs={"tensorboard": {"purge_step": first_step + 1 if first_step else 0}},
-    )
+    # What a checkpoint holds as pending is logged at its own step, perhaps once more.
+    next_step = state.global_step + (0 if state.pending else 1)
+    try:
+        accelerator.init_trackers(
+            args.run_name or os.path.basename(os.path.normpath(args.output_dir)),
+            config=plain,
+            init_kwargs={"tensorboard": {"purge_step": next_step if state.global_step else 0}},
+        )
+    except Exception as error:  # no folder or network of its own, say
+        raise ValueError(
+            f"`report_to` {', '.join(args.report_to)}: a tracker cannot start ({type(error).__name__}: {error}). Mend "
+            "that, or leave it out."
+        ) from error
+
+
+def warn_of_little_space(output_dir: str, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """A checkpoint and the branches are to fit on the disk: said before the time is spent."""
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
+    trained = sum(p.numel() * p.element_size() for group in optimizer.param_groups for p in group["params"])
+    needed = 2 * weights + memory.states_per_parameter(optimizer) * trained
+    free = shutil.disk_usage(output_dir).free
+    if free < needed:
+        logger.warning(
+            "`output_dir` %s has %.1f GB free, and a checkpoint with the branches takes some %.1f GB: make room, or "
+            "the run will end when it saves.",
+            output_dir,
+            free / 1e9,
+            needed / 1e9,
+        )
 
 
 def run_state(args: CPSConfig, accelerator: Accelerator) -> RunState:

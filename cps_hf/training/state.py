@@ -18,14 +18,15 @@ class RunState(TrainerState):
 
     Args:
         first_step: 0, or the step that was resumed from.
-        scores: the newest evaluation's, by row ("branch_0", ..., "teacher", "mean"): what `MeanIoU.compute` gives.
+        scores: the newest evaluation's, by row (a name of `TrainingModule.networks`, or "mean"): what
+            `IoUCounter.compute` gives.
         best: the best evaluation's rows, and its "step" and "branch"; empty before there is one.
         agreement: the share of pixels for which all branches predict one class, at the "start" and at the "end".
         skipped_steps: how many steps were left out since a number was not finite.
         one_class: by branch, the share of the steps since the last log in which it predicted one class everywhere.
-        pending: what is still to be done at this step: {"log": the record to log or None, "evaluate": bool}. Weights
-            are saved before that, so that nothing of it can cost them.
-        evaluation_error: why the newest evaluation came to no scores; not saved.
+        pending: what is still to be done at this step: {"log": the record to log or None, "evaluate": bool, "best":
+            whether the scores are to be compared with the best ones}; empty: nothing. Weights are saved before that,
+            so that nothing of it can cost them.
         averages: the means of what is logged.
         stopwatch: the seconds and images of training.
     """
@@ -37,7 +38,6 @@ class RunState(TrainerState):
     skipped_steps: int = 0
     one_class: dict[str, float] = field(default_factory=dict)
     pending: dict[str, Any] = field(default_factory=dict)
-    evaluation_error: Exception | None = None
     averages: Averages = field(default_factory=Averages)
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
 
@@ -51,6 +51,7 @@ class RunState(TrainerState):
             "agreement": self.agreement,
             "skipped_steps": self.skipped_steps,
             "pending": self.pending,
+            "log_lines": len(self.log_history),
             "averages": self.averages.state_dict(),
             "stopwatch": self.stopwatch.total,
         }

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import AutocastKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs, set_seed
+from accelerate.utils import AutocastKwargs, InitProcessGroupKwargs, set_seed
 from torch import Tensor
-from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback, TrainerCallback, TrainerControl
+from transformers.trainer_callback import DefaultFlowCallback, TrainerCallback, TrainerControl
 
 from ..checkpointing import signals
 from ..checkpointing.fingerprint import fingerprint
@@ -23,14 +23,17 @@ from ..config import AugmentationConfig, CPSConfig, EvaluationConfig, HubConfig,
 from ..data.streams import TrainStream
 from ..files import write_atomically
 from ..hub.push import push_branch, repo_id_of
+from ..modeling.classes import classes_of
 from ..objectives import CrossPseudoSupervision, Objective, ObjectiveOutput
-from . import batches, failures, memory, results, setup
-from .callbacks import CollapseCallback, ModelCardCallback, Pictures, PicturesCallback, PushCallback
+from . import batches, failures, memory, model_checks, results, setup
+from .batches import MicroBatch
+from .callbacks import Callbacks, CollapseCallback, ModelCardCallback, Pictures, PicturesCallback, PushCallback
 from .determinism import deterministic_algorithms
-from .ema import update_teacher
+from .ema import update_teacher, warmed_up
 from .evaluation import Evaluator
 from .export import BranchExporter
-from .health import ONE_CLASS, Guard, MicroBatch
+from .health import ONE_CLASS, Guard
+from .late import CHECKPOINT, EVALUATION, Late
 from .module import TrainingModule
 from .processes import together
 from .reporting import RunLog, without_nan
@@ -96,6 +99,7 @@ class CPSTrainer:
         self.evaluation.check_stride(self.augmentation.crop_size)
         refuse_engines()
         setup.check_trackers(args)
+        setup.check_precision(args)
         self.accelerator = accelerator = _accelerator(args)
         setup.check_launch(accelerator, args)
         id2label = setup.check_data(train_dataset, unlabeled_dataset, eval_dataset, self.objective)
@@ -105,11 +109,13 @@ class CPSTrainer:
         self.models = setup.build_models(
             models, self.model_config, args, crop_size, self.objective, id2label, accelerator
         )
-        self.id2label = self.models[0].config.id2label
-        set_seed(args.seed, device_specific=True)  # dropout differs between processes, weights were drawn before
-        self.module = TrainingModule(self.models, self.objective)
+        self.id2label = id2label or classes_of(self.models)
+        averages = setup.keeps_averages(args, self.objective)
+        self.module = TrainingModule(self.models, self.objective, averages=averages)
         if args.torch_compile:
             self.module.compile_networks(args.torch_compile_backend, args.torch_compile_mode)
+        if optimizers[0] is not None:
+            model_checks.check_optimizer(optimizers[0], self.models)
         self.optimizer = optimizers[0] or setup.make_optimizer(self.models, args)
         self.lr_scheduler = optimizers[1] or setup.make_schedule(self.optimizer, args)
         # The schedule is not prepared: Accelerate would step it once a process.
@@ -118,10 +124,12 @@ class CPSTrainer:
         means = (self.model_config.image_mean, self.model_config.image_std)
         self.image_mean, self.image_std = (torch.tensor(v, device=self.device) for v in means)
         self._progress = torch.zeros((), device=self.device)
+        self._class_counts: Tensor | None = None  # of the labeled set, where the objective weighs classes by them
 
         # What the run knows of itself, and what looks after it
         self.state = setup.run_state(args, accelerator)
         self.control = TrainerControl()
+        self.late = Late(args, accelerator)
         self.guard = Guard(accelerator, self.module, args, self.state)
         self.signals = signals.StopSignals()
         self.streams: dict[str, TrainStream] = {}  # "labeled" and, where the objective asks for views, "unlabeled"
@@ -145,7 +153,8 @@ class CPSTrainer:
             processing_class=processing_class,
             pictures=pictures,
         )
-        self.callback_handler = CallbackHandler(
+        self.callback_handler = Callbacks(
+            self.late,
             [DefaultFlowCallback, *self._callbacks(pictures, [*(callbacks or [])])],
             self.module,
             processing_class,
@@ -181,47 +190,68 @@ class CPSTrainer:
 
         Raises:
             ValueError: the output folder or the checkpoint cannot be used, or a sample cannot be read.
+            LockedError: another run is at work in the output folder (a ValueError).
             FloatingPointError: a loss or gradient is not finite; the last checkpoint is whole.
             torch.OutOfMemoryError: a batch does not fit; it says what to change.
+            DataWorkerError: a data worker is gone; it says what to change.
             ConnectionError: another process ended or does not answer.
-            EvaluationError: training is done and kept, and its last evaluation failed; it says how to repeat it.
+            AfterTrainingError: training is done and kept, and something after its last step failed; it says what, and
+                how to have it done. An EvaluationError where it is the last evaluation.
             Preempted: a signal stopped the run, which is saved; uncaught, the program ends with code 85.
         """
+        args = self.args
+        # Here, and not where the trainer is made: another one may have been made since. Weights are drawn already, and
+        # dropout differs between processes.
+        set_seed(args.seed, device_specific=True)
+        self.late.failed.clear()
+        with self.checkpointer.locked():
+            with self._explained():
+                streams = self._prepare(
+                    args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
+                )
+                try:
+                    with deterministic_algorithms(args.full_determinism), self.signals:
+                        self._loop(*streams)
+                    found = self._finish()
+                finally:
+                    self.run_log.close()
+                    self.run_log = None  # what is logged from now on belongs to no run
+            self.late.tell(self.state.global_step, self.exporter.names)
+        return found
+
+    def _prepare(self, wanted: str | bool | None) -> tuple[TrainStream, TrainStream | None]:
+        """All that can be wrong is found before anything is written; then the folder is the run's, at its first step.
+
+        Args:
+            wanted: the checkpoint, as `train` takes it.
+        """
         args, accelerator = self.args, self.accelerator
-        wanted = args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
-        # All that can be wrong is found before anything is written.
+        self._class_counts = setup.class_counts(
+            args, accelerator, self.objective, self.train_dataset, num_labels=len(self.id2label)
+        )
         checkpoint, saved = self.checkpointer.find(wanted, self._fingerprint)
         if args.auto_find_batch_size:
             self._fit_batch()
-        labeled, unlabeled = self._train_streams(saved["streams"])
+        streams = self._train_streams(saved["streams"])
         if self.eval_dataset is not None:
             self.evaluator.check_first_batch(self.eval_dataset)
+        self.checkpointer.prepare_output_dir(checkpoint, saved, setup.to_yaml(self.objective, *self.groups))
+        self.exporter.check_folders()
         if accelerator.is_main_process:
-            self.checkpointer.prepare_output_dir(checkpoint, saved)
-            settings = setup.to_yaml(self.objective, *self.groups)
-            write_atomically(Path(args.output_dir) / "config.yaml", settings)
-        accelerator.wait_for_everyone()
+            setup.warn_of_little_space(args.output_dir, self.module, self.optimizer)
         if checkpoint:
             self.checkpointer.load(checkpoint, saved)
-        setup.init_trackers(accelerator, args, self.run.settings, self.objective, self.state.global_step)
+        setup.init_trackers(accelerator, args, self.run.settings, self.objective, self.state)
         self.run_log = RunLog(
             accelerator,
             args.output_dir,
             max_steps=args.max_steps,
             first_step=self.state.global_step,
+            lines=saved.get("log_lines"),
             show_bar=not args.disable_tqdm,
         )
         self.state.log_history = self.run_log.read()
-        try:
-            with deterministic_algorithms(args.full_determinism), self.signals, self._explained():
-                self._loop(labeled, unlabeled)
-            return self._finish()
-        finally:
-            self.run_log.bar.close()
-            # Not accelerator.end_training(), which would end the processes' group.
-            for tracker in accelerator.trackers:
-                tracker.finish()
-            self.run_log = None  # what is logged from now on belongs to no run
+        return streams
 
     def _loop(self, labeled: TrainStream, unlabeled: TrainStream | None) -> None:
         """The phases of an optimizer step, until the callbacks say that it is enough."""
@@ -239,7 +269,7 @@ class CPSTrainer:
             micro_batches = [
                 self._fetch(labeled_batches, unlabeled_batches) for _ in range(args.gradient_accumulation_steps)
             ]
-            batches.share_counts([batch[:2] for batch in micro_batches], accelerator)
+            batches.share_counts(micro_batches, accelerator, self._class_counts)
             self._progress.fill_(state.global_step / args.max_steps)
             self.guard.before_step()
             # forward, backward
@@ -254,12 +284,14 @@ class CPSTrainer:
             self.lr_scheduler.step()
             self.optimizer.zero_grad()
             state.global_step += 1
-            # teacher
-            if verdict.finite and self.module.teacher is not None:
-                decay = self.objective.ema_decay(state.global_step)
-                update_teacher(self.module.teacher, self.module.branches[0], decay)
+            self.late.active = state.global_step >= args.max_steps
+            # teacher, averages
+            if verdict.finite:
+                self._update_averages()
+            if state.global_step == state.first_step + 1 and self.objective.min_branches > 1:
+                model_checks.refuse_equal_branches(self.module.branches, accelerator, state.global_step)
             state.stopwatch.stop(sum(s.shard.global_batch_size for s in self.streams.values()))
-            self.run_log.bar.update()
+            self.run_log.advance()
             # save, log, evaluate
             self.control = self.callback_handler.on_step_end(args, state, self.control)
             self.control.should_save |= verdict.stop
@@ -274,8 +306,9 @@ class CPSTrainer:
         if state.global_step == 0:
             self._measure_agreement("start")
         control.should_training_stop |= state.global_step >= self.args.max_steps
+        self.late.active = control.should_training_stop
         if control.should_training_stop and self.eval_dataset is not None and not state.scores:
-            state.pending = {"log": None, "evaluate": True}  # resumed at the end, with another evaluation set
+            state.pending |= {"evaluate": True}  # resumed at the end, with another evaluation set
         if control.should_training_stop:
             self._export_all()
         if state.pending:
@@ -295,6 +328,7 @@ class CPSTrainer:
 
     def _forward_backward(self, batch: MicroBatch) -> ObjectiveOutput:
         """One micro-batch; gradients add up. (Accelerate divides by the accumulation steps.)"""
+        setup.accumulate_as_told(self.accelerator, self.args)
         with self.accelerator.accumulate(self.prepared):
             output = self.prepared(batch.labeled, batch.unlabeled, self._progress)
             self.accelerator.backward(output.loss)
@@ -303,13 +337,24 @@ class CPSTrainer:
         self.state.averages.add({"loss": output.loss, **output.logs}, share)
         return output
 
+    def _update_averages(self) -> None:
+        """What is averaged over steps takes its share of this one."""
+        module, step = self.module, self.state.global_step
+        if module.teacher is not None:
+            update_teacher(module.teacher, module.branches[0], self.objective.ema_decay(step))
+        for average, branch in zip(module.averages or (), module.branches, strict=False):
+            update_teacher(average, branch, warmed_up(self.args.ema_decay, step))
+
     def _save_log_evaluate(self) -> None:
         """Weights first: what comes then may fail, and the checkpoint says what of it is still to be done."""
-        ends = self.control.should_training_stop
-        saves = self.control.should_save or ends
-        logs = self.control.should_log or (ends and self.state.averages.steps > 0)
-        record = self._means() if logs else None
-        self.state.pending = {"log": record, "evaluate": self.control.should_evaluate or ends}
+        control, state = self.control, self.state
+        self.late.active |= control.should_training_stop
+        ends = control.should_training_stop
+        saves = control.should_save or ends
+        logs = control.should_log or (ends and state.averages.steps > 0)
+        state.pending = {"log": self._means() if logs else None, "evaluate": control.should_evaluate or ends}
+        if saves or state.pending["evaluate"]:
+            self.checkpointer.check_lock()
         if saves:
             self._save()
         if ends:
@@ -317,30 +362,40 @@ class CPSTrainer:
         self._do_pending()
         if saves:
             self.checkpointer.amend(self._stream_states())
-        elif self.control.should_save or self.control.should_training_stop:  # a callback that saw the scores wants it
-            saves = True
+        self.late.active |= self.control.should_training_stop
+        if not saves and (self.control.should_save or self.control.should_training_stop):
+            saves = True  # a callback that saw the scores wants it
             self._save()
-            if self.control.should_training_stop:
-                self._export_all()
-        if saves:
-            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+        if self.control.should_training_stop and not ends:
+            self._export_all()
+        if saves and CHECKPOINT not in self.late.failed:
+            self.control = self.callback_handler.on_save(self.args, state, self.control)
 
     def _do_pending(self) -> None:
-        """Log and evaluate. An evaluation that fails is told, and ends no training."""
-        state, pending = self.state, self.state.pending
-        if pending["log"]:
+        """Log, evaluate and keep the best. What fails is told, ends no training, and stays pending."""
+        pending = self.state.pending
+        if pending.get("log"):
             self.log(pending["log"])
-        if pending["evaluate"]:
-            state.evaluation_error = None
+            pending["log"] = None
+        if pending.get("evaluate"):
             try:
-                self.evaluate()
+                metrics = self._score()
+            except Exception as error:
+                self.state.scores = {}
+                self.late.keep(EVALUATION, error)
+            else:
+                self.late.failed.pop(EVALUATION, None)
+                pending |= {"evaluate": False, "best": True}
+                self._report(metrics)
+        if pending.get("best"):
+            try:
                 self._keep_best()
-            except (ValueError, OSError, RuntimeError, MemoryError) as error:
-                if failures.is_of_the_connection(error):
-                    raise
-                state.evaluation_error, state.scores = error, {}
-                logger.warning("The evaluation of step %d failed: %s", state.global_step, error)
-        state.pending = {}
+            except Exception as error:
+                self.late.keep("best", error)
+            else:
+                self.late.failed.pop("best", None)
+                pending["best"] = False
+        self.state.pending = {name: value for name, value in pending.items() if value}
 
     def _means(self) -> dict[str, float]:
         """The record of the steps since the last one."""
@@ -353,14 +408,13 @@ class CPSTrainer:
 
     def _finish(self) -> dict[str, Any]:
         """Write results.json, and let the callbacks draw, describe and push what there is."""
+        self.late.active = True
         content = results.summary(self.run, self.state)
-        with together(self.accelerator):
+        with self.late.attempt("results.json"), together(self.accelerator):
             if self.accelerator.is_main_process:
                 text = json.dumps(without_nan(content), indent=1)
                 write_atomically(Path(self.args.output_dir) / "results.json", text)
         self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
-        if self.state.evaluation_error is not None:
-            raise failures.of_the_last_evaluation(self.args.output_dir, self.exporter.names, self.state)
         return content
 
     def log(self, logs: dict[str, float]) -> None:
@@ -383,6 +437,12 @@ class CPSTrainer:
             scores are in `self.state.scores`; of another set than the run's they are
             `self.evaluator.scores(eval_dataset)`, and no part of the run's results. Empty without an evaluation set.
         """
+        metrics = self._score(eval_dataset, metric_key_prefix)
+        self._report(metrics)
+        return metrics
+
+    def _score(self, eval_dataset=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """What `evaluate` gives."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         metrics: dict[str, float] = {}
         self.module.share_buffers(self.accelerator)
@@ -395,19 +455,21 @@ class CPSTrainer:
                     metrics[f"{metric_key_prefix}_{row}_{key}"] = scores[key]
             self.state.scores = by_row if eval_dataset is None else self.state.scores
         if eval_dataset is None:
-            agreement = self._measure_agreement("end")
+            agreement = self._agreement_at_the_end()
             metrics |= {} if agreement is None else {f"{metric_key_prefix}_agreement": agreement}
+        return metrics
+
+    def _report(self, metrics: dict[str, float]) -> None:
         if metrics:
             self.log(metrics)
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
 
     def predict(self, dataset, *, branch: int | str = 0) -> Iterator[tuple[str, Tensor]]:
         """(id, uint8 (H, W) class ids) of each image of this process's share, at the image's own size.
 
         Args:
             dataset: needs "image"; a label is not looked at.
-            branch: a number, "teacher", or "mean" (of the branches' probabilities).
+            branch: a number, "<number>_average", "teacher", or "mean" (of the branches' probabilities).
         """
         networks = [*self.module.branches] if branch == "mean" else [self.exporter.network(branch)]
         return self.evaluator.predictions(dataset, networks)
@@ -422,15 +484,27 @@ class CPSTrainer:
             self.log({"eval_agreement": self.state.agreement[when]})
         return self.state.agreement[when]
 
+    def _agreement_at_the_end(self) -> float | None:
+        """None also where it cannot be measured, say for a broken unlabeled image: the scores do not depend on it."""
+        try:
+            return self._measure_agreement("end")
+        except Exception as error:
+            if failures.is_of_the_connection(error):
+                raise
+            logger.warning("Without the branches' agreement: %s", failures.told(error, self.args))
+            return None
+
     # ------------------------------------------------------------------------------------------------ saving
 
     def _save(self) -> None:
         self.module.share_buffers(self.accelerator)
-        self.checkpointer.save(self._stream_states())
+        with self.late.attempt(CHECKPOINT):
+            self.checkpointer.save(self._stream_states())
 
     def _export_all(self) -> None:
         for name in self.exporter.names:
-            self.exporter.export(name)
+            with self.late.attempt(name):
+                self.exporter.export(name)
 
     def _best_row(self, scores: dict[str, dict[str, Any]]) -> str:
         """Which single network is best."""
@@ -445,14 +519,20 @@ class CPSTrainer:
         row, metric = self._best_row(state.scores), self.args.metric_for_best_model
         value = state.scores[row][metric]
         if state.best_metric is None or value > state.best_metric:
+            before = state.best_metric, state.best_global_step, state.best
             state.best_metric, state.best_global_step = value, state.global_step
             state.best = {**state.scores, "step": state.global_step, "branch": row}
-            self.exporter.export(row, Path(self.args.output_dir) / "best")
+            try:
+                self.exporter.export(row, Path(self.args.output_dir) / "best")
+            except BaseException:  # `best` is still the one before
+                state.best_metric, state.best_global_step, state.best = before
+                raise
 
     def save_model(self, output_dir: str | os.PathLike | None = None, *, branch: int | str = 0) -> None:
         """Export one branch: weights, config, image processor and card, and nothing of the other branch.
 
         Args:
+            branch: a number, "<number>_average" or "teacher".
             output_dir: none: `branch_<branch>` (or `teacher`) in `args.output_dir`.
         """
         self.exporter.export(self.exporter.name_of(branch), None if output_dir is None else Path(output_dir))
@@ -572,6 +652,7 @@ class CPSTrainer:
             optimizer=self.optimizer,
             lr_scheduler=self.lr_scheduler,
             accelerator=self.accelerator,
+            class_counts=self._class_counts,
         )
 
     def _fit_batch(self) -> None:
@@ -597,10 +678,6 @@ def _derives(callback: TrainerCallback | type[TrainerCallback], kind: type[Train
 
 def _accelerator(args: CPSConfig) -> Accelerator:
     return Accelerator(
-        # The streams have no end at which accumulation should sync.
-        gradient_accumulation_plugin=GradientAccumulationPlugin(
-            num_steps=args.gradient_accumulation_steps, sync_with_dataloader=False
-        ),
         mixed_precision=args.mixed_precision,
         log_with=args.report_to or None,
         kwargs_handlers=[

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from PIL import ImageFont
 
@@ -12,3 +13,8 @@ def font(size: int) -> ImageFont.FreeTypeFont:
     from matplotlib import get_data_path
 
     return ImageFont.truetype(str(Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), size)
+
+
+def one_line(text: Any) -> str:
+    """On one line: Pillow places no others by their middle."""
+    return " ".join(str(text).split())

@@ -27,7 +27,7 @@ from cps_hf.app.space import write_space
 from cps_hf.commands import app as command
 from cps_hf.data import cityscapes, voc
 from cps_hf.hub.export import export_branch
-from cps_hf.visualization.panels import AGREEMENT, palette
+from cps_hf.visualization import AGREEMENT, palette
 
 BARE = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 

@@ -1,20 +1,20 @@
 """Checkpoints as files: whole or not at all, checked by their hashes, pruned without losing the last or the best."""
 
+import contextlib
 import errno
 import json
 import logging
 import os
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from cps_hf import files
 from cps_hf.checkpointing import checkpoints
 from cps_hf.checkpointing.checkpoints import CheckpointError, checkpoints_in, problem_of, resolve_checkpoint
-from cps_hf.files import write_atomically
+from cps_hf.files import flush, write_atomically
 
 
 def save(out, step, *, limit=None, best=None, fill=None):
@@ -185,28 +185,39 @@ def test_saving_a_step_again_replaces_it_as_a_whole(tmp_path, caplog):
     assert not (save(tmp_path, 5) / "stale").exists() and steps_in(tmp_path) == [5]
 
 
-def test_two_who_write_one_file_at_once_do_not_disturb_each_other(tmp_path, monkeypatch):
-    both_have_written, replace = threading.Barrier(2, timeout=60), os.replace
-    monkeypatch.setattr(checkpoints.os, "replace", lambda *paths: (both_have_written.wait(), replace(*paths)))
-    path = tmp_path / "manifest.json"
-    with ThreadPoolExecutor(2) as pool:
-        [*pool.map(lambda text: write_atomically(path, text), ["a" * 9, "b" * 9])]
-    assert path.read_text() in ("a" * 9, "b" * 9) and [*tmp_path.iterdir()] == [path]
+def test_windows_opens_no_folder_and_flushes_only_what_is_open_for_writing(tmp_path, monkeypatch):
+    opened, flushed, system_open = {}, [], os.open
+    monkeypatch.setattr(files.os, "name", "nt")
+
+    def windows_open(path, mode):
+        if os.path.isdir(path):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        opened[system_open(path, mode)] = mode
+        return [*opened][-1]
+
+    def windows_fsync(descriptor):
+        assert opened[descriptor] == os.O_RDWR
+        flushed.append(descriptor)
+
+    monkeypatch.setattr(files.os, "open", windows_open)
+    monkeypatch.setattr(files.os, "fsync", windows_fsync)
+    (tmp_path / "file").write_text("text")
+    flush(tmp_path / "file")
+    flush(tmp_path)
+    assert len(flushed) == 1
 
 
-def test_a_text_that_cannot_be_written_leaves_the_old_one_and_nothing_beside_it(tmp_path, monkeypatch):
-    path = tmp_path / "results.json"
-    write_atomically(path, "old")
+@pytest.mark.parametrize("what", ["folder", "file"])
+def test_a_drive_that_cannot_flush_a_folder_costs_no_checkpoint_and_a_file_it_does(tmp_path, monkeypatch, what):
+    path = tmp_path if what == "folder" else tmp_path / "file"
+    (tmp_path / "file").write_text("text")
 
-    def full_disk(self, text, encoding):
-        with open(self, "w") as file:
-            file.write(text[:1])
-        raise OSError(errno.ENOSPC, "No space left on device")
+    def fsync(descriptor):
+        raise OSError(errno.EINVAL, "Invalid argument")
 
-    monkeypatch.setattr(Path, "write_text", full_disk)
-    with pytest.raises(OSError, match="No space left"):
-        write_atomically(path, "new")
-    assert path.read_text() == "old" and [*tmp_path.iterdir()] == [path]
+    monkeypatch.setattr(files.os, "fsync", fsync)
+    with contextlib.nullcontext() if what == "folder" else pytest.raises(OSError, match="Invalid argument"):
+        flush(path)
 
 
 def test_a_text_half_written_by_a_run_that_was_killed_is_removed_with_the_rest(tmp_path, monkeypatch):

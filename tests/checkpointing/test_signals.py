@@ -1,5 +1,6 @@
 """Being told to stop, and processes that die: the step is finished and saved, and nobody waits for ever."""
 
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -15,6 +16,7 @@ import torch
 from support.toy import PATHS, SUPPORT, settings, toy_models, write_world
 from transformers import TrainerCallback
 
+from cps_hf.checkpointing import signals as signals_module
 from cps_hf.checkpointing.signals import EXIT_CODE, SIGNALS, Preempted, StopSignals
 from cps_hf.data.workers import outlive_signals
 from cps_hf.objectives import CrossPseudoSupervision
@@ -47,6 +49,21 @@ def test_the_first_signal_is_noted_and_old_handlers_come_back(number):
     assert signals.received == number and handlers() == before
     with StopSignals() as again:
         assert again.received == 0
+
+
+def test_the_signals_are_those_that_the_system_has(monkeypatch):
+    """Windows has no SIGUSR1, no `os.set_blocking` before Python 3.12, and SIGBREAK."""
+    monkeypatch.delattr(signal, "SIGUSR1")
+    monkeypatch.delattr(os, "set_blocking")
+    monkeypatch.setattr(signal, "SIGBREAK", signal.SIGUSR2, raising=False)
+    spec = importlib.util.spec_from_file_location("cps_hf.checkpointing.signals_on_windows", signals_module.__file__)
+    there = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(there)
+    assert there.SIGNALS == (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+    with there.StopSignals() as signals:
+        os.kill(os.getpid(), signal.SIGUSR2)
+        wait_for(lambda: signals.received)
+    assert signals.received == signal.SIGUSR2 and signal.getsignal(signal.SIGUSR2) == signal.SIG_DFL
 
 
 def test_a_signal_that_the_program_handles_or_ignores_stays_the_programs():

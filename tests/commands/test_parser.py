@@ -9,6 +9,7 @@ from cps_hf.commands.help import documented
 from cps_hf.commands.settings import Settings
 from cps_hf.config import GROUPS, AugmentationConfig, CPSConfig, EvaluationConfig
 from cps_hf.objectives import OBJECTIVES, CrossPseudoSupervision, Supervised
+from cps_hf.training.setup import to_yaml
 
 
 def parse(*words, **options):
@@ -51,6 +52,16 @@ def test_every_kind_of_value_is_read():
     assert settings.objective == CrossPseudoSupervision(weight=5.0, cutmix=False)
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"), [(["0.5"], 0.5), (["1", "2", "0.5"], [1.0, 2.0, 0.5]), (["none"], None), (["1"], 1.0)]
+)
+def test_class_weights_are_a_power_or_numbers_and_come_back_from_yaml(tmp_path, words, expected):
+    objective = parse("--class_weights", *words, "--labeled_loss", "focal", "--focal_gamma", "1.5").objective
+    assert objective == CrossPseudoSupervision(class_weights=expected, labeled_loss="focal", focal_gamma=1.5)
+    (tmp_path / "config.yaml").write_text(to_yaml(objective, CPSConfig()))
+    assert parse("--config", str(tmp_path / "config.yaml")).objective == objective
+
+
 def test_one_number_is_a_square():
     settings = parse("--crop_size", "64", "--eval_crop_size", "48", "--eval_stride", "32", "--eval_mode", "sliding")
     assert settings.augmentation.crop_size == [64, 64]
@@ -80,7 +91,7 @@ def test_a_scripts_defaults_for_another_objective_are_passed_over():
     options = {"defaults": lambda given: {"cps": {"weight": 3.0}, "max_steps": 7}}
     assert parse(**options).objective.weight == 3.0
     assert parse("--objective", "supervised", **options).objective == Supervised()
-    settings = parse("--objective", "mean_teacher", **options)
+    settings = parse("--objective", "cpc", **options)
     assert settings.objective.weight == 100.0 and settings.args.max_steps == 7  # its own weight, not another method's
 
 
@@ -90,6 +101,15 @@ def test_the_resolved_file_reads_back_to_the_same(tmp_path):
     )
     (tmp_path / "c.yaml").write_text(settings.to_yaml())
     assert parse("--config", str(tmp_path / "c.yaml")) == settings
+
+
+def test_a_file_of_an_earlier_version_is_read_without_what_is_no_option_any_more(tmp_path, capsys):
+    (tmp_path / "old.yaml").write_text("max_steps: 3\nlogging_first_step: true\ndataloader_prefetch_factor: 2\n")
+    assert parse("--config", str(tmp_path / "old.yaml")).args.max_steps == 3
+    assert (
+        "`dataloader_prefetch_factor`, `logging_first_step` of the file: no option any more" in capsys.readouterr().err
+    )
+    assert "unknown field `logging_first_step`" in error_of(capsys, "--logging_first_step", "true")
 
 
 def test_no_file_holds_the_token():

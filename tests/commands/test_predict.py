@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.full_disk import full_disk
 from support.toy import predict_by_hand, tiny_branch, write_world
 
+from cps_hf import visualization
 from cps_hf.commands import predict
 from cps_hf.data import masks
 from cps_hf.data.cityscapes import NAMES as CITYSCAPES
 from cps_hf.data.cityscapes import PALETTE
 from cps_hf.data.masks import output_path, write_probabilities
-from cps_hf.visualization import panels as visualization
 
 
 @pytest.fixture(scope="module")
@@ -201,8 +202,8 @@ def test_a_disk_that_fails_is_one_line_that_names_the_path(tmp_path, branch, pho
     (tmp_path / "out").unlink()
     (tmp_path / "out" / "masks").mkdir(parents=True)
     (tmp_path / "out" / "prediction.json").write_text("{}")
-    (tmp_path / "out" / "masks" / f".a.png.{os.getpid()}.tmp").symlink_to("/dev/full")
-    said = fails(capsys, tmp_path, branch, "--inputs", photos / "a.png", "--overwrite")
+    with full_disk(tmp_path / "out" / "masks" / "a.png"):
+        said = fails(capsys, tmp_path, branch, "--inputs", photos / "a.png", "--overwrite")
     assert re.search(r"error: \S*/out: No space left on device\.\n$", said)
 
 

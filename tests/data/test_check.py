@@ -7,7 +7,7 @@ from support.toy import NAMES, write_world
 
 from cps_hf.data import check
 from cps_hf.data.check import check_dataset, format_report
-from cps_hf.visualization.colors import palette
+from cps_hf.visualization import palette
 
 SIZES = [(20, 31), (33, 18), (25, 25), (12, 40), (31, 20)]
 

@@ -168,3 +168,18 @@ def test_normalising_is_the_formula_and_padding_becomes_zero():
 def test_a_bad_setting_is_named(field, value):
     with pytest.raises(ValueError, match=field):
         AugmentationConfig(**{"crop_size": (8, 8), field: value})
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_so_many_labeled_images_are_shown_as_strong_views(share):
+    """The crop and its label are those of a set without the option."""
+    image = torch.randint(0, 256, (3, 60, 90), dtype=torch.uint8, generator=gen())
+    label = (image[0] % 3).to(torch.uint8)
+    options = {"crop_size": (40, 64), "color_jitter": 1.0, "random_scale": (1.0,)}
+    changed = 0
+    for seed in range(40):
+        plain = labeled_sample(image, label, AugmentationConfig(**options), gen(seed))
+        found = labeled_sample(image, label, AugmentationConfig(labeled_color_jitter=share, **options), gen(seed))
+        assert torch.equal(found["labels"], plain["labels"]) and torch.equal(found["valid"], plain["valid"])
+        changed += not torch.equal(found["pixel_values"], plain["pixel_values"])
+    assert changed == {0.0: 0, 1.0: 40}.get(share, changed) and (share != 0.5 or 10 <= changed <= 30)

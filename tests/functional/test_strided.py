@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cps_hf.functional import losses, strided
+from cps_hf.functional import losses, resize, strided
 from cps_hf.functional.losses import (
     ohem_cross_entropy,
     pixel_cross_entropy,
@@ -26,7 +26,7 @@ def piece(request, monkeypatch):
 
 @pytest.fixture(params=[True, False], ids=["as on CPUs", "as on GPUs"])
 def by_lines(request, monkeypatch):
-    monkeypatch.setitem(strided.BY_LINES, "cpu", request.param)
+    monkeypatch.setitem(resize.BY_LINES, "cpu", request.param)
 
 
 def case(sizes, classes=5, batch=3, dtype=torch.float32, seed=0):
@@ -56,6 +56,9 @@ def test_every_loss_and_its_gradient_are_those_of_the_resized_logits(piece, by_l
         yield pixel_cross_entropy(logits, labels)
         yield pixel_cross_entropy(logits, labels, class_weights=weights, **kwargs)
         yield ohem_cross_entropy(logits, labels, threshold=0.2, min_kept=20)
+        yield ohem_cross_entropy(logits, labels, threshold=0.2, min_kept=20, class_weights=weights)
+        yield losses.focal_loss(logits, labels, gamma=2.0, count=7.5, class_weights=weights)
+        yield losses.dice_loss(logits, labels, class_weights=weights)
         yield soft_cross_entropy(logits, soft_target(target, temperature=0.5), **kwargs)
         yield losses.squared_difference(logits, soft_target(target), **kwargs)
         yield losses.squared_difference(logits, losses.probabilities(target), **kwargs)
@@ -172,7 +175,7 @@ def test_nothing_full_size_is_made_and_no_more_is_computed(monkeypatch):
 def test_whole_images_on_a_gpu_cost_few_operations_more_than_the_plain_way(monkeypatch):
     """Each is a launch, which small losses wait for. Measured on a CPU, in the way that GPUs take."""
     monkeypatch.setitem(strided.PIECE, "cpu", 2**27)
-    monkeypatch.setitem(strided.BY_LINES, "cpu", False)
+    monkeypatch.setitem(resize.BY_LINES, "cpu", False)
     values, labels, _, size = case(SIZES["4x"])
     plain = made_by(lambda: pixel_cross_entropy(resized(values, size, False), labels), values)
     lean = made_by(lambda: pixel_cross_entropy(StridedLogits(values, size), labels), values)

@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file
 from support.exported import export, facts
 from support.hub_server import TOKEN, Fault, Hub
-from support.toy import ID2LABEL, SUPPORT, run_python, settings, toy_models, write_world
+from support.processes import launch
+from support.toy import ID2LABEL, SUPPORT, settings, toy_models, write_world
 from transformers import TrainerCallback
 
 from cps_hf.hub import push
@@ -128,7 +129,7 @@ def test_of_two_processes_one_pushes_each_state_once(hub, tmp_path):
     program = str(SUPPORT / "run_toy_steps.py")
     fields = {"push_to_hub": True, "hub_model_id": "me/x", "hub_strategy": "every_save", "save_steps": 1}
     words = ("--batch", "2", "--settings", json.dumps(fields))
-    done = run_python(program, str(tmp_path / "steps.pt"), *words, processes=2, HF_TOKEN=TOKEN)
+    done = launch(program, str(tmp_path / "steps.pt"), *words, processes=2, HF_TOKEN=TOKEN)
     assert done.returncode == 0, done.stderr[-3000:]
     assert torch.load(tmp_path / "steps.pt")["processes"] == 2
     titles = hub.titles("me/x")
@@ -204,7 +205,7 @@ def test_a_push_that_hangs_is_ended_after_the_time_given(hub, tmp_path, caplog):
 
 def test_a_full_disk_stops_no_training(hub, tmp_path, caplog, monkeypatch):
     pushes = pushes_for(tmp_path)
-    monkeypatch.setattr("cps_hf.hub.background._link", lambda *paths: (_ for _ in ()).throw(OSError("no space left")))
+    monkeypatch.setattr("cps_hf.files._link", lambda *paths: (_ for _ in ()).throw(OSError("no space left")))
     branch = export(tmp_path / "out" / "best", card=facts())
     assert pushes.finish(branch, "End of training") is None
     assert "no space left" in caplog.text and "To push it later" in caplog.text

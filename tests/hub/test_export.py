@@ -86,7 +86,7 @@ def test_the_folder_holds_what_loading_needs_and_nothing_else(tmp_path, monkeypa
         "preprocessor_config.json",
     ]
     assert "](<my panel.png>)" in (directory / "README.md").read_text(encoding="utf-8")
-    assert [p.name for p in tmp_path.iterdir() if p.name.startswith("tmp-")] == []
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(("tmp-", ".tmp-"))] == []
 
 
 def test_weights_are_for_those_whom_the_umask_lets_read(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.metrics import confusion_matrix
+from support.processes import launch
 from support.toy import run_python
 
 from cps_hf.metrics.mean_iou import MeanIoU
@@ -247,7 +248,7 @@ def test_two_real_processes_with_unequal_shares_give_the_score_of_all_images(tmp
         "open(f'score{dist.get_rank()}', 'w').write(str(metric.compute()['mean_iou']))\n"
         "dist.destroy_process_group()\n"
     )
-    done = run_python(str(script), processes=2, cwd=tmp_path)
+    done = launch(str(script), processes=2, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     whole = MeanIoU(num_labels=6).compute(predictions=predictions, references=references)["mean_iou"]
     assert [float((tmp_path / f"score{rank}").read_text()) for rank in range(2)] == [whole, whole]

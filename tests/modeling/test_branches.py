@@ -131,6 +131,88 @@ def test_feature_dropout_drops_whole_channels_of_the_backbones_maps_also_in_eval
     assert all(torch.equal(a, b) for a, b in zip(clean, maps_entering_the_head(model, head, images), strict=True))
 
 
+def changes(clean, dropped):
+    """What each channel of each image was multiplied with: (B, channels) of each map, tokens or not."""
+    for before, after in zip(clean, dropped, strict=True):
+        if before.ndim == 3:  # (B, tokens, channels)
+            before, after = before.transpose(1, 2), after.transpose(1, 2)
+        before, after = before.flatten(2), after.flatten(2)
+        at = before.abs().argmax(2, keepdim=True)
+        largest = before.gather(2, at)
+        factor = (after.gather(2, at) / largest).squeeze(2)
+        assert torch.allclose(after, before * factor[..., None], atol=1e-5)
+        yield factor
+
+
+def test_complementary_dropout_doubles_in_one_view_what_it_drops_in_the_other():
+    torch.manual_seed(0)
+    model, head = build_branches(segformer(), num_branches=1)[0].eval(), "decode_head"
+    images = torch.randn(10, 3, 64, 64)  # five pairs
+    clean = maps_entering_the_head(model, head, images)
+    dropped = maps_entering_the_head(model, head, images, complementary_dropout=0.5)
+    left_alone = set()
+    for factors in changes(clean, dropped):
+        first, second = factors.chunk(2)
+        torch.testing.assert_close(first + second, torch.full_like(first, 2.0))
+        whole = ((first - 1).abs() < 1e-4).all(1)
+        assert whole.sum() == 2  # of five pairs half, rounded down
+        found = first[~whole].round()
+        assert torch.allclose(first[~whole], found, atol=1e-4) and set(found.unique().tolist()) == {0.0, 2.0}
+        assert not torch.equal(found[0], found[1]) and 0.2 < (found == 0).float().mean() < 0.8
+        left_alone.add(tuple(whole.tolist()))
+    assert len(left_alone) == 1  # in all maps the same pairs
+    assert all(torch.equal(a, b) for a, b in zip(clean, maps_entering_the_head(model, head, images), strict=True))
+
+
+def test_complementary_dropout_draws_once_for_maps_of_as_many_channels():
+    """Those of a vision transformer, as tokens (B, tokens, channels) or as maps."""
+    seen = []
+
+    class Head(torch.nn.Module):
+        def forward(self, maps, *, low_level, size):
+            seen.append((*maps, low_level, size))
+            return maps[0].new_zeros(8, 3, 4, 4)
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head, self.weight = Head(), torch.nn.Parameter(torch.ones(1))
+            self.config = None
+
+        def forward(self, pixel_values):
+            maps = [torch.ones(8, 9, 32), torch.ones(8, 9, 32), torch.ones(8, 32, 2, 2)]
+            logits = self.head(maps, low_level=torch.ones(8, 48, 4, 4), size=(2, 2))
+            return type("Output", (), {"logits": logits})
+
+    Branch(Model())(torch.zeros(8, 3, 4, 4), complementary_dropout=0.5)
+    *maps, size = seen[0]
+    first, second, third, low_level = changes([torch.ones_like(one) for one in maps], maps)
+    assert size == (2, 2) and torch.equal(first, second) and torch.equal(first, third)
+    assert torch.equal((first == 1).all(1), (low_level == 1).all(1)) and (first == 1).all(1).sum() == 4
+    assert not torch.equal(first, low_level[:, :32])
+
+
+@pytest.mark.parametrize("share, dropped", [(0.25, 2), (0.5, 3), (1.0, 5)])
+def test_complementary_dropout_drops_the_share_of_pairs_that_was_asked_for(share, dropped):
+    torch.manual_seed(0)
+    model = build_branches(segformer(), num_branches=1)[0].eval()
+    images = torch.randn(10, 3, 64, 64)
+    clean = maps_entering_the_head(model, "decode_head", images)
+    factors = [*changes(clean, maps_entering_the_head(model, "decode_head", images, complementary_dropout=share))]
+    assert ((factors[0] - 1).abs() > 0.5).any(1).sum() == 2 * dropped
+
+
+def test_a_complementary_dropout_that_cannot_be_is_named():
+    branch = Branch(build_branches(segformer(), num_branches=1)[0].eval())
+    images = torch.zeros(2, 3, 64, 64)
+    with pytest.raises(ValueError, match=r"`complementary_dropout` is a share in \[0, 1\], got 1.5"):
+        branch(images, complementary_dropout=1.5)
+    with pytest.raises(ValueError, match="an even number, got 1"):
+        branch(images[:1], complementary_dropout=0.5)
+    with pytest.raises(ValueError, match="give one of them"):
+        branch(images, complementary_dropout=0.5, feature_dropout=0.5)
+
+
 def test_feature_dropout_moves_with_a_copy_and_leaves_the_bare_model_alone():
     model = build_branches(segformer(), num_branches=1)[0].eval()
     branch, images = Branch(model), torch.randn(1, 3, 64, 64)
@@ -149,12 +231,13 @@ def test_feature_dropout_moves_with_a_copy_and_leaves_the_bare_model_alone():
 @pytest.mark.slow
 def test_a_compiled_branch_drops_features_without_a_graph_break():
     branch = Branch(build_branches(segformer(), num_branches=1)[0].eval())
-    compiled, images = torch.compile(branch, backend="eager", fullgraph=True), torch.randn(1, 3, 64, 64)
-    for dropout in (0.0, 0.5, 0.0):
+    compiled, images = torch.compile(branch, backend="eager", fullgraph=True), torch.randn(4, 3, 64, 64)
+    for name, dropout in [("feature", 0.0), ("feature", 0.5), ("feature", 0.0), ("complementary", 0.5)]:
+        how = {f"{name}_dropout": dropout}
         torch.manual_seed(3)
-        expected = branch(images, feature_dropout=dropout)
+        expected = branch(images, **how)
         torch.manual_seed(3)
-        assert torch.allclose(compiled(images, feature_dropout=dropout), expected, atol=1e-6)
+        assert torch.allclose(compiled(images, **how), expected, atol=1e-6)
 
 
 def test_a_model_without_a_known_head_fails_only_when_features_are_dropped():
@@ -175,6 +258,8 @@ def test_a_model_without_a_known_head_fails_only_when_features_are_dropped():
     assert branch(torch.zeros(1, 3, 64, 64)).shape == (1, 3, 64, 64)
     with pytest.raises(ValueError, match="Renamed has backbone, my_own"):
         branch(torch.zeros(1, 3, 64, 64), feature_dropout=0.5)
+    with pytest.raises(ValueError, match="complementary_dropout needs a module"):
+        branch(torch.zeros(2, 3, 64, 64), complementary_dropout=0.5)
     with pytest.raises(ValueError, match=r"a probability in \[0, 1\), got 1"):
         branch(torch.zeros(1, 3, 64, 64), feature_dropout=1)
 
@@ -221,15 +306,17 @@ def test_a_whole_checkpoint_is_kept_or_its_head_drawn_anew_on_demand(tmp_path, c
     with caplog.at_level(logging.INFO, logger="cps_hf"):
         a, b = build_branches(tmp_path)
         c, d = build_branches(tmp_path, reinit_heads=True)
-    assert same(a, model, "") and same(b, model, "")
+    assert same(a, model, "")
     assert same(c, model, "segformer.") and same(d, model, "segformer.")
-    for one, other in ((c, model), (d, model), (c, d)):
+    assert same(b, model, "segformer.")  # the second branch would be the first once more
+    for one, other in ((b, model), (c, model), (d, model), (c, d)):
         for name, parameter in one.decode_head.named_parameters():
             if parameter.ndim > 1:  # convolutions, and SegFormer's linear projections
                 assert not torch.equal(parameter, other.decode_head.get_parameter(name)), name
     messages = said(caplog)
     assert messages[0].endswith(f"all weights from {tmp_path}.")
-    assert messages[3].endswith("head drawn by kaiming normal (seed 0, branch 1).")
+    assert "branch 1, SegformerForSemanticSegmentation: its head would be that of branch 0" in messages[2]
+    assert messages[4].endswith("head drawn by kaiming normal (seed 0, branch 1).")
 
 
 def test_other_classes_replace_only_the_weights_that_do_not_fit_and_say_which(tmp_path, caplog):
@@ -448,8 +535,10 @@ def test_a_backbone_without_the_needed_stages_is_refused():
 def test_branches_with_different_classes_are_refused():
     with pytest.raises(ValueError, match="branch 0 has 3, branch 1 has 4"):
         build_branches([segformer(), segformer(num_labels=4)])
-    with pytest.raises(ValueError, match="first at 0: 'road' against 'LABEL_0'"):
-        build_branches([build_branches(segformer(), id2label=NAMES)[0], segformer()])
+    with pytest.raises(ValueError, match="first at 0: 'road' against 'sky'"):
+        build_branches(
+            [build_branches(segformer(), id2label=NAMES)[0], segformer(id2label={0: "sky", 1: "c", 2: "d"})]
+        )
     given = AutoModelForSemanticSegmentation.from_config(segformer())
     with pytest.raises(ValueError, match="`id2label` has 2, branch 0 has 3"):
         build_branches([given], id2label={0: "a", 1: "b"})

@@ -9,7 +9,7 @@ from support.toy import tiny_upernet, toy_models
 from transformers import AutoModelForSemanticSegmentation
 
 from cps_hf.modeling.branches import Branch
-from cps_hf.objectives import CrossProbabilityConsistency
+from cps_hf.objectives import CrossProbabilityConsistency, LabeledBatch, UnlabeledBatch
 
 
 def probabilities(branch, image, y, x):
@@ -25,18 +25,18 @@ def difference(p, q):
 def test_the_loss_is_the_mean_squared_difference_to_the_other_branches_probabilities(cutmix, branches):
     branches = [TinyBranch(seed) for seed in range(branches)]
     labeled, unlabeled = batches(("weak", "cutmix_mask"))
-    sets = [(unlabeled["weak"], unlabeled["valid"])]
+    sets = [(unlabeled.weak, unlabeled.valid)]
     if cutmix:  # a 1x1 convolution sees no neighbour: a mixed pixel's prediction is the source pixel's
-        partner, mask = [1, 0, 3, 2], unlabeled["cutmix_mask"]
+        partner, mask = [1, 0, 3, 2], unlabeled.cutmix_mask
         sets = [
             (
-                torch.where(mask[:, None], unlabeled["weak"][partner], unlabeled["weak"]),
-                torch.where(mask, unlabeled["valid"][partner], unlabeled["valid"]),
+                torch.where(mask[:, None], unlabeled.weak[partner], unlabeled.weak),
+                torch.where(mask, unlabeled.valid[partner], unlabeled.valid),
             )
         ]
     else:
-        sets.append((labeled["pixel_values"], labeled["valid"]))
-    count = unlabeled["valid"].sum().item() + (0 if cutmix else labeled["valid"].sum().item())
+        sets.append((labeled.pixel_values, labeled.valid))
+    count = unlabeled.valid.sum().item() + (0 if cutmix else labeled.valid.sum().item())
     total = 0.0
     for images, valid in sets:
         for i, y, x in pixels(images):
@@ -52,11 +52,11 @@ def test_the_loss_is_the_mean_squared_difference_to_the_other_branches_probabili
 def test_without_cutmix_the_gradient_is_that_of_the_plain_squared_difference():
     """d/dp1 of (p1 - sg p2)^2 + (p2 - sg p1)^2 is that of (p1 - p2)^2: stopping the gradient loses nothing."""
     labeled, unlabeled = batches()
-    labeled["labels"].fill_(255)
+    labeled.labels.fill_(255)
     branches, reference = [TinyBranch(1), TinyBranch(2)], [TinyBranch(1), TinyBranch(2)]
     CrossProbabilityConsistency(weight=1.0)(branches, labeled, unlabeled).loss.backward()
-    images = torch.cat([labeled["pixel_values"], unlabeled["weak"]])
-    valid = torch.cat([labeled["valid"], unlabeled["valid"]])
+    images = torch.cat([labeled.pixel_values, unlabeled.weak])
+    valid = torch.cat([labeled.valid, unlabeled.valid])
     p1, p2 = (branch(images).softmax(1) for branch in reference)
     ((p1 - p2).square().mean(1) * valid).sum().div(valid.sum()).backward()
     for branch, plain in zip(branches, reference, strict=True):
@@ -67,16 +67,15 @@ def test_without_cutmix_the_gradient_is_that_of_the_plain_squared_difference():
 def test_networks_of_different_strides_and_corners_teach_each_other(cutmix):
     """The trainer's branches leave their logits coarse; what they stand for is compared at full size."""
     models = [toy_models(1, num_labels=C)[0], AutoModelForSemanticSegmentation.from_config(tiny_upernet())]
-    coarse = [Branch(model) for model in models]
-    coarse[0].align_corners = True
-    full_size = [lambda images, branch=branch: branch(images) for branch in coarse]  # know no `align_corners`
+    networks = [Branch(model) for model in models]
+    networks[0].align_corners = True
     g = torch.Generator().manual_seed(0)
     images = [torch.randn(n, 3, 64, 48, generator=g) for n in (2, 4)]
-    labeled = {"pixel_values": images[0], "labels": torch.randint(0, C, (2, 64, 48), generator=g)}
-    unlabeled = {"weak": images[1], "cutmix_mask": torch.rand(4, 64, 48, generator=g) > 0.5}
-    assert len({branch(images[0], resize=False).shape for branch in coarse}) == 2
+    labeled = LabeledBatch(pixel_values=images[0], labels=torch.randint(0, C, (2, 64, 48), generator=g))
+    unlabeled = UnlabeledBatch(weak=images[1], cutmix_mask=torch.rand(4, 64, 48, generator=g) > 0.5)
+    assert len({network.strided(images[0]).values.shape for network in networks}) == 2
     objective, found = CrossProbabilityConsistency(weight=3.0, cutmix=cutmix), []
-    for branches in (coarse, full_size):
+    for branches in ([network.strided for network in networks], networks):
         loss = objective(branches, labeled, unlabeled).loss
         found.append((loss, *torch.autograd.grad(loss, [next(model.parameters()) for model in models])))
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)

@@ -2,15 +2,16 @@
 
 import functools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
-from support.by_hand import C, TinyBranch, arg_max, log_softmax, pixels, supervised_by_hand
+from support.by_hand import C, TinyBranch, arg_max, log_softmax, mapped, pixels, supervised_by_hand
 from support.by_hand import batches as all_batches
 from torch import nn
 
 from cps_hf.functional.cutmix import mix, swap_neighbours
-from cps_hf.objectives import CrossPseudoSupervision, Supervised
+from cps_hf.objectives import CrossPseudoSupervision, LabeledBatch, Supervised, UnlabeledBatch
 
 batches = functools.partial(all_batches, ("weak", "cutmix_mask"))
 
@@ -22,8 +23,8 @@ def test_plain_cps_equals_the_papers_equations():
 
     losses, count, agree = 0.0, 0, 0
     for images, valid, is_unlabeled in (
-        (labeled["pixel_values"], labeled["valid"], False),
-        (unlabeled["weak"], unlabeled["valid"], True),
+        (labeled.pixel_values, labeled.valid, False),
+        (unlabeled.weak, unlabeled.valid, True),
     ):
         for i, y, x in pixels(images):
             if not valid[i, y, x]:
@@ -36,33 +37,32 @@ def test_plain_cps_equals_the_papers_equations():
     expected = supervised_by_hand(branches, labeled) + 1.5 * losses / count
     assert out.loss.item() == pytest.approx(expected, rel=1e-5)
     assert out.logs["cps_loss"].item() == pytest.approx(losses / count, rel=1e-5)
-    assert out.logs["agreement"].item() == pytest.approx(agree / unlabeled["valid"].sum().item(), rel=1e-5)
+    assert out.logs["agreement"].item() == pytest.approx(agree / unlabeled.valid.sum().item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("odd", [False, True], ids=["neighbours in the batch", "partners sent along"])
 def test_cutmix_cps_equals_the_papers_equations_with_given_masks(odd):
     branches = [TinyBranch(1), TinyBranch(2)]
     labeled, unlabeled = batches(unlabeled_size=4)
+    all_weak, all_valid = unlabeled.weak, unlabeled.valid
     if odd:  # three images of the stream; the partner of the third lies in the next batch
         partner = torch.tensor([1, 0, 3])
-        unlabeled["partner_weak"], unlabeled["partner_valid"] = unlabeled["weak"][partner], unlabeled["valid"][partner]
         sources = {i: int(partner[i]) for i in range(3)}
-        all_weak, all_valid = unlabeled["weak"], unlabeled["valid"]
-        unlabeled = {k: v[:3] for k, v in unlabeled.items()}
+        sent = {"partner_weak": all_weak[partner], "partner_valid": all_valid[partner]}
+        unlabeled = mapped(unlabeled, lambda t: t[:3], **sent)
     else:
         sources = {0: 1, 1: 0, 2: 3, 3: 2}
-        all_weak, all_valid = unlabeled["weak"], unlabeled["valid"]
     out = CrossPseudoSupervision(weight=5.0, cutmix=True)(branches, labeled, unlabeled)
 
     losses = 0.0
-    for i, y, x in pixels(unlabeled["weak"]):
-        source = sources[i] if unlabeled["cutmix_mask"][i, y, x] else i
+    for i, y, x in pixels(unlabeled.weak):
+        source = sources[i] if unlabeled.cutmix_mask[i, y, x] else i
         if not all_valid[source, y, x]:
             continue
         # A 1x1 convolution cannot see the neighbourhood, so the mixed pixel's prediction is the source pixel's own.
         p1, p2 = (log_softmax(b, all_weak[source], y, x) for b in branches)
         losses += -p1[arg_max(p2)] - p2[arg_max(p1)]
-    expected = supervised_by_hand(branches, labeled) + 5.0 * losses / unlabeled["valid"].sum().item()
+    expected = supervised_by_hand(branches, labeled) + 5.0 * losses / unlabeled.valid.sum().item()
     assert out.loss.item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -75,12 +75,12 @@ def test_gradients_are_those_of_cross_entropy_with_constant_targets():
     for student, other in (branches, branches[::-1]):
         grad = torch.zeros(C, dtype=torch.float64)
         terms = []
-        n_labels = int((labeled["labels"] != 255).sum())
-        n_valid = int(labeled["valid"].sum() + unlabeled["valid"].sum())
-        for i, y, x in pixels(labeled["labels"]):
-            if labeled["labels"][i, y, x] != 255:
-                terms.append((labeled["pixel_values"][i], y, x, int(labeled["labels"][i, y, x]), 1 / n_labels))
-        for images, valid in ((labeled["pixel_values"], labeled["valid"]), (unlabeled["weak"], unlabeled["valid"])):
+        n_labels = int((labeled.labels != 255).sum())
+        n_valid = int(labeled.valid.sum() + unlabeled.valid.sum())
+        for i, y, x in pixels(labeled.labels):
+            if labeled.labels[i, y, x] != 255:
+                terms.append((labeled.pixel_values[i], y, x, int(labeled.labels[i, y, x]), 1 / n_labels))
+        for images, valid in ((labeled.pixel_values, labeled.valid), (unlabeled.weak, unlabeled.valid)):
             for i, y, x in pixels(images):
                 if valid[i, y, x]:
                     target = arg_max(log_softmax(other, images[i], y, x))
@@ -96,20 +96,20 @@ def test_no_gradient_flows_through_pseudo_labels():
     """With its labeled loss and its own student term out of the way, a teacher's parameters get no gradient."""
     branches = [TinyBranch(1), TinyBranch(2)]
     labeled, unlabeled = batches()
-    labeled["labels"].fill_(255)
+    labeled.labels.fill_(255)
     for p in branches[0].parameters():
         p.requires_grad_(False)  # branch 1 learns nothing; branch 0's loss term alone must not reach branch 1
     out = CrossPseudoSupervision(cutmix=True)(branches, labeled, unlabeled)
     out.loss.backward()
     reference = [TinyBranch(1), TinyBranch(2)]
     with torch.no_grad():
-        target = reference[0](unlabeled["weak"]).argmax(1)
-    mask = unlabeled["cutmix_mask"]
-    mixed_images = mix(unlabeled["weak"], swap_neighbours(unlabeled["weak"]), mask)
+        target = reference[0](unlabeled.weak).argmax(1)
+    mask = unlabeled.cutmix_mask
+    mixed_images = mix(unlabeled.weak, swap_neighbours(unlabeled.weak), mask)
     mixed_target = mix(target, swap_neighbours(target), mask)
-    mixed_valid = mix(unlabeled["valid"], swap_neighbours(unlabeled["valid"]), mask)
+    mixed_valid = mix(unlabeled.valid, swap_neighbours(unlabeled.valid), mask)
     losses = nn.functional.cross_entropy(reference[1](mixed_images), mixed_target, reduction="none")
-    ((losses * mixed_valid).sum() / unlabeled["valid"].sum()).backward()
+    ((losses * mixed_valid).sum() / unlabeled.valid.sum()).backward()
     torch.testing.assert_close(branches[1].conv.weight.grad, reference[1].conv.weight.grad)
     assert branches[0].conv.weight.grad is None
 
@@ -130,19 +130,17 @@ def test_padding_changes_no_loss(cutmix):
     objective = CrossPseudoSupervision(weight=1.5, cutmix=cutmix)
     before = objective(branches, labeled, unlabeled)
 
-    def pad(name, value, tensor):
+    def pad(value, tensor):
         return nn.functional.pad(tensor.float(), (1, 2, 3, 0), value=value).to(tensor.dtype)
 
-    padded_labeled = {
-        "pixel_values": pad("image", 7.0, labeled["pixel_values"]),
-        "labels": pad("labels", 255, labeled["labels"]),
-        "valid": pad("valid", 0, labeled["valid"]),
-    }
-    padded_unlabeled = {
-        "weak": pad("image", -3.0, unlabeled["weak"]),
-        "valid": pad("valid", 0, unlabeled["valid"]),
-        "cutmix_mask": pad("mask", 1, unlabeled["cutmix_mask"]),
-    }
+    padded_labeled = LabeledBatch(
+        pixel_values=pad(7.0, labeled.pixel_values), labels=pad(255, labeled.labels), valid=pad(0, labeled.valid)
+    )
+    padded_unlabeled = UnlabeledBatch(
+        weak=pad(-3.0, unlabeled.weak),
+        valid=pad(0, unlabeled.valid),
+        cutmix_mask=pad(1, unlabeled.cutmix_mask),
+    )
     after = objective(branches, padded_labeled, padded_unlabeled)
     torch.testing.assert_close(after.loss, before.loss)
     torch.testing.assert_close(after.logs["agreement"], before.logs["agreement"])
@@ -153,8 +151,9 @@ def test_an_ignored_label_changes_only_the_labeled_loss():
     labeled, unlabeled = batches()
     objective = CrossPseudoSupervision(cutmix=False)
     before = objective(branches, labeled, unlabeled).logs
-    labeled["labels"][1] = 255
-    after = objective(branches, labeled, unlabeled).logs
+    labels = labeled.labels.clone()
+    labels[1] = 255
+    after = objective(branches, replace(labeled, labels=labels, num_labels=None), unlabeled).logs
     assert after["supervised_loss"] != before["supervised_loss"]
     torch.testing.assert_close(after["cps_loss"], before["cps_loss"], rtol=0, atol=0)
 
@@ -162,7 +161,7 @@ def test_an_ignored_label_changes_only_the_labeled_loss():
 def test_all_labels_ignored_is_zero_loss_and_zero_gradient():
     branch = TinyBranch(1)
     labeled, _ = batches()
-    labeled["labels"].fill_(255)
+    labeled.labels.fill_(255)
     out = Supervised()([branch], labeled)
     out.loss.backward()
     assert out.loss.item() == 0
@@ -179,8 +178,8 @@ def test_identical_branches_teach_each_other_their_own_argmax_and_agree_everywhe
 def test_three_branches_are_each_taught_by_the_mean_of_the_other_two():
     branches = [TinyBranch(1), TinyBranch(2), TinyBranch(3)]
     labeled, unlabeled = batches()
-    images = torch.cat([labeled["pixel_values"], unlabeled["weak"]])
-    valid = torch.cat([labeled["valid"], unlabeled["valid"]])
+    images = torch.cat([labeled.pixel_values, unlabeled.weak])
+    valid = torch.cat([labeled.valid, unlabeled.valid])
     expected = 0.0
     for i, y, x in pixels(images):
         if valid[i, y, x]:
@@ -195,8 +194,8 @@ def test_the_counts_given_by_the_trainer_replace_the_local_ones():
     labeled, unlabeled = batches()
     objective = CrossPseudoSupervision(weight=3.0, cutmix=True)
     local = objective(branches, labeled, unlabeled).logs
-    labeled["num_labels"] = (labeled["labels"] != 255).sum() * 2.0
-    unlabeled["num_pixels"] = unlabeled["valid"].sum() * 4.0
+    labeled.num_labels = (labeled.labels != 255).sum() * 2.0
+    unlabeled.num_pixels = unlabeled.valid.sum() * 4.0
     given = objective(branches, labeled, unlabeled).logs
     torch.testing.assert_close(given["supervised_loss"], local["supervised_loss"] / 2)
     torch.testing.assert_close(given["cps_loss"], local["cps_loss"] / 4)
@@ -208,15 +207,15 @@ def test_with_a_confidence_threshold_only_sure_pixels_teach_and_the_count_stays(
     branches = [TinyBranch(1), TinyBranch(2)]
     labeled, unlabeled = batches()
     kept, losses = 0, 0.0
-    for i, y, x in pixels(unlabeled["weak"]):
-        source = (i ^ 1) if unlabeled["cutmix_mask"][i, y, x] else i
-        if unlabeled["valid"][source, y, x]:
-            p1, p2 = (log_softmax(b, unlabeled["weak"][source], y, x) for b in branches)
+    for i, y, x in pixels(unlabeled.weak):
+        source = (i ^ 1) if unlabeled.cutmix_mask[i, y, x] else i
+        if unlabeled.valid[source, y, x]:
+            p1, p2 = (log_softmax(b, unlabeled.weak[source], y, x) for b in branches)
             for student, teacher in ((p1, p2), (p2, p1)):
                 if math.exp(max(teacher)) >= threshold:
                     losses, kept = losses - student[arg_max(teacher)], kept + 1
     logs = CrossPseudoSupervision(confidence_threshold=threshold)(branches, labeled, unlabeled).logs
-    count = unlabeled["valid"].sum().item()
+    count = unlabeled.valid.sum().item()
     assert logs["cps_loss"].item() == pytest.approx(losses / count, rel=1e-5)
     assert kept < 2 * count or threshold == 0.3
 
@@ -224,8 +223,8 @@ def test_with_a_confidence_threshold_only_sure_pixels_teach_and_the_count_stays(
 def test_class_balance_weighs_each_pixel_by_its_pseudo_labels_frequency():
     branches = [TinyBranch(1), TinyBranch(2)]
     labeled, unlabeled = batches()
-    total_count, expected = labeled["valid"].sum().item() + unlabeled["valid"].sum().item(), 0.0
-    both = ((labeled["pixel_values"], labeled["valid"]), (unlabeled["weak"], unlabeled["valid"]))
+    total_count, expected = labeled.valid.sum().item() + unlabeled.valid.sum().item(), 0.0
+    both = ((labeled.pixel_values, labeled.valid), (unlabeled.weak, unlabeled.valid))
     for images, valid in both:  # the frequencies are those of each of the two batches
         for student, other in (branches, branches[::-1]):
             taught = {p: arg_max(log_softmax(other, images[p[0]], *p[1:])) for p in pixels(images) if valid[p]}
@@ -265,7 +264,9 @@ def test_the_weight_grows_as_asked_for(options, progress, share):
     [
         ("warm_up", -0.1),
         ("ramp_up", 1.5),
-        ("labeled_loss", "focal"),
+        ("labeled_loss", "fokal"),
+        ("focal_gamma", -0.5),
+        ("class_weights", 1.5),
         ("ohem_threshold", 1.5),
         ("ohem_min_kept", 0),
         ("weight", -1.0),
@@ -300,16 +301,16 @@ def cross_entropies(branches, images, target_images=None):
 def test_the_switch_on_labeled_adds_or_leaves_out_the_labeled_images(cutmix, on_labeled):
     branches = [TinyBranch(1), TinyBranch(2)]
     labeled, unlabeled = batches()
-    weak, valid = unlabeled["weak"], unlabeled["valid"]
+    weak, valid = unlabeled.weak, unlabeled.valid
     if cutmix:
-        weak = mix(weak, swap_neighbours(weak), unlabeled["cutmix_mask"])
-        valid = mix(valid, swap_neighbours(valid), unlabeled["cutmix_mask"])
+        weak = mix(weak, swap_neighbours(weak), unlabeled.cutmix_mask)
+        valid = mix(valid, swap_neighbours(valid), unlabeled.cutmix_mask)
     losses = [loss for p, loss in cross_entropies(branches, weak).items() if valid[p]]
-    count = unlabeled["valid"].sum().item()
+    count = unlabeled.valid.sum().item()
     if on_labeled if on_labeled is not None else not cutmix:
-        of_labeled = cross_entropies(branches, labeled["pixel_values"])
-        losses += [loss for p, loss in of_labeled.items() if labeled["valid"][p]]
-        count += labeled["valid"].sum().item()
+        of_labeled = cross_entropies(branches, labeled.pixel_values)
+        losses += [loss for p, loss in of_labeled.items() if labeled.valid[p]]
+        count += labeled.valid.sum().item()
     logs = CrossPseudoSupervision(cutmix=cutmix, on_labeled=on_labeled)(branches, labeled, unlabeled).logs
     assert logs["cps_loss"].item() == pytest.approx(sum(losses) / count, rel=1e-5)
 
@@ -317,7 +318,7 @@ def test_the_switch_on_labeled_adds_or_leaves_out_the_labeled_images(cutmix, on_
 def test_the_switch_teach_padding_lets_every_pixel_teach():
     branches = [TinyBranch(1), TinyBranch(2)]
     labeled, unlabeled = batches()
-    losses = cross_entropies(branches, unlabeled["weak"])
+    losses = cross_entropies(branches, unlabeled.weak)
     objective = CrossPseudoSupervision(cutmix=False, on_labeled=False, teach_padding=True)
     expected = sum(losses.values()) / len(losses)
     assert objective(branches, labeled, unlabeled).logs["cps_loss"].item() == pytest.approx(expected, rel=1e-5)
@@ -328,14 +329,14 @@ def test_the_switch_teach_padding_lets_every_pixel_teach():
 def test_the_switch_cutmix_partner_mixes_an_image_with_another_crop_of_itself():
     branches = [TinyBranch(1), TinyBranch(2)]
     labeled, unlabeled = all_batches(("weak", "second_crop", "cutmix_mask"))
-    mask = unlabeled["cutmix_mask"]
-    images = mix(unlabeled["weak"], unlabeled["second_crop"], mask)
-    valid = mix(unlabeled["valid"], unlabeled["second_valid"], mask)
+    mask = unlabeled.cutmix_mask
+    images = mix(unlabeled.weak, unlabeled.second_crop, mask)
+    valid = mix(unlabeled.valid, unlabeled.second_valid, mask)
     losses = [loss for p, loss in cross_entropies(branches, images).items() if valid[p]]
     objective = CrossPseudoSupervision(cutmix_partner="itself")
     assert objective.views == ("weak", "second_crop", "cutmix_mask")
     logs = objective(branches, labeled, unlabeled).logs
-    assert logs["cps_loss"].item() == pytest.approx(sum(losses) / unlabeled["valid"].sum().item(), rel=1e-5)
+    assert logs["cps_loss"].item() == pytest.approx(sum(losses) / unlabeled.valid.sum().item(), rel=1e-5)
 
 
 def test_the_switch_loss_divisor_divides_loss_and_gradient():

@@ -1,13 +1,14 @@
 """FixMatch against loops: confident predictions for the weak view label the CutMixed strong view."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
-from support.by_hand import TinyBranch, arg_max, batches, log_softmax, pixels, supervised_by_hand
+from support.by_hand import TinyBranch, arg_max, batches, log_softmax, mapped, pixels, supervised_by_hand
 
 from cps_hf.functional.cutmix import draw_cutmix_masks
-from cps_hf.objectives import FixMatch, UniMatch
+from cps_hf.objectives import FixMatch, LabeledBatch, UniMatch, UnlabeledBatch
 
 VIEWS = ("weak", "strong", "cutmix_mask")
 
@@ -15,13 +16,14 @@ VIEWS = ("weak", "strong", "cutmix_mask")
 def by_hand(branch, unlabeled, threshold, *, view="strong", mask="cutmix_mask", partner=(1, 0, 3, 2)):
     """(the sum of the losses over taught pixels, their number)."""
     total, taught = 0.0, 0
-    for i, y, x in pixels(unlabeled[mask]):
-        source = partner[i] if unlabeled[mask][i, y, x] else i
-        if not unlabeled["valid"][source, y, x]:
+    masks, images = getattr(unlabeled, mask), getattr(unlabeled, view)
+    for i, y, x in pixels(masks):
+        source = partner[i] if masks[i, y, x] else i
+        if not unlabeled.valid[source, y, x]:
             continue
-        weak = log_softmax(branch, unlabeled["weak"][source], y, x)
+        weak = log_softmax(branch, unlabeled.weak[source], y, x)
         if math.exp(max(weak)) >= threshold:
-            total -= log_softmax(branch, unlabeled[view][source], y, x)[arg_max(weak)]
+            total -= log_softmax(branch, images[source], y, x)[arg_max(weak)]
             taught += 1
     return total, taught
 
@@ -31,7 +33,7 @@ def test_the_loss_is_the_cross_entropy_where_the_weak_view_is_confident(threshol
     branches = [TinyBranch(1), TinyBranch(2)]  # each by itself
     labeled, unlabeled = batches(VIEWS)
     sums = [by_hand(branch, unlabeled, threshold) for branch in branches]
-    count = unlabeled["valid"].sum().item()
+    count = unlabeled.valid.sum().item()
     out = FixMatch(weight=3.0, confidence_threshold=threshold)(branches, labeled, unlabeled)
     mean = sum(total for total, _ in sums) / count
     assert out.logs["unsupervised_loss"].item() == pytest.approx(mean, rel=1e-5)
@@ -42,13 +44,12 @@ def test_the_loss_is_the_cross_entropy_where_the_weak_view_is_confident(threshol
 def test_partners_that_an_odd_batch_brings_along_are_used():
     branch = TinyBranch(1)
     labeled, whole = batches(VIEWS)
-    odd = {name: value[:3] for name, value in whole.items()}
-    for name in ("weak", "strong", "valid"):
-        odd[f"partner_{name}"] = whole[name][[1, 0, 3]]
-    cut = {**whole, "cutmix_mask": whole["cutmix_mask"][:3]}
+    sent = {f"partner_{name}": getattr(whole, name)[[1, 0, 3]] for name in ("weak", "strong", "valid")}
+    odd = mapped(whole, lambda t: t[:3], **sent)
+    cut = replace(whole, cutmix_mask=whole.cutmix_mask[:3])
     total, _ = by_hand(branch, cut, 0.4)
     logs = FixMatch(confidence_threshold=0.4)([branch], labeled, odd).logs
-    assert logs["unsupervised_loss"].item() == pytest.approx(total / odd["valid"].sum().item(), rel=1e-5)
+    assert logs["unsupervised_loss"].item() == pytest.approx(total / odd.valid.sum().item(), rel=1e-5)
 
 
 def test_nothing_is_taught_at_threshold_one_and_the_gradient_is_the_labeled_one():
@@ -57,9 +58,7 @@ def test_nothing_is_taught_at_threshold_one_and_the_gradient_is_the_labeled_one(
     out = FixMatch(confidence_threshold=1.0)([branch], labeled, unlabeled)
     out.loss.backward()
     assert out.logs["unsupervised_loss"] == 0 and out.logs["mask_ratio"] == 0
-    torch.nn.functional.cross_entropy(
-        reference(labeled["pixel_values"]), labeled["labels"], ignore_index=255
-    ).backward()
+    torch.nn.functional.cross_entropy(reference(labeled.pixel_values), labeled.labels, ignore_index=255).backward()
     torch.testing.assert_close(branch.conv.weight.grad, reference.conv.weight.grad)
 
 
@@ -91,14 +90,14 @@ def test_masks_that_a_batch_does_not_bring_are_drawn_as_the_objective_says(metho
         seen.append(images)
         return images.clone().requires_grad_()
 
-    views = {view: torch.full((64, 3, 24, 24), 0.0) for view in ("weak", "strong", "strong_2")}
-    for view in ("strong", "strong_2"):
-        views[view][1::2] = 1  # what is mixed into an image shows
-    labeled = {"pixel_values": torch.zeros(1, 3, 24, 24), "labels": torch.zeros(1, 24, 24, dtype=torch.long)}
+    views = UnlabeledBatch(**{view: torch.full((64, 3, 24, 24), 0.0) for view in ("weak", "strong", "strong_2")})
+    for view in (views.strong, views.strong_2):
+        view[1::2] = 1  # what is mixed into an image shows
+    labeled = LabeledBatch(pixel_values=torch.zeros(1, 3, 24, 24), labels=torch.zeros(1, 24, 24, dtype=torch.long))
     for cutmix in (0.0, 1.0):
         seen.clear()
         method(cutmix=cutmix)([branch], labeled, views)
-        mixed = [images[:, 0] != views["strong"][:, 0] for images in seen[2 : 2 + masks]]
+        mixed = [images[:, 0] != views.strong[:, 0] for images in seen[2 : 2 + masks]]
         assert len(mixed) == masks
         for mask in torch.cat(mixed):
             assert mask.any().item() == (cutmix == 1)

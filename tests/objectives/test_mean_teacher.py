@@ -1,71 +1,140 @@
 """Mean Teacher against loops, and its teacher: an average that gets no gradient."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
-from support.by_hand import C, TinyBranch, batches, log_softmax, pixels, supervised_by_hand
+from support.by_hand import C, TinyBranch, batches, log_softmax, mapped, pixels, supervised_by_hand
 
+from cps_hf.functional.cutmix import draw_cutmix_masks
 from cps_hf.objectives import MeanTeacher
 from cps_hf.training.ema import make_teacher, update_teacher
 
 
-def consistency(student, teacher, student_images, teacher_images, valid):
-    """The sum over valid pixels of the class-averaged squared difference."""
-    total = 0.0
-    for i, y, x in pixels(student_images):
-        if valid[i, y, x]:
-            p = [math.exp(v) for v in log_softmax(student, student_images[i], y, x)]
-            q = [math.exp(v) for v in log_softmax(teacher, teacher_images[i], y, x)]
+def consistency(student, teacher, seen, unlabeled, *, threshold, masks=None):
+    """(the sum over valid pixels of the class-averaged squared difference, the share of confident ones among them).
+
+    `seen` is what the student is shown; with masks a pixel is the neighbouring image's where these are true.
+    """
+    total, taught, confident, partner = 0.0, 0, 0, [1, 0, 3, 2]
+    for i, y, x in pixels(unlabeled.weak):
+        source = partner[i] if masks is not None and masks[i, y, x] else i
+        if unlabeled.valid[source, y, x]:
+            p = [math.exp(v) for v in log_softmax(student, seen[source], y, x)]
+            q = [math.exp(v) for v in log_softmax(teacher, unlabeled.weak[source], y, x)]
             total += sum((a - b) ** 2 for a, b in zip(p, q, strict=True)) / C
-    return total
+            taught += 1
+            confident += max(q) >= threshold
+    return total, confident / taught
 
 
-def test_without_noise_it_is_the_mean_squared_difference_on_labeled_and_unlabeled_images():
-    student, teacher = TinyBranch(1), TinyBranch(2)
-    labeled, unlabeled = batches()
-    out = MeanTeacher(weight=7.0, noise_std=0.0)([student], labeled, unlabeled, teacher=teacher)
-    total = consistency(student, teacher, labeled["pixel_values"], labeled["pixel_values"], labeled["valid"])
-    total += consistency(student, teacher, unlabeled["weak"], unlabeled["weak"], unlabeled["valid"])
-    mean = total / (labeled["valid"].sum() + unlabeled["valid"].sum()).item()
-    assert out.logs["consistency_loss"].item() == pytest.approx(mean, rel=1e-4)
-    assert out.loss.item() == pytest.approx(supervised_by_hand([student], labeled) + 7 * mean, rel=1e-5)
-
-
-def test_with_jitter_student_and_teacher_see_two_strong_views_of_the_unlabeled_images_alone():
-    objective = MeanTeacher(perturbation="jitter")
-    assert objective.views == ("strong", "strong_2")
+@pytest.mark.parametrize("threshold", [0.0, 0.6])
+@pytest.mark.parametrize("perturbation", ["cutmix", "jitter", "noise"])
+def test_the_loss_is_the_squared_difference_on_unlabeled_images_times_the_share_of_confident_pixels(
+    perturbation, threshold
+):
+    objective = MeanTeacher(weight=7.0, perturbation=perturbation, confidence_threshold=threshold, noise_std=0.0)
     student, teacher = TinyBranch(1), TinyBranch(2)
     labeled, unlabeled = batches(objective.views)
-    out = objective([student], labeled, unlabeled, teacher=teacher)
-    total = consistency(student, teacher, unlabeled["strong"], unlabeled["strong_2"], unlabeled["valid"])
-    mean = total / unlabeled["valid"].sum().item()
+    out = objective([student], labeled, unlabeled, teacher=teacher, progress=1.0)
+    seen = unlabeled.strong if perturbation == "jitter" else unlabeled.weak
+    masks = unlabeled.cutmix_mask if perturbation == "cutmix" else None
+    total, share = consistency(student, teacher, seen, unlabeled, threshold=threshold, masks=masks)
+    mean = total / unlabeled.valid.sum().item()
     assert out.logs["consistency_loss"].item() == pytest.approx(mean, rel=1e-4)
+    assert out.logs["mask_ratio"].item() == pytest.approx(share, rel=1e-6)
+    assert 0 < share < 1 or threshold == 0 and share == 1
+    expected = supervised_by_hand([student], labeled) + 7 * share * mean
+    assert out.loss.item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_noise_is_drawn_anew_for_student_and_teacher_with_the_given_deviation():
-    seen = {}
+def test_partners_that_an_odd_batch_brings_along_are_used():
+    student, teacher = TinyBranch(1), TinyBranch(2)
+    labeled, whole = batches(("weak", "cutmix_mask"))
+    sent = {f"partner_{name}": getattr(whole, name)[[1, 0, 3]] for name in ("weak", "valid")}
+    odd = mapped(whole, lambda t: t[:3], **sent)
+    cut = replace(whole, cutmix_mask=whole.cutmix_mask[:3])
+    objective = MeanTeacher(confidence_threshold=0.0)
+    total = 0.0
+    for i, y, x in pixels(cut.cutmix_mask):
+        source = [1, 0, 3][i] if cut.cutmix_mask[i, y, x] else i
+        if whole.valid[source, y, x]:
+            p, q = (log_softmax(network, whole.weak[source], y, x) for network in (student, teacher))
+            total += sum((math.exp(a) - math.exp(b)) ** 2 for a, b in zip(p, q, strict=True)) / C
+    found = objective([student], labeled, odd, teacher=teacher).logs["consistency_loss"].item()
+    assert found == pytest.approx(total / odd.valid.sum().item(), rel=1e-4)
 
-    class Watching(TinyBranch):
-        def forward(self, pixel_values, *, feature_dropout=0.0):
-            seen.setdefault(self, []).append(pixel_values.detach().clone())
-            return super().forward(pixel_values)
 
+def test_by_default_the_weight_is_one_for_the_sum_over_classes_and_grows_over_a_quarter():
+    student, teacher = TinyBranch(1), TinyBranch(2)
+    labeled, unlabeled = batches(MeanTeacher().views)
+    for progress, factor in ((0.0, 0.0), (0.125, 0.5), (0.25, 1.0), (1.0, 1.0)):
+        objective = MeanTeacher(confidence_threshold=0.5)
+        out = objective([student], labeled, unlabeled, teacher=teacher, progress=torch.tensor(progress))
+        logs = out.logs
+        expected = logs["supervised_loss"] + factor * C * logs["mask_ratio"] * logs["consistency_loss"]
+        assert logs["mask_ratio"] > 0
+        torch.testing.assert_close(out.loss.detach(), expected)
+
+
+class Watching(TinyBranch):
+    """Keeps what it is shown."""
+
+    def forward(self, pixel_values, *, feature_dropout=0.0):
+        vars(self).setdefault("seen", []).append(pixel_values.detach().clone())
+        return super().forward(pixel_values)
+
+
+@pytest.mark.parametrize("perturbation", ["cutmix", "jitter", "noise"])
+def test_labeled_images_and_the_teachers_are_clean(perturbation):
+    objective = MeanTeacher(perturbation=perturbation)
     student, teacher = Watching(1), Watching(1)
+    labeled, unlabeled = batches(objective.views)
+    objective([student], labeled, unlabeled, teacher=teacher)
+    assert len(student.seen) == 2 and torch.equal(student.seen[0], labeled.pixel_values)
+    assert not torch.equal(student.seen[1], unlabeled.weak)
+    assert len(teacher.seen) == 1 and torch.equal(teacher.seen[0], unlabeled.weak)
+
+
+def test_noise_has_the_given_deviation():
+    student = Watching(1)
     labeled, unlabeled = batches(unlabeled_size=400)
-    MeanTeacher(noise_std=0.5)([student], labeled, unlabeled, teacher=teacher)
-    own, other = seen[student][1] - unlabeled["weak"], seen[teacher][1] - unlabeled["weak"]
-    for noise in (own, other):
-        assert noise.mean().abs() < 0.02 and noise.std().item() == pytest.approx(0.5, abs=0.02)
-    assert (own * other).mean().abs() < 0.02
+    MeanTeacher(perturbation="noise", noise_std=0.5)([student], labeled, unlabeled, teacher=TinyBranch(2))
+    noise = student.seen[1] - unlabeled.weak
+    assert noise.mean().abs() < 0.02 and noise.std().item() == pytest.approx(0.5, abs=0.02)
+
+
+def test_the_share_of_confident_pixels_is_that_of_all_processes():
+    labeled, unlabeled = batches(("weak",))
+    objective = MeanTeacher(weight=7.0, perturbation="noise", confidence_threshold=0.6)
+    torch.manual_seed(0)
+    alone = objective([TinyBranch(1)], labeled, unlabeled, teacher=TinyBranch(2), progress=1.0)
+    others = torch.tensor([2.0, 30.0])  # what another process has: confident ones, and all
+    both = replace(labeled, over_processes=lambda sums: (sums + others) / 2)
+    torch.manual_seed(0)
+    out = objective([TinyBranch(1)], both, unlabeled, teacher=TinyBranch(2), progress=1.0)
+    taught = unlabeled.valid.sum()
+    share = (alone.logs["mask_ratio"] * taught + 2) / (taught + 30)
+    assert out.logs["mask_ratio"].item() == pytest.approx(share.item(), rel=1e-5) != alone.logs["mask_ratio"].item()
+    expected = out.logs["supervised_loss"] + 7 * share * out.logs["consistency_loss"]
+    torch.testing.assert_close(out.loss.detach(), expected)
+
+
+def test_cutmix_is_one_box_of_half_the_image():
+    masks = draw_cutmix_masks(50, 64, 80, generator=torch.Generator().manual_seed(0), **MeanTeacher().cutmix_masks)
+    assert masks.float().mean((1, 2)).sub(0.5).abs().max() < 0.02
+    for mask in masks:  # a single box fills its bounding box
+        assert mask.sum() == mask.any(1).sum() * mask.any(0).sum()
+    assert MeanTeacher(perturbation="noise").cutmix_masks == {}
 
 
 def test_the_teacher_gets_no_gradient():
     student, teacher = TinyBranch(1), TinyBranch(2)
-    labeled, unlabeled = batches()
+    labeled, unlabeled = batches(MeanTeacher().views)
     MeanTeacher()([student], labeled, unlabeled, teacher=teacher).loss.backward()
     assert teacher.conv.weight.grad is None
-    assert [with_gradient for _, with_gradient, _ in teacher.calls] == [False, False]
+    assert [with_gradient for _, with_gradient, _ in teacher.calls] == [False]
     assert student.conv.weight.grad.abs().sum() > 0
 
 
@@ -116,7 +185,11 @@ def test_a_tied_parameter_is_averaged_once():
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("weight", -1.0), ("decay", 1.5), ("noise_std", -0.1), ("perturbation", "blur")]
+    ("field", "value"),
+    [
+        *(("weight", -1.0), ("decay", 1.5), ("noise_std", -0.1), ("perturbation", "blur")),
+        *(("confidence_threshold", 1.1), ("ramp_up", -0.5)),
+    ],
 )
 def test_a_bad_hyper_parameter_is_named(field, value):
     with pytest.raises(ValueError, match=f"`{field}`.*{value}"):

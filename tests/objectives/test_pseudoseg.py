@@ -22,12 +22,12 @@ def test_the_loss_is_the_cross_entropy_to_the_sharpened_targets(temperature):
     labeled, unlabeled = batches(VIEWS)
     total = 0.0
     for branch in branches:
-        for i, y, x in pixels(unlabeled["weak"]):
-            if unlabeled["valid"][i, y, x]:
-                target = sharpened(log_softmax(branch, unlabeled["weak"][i], y, x), temperature)
-                log_probs = log_softmax(branch, unlabeled["strong"][i], y, x)
+        for i, y, x in pixels(unlabeled.weak):
+            if unlabeled.valid[i, y, x]:
+                target = sharpened(log_softmax(branch, unlabeled.weak[i], y, x), temperature)
+                log_probs = log_softmax(branch, unlabeled.strong[i], y, x)
                 total -= sum(q * p for q, p in zip(target, log_probs, strict=True))
-    mean = total / unlabeled["valid"].sum().item()
+    mean = total / unlabeled.valid.sum().item()
     out = PseudoSeg(weight=2.0, temperature=temperature)(branches, labeled, unlabeled)
     assert out.logs["unsupervised_loss"].item() == pytest.approx(mean, rel=1e-5)
     assert out.loss.item() == pytest.approx(supervised_by_hand(branches, labeled) + 2 * mean, rel=1e-5)
@@ -37,26 +37,26 @@ def test_towards_temperature_zero_the_targets_are_one_hot():
     branch = TinyBranch(1)
     labeled, unlabeled = batches(VIEWS)
     total = sum(
-        -log_softmax(branch, unlabeled["strong"][p[0]], *p[1:])[
-            arg_max(log_softmax(branch, unlabeled["weak"][p[0]], *p[1:]))
+        -log_softmax(branch, unlabeled.strong[p[0]], *p[1:])[
+            arg_max(log_softmax(branch, unlabeled.weak[p[0]], *p[1:]))
         ]
-        for p in pixels(unlabeled["weak"])
-        if unlabeled["valid"][p]
+        for p in pixels(unlabeled.weak)
+        if unlabeled.valid[p]
     )
     logs = PseudoSeg(temperature=1e-4)([branch], labeled, unlabeled).logs
-    expected = total / unlabeled["valid"].sum().item()
+    expected = total / unlabeled.valid.sum().item()
     assert logs["unsupervised_loss"].item() == pytest.approx(expected, rel=1e-3)
 
 
 def test_the_weak_view_gets_no_gradient():
     branch = TinyBranch(1)
     labeled, unlabeled = batches(VIEWS)
-    labeled["labels"].fill_(255)
+    labeled.labels.fill_(255)
     PseudoSeg()([branch], labeled, unlabeled).loss.backward()
     reference = TinyBranch(1)
-    target = (reference(unlabeled["weak"]) / 0.5).softmax(1).detach()
-    losses = -(target * reference(unlabeled["strong"]).log_softmax(1)).sum(1)
-    ((losses * unlabeled["valid"]).sum() / unlabeled["valid"].sum()).backward()
+    target = (reference(unlabeled.weak) / 0.5).softmax(1).detach()
+    losses = -(target * reference(unlabeled.strong).log_softmax(1)).sum(1)
+    ((losses * unlabeled.valid).sum() / unlabeled.valid.sum()).backward()
     torch.testing.assert_close(branch.conv.weight.grad, reference.conv.weight.grad)
 
 

@@ -19,13 +19,13 @@ class Scaling(TinyBranch):
 
 
 def term(branch, unlabeled, threshold, view, mask, factor=1.0):
-    partner, total = [1, 0, 3, 2], 0.0
-    for i, y, x in pixels(unlabeled["weak"]):
-        source = partner[i] if mask is not None and unlabeled[mask][i, y, x] else i
-        weak = log_softmax(branch, unlabeled["weak"][source], y, x)
-        if unlabeled["valid"][source, y, x] and math.exp(max(weak)) >= threshold:
-            total -= log_softmax(branch, unlabeled[view][source] * factor, y, x)[arg_max(weak)]
-    return total / unlabeled["valid"].sum().item()
+    partner, total, images = [1, 0, 3, 2], 0.0, getattr(unlabeled, view)
+    for i, y, x in pixels(unlabeled.weak):
+        source = partner[i] if mask is not None and getattr(unlabeled, mask)[i, y, x] else i
+        weak = log_softmax(branch, unlabeled.weak[source], y, x)
+        if unlabeled.valid[source, y, x] and math.exp(max(weak)) >= threshold:
+            total -= log_softmax(branch, images[source] * factor, y, x)[arg_max(weak)]
+    return total / unlabeled.valid.sum().item()
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.6])
@@ -41,6 +41,12 @@ def test_the_loss_has_the_papers_four_terms_and_weights(threshold):
     assert out.loss.item() == pytest.approx((x + 0.25 * s1 + 0.25 * s2 + 0.5 * fp) / 2, rel=1e-5)
     assert out.logs["strong_loss"].item() == pytest.approx((s1 + s2) / 2, rel=1e-5)
     assert out.logs["feature_loss"].item() == pytest.approx(fp, rel=1e-5)
+    sure = sum(
+        math.exp(max(log_softmax(branch, unlabeled.weak[p[0]], *p[1:]))) >= threshold
+        for p in pixels(unlabeled.weak)
+        if unlabeled.valid[p]
+    )
+    assert out.logs["mask_ratio"].item() == pytest.approx(sure / unlabeled.valid.sum().item(), rel=1e-5)
 
 
 def test_two_branches_are_trained_each_by_itself():

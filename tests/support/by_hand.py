@@ -6,6 +6,8 @@ import math
 import torch
 from torch import nn
 
+from cps_hf.objectives import LabeledBatch, UnlabeledBatch
+
 C, H, W = 3, 4, 5
 
 
@@ -19,9 +21,15 @@ class TinyBranch(nn.Module):
             self.conv = nn.Conv2d(3, C, 1)
         self.calls = []  # (batch size, whether with gradient, feature dropout) of each forward
 
-    def forward(self, pixel_values, *, feature_dropout=0.0):
+    def forward(self, pixel_values, *, feature_dropout=0.0, complementary_dropout=0.0):
         self.calls.append((pixel_values.shape[0], torch.is_grad_enabled(), feature_dropout))
         return self.conv(pixel_values)
+
+
+def averaged_for(objective):
+    """What an objective is called with of averaged networks, for two branches at most."""
+    averages = {"averages": [TinyBranch(7), TinyBranch(8)]} if objective.averages else {}
+    return {"teacher": TinyBranch(9), **averages}
 
 
 def batches(views=("weak",), labeled_size=2, unlabeled_size=4, seed=0):
@@ -29,11 +37,11 @@ def batches(views=("weak",), labeled_size=2, unlabeled_size=4, seed=0):
     g = torch.Generator().manual_seed(seed)
     labels = torch.randint(0, C, (labeled_size, H, W), generator=g)
     labels[0, 0, :3] = 255
-    labeled = {
-        "pixel_values": torch.randn(labeled_size, 3, H, W, generator=g),
-        "labels": labels,
-        "valid": torch.rand(labeled_size, H, W, generator=g) > 0.2,
-    }
+    labeled = LabeledBatch(
+        pixel_values=torch.randn(labeled_size, 3, H, W, generator=g),
+        labels=labels,
+        valid=torch.rand(labeled_size, H, W, generator=g) > 0.2,
+    )
     unlabeled = {"valid": torch.rand(unlabeled_size, H, W, generator=g) > 0.3}
     for view in views:
         if "mask" in view:
@@ -42,7 +50,17 @@ def batches(views=("weak",), labeled_size=2, unlabeled_size=4, seed=0):
             unlabeled[view] = torch.randn(unlabeled_size, 3, H, W, generator=g)
         if view == "second_crop":
             unlabeled["second_valid"] = torch.rand(unlabeled_size, H, W, generator=g) > 0.3
-    return labeled, unlabeled
+    return labeled, UnlabeledBatch(**unlabeled) if views else None
+
+
+def mapped(batch, function, **others):
+    """A batch of the function's values, pixels counted anew.
+
+    Args:
+        function: takes an image or map (B, ..., H, W). others: further fields.
+    """
+    maps = {name: function(value) for name, value in batch.tensors().items() if value.dim() > 0}
+    return type(batch)(**maps | others)
 
 
 def log_softmax(branch, image, y, x):
@@ -68,9 +86,9 @@ def supervised_by_hand(branches, labeled):
     total = 0.0
     for branch in branches:
         losses = [
-            -log_softmax(branch, labeled["pixel_values"][i], y, x)[int(labeled["labels"][i, y, x])]
-            for i, y, x in pixels(labeled["labels"])
-            if labeled["labels"][i, y, x] != 255
+            -log_softmax(branch, labeled.pixel_values[i], y, x)[int(labeled.labels[i, y, x])]
+            for i, y, x in pixels(labeled.labels)
+            if labeled.labels[i, y, x] != 255
         ]
         total += sum(losses) / len(losses)
     return total

@@ -31,7 +31,8 @@ from cps_hf.objectives import OBJECTIVES
 from cps_hf.training.callbacks import PicturesCallback
 from cps_hf.training.export import BranchExporter
 from cps_hf.training.trainer import CPSTrainer
-from support.toy import run_python, settings, toy_models, write_world
+from support.processes import launch
+from support.toy import settings, toy_models, write_world
 
 SIZES = [(40, 56), (56, 40), (48, 48), (37, 61), (64, 33), (44, 50), (33, 45), (52, 36), (60, 42)]
 SAVED, BROKEN, LAST = 3, 5, 6  # the step of the checkpoint, the one that is broken off in its second half, the last
@@ -75,7 +76,7 @@ def read_world(root: Path, data: str) -> dict[str, Any]:
 def make_trainer(root: Path, case: Case, out: Path, callbacks=(), **fields) -> CPSTrainer:
     sets = read_world(root, case.data)
     sets |= {name: fields.pop(name) for name in sets if name in fields}
-    objective = OBJECTIVES[case.objective]()
+    objective = fields.pop("objective", None) or OBJECTIVES[case.objective]()
     values = {
         "output_dir": str(out),
         "max_steps": LAST,
@@ -95,6 +96,7 @@ def make_trainer(root: Path, case: Case, out: Path, callbacks=(), **fields) -> C
         "agreement_images": 2,
         "per_device_eval_batch_size": 2,
     }
+    values |= {"ema_decay": 0.9} if OBJECTIVES[case.objective].averages else {}
     models = toy_models(1 if objective.teacher else 2, dropout=0.2, norm=True)
     args = settings(**(values | fields))
     return CPSTrainer(models, **args, objective=objective, callbacks=[*callbacks], **sets)
@@ -217,12 +219,12 @@ def same(a: Any, b: Any) -> bool:
     return a == b or (a != a and b != b)
 
 
-def differences(root: Path, case: Case, out: Path) -> list[str]:
+def differences(root: Path, case: Case, out: Path, **fields) -> list[str]:
     """What of the resumed run is not what it is of the unbroken one; empty: nothing."""
     with without_cards_and_pictures():
-        whole = run_whole(root, case, out / "whole")
-        run_broken(root, case, out / "broken")
-        resumed = run_resumed(root, case, out / "broken")
+        whole = run_whole(root, case, out / "whole", **fields)
+        run_broken(root, case, out / "broken", **fields)
+        resumed = run_resumed(root, case, out / "broken", **fields)
     wrong = [name for name in whole if not same(whole[name], resumed[name])]
     counts = {k: len(v) for k, v in resumed["ids of the last steps"].items()}
     return wrong + [f"trained on {n} micro-batches of {k}" for k, n in counts.items() if n != 2 * (LAST - SAVED)]
@@ -233,7 +235,7 @@ def differences_in_processes(root: Path, cases: list[Case], folder: Path) -> dic
     folder.mkdir(parents=True)
     (folder / "cases.json").write_text(json.dumps([asdict(case) for case in cases]))
     words = (str(Path(__file__)), str(root), str(folder / "cases.json"), str(folder / "found.json"))
-    done = run_python(*words, processes=cases[0].processes, timeout=4 * 3600)
+    done = launch(*words, processes=cases[0].processes, timeout=4 * 3600)
     if done.returncode:
         raise RuntimeError(done.stderr[-4000:])
     return json.loads((folder / "found.json").read_text())

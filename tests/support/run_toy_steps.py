@@ -5,6 +5,7 @@ The global batch is four labeled and four unlabeled images: two that fill the cr
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -28,17 +29,18 @@ parser.add_argument("--segformer", action="store_true", help="a tiny one, in pla
 parser.add_argument("--teacher", action="store_true", help="Mean Teacher in place of CPS")
 parser.add_argument("--evaluate", action="store_true")
 parser.add_argument("--settings", type=json.loads, default={}, help="further fields of CPSConfig, as JSON")
+parser.add_argument("--objective", type=json.loads, default={}, help="further fields of CPS, as JSON")
 options = parser.parse_args()
 
 torch.set_num_threads(1)
 torch.backends.cudnn.allow_tf32 = False  # float32 steps on a GPU are compared with a CPU's
 order.MapReader.source_at = lambda self, position: position % self.length  # the files' own order
 if options.local_counts:
-    batches.share_counts = lambda micro_batches, accelerator: None
+    batches.share_counts = lambda *_: None
 
 large, small = (60, 80), (10, 16)  # in a crop of 40 x 40: all of it, and a tenth of it
 sizes = [large, large, small, small] * 2
-world = options.out.with_suffix(".world") / f"{torch.randint(10**9, ()).item()}"
+world = options.out.with_suffix(".world") / f"{os.getpid()}"
 torch.manual_seed(0)
 segformer = SegformerConfig(
     hidden_sizes=[8, 8, 16, 16],
@@ -48,9 +50,9 @@ segformer = SegformerConfig(
     classifier_dropout_prob=0.0,  # compiled, it draws other random numbers
     drop_path_rate=0.0,
 )
-objective = CrossPseudoSupervision(weight=1.5, cutmix=options.cutmix)
+objective = CrossPseudoSupervision(weight=1.5, cutmix=options.cutmix, **options.objective)
 if options.teacher:
-    objective = MeanTeacher(noise_std=0.0)
+    objective = MeanTeacher(perturbation="noise", noise_std=0.0, confidence_threshold=0.0)
 trainer = CPSTrainer(
     segformer if options.segformer else toy_models(1 if options.teacher else 2),
     **settings(
@@ -58,13 +60,12 @@ trainer = CPSTrainer(
         max_steps=3,
         per_device_train_batch_size=options.batch,
         gradient_accumulation_steps=options.accumulation,
-        learning_rate=0.05 if options.segformer else 0.5,
         crop_size=[40, 40],
         random_scale=[1.0],
         dataloader_num_workers=0,
         disable_tqdm=True,
         mixed_precision=options.mixed_precision,
-        **{"agreement_images": 0, **options.settings},
+        **{"agreement_images": 0, "learning_rate": 0.05 if options.segformer else 0.5, **options.settings},
     ),
     objective=objective,
     train_dataset=write_world(world / "labeled", sizes),

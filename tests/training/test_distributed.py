@@ -4,14 +4,15 @@ import json
 
 import pytest
 import torch
-from support.toy import SUPPORT, run_python
+from support.processes import launch
+from support.toy import SUPPORT
 
 PROGRAM = str(SUPPORT / "run_toy_steps.py")
 
 
 def steps(tmp_path, name, *words, processes=1):
     out = tmp_path / f"{name}.pt"
-    done = run_python(PROGRAM, str(out), *words, processes=processes)
+    done = launch(PROGRAM, str(out), *words, processes=processes)
     assert done.returncode == 0, done.stderr[-3000:]
     result = torch.load(out)
     assert result["processes"] == processes
@@ -38,12 +39,39 @@ def test_one_process_two_processes_and_accumulation_take_the_same_steps(tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("loss", ["focal", "cross_entropy_dice"])
+def test_so_they_do_with_class_weights_and_other_labeled_losses(tmp_path, loss):
+    """Frequencies are the whole labeled set's, Dice's sums those of all processes. With accumulation Dice, as it says,
+    is the mean over micro-batches, and another loss."""
+    words = ["--cutmix", "--objective", json.dumps({"labeled_loss": loss, "class_weights": 0.5})]
+    one = steps(tmp_path, "one", "--batch", "4", *words)
+    two = steps(tmp_path, "two", "--batch", "2", *words, processes=2)
+    accumulated = steps(tmp_path, "accumulated", "--batch", "2", "--accumulation", "2", *words)
+    local = steps(tmp_path, "local", "--batch", "2", "--local_counts", *words, processes=2)
+
+    def largest_difference(other):
+        return max((other["parameters"][n] - p).abs().max().item() for n, p in one["parameters"].items())
+
+    for name, expected in one["parameters"].items():
+        torch.testing.assert_close(two["parameters"][name], expected, rtol=1e-4, atol=4e-6)
+    assert [log["loss"] for log in two["logs"]] == pytest.approx([log["loss"] for log in one["logs"]], rel=1e-4)
+    assert largest_difference(local) > 1e-2
+    assert (largest_difference(accumulated) > 1e-3) == (loss == "cross_entropy_dice")
+    if loss == "focal":
+        assert largest_difference(accumulated) < 1e-5
+
+
+@pytest.mark.slow
 def test_bfloat16_runs_and_stays_near(tmp_path):
-    full = steps(tmp_path, "full", "--batch", "4")
-    half = steps(tmp_path, "half", "--batch", "4", "--mixed_precision", "bf16")
+    """At a rate at which the loss falls. At 0.5 it grows from 7 to 34, and float32 itself, with weights changed by
+    bfloat16's rounding unit, is then 9 % off in the third step; two kinds of bfloat16 kernels were by 3 and 5 %."""
+    words = ("--batch", "4", "--settings", '{"learning_rate": 0.05, "logging_steps": 1}')
+    full = steps(tmp_path, "full", *words)
+    half = steps(tmp_path, "half", *words, "--mixed_precision", "bf16")
     losses = [[log["loss"] for log in run["logs"]] for run in (full, half)]
+    assert len(losses[0]) == 3 and losses[0][2] < losses[0][0] / 2
     assert losses[0] != losses[1]
-    assert losses[1] == pytest.approx(losses[0], rel=0.03)
+    assert losses[1] == pytest.approx(losses[0], rel=0.01)
 
 
 @pytest.mark.slow

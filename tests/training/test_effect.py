@@ -10,7 +10,7 @@ from support.by_hand import C
 from support.toy import draw
 from torch import nn
 
-from cps_hf.objectives import CrossPseudoSupervision, Supervised
+from cps_hf.objectives import CrossPseudoSupervision, LabeledBatch, Supervised, UnlabeledBatch
 
 COLORS = np.array([[60, 120, 60], [200, 60, 60], [60, 60, 200]])
 SEEDS = (1, 2, 3)  # each with images, networks and an order of its own
@@ -55,8 +55,8 @@ def score(objective, seed, steps=300, learning_rate=5e-3):
         flips = torch.rand(2, generator=generator) < 0.5
         x, y = (t.flip(-1) if flips[0] else t for t in (labeled, labels))
         chosen = unlabeled[torch.randperm(40, generator=generator)[:4]]
-        batch = {"weak": chosen.flip(-1) if flips[1] else chosen}
-        out = objective(branches, {"pixel_values": x, "labels": y}, batch, progress=step / steps)
+        batch = UnlabeledBatch(weak=chosen.flip(-1) if flips[1] else chosen)
+        out = objective(branches, LabeledBatch(pixel_values=x, labels=y), batch, progress=step / steps)
         optimizer.zero_grad()
         out.loss.backward()
         optimizer.step()

@@ -14,7 +14,8 @@ from support.toy import settings, tiny_upernet, toy_models, write_world
 from transformers import TrainerCallback
 
 import cps_hf.training.trainer
-from cps_hf.objectives import CrossPseudoSupervision, MeanTeacher, Supervised
+from cps_hf.functional import full_size
+from cps_hf.objectives import CrossPseudoSupervision, LabeledBatch, MeanTeacher, Supervised
 from cps_hf.training import health
 from cps_hf.training.callbacks import collapse
 from cps_hf.training.state import RunState
@@ -62,7 +63,7 @@ class BadAt(CrossPseudoSupervision):
         output = super().__call__(branches, labeled, unlabeled, teacher=teacher, progress=progress)
         if round(float(progress) * 4) + 1 not in BAD_STEPS:
             return output
-        poison = branches[1](unlabeled["weak"] * float("nan")).mean()  # batch norm's statistics take it up
+        poison = full_size(branches[1](unlabeled.weak * float("nan"))).mean()  # batch norm's statistics take it up
         return output._replace(loss=output.loss + poison, logs={**output.logs, "cps_loss": poison.detach()})
 
 
@@ -245,9 +246,9 @@ def test_a_branch_that_predicts_one_class_is_warned_of_once(world, tmp_path, cap
 
 
 def test_a_branch_is_sound_when_any_of_its_unlabeled_predictions_differs():
-    logits = torch.zeros(2, 3, 8, 8)
+    logits, labels = torch.zeros(2, 3, 8, 8), torch.zeros(2, 8, 8, dtype=torch.long)
     images, labeled = torch.zeros(2, 3, 8, 8), torch.zeros(2, 3, 8, 8)
-    (watched,) = health.watch([lambda x: logits], {"pixel_values": labeled})
+    (watched,) = health.watch([lambda x: logits], LabeledBatch(pixel_values=labeled, labels=labels))
     watched(labeled)
     assert watched.one_class() is None  # labeled images do not count
     watched(images)

@@ -12,6 +12,7 @@ from PIL import Image as PILImage
 from support.toy import NAMES, script, tiny_upernet, write_world
 from transformers import AutoModelForSemanticSegmentation
 
+from cps_hf import visualization
 from cps_hf.commands import train
 from cps_hf.data import load_cityscapes
 from cps_hf.data.labels import LabelEncoding
@@ -20,7 +21,6 @@ from cps_hf.hub.export import export_branch
 from cps_hf.inference.ensemble import Ensemble
 from cps_hf.scenes.write import write_street_scenes
 from cps_hf.training.self_training import contact_sheet, label_dataset, with_pseudo_labels
-from cps_hf.visualization import panels as visualization
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from support.processes import launch
 from support.toy import EXAMPLES, SUPPORT, run_python, toy_models
 
 from cps_hf.config import CPSConfig
@@ -17,9 +18,9 @@ FSDP2 = EXAMPLES / "configs" / "accelerate" / "fsdp2.yaml"
 PROGRAM = str(SUPPORT / "run_toy_steps.py")
 
 
-def run(tmp_path, name, *words, **launch):
+def run(tmp_path, name, *words, **options):
     out = tmp_path / f"{name}.pt"
-    done = run_python(PROGRAM, str(out), *words, **launch)
+    done = launch(PROGRAM, str(out), *words, **options)
     assert done.returncode == 0, done.stderr[-3000:]
     return torch.load(out) | {"folder": out.with_suffix(".run")}
 
@@ -50,7 +51,8 @@ def test_two_sharded_processes_train_evaluate_and_export_as_one_process_does(tmp
 def check_exported(folder: Path, parameters: dict[str, torch.Tensor], best: dict) -> None:
     """A fresh process that knows nothing of sharding reads what was trained."""
     program = (
-        "import sys, torch, toy; from transformers import AutoConfig, AutoModelForSemanticSegmentation as Auto\n"
+        "import sys, torch; from support import toy\n"
+        "from transformers import AutoConfig, AutoModelForSemanticSegmentation as Auto\n"
         "AutoConfig.register('toy_segmentation', toy.ToyConfig); Auto.register(toy.ToyConfig, toy."
         "ToyForSemanticSegmentation)\n"
         "torch.save({n: Auto.from_pretrained(f'{sys.argv[1]}/{n}').state_dict() for n in sys.argv[3:]}, sys.argv[2])"

@@ -2,7 +2,8 @@
 
 from .card import ModelCardCallback
 from .collapse import CollapseCallback
+from .handler import Callbacks
 from .pictures import Pictures, PicturesCallback
 from .push import PushCallback
 
-__all__ = ["CollapseCallback", "ModelCardCallback", "Pictures", "PicturesCallback", "PushCallback"]
+__all__ = ["Callbacks", "CollapseCallback", "ModelCardCallback", "Pictures", "PicturesCallback", "PushCallback"]

@@ -13,10 +13,10 @@ from PIL import Image
 from torch import nn
 from transformers import TrainerCallback
 
+from ... import visualization
 from ...data.palettes import palette_of
 from ...data.streams import undecoded
 from ...scenes.write import is_drawn
-from ...visualization import panels as visualization
 from ..evaluation import Evaluator, evaluating
 from ..sharding import whole
 from .optional import optional

@@ -9,13 +9,13 @@ from PIL import Image
 from support.toy import NAMES, settings, toy_models, write_world
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from cps_hf import visualization
 from cps_hf.data.cityscapes import NAMES as CITYSCAPES
 from cps_hf.data.cityscapes import PALETTE
 from cps_hf.data.labels import LabelEncoding
 from cps_hf.objectives import CrossPseudoSupervision, Supervised
 from cps_hf.training.callbacks import pictures
 from cps_hf.training.trainer import CPSTrainer
-from cps_hf.visualization import panels as visualization
 
 
 def trainer_for(tmp_path, models, objective, **fields):

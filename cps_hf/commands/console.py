@@ -1,0 +1,18 @@
+"""What a command prints to, which may know fewer letters than class names and paths have."""
+
+from __future__ import annotations
+
+import sys
+
+
+def print_any_text() -> None:
+    """From now on a letter that the console's or the log file's encoding lacks is printed as an escape, as Python does
+    on standard error anyway: no table of scores is lost for the name of a class.
+
+    To be called once, before a command does anything.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(
+            stream, "reconfigure"
+        ):  # none: there is no console; others: a program's that catches what is printed
+            stream.reconfigure(errors="backslashreplace")

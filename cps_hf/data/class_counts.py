@@ -1,0 +1,84 @@
+"""How many pixels each class has in a labeled set: read once, before training, for class weights."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+
+from ..functional import IGNORE_INDEX
+from .labels import LabelEncoding
+from .reading import read_label
+from .streams import check_label_range, id_of, undecoded
+
+logger = logging.getLogger(__name__)
+
+ROWS_OF_A_STREAM = 1000
+"""A streamed set is judged by its first rows: reading all of it may take hours."""
+
+
+def count_class_pixels(
+    dataset: Any,
+    num_labels: int,
+    *,
+    name: str = "train_dataset",
+    rank: int = 0,
+    num_processes: int = 1,
+    num_threads: int = 2,
+    skip_bad_samples: bool = False,
+) -> Tensor:
+    """The pixels by class, int64 (num_labels,), of this process's share of the rows; no image is opened.
+
+    The shares of all processes together are the whole set, or of a streamed one its first `ROWS_OF_A_STREAM` rows.
+
+    Args:
+        dataset: with "image" and "label".
+        name: how errors call it.
+        num_threads: how many labels are decoded at a time.
+        skip_bad_samples: whether a label that cannot be read is left out, with a warning.
+
+    Raises:
+        ValueError: a label cannot be read or holds what is no class; it names the sample.
+    """
+    dataset = undecoded(dataset, with_label=True, what=name)
+    encoding = LabelEncoding.from_feature(dataset.features["label"])
+    if isinstance(dataset, Dataset):
+        dataset = dataset.select_columns(["label", "id"])
+        rows: Iterable[dict[str, Any]] = (dataset[i] for i in range(rank, len(dataset), num_processes))
+    else:
+        rows = islice(iter(dataset), rank, ROWS_OF_A_STREAM, num_processes)
+
+    def count(row: dict[str, Any]) -> Tensor | None:
+        try:
+            label = read_label(row["label"], encoding, name=repr(id_of(row)))
+            check_label_range(label, num_labels, id_of(row))
+        except ValueError as error:
+            if not skip_bad_samples:
+                raise
+            logger.warning("Class weights are counted without a label: %s", error)
+            return None
+        return torch.bincount(label[label != IGNORE_INDEX].long(), minlength=num_labels)
+
+    total = torch.zeros(num_labels, dtype=torch.int64)
+    for counts in _in_threads(count, rows, num_threads):
+        total += 0 if counts is None else counts
+    return total
+
+
+def _in_threads(call: Callable[[Any], Any], items: Iterable[Any], count: int) -> Iterator[Any]:
+    """`map`, a few items ahead: not all rows are held at once."""
+    with ThreadPoolExecutor(count) as pool:
+        waiting: deque = deque()
+        for item in items:
+            waiting.append(pool.submit(call, item))
+            if len(waiting) > 4 * count:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

@@ -1,0 +1,142 @@
+"""CPS taught by averages: two networks, each taught by the other's average over steps, as UniMatch V2's is by its own.
+
+From Cross Pseudo Supervision (arXiv 2106.01226) that two networks of different initialisation teach each other; from
+UniMatch V2 (arXiv 2410.10777) that the average teaches, by its confident predictions for the weak view, two strong
+views with complementary features. No paper has this combination; every part can be left out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from ..functional import IGNORE_INDEX, pixel_cross_entropy, pseudo_label
+from .base import Objective, ObjectiveOutput, check_not_negative, check_shares, pseudo_label_weights, ramp
+from .cps import CrossPseudoSupervision, agreement
+from .unimatch_v2 import TWO_VIEWS, UniMatchV2, mixed_views
+
+TEACHERS = ("averages", "branches", "own_average")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AveragedCPS(Objective):
+    """L = Ls + weight * Lcps, both summed over branches.
+
+    Lcps is the mean over strong views, CutMixed by masks of their own, of a branch's cross entropy where its label,
+    the prediction of the other branch's average for the weak view, is confident. The trainer keeps the averages, as
+    `CPSConfig.ema_decay` says (UniMatch V2 has 0.996); they predict in evaluation mode. With n branches each is taught
+    by all others' averages, and its loss is the mean over these n - 1 teachers.
+
+    Args:
+        weight: of Lcps.
+        teachers: "averages": the other branches' averages. "branches": the other branches themselves, in training
+            mode, as in CPS. "own_average": a branch's own, so that each is trained by itself, as in UniMatch V2.
+        strong_views: how many strong views of an image are taught, 0, 1 or 2; 0: the weak view is, CutMixed.
+        confidence_threshold: a pixel teaches only where the teacher's probability of its prediction is at least this.
+            0.95, as in UniMatch V2; 0, as in CPS: everywhere. The loss is divided by all valid pixels in any case.
+        cutmix: the probability with which an image is CutMixed, by one box: 2 to 40 % of its area, its height 0.3
+            to 3.3 times its width (as shares of the image's).
+        complementary_dropout: the share of images of whose two views each channel of the backbone's maps is doubled in
+            one and zero in the other. Half, as in UniMatch V2; 0: of none, as it must be with less than two strong
+            views.
+        class_balance: weigh a pixel of the unlabeled term by its pseudo label's frequency in the batch to the power of
+            minus this. 0: all pixels alike; 1: all classes alike.
+        ramp_up: the share of training over which `weight` grows linearly to its value.
+    """
+
+    weight: float = 1.0
+    teachers: str = "averages"
+    strong_views: int = 2
+    confidence_threshold: float = 0.95
+    cutmix: float = 0.5
+    complementary_dropout: float = 0.5
+    class_balance: float = 0.0
+    ramp_up: float = 0.0
+
+    min_branches: ClassVar[int] = 2
+    averages: ClassVar[bool] = True
+    citation: ClassVar[str] = f"{CrossPseudoSupervision.citation}\n{UniMatchV2.citation}"
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_not_negative(self, "weight")
+        check_shares(self, "confidence_threshold", "cutmix", "complementary_dropout", "class_balance", "ramp_up")
+        if self.teachers not in TEACHERS:
+            known = ", ".join(f'"{name}"' for name in TEACHERS)
+            raise ValueError(f"`teachers` must be one of {known}, got {self.teachers!r}.")
+        if self.strong_views not in (0, 1, 2):
+            raise ValueError(f"`strong_views` must be 0, 1 or 2, got {self.strong_views}.")
+        if self.complementary_dropout > 0 and self.strong_views < 2:
+            raise ValueError(
+                f"`complementary_dropout` is between two views and `strong_views` is {self.strong_views}: set "
+                "`complementary_dropout` to 0, or `strong_views` to 2."
+            )
+        if self.joint_forward and self.complementary_dropout > 0:
+            raise ValueError(
+                "`joint_forward` joins labeled images to pairs of views, and only pairs can have "
+                "`complementary_dropout`: set `complementary_dropout` to 0, or leave `joint_forward` out."
+            )
+
+    @property
+    def _taught(self) -> tuple[tuple[str, str], ...]:
+        """The views that are taught, and the masks of each."""
+        return TWO_VIEWS[: self.strong_views] or (("weak", "cutmix_mask"),)
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(["weak", *(name for pair in zip(*self._taught, strict=True) for name in pair)]))
+
+    @property
+    def cutmix_masks(self) -> dict[str, Any]:
+        # As in UniMatch's release: obtain_cutmix_box in its dataset/transform.py.
+        return {"boxes": 1, "area": (0.02, 0.4), "aspect": (0.3, 1 / 0.3), "probability": self.cutmix}
+
+    def __call__(self, branches, labeled, unlabeled, *, teacher=None, averages=None, progress=0.0) -> ObjectiveOutput:
+        teachers = branches if self.teachers == "branches" else averages
+        (images, valid, labels), agreed = self._labeled_by(teachers, unlabeled)
+        count = unlabeled.num_pixels
+        supervised_loss = cps_loss = 0.0
+        for index, branch in enumerate(branches):
+            labeled_logits, logits = self._passes(branch, labeled.pixel_values, images)
+            supervised_loss = supervised_loss + self.supervised_loss(labeled_logits, labeled)
+            losses = [
+                pixel_cross_entropy(
+                    logits,
+                    by_teacher,
+                    valid=valid,
+                    count=len(self._taught) * count,
+                    class_weights=pseudo_label_weights(logits, by_teacher, valid, self.class_balance),
+                )
+                for other, by_teacher in enumerate(labels)
+                if (other == index) == (self.teachers == "own_average")
+            ]
+            cps_loss = cps_loss + sum(losses) / len(losses)
+        taught = sum((valid & (one != IGNORE_INDEX)).sum() for one in labels) / (len(self._taught) * len(labels))
+        return ObjectiveOutput(
+            supervised_loss + self.weight * ramp(progress, ramp_up=self.ramp_up) * cps_loss,
+            {
+                "supervised_loss": supervised_loss.detach(),
+                "cps_loss": cps_loss.detach(),
+                "agreement": agreed,
+                "mask_ratio": taught / count.clamp(min=1e-9),
+            },
+        )
+
+    def _passes(self, branch, labeled_images, images):
+        if self.complementary_dropout == 0:
+            return self.logits(branch, labeled_images, images)
+        return branch(labeled_images), branch(images, complementary_dropout=self.complementary_dropout)
+
+    @torch.no_grad()
+    def _labeled_by(self, teachers, unlabeled):
+        """The views that are taught, mixed, with their labels by teacher; and how far the teachers agree."""
+        logits = [one(unlabeled.weak) for one in teachers]
+        own = [self._pseudo_label(one) for one in logits]
+        partners = unlabeled.partner_targets(own, lambda x: [self._pseudo_label(one(x)) for one in teachers])
+        mixed = mixed_views(unlabeled, self._taught, own, partners, **self.cutmix_masks)
+        return mixed, agreement([pseudo_label(one) for one in logits], unlabeled)
+
+    def _pseudo_label(self, logits):
+        return pseudo_label(logits, confidence_threshold=self.confidence_threshold)

@@ -1,0 +1,126 @@
+"""UniMatch V2 (Yang, Zhao, Zhao; TPAMI 2025; arXiv 2410.10777).
+
+An averaged teacher labels the weak view for two strong views, whose features are dropped so that each has what the
+other lacks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from ..functional import IGNORE_INDEX, pixel_cross_entropy, pseudo_label
+from .base import Objective, ObjectiveOutput, check_not_negative, check_shares, pseudo_label_weights, ramp
+
+TWO_VIEWS = (("strong", "cutmix_mask"), ("strong_2", "cutmix_mask_2"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class UniMatchV2(Objective):
+    """L = (Ls + weight * (s1 + s2) / 2) / 2.
+
+    s1 and s2 are the cross entropy of the student's predictions for two strong views, CutMixed by masks of their own,
+    where the teacher's prediction for the weak view, their label, is confident. Both go through the student in one
+    pass, with complementary dropout. The trainer keeps the teacher, an average of branch 0's parameters and buffers,
+    which predicts in evaluation mode.
+
+    Args:
+        weight: of the unlabeled terms; the paper's formula has 1.
+        confidence_threshold: a pixel teaches only where the teacher's probability of its prediction is at least this.
+        cutmix: the probability with which an image is CutMixed, by one box: 2 to 40 % of its area, its height 0.3
+            to 3.3 times its width (as shares of the image's).
+        complementary_dropout: the share of images of whose two views each channel of the backbone's maps is doubled in
+            one and zero in the other. Half, as in the paper; 0: of none.
+        class_balance: weigh a pixel of the unlabeled term by its pseudo label's frequency in the batch to the power of
+            minus this. 0, as in the paper: all pixels alike; 1: all classes alike.
+        decay: of the teacher's average; at the start it is less, 1 - 1 / (t + 1).
+        ramp_up: the share of training over which `weight` grows linearly to its value.
+    """
+
+    weight: float = 1.0
+    confidence_threshold: float = 0.95
+    cutmix: float = 0.5
+    complementary_dropout: float = 0.5
+    class_balance: float = 0.0
+    decay: float = 0.996
+    ramp_up: float = 0.0
+
+    teacher: ClassVar[bool] = True
+    citation: ClassVar[str] = """@article{yang2025unimatchv2,
+  title   = {UniMatch V2: Pushing the Limit of Semi-Supervised Semantic Segmentation},
+  author  = {Yang, Lihe and Zhao, Zhen and Zhao, Hengshuang},
+  journal = {IEEE Transactions on Pattern Analysis and Machine Intelligence (TPAMI)},
+  year    = {2025}
+}"""
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_not_negative(self, "weight")
+        check_shares(
+            self, "confidence_threshold", "cutmix", "complementary_dropout", "class_balance", "decay", "ramp_up"
+        )
+        if self.joint_forward and self.complementary_dropout > 0:
+            raise ValueError(
+                "`joint_forward` joins labeled images to pairs of views, and only pairs can have "
+                "`complementary_dropout`: set `complementary_dropout` to 0, or leave `joint_forward` out."
+            )
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        return ("weak", "strong", "strong_2", "cutmix_mask", "cutmix_mask_2")
+
+    @property
+    def cutmix_masks(self) -> dict[str, Any]:
+        # As in UniMatch's release: obtain_cutmix_box in its dataset/transform.py.
+        return {"boxes": 1, "area": (0.02, 0.4), "aspect": (0.3, 1 / 0.3), "probability": self.cutmix}
+
+    def ema_decay(self, step: int) -> float:
+        """The teacher's decay after optimizer step `step` (1, 2, ...): a true mean at first, then `decay`."""
+        return min(1 - 1 / (step + 1), self.decay)
+
+    def __call__(self, branches, labeled, unlabeled, *, teacher=None, progress=0.0) -> ObjectiveOutput:
+        (student,) = branches  # the trainer refuses more
+        count = unlabeled.num_pixels
+        with torch.no_grad():
+            own = self._pseudo_labels(teacher, unlabeled.weak)
+            partners = unlabeled.partner_targets(own, lambda images: self._pseudo_labels(teacher, images))
+        images, valid, (labels,) = mixed_views(unlabeled, TWO_VIEWS, own, partners, **self.cutmix_masks)
+        if self.complementary_dropout > 0:
+            labeled_logits = student(labeled.pixel_values)
+            logits = student(images, complementary_dropout=self.complementary_dropout)
+        else:
+            labeled_logits, logits = self.logits(student, labeled.pixel_values, images)
+        supervised_loss = self.supervised_loss(labeled_logits, labeled)
+        weights = pseudo_label_weights(logits, labels, valid, self.class_balance)
+        strong_loss = pixel_cross_entropy(  # (s1 + s2) / 2
+            logits, labels, valid=valid, count=2 * count, class_weights=weights
+        )
+        factor = self.weight * ramp(progress, ramp_up=self.ramp_up)
+        return ObjectiveOutput(
+            (supervised_loss + factor * strong_loss) / 2,
+            {
+                "supervised_loss": supervised_loss.detach(),
+                "strong_loss": strong_loss.detach(),
+                "mask_ratio": (unlabeled.valid & (own[0] != IGNORE_INDEX)).sum() / count.clamp(min=1e-9),
+            },
+        )
+
+    def _pseudo_labels(self, teacher, images):
+        return [pseudo_label(teacher(images), confidence_threshold=self.confidence_threshold)]
+
+
+def mixed_views(unlabeled, views, own, partners, **drawn):
+    """Views of the same images, each CutMixed by masks of its own, in one batch: those of the first view come first.
+
+    Args:
+        views: a view's name and that of its masks, as many as there are. own, partners, drawn: as in
+            `UnlabeledBatch.cutmix`.
+
+    Returns:
+        The images (views * B, 3, H, W), where they are valid, and each of the targets alike.
+    """
+    mixed = [unlabeled.cutmix(view, own, partners, mask=mask, **drawn) for view, mask in views]
+    images, valid, targets = zip(*mixed, strict=True)
+    return torch.cat(images), torch.cat(valid), [torch.cat(one) for one in zip(*targets, strict=True)]

@@ -1,0 +1,150 @@
+"""What is wrong with models that only a run can see: against its data, its optimizer, and each other."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Mapping, Sequence
+from os import PathLike
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from ..modeling import freeze_unused_parameters
+from ..modeling.classes import are_named, by_number, listed, same_names
+
+logger = logging.getLogger(__name__)
+
+
+def check_passed_classes(models, id2label: Mapping[int, str] | None) -> None:
+    """Models that are passed bring classes of their own, which must be those that the data name.
+
+    Args:
+        models: what the trainer was given.
+        id2label: the data's classes; none: they name none.
+
+    Raises:
+        ValueError: a model has another count of them, other names, or the same in another order.
+    """
+    for index, model in enumerate(_each(models)):
+        if id2label is None or not isinstance(model, PreTrainedModel):
+            continue
+        own = by_number(model.config.id2label, f"The configuration's `id2label` of branch {index}")
+        if len(own) != len(id2label):
+            raise ValueError(
+                f"The models have {len(own)} classes and `train_dataset` has {len(id2label)} ({listed(id2label)}). "
+                f"Build the models with `num_labels={len(id2label)}`."
+            )
+        if are_named(own) and not same_names(own, id2label):
+            at = next(i for i in own if not same_names({i: own[i]}, {i: id2label[i]}))
+            shown = dict(id2label) if len(id2label) <= 20 else f"{{0: {id2label[0]!r}, ...}}"
+            raise ValueError(
+                f"The model passed as branch {index} names its classes otherwise than the data: class {at} is "
+                f"{own[at]!r} there and {id2label[at]!r} in `train_dataset`. If its numbers mean what the data's do, "
+                f"set `model.config.id2label = {shown}`; if not, build it with that `id2label`."
+            )
+
+
+def tell_whose_classes(models, id2label: Mapping[int, str]) -> None:
+    """Said where the data name no classes, so that a checkpoint's count, however many they are."""
+    sources = [str(source) for source in _each(models) if isinstance(source, str | PathLike)]
+    if sources and are_named(id2label):
+        logger.warning(
+            "The data do not name their classes: they are taken to be the %d of %s (%s). If they are others, name "
+            "them where the data set is loaded, by `class_names` or a `classes.json` in its folder.",
+            *(len(id2label), sources[0], listed(id2label)),
+        )
+
+
+def _each(models) -> list:
+    """What a trainer may be given: one of them or several."""
+    return [models] if isinstance(models, str | PathLike | PreTrainedConfig | PreTrainedModel) else [*models]
+
+
+def check_trainable(model: nn.Module, index: int) -> None:
+    """A branch learns.
+
+    Args:
+        index: the branch's number.
+
+    Raises:
+        ValueError: all of its parameters are frozen.
+    """
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise _nothing_to_train(model, index, "all of its parameters are frozen (`requires_grad` is false)")
+
+
+def freeze_unused(model: PreTrainedModel, index: int, size: tuple[int, int]) -> list[str]:
+    """`freeze_unused_parameters`, which must leave something.
+
+    Raises:
+        ValueError: the logits depend on no parameter that is not frozen.
+    """
+    trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    try:
+        return freeze_unused_parameters(model, size)
+    except RuntimeError as error:
+        if "does not require grad" not in str(error):
+            raise
+        why = f"its logits depend on none of the parameters that are not frozen ({', '.join(trainable[:3])}, ...)"
+        raise _nothing_to_train(model, index, why) from error
+
+
+def _nothing_to_train(model: nn.Module, index: int, why: str) -> ValueError:
+    return ValueError(
+        f"Branch {index}, a {type(model).__name__}, has nothing to train: {why}. A network that stays as it is cannot "
+        "be a branch. Thaw it, `model.requires_grad_(True)`, and leave out what freezes more (`freeze_backbone`)."
+    )
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer, models: Sequence[nn.Module]) -> None:
+    """An optimizer that was passed updates every branch.
+
+    Raises:
+        ValueError: it holds no parameter of one, which would stay as it is.
+    """
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    for index, model in enumerate(models):
+        trainable = [name for name, p in model.named_parameters() if p.requires_grad]
+        left_out = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in held]
+        if len(left_out) == len(trainable):
+            raise ValueError(
+                f"`optimizers`: the optimizer holds no parameter of branch {index}, which would never learn. Make it "
+                "over the parameters of all models that you pass: `[p for m in models for p in m.parameters()]`."
+            )
+        if left_out:
+            logger.warning(
+                "`optimizers`: the optimizer leaves out %d of the %d trainable parameters of branch %d, which stay as "
+                "they are: %s, ...",
+                *(len(left_out), len(trainable), index, ", ".join(left_out[:3])),
+            )
+
+
+def refuse_equal_branches(branches: Sequence[nn.Module], accelerator: Accelerator, step: int) -> None:
+    """Branches that a step left equal to the bit stay so, and teach each other nothing. Called by all processes; of
+    sharded weights each compares its own.
+
+    Raises:
+        ValueError: two are equal, on every process.
+    """
+    for i, j in itertools.combinations(range(len(branches)), 2):
+        equal = torch.tensor(int(_equal(branches[i], branches[j])), device=accelerator.device)
+        if accelerator.reduce(equal, "sum") == accelerator.num_processes:
+            raise ValueError(
+                f"Branches {i} and {j} are one network: after step {step} all of their weights are equal, and neither "
+                "learns anything from the other. Start one of them otherwise: another checkpoint, another head "
+                "(`reinit_heads`), or another architecture."
+            )
+
+
+def _equal(one: nn.Module, other: nn.Module) -> bool:
+    pairs = itertools.zip_longest(one.named_parameters(), other.named_parameters(), fillvalue=("", None))
+    return all(name == twin and _same(p, q) for (name, p), (twin, q) in pairs)
+
+
+def _same(p: Tensor, q: Tensor) -> bool:
+    p, q = (t.to_local() if isinstance(t, DTensor) else t for t in (p, q))
+    return p.shape == q.shape and torch.equal(p, q)

@@ -1,0 +1,125 @@
+"""Matplotlib's figures: confusion matrices and learning curves, written as PNG, whole or not at all.
+
+Matplotlib is imported when something is drawn: it takes a second, and most runs of the package draw nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..files import written_whole
+from .class_maps import as_array
+from .colors import OKABE_ITO
+from .lettering import one_line
+
+
+def confusion_matrix_figure(
+    matrix: Any, names: Sequence[str], path: str | os.PathLike, *, title: str | None = None
+) -> None:
+    """Write a confusion matrix (C, C; rows are the truth) as the share of each true class that was predicted as what.
+
+    Rows of classes that do not occur stay empty. Beyond 40 classes the cells are small and have no numbers.
+    (scikit-learn's ConfusionMatrixDisplay writes a number into every cell, and would be one more thing to install.)
+
+    Raises:
+        ValueError: the matrix is not (C, C) for C names.
+    """
+    from matplotlib.figure import Figure
+
+    matrix = as_array(matrix).astype(np.float64)
+    count = len(names)
+    if matrix.shape != (count, count):
+        raise ValueError(f"The matrix must be ({count}, {count}) for {count} names, got {matrix.shape}.")
+    with np.errstate(invalid="ignore"):
+        shares = 100 * matrix / matrix.sum(1, keepdims=True)
+    numbers = count <= 40
+    side = 2.5 + (0.42 if numbers else 0.13) * count
+    figure = Figure(figsize=(side + 1, side), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    picture = axes.imshow(np.ma.masked_invalid(shares), cmap="Blues", vmin=0, vmax=100)
+    axes.set_facecolor("0.93")
+    if numbers:
+        axes.set_xticks(np.arange(count + 1) - 0.5, minor=True)
+        axes.set_yticks(np.arange(count + 1) - 0.5, minor=True)
+        axes.grid(which="minor", color="0.85", linewidth=0.6)
+        axes.tick_params(which="minor", length=0)
+    names, size = [_plain(name) for name in names], 10 if numbers else 7
+    axes.set_xticks(range(count), names, rotation=90, fontsize=size)
+    axes.set_yticks(range(count), names, fontsize=size)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    if title:
+        axes.set_title(_plain(title), fontsize=size + 1)
+    for row, column in np.argwhere(shares >= 0.5) if numbers else ():
+        share = shares[row, column]
+        color = "white" if share > 60 else "black"
+        axes.text(column, row, f"{share:.0f}", ha="center", va="center", fontsize=8, color=color)
+    figure.colorbar(picture, ax=axes, label="% of the true class's pixels", shrink=0.8)
+    _save(figure, Path(path))
+
+
+def curves_figure(
+    records: Sequence[Mapping[str, Any]],
+    keys: Sequence[str] | Mapping[str, Sequence[str]],
+    path: str | os.PathLike,
+) -> None:
+    """Write learning curves: one line a key over "step".
+
+    Args:
+        records: rows of metrics.jsonl; a row counts for the keys it has beside "step". None leaves a gap, as NaN does.
+        keys: those of one plot, or of several, one above the other, by what their axis is called.
+
+    Raises:
+        ValueError: a key that no row has.
+    """
+    from matplotlib.figure import Figure
+
+    plots = keys if isinstance(keys, Mapping) else {"": keys}
+    lines = max(2 * len(plots), sum(max(5, 1 + len(some)) for some in plots.values()))  # of text that the legends need
+    figure = Figure(figsize=(9, max(1.5 + 2.2 * len(plots), 0.25 * lines)), dpi=110, layout="constrained")
+    grid = figure.subplots(len(plots), 1, sharex=True, squeeze=False)
+    for axes, (title, some) in zip(grid[:, 0], plots.items(), strict=True):
+        drawn = [_curve(axes, records, key, i) for i, key in enumerate(some)]
+        axes.set_ylabel(_plain(title))
+        low, high = axes.get_ylim()
+        low = min(0.0, low)  # from zero, or a difference of noise would look like a gain
+        axes.set_ylim(low, high + 0.05 * (high - low))
+        axes.grid(color="0.9")
+        axes.spines[["top", "right"]].set_visible(False)
+        # Not by the lines' own labels, of which matplotlib hides those that start with "_".
+        place = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0), "borderaxespad": 0}
+        axes.legend(drawn, [_plain(key) for key in some], frameon=False, fontsize=9, **place)
+    grid[-1, 0].set_xlabel("step")
+    figure.align_ylabels()
+    _save(figure, Path(path))
+
+
+def _curve(axes: Any, records: Sequence[Mapping[str, Any]], key: str, number: int) -> Any:
+    """The line of one key, in its own colour and, after seven colours, its own dashes."""
+    points = [(r["step"], math.nan if r[key] is None else r[key]) for r in records if "step" in r and key in r]
+    if not points:
+        raise ValueError(f"No record has {key!r} beside 'step'; there are {sorted({k for r in records for k in r})}.")
+    steps, values = zip(*sorted(points), strict=True)
+    # Yellow is left out, it cannot be seen on white.
+    colors = [tuple(channel / 255 for channel in color) for color in OKABE_ITO if color != (240, 228, 66)]
+    color, dashes = colors[number % len(colors)], ("-", "--", ":")[number // len(colors) % 3]
+    marker = "o" if len(points) <= 30 else None
+    (line,) = axes.plot(steps, values, dashes, color=color, marker=marker, markersize=3.5, linewidth=1.5)
+    return line
+
+
+def _plain(text: Any) -> str:
+    """As matplotlib shows it letter by letter: between two dollar signs it would read a formula."""
+    return one_line(text).replace("$", r"\$")
+
+
+def _save(figure: Any, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as temporary:
+        figure.savefig(temporary, format="png")

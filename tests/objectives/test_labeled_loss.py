@@ -1,0 +1,105 @@
+"""The labeled loss of every method: what it may be, and the weights of its classes."""
+
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support.by_hand import C, TinyBranch, averaged_for, batches
+
+from cps_hf.functional import class_counts, dice_loss, focal_loss, pixel_cross_entropy
+from cps_hf.objectives import OBJECTIVES, FixMatch, Supervised, UniMatch
+from cps_hf.objectives.base import LABELED_LOSSES
+
+WEIGHTS = [0.5, 2.0, 3.0]
+
+
+def call(name, labeled=None, **fields):
+    objective = OBJECTIVES[name](**fields)
+    branches = [TinyBranch(seed) for seed in range(1 if objective.teacher else max(2, objective.min_branches))]
+    own, unlabeled = batches(views=objective.views)
+    labeled = own if labeled is None else labeled
+    return branches, labeled, objective(branches, labeled, unlabeled, progress=1.0, **averaged_for(objective))
+
+
+@pytest.mark.parametrize("loss", LABELED_LOSSES)
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_objective_has_every_labeled_loss_with_and_without_class_weights(name, loss):
+    found = []
+    for given in (None, WEIGHTS):
+        branches, labeled, output = call(name, labeled_loss=loss, class_weights=given, ohem_min_kept=1)
+        found.append(output.logs["supervised_loss"])
+        if loss == "ohem":
+            continue  # in tests/functional/test_losses.py
+        weights = {"class_weights": None if given is None else torch.tensor(given)}
+        expected = 0.0
+        for branch in branches:
+            logits = branch(labeled.pixel_values)
+            if "cross_entropy" in loss:
+                expected += (
+                    F.cross_entropy(
+                        logits, labeled.labels, weights["class_weights"], ignore_index=255, reduction="none"
+                    ).sum()
+                    / labeled.num_labels
+                )
+            if "dice" in loss:
+                expected += dice_loss(logits, labeled.labels, **weights)
+            if loss == "focal":
+                expected += focal_loss(logits, labeled.labels, gamma=2.0, **weights)
+        torch.testing.assert_close(found[-1], expected.detach())
+    assert found[0] != found[1]
+
+
+def test_the_sum_is_divided_by_the_shared_count_and_gamma_is_an_option():
+    _, labeled, output = call("supervised", labeled_loss="focal", class_weights=WEIGHTS)
+    twice = dataclasses.replace(labeled, num_labels=labeled.num_labels * 2)
+    _, _, half = call("supervised", twice, labeled_loss="focal", class_weights=WEIGHTS)
+    assert half.loss.item() == pytest.approx(output.loss.item() / 2)
+    _, _, other = call("supervised", labeled_loss="focal", class_weights=WEIGHTS, focal_gamma=1.0)
+    assert other.loss > output.loss
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
+def test_weights_by_frequency_are_those_of_the_labeled_set_not_of_the_batch(power):
+    counts = torch.tensor([700.0, 200.0, 100.0])
+    raw = [(count / 1000) ** -power for count in counts.tolist()]
+    mean = sum(count * weight for count, weight in zip(counts.tolist(), raw, strict=True)) / 1000
+    expected = torch.tensor([weight / mean for weight in raw])
+    _, labeled, _ = call("supervised")
+    _, _, output = call("supervised", dataclasses.replace(labeled, class_counts=counts), class_weights=power)
+    by_hand = sum(
+        pixel_cross_entropy(TinyBranch(seed)(labeled.pixel_values), labeled.labels, class_weights=expected)
+        for seed in (0, 1)
+    )
+    torch.testing.assert_close(output.loss, by_hand)
+    _, _, of_the_batch = call("supervised", labeled, class_weights=power)
+    own = dataclasses.replace(labeled, class_counts=class_counts(labeled.labels, C))
+    torch.testing.assert_close(of_the_batch.loss, call("supervised", own, class_weights=power)[2].loss)
+    assert (of_the_batch.loss != output.loss) == (power > 0)
+
+
+def test_as_many_weights_as_classes_are_needed():
+    with pytest.raises(ValueError, match="`class_weights` has 2 numbers for 3 classes: give one a class"):
+        call("supervised", class_weights=[1.0, 2.0])
+    for given in ([0.0, 0.0, 0.0], [1.0, -1.0, 1.0]):
+        with pytest.raises(ValueError, match=r"`class_weights` must be numbers of at least 0, and one above it, got"):
+            Supervised(class_weights=given)
+    assert [Supervised(class_weights=given).weighs_by_frequency for given in (None, WEIGHTS, 0.5)] == [0, 0, 1]
+
+
+@pytest.mark.parametrize(("cls", "number"), [(FixMatch, "unsupervised_loss"), (UniMatch, "strong_loss")])
+def test_the_weights_of_the_pseudo_label_term_are_an_option_of_its_own(cls, number):
+    name = next(name for name, one in OBJECTIVES.items() if one is cls)
+    outputs = [call(name, confidence_threshold=0.0, class_balance=p)[2] for p in (0.0, 0.5)]
+    assert outputs[0].logs[number] != outputs[1].logs[number]
+    assert outputs[0].logs["supervised_loss"] == outputs[1].logs["supervised_loss"]
+
+
+@pytest.mark.parametrize("sends", [False, True], ids=["alone", "with 1/4 of the sums elsewhere"])
+def test_dice_takes_its_sums_over_processes(sends):
+    _, labeled, alone = call("supervised", labeled_loss="dice")
+    seen = []
+    labeled = dataclasses.replace(labeled, over_processes=lambda sums: seen.append(sums) or sums * (2 if sends else 1))
+    _, _, output = call("supervised", labeled, labeled_loss="dice")
+    assert len(seen) == 2 and seen[0].shape == (3, C)
+    torch.testing.assert_close(output.loss, alone.loss)  # it is the same for sums and their means
