@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 from ..checkpointing.checkpoints import check_output_dir
 from ..files import write_atomically
 from ..training import setup
-from ..training.evaluation import EvaluationError
+from ..training.late import AfterTrainingError
 from ..training.reporting import scores_table
 from ..training.sharding import refuse_engines
 from ..training.trainer import CPSTrainer
@@ -57,7 +57,7 @@ FIRST = (
     *("dataset", "data_root", "unlabeled_root", "partition", "models"),
     *("output_dir", "max_steps", "per_device_train_batch_size", "learning_rate", "crop_size"),
 )
-MENDABLE = (ValueError, OSError, FloatingPointError, OutOfMemoryError, EvaluationError)
+MENDABLE = (ValueError, OSError, FloatingPointError, OutOfMemoryError, AfterTrainingError)
 """What a user can mend is one line, no traceback."""
 
 

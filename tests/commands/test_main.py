@@ -124,7 +124,7 @@ def scripts():
         ("", [*COMMANDS]),
         ("pre", ["predict", "prepare"]),
         ("train --max_s", ["--max_steps", "--max_skipped_steps"]),
-        ("train --seed 3 --objective uni", ["unimatch"]),
+        ("train --seed 3 --objective superv", ["supervised"]),
         ("train --streaming ", ["true", "false"]),
         ("train --push_to_h", ["--push_to_hub"]),
         ("evaluate --mode ", ["whole", "sliding"]),
