@@ -235,8 +235,8 @@ class CPSTrainer:
         streams = self._train_streams(saved["streams"])
         if self.eval_dataset is not None:
             self.evaluator.check_first_batch(self.eval_dataset)
-        self.checkpointer.prepare_output_dir(checkpoint, saved, setup.to_yaml(self.objective, *self.groups))
         self.exporter.check_folders()
+        self.checkpointer.prepare_output_dir(checkpoint, saved, setup.to_yaml(self.objective, *self.groups))
         if accelerator.is_main_process:
             setup.warn_of_little_space(args.output_dir, self.module, self.optimizer)
         if checkpoint:
