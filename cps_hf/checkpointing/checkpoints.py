@@ -26,7 +26,10 @@ MANIFEST = "manifest.json"
 # What a run writes into its output folder, and so what `--overwrite_output_dir` may remove: nothing else.
 MARKER = "preempted.json"  # a signal stopped the run: it is to go on
 RUN_FILES = (MARKER, "config.yaml", "metrics.jsonl", "results.json", "bad_samples.jsonl")
-RUN_FOLDERS = ("best", "teacher", "pictures", "branch_*", "checkpoint-*", "aside-checkpoint-*", "bad_batch-*", "tmp-*")
+RUN_FOLDERS = (
+    *("best", "teacher", "pictures", "branch_*", "supervised_*", "checkpoint-*", "aside-checkpoint-*"),
+    *("bad_batch-*", "tmp-*"),
+)
 
 
 class CheckpointError(OSError):
