@@ -68,7 +68,10 @@ class CPSConfig:
         resume_force: go on although settings, data or models are not those of the checkpoint.
 
     Length and batches
-        max_steps: optimizer steps.
+        max_steps: optimizer steps, of both stages where there are two.
+        pretrain_steps: the first so many steps train each branch on the labels alone, with a schedule of their own;
+            then the method starts from these branches, with a fresh optimizer and schedule. Both stages are scored,
+            and the supervised branches are exported as `supervised_<i>`. None: one stage.
         per_device_train_batch_size: labeled images a process and micro-batch.
         per_device_unlabeled_batch_size: unlabeled ones; none: as many as labeled ones.
         gradient_accumulation_steps: micro-batches an optimizer step.
@@ -92,7 +95,9 @@ class CPSConfig:
         max_grad_norm: clip the gradient of each branch to this norm; none, or as in transformers 0: no clipping.
         lr_scheduler_type: any of transformers' schedules; "polynomial" is (1 - step / max_steps) ** power.
         lr_scheduler_kwargs: the schedule's own arguments, as JSON on the command line.
-        warmup_steps: steps of linear warm-up.
+        warmup_steps: steps of linear warm-up, of each stage.
+        second_stage_learning_rate_factor: the learning rates of the second stage over those of the first; 0.5 is a
+            good start. Only with `pretrain_steps`.
         max_skipped_steps: leave out so many steps whose loss or gradient is not finite; one more is an error.
         ema_decay: keep an average of each branch over the steps, this much of the old one a step (0.996, say) and at
             the start less, 1 - 1 / (step + 1); scored and exported as `branch_<i>_average`. None: no averages.
@@ -135,6 +140,7 @@ class CPSConfig:
     resume_force: bool = free(False)
 
     max_steps: int = free(40_000)
+    pretrain_steps: int | None = None
     per_device_train_batch_size: int = rounding(8)
     per_device_unlabeled_batch_size: int | None = rounding(None)
     gradient_accumulation_steps: int = rounding(1)
@@ -157,6 +163,7 @@ class CPSConfig:
     lr_scheduler_type: str = "polynomial"
     lr_scheduler_kwargs: dict[str, Any] = field(default_factory=dict)
     warmup_steps: int = 0
+    second_stage_learning_rate_factor: float = 1.0
     max_skipped_steps: int = free(0)
     ema_decay: float | None = None
 
@@ -191,6 +198,7 @@ class CPSConfig:
             self,
             at_least={
                 "max_steps": 1,
+                "pretrain_steps": 0,
                 "per_device_train_batch_size": 1,
                 "per_device_unlabeled_batch_size": 1,
                 "gradient_accumulation_steps": 1,
@@ -218,6 +226,7 @@ class CPSConfig:
         for name in ("head_learning_rate_factor", "backbone_learning_rate_factor"):
             if getattr(self, name) == 0:
                 raise ValueError(f"`{name}` must be above 0, got 0. To freeze the backbone: `freeze_backbone`.")
+        self._check_stages()
         for name in ("momentum", "adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be in [0, 1), got {getattr(self, name)}.")
@@ -231,6 +240,21 @@ class CPSConfig:
         _check_used(self, "optim", "sgd", "momentum")
         _check_used(self, "optim", "adamw", "adam_beta1", "adam_beta2", "adam_epsilon")
         _check_used(self, "torch_compile", True, "torch_compile_backend", "torch_compile_mode")
+
+    def _check_stages(self) -> None:
+        factor = self.second_stage_learning_rate_factor
+        if self.pretrain_steps and self.pretrain_steps >= self.max_steps:
+            raise ValueError(
+                f"`pretrain_steps` {self.pretrain_steps} are the first ones of `max_steps` {self.max_steps}, and none "
+                "is left for the method. Give more `max_steps`, or train the supervised objective."
+            )
+        if factor <= 0:
+            raise ValueError(f"`second_stage_learning_rate_factor` must be above 0, got {factor}.")
+        if factor != 1 and not self.pretrain_steps:
+            raise ValueError(
+                f"`second_stage_learning_rate_factor` {factor} would be ignored: there is a second stage with "
+                "`pretrain_steps` alone. Set `pretrain_steps`, or leave it out."
+            )
 
     # What transformers' callbacks (DefaultFlowCallback, EarlyStoppingCallback, a user's own) read from their `args`.
 

@@ -27,15 +27,8 @@ MANIFEST = "manifest.json"
 MARKER = "preempted.json"  # a signal stopped the run: it is to go on
 RUN_FILES = (MARKER, "config.yaml", "metrics.jsonl", "results.json", "bad_samples.jsonl")
 RUN_FOLDERS = (
-    "best",
-    "teacher",
-    "pictures",
-    "branch_*",
-    "checkpoint-*",
-    "aside-checkpoint-*",
-    "bad_batch-*",
-    "tmp-*",
-    ".tmp-*",
+    *("best", "teacher", "pictures", "branch_*", "supervised_*", "checkpoint-*", "aside-checkpoint-*"),
+    *("bad_batch-*", "tmp-*", ".tmp-*"),
 )
 
 

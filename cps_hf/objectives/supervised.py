@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from .base import Objective, ObjectiveOutput
 
@@ -17,6 +17,12 @@ class Supervised(Objective):
             raise ValueError(
                 "`joint_forward` joins labeled and unlabeled images, and Supervised has no unlabeled ones."
             )
+
+    @classmethod
+    def of(cls, objective: Objective) -> Supervised:
+        """The labeled part of a method: the same loss of the same labels, and no unlabeled image."""
+        shared = [field.name for field in fields(Objective) if field.name != "joint_forward"]
+        return cls(**{name: getattr(objective, name) for name in shared})
 
     def __call__(self, branches, labeled, unlabeled=None, *, teacher=None, progress=0.0) -> ObjectiveOutput:
         losses = [self.supervised_loss(branch(labeled.pixel_values), labeled) for branch in branches]

@@ -13,11 +13,13 @@ from transformers import PreTrainedModel
 from ..checkpointing.fingerprint import versions
 from ..objectives import Objective
 from .reporting import peak_memory
+from .stages import Stages
 from .state import RunState
 
 # What a reader of a card wants to know of the settings; the rest is in the run's config.yaml.
 _SETTINGS_IN_CARD = (
-    *("max_steps", "per_device_train_batch_size", "per_device_unlabeled_batch_size", "gradient_accumulation_steps"),
+    *("max_steps", "pretrain_steps", "ema_decay", "per_device_train_batch_size"),
+    *("per_device_unlabeled_batch_size", "gradient_accumulation_steps"),
     *("optim", "learning_rate", "head_learning_rate_factor", "backbone_learning_rate_factor", "weight_decay"),
     *("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "max_grad_norm", "crop_size", "random_scale"),
     *("random_scale_mode", "horizontal_flip", "mixed_precision", "seed"),
@@ -41,6 +43,7 @@ class Run:
         eval_options: how images are evaluated, `predict_logits`'s options.
         backbone_sources: by branch, where its backbone's weights came from, or none.
         license: an identifier of the Hub for model cards, or none.
+        stages: which objective acted when.
     """
 
     settings: Mapping[str, Any]
@@ -54,6 +57,7 @@ class Run:
     license: str | None
     num_processes: int
     device: torch.device
+    stages: Stages
 
 
 def summary(run: Run, state: RunState) -> dict[str, Any]:
@@ -62,6 +66,7 @@ def summary(run: Run, state: RunState) -> dict[str, Any]:
     return {
         "final": state.scores,
         "best": state.best,
+        **({"stages": {**state.stages, "final": state.scores}} if run.stages.border else {}),
         "agreement": state.agreement,
         "steps": state.global_step,
         "training": {  # without evaluating and saving
@@ -90,6 +95,8 @@ def card_facts(run: Run, state: RunState, branch: str, directory: str) -> dict[s
     """
     index = int(branch.split("_")[1]) if branch != "teacher" else 0
     model, settings = run.models[index], run.settings
+    step = state.global_step if directory != "best" else state.best["step"]
+    objective = run.stages.objective_after(step - 1)
     source = getattr(model.config, "_name_or_path", "") or run.backbone_sources[index]
     shown = {name: settings[name] for name in _SETTINGS_IN_CARD if settings[name] not in (None, {}, [])}
     mode = run.eval_options["mode"]
@@ -106,14 +113,14 @@ def card_facts(run: Run, state: RunState, branch: str, directory: str) -> dict[s
         "partition_name": settings["partition_name"],
         "partition_sha256": settings["partition_sha256"],
         "num_labeled": run.num_labeled,
-        "num_unlabeled": run.num_unlabeled if run.objective.views else 0,
-        "objective": type(run.objective).__name__,
-        "objective_fields": _fields_that_act(run.objective),
-        "citation": run.objective.citation,
+        "num_unlabeled": run.num_unlabeled if objective.views else 0,
+        "objective": type(objective).__name__,
+        "objective_fields": _fields_that_act(objective),
+        "citation": objective.citation,
         "settings": {**shown, "num_processes": run.num_processes},
         "scores": state.scores,
         "best": state.best,
-        "step": state.global_step if directory != "best" else state.best["step"],
+        "step": step,
         "eval": {"mode": mode} if mode == "whole" else dict(run.eval_options),
         "versions": versions(),
         "picture": None,

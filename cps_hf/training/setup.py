@@ -16,6 +16,7 @@ from accelerate.state import AcceleratorState, is_initialized
 from accelerate.utils import LoggerType
 from datasets import Dataset
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, SchedulerType, get_scheduler
 
 from .. import modeling
@@ -250,9 +251,23 @@ def current_learning_rate(optimizer: torch.optim.Optimizer) -> float:
 def make_schedule(optimizer: torch.optim.Optimizer, args: CPSConfig) -> torch.optim.lr_scheduler.LRScheduler:
     """The paper's poly schedule unless told otherwise: power 0.9, down to zero (transformers' own is 1.0 to 1e-7).
 
+    With `pretrain_steps` each of the two stages has a whole one over its own steps.
+
     Raises:
         ValueError: no such schedule, one that steps on a score, or an argument that it does not have or would ignore.
     """
+    if not args.pretrain_steps:
+        return _schedule(optimizer, args, args.max_steps)
+    border, second_factor = args.pretrain_steps, args.second_stage_learning_rate_factor
+    first, second = (
+        _schedule(torch.optim.SGD([torch.zeros(1)], lr=args.learning_rate), args, steps).lr_lambdas[0]
+        for steps in (border, args.max_steps - border)
+    )
+    return LambdaLR(optimizer, lambda step: first(step) if step < border else second_factor * second(step - border))
+
+
+def _schedule(optimizer: torch.optim.Optimizer, args: CPSConfig, steps: int) -> LambdaLR:
+    """One of transformers' over so many steps; all of those that are taken are functions of the step."""
     name, given = args.lr_scheduler_type, args.lr_scheduler_kwargs
     known = [kind.value for kind in SchedulerType if kind.value not in ("reduce_lr_on_plateau", "greedy")]
     if name not in known:  # those two step on a score, and there is none at most steps
@@ -267,7 +282,7 @@ def make_schedule(optimizer: torch.optim.Optimizer, args: CPSConfig) -> torch.op
             name,
             optimizer,
             num_warmup_steps=args.warmup_steps,
-            num_training_steps=args.max_steps,
+            num_training_steps=steps,
             scheduler_specific_kwargs={**defaults, **given},
         )
     except (TypeError, ValueError) as error:

@@ -22,6 +22,7 @@ class RunState(TrainerState):
             `IoUCounter.compute` gives.
         best: the best evaluation's rows, and its "step" and "branch"; empty before there is one.
         agreement: the share of pixels for which all branches predict one class, at the "start" and at the "end".
+        stages: with `pretrain_steps`, the scores at the end of the "supervised" stage, as `scores` are.
         skipped_steps: how many steps were left out since a number was not finite.
         one_class: by branch, the share of the steps since the last log in which it predicted one class everywhere.
         pending: what is still to be done at this step: {"log": the record to log or None, "evaluate": bool, "best":
@@ -35,6 +36,7 @@ class RunState(TrainerState):
     scores: dict[str, dict[str, Any]] = field(default_factory=dict)
     best: dict[str, Any] = field(default_factory=dict)
     agreement: dict[str, float] = field(default_factory=dict)
+    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
     skipped_steps: int = 0
     one_class: dict[str, float] = field(default_factory=dict)
     pending: dict[str, Any] = field(default_factory=dict)
@@ -49,6 +51,7 @@ class RunState(TrainerState):
             "best": self.best,
             "best_metric": self.best_metric,
             "agreement": self.agreement,
+            "stages": self.stages,
             "skipped_steps": self.skipped_steps,
             "pending": self.pending,
             "log_lines": len(self.log_history),
@@ -69,6 +72,7 @@ class RunState(TrainerState):
         self.averages.load_state_dict(saved["averages"])
         self.stopwatch.total = saved["stopwatch"]
         self.scores = saved["scores"] if same_set else {}
+        self.stages = saved.get("stages", {}) if same_set else {}
         if same_choice:
             self.best, self.best_metric = saved["best"], saved["best_metric"]
             self.best_global_step = saved["best"].get("step")

@@ -38,6 +38,7 @@ from .module import TrainingModule
 from .processes import together
 from .reporting import RunLog, without_nan
 from .sharding import prepare, refuse_engines
+from .stages import Stages, supervised_name
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +111,7 @@ class CPSTrainer:
             models, self.model_config, args, crop_size, self.objective, id2label, accelerator
         )
         self.id2label = id2label or classes_of(self.models)
+        self.stages = Stages(args, self.objective)
         averages = setup.keeps_averages(args, self.objective)
         self.module = TrainingModule(self.models, self.objective, averages=averages)
         if args.torch_compile:
@@ -263,14 +265,18 @@ class CPSTrainer:
         self._begin()
         self.prepared.train()
         while not self.control.should_training_stop:
+            if state.global_step in (state.first_step, self.stages.border):
+                self._begin_stage()
+            reads_unlabeled = unlabeled is not None and not self.stages.is_first(state.global_step)
             state.stopwatch.start()
             self.control = self.callback_handler.on_step_begin(args, state, self.control)
             # fetch: the micro-batches of the whole step, since the losses divide by its global counts
             micro_batches = [
-                self._fetch(labeled_batches, unlabeled_batches) for _ in range(args.gradient_accumulation_steps)
+                self._fetch(labeled_batches, unlabeled_batches if reads_unlabeled else None)
+                for _ in range(args.gradient_accumulation_steps)
             ]
             batches.share_counts(micro_batches, accelerator, self._class_counts)
-            self._progress.fill_(state.global_step / args.max_steps)
+            self._progress.fill_(self.stages.progress(state.global_step))
             self.guard.before_step()
             # forward, backward
             outputs = [self._forward_backward(batch) for batch in micro_batches]
@@ -290,11 +296,14 @@ class CPSTrainer:
                 self._update_averages()
             if state.global_step == state.first_step + 1 and self.objective.min_branches > 1:
                 model_checks.refuse_equal_branches(self.module.branches, accelerator, state.global_step)
-            state.stopwatch.stop(sum(s.shard.global_batch_size for s in self.streams.values()))
+            read = [labeled, unlabeled] if reads_unlabeled else [labeled]
+            state.stopwatch.stop(sum(stream.shard.global_batch_size for stream in read))
             self.run_log.advance()
             # save, log, evaluate
             self.control = self.callback_handler.on_step_end(args, state, self.control)
             self.control.should_save |= verdict.stop
+            if self.stages.is_border(state.global_step):
+                self.control.should_log = self.control.should_evaluate = self.control.should_save = True
             self._save_log_evaluate()
             if verdict.stop and not self.control.should_training_stop:
                 signals.leave(accelerator, args.output_dir, state.global_step, self.signals.received)
@@ -311,10 +320,23 @@ class CPSTrainer:
             state.pending |= {"evaluate": True}  # resumed at the end, with another evaluation set
         if control.should_training_stop:
             self._export_all()
+        if state.pending and self.stages.is_border(state.global_step):
+            self._export_supervised()
         if state.pending:
             logger.info("Step %d: making up for what its checkpoint holds as not done.", state.global_step)
             self._do_pending()
             self.checkpointer.amend(self._stream_states())
+
+    def _begin_stage(self) -> None:
+        """The objective that acts from here on; the second stage's optimizer knows nothing of the first's steps."""
+        step, stages = self.state.global_step, self.stages
+        self.module.objective = stages.objective_after(step)
+        if stages.border:
+            self.run_log.bar.set_description(stages.describe(step))
+            last = stages.border if stages.is_first(step) else self.args.max_steps
+            logger.info("Steps %d to %d are %s.", step + 1, last, stages.describe(step))
+        if stages.is_border(step):
+            self.optimizer.state.clear()
 
     def _fetch(self, labeled: Iterator[dict], unlabeled: Iterator[dict] | None) -> MicroBatch:
         """The next micro-batch on the device, images normalised. Samples that were replaced are written down."""
@@ -338,10 +360,13 @@ class CPSTrainer:
         return output
 
     def _update_averages(self) -> None:
-        """What is averaged over steps takes its share of this one."""
+        """What is averaged over steps takes its share of this one. A teacher begins with the second stage: until then
+        it is a copy of its branch."""
         module, step = self.module, self.state.global_step
         if module.teacher is not None:
-            update_teacher(module.teacher, module.branches[0], self.objective.ema_decay(step))
+            in_stage = step - self.stages.border
+            decay = self.objective.ema_decay(in_stage) if in_stage > 0 else 0.0
+            update_teacher(module.teacher, module.branches[0], decay)
         for average, branch in zip(module.averages or (), module.branches, strict=False):
             update_teacher(average, branch, warmed_up(self.args.ema_decay, step))
 
@@ -357,6 +382,8 @@ class CPSTrainer:
             self.checkpointer.check_lock()
         if saves:
             self._save()
+        if self.stages.is_border(self.state.global_step):
+            self._export_supervised()
         if ends:
             self._export_all()
         self._do_pending()
@@ -395,6 +422,11 @@ class CPSTrainer:
             else:
                 self.late.failed.pop("best", None)
                 pending["best"] = False
+        if self.stages.is_border(self.state.global_step):
+            self.state.stages = {"supervised": self.state.scores}
+            scores = {row: 100 * found["mean_iou"] for row, found in self.state.scores.items()}
+            said = ", ".join(f"{row} {value:.2f}" for row, value in scores.items()) or "none"
+            logger.info("Stage 1 of 2 is done at step %d; mean IoU in %%: %s.", self.state.global_step, said)
         self.state.pending = {name: value for name, value in pending.items() if value}
 
     def _means(self) -> dict[str, float]:
@@ -404,6 +436,8 @@ class CPSTrainer:
         state.one_class = {name.removeprefix(ONE_CLASS): means.pop(name) for name in shares}
         means |= {"skipped_steps": state.skipped_steps} if self.args.max_skipped_steps else {}
         means["learning_rate"] = setup.current_learning_rate(self.optimizer)
+        if self.stages.border:
+            means["stage"] = 1.0 if state.global_step <= self.stages.border else 2.0
         return {**means, "images_per_second": state.stopwatch.read()}
 
     def _finish(self) -> dict[str, Any]:
@@ -506,6 +540,12 @@ class CPSTrainer:
             with self.late.attempt(name):
                 self.exporter.export(name)
 
+    def _export_supervised(self) -> None:
+        """What the second stage starts from; the teacher is there a copy of branch 0."""
+        for name in self.exporter.names:
+            if name != "teacher":
+                self.exporter.export(name, Path(self.args.output_dir) / supervised_name(name))
+
     def _best_row(self, scores: dict[str, dict[str, Any]]) -> str:
         """Which single network is best."""
         metric = self.args.metric_for_best_model
@@ -570,7 +610,8 @@ class CPSTrainer:
     def _position(self, name: str) -> int:
         """Where the next step begins in the global order of the "labeled" or the "unlabeled" stream."""
         stream, state = self.streams[name], self.state
-        return stream.start + (state.global_step - state.first_step) * stream.shard.global_batch_size
+        steps = self.stages.steps_of(name, state.global_step) - self.stages.steps_of(name, state.first_step)
+        return stream.start + steps * stream.shard.global_batch_size
 
     def _stream_states(self) -> dict[str, dict[str, Any]]:
         return {name: {"position": self._position(name)} | s.state() for name, s in self.streams.items()}
@@ -639,6 +680,7 @@ class CPSTrainer:
             license=self.hub.hub_license,
             num_processes=self.accelerator.num_processes,
             device=self.device,
+            stages=self.stages,
         )
 
     def _fingerprint(self) -> dict[str, Any]:

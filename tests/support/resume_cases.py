@@ -106,7 +106,7 @@ class Watch(TrainerCallback):
     """Notes which samples come next at the step of the checkpoint."""
 
     trainer: CPSTrainer
-    next_ids: dict[str, list[str]]
+    next_ids: dict[str, list[str]] | None = None  # of a run that begins later
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._note(state)

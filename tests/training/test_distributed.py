@@ -62,6 +62,22 @@ def test_so_they_do_with_class_weights_and_other_labeled_losses(tmp_path, loss):
 
 
 @pytest.mark.slow
+def test_two_stages_and_averages_are_the_same_on_two_processes(tmp_path):
+    """Two supervised steps, then one of CPS; the processes' shares of labeled pixels are 100 % and 10 %."""
+    fields = {"pretrain_steps": 2, "second_stage_learning_rate_factor": 0.5, "ema_decay": 0.6, "logging_steps": 1}
+    words = ["--cutmix", "--evaluate", "--settings", json.dumps(fields)]
+    one = steps(tmp_path, "one", "--batch", "4", *words)
+    two = steps(tmp_path, "two", "--batch", "2", *words, processes=2)
+    assert any(name.startswith("averages.1.") for name in one["parameters"])
+    for name, expected in one["parameters"].items():
+        torch.testing.assert_close(two["parameters"][name], expected, rtol=1e-4, atol=4e-6)
+    assert [log["stage"] for log in two["logs"]] == [1, 1, 2]
+    assert two["results"]["stages"].keys() == {"supervised", "final"}
+    for row, scores in one["results"]["stages"]["supervised"].items():
+        assert two["results"]["stages"]["supervised"][row]["mean_iou"] == pytest.approx(scores["mean_iou"], abs=1e-3)
+
+
+@pytest.mark.slow
 def test_bfloat16_runs_and_stays_near(tmp_path):
     """At a rate at which the loss falls. At 0.5 it grows from 7 to 34, and float32 itself, with weights changed by
     bfloat16's rounding unit, is then 9 % off in the third step; two kinds of bfloat16 kernels were by 3 and 5 %."""

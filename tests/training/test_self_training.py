@@ -63,6 +63,47 @@ def test_pseudo_labels_are_the_networks_arg_max_and_its_confidence_is_kept(netwo
         np.testing.assert_allclose(kept, probs.max(0).values.numpy(), atol=0.5 / 255 + 1e-6)
 
 
+def test_a_pair_labels_by_the_mean_of_its_probabilities_over_flips_and_scales(network, world, tmp_path):
+    torch.manual_seed(3)
+    other = AutoModelForSemanticSegmentation.from_config(tiny_upernet()).eval()
+    with torch.no_grad():
+        for parameter in other.decode_head.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    export_branch(other, tmp_path / "b", image_mean=MEAN, image_std=STD)
+    folders = [network.sources[0], str(tmp_path / "b")]
+    pair = Ensemble.from_pretrained(folders, device="cpu")
+    label(pair, world, tmp_path / "labels", flip=True, scales=[1.0, 1.5])
+    labels = [np.asarray(row["label"]) for row in with_pseudo_labels(world[1], tmp_path / "labels")]
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (MEAN, STD))
+    for [sample], found in zip(EvaluationStream(world[1], with_label=False), labels, strict=True):
+        size, total = sample["image"].shape[-2:], 0.0
+        for scale in (1.0, 1.5):
+            image = (sample["image"][None] / 255 - mean) / std
+            image = torch.nn.functional.interpolate(
+                image, size=[round(scale * side) for side in size], mode="bilinear", align_corners=False
+            )
+            for mirrored in (False, True):
+                for model in (network.networks[0], pair.networks[1]):
+                    with torch.no_grad():
+                        logits = predicted(model, image.flip(-1) if mirrored else image)
+                    logits = logits.flip(-1) if mirrored else logits
+                    full = torch.nn.functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+                    total = total + full.softmax(1)
+        assert (total[0].argmax(0).numpy() == found).mean() > 0.995  # ties, to rounding
+    alone = label(network, world, tmp_path / "alone")
+    assert any(
+        row["label"] != other["label"]
+        for path, same_rows in zip(alone, sorted((tmp_path / "labels").glob("*.parquet")), strict=True)
+        for row, other in zip(pq.read_table(path).to_pylist(), pq.read_table(same_rows).to_pylist(), strict=True)
+    )
+
+
+def predicted(model, image):
+    """Logits at the image's size."""
+    logits = (model.model if hasattr(model, "model") else model)(pixel_values=image).logits
+    return torch.nn.functional.interpolate(logits, size=image.shape[-2:], mode="bilinear", align_corners=False)
+
+
 def test_both_sets_join_and_less_sure_pixels_are_ignored(network, world, tmp_path):
     label(network, world, tmp_path / "labels")
     both = concatenate_datasets([world[0], with_pseudo_labels(world[1], tmp_path / "labels")])

@@ -80,6 +80,18 @@ def test_a_teacher_is_averaged_from_shares_and_exported(tmp_path):
 
 
 @pytest.mark.slow
+def test_two_stages_averages_and_dice_are_those_of_one_process(tmp_path):
+    fields = {"pretrain_steps": 2, "ema_decay": 0.6, "logging_steps": 1}
+    objective = {"labeled_loss": "cross_entropy_dice", "class_weights": 0.5}
+    words = ["--evaluate", "--settings", json.dumps(fields), "--objective", json.dumps(objective)]
+    one = run(tmp_path, "one", "--batch", "4", *words)
+    two = run(tmp_path, "two", "--batch", "2", *words, processes=2, config_file=FSDP2)
+    for name, expected in one["parameters"].items():
+        torch.testing.assert_close(two["parameters"][name], expected, rtol=1e-4, atol=4e-6)
+    assert {path.name for path in two["folder"].glob("*_average")} >= {"branch_0_average", "supervised_1_average"}
+
+
+@pytest.mark.slow
 def test_a_sharded_run_goes_on_from_its_checkpoint_bit_for_bit(tmp_path):
     """A SegFormer, whose head has batch norm, with checkpointed blocks."""
     settings = {"gradient_checkpointing": True, "save_steps": 2, "logging_steps": 1}

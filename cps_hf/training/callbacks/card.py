@@ -6,11 +6,13 @@ from pathlib import Path
 
 from transformers import TrainerCallback
 
+from ..stages import supervised_name
 from .optional import optional
 
 
 class ModelCardCallback(TrainerCallback):
-    """At the end of a run, the cards of its exported branches as they are with the final scores.
+    """At the end of a run, the cards of its exported branches as they are with the final scores; those of the
+    supervised stage at its end.
 
     Args:
         exporter: a `cps_hf.training.export.BranchExporter`, which wrote the branches.
@@ -18,6 +20,11 @@ class ModelCardCallback(TrainerCallback):
 
     def __init__(self, exporter):
         self.exporter = exporter
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        if state.is_world_process_zero and 0 < state.global_step == args.pretrain_steps:
+            for name in self.exporter.names:
+                self._rewrite(name, self.exporter.output_dir / supervised_name(name))
 
     def on_train_end(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
