@@ -42,14 +42,17 @@ def lines(folder):
 def own_numbers(objective):
     """What the method says of a batch, by its names, which its own test knows."""
     branches = [TinyBranch(seed) for seed in range(1 if objective.teacher else 2)]
-    return set(objective(branches, *batches(objective.views), teacher=TinyBranch(9)).logs)
+    options = {"averages": [TinyBranch(seed) for seed in (7, 8)]} if objective.averages else {}
+    return set(objective(branches, *batches(objective.views), teacher=TinyBranch(9), **options).logs)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_a_method_trains_in_the_loop_and_logs_its_numbers(world, tmp_path, name):
     """To a tracker too. With an odd batch, whose CutMix partners the stream sends along, and an odd crop."""
     objective = OBJECTIVES[name]()
-    trainer, results = train(world, tmp_path, objective, crop_size=[33, 41], report_to=["tensorboard"], run_name="r")
+    fields = {"crop_size": [33, 41], "report_to": ["tensorboard"], "run_name": "r"}
+    fields |= {"ema_decay": 0.5} if objective.averages else {}
+    trainer, results = train(world, tmp_path, objective, **fields)
     events = EventAccumulator(str(tmp_path / "out" / "r")).Reload()
     steps = [line for line in lines(tmp_path) if "loss" in line]
     numbers = own_numbers(objective)
