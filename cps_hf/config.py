@@ -333,7 +333,8 @@ class ModelConfig:
         freeze_norms: keep the backbone's norm layers as they are.
         norm_momentum: how much of a batch's statistics the batch norms take into their running ones; less suits few
             images a batch. None: as each layer has it, mostly 0.1.
-        image_mean: what images are normalised with, and what the exported image processor says.
+        image_mean: what images, in [0, 1], are normalised with, three numbers; none: what the pretrained network was
+            fed with (its image processor or timm says), else ImageNet's. The exported image processor says the same.
         image_std: as `image_mean`.
     """
 
@@ -346,8 +347,8 @@ class ModelConfig:
     freeze_backbone: bool = False
     freeze_norms: bool = False
     norm_momentum: float | None = None
-    image_mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
-    image_std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
+    image_mean: list[float] | None = None
+    image_std: list[float] | None = None
 
     def __post_init__(self):
         _check_numbers(self, at_least={"num_branches": 1})
@@ -355,9 +356,10 @@ class ModelConfig:
             raise ValueError(f"`norm_momentum` must be in (0, 1], got {self.norm_momentum}; none: as the layers are.")
         _check_one_of(self, "dtype", "float32", "bfloat16", "float16")
         for name in ("image_mean", "image_std"):
-            if len(getattr(self, name)) != 3:
-                raise ValueError(f"`{name}` must be three numbers, one a colour, got {getattr(self, name)}.")
-        if min(self.image_std) <= 0:
+            value = getattr(self, name)
+            if value is not None and len(value) != 3:
+                raise ValueError(f"`{name}` must be three numbers, one a colour, got {value}.")
+        if self.image_std is not None and min(self.image_std) <= 0:
             raise ValueError(f"`image_std` must be positive, got {self.image_std}.")
         if isinstance(self.backbone, list | tuple):
             self.backbone = ["none" if entry is None else entry for entry in self.backbone]

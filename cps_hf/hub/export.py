@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -14,14 +13,10 @@ from transformers import PreTrainedModel, SegformerImageProcessor
 
 from ..files import filled_whole, share_weights
 from .card import hub_id, render_card
+from .image_processors import SQUARE_MODELS, check_processor
 from .push import push_branch
 
 __all__ = ["export_branch", "push_branch", "render_card"]
-
-logger = logging.getLogger(__name__)
-
-# These take one input size only, so their images must be resized: oblong ones are refused.
-_SQUARE_MODELS = ("dpt", "data2vec-vision")
 
 
 def export_branch(
@@ -32,6 +27,7 @@ def export_branch(
     id2label: Mapping[int, str] | None = None,
     image_mean: Sequence[float],
     image_std: Sequence[float],
+    do_reduce_labels: bool = False,
     processing_class: Any | None = None,
     card: Mapping[str, Any] | None = None,
 ) -> Path:
@@ -46,27 +42,29 @@ def export_branch(
         state_dict: its weights, where it holds a share of them only; none: the model's own.
         id2label: class names for config.json; none: the model's own.
         image_mean, image_std: of the three colours, for images in [0, 1], as in training.
-        processing_class: an image processor to save; none: a `SegformerImageProcessor` that normalises and does not
-            resize, unless the model takes one size only.
+        do_reduce_labels: whether masks were read so that 0 is ignored and k is class k - 1.
+        processing_class: an image processor to save, which must do the same; none: a `SegformerImageProcessor` that
+            normalises and does not resize, unless the model takes one size only.
         card: the facts of `render_card`, to write README.md; none: no README.md. A file under "picture" is copied.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: `model` is a wrapper, `id2label` has another count of classes than the model, or `directory` holds
-            something that is no exported model.
+        ValueError: `model` is a wrapper, `id2label` has another count of classes than the model, `processing_class`
+            makes something else of an image than training did, or `directory` holds something that is no exported
+            model.
     """
     directory = Path(directory)
     _check_export(model, directory, id2label)
+    if processing_class is None:
+        processing_class = _image_processor(model, image_mean, image_std, do_reduce_labels)
+    else:
+        check_processor(processing_class, model.config.model_type, image_mean, image_std, reduces=do_reduce_labels)
     with filled_whole(directory, replace=True) as folder:
         # Not model.state_dict(): the names in a file may differ from those in memory.
         model.save_pretrained(folder, state_dict=state_dict)
         config = _rewrite_config(folder / "config.json", id2label)
-        if processing_class is None:
-            processing_class = _image_processor(model, image_mean, image_std)
-        else:
-            _check_processor(processing_class, model, image_mean, image_std)
         processing_class.save_pretrained(folder)
         if card is not None:
             card = {**card, "trust_remote_code": "auto_map" in config}
@@ -118,9 +116,9 @@ def _rewrite_config(path: Path, id2label: Mapping[int, str] | None) -> dict[str,
     return config
 
 
-def _image_processor(model: PreTrainedModel, image_mean, image_std) -> SegformerImageProcessor:
+def _image_processor(model: PreTrainedModel, image_mean, image_std, do_reduce_labels) -> SegformerImageProcessor:
     size = None
-    if model.config.model_type in _SQUARE_MODELS:
+    if model.config.model_type in SQUARE_MODELS:
         side = getattr(model.config, "image_size", None) or model.config.backbone_config.image_size
         height, width = (side, side) if isinstance(side, int) else side
         size = {"height": height, "width": width}
@@ -131,26 +129,5 @@ def _image_processor(model: PreTrainedModel, image_mean, image_std) -> Segformer
         do_normalize=True,
         image_mean=[float(v) for v in image_mean],
         image_std=[float(v) for v in image_std],
-        do_reduce_labels=False,
+        do_reduce_labels=do_reduce_labels,
     )
-
-
-def _check_processor(processor: Any, model: PreTrainedModel, image_mean, image_std) -> None:
-    size = getattr(processor, "size", None) or {}
-    squashes = getattr(processor, "do_resize", False) and "height" in size and "width" in size
-    if squashes and model.config.model_type not in _SQUARE_MODELS:
-        logger.warning(
-            "`processing_class` squashes every image to %s x %s, whatever its shape; training did not. "
-            "Set `processing_class.do_resize = False`.",
-            size["height"],
-            size["width"],
-        )
-    for name, ours in (("image_mean", image_mean), ("image_std", image_std)):
-        theirs = getattr(processor, name, None) if getattr(processor, "do_normalize", False) else None
-        if theirs is None or [round(float(v), 6) for v in theirs] != [round(float(v), 6) for v in ours]:
-            logger.warning(
-                "`processing_class` normalises with %s %s, training with %s: the exported branch sees other numbers.",
-                name,
-                theirs,
-                list(ours),
-            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from os import PathLike
 from pathlib import Path
@@ -64,6 +65,30 @@ def load_backbone_weights(model: PreTrainedModel, source: str | PathLike) -> Non
 def timm_network(backbone: nn.Module) -> nn.Module | None:
     """The timm network in a TimmBackbone, however deep transformers wraps it."""
     return next((m._backbone for m in backbone.modules() if hasattr(m, "_backbone")), None)
+
+
+def timm_normalization(
+    model: PreTrainedModel, source: str | PathLike | None = None
+) -> tuple[list[float], list[float]] | None:
+    """Mean and deviation of the three colours that timm's weights were fed with; none: the backbone is not timm's.
+
+    Args:
+        source: where the weights come from, as for `load_backbone_weights`; none: the backbone's own name.
+    """
+    import timm
+
+    backbone = backbone_of(model)
+    if timm_network(backbone) is None:
+        return None
+    config = next(m for m in backbone.modules() if hasattr(m, "_backbone")).config
+    beside = Path(source).with_name("config.json") if source is not None and Path(source).is_file() else None
+    if beside is not None and beside.is_file():  # a file of a timm repository on the Hub
+        own = json.loads(beside.read_text(encoding="utf-8")).get("pretrained_cfg", {})
+        if "mean" in own and "std" in own:
+            return [*map(float, own["mean"])], [*map(float, own["std"])]
+    named = config.backbone if source is None or Path(source).is_file() else str(source).removeprefix("timm/")
+    known = timm.get_pretrained_cfg(named, allow_unregistered=True)
+    return None if known is None else ([*map(float, known.mean)], [*map(float, known.std)])
 
 
 def _load_timm(backbone: nn.Module, network: nn.Module, source: str | PathLike) -> None:

@@ -227,7 +227,7 @@ def build_branches(
             share weights or whose classes differ, are fewer than 2 or more than 255; or `id2label` is none and a
             checkpoint without a segmentation head is to say what the classes are.
     """
-    sources = _one_source_a_branch(models, num_branches)
+    sources = one_source_a_branch(models, num_branches)
     backbones = _one_backbone_a_branch(backbone, len(sources))
     if id2label is not None:
         id2label = checked_id2label(id2label)
@@ -293,7 +293,8 @@ def _build(source, index, seed, id2label, weights, reinit_heads, options, build)
     return model.train(), said
 
 
-def _one_source_a_branch(models: Source | Sequence[Source], num_branches: int | None) -> list[Source]:
+def one_source_a_branch(models: Source | Sequence[Source], num_branches: int | None) -> list[Source]:
+    """What each branch is made of. Arguments as of `build_branches`."""
     if isinstance(models, PreTrainedModel):
         models = [models]
     if isinstance(models, (str, PathLike, PreTrainedConfig)):

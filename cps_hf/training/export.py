@@ -27,7 +27,8 @@ class BranchExporter:
     """Writes branches, and their cards as the run's state is then. Every method is called by every process.
 
     Args:
-        image_mean, image_std, processing_class: of the image processor, see `cps_hf.hub.export.export_branch`.
+        image_mean, image_std, do_reduce_labels, processing_class: of the image processor, see
+            `cps_hf.hub.export.export_branch`.
         pictures: draws what a card shows.
     """
 
@@ -40,11 +41,13 @@ class BranchExporter:
         *,
         image_mean: Sequence[float],
         image_std: Sequence[float],
+        do_reduce_labels: bool,
         processing_class: Any,
         pictures: Pictures,
     ):
         self.run, self.state, self.module, self.accelerator = run, state, module, accelerator
         self.image_mean, self.image_std, self.processing_class = image_mean, image_std, processing_class
+        self.do_reduce_labels = do_reduce_labels
         self.pictures = pictures
         self.output_dir = Path(run.settings["output_dir"])
 
@@ -96,6 +99,7 @@ class BranchExporter:
                     id2label=self.run.id2label,
                     image_mean=self.image_mean,
                     image_std=self.image_std,
+                    do_reduce_labels=self.do_reduce_labels,
                     processing_class=self.processing_class,
                     card=card,
                 )

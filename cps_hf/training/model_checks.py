@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..modeling import freeze_unused_parameters
 from ..modeling.classes import are_named, by_number, listed, same_names
+from .normalization import processor_of
 
 logger = logging.getLogger(__name__)
 
@@ -48,14 +49,27 @@ def check_passed_classes(models, id2label: Mapping[int, str] | None) -> None:
             )
 
 
-def tell_whose_classes(models, id2label: Mapping[int, str]) -> None:
-    """Said where the data name no classes, so that a checkpoint's count, however many they are."""
-    sources = [str(source) for source in _each(models) if isinstance(source, str | PathLike)]
-    if sources and are_named(id2label):
+def tell_whose_classes(models, id2label: Mapping[int, str], *, trust_remote_code: bool = False) -> None:
+    """Said where the data name no classes, so that a checkpoint's count, however many they are.
+
+    Args:
+        models: what the trainer was given.
+        id2label: the branches' classes.
+    """
+    source = next((source for source in _each(models) if isinstance(source, str | PathLike)), None)
+    if source is None or not are_named(id2label):
+        return
+    logger.warning(
+        "The data do not name their classes: they are taken to be the %d of %s (%s). If they are others, name them "
+        "where the data set is loaded, by `class_names` or a `classes.json` in its folder.",
+        *(len(id2label), source, listed(id2label)),
+    )
+    processor = processor_of(source, trust_remote_code=trust_remote_code)
+    if getattr(processor, "do_reduce_labels", False):
         logger.warning(
-            "The data do not name their classes: they are taken to be the %d of %s (%s). If they are others, name "
-            "them where the data set is loaded, by `class_names` or a `classes.json` in its folder.",
-            *(len(id2label), sources[0], listed(id2label)),
+            "In the masks that %s learnt from 0 was ignored and 1 was class 0 (`do_reduce_labels` of its image "
+            "processor); here 0 is class 0. If the masks are coded as those, load the data set with `reduce_labels`.",
+            source,
         )
 
 

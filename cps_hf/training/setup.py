@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, SchedulerType, get_scheduler
 from .. import modeling
 from ..config import AugmentationConfig, CPSConfig, ModelConfig, flat
 from ..data.class_counts import ROWS_OF_A_STREAM, count_class_pixels
-from ..data.labels import LabelEncoding
+from ..data.labels import LabelEncoding, reduced_values
 from ..data.order import Shard
 from ..data.streams import TrainStream, check_columns
 from ..functional import frequency_weights
@@ -141,6 +141,13 @@ def check_data(train_dataset, unlabeled_dataset, eval_dataset, objective: Object
     return known.get("train_dataset", known.get("eval_dataset"))
 
 
+def reduces_labels(train_dataset) -> bool:
+    """Whether its masks are read so that 0 is ignored and k is class k - 1."""
+    encoding = LabelEncoding.from_feature(train_dataset.features.get("label"))
+    values = encoding.values if encoding is not None else None
+    return values is not None and len(encoding.names) < 255 and values == reduced_values(len(encoding.names))
+
+
 def build_models(
     models,
     model_config: ModelConfig,
@@ -178,7 +185,8 @@ def build_models(
     if objective.min_branches > 1:
         refuse_twins(built)
     if id2label is None and accelerator.is_main_process:
-        model_checks.tell_whose_classes(models, classes_of(built))
+        trust = model_config.trust_remote_code
+        model_checks.tell_whose_classes(models, classes_of(built), trust_remote_code=trust)
     for index, model in enumerate(built):
         if model_config.freeze_backbone or model_config.freeze_norms:
             modeling.freeze(model, backbone=model_config.freeze_backbone, norms=model_config.freeze_norms)

@@ -22,10 +22,11 @@ from ..checkpointing.resume import Checkpointer
 from ..config import AugmentationConfig, CPSConfig, EvaluationConfig, HubConfig, ModelConfig, Provenance, flat
 from ..data.streams import TrainStream
 from ..files import write_atomically
+from ..hub.image_processors import check_processor
 from ..hub.push import push_branch, repo_id_of
 from ..modeling.classes import classes_of
 from ..objectives import CrossPseudoSupervision, Objective, ObjectiveOutput
-from . import batches, failures, memory, model_checks, results, setup
+from . import batches, failures, memory, model_checks, normalization, results, setup
 from .batches import MicroBatch
 from .callbacks import Callbacks, CollapseCallback, ModelCardCallback, Pictures, PicturesCallback, PushCallback
 from .determinism import deterministic_algorithms
@@ -55,8 +56,8 @@ class CPSTrainer:
         unlabeled_dataset: "image" and, if there is one, "id"; a label column is never opened.
         eval_dataset: like `train_dataset`.
         augmentation, model_config, evaluation, hub, provenance: the other groups of settings (`cps_hf.config`).
-        processing_class: the image processor that exported branches carry; none: one that normalises with
-            `model_config.image_mean` and `image_std` and does not resize.
+        processing_class: the image processor that exported branches carry; where `model_config` does not say what
+            images are normalised with, they are as it does. None: one that does what training did and does not resize.
         optimizers: (optimizer, learning-rate schedule) in place of those that `args` describe. The optimizer is over
             the parameters of `models`, which are then models and not ids.
         callbacks: transformers' `TrainerCallback`s. Pictures, the warning of collapse, model cards and pushes are
@@ -93,7 +94,6 @@ class CPSTrainer:
         self.model_config = model_config or ModelConfig()
         self.evaluation = evaluation or EvaluationConfig()
         self.hub, self.provenance = hub or HubConfig(), provenance or Provenance()
-        self.groups = (args, self.augmentation, self.model_config, self.evaluation, self.hub, self.provenance)
         self.objective = CrossPseudoSupervision() if objective is None else objective
         self.train_dataset, self.unlabeled_dataset, self.eval_dataset = train_dataset, unlabeled_dataset, eval_dataset
         self.processing_class = processing_class
@@ -111,6 +111,15 @@ class CPSTrainer:
             models, self.model_config, args, crop_size, self.objective, id2label, accelerator
         )
         self.id2label = id2label or classes_of(self.models)
+        self.model_config = normalization.settle(
+            self.model_config, models, self.models, processing_class, say=accelerator.is_main_process
+        )
+        self.groups = (args, self.augmentation, self.model_config, self.evaluation, self.hub, self.provenance)
+        means = (self.model_config.image_mean, self.model_config.image_std)
+        reduces = setup.reduces_labels(train_dataset)
+        if processing_class is not None:
+            for model in self.models:
+                check_processor(processing_class, model.config.model_type, *means, reduces=reduces)
         self.stages = Stages(args, self.objective)
         averages = setup.keeps_averages(args, self.objective)
         self.module = TrainingModule(self.models, self.objective, averages=averages)
@@ -123,7 +132,6 @@ class CPSTrainer:
         # The schedule is not prepared: Accelerate would step it once a process.
         self.prepared, self.optimizer = prepare(accelerator, self.module, self.optimizer)
         self.device = accelerator.device
-        means = (self.model_config.image_mean, self.model_config.image_std)
         self.image_mean, self.image_std = (torch.tensor(v, device=self.device) for v in means)
         self._progress = torch.zeros((), device=self.device)
         self._class_counts: Tensor | None = None  # of the labeled set, where the objective weighs classes by them
@@ -152,6 +160,7 @@ class CPSTrainer:
             accelerator,
             image_mean=means[0],
             image_std=means[1],
+            do_reduce_labels=reduces,
             processing_class=processing_class,
             pictures=pictures,
         )

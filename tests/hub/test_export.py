@@ -120,20 +120,32 @@ def test_a_model_that_takes_squares_only_gets_a_processor_that_makes_them(tmp_pa
     assert model(**inputs).logits.shape == (1, 3, 64, 64)
 
 
-def test_a_processor_of_the_caller_is_saved_and_what_is_wrong_with_it_is_said(tmp_path, caplog):
+def test_a_processor_of_the_caller_is_saved_where_it_does_what_training_did(tmp_path, caplog):
+    right = {"image_mean": MEAN, "image_std": STD}
     with caplog.at_level(logging.WARNING, logger="cps_hf"):
-        export(tmp_path / "a", processing_class=SegformerImageProcessor(size={"height": 32, "width": 48}))
-    assert "squashes every image to 32 x 48" in caplog.text and "image_mean" in caplog.text
+        export(tmp_path / "a", processing_class=SegformerImageProcessor(size={"height": 32, "width": 48}, **right))
+    assert "squashes every image to 32 x 48" in caplog.text
     assert AutoImageProcessor.from_pretrained(tmp_path / "a").do_resize
     caplog.clear()
-    right = SegformerImageProcessor(do_resize=False, image_mean=MEAN, image_std=STD)
+    processor = SegformerImageProcessor(do_resize=False, **right)
     with caplog.at_level(logging.WARNING, logger="cps_hf"):
-        export(tmp_path / "b", processing_class=right)
+        export(tmp_path / "b", processing_class=processor)
     assert not caplog.records
-    right.do_normalize = False
-    with caplog.at_level(logging.WARNING, logger="cps_hf"):
-        export(tmp_path / "b", processing_class=right)
-    assert "normalises with image_mean None" in caplog.text
+    for name, value in (("do_normalize", False), ("do_rescale", False), ("image_mean", [0.9] * 3)):
+        setattr(wrong := SegformerImageProcessor(do_resize=False, **right), name, value)
+        with pytest.raises(ValueError, match=f"makes other numbers of an image than training does.*{name}"):
+            export(tmp_path / "c", processing_class=wrong)
+    assert not (tmp_path / "c").exists()
+
+
+def test_masks_are_read_by_the_exported_processor_as_they_were_in_training(tmp_path):
+    mask = np.array([[0, 1], [2, 255]], np.uint8)
+    for reduces, read in ((False, [[0, 1], [2, 255]]), (True, [[255, 0], [1, 255]])):
+        directory = export(tmp_path / "b", do_reduce_labels=reduces)
+        processor = AutoImageProcessor.from_pretrained(directory)
+        image = np.zeros((2, 2, 3), np.uint8)
+        made = processor(images=image, segmentation_maps=mask, input_data_format="channels_last", return_tensors="pt")
+        assert made["labels"][0].tolist() == read
 
 
 def test_no_path_of_this_machine_leaves_it(tmp_path):

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from support.toy import ID2LABEL, NAMES, settings, tiny_branch, tiny_upernet, toy_models, write_world
-from transformers import AutoModelForSemanticSegmentation
+from transformers import AutoModelForSemanticSegmentation, BeitImageProcessor
 
 from cps_hf.objectives import CrossPseudoSupervision, Supervised
 from cps_hf.training.trainer import CPSTrainer
@@ -76,6 +76,10 @@ def test_without_names_in_the_data_those_of_the_models_are_exported_and_a_checkp
     AutoModelForSemanticSegmentation.from_config(config).save_pretrained(tmp_path / "m")
     assert trainer_for(bare, tmp_path, str(tmp_path / "m"), Supervised()).id2label == trainer.id2label
     assert "taken to be the 3 of" in caplog.text and "(sky, tumor, bone)" in caplog.text
+    assert "do_reduce_labels" not in caplog.text
+    BeitImageProcessor(do_reduce_labels=True).save_pretrained(tmp_path / "m")
+    trainer_for(bare, tmp_path, str(tmp_path / "m"), Supervised())
+    assert "0 was ignored and 1 was class 0 (`do_reduce_labels`" in caplog.text
     with pytest.raises(ValueError, match=r"branch 0 must name the classes 0, 1, .*got the indices \[1, 2, 3\]"):
         trainer_for(bare, tmp_path, named({1: "sky", 2: "tumor", 3: "bone"}), Supervised())
 

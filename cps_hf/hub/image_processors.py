@@ -1,0 +1,184 @@
+"""What an image processor makes of an image, against what training makes of it.
+
+Found by giving it images that are known, not by reading its fields: which of them a processor heeds, and in which
+order it rescales, shifts and normalises, differs from class to class.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+logger = logging.getLogger(__name__)
+
+SQUARE_MODELS = ("dpt", "data2vec-vision")
+"""These take one input size only, so their images must be resized: oblong ones are refused."""
+
+HEIGHT, WIDTH = 60, 132  # of the images that are given: sides that no one squashes images to
+LARGEST = 20.0  # a number beyond it is no normalised pixel
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a processor reads images.
+
+    Args:
+        mean, std: of the three colours, for images in [0, 1]: whatever it rescales by, its numbers are
+            (image - mean) / std.
+        swaps_colors: it gives blue, green, red.
+        whole: the image's edges are the edges of what it gives; false: it crops, pads or mirrors.
+        size: height and width of what it makes of an image of 60 x 132.
+    """
+
+    mean: list[float]
+    std: list[float]
+    swaps_colors: bool
+    whole: bool
+    size: tuple[int, int]
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """The numbers of black and of white, over the colours."""
+        pairs = [*zip(self.mean, self.std, strict=True)]
+        return min((0 - m) / s for m, s in pairs), max((1 - m) / s for m, s in pairs)
+
+
+def read_processor(processor: Any) -> Reading:
+    """Find out how an image processor reads images.
+
+    Args:
+        processor: an image processor of transformers, or a processor that holds one.
+
+    Raises:
+        ValueError: it cannot be called with images, or what it gives are no three colours that grow evenly with
+            those of the image.
+    """
+    processor = getattr(processor, "image_processor", processor)
+    name = type(processor).__name__
+    colors = np.array([[0, 0, 0], [255, 255, 255], [128, 128, 128], [255, 0, 0]], np.uint8)
+    images = [np.broadcast_to(color, (HEIGHT, WIDTH, 3)).copy() for color in colors]
+    try:
+        made = processor(images=[*images, _ramp()], return_tensors="pt")["pixel_values"].float()
+    except Exception as error:  # a processor may be anybody's
+        raise ValueError(f"The {name} cannot be given images: {type(error).__name__}: {error}") from error
+    if made.ndim != 4 or made.shape[1] != 3:
+        raise ValueError(f"The {name} makes {tuple(made.shape)} of five images, and not five of three colours.")
+    height, width = made.shape[-2:]
+    black, white, grey, red = made[:4, :, height // 2, width // 2].double()
+    steps = white - black
+    mixed = torch.stack([white[0], black[1], black[2]]), torch.stack([black[0], black[1], white[2]])
+    kept, swapped = (torch.allclose(red, expected, atol=1e-3) for expected in mixed)
+    even = torch.allclose(grey, black + steps * 128 / 255, rtol=0, atol=1e-2 * float(steps.abs().max()))
+    if steps.abs().min() < 1e-6 or not even or not (kept or swapped):
+        raise ValueError(
+            f"The {name} mixes colours or bends them: black, white, grey and red become {black.tolist()}, "
+            f"{white.tolist()}, {grey.tolist()} and {red.tolist()}."
+        )
+    std = 1 / steps
+    mean = -black * std
+    ramp = (made[4].double() * std[:, None, None] + mean[:, None, None]).flip(0 if swapped and not kept else [])
+    return Reading(
+        mean=_as_written(mean, getattr(processor, "image_mean", None)),
+        std=_as_written(std, getattr(processor, "image_std", None)),
+        swaps_colors=not kept,
+        whole=_has_its_edges(ramp),
+        size=(height, width),
+    )
+
+
+def _ramp() -> np.ndarray:
+    """Red grows from left to right, green from top to bottom."""
+    image = np.zeros((HEIGHT, WIDTH, 3))
+    image[..., 0], image[..., 1] = np.linspace(0, 255, WIDTH), np.linspace(0, 255, HEIGHT)[:, None]
+    return image.round().astype(np.uint8)
+
+
+def _has_its_edges(ramp: torch.Tensor) -> bool:
+    height, width = ramp.shape[-2:]
+    red, green = ramp[0, height // 2, [0, -1]], ramp[1, [0, -1], width // 2]
+    return torch.allclose(torch.cat([red, green]), torch.tensor([0.0, 1, 0, 1]).double(), atol=0.05)
+
+
+def _as_written(measured: torch.Tensor, written: Sequence[float] | None) -> list[float]:
+    """What was measured, and not its rounding where the processor's own field says the same."""
+    found = [float(f"{value:.6g}") if abs(value) > 1e-6 else 0.0 for value in measured.tolist()]
+    fits = written is not None and len(written) == 3 and np.allclose(found, np.asarray(written, float), atol=1e-5)
+    return [float(value) for value in written] if fits else found
+
+
+def check_processor(
+    processor: Any, model_type: str, image_mean: Sequence[float], image_std: Sequence[float], *, reduces: bool = False
+) -> None:
+    """A processor that is exported must read images as training does. That it resizes them is a warning.
+
+    Args:
+        model_type: the architecture's, which may need one size.
+        image_mean, image_std: training's, for images in [0, 1].
+        reduces: whether training reads masks so that 0 is ignored and k is class k - 1.
+
+    Raises:
+        ValueError: it makes other numbers of an image, leaves out a part of it, or would read masks otherwise.
+    """
+    reading = read_processor(processor)
+    processor = getattr(processor, "image_processor", processor)
+    if reading.swaps_colors:
+        raise ValueError(
+            "`processing_class` swaps red and blue, and training reads images as they are. Set "
+            "`processing_class.do_flip_channel_order = False`."
+        )
+    if not _same_numbers(reading, image_mean, image_std):
+        names = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
+        found = ", ".join(f"{name} {getattr(processor, name)}" for name in names if hasattr(processor, name))
+        raise ValueError(
+            f"`processing_class` makes other numbers of an image than training does: it takes mean {reading.mean} and "
+            f"std {reading.std} of images in [0, 1] ({found}), training {[*image_mean]} and {[*image_std]}. Mend the "
+            f"processor, or train with its numbers: `image_mean={reading.mean}, image_std={reading.std}`."
+        )
+    if not reading.whole:
+        raise ValueError(
+            "`processing_class` crops, pads or mirrors images, so that a mask that is predicted would not fit its "
+            "image. Switch that off, e.g. `processing_class.do_center_crop = False` or `.do_pad = False`."
+        )
+    if bool(getattr(processor, "do_reduce_labels", reduces)) != reduces:
+        zero = "ignored" if reduces else "class 0"
+        raise ValueError(
+            f"`processing_class` would not read masks as training does, where 0 is {zero}. Set "
+            f"`processing_class.do_reduce_labels = {reduces}`."
+        )
+    if reading.size != (HEIGHT, WIDTH) and model_type not in SQUARE_MODELS:
+        height, width = reading.size
+        squashes = abs(height / HEIGHT - width / WIDTH) > 0.05 * height / HEIGHT
+        what = f"squashes every image to {height} x {width}, whatever its shape"
+        logger.warning(
+            "`processing_class` %s; training did not. Set `processing_class.do_resize = False`.",
+            what if squashes else f"resizes images ({HEIGHT} x {WIDTH} pixels become {height} x {width})",
+        )
+
+
+def check_range(reading: Reading) -> None:
+    """Before a processor's numbers are trained with.
+
+    Raises:
+        ValueError: they are none that a network can be fed with, as where values up to 255 are taken for [0, 1].
+    """
+    low, high = reading.range
+    if low < -LARGEST or high > LARGEST:
+        raise ValueError(
+            f"`processing_class` turns black and white into {low:.4g} and {high:.4g}, as where `do_rescale` is off "
+            "and the mean is meant for images in [0, 1]. Set `processing_class.do_rescale = True`; if a network was "
+            f"trained so, say it: `image_mean={reading.mean}, image_std={reading.std}`."
+        )
+
+
+def _same_numbers(reading: Reading, image_mean: Sequence[float], image_std: Sequence[float]) -> bool:
+    """Whether black and white become the same."""
+    theirs, ours = (
+        np.subtract.outer([0, 1], np.asarray(mean)) / np.asarray(std)
+        for mean, std in ((reading.mean, reading.std), (image_mean, image_std))
+    )
+    return np.allclose(theirs, ours, rtol=1e-3, atol=2e-3)
