@@ -143,14 +143,16 @@ def build(settings: SomeSettings, sets: TrainingSets) -> tuple[CPSTrainer, SomeS
         partition_sha256=None if chosen is None else chosen.sha256,
     )
     settings = replace(settings, provenance=provenance)
+    write = WriteSettings(settings)
     trainer = CPSTrainer(
         models if len(models) > 1 else models[0] if models else small_model(),
         **settings.for_trainer(),
         train_dataset=sets.labeled,
         unlabeled_dataset=sets.unlabeled,
         eval_dataset=sets.evaluation,
-        callbacks=[WriteSettings(settings)],
+        callbacks=[write],
     )
+    write.settings = settings = replace(settings, model_config=trainer.model_config)  # with the checkpoint's mean
     return trainer, settings
 
 
