@@ -1,1 +1,8 @@
 """The loop, and what surrounds a step: streams, averages, evaluation, the health of the numbers, callbacks."""
+
+from .evaluation import Evaluator
+from .late import AfterTrainingError, EvaluationError
+from .state import RunState
+from .trainer import CPSTrainer
+
+__all__ = ["AfterTrainingError", "CPSTrainer", "EvaluationError", "Evaluator", "RunState"]
