@@ -9,7 +9,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from typing import Any
@@ -85,6 +85,25 @@ def fingerprint(
         | _dataset("eval_dataset", eval_dataset, with_label=True),
     }
     return json.loads(json.dumps(found, default=str))  # as a checkpoint gives it back: lists, no tuples
+
+
+def with_new_fields(saved: dict[str, Any], groups: Sequence[Any], objective: Any) -> dict[str, Any]:
+    """The fingerprint of a checkpoint that an earlier version wrote, with the fields that came since at their defaults,
+    at which they do nothing."""
+    values = {name: value for group in groups for name, value in _defaults(group).items()}
+    parts = {"run": None, "rounding": "rounding", "best": "choice"}
+    added = {
+        part: {n: values[n] for n in names_of_kind(kind, *groups) & values.keys()} for part, kind in parts.items()
+    }
+    added["run"] |= {f"objective.{name}": value for name, value in _defaults(objective).items()}
+    added = json.loads(json.dumps(added, default=str))
+    return saved | {part: new | saved[part] for part, new in added.items()}
+
+
+def _defaults(group: Any) -> dict[str, Any]:
+    """The fields of a dataclass that have a default, at it."""
+    found = {f.name: f.default for f in fields(group) if f.default is not MISSING}
+    return found | {f.name: f.default_factory() for f in fields(group) if f.default_factory is not MISSING}
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -111,7 +111,10 @@ class Checkpointer:
         on_main_process(self.accelerator, self.lock.check)
 
     def find(
-        self, wanted: str | bool | None, fingerprint: Callable[[], dict[str, Any]]
+        self,
+        wanted: str | bool | None,
+        fingerprint: Callable[[], dict[str, Any]],
+        complete: Callable[[dict[str, Any]], dict[str, Any]],
     ) -> tuple[Path | None, dict[str, Any]]:
         """The checkpoint to go on from and what we wrote into it; without one, (None, a new run's).
 
@@ -119,6 +122,7 @@ class Checkpointer:
 
         Args:
             fingerprint: what decides how this run goes on; asked for on the main process.
+            complete: adds to a checkpoint's fingerprint the fields that it is too old to have.
 
         Raises:
             ValueError: what is wanted is not there or not whole, the output folder holds another run, or the settings,
@@ -143,6 +147,7 @@ class Checkpointer:
                     f"{checkpoint} is at step {saved['step']}, beyond `max_steps` {args.max_steps}. Give at least "
                     "that many, or resume from an earlier checkpoint."
                 )
+            saved["fingerprint"] = complete(saved["fingerprint"])
             _check_same_run(checkpoint, saved["fingerprint"], now, force=args.resume_force)
             return checkpoint, saved, now
 

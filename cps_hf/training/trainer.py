@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers.trainer_callback import DefaultFlowCallback, TrainerCallback, TrainerControl
 
 from ..checkpointing import signals
-from ..checkpointing.fingerprint import fingerprint
+from ..checkpointing.fingerprint import fingerprint, with_new_fields
 from ..checkpointing.resume import Checkpointer
 from ..config import AugmentationConfig, CPSConfig, EvaluationConfig, HubConfig, ModelConfig, Provenance, flat
 from ..data.streams import TrainStream
@@ -240,7 +240,7 @@ class CPSTrainer:
         self._class_counts = setup.class_counts(
             args, accelerator, self.objective, self.train_dataset, num_labels=len(self.id2label)
         )
-        checkpoint, saved = self.checkpointer.find(wanted, self._fingerprint)
+        checkpoint, saved = self.checkpointer.find(wanted, self._fingerprint, self._complete)
         if args.auto_find_batch_size:
             self._fit_batch()
         streams = self._train_streams(saved["streams"])
@@ -705,6 +705,9 @@ class CPSTrainer:
             accelerator=self.accelerator,
             class_counts=self._class_counts,
         )
+
+    def _complete(self, saved: dict[str, Any]) -> dict[str, Any]:
+        return with_new_fields(saved, self.groups, self.objective)
 
     def _fit_batch(self) -> None:
         memory.fit_batch(

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,7 +32,7 @@ from support.toy import run_python, toy_models
 from transformers import EarlyStoppingCallback
 
 from cps_hf.checkpointing import fingerprint
-from cps_hf.checkpointing.checkpoints import newest_checkpoint
+from cps_hf.checkpointing.checkpoints import newest_checkpoint, seal
 from cps_hf.config import GROUPS, names_of_kind
 from cps_hf.objectives import OBJECTIVES, CrossPseudoSupervision
 from cps_hf.training.setup import train_streams
@@ -174,6 +175,23 @@ def test_every_setting_is_one_that_may_change_or_one_that_may_not():
     everything = [f.name for group in GROUPS for f in dataclasses.fields(group)]
     assert sorted(everything) == sorted(name for kind in kinds for name in kind)
     assert len({*everything}) == len(everything), "a command line holds all groups side by side"
+
+
+def test_a_checkpoint_of_an_earlier_version_is_gone_on_from_while_new_fields_do_nothing(root, tmp_path, stopped):
+    """What it is too old to know counts as its default; set to something else it is another run."""
+    folder = tmp_path / "old"
+    shutil.copytree(newest_checkpoint(stopped), folder / "checkpoint-3")
+    path = folder / "checkpoint-3" / "trainer_state.json"
+    state = json.loads(path.read_text())
+    for name in ("ema_decay", "norm_momentum", "objective.labeled_loss"):
+        del state["fingerprint"]["run"][name]
+    path.write_text(json.dumps(state))
+    seal(folder / "checkpoint-3")
+    options = {"resume_from_checkpoint": str(folder / "checkpoint-3"), "max_steps": 4}
+    with without_cards_and_pictures():
+        assert make_trainer(root, CPS, tmp_path / "a", **options).train()["steps"] == 4
+        with pytest.raises(ValueError, match="ema_decay: none -> 0.5"):
+            make_trainer(root, CPS, tmp_path / "b", ema_decay=0.5, **options).train()
 
 
 def test_length_logging_saving_and_output_may_change_and_the_schedule_follows_the_new_length(root, tmp_path, stopped):

@@ -163,11 +163,13 @@ def test_a_run_with_unlabeled_images_of_its_own_writes_no_partition_and_reads_ba
 def test_help_shows_the_defaults_of_what_would_run(capsys, words, steps, optim):
     with pytest.raises(SystemExit):
         train.parse([*words, "--help"])
-    assert f"optimizer steps. (default: {steps})" in capsys.readouterr().out
+    assert f"stages where there are two. (default: {steps})" in " ".join(capsys.readouterr().out.split())
     with pytest.raises(SystemExit):
         train.parse([*words, "--help-all"])
     text = " ".join(capsys.readouterr().out.split())
-    assert f"optimizer steps. (default: {steps})" in text and f'"sgd" or "adamw". (default: {optim})' in text
+    assert (
+        f"stages where there are two. (default: {steps})" in text and f'"sgd" or "adamw". (default: {optim})' in text
+    )
 
 
 @pytest.mark.slow
