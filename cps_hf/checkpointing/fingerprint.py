@@ -88,8 +88,8 @@ def fingerprint(
 
 
 def with_new_fields(saved: dict[str, Any], groups: Sequence[Any], objective: Any) -> dict[str, Any]:
-    """The fingerprint of a checkpoint that an earlier version wrote, with the fields that came since at their defaults,
-    at which they do nothing."""
+    """The fingerprint of a checkpoint that an earlier version wrote, with the fields that came since then at their
+    defaults, at which they do nothing."""
     values = {name: value for group in groups for name, value in _defaults(group).items()}
     parts = {"run": None, "rounding": "rounding", "best": "choice"}
     added = {
