@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from ..checkpointing.fingerprint import versions
 from ..objectives import Objective
-from .reporting import peak_memory
+from .reporting import peak_memory, scored_classes
 from .state import RunState
 
 # What a reader of a card wants to know of the settings; the rest is in the run's config.yaml.
@@ -63,6 +63,11 @@ def summary(run: Run, state: RunState) -> dict[str, Any]:
         "final": state.scores,
         "best": state.best,
         "agreement": state.agreement,
+        "classes": {
+            "named": len(run.id2label),
+            "scored": {row: scored_classes(scores) for row, scores in state.scores.items()},  # what mean_iou is over
+            "absent": state.absent_classes,
+        },
         "steps": state.global_step,
         "training": {  # without evaluating and saving
             **state.stopwatch.summary(),
@@ -113,6 +118,7 @@ def card_facts(run: Run, state: RunState, branch: str, directory: str) -> dict[s
         "settings": {**shown, "num_processes": run.num_processes},
         "scores": state.scores,
         "best": state.best,
+        "absent": state.absent_classes,
         "step": state.global_step if directory != "best" else state.best["step"],
         "eval": {"mode": mode} if mode == "whole" else dict(run.eval_options),
         "versions": versions(),

@@ -21,6 +21,7 @@ from ..data.order import Shard
 from ..data.streams import TrainStream, check_columns
 from ..modeling import branches as building
 from ..modeling import preparation
+from ..modeling.channels import check_channels
 from ..objectives import OBJECTIVES, Objective
 from . import sharding
 from .state import RunState
@@ -137,6 +138,7 @@ def build_models(
     for index, model in enumerate(built):
         if model_config.freeze_backbone or model_config.freeze_norms:
             preparation.freeze(model, backbone=model_config.freeze_backbone, norms=model_config.freeze_norms)
+        check_channels(model.config, type(model).__name__)
         preparation.check_input_size(model, *crop_size)
         if args.gradient_checkpointing:
             preparation.enable_gradient_checkpointing(model)

@@ -25,6 +25,8 @@ class RunState(TrainerState):
         one_class: by branch, the share of the steps since the last log in which it predicted one class everywhere.
         pending: what is still to be done at this step: {"log": the record to log or None, "evaluate": bool}. Weights
             are saved before that, so that nothing of it can cost them.
+        absent_classes: by "training" and "evaluation", the named classes of which no pixel was found before step 1;
+            not saved.
         evaluation_error: why the newest evaluation came to no scores; not saved.
         averages: the means of what is logged.
         stopwatch: the seconds and images of training.
@@ -37,6 +39,7 @@ class RunState(TrainerState):
     skipped_steps: int = 0
     one_class: dict[str, float] = field(default_factory=dict)
     pending: dict[str, Any] = field(default_factory=dict)
+    absent_classes: dict[str, list[str]] = field(default_factory=dict)
     evaluation_error: Exception | None = None
     averages: Averages = field(default_factory=Averages)
     stopwatch: Stopwatch = field(default_factory=Stopwatch)

@@ -18,7 +18,7 @@ from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback, 
 
 from ..checkpointing import signals
 from ..checkpointing.fingerprint import fingerprint
-from ..checkpointing.resume import Checkpointer
+from ..checkpointing.resume import Checkpointer, on_main_process
 from ..config import AugmentationConfig, CPSConfig, EvaluationConfig, HubConfig, ModelConfig, Provenance, flat
 from ..data.streams import TrainStream
 from ..files import write_atomically
@@ -31,6 +31,7 @@ from .ema import update_teacher
 from .evaluation import Evaluator
 from .export import BranchExporter
 from .health import ONE_CLASS, Guard, MicroBatch
+from .inspection import absent_line, look_at_labels
 from .module import TrainingModule
 from .processes import together
 from .reporting import RunLog, without_nan
@@ -191,6 +192,7 @@ class CPSTrainer:
         wanted = args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
         # All that can be wrong is found before anything is written.
         checkpoint, saved = self.checkpointer.find(wanted, self._fingerprint)
+        self.state.absent_classes = on_main_process(accelerator, self._look_at_labels)
         if args.auto_find_batch_size:
             self._fit_batch()
         labeled, unlabeled = self._train_streams(saved["streams"])
@@ -358,6 +360,8 @@ class CPSTrainer:
             if self.accelerator.is_main_process:
                 text = json.dumps(without_nan(content), indent=1)
                 write_atomically(Path(self.args.output_dir) / "results.json", text)
+                if line := absent_line(self.state.absent_classes, len(self.id2label)):
+                    logger.warning("%s", line)
         self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
         if self.state.evaluation_error is not None:
             raise failures.of_the_last_evaluation(self.args.output_dir, self.exporter.names, self.state)
@@ -573,6 +577,9 @@ class CPSTrainer:
             lr_scheduler=self.lr_scheduler,
             accelerator=self.accelerator,
         )
+
+    def _look_at_labels(self) -> dict[str, list[str]]:
+        return look_at_labels(self.args, self.train_dataset, self.eval_dataset, [*self.id2label.values()])
 
     def _fit_batch(self) -> None:
         memory.fit_batch(
