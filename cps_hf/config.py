@@ -132,6 +132,8 @@ class CPSConfig:
         skip_bad_samples: replace a training sample that cannot be read, and list it in `output_dir/bad_samples.jsonl`;
             an evaluation image that cannot be read stays an error.
         max_bad_sample_share: a run with a larger share of bad samples stops.
+        check_labels_seconds: how long the labels of `train_dataset` and `eval_dataset` are looked at before step 1, at
+            most; of a stream its first ones; 0: not at all.
     """
 
     output_dir: str = free("outputs/cps")
@@ -192,6 +194,7 @@ class CPSConfig:
 
     skip_bad_samples: bool = free(False)
     max_bad_sample_share: float = free(0.05)
+    check_labels_seconds: float = free(120.0)
 
     def __post_init__(self):
         _check_numbers(
@@ -219,6 +222,7 @@ class CPSConfig:
                 "save_total_limit": 1,
                 "seed": 0,
                 "dataloader_num_workers": 0,
+                "check_labels_seconds": 0,
                 "shuffle_buffer_size": 1,
             },
             shares=["max_bad_sample_share"],

@@ -18,8 +18,20 @@ datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0.05
 torch.set_num_threads(1)  # with default threads on a busy two-core box a 0.3 s test takes 10 s
 
 
-def pytest_collection_modifyitems(items):
-    """A test marked gpu skips where there is no CUDA device; nothing else may skip for want of hardware."""
+def pytest_addoption(parser):
+    parser.addoption("--exhaustive", action="store_true", help="run the long grids too, as .ci/run does")
+    parser.addoption("--write-docs", action="store_true", help="write what the docs show of tests, not compare it")
+
+
+def pytest_collection_modifyitems(config, items):
+    """A test marked gpu skips where there is no CUDA device; nothing else may skip for want of hardware.
+
+    Those marked exhaustive are left out unless asked for.
+    """
+    if not config.getoption("--exhaustive"):
+        left_out = [item for item in items if "exhaustive" in item.keywords]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
     if not torch.cuda.is_available():
         for item in items:
             if "gpu" in item.keywords:

@@ -4,81 +4,112 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from datasets import Dataset, IterableDataset
 from PIL import Image, ImageDraw
-from tqdm.auto import tqdm
 
 from ..files import written_whole
 from ..functional import IGNORE_INDEX
 from ..visualization import lettering
 from ..visualization.colors import BLACK, WHITE, Color, overlay_name
-from .labels import LabelEncoding
 from .palettes import palette_of
 from .reading import read_sample
-from .streams import undecoded
+from .streams import id_of, undecoded
+from .survey import Survey, survey
 
 THUMBNAIL = 160  # pixels of the longer side on the contact sheet
 LINE = 16  # pixels of a caption, and of a line of the legend
 SHEET_COLUMNS = 6
+WHOLE_SET = "the whole set"  # where a problem has no sample
 
 
-def check_dataset(dataset: Dataset, *, sheet: str | Path | None = None, progress: bool = True) -> dict[str, Any]:
-    """Read every sample as training would.
+def check_dataset(
+    dataset: Dataset, *, sheet: str | Path | None = None, progress: bool = True, num_workers: int = 0
+) -> dict[str, Any]:
+    """Read every sample as training would, and judge the whole.
 
     Args:
         dataset: as the `load_*` functions give it, with or without "label".
         sheet: where to write a contact sheet (PNG) of some samples, labels laid over them, ignored pixels in white.
+        num_workers: processes that read.
 
     Returns:
         "samples", "readable", "sizes" (height and width: smallest, median, largest), "orientations", "classes" (name,
-        share of labeled pixels, share of images that have it), "ignored_share", "contact_sheet" (its path) or, where
-        it could not be written, "contact_sheet_error", and "problems": a list of {"id", "problem"}, one for every
-        sample that cannot be read.
+        share of labeled pixels, share of images that have it; "stored" where 255 in the masks is that class),
+        "ignored_share", "notes" (what is read rightly and is unusual, or may be a mistake: "what", "count", "first"
+        ids), "contact_sheet" (its path) or, where it could not be written, "contact_sheet_error", and "problems": a
+        list of {"id", "problem"}, one for every sample that cannot be read and for what is wrong with all of them.
 
     Raises:
         ValueError: the data set is streamed, or lacks a column.
     """
     if isinstance(dataset, IterableDataset):
         raise ValueError("A data set is checked whole, not as a stream: load it with `streaming=False`.")
-    with_label = "label" in dataset.features
-    encoding = LabelEncoding.from_feature(dataset.features["label"]) if with_label else None
-    names = encoding.names if encoding else [f"class {c}" for c in range(IGNORE_INDEX)]
-    colors = palette_of(dataset.features["label"], names) if with_label else ()
-    rows = undecoded(dataset, with_label=with_label, what="dataset")
-    step = max(1, len(rows) // (4 * SHEET_COLUMNS))
-    sizes, problems, thumbnails = [], [], []
-    pixels, images = np.zeros(256, np.int64), np.zeros(256, np.int64)
-    for index in tqdm(range(len(rows)), desc="checking", disable=not progress):
-        row = rows[index]
-        try:
-            image, label = read_sample(row, encoding, with_label=with_label)
-        except ValueError as error:
-            problems.append({"id": str(row["id"]), "problem": str(error)})
-            continue
-        sizes.append(tuple(image.shape[-2:]))
-        if label is not None:
-            counts = np.bincount(label.numpy().reshape(-1), minlength=256)
-            pixels, images = pixels + counts, images + (counts > 0)
-        if sheet is not None and index % step == 0 and len(thumbnails) < 4 * SHEET_COLUMNS:
-            thumbnails.append(_thumbnail(image, label, colors, str(row["id"])))
+    found = survey(dataset, what="the data set", whole=True, num_workers=num_workers, progress=progress)
+    problems = [*found.problems, *({"id": WHOLE_SET, "problem": sentence} for sentence in found.faults())]
+    rows = undecoded(dataset, with_label=found.with_label, what="dataset")
     repeated = [name for name, count in Counter(map(str, rows["id"])).items() if count > 1]
     problems += [{"id": name, "problem": "this id stands more than once"} for name in repeated]
-    report: dict[str, Any] = {"samples": len(rows), "readable": len(sizes)}
-    report |= _sizes(sizes) | (_classes(pixels, images, len(sizes), encoding) if with_label else {})
-    if thumbnails:
-        legend = [(overlay_name(names[c], colors[c]), tuple(colors[c])) for c in np.flatnonzero(pixels[:IGNORE_INDEX])]
-        legend += [("ignored", WHITE)] if pixels[IGNORE_INDEX] else []
-        try:
-            _write_sheet(thumbnails, legend, Path(sheet))
-            report["contact_sheet"] = str(sheet)
-        except OSError as error:  # a full disk: what the walk found is not lost
-            report["contact_sheet_error"] = f"{sheet}: {error.strerror or error}."
+    report: dict[str, Any] = {"samples": len(rows), "readable": found.readable}
+    report |= _sizes(found.sizes) | (_classes(found) if found.with_label else {})
+    report["notes"] = [{"what": note.what, "count": note.count, "first": note.first} for note in found.notes()]
+    if sheet is not None:
+        report |= _contact_sheet(dataset, rows, found, Path(sheet))
     return {**report, "problems": problems}
+
+
+def check_splits(load: Callable[[str], Dataset], splits: Sequence[str], **options: Any) -> dict[str, Any]:
+    """`check_dataset` of each split.
+
+    Args:
+        load: gives the data set of a split.
+        options: those of `check_dataset`; a `sheet` gets the split's name before its ending.
+
+    Returns:
+        "splits": by name, what `check_dataset` gives; and "problems" of all, each with its "split". A split that
+        cannot be opened is a problem.
+    """
+    sheet, reports, problems = options.pop("sheet", None), {}, []
+    for split in splits:
+        own = {} if sheet is None else {"sheet": Path(sheet).with_stem(f"{Path(sheet).stem}_{split}")}
+        try:
+            reports[split] = check_dataset(load(split), **options, **own)
+        except ValueError as error:
+            reports[split] = {"samples": 0, "readable": 0, "problems": [{"id": WHOLE_SET, "problem": str(error)}]}
+        problems += [{"split": split, **problem} for problem in reports[split]["problems"]]
+    return {"splits": reports, "problems": problems}
+
+
+def _contact_sheet(dataset: Dataset, rows: Dataset, found: Survey, path: Path) -> dict[str, Any]:
+    """Some samples, read once more; "contact_sheet" or "contact_sheet_error", or nothing where none can be read."""
+    colors = palette_of(dataset.features["label"], found.names) if found.with_label else ()
+    step = max(1, len(rows) // (4 * SHEET_COLUMNS))
+    thumbnails = []
+    for index in range(0, len(rows), step):
+        row = rows[index]
+        if len(thumbnails) == 4 * SHEET_COLUMNS:
+            break
+        try:
+            image, label = read_sample(row, found.encoding, with_label=found.with_label)
+        except ValueError:
+            continue  # a problem already
+        thumbnails.append(_thumbnail(image, label, colors, id_of(row)))
+    if not thumbnails:
+        return {}
+    legend = [
+        (overlay_name(found.names[c], colors[c]), tuple(colors[c]))
+        for c in np.flatnonzero(found.pixels[: len(colors)])
+    ]
+    legend += [("ignored", WHITE)] if found.pixels[IGNORE_INDEX] else []
+    try:
+        _write_sheet(thumbnails, legend, path)
+        return {"contact_sheet": str(path)}
+    except OSError as error:  # a full disk: what the walk found is not lost
+        return {"contact_sheet_error": f"{path}: {error.strerror or error}."}
 
 
 def _sizes(sizes: list[tuple[int, int]]) -> dict[str, Any]:
@@ -90,17 +121,20 @@ def _sizes(sizes: list[tuple[int, int]]) -> dict[str, Any]:
     return {"sizes": found, "orientations": {"landscape": wide, "portrait": tall, "square": len(sizes) - wide - tall}}
 
 
-def _classes(pixels, images, readable: int, encoding: LabelEncoding | None) -> dict[str, Any]:
+def _classes(found: Survey) -> dict[str, Any]:
+    encoding, pixels, images = found.encoding, found.pixels, found.images
     last = len(encoding.names) if encoding else int(np.flatnonzero(pixels[:IGNORE_INDEX]).max(initial=-1)) + 1
     labeled = max(int(pixels[:IGNORE_INDEX].sum()), 1)
     rows = [
         {
-            "name": encoding.names[c] if encoding else f"class {c}",
+            "name": found.names[c],
             "pixel_share": float(pixels[c] / labeled),
-            "image_share": float(images[c] / max(readable, 1)),
+            "image_share": float(images[c] / max(found.readable, 1)),
         }
         for c in range(last)
     ]
+    if found.white_is_a_class:
+        rows[1]["stored"] = IGNORE_INDEX
     return {"classes": rows, "ignored_share": float(pixels[IGNORE_INDEX] / max(int(pixels.sum()), 1))}
 
 
@@ -151,8 +185,11 @@ def _write_sheet(tiles: list[Image.Image], legend: list[tuple[str, Color]], path
         sheet.save(temporary, format="PNG")
 
 
-def format_report(report: dict[str, Any]) -> str:
-    """The report as text for a terminal; at most twenty problems are spelled out."""
+def format_report(report: Mapping[str, Any]) -> str:
+    """The report of `check_dataset` or `check_splits` as text for a terminal; at most twenty problems of a set are
+    spelled out."""
+    if "splits" in report:
+        return "\n\n".join(f"== {split} ==\n{format_report(part)}" for split, part in report["splits"].items())
     lines = [f"{report['samples']} samples, {report['readable']} readable"]
     if "sizes" in report:
         low, middle, high = (" x ".join(str(int(v)) for v in report["sizes"][key]) for key in ("min", "median", "max"))
@@ -162,13 +199,21 @@ def format_report(report: dict[str, Any]) -> str:
         width = max([len(row["name"]) for row in report["classes"]] + [5])
         lines.append(f"\n{'class':<{width}}{'pixels, %':>12}{'images, %':>12}")
         for row in report["classes"]:
-            absent = "   never occurs" if row["pixel_share"] == 0 else ""
+            said = "   never occurs" if row["pixel_share"] == 0 else ""
+            said += f"   {row['stored']} in the masks" if "stored" in row else ""
             shares = f"{100 * row['pixel_share']:>12.2f}{100 * row['image_share']:>12.1f}"
-            lines.append(f"{row['name']:<{width}}{shares}{absent}")
+            lines.append(f"{row['name']:<{width}}{shares}{said}")
         lines.append(f"ignored: {100 * report['ignored_share']:.2f} % of all pixels")
+    notes = report.get("notes", [])
+    lines += ["", *(_note(note) for note in notes)] if notes else []
     problems = report["problems"]
     lines.append(f"\n{len(problems)} problems" if problems else "\nno problems")
     lines += [f"  {p['id']}: {p['problem']}" for p in problems[:20]]
     if len(problems) > 20:
         lines.append(f"  ... and {len(problems) - 20} more; the report file lists all")
     return "\n".join(lines)
+
+
+def _note(note: Mapping[str, Any]) -> str:
+    more = ", ..." if note["count"] > len(note["first"]) else ""
+    return f"{note['count']} {note['what']}" + (f": {', '.join(note['first'])}{more}" if note["first"] else "")

@@ -12,6 +12,7 @@ from datasets import Dataset, IterableDataset
 from ..functional import IGNORE_INDEX
 from .labels import LabelEncoding
 from .table import build, first_few
+from .walk import is_hidden
 
 logger = logging.getLogger(__name__)
 
@@ -118,6 +119,7 @@ def load_cityscapes(
             f"found in {root}: {there}. Give the folder that holds leftImg8bit/ as `root`."
         )
     images = sorted(folder.glob("*/*_leftImg8bit.png"), key=lambda path: path.name)
+    images = [path for path in images if not is_hidden(path.name)]  # "._..." of an archive made on a Mac
     if not images:
         raise ValueError(f"No image <city>/*_leftImg8bit.png below {folder}.")
     if only_ids is not None:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from datasets import Dataset, Image, IterableDataset
 
+from .black_and_white import settled
 from .labels import LabelEncoding, reduced_values
-from .table import build, first_few
+from .table import as_stream, build, first_few
+from .walk import IMAGE_SUFFIXES, MASK_SUFFIXES, OTHER_KIND, Walk, is_hidden, walk
 
 logger = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif")
 METADATA = "metadata.jsonl"
 CLASSES = "classes.json"
 
@@ -33,11 +34,13 @@ def load_folder(
     colors: Mapping[tuple[int, int, int] | str, int] | None = None,
     reduce_labels: bool = False,
     palette: Sequence[tuple[int, int, int]] | None = None,
+    resize_masks: bool = False,
     with_labels: bool = True,
     only_ids: Collection[str] | None = None,
     streaming: bool = False,
 ) -> Dataset | IterableDataset:
-    """Images of `<root>/images` and masks of `<root>/masks`, matched by name; subfolders are kept.
+    """Images of `<root>/images` and masks of `<root>/masks`, matched by name; subfolders are kept, links to folders
+    followed. Hidden files, thumbnails and what is of no kind that is read are passed over and logged.
 
     With a `split`, `<root>/<split>/...` is read. With `with_labels=False`, images may lie in that folder itself. A
     `metadata.jsonl` there (lines with "file_name" and, where labeled, "mask_file_name") is followed instead of names.
@@ -46,11 +49,14 @@ def load_folder(
         mask_suffix: what a mask's name has after its image's: "_mask" for `a.jpg` and `a_mask.png`.
         class_names: a list, {id: name}, or a JSON file of either; none: `<root>/classes.json` where there is one.
             Without any, masks are read as class ids as they are.
-        values: stored value -> class id or 255 (ignored), e.g. `{0: 0, 255: 1}` for masks of 0 and 255.
+        values: stored value -> class id or 255 (ignored), e.g. `{0: 0, 255: 1}` for masks of 0 and 255. That is also
+            what is taken, and said, of two classes where no coding is given and the masks hold 0 and 255 alone.
         colors: colour -> class id or 255, for masks that are RGB pictures, or GIFs of any palette but plain grey:
             {(128, 64, 128): 0}; in JSON, which has text for keys, {"128, 64, 128": 0}.
         reduce_labels: 0 is no class, k is class k - 1.
         palette: the colour that each class is shown in.
+        resize_masks: masks of another size than their images, but of the same aspect, are resized to them by the
+            nearest pixel; training, evaluation and check see the same. Needs `class_names`.
         with_labels: false: no mask is looked for.
         only_ids: leave out all other images, whose masks then need not be there.
         streaming: give an `IterableDataset`.
@@ -71,12 +77,14 @@ def load_folder(
     if not with_labels:
         return build(ids, files, streaming=streaming)
     names = read_class_names(class_names, default=[folder / CLASSES, Path(root) / CLASSES])
-    feature = label_feature(names, values=values, colors=colors, reduce_labels=reduce_labels, palette=palette)
+    coding = {"values": values, "colors": colors, "reduce_labels": reduce_labels, "palette": palette}
+    feature = label_feature(names, **coding, resize_masks=resize_masks)
     if names is None:
         logger.info(
             "%s: no class names given; masks are read as class ids, and models say how many there are.", folder
         )
-    return build(ids, files, [mask for _, _, mask in pairs], feature, streaming=streaming)
+    dataset = settled(build(ids, files, [mask for _, _, mask in pairs], feature), str(folder))
+    return as_stream(dataset) if streaming else dataset
 
 
 def label_feature(
@@ -86,6 +94,7 @@ def label_feature(
     colors: Mapping[tuple[int, int, int] | str, int] | None = None,
     reduce_labels: bool = False,
     palette: Sequence[tuple[int, int, int]] | None = None,
+    resize_masks: bool = False,
 ) -> Image:
     """The feature of a label column, from what a user may say of it.
 
@@ -99,6 +108,8 @@ def label_feature(
     if names is None:
         if given or palette:
             raise ValueError(f"`{(given or ['palette'])[0]}` needs `class_names`: which classes does it lead to?")
+        if resize_masks:  # there is no coding to write it into
+            raise ValueError("`resize_masks` needs `class_names`: it is kept beside them, with the labels.")
         return Image()
     if reduce_labels:
         values = reduced_values(len(names))
@@ -110,8 +121,9 @@ def label_feature(
     except (ValueError, TypeError, AttributeError) as error:
         wanted = "{7: 0, ...}" if values is not None else "{(128, 64, 128): 0, ...}"
         raise ValueError(f"`{given[0]}` must be like {wanted}, found {ways[given[0]]!r:.80} ({error}).") from error
+    palette = None if palette is None else tuple(map(tuple, palette))
     return LabelEncoding(
-        names, values=values, colors=colors, palette=None if palette is None else tuple(map(tuple, palette))
+        names, values=values, colors=colors, palette=palette, resize_masks=bool(resize_masks)
     ).to_feature()
 
 
@@ -175,17 +187,20 @@ def _named_pairs(
     source = folder / images
     if masks is None and not source.is_dir() and _holds_only_images(folder):
         source = folder
-    everything = _files_by_stem(source, IMAGE_SUFFIXES)
+    everything, _ = _files_by_stem(source, IMAGE_SUFFIXES)
     found = {name: path for name, path in everything.items() if only_ids is None or name in only_ids}
     if masks is None:
         return [(name, path, None) for name, path in found.items()]
-    labels = _files_by_stem(folder / masks, MASK_SUFFIXES)
+    labels, looked = _files_by_stem(folder / masks, MASK_SUFFIXES)
     missing = [name for name in found if name + mask_suffix not in labels]
     if missing:
+        others = {Path(name).with_suffix("").as_posix(): name for name in looked.passed_over.get(OTHER_KIND, [])}
+        lossy = [others[name + mask_suffix] for name in missing if name + mask_suffix in others]
+        there = f" There are {first_few(lossy, 3)}: masks are read as {', '.join(MASK_SUFFIXES)}." if lossy else ""
         raise ValueError(
             f"{len(missing)} of {len(found)} images in {folder / images} have no mask in {folder / masks} (expected "
-            f"e.g. {missing[0]}{mask_suffix}.png): {first_few(missing)}. Add them, give `mask_suffix`, or read the "
-            "images alone with `with_labels=False`."
+            f"e.g. {missing[0]}{mask_suffix}.png): {first_few(missing)}.{there} Add them, give `mask_suffix`, or read "
+            "the images alone with `with_labels=False`."
         )
     alone = sorted(labels.keys() - {name + mask_suffix for name in everything})
     if alone:
@@ -195,20 +210,21 @@ def _named_pairs(
 
 def _holds_only_images(folder: Path) -> bool:
     """Images, and no subfolder, which might hold masks."""
-    entries = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    entries = [path for path in folder.iterdir() if not is_hidden(path.name)]
     return any(path.suffix.lower() in IMAGE_SUFFIXES for path in entries) and not any(p.is_dir() for p in entries)
 
 
-def _files_by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
+def _files_by_stem(folder: Path, suffixes: tuple[str, ...]) -> tuple[dict[str, Path], Walk]:
+    """(the files by their path without its ending, the walk); what was passed over is logged."""
     if not folder.is_dir():
         there = sorted(path.name for path in folder.parent.iterdir()) if folder.parent.is_dir() else []
         splits = [name for name in there if (folder.parent / name / folder.name).is_dir()]
         hint = f" Give `split`, one of {first_few(splits)}; or that folder itself." if splits else ""
         raise ValueError(f"No folder {folder}; {folder.parent} holds: {first_few(there) or 'nothing'}.{hint}")
+    looked = walk(folder, suffixes)
+    looked.say()
     found: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
-        if not path.is_file() or path.suffix.lower() not in suffixes or path.name.startswith("."):
-            continue
+    for path in looked.files.values():
         name = path.relative_to(folder).with_suffix("").as_posix()
         if name in found:
             raise ValueError(
@@ -216,14 +232,24 @@ def _files_by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
             )
         found[name] = path
     if not found:
-        raise ValueError(f"No image in {folder}: looked for {', '.join(suffixes)}.")
-    return found
+        passed = f" Passed over: {'; '.join(looked.lines())}." if looked.passed_over else ""
+        raise ValueError(f"No image in {folder}: looked for {', '.join(suffixes)}.{passed}")
+    return found, looked
+
+
+def splits_of(root: str | Path, images: str = "images") -> list[str]:
+    """The folders in `root` that are splits: those with a folder of images, or with a list of files, in them."""
+    root = Path(root)
+    if not root.is_dir():
+        return []
+    folders = sorted(path for path in root.iterdir() if path.is_dir() and not is_hidden(path.name))
+    return [path.name for path in folders if (path / images).is_dir() or (path / METADATA).is_file()]
 
 
 def _listed_pairs(
     folder: Path, with_labels: bool, only_ids: Collection[str] | None
 ) -> list[tuple[str, Path, Path | None]]:
-    pairs = []
+    pairs, listed = [], set()
     try:
         lines = (folder / METADATA).read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
@@ -235,6 +261,7 @@ def _listed_pairs(
         try:
             row = json.loads(line)
             image = row["file_name"]
+            listed |= {os.path.normpath(name) for name in (image, row.get("mask_file_name")) if isinstance(name, str)}
             if only_ids is not None and Path(image).with_suffix("").as_posix() not in only_ids:
                 continue
             mask = row["mask_file_name"] if with_labels else ""
@@ -251,6 +278,11 @@ def _listed_pairs(
     repeated = [name for name, count in Counter(name for name, _, _ in pairs).items() if count > 1]
     if repeated:
         raise ValueError(f"{folder / METADATA} lists images more than once: {first_few(repeated)}.")
+    beside = [name for name in walk(folder, IMAGE_SUFFIXES).files if os.path.normpath(name) not in listed]
+    if beside:
+        logger.info(
+            "%s does not list %d images that lie there: %s.", folder / METADATA, len(beside), first_few(beside)
+        )
     return pairs
 
 

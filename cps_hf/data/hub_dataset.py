@@ -6,12 +6,14 @@ import difflib
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, Image, IterableDataset, Value, load_dataset
 from datasets.exceptions import DatasetNotFoundError
 
+from .black_and_white import settled
 from .folder import label_feature, read_class_names
 from .labels import LabelEncoding
 from .table import first_few
@@ -31,6 +33,7 @@ def load_hub(
     values: Mapping[int, int] | None = None,
     colors: Mapping[tuple[int, int, int], int] | None = None,
     reduce_labels: bool = False,
+    resize_masks: bool = False,
     with_labels: bool = True,
     streaming: bool = False,
     revision: str | None = None,
@@ -45,10 +48,13 @@ def load_hub(
         name: the Hub data set's configuration.
         image_column, label_column, id_column: what columns are called there; they become "image", "label" and "id".
             Without an `id_column` a column "id" is used, or else rows are numbered (not when streaming).
-        class_names, values, colors, reduce_labels: as for `load_folder`; not needed for shards that
+        class_names, values, colors, reduce_labels, resize_masks: as for `load_folder`; not needed for shards that
             `cps-hf prepare` wrote, which carry them, nor names where a column lists each image's classes
             (a list of ClassLabel).
         with_labels: false: the label column is dropped unread.
+
+    A column of encoded files without Hugging Face's metadata ({"bytes", "path"}, or bytes alone, as other writers of
+    parquet leave it) is taken for images.
 
     Raises:
         ValueError: no such data set, split or column, shards are missing, or labels are coded in two ways.
@@ -58,6 +64,7 @@ def load_hub(
         raise ValueError(f"{path} is streamed without saying its columns' types: read it with `streaming=False`.")
     columns = {image_column: "image"} | ({label_column: "label"} if with_labels else {})
     for column, role in columns.items():
+        dataset = _as_images(dataset, column)
         _require_image_column(dataset, column, role, str(path))
     feature = dataset.features[label_column] if with_labels else None
     names_there = _class_label_names(dataset.features) if with_labels else None
@@ -84,10 +91,12 @@ def load_hub(
                 f"The labels of {path} say how they are coded ({len(carried.names)} classes); leave out "
                 f"`{(told or ['reduce_labels'])[0]}`."
             )
-        return dataset
+        resized = replace(carried, resize_masks=carried.resize_masks or resize_masks)
+        return dataset if resized == carried else dataset.cast_column("label", resized.to_feature())
     names = read_class_names(class_names if class_names is not None else names_there)
-    wanted = label_feature(names, values=values, colors=colors, reduce_labels=reduce_labels)
-    return dataset.cast_column("label", wanted)
+    coding = {"values": values, "colors": colors, "reduce_labels": reduce_labels}
+    dataset = dataset.cast_column("label", label_feature(names, **coding, resize_masks=resize_masks))
+    return settled(dataset, str(path)) if isinstance(dataset, Dataset) else dataset
 
 
 def _load(path: str, name: str | None, split: str, streaming: bool, revision: str | None) -> Any:
@@ -135,6 +144,16 @@ def _shards(folder: Path, wanted: Sequence[str]) -> dict[str, list[str]]:
     return {split: [path for _, _, path in splits[split]] for split in wanted}
 
 
+def _as_images(dataset, column: str):
+    """The data set, its column an Image where it holds encoded files and nobody wrote down that it does."""
+    feature = (dataset.features or {}).get(column)
+    holds_files = isinstance(feature, dict) and "bytes" in feature and set(feature) <= {"bytes", "path"}
+    if not holds_files and not (isinstance(feature, Value) and feature.dtype in ("binary", "large_binary")):
+        return dataset
+    logger.info("Column %r holds encoded files without saying so: it is taken for images.", column)
+    return dataset.cast_column(column, Image())
+
+
 def _require_image_column(dataset, column: str, role: str, path: str) -> None:
     option = f"`{role}_column`"
     if column not in dataset.features:
@@ -146,7 +165,9 @@ def _require_image_column(dataset, column: str, role: str, path: str) -> None:
         found = type(dataset.features[column]).__name__
         raise ValueError(
             f"Column {column!r} of {path} is of type {found}, expected Image.{_columns(dataset, column)} "
-            f"Give another {option}."
+            f"Give another {option}. Parquet files that were written without Hugging Face's metadata are read where "
+            "that column holds the bytes of image files (PNG, JPEG ...); write them so, or in Python "
+            f'`datasets.load_dataset(...).cast_column("{column}", datasets.Image())` where it holds paths.'
         )
 
 
@@ -169,7 +190,7 @@ def _with_text_ids(dataset, path: str, column: str | None):
 
 def _columns(dataset, wanted: str) -> str:
     known = [*dataset.features]
-    close = difflib.get_close_matches(wanted, known, n=1)
+    close = difflib.get_close_matches(wanted, known, n=1) if wanted not in known else []
     return f" There are: {first_few(known, 12)}." + (f" Did you mean {close[0]!r}?" if close else "")
 
 

@@ -17,9 +17,12 @@ from datasets import Image
 from PIL import Image as PILImage
 
 from ..functional import IGNORE_INDEX
+from .table import as_typed
 
 _KEY = "cps_hf.label_encoding"
 _UNKNOWN = -1
+LOWEST, HIGHEST = -32768, 65535  # of stored values
+BLACK_AND_WHITE = {0: 0, 255: 1}  # what masks of two classes that hold 0 and 255 alone mean
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,9 @@ class LabelEncoding:
         values: stored value -> class id or 255. None: stored values are class ids, and 255 is ignored.
         colors: for RGB-coded masks: colour -> class id or 255.
         palette: the colour that each class is shown in.
+        resize_masks: a mask of another size than its image, but of its aspect, is resized to it (nearest pixel).
+
+    A value of -1, and NaN, is ignored unless `values` says otherwise: it can be no class, and stands for missing data.
 
     Where no value (colour) leads to 255, ignored pixels, e.g. of pseudo labels, still have a code, one that masks of
     8 bits cannot hold by chance: the highest 16-bit value that is not in `values`, 65535; with `colors`, a wholly
@@ -44,6 +50,7 @@ class LabelEncoding:
     values: Mapping[int, int] | None = None
     colors: Mapping[tuple[int, int, int], int] | None = None
     palette: tuple[tuple[int, int, int], ...] | None = None
+    resize_masks: bool = False
 
     def __post_init__(self):
         if isinstance(self.names, str):
@@ -65,8 +72,8 @@ class LabelEncoding:
                     f"found {dict(list(bad.items())[:5])}."
                 )
         for value in self.values or ():
-            if not 0 <= value <= 65535:
-                raise ValueError(f"`values`: a stored value is 0 to 65535, got {value}.")
+            if not LOWEST <= value <= HIGHEST:
+                raise ValueError(f"`values`: a stored value is {LOWEST} to {HIGHEST}, got {value}.")
         for color in self.colors or ():
             if len(color) != 3 or not all(0 <= v <= 255 for v in color):
                 raise ValueError(f"`colors`: a colour is (red, green, blue), each 0 to 255, got {color}.")
@@ -85,6 +92,7 @@ class LabelEncoding:
             "values": None if self.values is None else [[int(k), int(v)] for k, v in self.values.items()],
             "colors": None if self.colors is None else [[*map(int, k), int(v)] for k, v in self.colors.items()],
             "palette": None if self.palette is None else [[*map(int, color)] for color in self.palette],
+            "resize_masks": True if self.resize_masks else None,
         }
         text = json.dumps({_KEY: 1, **{k: v for k, v in value.items() if v is not None}}, separators=(",", ":"))
         return Image(decode=decode, id=text)
@@ -110,6 +118,7 @@ class LabelEncoding:
                 values=None if "values" not in value else dict(value["values"]),
                 colors=None if "colors" not in value else {(r, g, b): v for r, g, b, v in value["colors"]},
                 palette=None if "palette" not in value else tuple((r, g, b) for r, g, b in value["palette"]),
+                resize_masks=bool(value.get("resize_masks", False)),
             )
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
@@ -129,13 +138,16 @@ class LabelEncoding:
         if self.colors is not None:
             return self._decode_colors(image, name)
         stored = stored_values(image, name=name)
-        table = np.full(max(int(stored.max(initial=0)) + 1, 256), _UNKNOWN, np.int16)
+        lowest = min(int(stored.min(initial=0)), 0)
+        table = np.full(max(int(stored.max(initial=0)) + 1, 256) - lowest, _UNKNOWN, np.int16)
+        if lowest < 0:
+            table[-1 - lowest] = IGNORE_INDEX
         for value, class_id in self._values.items() if self.values is not None else enumerate(range(len(self.names))):
-            if 0 <= value < len(table):
-                table[value] = class_id
+            if 0 <= value - lowest < len(table):
+                table[value - lowest] = class_id
         if self.values is None:
-            table[IGNORE_INDEX] = IGNORE_INDEX
-        decoded = table[stored]
+            table[IGNORE_INDEX - lowest] = IGNORE_INDEX
+        decoded = table[stored if lowest == 0 else stored - lowest]
         if decoded.min(initial=0) == _UNKNOWN:
             unknown, counts = np.unique(stored[decoded == _UNKNOWN], return_counts=True)
             raise self._unknown_error(name, unknown.tolist(), counts.tolist())
@@ -150,7 +162,8 @@ class LabelEncoding:
         if self.values is None and self.colors is None:
             return PILImage.fromarray(ids)
         table = self._values if self.values is not None else self._colors
-        stored = {class_id: value for value, class_id in reversed(table.items())}  # of several the first
+        table = {code: class_id for code, class_id in table.items() if isinstance(code, tuple) or code >= 0}
+        stored = {class_id: code for code, class_id in reversed(table.items())}  # of several the first
         occurring = np.unique(ids).tolist()
         missing = [i for i in occurring if i not in stored]
         if missing:
@@ -165,7 +178,7 @@ class LabelEncoding:
     @cached_property
     def _values(self) -> dict[int, int]:
         """`values`, with one for ignored pixels."""
-        if IGNORE_INDEX in self.values.values():
+        if any(class_id == IGNORE_INDEX and value >= 0 for value, class_id in self.values.items()):
             return dict(self.values)
         return {**self.values, next(v for v in range(65535, -1, -1) if v not in self.values): IGNORE_INDEX}
 
@@ -179,6 +192,11 @@ class LabelEncoding:
         return colors
 
     def _decode_colors(self, image: PILImage.Image, name: str) -> np.ndarray:
+        if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX"):
+            raise ValueError(
+                f"The label of {name} has mode {image.mode!r}; `colors` reads RGB, palette and grey masks of 8 bits. "
+                "Save it as such a PNG."
+            )
         # Four bytes a pixel, read as one number; alpha, the highest byte, counts only where a colour is unknown.
         rgba = np.asarray(image.convert("RGBA")).view("<u4")[..., 0]
         packed = rgba & 0xFFFFFF
@@ -207,10 +225,19 @@ class LabelEncoding:
             expected = f"the stored values {_ranges(self.values)}"
         else:
             expected = f"class ids 0 to {len(self.names) - 1}, or {IGNORE_INDEX} for pixels to ignore"
+        hint = (
+            "say how labels are coded when loading the data set (`class_names`, `reduce_labels`, `values`, `colors`)"
+        )
+        if self.colors is None and any(value < 0 for value in found):
+            table = {min(found): IGNORE_INDEX} | (dict(self.values or {}) or {i: i for i in range(len(self.names))})
+            hint = f"say, where it means missing data: {as_typed(values=table)}"
+        elif self.values == BLACK_AND_WHITE and 1 in found:
+            hint = (
+                f"say what each value means, for instance {as_typed(values={0: 0, 1: 1, 255: 1})}; 255: 255 ignores it"
+            )
         return ValueError(
             f"The label of {name} holds {first}{' ...' if len(found) > 5 else ''}; expected {expected}. Mend the "
-            "file, or say how labels are coded when loading the data set (`class_names`, `reduce_labels`, `values`, "
-            "`colors`)."
+            f"file, or {hint}."
         )
 
 
@@ -231,28 +258,40 @@ def reduced_values(num_labels: int) -> dict[int, int]:
 def stored_values(image: PILImage.Image, *, name: str) -> np.ndarray:
     """The integers that a label image holds (H, W): palette indices, grey values, 16-bit values, 0/1 of a bitmap.
 
-    The indices of a GIF are taken only where they are its grey values too: who writes a GIF may number the palette
-    anew (PIL does), so that an index, a grey value, or neither may be meant, and nothing in the file says which.
+    Floating-point numbers that are whole are taken, NaN as -1. The indices of a GIF are taken only where they are its
+    grey values too: who writes a GIF may number the palette anew (PIL does), so that an index, a grey value, or
+    neither may be meant, and nothing in the file says which.
 
     Raises:
-        ValueError: it has several channels, or fractions, or is a GIF whose palette shows other values than it holds.
+        ValueError: it has several channels, or fractions, or values that no class can have, or is a GIF whose palette
+            shows other values than it holds.
     """
     if image.mode == "1":
         return np.asarray(image).astype(np.uint8)
-    if image.mode in ("P", "L", "I", "I;16", "I;16B", "I;16L"):
-        values = np.asarray(image)
-        if image.mode == "P" and image.format == "GIF":
-            _check_gif(image, name)
-        if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
+    if image.mode not in ("P", "L", "I", "I;16", "I;16B", "I;16L", "F"):
+        raise ValueError(
+            f"The label of {name} has mode {image.mode!r} ({len(image.getbands())} channels); expected one channel of "
+            "class ids (grey or palette). For masks that code classes by RGB colours, give the table: "
+            "`colors={(r, g, b): class id, ...}`."
+        )
+    values = np.asarray(image)
+    if image.mode == "P" and image.format == "GIF":
+        _check_gif(image, name)
+    if image.mode == "F":
+        values = np.where(np.isnan(values), -1, values)
+        if (values != np.floor(values)).any():
+            share = 100 * float((values != np.floor(values)).mean())
             raise ValueError(
-                f"The label of {name} holds values from {values.min()} to {values.max()}; expected 0 to 65535."
+                f"The label of {name} holds fractions in {share:.1f} % of its pixels, from {values.min():g} to "
+                f"{values.max():g}; expected class ids. If they are probabilities or scaled to 0 to 1, save the class "
+                "ids instead, as a PNG of 8 bits."
             )
-        return values if values.dtype == np.uint8 else values.astype(np.int32)
-    raise ValueError(
-        f"The label of {name} has mode {image.mode!r} ({len(image.getbands())} channels); expected one channel of "
-        "class ids (grey or palette). For masks that code classes by RGB colours, give the table: "
-        "`colors={(r, g, b): class id, ...}`."
-    )
+    if values.min(initial=0) < LOWEST or values.max(initial=0) > HIGHEST:
+        raise ValueError(
+            f"The label of {name} holds values from {values.min():.10g} to {values.max():.10g}; expected whole "
+            f"numbers from {LOWEST} to {HIGHEST}. Save class ids as a PNG of 8 bits, with 255 for missing data."
+        )
+    return values if values.dtype == np.uint8 else values.astype(np.int32)
 
 
 def _check_gif(image: PILImage.Image, name: str) -> None:

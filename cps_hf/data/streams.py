@@ -260,15 +260,24 @@ def check_columns(dataset, *, with_label: bool, what: str) -> None:
         )
     if dataset.features is None:
         raise ValueError(
-            f"`{what}` is streamed without features, so its columns are unknown. Pass it through "
-            "`dataset.cast(Features(...))`, or write parquet shards, which carry them."
+            f"`{what}` is streamed without features, as `map` leaves it, so that its columns and how labels are coded "
+            "are unknown. Give `map` those of the stream that it was called on: `stream.map(..., "
+            "features=stream.features)`."
         )
     for column in ["image", "label"] if with_label else ["image"]:
         if not isinstance(dataset.features.get(column), Image):
             found = ", ".join(f"{name} ({type(f).__name__})" for name, f in dataset.features.items())
+            cast = "datasets.Image()"
+            kept = ""
+            if column == "label":  # how labels are coded rides on their feature
+                cast = f'loaded.features["{column}"]'
+                kept = (
+                    " `loaded` is what `load_folder` or `load_hub` gave: its feature says how labels are coded; of "
+                    "your own labels it is `LabelEncoding(class_names).to_feature()` of `cps_hf.data`."
+                )
             raise ValueError(
                 f"`{what}` needs a column {column!r} of type Image, found {found}. Rename or cast yours: "
-                f'`dataset.rename_column("<yours>", "{column}").cast_column("{column}", datasets.Image())`.'
+                f'`dataset.rename_column("<yours>", "{column}").cast_column("{column}", {cast})`.{kept}'
             )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset, Features, Image, IterableDataset, Value
 
@@ -28,10 +30,25 @@ def build(
         columns["label"], features["label"] = [str(path) for path in labels], label_feature or Image()
     columns["id"], features["id"] = list(ids), Value("string")
     dataset = Dataset.from_dict(columns, features=Features(features))
-    return dataset.to_iterable_dataset(num_shards=max(1, len(ids) // 1000)) if streaming else dataset
+    return as_stream(dataset) if streaming else dataset
+
+
+def as_stream(dataset: Dataset) -> IterableDataset:
+    """In shards of at most a thousand files."""
+    return dataset.to_iterable_dataset(num_shards=max(1, len(dataset) // 1000))
 
 
 def first_few(names: Sequence[object], most: int = 5) -> str:
     """For errors: "a, b, c ... (17 in all)"."""
     listed = ", ".join(str(name) for name in names[:most])
     return listed if len(names) <= most else f"{listed} ... ({len(names)} in all)"
+
+
+def as_typed(**options: Any) -> str:
+    """For errors: arguments of a loader as Python takes them, and as a command line does.
+
+    `as_typed(values={0: 0, 255: 1})` is "`values={0: 0, 255: 1}` (on a command line `--load_options '{"values": {"0":
+    0, "255": 1}}'`)".
+    """
+    python = ", ".join(f"{name}={value!r}" for name, value in options.items())
+    return f"`{python}` (on a command line `--load_options '{json.dumps(options)}'`)"

@@ -17,7 +17,8 @@ from huggingface_hub.utils import validate_repo_id
 _FACTS = (
     *("model_name", "branch", "architecture", "base_model", "license", "id2label", "trust_remote_code", "directory"),
     *("dataset_name", "partition_name", "partition_sha256", "num_labeled", "num_unlabeled", "objective"),
-    *("objective_fields", "citation", "settings", "scores", "best", "step", "eval", "versions", "picture", "limits"),
+    *("objective_fields", "citation", "settings", "scores", "best", "absent", "step", "eval", "versions"),
+    *("picture", "limits"),
 )
 _CITATION = """@inproceedings{chen2021cps,
   title     = {Semi-Supervised Semantic Segmentation with Cross Pseudo Supervision},
@@ -40,7 +41,8 @@ def render_card(facts: Mapping[str, Any]) -> str:
             objective (its name), objective_fields, citation (BibTeX, may be empty), settings, step, versions: dicts
             of what to print; eval: {"mode": ..., further options};
             scores: network -> {"mean_iou", "per_category_iou", ...}, fractions, at the last step; best: the same at
-            the best step, with "step" and "branch", or empty;
+            the best step, with "step" and "branch", or empty; absent: by "training" and "evaluation", names of
+            classes without a pixel there, or empty;
             picture: an image file that lies beside the card, or None; limits: a sentence or None.
 
     Raises:
@@ -58,14 +60,16 @@ def render_card(facts: Mapping[str, Any]) -> str:
     card = ModelCard.from_template(
         _metadata(facts, own.get(facts["branch"], {})),
         template_str=(files("cps_hf") / "model_card_template.md").read_text(encoding="utf-8"),
-        **{name: _shown(value) for name, value in facts.items() if name not in ("scores", "best")},
+        **{name: _shown(value) for name, value in facts.items() if name not in ("scores", "best", "absent")},
         model_id=json.dumps(without_paths(facts["directory"])),
         networks=networks,
         own=own,
         scores=facts["scores"],
         best=facts["best"],
+        absent={role: [_shown(name) for name in names] for role, names in facts["absent"].items()},
         citations=[text.strip().replace("```", "'''") for text in dict.fromkeys(citations)],
         percent=_percent,
+        over=_over,
     )
     return f"{str(card).rstrip()}\n"
 
@@ -121,7 +125,7 @@ def _metadata(facts: Mapping[str, Any], own: Mapping[str, Any]) -> ModelCardData
             dataset_name=dataset,
             dataset_split="validation",
             metric_type=metric,
-            metric_name=name,
+            metric_name=name + _over(own, metric),
             metric_value=float(own[metric]),  # a numpy float would poison the YAML
         )
         for metric, name in (("mean_iou", "mIoU"), ("mean_accuracy", "mean accuracy"))
@@ -146,3 +150,10 @@ def _is_number(value: Any) -> bool:
 
 def _percent(value: Any) -> str:
     return f"{100 * value:.2f}" if _is_number(value) else "-"
+
+
+def _over(scores: Mapping[str, Any], metric: str = "mean_iou") -> str:
+    """ " over 17 of 19 classes"; nothing where a mean is over all classes."""
+    by_class = scores.get(f"per_category_{metric.removeprefix('mean_')}", [])
+    scored = sum(_is_number(value) for value in by_class)
+    return "" if scored == len(by_class) else f" over {scored} of {len(by_class)} classes"

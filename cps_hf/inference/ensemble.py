@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from ..modeling.branches import Branch
+from ..modeling.channels import check_channels
 from .windows import class_ids, predict_each, predict_logits
 
 logger = logging.getLogger(__name__)
@@ -27,8 +28,8 @@ class Ensemble:
         device: where they go; None: a GPU where there is one.
 
     Raises:
-        ValueError: there is no model, they have different classes, or more than 255: class maps are uint8; or the
-            device is not there.
+        ValueError: there is no model, they have different classes, or more than 255: class maps are uint8; one takes
+            no RGB images; or the device is not there.
     """
 
     def __init__(
@@ -41,6 +42,8 @@ class Ensemble:
     ):
         if not models:
             raise ValueError("An ensemble needs at least one model.")
+        for model, source in zip(models, sources, strict=True):
+            check_channels(model.config, str(source))
         self.device = _usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.networks = [Branch(model).eval().to(self.device) for model in models]
         self.processors, self.sources = list(processors), [str(source) for source in sources]

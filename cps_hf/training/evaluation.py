@@ -139,7 +139,6 @@ class Evaluator:
             ValueError: names the image and what was wrong with it.
         """
         first, mode = next(iter(self.stream(dataset)), []), self.options["mode"]
-        _warn_of_white_masks(first, self.num_labels)
         with whole(self.module), self.accelerator.autocast(), evaluating(self.branches):
             for group, images in self._batches([first]):
                 for i, branch in enumerate(self.branches):
@@ -185,17 +184,6 @@ class Evaluator:
     def _sum(self, tensor: Tensor) -> Tensor:
         """Summed over processes, on the tensor's own device."""
         return self.accelerator.reduce(tensor.to(self.device), "sum").to(tensor.device)
-
-
-def _warn_of_white_masks(samples: Samples, num_labels: int) -> None:
-    """Masks of two classes are often drawn in black and white, and white, 255, is what is ignored."""
-    found = {value for sample in samples for value in sample["label"].unique().tolist()}
-    if num_labels == 2 and found == {0, 255}:
-        logger.warning(
-            "The label of %r holds 0 and 255 alone, and 255 is ignored, so that nothing is class 1. If 255 means "
-            "class 1, say so when the data set is loaded: `values={0: 0, 255: 1}`.",
-            samples[0]["id"],
-        )
 
 
 def _readable(batches: Iterable[list[dict[str, Any] | Exception]]) -> Iterator[Samples]:

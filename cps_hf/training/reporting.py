@@ -243,7 +243,8 @@ def peak_memory(device: torch.device) -> int | None:
 
 
 def scores_table(scores: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> str:
-    """Per-class IoU and the means in percent, a column a branch. Classes without a pixel show a dash."""
+    """Per-class IoU and the means in percent, a column a branch. Classes without a pixel show a dash, and where there
+    are any, a line says over how many the means are."""
     columns = [row.replace("_", " ") for row in scores]
     width = max([len(name) for name in names] + [16])
     lines = [f"{'IoU, %':<{width}}" + "".join(f"{c:>11}" for c in columns)]
@@ -258,7 +259,36 @@ def scores_table(scores: Mapping[str, Mapping[str, Any]], names: Sequence[str]) 
         ("overall_accuracy", "pixel accuracy"),
     ):
         lines.append(_line(title, [s[key] for s in scores.values()], width))
+        if any(over_classes(s, key) for s in scores.values()):
+            counts = (f"{scored_classes(s, key)} of {len(names)}" for s in scores.values())
+            lines.append(f"{'  over classes':<{width}}" + "".join(f"{count:>11}" for count in counts))
     return "\n".join(lines)
+
+
+def scored_classes(scores: Mapping[str, Any], metric: str = "mean_iou") -> int:
+    """How many classes a mean is over: an IoU needs a pixel in the labels or the predictions, an accuracy in the
+    labels."""
+    return sum(not _is_nan(value) for value in _by_class(scores, metric))
+
+
+def over_classes(scores: Mapping[str, Any], metric: str = "mean_iou") -> str:
+    """ " over 17 of 19 classes"; nothing where a mean is over all that are named."""
+    scored, named = scored_classes(scores, metric), len(_by_class(scores, metric))
+    return "" if scored == named else f" over {scored} of {named} classes"
+
+
+def _by_class(scores: Mapping[str, Any], metric: str) -> Sequence[float | None]:
+    return scores.get(f"per_category_{metric.removeprefix('mean_')}", [])
+
+
+def mean_iou_in_words(scores: Mapping[str, Any], digits: int = 2) -> str:
+    """ "mIoU 53.10 %", and over how many classes where it is not over all."""
+    value = scores["mean_iou"]
+    return f"mIoU {'-' if _is_nan(value) else f'{100 * value:.{digits}f} %'}{over_classes(scores)}"
+
+
+def _is_nan(value: float | None) -> bool:
+    return value is None or math.isnan(value)  # None: as results.json has it
 
 
 def class_table(scores: Mapping[str, Any], names: Sequence[str]) -> str:
@@ -273,6 +303,9 @@ def class_table(scores: Mapping[str, Any], names: Sequence[str]) -> str:
         lines.append(_line(name, values, width, column=14))
     lines.append(rule)
     lines.append(_line("mean", [scores[f"mean_{key}"] for key in columns.values()], width, column=14))
+    if any(over_classes(scores, f"mean_{key}") for key in columns.values()):
+        counts = (f"{scored_classes(scores, f'mean_{key}')} of {len(names)}" for key in columns.values())
+        lines.append(f"{'  over classes':<{width}}" + "".join(f"{count:>14}" for count in counts))
     lines.append(_line("pixel accuracy", [scores["overall_accuracy"]], width, column=28))
     return "\n".join(lines)
 

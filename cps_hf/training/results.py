@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from ..checkpointing.fingerprint import versions
 from ..objectives import Objective
-from .reporting import peak_memory
+from .reporting import peak_memory, scored_classes
 from .stages import Stages
 from .state import RunState
 
@@ -68,6 +68,11 @@ def summary(run: Run, state: RunState) -> dict[str, Any]:
         "best": state.best,
         **({"stages": {**state.stages, "final": state.scores}} if run.stages.border else {}),
         "agreement": state.agreement,
+        "classes": {
+            "named": len(run.id2label),
+            "scored": {row: scored_classes(scores) for row, scores in state.scores.items()},  # what mean_iou is over
+            "absent": state.absent_classes,
+        },
         "steps": state.global_step,
         "training": {  # without evaluating and saving
             **state.stopwatch.summary(),
@@ -120,6 +125,7 @@ def card_facts(run: Run, state: RunState, branch: str, directory: str) -> dict[s
         "settings": {**shown, "num_processes": run.num_processes},
         "scores": state.scores,
         "best": state.best,
+        "absent": state.absent_classes,
         "step": step,
         "eval": {"mode": mode} if mode == "whole" else dict(run.eval_options),
         "versions": versions(),

@@ -26,6 +26,7 @@ from ..data.labels import LabelEncoding, reduced_values
 from ..data.order import Shard
 from ..data.streams import TrainStream, check_columns
 from ..functional import frequency_weights
+from ..modeling.channels import check_channels
 from ..modeling.classes import classes_of
 from ..modeling.twins import refuse_twins
 from ..objectives import OBJECTIVES, Objective
@@ -193,6 +194,7 @@ def build_models(
         if model_config.norm_momentum is not None:
             modeling.set_norm_momentum(model, model_config.norm_momentum)
         model_checks.check_trainable(model, index)
+        check_channels(model.config, type(model).__name__)
         modeling.check_input_size(model, *crop_size)
         if args.gradient_checkpointing:
             modeling.enable_gradient_checkpointing(model)

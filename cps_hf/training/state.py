@@ -28,6 +28,8 @@ class RunState(TrainerState):
         pending: what is still to be done at this step: {"log": the record to log or None, "evaluate": bool, "best":
             whether the scores are to be compared with the best ones}; empty: nothing. Weights are saved before that,
             so that nothing of it can cost them.
+        absent_classes: by "training" and "evaluation", the named classes of which no pixel was found before step 1;
+            not saved.
         averages: the means of what is logged.
         stopwatch: the seconds and images of training.
     """
@@ -40,6 +42,7 @@ class RunState(TrainerState):
     skipped_steps: int = 0
     one_class: dict[str, float] = field(default_factory=dict)
     pending: dict[str, Any] = field(default_factory=dict)
+    absent_classes: dict[str, list[str]] = field(default_factory=dict)
     averages: Averages = field(default_factory=Averages)
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
 

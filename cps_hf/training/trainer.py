@@ -18,7 +18,7 @@ from transformers.trainer_callback import DefaultFlowCallback, TrainerCallback, 
 
 from ..checkpointing import signals
 from ..checkpointing.fingerprint import fingerprint, with_new_fields
-from ..checkpointing.resume import Checkpointer
+from ..checkpointing.resume import Checkpointer, on_main_process
 from ..config import AugmentationConfig, CPSConfig, EvaluationConfig, HubConfig, ModelConfig, Provenance, flat
 from ..data.streams import TrainStream
 from ..files import write_atomically
@@ -34,6 +34,7 @@ from .ema import update_teacher, warmed_up
 from .evaluation import Evaluator
 from .export import BranchExporter
 from .health import ONE_CLASS, Guard
+from .inspection import absent_line, look_at_labels
 from .late import CHECKPOINT, EVALUATION, Late
 from .module import TrainingModule
 from .processes import together
@@ -241,6 +242,7 @@ class CPSTrainer:
             args, accelerator, self.objective, self.train_dataset, num_labels=len(self.id2label)
         )
         checkpoint, saved = self.checkpointer.find(wanted, self._fingerprint, self._complete)
+        self.state.absent_classes = on_main_process(accelerator, self._look_at_labels)
         if args.auto_find_batch_size:
             self._fit_batch()
         streams = self._train_streams(saved["streams"])
@@ -457,6 +459,8 @@ class CPSTrainer:
             if self.accelerator.is_main_process:
                 text = json.dumps(without_nan(content), indent=1)
                 write_atomically(Path(self.args.output_dir) / "results.json", text)
+                if line := absent_line(self.state.absent_classes, len(self.id2label)):
+                    logger.warning("%s", line)
         self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
         return content
 
@@ -708,6 +712,9 @@ class CPSTrainer:
 
     def _complete(self, saved: dict[str, Any]) -> dict[str, Any]:
         return with_new_fields(saved, self.groups, self.objective)
+
+    def _look_at_labels(self) -> dict[str, list[str]]:
+        return look_at_labels(self.args, self.train_dataset, self.eval_dataset, [*self.id2label.values()])
 
     def _fit_batch(self) -> None:
         memory.fit_batch(

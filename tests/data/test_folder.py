@@ -95,12 +95,39 @@ def test_codes_may_come_from_json_which_has_text_for_keys(tmp_path):
     assert (labels_of(load_folder(tmp_path / "grey", class_names=NAMES, **told))["b"] == 1).all()
 
 
-def test_binary_masks_of_0_and_255(tmp_path):
-    write_tree(tmp_path, label=(np.indices((6, 9)).sum(0) % 2) * 255)
-    plain = labels_of(load_folder(tmp_path, class_names=NAMES))["b"]
-    assert set(np.unique(plain)) == {0, 255}  # 255 is ignored unless it is said to be a class
+def test_masks_of_two_classes_that_hold_0_and_255_alone_mean_0_and_1(tmp_path, caplog):
+    wanted = np.indices((6, 9)).sum(0) % 2
+    write_tree(tmp_path, label=wanted * 255)
+    for streaming in (False, True):
+        assert np.array_equal(labels_of(load_folder(tmp_path, class_names=NAMES, streaming=streaming))["b"], wanted)
+    assert "the masks hold 0 and 255 alone, so that 255 is 'road'" in caplog.text
+    said = {0: 0, 1: 1, 255: 255}
+    assert set(np.unique(labels_of(load_folder(tmp_path, class_names=NAMES, values=said))["b"])) == {0, 255}
     told = labels_of(load_folder(tmp_path, class_names=NAMES, values={0: 0, 255: 1}))["b"]
-    assert np.array_equal(told, np.indices((6, 9)).sum(0) % 2)
+    assert np.array_equal(told, wanted)
+
+
+@pytest.mark.parametrize("third", [0, 1, 77])
+def test_one_mask_decides_what_255_means(tmp_path, caplog, third):
+    """0 and 255 in two masks; the third holds 0 alone, or a 1, or what cannot be read: only the 1 tells otherwise."""
+    write_tree(tmp_path, label=(np.indices((6, 9)).sum(0) % 2) * 255)
+    mask(tmp_path / "masks" / "trip" / "a.png", np.full((6, 9), third))
+    feature = load_folder(tmp_path, class_names=NAMES).features["label"]
+    assert LabelEncoding.from_feature(feature).values == (None if third == 1 else {0: 0, 255: 1})
+    assert ("255 alone" in caplog.text) == (third != 1)
+    assert (
+        LabelEncoding.from_feature(load_folder(tmp_path, class_names=[*NAMES, "car"]).features["label"]).values is None
+    )
+
+
+def test_a_1_among_masks_of_0_and_255_that_nobody_looked_at_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr("cps_hf.data.black_and_white.MASKS", 2)
+    write_tree(tmp_path, label=(np.indices((6, 9)).sum(0) % 2) * 255)  # b, c.v2, trip/a
+    mask(tmp_path / "masks" / "c.v2.png", np.ones((6, 9)))
+    with pytest.raises(ValueError, match=r"'c.v2' .* holds 1 \(54 pixels\).*`values={0: 0, 1: 1, 255: 1}`"):
+        labels_of(load_folder(tmp_path, class_names=NAMES))
+    told = labels_of(load_folder(tmp_path, class_names=NAMES, values={0: 0, 1: 1, 255: 1}))  # as the error says
+    assert (told["c.v2"] == 1).all()
 
 
 def test_colour_coded_masks_and_reduced_labels(tmp_path):

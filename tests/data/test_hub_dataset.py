@@ -1,9 +1,14 @@
 """Local parquet folders through the loader for the Hub: columns, class names, encodings, errors."""
 
+import logging
+
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, Sequence, Value
 from PIL import Image as PILImage
+from support.image_files import png
 
 from cps_hf.data.hub_dataset import load_hub
 from cps_hf.data.labels import LabelEncoding
@@ -97,3 +102,61 @@ def test_an_imagefolder_with_metadata_is_a_data_set(tmp_path, streaming):
     encoding = LabelEncoding.from_feature(dataset.features["label"])
     rows = undecoded(dataset, with_label=True, what="d")
     assert [int(read_sample(row, encoding, with_label=True)[1].max()) for row in rows] == [0, 1]
+
+
+def plain_parquet(folder, labels, kind):
+    """As other writers of parquet leave it: no metadata of Hugging Face's."""
+    files = {"image": [png(np.zeros((*label.shape, 3), np.uint8)) for label in labels]}
+    files["label"] = [png(label) for label in labels]
+    made = {
+        "bytes": lambda data: data,
+        "large bytes": lambda data: data,
+        "bytes and path": lambda data: {"bytes": data, "path": "x.png"},
+        "path and bytes": lambda data: {"path": None, "bytes": data},
+        "bytes in a struct": lambda data: {"bytes": data},
+    }[kind]
+    type_ = pa.large_binary() if kind == "large bytes" else None
+    columns = {name: pa.array([made(data) for data in values], type_) for name, values in files.items()}
+    folder.mkdir()
+    pq.write_table(pa.table(columns), folder / "train-00000-of-00001.parquet")
+
+
+def labels_of(dataset):
+    encoding = LabelEncoding.from_feature(dataset.features["label"])
+    rows = undecoded(dataset, with_label=True, what="d")
+    return [read_sample(row, encoding, with_label=True)[1].tolist() for row in rows]
+
+
+@pytest.mark.parametrize("kind", ["bytes", "large bytes", "bytes and path", "path and bytes", "bytes in a struct"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_files_in_parquet_are_images_also_where_nobody_wrote_that_down(tmp_path, kind, streaming, caplog):
+    labels = [np.full((4, 6), value, np.uint8) for value in (0, 1, 2)]
+    plain_parquet(tmp_path / "set", labels, kind)
+    caplog.set_level(logging.INFO, logger="cps_hf")
+    dataset = load_hub(tmp_path / "set", class_names=["a", "b", "c"], streaming=streaming)
+    assert labels_of(dataset) == [label.tolist() for label in labels]
+    assert "Column 'label' holds encoded files without saying so" in caplog.text
+
+
+def test_a_column_of_paths_or_pixels_says_how_to_cast_it(tmp_path):
+    for name, values in (("paths", ["a.png"]), ("pixels", [[[0, 1]]])):
+        table = pa.table({"image": values, "label": values})
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+        with pytest.raises(
+            ValueError, match=r"expected Image.*without Hugging Face's metadata.*cast_column\(\"image\""
+        ):
+            load_hub(tmp_path / f"{name}.parquet")
+
+
+def test_masks_of_two_classes_in_parquet_are_judged_together_and_resized_where_that_is_wanted(tmp_path):
+    white = np.array([[0, 255]], np.uint8).repeat(2, 0)
+    plain_parquet(tmp_path / "set", [white, white * 0], "bytes")
+    two = {"class_names": ["a", "b"]}
+    assert labels_of(load_hub(tmp_path / "set", **two)) == [[[0, 1]] * 2, [[0, 0]] * 2]
+    feature = load_hub(tmp_path / "set", **two, resize_masks=True).features["label"]
+    assert LabelEncoding.from_feature(feature) == LabelEncoding(("a", "b"), values={0: 0, 255: 1}, resize_masks=True)
+    stream = load_hub(tmp_path / "set", **two, streaming=True).features["label"]
+    assert LabelEncoding.from_feature(stream).values is None, "of a stream nobody knows what is to come"
+    write_parquet(tmp_path / "carried", ENCODING.to_feature())
+    carried = load_hub(tmp_path / "carried", resize_masks=True).features["label"]
+    assert LabelEncoding.from_feature(carried) == LabelEncoding(ENCODING.names, ENCODING.values, resize_masks=True)

@@ -75,8 +75,6 @@ def test_unknown_values_are_named_with_their_counts():
 def test_a_mask_of_three_channels_asks_for_a_colour_table():
     with pytest.raises(ValueError, match=r"mode 'RGB' \(3 channels\).*`colors="):
         decode(LabelEncoding(NAMES), PILImage.new("RGB", (4, 2)))
-    with pytest.raises(ValueError, match="mode 'F'"):
-        decode(LabelEncoding(NAMES), PILImage.new("F", (4, 2)))
 
 
 def as_gif(image):
@@ -104,6 +102,29 @@ def test_a_gif_whose_indices_are_its_grey_values_is_read(values):
     assert np.array_equal(decode(LabelEncoding([*map(str, range(255))]), as_gif(PILImage.fromarray(stored))), stored)
 
 
+def test_whole_numbers_are_read_from_fractions_and_missing_data_is_ignored():
+    stored = np.array([[0, 1, 2, -1], [255, 2, 0, np.nan]], np.float32)
+    assert decode(LabelEncoding(NAMES), PILImage.fromarray(stored)).tolist() == [[0, 1, 2, 255], [255, 2, 0, 255]]
+    assert decode(LabelEncoding(NAMES), PILImage.fromarray(np.array([[-1, 2]], np.int32))).tolist() == [[255, 2]]
+    with pytest.raises(ValueError, match=r"fractions in 50.0 % of its pixels, from 0 to 0.5; expected class ids"):
+        decode(LabelEncoding(NAMES), PILImage.fromarray(np.array([[0, 0.5]], np.float32)))
+    with pytest.raises(ValueError, match="values from 0 to inf; expected whole numbers from -32768 to 65535"):
+        decode(LabelEncoding(NAMES), PILImage.fromarray(np.array([[0, np.inf]], np.float32)))
+
+
+def test_a_negative_value_may_be_said_to_mean_something_and_other_codes_are_written():
+    mask = PILImage.fromarray(np.array([[-9999, 1], [-1, 0]], np.int32))
+    with pytest.raises(ValueError, match=r"holds -9999 \(1 pixels\).*`values={-9999: 255, 0: 0, 1: 1, 2: 2}`"):
+        decode(LabelEncoding(NAMES), mask)
+    told = LabelEncoding(NAMES, values={-9999: 255, 0: 0, 1: 1, 2: 2})
+    assert decode(told, mask).tolist() == [[255, 1], [255, 0]]
+    as_class = LabelEncoding(NAMES, values={-1: 2, 0: 0, 1: 1, 7: 2})
+    assert decode(as_class, PILImage.fromarray(np.array([[-1, 7, 0]], np.int32))).tolist() == [[2, 2, 0]]
+    for encoding in (told, as_class):  # no negative value fits into a PNG
+        again = encoding.encode(np.array([[0, 2, 255]], np.uint8))
+        assert np.asarray(again).min() >= 0 and decode(encoding, again).tolist() == [[0, 2, 255]]
+
+
 def test_reduced_labels_are_ade20ks():
     encoding = LabelEncoding(NAMES, values=reduced_values(3))
     stored = np.array([[0, 1, 2, 3, 255]], np.uint8)
@@ -120,6 +141,7 @@ ENCODINGS = [
     LabelEncoding(NAMES),
     LabelEncoding(("a|b", "{{ x }}", "ü"), values={7: 0, 300: 255}, palette=((1, 2, 3), (4, 5, 6), (7, 8, 9))),
     LabelEncoding(NAMES, colors={(0, 0, 0): 255, (1, 2, 3): 2}),
+    LabelEncoding(NAMES, values={-9999: 255, 0: 0}, resize_masks=True),
 ]
 
 
@@ -160,7 +182,7 @@ def test_an_encoding_that_cannot_be_read_is_not_passed_over(text):
         ({"names": NAMES, "values": {0: 3}}, r"`values` must lead to class ids 0 to 2.*\{0: 3\}"),
         ({"names": NAMES, "colors": {(0, 0, 0): -1}}, "`colors` must lead to"),
         ({"names": "sky"}, "must be a sequence of class names"),
-        ({"names": NAMES, "values": {-1: 255}}, "a stored value is 0 to 65535, got -1"),
+        ({"names": NAMES, "values": {-40000: 255}}, "a stored value is -32768 to 65535, got -40000"),
         ({"names": NAMES, "colors": {(0, 0, 256): 0}}, r"each 0 to 255, got \(0, 0, 256\)"),
         ({"names": NAMES, "values": {0: 0}, "colors": {(0, 0, 0): 0}}, "not both"),
         ({"names": NAMES, "palette": ((0, 0, 0),)}, "1 colours for 3 classes"),

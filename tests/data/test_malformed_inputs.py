@@ -22,7 +22,7 @@ from support.toy import NAMES, draw
 
 from cps_hf.commands.parser import parse
 from cps_hf.commands.settings import Settings
-from cps_hf.config import CPSConfig
+from cps_hf.config import AugmentationConfig, CPSConfig
 from cps_hf.data.folder import load_folder
 from cps_hf.data.labels import LabelEncoding
 from cps_hf.data.masks import output_path, write_mask
@@ -30,7 +30,6 @@ from cps_hf.data.order import Shard
 from cps_hf.data.partitions import partition
 from cps_hf.data.reading import read_image, read_label, read_sample
 from cps_hf.data.streams import TrainStream
-from cps_hf.data.transforms import Augmentation
 from cps_hf.data.voc import load_voc
 
 pytestmark = [
@@ -183,7 +182,7 @@ def test_what_cannot_be_read_is_skipped_and_counted(images):
         dataset,
         name="unlabeled_dataset",
         shard=Shard(batch_size=9),
-        augmentation=Augmentation(crop_size=(8, 8)),
+        augmentation=AugmentationConfig(crop_size=[8, 8]),
         seed=0,
         views=("weak",),
         skip_bad_samples=True,

@@ -1,4 +1,5 @@
-"""Decoding: every mode to RGB bytes, rotation only where image and label share it, and errors that name the file."""
+"""Decoding: every mode to RGB bytes, an image always as a viewer shows it and its label with it, and errors that name
+the file."""
 
 import io
 import struct
@@ -8,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.image_files import as_shown, as_stored, chunk, png, png_exif, tiff
 
-from cps_hf.data.reading import read_image, read_label, read_sample
+from cps_hf.data.labels import LabelEncoding
+from cps_hf.data.reading import examine, read_image, read_label, read_sample, same_aspect
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (6, 9, 3), np.uint8)
@@ -62,11 +65,11 @@ def test_eight_bits_in_a_wider_image_are_what_they_are(dtype, format):
 
 
 def test_an_image_that_becomes_nearly_black_is_named_once(monkeypatch, caplog):
-    monkeypatch.setattr("cps_hf.data.reading._told_of_few_bits", [])
+    monkeypatch.setattr("cps_hf.data.raster._told_of_few_bits", [])
     for name, most in (("'dark'", 255), ("'bright'", 4096), ("'few bits'", 4095), ("'another'", 4095)):
         read_image(encoded(Image.fromarray(np.array([[0, most]], np.uint16))), name=name)
     [record] = caplog.records
-    assert record.getMessage().startswith("'few bits' has grey values up to 4095: of 16 bits the upper 8 are kept")
+    assert record.getMessage().startswith("'few bits' has values up to 4095 in 16 bits: the upper 8 are kept")
     assert "nearly black (0 to 15)" in record.getMessage()
 
 
@@ -76,35 +79,133 @@ def jpeg_with_orientation(array, orientation):
     return encoded(Image.fromarray(array), "JPEG", quality=95, exif=exif)
 
 
-def upright(array, orientation):
-    """What a viewer shows, by the EXIF standard."""
-    turned = {1: array, 2: array[:, ::-1], 3: array[::-1, ::-1], 4: array[::-1], 5: array.transpose(1, 0, 2)}
-    turned |= {6: np.rot90(array, -1), 7: np.rot90(array, 2).transpose(1, 0, 2), 8: np.rot90(array, 1)}
-    return turned[orientation]
-
-
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_an_image_without_label_is_turned_as_a_viewer_turns_it(orientation):
     smooth = np.asarray(Image.fromarray(RGB[:2, :3]).resize((24, 16), Image.BICUBIC))
     value = jpeg_with_orientation(smooth, orientation)
     decoded = pixels(read_image(value, name="x")).astype(int)
-    expected = upright(smooth, orientation).astype(int)
+    expected = as_shown(smooth, orientation).astype(int)
     assert decoded.shape == expected.shape and np.abs(decoded - expected).mean() < 12
 
 
+def halves(shape):
+    """Red above and blue below, and a label that says so: (image (H, W, 3), label (H, W)), as a viewer shows them."""
+    label = np.zeros(shape, np.uint8)
+    label[: shape[0] // 2, : shape[1] // 3] = 1  # a corner: no turn leaves it where it is
+    return np.array([(20, 20, 220), (220, 20, 20)], np.uint8)[label], label
+
+
+def fits(image, label):
+    """The share of pixels whose colour is that of their label."""
+    return float(((pixels(image)[..., 0] > 120) == (label.numpy() == 1)).mean())
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("label_is", ["as stored", "turned"])
-def test_an_image_is_turned_only_when_its_label_was(orientation, label_is):
-    smooth = np.asarray(Image.fromarray(RGB[:2, :3]).resize((24, 16), Image.BICUBIC))
-    shown = upright(smooth, orientation)
-    shape = smooth.shape[:2] if label_is == "as stored" else shown.shape[:2]
-    label = encoded(Image.fromarray(np.zeros(shape, np.uint8)))
-    row = {"id": "a", "image": jpeg_with_orientation(smooth, orientation), "label": label}
-    image, decoded_label = read_sample(row, None, with_label=True)
-    assert tuple(image.shape[1:]) == tuple(decoded_label.shape) == shape
-    turned = label_is == "turned" and orientation >= 5
-    expected = (shown if turned else smooth).astype(int)
-    assert np.abs(pixels(image).astype(int) - expected).mean() < 12
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("shape", [(32, 48), (40, 40)])
+def test_an_image_is_turned_as_its_exif_says_and_a_label_as_drawn_fits_it(format, orientation, shape):
+    image, label = halves(shape)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True}}.get(format, {})
+    stored = encoded(Image.fromarray(as_stored(image, orientation)), format, exif=exif, **options)
+    row = {"id": "a", "image": stored, "label": encoded(Image.fromarray(label))}
+    sample = read_sample(row, None, with_label=True)
+    assert torch.equal(sample[0], read_image(stored, name="a")) and fits(*sample) > 0.98
+
+
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+@pytest.mark.parametrize("format", ["JPEG", "TIFF"])
+def test_a_label_of_the_stored_size_turns_with_its_image(format, orientation):
+    image, label = halves((32, 48))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = encoded(Image.fromarray(as_stored(image, orientation)), format, exif=exif)
+    row = {"id": "a", "image": stored, "label": encoded(Image.fromarray(as_stored(label, orientation)))}
+    sample = read_sample(row, None, with_label=True)
+    assert tuple(sample[1].shape) == (32, 48) and fits(*sample) > 0.98
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+@pytest.mark.parametrize("label_is", ["tagged as its image", "tagged, and drawn upright"])
+def test_a_label_with_an_orientation_of_its_own_is_turned_by_it_unless_only_its_stored_size_fits(
+    orientation, label_is
+):
+    image, label = halves((32, 48))
+    tag = png_exif(orientation)
+    stored = {"bytes": png(as_stored(image, orientation), before=tag), "path": None}
+    copied = label_is == "tagged as its image"  # a tool that copies metadata
+    drawn = as_stored(label, orientation) if copied else label
+    row = {"id": "a", "image": stored, "label": {"bytes": png(drawn, before=tag), "path": None}}
+    sample = read_sample(row, None, with_label=True)
+    found = examine(row, None, with_label=True, whole=True)
+    if copied or orientation >= 5:
+        assert fits(*sample) == 1
+    assert ("label", "turned itself") in found.unusual and np.array_equal(found.ids, sample[1].numpy())
+
+
+@pytest.mark.parametrize(
+    ("orientation", "shape", "label_is", "said"),
+    [
+        (1, (32, 48), "drawn", set()),
+        (3, (32, 48), "drawn", {"cannot tell"}),
+        (6, (32, 48), "drawn", set()),
+        (6, (40, 40), "drawn", {"cannot tell"}),
+        (6, (32, 48), "stored", {"turned with image"}),
+    ],
+)
+@pytest.mark.parametrize("whole", [True, False])
+def test_what_sizes_cannot_tell_is_said(orientation, shape, label_is, said, whole):
+    image, label = halves(shape)
+    for after in (False, True):  # behind the pixels too
+        place = {"after" if after else "before": png_exif(orientation)}
+        stored = {"bytes": png(as_stored(image, orientation), **place), "path": None}
+        drawn = label if label_is == "drawn" else as_stored(label, orientation)
+        row = {"id": "a", "image": stored, "label": encoded(Image.fromarray(drawn))}
+        found = examine(row, None, with_label=True, whole=whole)
+        assert {kind for what, kind in found.unusual if what == "label"} == said and found.size == shape
+        assert (("image", "turned") in found.unusual) == (orientation != 1)
+
+
+@pytest.mark.parametrize("factor", [1 / 4, 1 / 3, 2])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_label_of_the_same_aspect_is_resized_where_its_coding_says_so(factor, orientation):
+    image, label = halves((120, 180))
+    small = np.asarray(Image.fromarray(label).resize((round(180 * factor), round(120 * factor)), Image.NEAREST))
+    stored = {"bytes": png(as_stored(image, orientation), before=png_exif(orientation)), "path": None}
+    encoding = LabelEncoding(("ground", "corner"), resize_masks=True)
+    for drawn in [small] + [as_stored(small, orientation)] * (orientation == 6):
+        row = {"id": "a", "image": stored, "label": encoded(Image.fromarray(drawn))}
+        sample = read_sample(row, encoding, with_label=True)
+        assert tuple(sample[1].shape) == (120, 180) and fits(*sample) == 1
+        with pytest.raises(
+            ValueError, match=r"same aspect, .*`resize_masks=True` .*--load_options '{\"resize_masks\""
+        ):
+            read_sample(row, LabelEncoding(("ground", "corner")), with_label=True)
+
+
+def test_a_label_of_another_aspect_stays_an_error():
+    image, label = halves((120, 180))
+    row = {"id": "a", "image": encoded(Image.fromarray(image)), "label": encoded(Image.fromarray(label[:90]))}
+    for encoding in (None, LabelEncoding(("ground", "corner"), resize_masks=True)):
+        with pytest.raises(ValueError, match=r"120 x 180 .* is 90 x 180\. Each pixel needs a label"):
+            read_sample(row, encoding, with_label=True)
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "same"),
+    [
+        ((166, 250), (667, 1000), True),  # 667 / 4 rounded down
+        ((167, 250), (667, 1000), True),
+        ((1334, 2000), (667, 1000), True),
+        ((165, 250), (667, 1000), False),
+        ((90, 180), (120, 180), False),
+        ((100, 100), (101, 100), True),
+        ((1, 1), (600, 400), True),  # as good as any
+    ],
+)
+def test_one_factor_to_a_pixel_is_the_same_aspect(shape, size, same):
+    assert same_aspect(shape, size) == same
 
 
 def exif_block(kind, count, value):
@@ -128,11 +229,8 @@ def test_metadata_that_make_no_sense_turn_nothing_and_stop_nothing(exif, turned)
     label = encoded(Image.fromarray(np.zeros((6, 9), np.uint8)))
     assert tuple(read_image(value, name="x").shape) == ((3, 9, 6) if turned else (3, 6, 9))
     row = {"id": "a", "image": value, "label": label}
-    assert tuple(read_sample(row, None, with_label=True)[0].shape) == (3, 6, 9)
-
-
-def chunk(kind, content):
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    image, label = read_sample(row, None, with_label=True)  # a label of the stored size turns with it
+    assert tuple(image.shape) == ((3, 9, 6) if turned else (3, 6, 9)) and image.shape[1:] == label.shape
 
 
 @pytest.mark.parametrize("place", ["after a long comment", "at the end"])
@@ -148,7 +246,7 @@ def test_the_rotation_of_a_png_counts_wherever_it_stands(place):
 
 def test_image_and_label_of_different_size_are_refused_with_both_sizes():
     label = encoded(Image.fromarray(np.zeros((9, 6), np.uint8)))
-    with pytest.raises(ValueError, match=r"'a' is 6 x 9 .* label 'a' is 9 x 6"):
+    with pytest.raises(ValueError, match=r"'a' is 6 x 9 .* label 'a' is 9 x 6\. Each pixel needs a label"):
         read_sample({"id": "a", "image": encoded(Image.fromarray(RGB)), "label": label}, None, with_label=True)
 
 
@@ -196,12 +294,24 @@ def test_a_text_made_to_exhaust_memory_is_refused_with_the_name():
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("mode", ["RGB", "L", "P"])
 def test_a_file_made_to_exhaust_memory_is_refused(monkeypatch, mode):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
-    value = encoded(Image.fromarray(RGB).convert(mode))
-    with pytest.raises(ValueError, match="6 x 9 pixels, more than PIL's limit of 50"):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)  # PIL refuses beyond twice as many
+    value, image = encoded(Image.fromarray(RGB).convert(mode)), Image.fromarray(RGB).convert(mode)
+    for read in (lambda v: read_image(v, name="x"), lambda v: read_label(v, None, name="x")):
+        with pytest.raises(ValueError, match="has 54 pixels, more than the limit of 40.*`CPS_HF_MAX_IMAGE_PIXELS=54`"):
+            read(value)
+        with pytest.raises(ValueError, match="has 6 x 9 pixels, more than the limit of 40"):
+            read(image)
+    monkeypatch.setenv("CPS_HF_MAX_IMAGE_PIXELS", "54")  # as the error says
+    assert tuple(read_image(value, name="x").shape) == (3, 6, 9)
+    monkeypatch.setenv("CPS_HF_MAX_IMAGE_PIXELS", "54 million")
+    with pytest.raises(ValueError, match="`CPS_HF_MAX_IMAGE_PIXELS` must be a number of pixels, got '54 million'"):
         read_image(value, name="x")
-    with pytest.raises(ValueError, match="more than PIL's limit"):
-        read_label(value, None, name="x")
+
+
+def test_an_image_that_pil_only_warns_of_is_read(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 30)
+    with pytest.warns(Image.DecompressionBombWarning):
+        assert tuple(read_image(encoded(Image.fromarray(RGB)), name="x").shape) == (3, 6, 9)
 
 
 def test_one_pixel_is_an_image():
@@ -221,5 +331,7 @@ def test_a_row_without_an_image_is_an_error(value):
 
 def test_labels_that_no_encoding_explains_must_fit_into_bytes():
     value = encoded(Image.fromarray(np.array([[3, 300]], np.uint16)))
-    with pytest.raises(ValueError, match="values up to 300"):
+    with pytest.raises(ValueError, match="values from 3 to 300"):
         read_label(value, None, name="x")
+    missing = {"bytes": tiff(np.array([[-1, 3]], np.int16)), "path": None}
+    assert read_label(missing, None, name="x").tolist() == [[255, 3]]

@@ -1,15 +1,17 @@
 """The streams: the same samples for any number of workers and processes, resumed exactly, never peeking at labels."""
 
 import itertools
+import re
 import threading
 
 import numpy as np
 import pytest
 import torch
-from datasets import load_dataset
+from datasets import Image, load_dataset
 from support.toy import write_world
 
 from cps_hf.config import AugmentationConfig
+from cps_hf.data.labels import LabelEncoding
 from cps_hf.data.order import Shard
 from cps_hf.data.streams import EvaluationStream, TrainStream, check_label_range
 
@@ -300,3 +302,26 @@ def test_a_class_that_no_one_named_says_where_to_name_it():
     said = r"'a' holds the values 2 \(1 pixels\), 3 \(2 pixels\).*`classes.json`.* for each of 0 to 3,"
     with pytest.raises(ValueError, match=said):
         check_label_range(label, 2, "a")
+
+
+def test_the_advice_for_a_mapped_stream_keeps_how_its_labels_are_coded(sets):
+    coding = LabelEncoding(("bar", "disc", "ground"), values={0: 2, 1: 1, 2: 0, 255: 255})
+    loaded = sets["map"].cast_column("label", coding.to_feature())
+    wanted = [sample["label"] for [sample] in EvaluationStream(loaded)]
+    stream = loaded.to_iterable_dataset()
+    with pytest.raises(ValueError, match=r"`stream.map\(..., features=stream.features\)`"):
+        EvaluationStream(stream.map(dict))
+    mapped = stream.map(dict, features=stream.features)  # as it says
+    assert all(torch.equal(a, b["label"]) for a, [b] in zip(wanted, EvaluationStream(mapped), strict=True))
+
+
+def test_the_advice_for_a_column_of_another_name_keeps_how_its_labels_are_coded(sets):
+    coding = LabelEncoding(("bar", "disc", "ground"), values={0: 2, 1: 1, 2: 0, 255: 255})
+    loaded = sets["map"].cast_column("label", coding.to_feature())
+    wanted = [sample["label"] for [sample] in EvaluationStream(loaded)]
+    dataset = loaded.cast_column("label", Image(decode=False)).map(lambda row: {"mask": row["label"]["path"]})
+    with pytest.raises(ValueError) as error:
+        EvaluationStream(dataset.remove_columns("label"))
+    advice = re.search(r"`dataset(\.rename_column.*?)`", str(error.value))[1].replace("<yours>", "mask")
+    mended = eval(f"dataset{advice}", {"dataset": dataset.remove_columns("label"), "loaded": loaded})
+    assert all(torch.equal(a, b["label"]) for a, [b] in zip(wanted, EvaluationStream(mended), strict=True))

@@ -213,7 +213,7 @@ def test_the_metadata_holds_plain_floats_of_the_step_that_is_exported():
     data = metadata(cards.render_card(facts()))
     result = data["model-index"][0]["results"][0]
     assert type(result["metrics"][0]["value"]) is float
-    assert result["metrics"][0] == {"type": "mean_iou", "value": 0.5, "name": "mIoU"}
+    assert result["metrics"][0] == {"type": "mean_iou", "value": 0.5, "name": "mIoU over 2 of 3 classes"}
     assert result["dataset"]["name"] == "street_scenes" and data["model-index"][0]["name"] == "my-run"
     assert data["library_name"] == "transformers" and data["pipeline_tag"] == "image-segmentation"
     assert data["base_model"] == "some/backbone" and data["license"] == "unknown"
@@ -247,9 +247,9 @@ These are the weights of branch 0 at step 40: one network, which needs no other 
 .*mode sliding, stride \\\[42, 64\\\]\..*
 \| network \| mIoU, last step \| mIoU, best step \(30\) \| mean accuracy \| pixel accuracy \|
 \|---\|---:\|---:\|---:\|---:\|
-\| branch 0 \| 50\.00 \| 55\.00 \| 70\.00 \| 80\.00 \|
-\| branch 1 \| 40\.00 \| 45\.00 \| 70\.00 \| 80\.00 \|
-\| mean \| 60\.00 \| 65\.00 \| 70\.00 \| 80\.00 \|
+\| branch 0 \| 50\.00 over 2 of 3 classes \| 55\.00 over 2 of 3 classes \| 70\.00 \| 80\.00 \|
+\| branch 1 \| 40\.00 over 2 of 3 classes \| 45\.00 over 2 of 3 classes \| 70\.00 \| 80\.00 \|
+\| mean \| 60\.00 over 2 of 3 classes \| 65\.00 over 2 of 3 classes \| 70\.00 \| 80\.00 \|
 
 .*
 \| class \| branch 0 \| branch 1 \| mean \|
@@ -257,6 +257,8 @@ These are the weights of branch 0 at step 40: one network, which needs no other 
 \| ground \| 50\.00 \| 40\.00 \| 60\.00 \|
 \| disc \| - \| - \| - \|
 \| bar \| 25\.00 \| 25\.00 \| 25\.00 \|
+
+1 of the 3 classes has no pixel in the labels of training: disc\.
 
 ## Training
 
@@ -336,12 +338,12 @@ def test_classes_that_do_not_fit_the_scores_are_an_error():
 def test_the_template_uses_no_name_that_is_not_given():
     source = (cards.files("cps_hf") / "model_card_template.md").read_text(encoding="utf-8")
     used = jinja2.meta.find_undeclared_variables(jinja2.Environment().parse(source))
-    given = {"card_data", "model_id", "networks", "own", "citations", "percent"}
+    given = {"card_data", "model_id", "networks", "own", "citations", "percent", "over"}
     assert used <= given | set(facts()), used - given - set(facts())
     assert set(facts()) - used <= {"license", "directory", "citation"}, "a fact that no one reads"
 
 
-@pytest.mark.parametrize("absent", ["scores", "partition_name", "num_labeled", "limits", "best", "eval"])
+@pytest.mark.parametrize("absent", ["scores", "partition_name", "num_labeled", "limits", "best", "eval", "absent"])
 def test_a_card_without_a_fact_says_so_or_leaves_it_out(absent):
     empty = {} if isinstance(facts()[absent], dict) else None
     card = cards.render_card(facts(**{absent: empty}))

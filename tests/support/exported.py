@@ -47,6 +47,7 @@ def facts(**changes):
             "step": 30,
             "branch": "branch_0",
         },
+        "absent": {"training": ["disc"], "evaluation": []},
         "step": 40,
         "eval": {"mode": "sliding", "stride": [42, 64]},
         "versions": {"python": "3.11", "torch": "2.15"},

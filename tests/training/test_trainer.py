@@ -648,22 +648,6 @@ def test_a_label_outside_the_classes_names_the_image_and_the_value(world, tmp_pa
     assert not list(Path(tmp_path / "out").glob("checkpoint-*"))
 
 
-def test_black_and_white_masks_are_told_that_white_is_ignored(world, tmp_path, caplog):
-    import numpy as np
-    from PIL import Image
-
-    masks = write_world(tmp_path / "white", SIZES[:2], encoding=False)
-    for i in range(2):
-        path = tmp_path / "white" / f"{i}_label.png"
-        Image.fromarray(np.where(np.array(Image.open(path)) == 1, 255, 0).astype(np.uint8)).save(path)
-    two = toy_models(2, num_labels=2)
-    trainer_for(dict.fromkeys(world, masks), tmp_path, two).evaluator.check_first_batch(masks)
-    assert "'white-0' holds 0 and 255 alone" in caplog.text and "`values={0: 0, 255: 1}`" in caplog.text
-    caplog.clear()
-    trainer_for(world, tmp_path, toy_models()).evaluator.check_first_batch(world["eval_dataset"])
-    assert "255 alone" not in caplog.text
-
-
 def test_skipped_samples_are_listed_beside_the_run(world, tmp_path):
     damaged = write_world(tmp_path / "u", SIZES * 2, first=50, labels=False)
     (tmp_path / "u" / "3.png").write_bytes(b"no image")

@@ -1,0 +1,214 @@
+"""The one walk over a folder of images: which files are taken, and which are passed over and why.
+
+Sub-folders that are links are followed; one that leads back to a folder above it is not. Hidden files and folders and
+those that systems and programs leave (thumbnails, `__MACOSX`) are passed over, and so is what is of no kind that is
+read. Whoever walks says what was passed over.
+"""
+
+from __future__ import annotations
+
+import glob
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from .table import first_few
+
+logger = logging.getLogger(__name__)
+
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".avif", ".gif", ".jfif", ".jpe", ".apng", ".dib"),
+    *(".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".pnm", ".tga"),
+)
+MASK_SUFFIXES = (".png", ".bmp", ".dib", ".tif", ".tiff", ".gif", ".pgm", ".pbm", ".pnm")
+"""Kinds that hold values as they were. A mask of another kind that a list or a table names is read if lossless."""
+
+_UNREAD_IMAGES = {
+    *(".heic", ".heif", ".jxl", ".psd", ".svg", ".exr", ".hdr", ".dng", ".nef", ".cr2", ".cr3", ".arw", ".orf"),
+    *(".rw2", ".raw", ".dcm", ".nii", ".npy", ".npz", ".mat", ".h5", ".ico", ".pdf", ".img", ".ecw", ".sid"),
+    *IMAGE_SUFFIXES,  # among masks
+}
+_OF_SYSTEMS = {
+    *("__macosx", "@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "$recycle.bin", "lost+found"),
+    *("system volume information", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"),
+}
+
+_TRIVIAL = {".ds_store", ".directory", ".gitkeep", ".gitignore", "thumbs.db", "ehthumbs.db", "desktop.ini"}
+
+HIDDEN = "hidden or of the system"
+CIRCLE = "links to a folder above them"
+NOWHERE = "links that lead nowhere"
+OTHER_KIND = "of a kind that is not read"
+NO_FILE = "folders or devices, no files"
+
+
+@dataclass
+class Walk:
+    """What lies below a folder.
+
+    Attributes:
+        files: by path below it (posix), in order.
+        passed_over: by reason, paths below it; a folder stands for all that is in it.
+    """
+
+    folder: Path
+    files: dict[str, Path] = field(default_factory=dict)
+    passed_over: dict[str, list[str]] = field(default_factory=dict)
+
+    def pass_over(self, reason: str, name: str) -> None:
+        self.passed_over.setdefault(reason, []).append(name)
+
+    def say(self) -> None:
+        """Log what was passed over: a warning where images may be among it."""
+        for reason, names in self.passed_over.items():
+            logger.log(logging.WARNING if self._matters(reason) else logging.INFO, "%s", self._line(reason, names))
+
+    def lines(self) -> list[str]:
+        """What was passed over, one line a reason."""
+        return [self._line(reason, names) for reason, names in self.passed_over.items()]
+
+    def _line(self, reason: str, names: Sequence[str]) -> str:
+        kinds = Counter(PurePosixPath(name).suffix.lower() or "no ending" for name in names)
+        common = sorted(kinds.items(), key=lambda item: (-item[1], item[0]))[:6]
+        told = f" ({', '.join(f'{kind}: {n}' for kind, n in common)})" if reason == OTHER_KIND else ""
+        return f"{self.folder}: {len(names)} passed over, {reason}{told}: {first_few(names, 3)}"
+
+    def _matters(self, reason: str) -> bool:
+        names = self.passed_over[reason]
+        if reason == OTHER_KIND:
+            return any(PurePosixPath(name).suffix.lower() in _UNREAD_IMAGES for name in names)
+        if reason == HIDDEN:
+            return any(name.rpartition("/")[2].lower() not in _TRIVIAL for name in names)
+        return reason != NO_FILE
+
+
+def walk(folder: str | Path, suffixes: Sequence[str]) -> Walk:
+    """All files with these endings (in any case) below a folder, sub-folders too.
+
+    Raises:
+        ValueError: a folder in it cannot be looked into.
+    """
+    found = Walk(Path(folder))
+    _into(Path(folder), "", (os.path.realpath(folder),), suffixes, found)
+    found.files = dict(sorted(found.files.items(), key=lambda item: PurePosixPath(item[0]).parts))
+    return found
+
+
+def _into(folder: Path, below: str, above: tuple[str, ...], suffixes: Sequence[str], found: Walk) -> None:
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        raise ValueError(f"Cannot look into {folder}: {error.strerror}. Make it readable, or move it away.") from error
+    for entry in entries:
+        name = below + entry.name
+        if is_hidden(entry.name):
+            found.pass_over(HIDDEN, name)
+        elif entry.is_dir():
+            real = os.path.realpath(entry.path)
+            if real in above:
+                found.pass_over(CIRCLE, name)
+            else:
+                _into(Path(entry.path), f"{name}/", (*above, real), suffixes, found)
+        elif reason := _reason(Path(entry.path), suffixes):
+            found.pass_over(reason, name)
+        else:
+            found.files[name] = Path(entry.path)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is passed over wherever it lies."""
+    return name.startswith(".") or name.casefold() in _OF_SYSTEMS
+
+
+def _reason(path: Path, suffixes: Sequence[str]) -> str | None:
+    """Why a file is passed over; none: it is taken."""
+    if path.suffix.lower() not in suffixes:
+        return OTHER_KIND
+    if not path.exists():
+        return NOWHERE
+    return None if path.is_file() else NO_FILE
+
+
+# ------------------------------------------------------------------------------------------------ what a user names
+
+
+def find_images(inputs: Sequence[str], *, keep_suffix: bool = False, leave_out: Path | None = None) -> dict[str, Path]:
+    """Image files by the name that their outputs get: what lies below a folder, or below a glob's fixed part, keeps
+    its sub-folders; a file that is named itself has its own name. What is passed over is logged.
+
+    Args:
+        inputs: files (of any ending), folders, globs.
+        leave_out: a folder of which nothing is taken, that of the outputs.
+
+    Raises:
+        ValueError: nothing is there, or two images would have outputs of one name.
+    """
+    found: dict[str, Path] = {}
+    for given in inputs:
+        for name, path in _given(given, leave_out):
+            name = name if keep_suffix else str(Path(name).with_suffix(""))
+            if found.setdefault(name, path) != path:
+                raise ValueError(
+                    f"Two images would be written to one name, {name!r}: {found[name]} and {path}. Give a folder "
+                    "above both or a quoted glob, which keep sub-folders, or `--keep_suffix` if only endings differ."
+                )
+    return found
+
+
+def _given(given: str, leave_out: Path | None) -> Iterator[tuple[str, Path]]:
+    """(name below what is fixed in `given`, absolute path), in order."""
+    path = Path(given)
+    if path.is_file():
+        yield path.name, path.resolve()
+        return
+    if path.is_dir():
+        found = walk(path, IMAGE_SUFFIXES)
+    elif glob.has_magic(given):
+        found = _matching(path)
+    else:
+        raise ValueError(f"No such file or folder: {given}.")
+    found.say()
+    images = [(name, file.resolve()) for name, file in found.files.items()]
+    out = leave_out.resolve() if leave_out is not None else None
+    inputs = [(name, file) for name, file in images if out is None or not file.is_relative_to(out)]
+    if images and not inputs:  # an earlier run's masks
+        raise ValueError(
+            f"All {len(images)} images in {given} lie in `--output_dir`, whose files are taken for what this script "
+            "wrote. Choose another `--output_dir`."
+        )
+    if not images:
+        passed = f" Passed over: {'; '.join(found.lines())}." if found.passed_over else ""
+        raise ValueError(f"No image in {given}: looked for {', '.join(IMAGE_SUFFIXES)}.{passed}")
+    yield from inputs
+
+
+def _matching(pattern: Path) -> Walk:
+    """The files that a glob matches, by the rule of `walk`."""
+    parts = pattern.parts
+    fixed = next(i for i, part in enumerate(parts) if glob.has_magic(part))
+    found = Walk(Path(*parts[:fixed]))
+    for path in sorted(map(Path, glob.glob(str(pattern), recursive=True, include_hidden=True))):
+        name = path.relative_to(found.folder).as_posix()
+        folders = [found.folder, *(found.folder / part for part in _prefixes(name))]
+        real = [os.path.realpath(folder) for folder in folders]
+        if any(is_hidden(part) for part in PurePosixPath(name).parts):
+            found.pass_over(HIDDEN, name)
+        elif len(set(real)) < len(real):
+            found.pass_over(CIRCLE, name)
+        elif path.is_dir():
+            if "**" not in parts:
+                found.pass_over(NO_FILE, name)
+        elif reason := _reason(path, IMAGE_SUFFIXES):
+            found.pass_over(reason, name)
+        else:
+            found.files[name] = path
+    return found
+
+
+def _prefixes(name: str) -> list[str]:
+    """The folders on the way to a file: "a/b/c.png" -> ["a", "a/b"]."""
+    parts = PurePosixPath(name).parts[:-1]
+    return ["/".join(parts[: i + 1]) for i in range(len(parts))]

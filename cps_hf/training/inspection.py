@@ -1,0 +1,133 @@
+"""What a run looks at before its first step: the labels that it is trained and judged on, all if there is time.
+
+What is wrong with them would else be found at the first evaluation, or never: a whole set of masks can be read without
+an error and teach nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+
+from ..config import CPSConfig
+from ..data.labels import IGNORE_INDEX, LabelEncoding
+from ..data.survey import Survey, survey
+from ..data.table import as_typed, first_few
+
+logger = logging.getLogger(__name__)
+
+ROLES = {"train_dataset": "training", "eval_dataset": "evaluation"}
+_TO_KNOW = {("label", "cannot tell"), ("label", "seams"), ("image", "few bits")}  # what may be a mistake
+
+
+def look_at_labels(args: CPSConfig, train_dataset, eval_dataset, names: Sequence[str]) -> dict[str, list[str]]:
+    """Every label's values and size, within `args.check_labels_seconds`; called by the main process alone.
+
+    Args:
+        eval_dataset: or none.
+        names: the models' classes.
+
+    Returns:
+        By "training" and "evaluation", the classes of which no pixel was found.
+
+    Raises:
+        ValueError: a label cannot be read (but for a training label with `skip_bad_samples`), none is labeled, or the
+            masks as a whole are not what they seem; it says what to do.
+    """
+    if args.check_labels_seconds == 0:
+        return {}
+    sets = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
+    sets = {what: dataset for what, dataset in sets.items() if dataset is not None}
+    _check_codings(sets)
+    found, left = {}, args.check_labels_seconds
+    for i, (what, dataset) in enumerate(sets.items()):
+        begin = time.monotonic()
+        found[what] = survey(
+            dataset,
+            what=what,
+            names=names,
+            seconds=left / (len(sets) - i),
+            num_workers=args.dataloader_num_workers,
+            progress=not args.disable_tqdm,
+        )
+        left = max(left - (time.monotonic() - begin), 0.0)
+        _judge(found[what], skips=args.skip_bad_samples and what == "train_dataset")
+    _check_white(found)
+    for what, seen in found.items():
+        _say(seen, what)
+    return {ROLES[what]: seen.absent for what, seen in found.items()}
+
+
+def _judge(seen: Survey, *, skips: bool) -> None:
+    if seen.problems:
+        first, listed = seen.problems[0]["problem"], first_few([repr(p["id"]) for p in seen.problems])
+        count = len(seen.problems)
+        more = f" {count} of {seen.looked_at} samples cannot be used: {listed}." if count > 1 else ""
+        if skips and seen.readable:
+            logger.warning("`%s`: samples that cannot be read will be replaced. %s%s", seen.what, first, more)
+        else:
+            skip = " To train without such samples: `skip_bad_samples`." if seen.what == "train_dataset" else ""
+            raise ValueError(f"{first}{more}{skip}")
+    if faults := seen.faults():
+        raise ValueError(" ".join(faults))
+
+
+def _check_codings(sets) -> None:
+    """`map` with a function that returns the label column leaves it without its coding."""
+    codings = {what: LabelEncoding.from_feature((d.features or {}).get("label")) for what, d in sets.items()}
+    for what, other in (("train_dataset", "eval_dataset"), ("eval_dataset", "train_dataset")):
+        coded = codings.get(other)
+        if what in sets and coded is not None and codings[what] is None and (coded.values or coded.colors):
+            raise ValueError(
+                f"`{other}` says how its labels are coded and `{what}` does not, so that its masks would be taken for "
+                "class ids as they are. Where `map` lost it: `map(..., features=loaded.features)`, with the features "
+                "of the set that it was called on."
+            )
+
+
+def _check_white(found: dict[str, Survey]) -> None:
+    """255 is a class in one set and ignored in the other, where the loader told by what each holds."""
+    for what, seen in found.items():
+        for other, theirs in found.items():
+            coded = theirs.encoding is not None and (theirs.encoding.values or theirs.encoding.colors)
+            if seen.white_is_a_class and not coded and theirs.pixels[IGNORE_INDEX]:
+                raise ValueError(
+                    f"The masks of `{what}` hold 0 and 255 alone, so that 255 is {seen.names[1]!r} there, and those "
+                    f"of `{other}` hold other values too, so that 255 is ignored there. Say for both what it means: "
+                    f"{as_typed(values={0: 0, 1: 1, IGNORE_INDEX: 1})}, or 255 for it to be ignored."
+                )
+
+
+def _say(seen: Survey, what: str) -> None:
+    if not seen.is_whole:
+        why = "of the stream" if seen.rows is None else "within `check_labels_seconds`"
+        logger.info("`%s`: labels were looked at before step 1 in %s %s.", what, seen.scope, why)
+    if seen.white_is_a_class:
+        logger.info("`%s`: 255 in the masks is %r.", what, seen.names[1])
+    if seen.absent:
+        logger.warning("%s", absent_line({ROLES[what]: seen.absent}, len(seen.names), seen.scope))
+    for note in seen.notes():
+        first = f": {first_few(seen.unusual[note.kind], 3)}" if note.first else ""
+        logger.log(
+            logging.WARNING if note.kind in _TO_KNOW else logging.INFO,
+            "%s",
+            f"`{what}`: {note.count} {note.what}{first}.",
+        )
+
+
+def absent_line(absent: dict[str, list[str]], count: int, scope: str | None = None) -> str:
+    """A sentence on the named classes that never occur.
+
+    Args:
+        absent: by "training" and "evaluation", as `look_at_labels` gives it.
+        count: of classes that are named.
+        scope: what was looked at; none: it is not said.
+    """
+    where = f" ({scope})" if scope else ""
+    parts = [
+        f"{len(names)} of {count} classes never occur in {role}{where}: {first_few(names, 12)}"
+        for role, names in absent.items()
+        if names
+    ]
+    return f"{'; '.join(parts)}." if parts else ""

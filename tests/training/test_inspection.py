@@ -1,0 +1,211 @@
+"""What a run finds out about its labels before its first step, and what it says of classes that never occur."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+from PIL import Image
+from support.toy import NAMES, settings, toy_models, write_world
+
+from cps_hf.data.labels import LabelEncoding
+from cps_hf.objectives import Supervised
+from cps_hf.training import inspection
+from cps_hf.training.inspection import absent_line, look_at_labels
+from cps_hf.training.reporting import class_table, mean_iou_in_words, scores_table
+from cps_hf.training.trainer import CPSTrainer
+
+SIZES = [(33, 40), (40, 33), (36, 36), (37, 41)]
+
+
+def rewritten(dataset, change, rows=None):
+    """The set, its label files changed: `change(ids) -> ids`."""
+    for row in dataset.with_format("arrow")[:].to_pylist() if rows is None else rows:
+        path = row["label"]["path"]
+        Image.fromarray(change(np.array(Image.open(path))).astype(np.uint8)).save(path)
+    return dataset
+
+
+def coded(dataset, names=NAMES, **coding):
+    return dataset.cast_column("label", LabelEncoding(names, **coding).to_feature())
+
+
+@pytest.fixture
+def sets(tmp_path):
+    return {
+        "train_dataset": write_world(tmp_path / "labeled", SIZES),
+        "eval_dataset": write_world(tmp_path / "eval", SIZES, first=90),
+    }
+
+
+def trainer_for(tmp_path, sets, names=NAMES, **fields):
+    values = {
+        "output_dir": str(tmp_path / "out"),
+        "max_steps": 2,
+        "per_device_train_batch_size": 2,
+        "crop_size": [32, 32],
+        "dataloader_num_workers": 0,
+        "disable_tqdm": True,
+        "num_pictures": 0,
+    }
+    models = toy_models(1, num_labels=len(names))
+    return CPSTrainer(models, **settings(**(values | fields)), objective=Supervised(), **sets)
+
+
+def refused(tmp_path, sets, said, **options):
+    """Before step 1, and before anything is written."""
+    with pytest.raises(ValueError, match=said):
+        trainer_for(tmp_path, sets, **options).train()
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("which", ["train_dataset", "eval_dataset"])
+def test_a_label_that_only_a_later_batch_would_meet_ends_the_run_before_step_1(tmp_path, sets, which):
+    last = sets[which].with_format("arrow")[:].to_pylist()[-1:]
+    rewritten(sets[which], lambda ids: ids * 0 + 7, last)
+    skip = " To train without such samples: `skip_bad_samples`." if which == "train_dataset" else ""
+    refused(tmp_path, sets, rf"-3.* holds 7 \(1517 pixels\).*{skip}$")
+
+
+def test_a_training_label_that_cannot_be_read_is_skipped_where_that_is_wanted(tmp_path, sets, caplog):
+    last = sets["train_dataset"].with_format("arrow")[:].to_pylist()[-1:]
+    rewritten(sets["train_dataset"], lambda ids: ids * 0 + 7, last)
+    trainer_for(tmp_path, sets, skip_bad_samples=True, max_bad_sample_share=1.0).train()
+    assert "`train_dataset`: samples that cannot be read will be replaced" in caplog.text
+    rewritten(sets["eval_dataset"], lambda ids: ids * 0 + 7)
+    with pytest.raises(ValueError, match="4 of 4 samples cannot be used: 'eval-0', 'eval-1', 'eval-2', 'eval-3'"):
+        trainer_for(tmp_path, sets, skip_bad_samples=True, overwrite_output_dir=True).train()
+
+
+@pytest.mark.parametrize("which", ["train_dataset", "eval_dataset"])
+def test_a_set_of_which_no_pixel_is_labeled_is_refused(tmp_path, sets, which):
+    rewritten(sets[which], lambda ids: ids * 0 + 255)
+    refused(tmp_path, sets, f"No pixel of `{which}` is labeled")
+
+
+def test_black_and_white_masks_are_refused_where_nobody_said_what_white_is(tmp_path, sets):
+    for dataset in sets.values():
+        rewritten(dataset, lambda ids: np.where(ids == 1, 255, 0))
+    two = {name: coded(dataset, NAMES[:2]) for name, dataset in sets.items()}
+    refused(tmp_path, two, r"hold 0 and 255 alone.*`values={0: 0, 255: 1}`", names=NAMES[:2])
+    uncoded = {name: dataset.cast_column("label", type(dataset.features["label"])()) for name, dataset in sets.items()}
+    refused(tmp_path, uncoded, "hold 0 and 255 alone", names=NAMES[:2])
+    told = {name: coded(dataset, NAMES[:2], values={0: 0, 255: 1}) for name, dataset in sets.items()}
+    results = trainer_for(tmp_path, told, names=NAMES[:2]).train()
+    assert results["classes"]["absent"] == {"training": [], "evaluation": []}
+
+
+def test_white_that_is_a_class_in_training_and_ignored_in_evaluation_is_refused(tmp_path, sets):
+    rewritten(sets["train_dataset"], lambda ids: np.where(ids == 1, 255, 0))
+    rewritten(sets["eval_dataset"], lambda ids: np.where(ids == 2, 255, ids))
+    both = {
+        "train_dataset": coded(sets["train_dataset"], NAMES[:2], values={0: 0, 255: 1}),
+        "eval_dataset": coded(sets["eval_dataset"], NAMES[:2]),
+    }
+    said = r"`train_dataset` hold 0 and 255 alone, so that 255 is 'disc' there.*`values={0: 0, 1: 1, 255: 1}`"
+    refused(tmp_path, both, said, names=NAMES[:2])
+
+
+def test_a_set_that_lost_its_coding_is_refused(tmp_path, sets):
+    sets["train_dataset"] = coded(sets["train_dataset"], values={0: 0, 1: 1, 2: 2, 255: 255})
+    sets["eval_dataset"] = coded(sets["eval_dataset"], values={0: 0, 1: 1, 2: 2, 255: 255})
+    lost = sets["train_dataset"].cast_column("label", type(sets["train_dataset"].features["label"])())
+    said = r"`eval_dataset` says how its labels are coded and `train_dataset` does not.*features=loaded.features"
+    refused(tmp_path, {**sets, "train_dataset": lost}, said)
+
+
+def test_a_named_class_that_never_occurs_is_said_at_the_start_at_the_end_and_in_the_card(tmp_path, sets, caplog):
+    rewritten(sets["train_dataset"], lambda ids: np.where(ids == 2, 0, ids))
+    rewritten(sets["eval_dataset"], lambda ids: np.where(ids >= 1, 255, ids))
+    trainer = trainer_for(tmp_path, sets)
+    with caplog.at_level(logging.WARNING, logger="cps_hf"):
+        results = trainer.train()
+    said = [record.getMessage() for record in caplog.records if "never occur" in record.getMessage()]
+    assert said == [
+        "1 of 3 classes never occur in training (all 4 samples): bar.",
+        "2 of 3 classes never occur in evaluation (all 4 samples): disc, bar.",
+        "1 of 3 classes never occur in training: bar; 2 of 3 classes never occur in evaluation: disc, bar.",
+    ]
+    scored = sum(value == value for value in results["final"]["branch_0"]["per_category_iou"])
+    assert results["classes"]["absent"] == {"training": ["bar"], "evaluation": ["disc", "bar"]}
+    assert results["classes"]["named"] == 3 and results["classes"]["scored"] == {"branch_0": scored}
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["classes"] == results["classes"]
+    card = (tmp_path / "out" / "branch_0" / "README.md").read_text(encoding="utf-8")
+    assert "2 of the 3 classes have no pixel in the labels of evaluation: disc, bar." in card
+
+
+def test_a_limit_of_no_seconds_looks_at_nothing(tmp_path, sets):
+    rewritten(sets["eval_dataset"], lambda ids: ids * 0 + 255)
+    trainer = trainer_for(tmp_path, sets, check_labels_seconds=0)
+    assert look_at_labels(trainer.args, **sets, names=NAMES) == {}
+
+
+def test_what_was_not_looked_at_is_said(tmp_path, sets, caplog):
+    trainer = trainer_for(tmp_path, sets, check_labels_seconds=1e-9)
+    streamed = {**sets, "train_dataset": sets["train_dataset"].to_iterable_dataset()}
+    caplog.set_level(logging.INFO, logger="cps_hf")
+    look_at_labels(trainer.args, **streamed, names=NAMES)
+    assert "`train_dataset`: labels were looked at before step 1 in the first 1 samples of the stream." in caplog.text
+    assert "in 1 of 4 samples within `check_labels_seconds`." in caplog.text
+
+
+def test_masks_that_a_turned_image_leaves_unclear_are_warned_of(tmp_path, sets, caplog):
+    row = sets["train_dataset"].with_format("arrow")[:].to_pylist()[2]
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.open(row["image"]["path"]).save(row["image"]["path"], exif=exif)
+    look_at_labels(trainer_for(tmp_path, sets).args, **sets, names=NAMES)
+    [record] = [record for record in caplog.records if "cannot tell" in record.getMessage()]
+    assert record.levelname == "WARNING" and "1 masks of turned images" in record.getMessage()
+    assert "labeled-2" in record.getMessage()
+
+
+def test_every_process_hears_of_what_the_main_one_found(monkeypatch, tmp_path, sets):
+    """The sets are looked at by the main process alone; its error is everybody's."""
+    calls = []
+    monkeypatch.setattr(inspection, "survey", lambda *args, **options: calls.append(options["what"]) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        trainer_for(tmp_path, sets).train()
+    assert calls == ["train_dataset"]
+
+
+# ------------------------------------------------------------------------------------------------ in words
+
+NAN = float("nan")
+PART = {
+    **{"mean_iou": 0.531, "mean_accuracy": 0.6, "overall_accuracy": 0.7, "mean_boundary_iou": 0.4},
+    **{"per_category_iou": [0.5, 0.562, NAN], "per_category_accuracy": [0.5, NAN, NAN]},
+    **{"per_category_boundary_iou": [0.4, 0.4, NAN]},
+}
+ALL = {**PART, "per_category_iou": [0.5, 0.562, 0.1], "per_category_accuracy": [0.5, 0.1, 0.1]}
+ALL["per_category_boundary_iou"] = [0.4, 0.4, 0.1]
+
+
+def test_a_mean_over_fewer_classes_than_are_named_is_never_printed_bare():
+    assert mean_iou_in_words(PART, digits=1) == "mIoU 53.1 % over 2 of 3 classes"
+    assert mean_iou_in_words(ALL) == "mIoU 53.10 %"
+    assert mean_iou_in_words({"mean_iou": None, "per_category_iou": [None]}) == "mIoU - over 0 of 1 classes"
+    lines = scores_table({"branch_0": ALL, "mean": PART}, NAMES).splitlines()
+    assert [line.split() for line in lines[-5:]] == [
+        ["mIoU", "53.10", "53.10"],
+        ["over", "classes", "3", "of", "3", "2", "of", "3"],
+        ["mean", "accuracy", "60.00", "60.00"],
+        ["over", "classes", "3", "of", "3", "1", "of", "3"],
+        ["pixel", "accuracy", "70.00", "70.00"],
+    ]
+    assert "over classes" not in scores_table({"branch_0": ALL}, NAMES)
+    lines = class_table(PART, NAMES).splitlines()
+    assert lines[-2].split() == ["over", "classes", *"2 of 3".split(), *"1 of 3".split(), *"2 of 3".split()]
+    assert "over classes" not in class_table(ALL, NAMES)
+
+
+def test_the_line_on_absent_classes_is_empty_where_all_occur():
+    assert absent_line({"training": [], "evaluation": []}, 3) == "" and absent_line({}, 3) == ""
+    assert absent_line({"training": ["a"]}, 3, "all 2 samples").startswith(
+        "1 of 3 classes never occur in training (all"
+    )
+
+
+def test_the_time_is_no_negative_number():
+    with pytest.raises(ValueError, match="`check_labels_seconds` must be a number of at least 0"):
+        settings(check_labels_seconds=-1)
