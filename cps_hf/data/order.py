@@ -55,13 +55,20 @@ class Shard:
                 yield range(begin, begin + self.batch_size)
 
 
-def require_a_batch(length: int, shard: Shard, name: str) -> None:
-    """A data set smaller than one optimizer step would show the same sample twice in it."""
-    if length < shard.global_batch_size:
-        raise ValueError(
-            f"`{name}` has {length} samples, fewer than the {shard.global_batch_size} of one optimizer step "
-            f"({shard.batch_size} a process x {shard.num_processes} processes x {shard.accumulation_steps} "
-            "accumulation steps). Lower the batch size or add samples."
+def check_length(length: int, shard: Shard, name: str) -> None:
+    """A data set that is smaller than an optimizer step is passed over more than once in it, which is told.
+
+    Raises:
+        ValueError: it is empty.
+    """
+    if length == 0:
+        raise ValueError(f"`{name}` is empty.")
+    if length < shard.global_batch_size and shard.rank == 0:
+        logger.warning(
+            "`%s` has %d image%s and an optimizer step takes %d (%d a process x %d processes x %d accumulation "
+            "steps): a step sees the same ones more than once, each time in another crop.",
+            *(name, length, "" if length == 1 else "s", shard.global_batch_size),
+            *(shard.batch_size, shard.num_processes, shard.accumulation_steps),
         )
 
 
@@ -151,6 +158,7 @@ class IterableReader:
                 seen += 1
             if self.length is None and seen:
                 self.length = seen
+                check_length(seen, self.shard, self.stream)
             if seen == 0 or seen != self.length:
                 raise ValueError(
                     f"`{self.stream}` gave {seen} rows in pass {epoch}, "
@@ -187,8 +195,6 @@ class IterableReader:
             while next_position <= max(wanted):
                 rows[next_position] = next(stream)
                 next_position += 1
-            if self.length is not None and self.length < self.shard.global_batch_size:
-                require_a_batch(self.length, self.shard, self.stream)
             yield Plan([(p, rows[p]) for p in positions], [(p, rows[p]) for p in partners])
             # The next batch's first sample may have its partner just before it, hence one position of grace.
             rows = {p: row for p, row in rows.items() if p >= positions[-1]}

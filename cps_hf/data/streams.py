@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from ..config import AugmentationConfig
 from ..functional import IGNORE_INDEX
 from .labels import LabelEncoding
-from .order import IterableReader, MapReader, Plan, Shard, Source, read_ahead, require_a_batch, seeded_generator
+from .order import IterableReader, MapReader, Plan, Shard, Source, check_length, read_ahead, seeded_generator
 from .reading import read_sample
 from .transforms import labeled_sample, unlabeled_views
 from .workers import allowed_workers, outlive_signals
@@ -78,7 +78,7 @@ class TrainStream:
         # With an odd batch some neighbours, (0, 1), (2, 3), ..., fall into different batches.
         self.sends_partners = views is not None and "cutmix_mask" in views and shard.batch_size % 2 == 1
         if isinstance(dataset, Dataset):
-            require_a_batch(len(dataset), shard, name)
+            check_length(len(dataset), shard, name)
             self.reader = MapReader(dataset, seed, name, reshuffle=reshuffle)
         else:
             self.reader = IterableReader(dataset, seed, shuffle_buffer_size, length, shard, name, reshuffle=reshuffle)

@@ -110,15 +110,26 @@ def test_a_streamed_order_is_the_same_for_any_number_of_processes(world):
     assert together == alone and sorted(alone) == list(range(48))
 
 
-def test_a_streamed_set_that_is_empty_shrinks_or_is_smaller_than_a_step_is_an_error():
+def test_a_streamed_set_that_is_empty_or_shrinks_is_an_error():
     with pytest.raises(ValueError, match="gave 0 rows in pass 0, so it is empty"):
         nothing = rows(3).to_iterable_dataset().filter(lambda row: False)
         next(IterableReader(nothing, 0, 4, None, Shard(batch_size=1), "s").rows_from(0))
     with pytest.raises(ValueError, match="gave 8 rows in pass 0, and 11 before"):
         next(iterable_reader(5, length=11).rows_from(8))
-    small = iterable_reader(3, shard=Shard(batch_size=4))
-    with pytest.raises(ValueError, match="3 samples, fewer than the 4"):
-        list(itertools.islice(small.plans((p, []) for p in small.shard.micro_batches(0)), 3))
+
+
+@pytest.mark.parametrize("buffer", [2, 100])
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_streamed_set_smaller_than_a_step_is_passed_over_in_it_again_and_again(n, buffer, caplog):
+    small = iterable_reader(n, shard=Shard(batch_size=4), buffer=buffer, num_shards=1)
+    plans = itertools.islice(small.plans((p, []) for p in small.shard.micro_batches(0)), 6)
+    ids = [row["id"] for plan in plans for _, row in plan.samples]
+    passes = [ids[i : i + n] for i in range(0, 24, n)]
+    assert all(sorted(p) == [str(i) for i in range(n)] for p in passes)
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.startswith(f"`s` has {n} image") and "takes 4 (4 a process x 1 processes x 1" in said
+    resumed = iterable_reader(n, shard=Shard(batch_size=4), buffer=buffer, length=n, num_shards=1)
+    assert [row["id"] for row in itertools.islice(resumed.rows_from(8), 12)] == ids[8:20]
 
 
 def test_a_generator_depends_on_every_key():

@@ -622,13 +622,26 @@ def test_data_sets_that_do_not_fit_are_refused(world, tmp_path):
         trainer_for(world, tmp_path, datasets={"unlabeled_dataset": None})
     with pytest.raises(ValueError, match="`train_dataset` needs a column 'label'.*found image"):
         trainer_for(world, tmp_path, datasets={"train_dataset": world["unlabeled_dataset"]}).train()
-    with pytest.raises(ValueError, match="`train_dataset` has 5 samples, fewer than the 6"):
-        trainer_for(world, tmp_path, per_device_train_batch_size=6).train()
+    with pytest.raises(ValueError, match="`train_dataset` is empty"):
+        trainer_for(world, tmp_path, datasets={"train_dataset": world["train_dataset"].select([])}).train()
     with pytest.raises(ValueError, match="train_dataset.*DatasetDict.*Choose a split"):
         from datasets import DatasetDict
 
         split = DatasetDict(train=world["train_dataset"])
         trainer_for(world, tmp_path, datasets={"train_dataset": split}).train()
+
+
+@pytest.mark.parametrize(("labeled", "unlabeled", "batch"), [(1, 1, 2), (3, 2, 4), (1, 3, 1)])
+def test_fewer_images_than_a_step_takes_are_enough(world, tmp_path, labeled, unlabeled, batch, caplog):
+    few = {"train_dataset": labeled, "unlabeled_dataset": unlabeled}
+    few = {name: world[name].select(range(count)) for name, count in few.items()}
+    batches = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": 2, "eval_steps": 2}
+    trainer = trainer_for(world, tmp_path, datasets=few, **batches, save_steps=2)
+    results = trainer.train()
+    assert results["steps"] == 4 and results["num_labeled"] == labeled
+    told = [r.getMessage() for r in caplog.records if "more than once" in r.getMessage()]
+    assert len(told) == 1 + (unlabeled < 2 * batch) and f"`train_dataset` has {labeled} image" in told[0]
+    assert set(trainer.next_ids(2 * batch)["labeled"]) == set(few["train_dataset"]["id"][: 2 * batch])
 
 
 @pytest.mark.parametrize("which", ["train_dataset", "eval_dataset"])
