@@ -40,7 +40,7 @@ def settled(dataset: Dataset, what: str) -> Dataset:
             continue  # whoever reads it for good says what is wrong
         if found - {0, IGNORE_INDEX}:
             return dataset
-    if IGNORE_INDEX not in found:
+    if found != {0, IGNORE_INDEX}:
         return dataset
     logger.warning(
         "%s: the masks hold 0 and 255 alone, so that 255 is %r and nothing is ignored. If 255 means ignored: %s.",

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from .labels import BLACK_AND_WHITE, IGNORE_INDEX, LabelEncoding
 from .reading import examine
 from .streams import check_label_range, id_of, undecoded
-from .table import as_typed, first_few
+from .table import as_typed
 from .workers import outlive_signals
 
 FIRST_ROWS = 64  # of a stream, whose end may be far
@@ -36,6 +36,12 @@ UNUSUAL = {
     ),
     ("label", "turned itself"): "masks with an EXIF orientation of their own",
     ("label", "resized"): "masks resized to their images",
+    ("label", "seams"): (
+        "masks with a class that lies in seams between a lower and a higher one alone, as resizing with interpolation "
+        "leaves it: resize masks by the nearest pixel"
+    ),
+    ("label", "white"): "masks that hold 0 and 255 alone, where others hold 1: 255 is ignored in them",
+    ("label", "all ignored"): "masks without a labeled pixel",
     ("image", "pages"): "images with further pages or frames, which are not read",
     ("label", "pages"): "masks with further pages or frames, which are not read",
     ("image", "depth"): "images of more than 8 bits a channel, reduced to 8",
@@ -50,8 +56,8 @@ UNUSUAL = {
 
 
 class Note(NamedTuple):
-    """What is read rightly and is unusual, or may be a mistake: its key in `UNUSUAL` (or "seams"), words that follow
-    the count, how many, the first ids."""
+    """What is read rightly and is unusual, or may be a mistake: its key in `UNUSUAL`, words that follow the count, how
+    many, the first ids."""
 
     kind: tuple[str, str]
     what: str
@@ -69,7 +75,6 @@ class Survey:
         rows: how many it has; none: a stream. looked_at: of them.
         sizes: (height, width) of each image that can be read.
         pixels, images: by class id (256, 255 is ignored), how many pixels have it and how many images hold it.
-        seams: as the function `seams` gives them, summed.
         problems: {"id", "problem"} of each sample that cannot be read.
         unusual: by the keys of `UNUSUAL`, the ids of the samples.
         palettes: value -> colour in the masks' palettes -> the id that shows it first.
@@ -84,7 +89,6 @@ class Survey:
     sizes: list[tuple[int, int]] = field(default_factory=list)
     pixels: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
     images: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
-    seams: np.ndarray = field(default_factory=lambda: np.zeros((4, 256), np.int64))
     problems: list[dict[str, str]] = field(default_factory=list)
     unusual: dict[tuple[str, str], list[str]] = field(default_factory=dict)
     palettes: dict[int, dict[tuple[int, int, int], str]] = field(default_factory=dict)
@@ -125,12 +129,14 @@ class Survey:
 
     def notes(self) -> list[Note]:
         """What to know of the set although it is read."""
-        found = [
-            Note(kind, text, len(self.unusual[kind]), self.unusual[kind][:5])
+        unusual = dict(self.unusual)
+        if not self.pixels[1]:  # with a 1 somewhere 255 is ignored; without, that is a fault of the set, or settled
+            unusual.pop(("label", "white"), None)
+        return [
+            Note(kind, text, len(unusual[kind]), unusual[kind][:5])
             for kind, text in UNUSUAL.items()
-            if kind in self.unusual
+            if kind in unusual
         ]
-        return found + self._seams()
 
     def _all_ignored(self) -> str | None:
         if self.pixels[:IGNORE_INDEX].sum() or not self.pixels[IGNORE_INDEX]:
@@ -181,20 +187,6 @@ class Survey:
             "files; programs that reduce colours number them anew in each. If the colours tell the class, say which: "
             f"{as_typed(colors=table)}. If the stored values do: {as_typed(values=ids)}."
         )
-
-    def _seams(self) -> list[Note]:
-        """Classes whose pixels are the seams between others: what interpolation makes of a mask."""
-        seen, inside = self.seams[::2, :IGNORE_INDEX], self.seams[1::2, :IGNORE_INDEX]
-        share = (inside / np.maximum(seen, 1)).sum(0)  # a seam is crossed by a row, by a column, or by both
-        classes = np.flatnonzero((seen.sum(0) >= AT_LEAST) & (share >= SHARE_OF_SEAMS)).tolist()
-        if not classes:
-            return []
-        listed = first_few([self.names[c] if c < len(self.names) else f"class {c}" for c in classes])
-        text = (
-            f"pixels of {listed} that nearly all lie in seams between a lower and a higher value, as resizing a mask "
-            "with interpolation leaves them: resize masks by the nearest pixel"
-        )
-        return [Note(("label", "seams"), text, int(self.pixels[classes].sum()), [])]
 
 
 def survey(
@@ -259,6 +251,16 @@ class _Looks(torch.utils.data.Dataset):
         except Exception as error:  # carried over as it is, without the worker's traceback
             return error
 
+    def _suspicious(self, pixels: np.ndarray, ids: np.ndarray) -> Iterator[str]:
+        """What may be a mistake of this mask."""
+        if not pixels[:IGNORE_INDEX].any():
+            yield "all ignored"
+        coded = self.encoding is not None and (self.encoding.values is not None or self.encoding.colors is not None)
+        if self.num_labels == 2 and not coded and np.flatnonzero(pixels).tolist() == [0, IGNORE_INDEX]:
+            yield "white"
+        if holds_seams(ids):
+            yield "seams"
+
     def of_rows(self, order: Sequence[int], num_workers: int) -> Iterable[dict[str, Any] | Exception]:
         return torch.utils.data.DataLoader(
             self,
@@ -284,12 +286,19 @@ class _Looks(torch.utils.data.Dataset):
         look = {"id": name, "size": found.size, "unusual": found.unusual, "palette": found.palette}
         if found.ids is not None:
             look["pixels"] = np.bincount(found.ids.reshape(-1), minlength=256)
-            look["seams"] = seams(found.ids)
+            look["unusual"] += [("label", kind) for kind in self._suspicious(look["pixels"], found.ids)]
         return look
 
 
 def _as_it_is(look: Any) -> Any:
     return look  # the loader would make tensors of arrays
+
+
+def holds_seams(ids: np.ndarray) -> bool:
+    """Whether a class of a label map uint8 (H, W) is the seam between others: what interpolation makes of a mask."""
+    rows, in_rows, columns, in_columns = seams(ids)[:, :IGNORE_INDEX]
+    share = in_rows / np.maximum(rows, 1) + in_columns / np.maximum(columns, 1)  # a row crosses it, or a column
+    return bool(((rows + columns >= AT_LEAST) & (share >= SHARE_OF_SEAMS)).any())
 
 
 def seams(ids: np.ndarray) -> np.ndarray:
@@ -317,7 +326,6 @@ def _count(found: Survey, look: dict[str, Any]) -> dict[str, Any]:
         pixels = look.pop("pixels")
         found.pixels += pixels
         found.images += pixels > 0
-        found.seams += look.pop("seams")
     return look
 
 

@@ -18,7 +18,7 @@ from ..data.table import as_typed, first_few
 logger = logging.getLogger(__name__)
 
 ROLES = {"train_dataset": "training", "eval_dataset": "evaluation"}
-_TO_KNOW = {("label", "cannot tell"), ("label", "seams"), ("image", "few bits")}  # what may be a mistake
+_TO_KNOW = {("label", "cannot tell"), ("label", "white"), ("image", "few bits")}  # what may be a mistake
 
 
 def look_at_labels(args: CPSConfig, train_dataset, eval_dataset, names: Sequence[str]) -> dict[str, list[str]]:
@@ -108,12 +108,8 @@ def _say(seen: Survey, what: str) -> None:
     if seen.absent:
         logger.warning("%s", absent_line({ROLES[what]: seen.absent}, len(seen.names), seen.scope))
     for note in seen.notes():
-        first = f": {first_few(seen.unusual[note.kind], 3)}" if note.first else ""
-        logger.log(
-            logging.WARNING if note.kind in _TO_KNOW else logging.INFO,
-            "%s",
-            f"`{what}`: {note.count} {note.what}{first}.",
-        )
+        level = logging.WARNING if note.kind in _TO_KNOW else logging.INFO
+        logger.log(level, "`%s`: %d %s: %s.", what, note.count, note.what, first_few(seen.unusual[note.kind], 3))
 
 
 def absent_line(absent: dict[str, list[str]], count: int, scope: str | None = None) -> str:
