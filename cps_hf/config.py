@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import json
 import math
 from collections.abc import Callable
 from dataclasses import MISSING, asdict, dataclass, field, fields
@@ -267,6 +268,18 @@ class CPSConfig:
     eval_delay = 0
     greater_is_better = True
     load_best_model_at_end = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields by name, as transformers' arguments give them to a tracker's callback."""
+        return asdict(self)
+
+    def to_json_string(self) -> str:
+        """`to_dict` as JSON."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    def to_sanitized_dict(self) -> dict[str, bool | int | float | str]:
+        """`to_dict` for what shows plain values only: others as text."""
+        return {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in self.to_dict().items()}
 
     @property
     def unlabeled_batch_size(self) -> int:

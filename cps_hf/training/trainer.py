@@ -29,6 +29,7 @@ from ..objectives import CrossPseudoSupervision, Objective, ObjectiveOutput
 from . import batches, failures, memory, model_checks, normalization, results, setup
 from .batches import MicroBatch
 from .callbacks import Callbacks, CollapseCallback, ModelCardCallback, Pictures, PicturesCallback, PushCallback
+from .callbacks.foreign import check_callbacks
 from .determinism import deterministic_algorithms
 from .ema import update_teacher, warmed_up
 from .evaluation import Evaluator
@@ -173,6 +174,7 @@ class CPSTrainer:
             self.optimizer,
             self.lr_scheduler,
         )
+        check_callbacks(self.callback_handler.callbacks)
         self.checkpointer = Checkpointer(
             args,
             accelerator,
@@ -651,6 +653,8 @@ class CPSTrainer:
 
     def add_callback(self, callback: TrainerCallback | type[TrainerCallback]) -> None:
         """Add a callback, an object or a class that is made without arguments."""
+        callback = callback() if isinstance(callback, type) else callback
+        check_callbacks([callback])
         self.callback_handler.add_callback(callback)
 
     def remove_callback(self, callback: TrainerCallback | type[TrainerCallback]) -> None:
