@@ -86,7 +86,7 @@ def check_run_files(output_dir: str) -> None:
         ValueError: a folder is where a file is to be, or the other way round; or it may not be written to.
     """
     for path in _run_paths(Path(output_dir)):
-        if path.name.startswith("tmp-"):
+        if path.name.lstrip(".").startswith("tmp-"):
             continue
         kind, other = ("file", "folder") if path.name in RUN_FILES else ("folder", "file")
         if path.is_dir() != (kind == "folder"):
@@ -298,14 +298,18 @@ def amend_checkpoint(
     final = Path(output_dir) / f"checkpoint-{step}"
     temporary = final.with_name(f"tmp-{final.name}")
     shutil.rmtree(temporary, ignore_errors=True)
-    link_tree(final, temporary)
-    shutil.rmtree(temporary / "best", ignore_errors=True)
-    (temporary / STATE_FILE).unlink()  # it is a link: writing into it would change the checkpoint
-    (temporary / STATE_FILE).write_text(json.dumps(state, indent=1), encoding="utf-8")
-    _link_best(state, temporary)
-    share_weights(temporary, like=temporary / STATE_FILE)
-    seal(temporary, known=_files_of(final))
-    replace_folder(temporary, final)
+    try:
+        link_tree(final, temporary)
+        shutil.rmtree(temporary / "best", ignore_errors=True)
+        (temporary / STATE_FILE).unlink()  # it is a link: writing into it would change the checkpoint
+        (temporary / STATE_FILE).write_text(json.dumps(state, indent=1), encoding="utf-8")
+        _link_best(state, temporary)
+        share_weights(temporary, like=temporary / STATE_FILE)
+        seal(temporary, known=_files_of(final))
+        replace_folder(temporary, final)
+    except Exception:
+        shutil.rmtree(temporary, ignore_errors=True)  # it would hold what room a full disk has
+        raise
     _prune(final, save_total_limit, best_step)  # another step may be the best now
 
 

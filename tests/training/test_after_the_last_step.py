@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from support.resume_cases import same, without_cards_and_pictures
-from support.toy import settings, toy_models, write_world
+from support.toy import SUPPORT, run_python, settings, toy_models, write_world
 from transformers import TrainerCallback
 
 from cps_hf import files
@@ -485,6 +485,29 @@ def test_killed_at_any_point_after_the_last_step_it_ends_as_if_it_had_not_been(t
         trainer_for(tmp_path, out, resume_from_checkpoint="auto").train()
     assert [name for name, value in outcome(out).items() if not same(value, expected[name])] == []
     assert not [*out.glob("*tmp-*"), *out.glob("aside-*")]
+
+
+# ------------------------------------------------------------------------------------------------ on one of two
+
+
+@pytest.mark.slow
+def test_what_fails_on_one_of_two_processes_is_told_on_both_and_neither_waits(tmp_path):
+    done = run_python(str(SUPPORT / "run_late_failures.py"), str(tmp_path), processes=2, timeout=550)
+    found = [json.loads((tmp_path / f"found-{rank}.json").read_text()) for rank in range(2)]
+    assert done.returncode == 0 and len(found[0]) == len(found[1]) == 14, done.stderr[-3000:]
+    for name, mine, other in ((name, found[0][name], found[1][name]) for name in found[0]):
+        assert mine["same"] and other["same"], name
+        begins = name.startswith(("the lock", "the folder"))
+        assert mine["whole"] is other["whole"] is not begins, name
+        if name.startswith("amending"):
+            assert mine["raised"] is other["raised"] is None
+            continue
+        process = name[-1]
+        for raised in (mine["raised"], other["raised"]):
+            assert f"No space left on process {process}" in raised or f"own fault on process {process}" in raised, name
+            if not begins:
+                kind = "EvaluationError" if name.startswith(("reading", "the metric")) else "AfterTrainingError"
+                assert raised.startswith(f"{kind}: Training is done, and checkpoint-2"), name
 
 
 # ------------------------------------------------------------------------------------------------ before step 1
