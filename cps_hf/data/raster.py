@@ -388,6 +388,8 @@ def _opened(data: bytes, where: str, what: str) -> PILImage.Image:
         raise _too_large(where, what, f"{pixels} pixels", pixels, limit) from error
     except UnidentifiedImageError as error:  # its own text shows an object in memory
         raise ValueError(_of_no_kind(data, where, what)) from error
+    except MemoryError:  # of this machine: no fault of the file
+        raise
     except Exception as error:  # PIL raises OSError, ValueError, SyntaxError, struct.error ... on broken files
         raise _cannot_decode(error, where, what, data) from error
 
@@ -432,6 +434,8 @@ def _too_large(where: str, what: str, size: str, pixels: int, limit: int | None)
 def _named_errors(where: str, what: str, data: bytes | None) -> Iterator[None]:
     try:
         yield
+    except MemoryError:  # of this machine: no fault of the file
+        raise
     except Exception as error:  # PIL raises OSError, ValueError, SyntaxError, struct.error ... on broken files
         raise _cannot_decode(error, where, what, data) from error
 

@@ -119,8 +119,8 @@ class Watch(TrainerCallback):
             self.next_ids = self.trainer.next_ids(20)
 
 
-class BrokenOff(Exception):
-    pass
+class BrokenOff(BaseException):
+    """As a kill: nothing that keeps errors from costing a run catches it."""
 
 
 def break_off(trainer: CPSTrainer, *, step: int, micro_batch: int) -> None:
