@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 
 from cps_hf.commands import parser as cli
-from cps_hf.config import CPSConfig
+from cps_hf.config import AugmentationConfig, CPSConfig, ModelConfig
 from cps_hf.objectives import CrossPseudoSupervision, Supervised
 from cps_hf.training import setup
 
@@ -66,6 +66,19 @@ def test_class_weights_are_a_power_or_numbers_and_come_back_from_yaml(tmp_path, 
     assert objective == CrossPseudoSupervision(class_weights=expected, labeled_loss="focal", focal_gamma=1.5)
     (tmp_path / "config.yaml").write_text(setup.to_yaml(objective, CPSConfig()))
     assert parse("--config", str(tmp_path / "config.yaml"))[1] == objective
+
+
+@pytest.mark.parametrize("group", [CPSConfig, AugmentationConfig, ModelConfig])
+def test_stages_averages_colours_and_norms_come_back_from_yaml(tmp_path, group):
+    words = {
+        CPSConfig: "--pretrain_steps 5 --second_stage_learning_rate_factor 0.5 --ema_decay 0.996",
+        AugmentationConfig: "--labeled_color_jitter 0.8",
+        ModelConfig: "--norm_momentum 0.01 --freeze_norms true",
+    }[group]
+    settings, objective = cli.parse(group, words.split())
+    assert settings != group()
+    (tmp_path / "config.yaml").write_text(setup.to_yaml(objective, settings))
+    assert cli.parse(group, ["--config", str(tmp_path / "config.yaml")]) == (settings, objective)
 
 
 def test_one_number_is_a_square():
