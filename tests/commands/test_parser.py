@@ -62,6 +62,15 @@ def test_class_weights_are_a_power_or_numbers_and_come_back_from_yaml(tmp_path, 
     assert parse("--config", str(tmp_path / "config.yaml")).objective == objective
 
 
+def test_stages_averages_colours_and_norms_come_back_from_yaml(tmp_path):
+    words = "--pretrain_steps 5 --second_stage_learning_rate_factor 0.5 --ema_decay 0.996 --labeled_color_jitter 0.8"
+    settings = parse(*words.split(), "--norm_momentum", "0.01", "--freeze_norms", "true")
+    assert settings.args.pretrain_steps == 5 and settings.augmentation.labeled_color_jitter == 0.8
+    assert settings.model_config.norm_momentum == 0.01 and settings.model_config.freeze_norms
+    (tmp_path / "config.yaml").write_text(settings.to_yaml())
+    assert parse("--config", str(tmp_path / "config.yaml")) == settings
+
+
 def test_one_number_is_a_square():
     settings = parse("--crop_size", "64", "--eval_crop_size", "48", "--eval_stride", "32", "--eval_mode", "sliding")
     assert settings.augmentation.crop_size == [64, 64]
