@@ -122,10 +122,20 @@ def test_predicting_takes_the_same_files_as_training(album):
 
 @pytest.mark.parametrize(
     ("pattern", "wanted"),
-    [("*", ["a"]), ("**/*", ["a", "sub/b"]), ("*/*", ["sub/b"]), ("**/*.png", ["a"]), (".*/*", [])],
+    [
+        ("*", ["a"]),
+        ("**/*", ["a", "sub/b"]),
+        ("**", ["a", "sub/b"]),
+        ("*/*", ["sub/b"]),
+        ("**/*.png", ["a"]),
+        ("**/sub/*.JPG", ["sub/b"]),
+        ("[a-b].*", ["a"]),
+        (".*/*", []),
+    ],
 )
 def test_a_glob_goes_by_the_same_rule(album, caplog, pattern, wanted):
     os.symlink(album, album / "sub" / "above")
+    os.symlink(album / "sub", album / "sub" / "again")  # two circles: by glob itself this would not end
     if wanted:
         assert [*find_images([str(album / pattern)])] == wanted
     else:
