@@ -168,4 +168,7 @@ def test_the_splits_of_a_folder_are_those_with_images(tmp_path):
     touch(tmp_path / "listed" / "metadata.jsonl", b"{}")
     picture(tmp_path / "docs" / "a.png")
     picture(tmp_path / "@eaDir" / "images" / "a.png")
-    assert splits_of(tmp_path) == ["listed", "train", "val"] and splits_of(tmp_path / "train") == []
+    assert splits_of(tmp_path) == ["listed", "train", "val"]
+    picture(tmp_path / "images" / "a.png")
+    assert splits_of(tmp_path) == [None, "listed", "train", "val"]
+    assert splits_of(tmp_path / "train") == splits_of(tmp_path / "docs") == splits_of(tmp_path / "none") == [None]
