@@ -131,6 +131,11 @@ def load_cityscapes(
     return build(ids, images, labels, encoding.to_feature(), streaming=streaming)
 
 
+def splits_of(root: str | Path) -> list[str]:
+    """The splits whose images are there."""
+    return [split for split in SPLITS if (Path(root) / "leftImg8bit" / split).is_dir()]
+
+
 def _labels_of(root: Path, split: str, annotations: str, images, ids) -> tuple[list[Path], LabelEncoding]:
     kind = "gtFine" if annotations == "fine" else "gtCoarse"
     missing: dict[str, list[Path]] = {}

@@ -237,13 +237,17 @@ def _files_by_stem(folder: Path, suffixes: tuple[str, ...]) -> tuple[dict[str, P
     return found, looked
 
 
-def splits_of(root: str | Path, images: str = "images") -> list[str]:
-    """The folders in `root` that are splits: those with a folder of images, or with a list of files, in them."""
+def splits_of(root: str | Path, images: str = "images") -> list[str | None]:
+    """The splits that `load_folder` finds in `root`: sub-folders with a folder of images or a list of files in them;
+    None: `root` itself, where it is such a folder or has no split."""
     root = Path(root)
-    if not root.is_dir():
-        return []
-    folders = sorted(path for path in root.iterdir() if path.is_dir() and not is_hidden(path.name))
-    return [path.name for path in folders if (path / images).is_dir() or (path / METADATA).is_file()]
+    folders = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    splits = [path.name for path in folders if not is_hidden(path.name) and _is_a_set(path, images)]
+    return [*([None] if _is_a_set(root, images) or not splits else []), *splits]
+
+
+def _is_a_set(folder: Path, images: str) -> bool:
+    return (folder / images).is_dir() or (folder / METADATA).is_file()
 
 
 def _listed_pairs(

@@ -10,7 +10,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from datasets import ClassLabel, Dataset, DatasetDict, Image, IterableDataset, Value, load_dataset
+from datasets import (
+    ClassLabel,
+    Dataset,
+    DatasetDict,
+    Image,
+    IterableDataset,
+    Value,
+    get_dataset_split_names,
+    load_dataset,
+)
 from datasets.exceptions import DatasetNotFoundError
 
 from .black_and_white import settled
@@ -19,6 +28,8 @@ from .labels import LabelEncoding
 from .table import first_few
 
 logger = logging.getLogger(__name__)
+
+_SHARD = re.compile(r"(\w+)-(\d{5})-of-(\d{5})\.parquet")
 
 
 def load_hub(
@@ -99,6 +110,21 @@ def load_hub(
     return settled(dataset, str(path)) if isinstance(dataset, Dataset) else dataset
 
 
+def splits_of(path: str | Path, name: str | None = None) -> list[str]:
+    """The splits of a folder of shards, a folder that `load_dataset` reads, or a data set of the Hub.
+
+    Raises:
+        ValueError: no such data set.
+    """
+    if str(path).endswith(".parquet"):
+        return ["train"]
+    names = {match[1] for file in Path(path).glob("*.parquet") if (match := _SHARD.fullmatch(file.name))}
+    try:
+        return sorted(names) or get_dataset_split_names(str(path), name)
+    except (ValueError, OSError, DatasetNotFoundError) as error:
+        raise ValueError(f"Cannot tell the splits of {str(path)!r}: {type(error).__name__}: {error}") from error
+
+
 def _load(path: str, name: str | None, split: str, streaming: bool, revision: str | None) -> Any:
     wanted = [part.split("[")[0].strip() for part in split.split("+")]  # of "train[:100]+val", say
     files = {wanted[0]: [path]} if path.endswith(".parquet") else _shards(Path(path), wanted)
@@ -125,7 +151,7 @@ def _shards(folder: Path, wanted: Sequence[str]) -> dict[str, list[str]]:
     """
     splits: dict[str, list[tuple[int, int, str]]] = {}
     for path in sorted(folder.glob("*.parquet")):
-        if match := re.fullmatch(r"(\w+)-(\d{5})-of-(\d{5})\.parquet", path.name):
+        if match := _SHARD.fullmatch(path.name):
             splits.setdefault(match[1], []).append((int(match[2]), int(match[3]), str(path)))
     if not splits:
         return {}

@@ -127,6 +127,17 @@ def load_voc(
     return build(ids, images, labels, ENCODING.to_feature(), streaming=streaming)
 
 
+def splits_of(root: str | Path) -> list[str]:
+    """The lists of images that are there, without those that hold what others hold.
+
+    Raises:
+        ValueError: no VOC2012 is there.
+    """
+    found = sorted(path.stem for path in (voc_folder(root) / "ImageSets" / "Segmentation").glob("*.txt"))
+    both = {"trainval"} if {"train", "val"} <= set(found) else set()
+    return [split for split in found if split not in both and split != "test"]
+
+
 def _read_ids(listing: Path) -> list[str]:
     try:
         lines = listing.read_text(encoding="utf-8").splitlines()

@@ -7,6 +7,7 @@ read. Whoever walks says what was passed over.
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 import logging
 import os
@@ -189,26 +190,37 @@ def _matching(pattern: Path) -> Walk:
     """The files that a glob matches, by the rule of `walk`."""
     parts = pattern.parts
     fixed = next(i for i, part in enumerate(parts) if glob.has_magic(part))
-    found = Walk(Path(*parts[:fixed]))
-    for path in sorted(map(Path, glob.glob(str(pattern), recursive=True, include_hidden=True))):
-        name = path.relative_to(found.folder).as_posix()
-        folders = [found.folder, *(found.folder / part for part in _prefixes(name))]
-        real = [os.path.realpath(folder) for folder in folders]
-        if any(is_hidden(part) for part in PurePosixPath(name).parts):
-            found.pass_over(HIDDEN, name)
-        elif len(set(real)) < len(real):
-            found.pass_over(CIRCLE, name)
-        elif path.is_dir():
-            if "**" not in parts:
-                found.pass_over(NO_FILE, name)
-        elif reason := _reason(path, IMAGE_SUFFIXES):
-            found.pass_over(reason, name)
-        else:
-            found.files[name] = path
+    root, pattern = Path(*parts[:fixed]), parts[fixed:]
+    if "**" not in pattern:
+        return _of_one_depth(root, "/".join(pattern))
+    # glob itself would follow links in circles, and of two circles in each other it would come to no end.
+    everything = walk(root, IMAGE_SUFFIXES)
+    found = Walk(root)
+    found.files = {name: path for name, path in everything.files.items() if _matches(name.split("/"), pattern)}
+    for reason, names in everything.passed_over.items():
+        matching = [name for name in names if reason in (HIDDEN, CIRCLE) or _matches(name.split("/"), pattern)]
+        found.passed_over |= {reason: matching} if matching else {}
     return found
 
 
-def _prefixes(name: str) -> list[str]:
-    """The folders on the way to a file: "a/b/c.png" -> ["a", "a/b"]."""
-    parts = PurePosixPath(name).parts[:-1]
-    return ["/".join(parts[: i + 1]) for i in range(len(parts))]
+def _of_one_depth(root: Path, pattern: str) -> Walk:
+    found = Walk(root)
+    for name in sorted(glob.glob(pattern, root_dir=root, include_hidden=True), key=lambda n: PurePosixPath(n).parts):
+        if any(is_hidden(part) for part in PurePosixPath(name).parts):
+            found.pass_over(HIDDEN, name)
+        elif (root / name).is_dir():
+            found.pass_over(NO_FILE, name)
+        elif reason := _reason(root / name, IMAGE_SUFFIXES):
+            found.pass_over(reason, name)
+        else:
+            found.files[name] = root / name
+    return found
+
+
+def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Whether a path fits a glob in which "**" is any number of folders."""
+    if not pattern:
+        return not parts
+    if pattern[0] == "**":
+        return _matches(parts, pattern[1:]) or (bool(parts) and _matches(parts[1:], pattern))
+    return bool(parts) and fnmatch.fnmatch(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])

@@ -122,3 +122,11 @@ def test_what_is_missing_is_named(tmp_path):
     next((tmp_path / "gtFine" / "train").rglob("bonn*.png")).unlink()
     with pytest.raises(ValueError, match=r"1 of 2 label files are missing: .*bonn_000001_000019_gtFine_labelIds.png"):
         load_cityscapes(tmp_path, "train")
+
+
+def test_what_a_mac_left_in_an_archive_is_no_image_and_the_splits_are_those_that_are_there(tmp_path):
+    dataset = load_cityscapes(write_tree(tmp_path), "train")
+    city = tmp_path / "leftImg8bit" / "train" / "aachen"
+    (city / "._aachen_000002_000019_leftImg8bit.png").write_bytes(b"Mac OS X")
+    assert load_cityscapes(tmp_path, "train")["id"] == dataset["id"]
+    assert cityscapes.splits_of(tmp_path) == [split for split in cityscapes.SPLITS if split in FRAMES]

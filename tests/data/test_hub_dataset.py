@@ -10,7 +10,7 @@ from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, Sequ
 from PIL import Image as PILImage
 from support.image_files import png
 
-from cps_hf.data.hub_dataset import load_hub
+from cps_hf.data.hub_dataset import load_hub, splits_of
 from cps_hf.data.labels import LabelEncoding
 from cps_hf.data.reading import read_sample
 from cps_hf.data.streams import undecoded
@@ -160,3 +160,17 @@ def test_masks_of_two_classes_in_parquet_are_judged_together_and_resized_where_t
     write_parquet(tmp_path / "carried", ENCODING.to_feature())
     carried = load_hub(tmp_path / "carried", resize_masks=True).features["label"]
     assert LabelEncoding.from_feature(carried) == LabelEncoding(ENCODING.names, ENCODING.values, resize_masks=True)
+
+
+def test_the_splits_of_shards_of_a_file_and_of_an_imagefolder_are_found(tmp_path):
+    write_parquet(tmp_path / "set")
+    data = (tmp_path / "set" / "train-00000-of-00001.parquet").read_bytes()
+    (tmp_path / "set" / "train_extra-00000-of-00001.parquet").write_bytes(data)
+    assert splits_of(tmp_path / "set") == ["train", "train_extra"]
+    assert splits_of(tmp_path / "set" / "train-00000-of-00001.parquet") == ["train"]
+    for split in ("train", "validation"):
+        (tmp_path / "folder" / split).mkdir(parents=True)
+        PILImage.new("RGB", (4, 3)).save(tmp_path / "folder" / split / "0.png")
+    assert sorted(splits_of(tmp_path / "folder")) == ["train", "validation"]
+    with pytest.raises(ValueError, match="Cannot tell the splits of '.*nowhere'"):
+        splits_of(tmp_path / "nowhere")

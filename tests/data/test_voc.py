@@ -162,3 +162,13 @@ def test_what_is_missing_is_named(tmp_path):
     (folder / "ImageSets" / "Segmentation" / "train.txt").write_text("\n")
     with pytest.raises(ValueError, match="lists no image"):
         load_voc(tmp_path, "train")
+
+
+def test_the_splits_are_the_lists_that_hold_other_images(tmp_path):
+    write_voc(tmp_path, ".")
+    lists = tmp_path / "ImageSets" / "Segmentation"
+    for name in ("train", "val", "trainval", "train_aug", "test"):
+        (lists / f"{name}.txt").write_text("2007_000032\n")
+    assert voc.splits_of(tmp_path) == ["train", "train_aug", "val"]
+    (lists / "val.txt").unlink()
+    assert voc.splits_of(tmp_path) == ["train", "train_aug", "trainval"]

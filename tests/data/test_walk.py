@@ -122,10 +122,20 @@ def test_predicting_takes_the_same_files_as_training(album):
 
 @pytest.mark.parametrize(
     ("pattern", "wanted"),
-    [("*", ["a"]), ("**/*", ["a", "sub/b"]), ("*/*", ["sub/b"]), ("**/*.png", ["a"]), (".*/*", [])],
+    [
+        ("*", ["a"]),
+        ("**/*", ["a", "sub/b"]),
+        ("**", ["a", "sub/b"]),
+        ("*/*", ["sub/b"]),
+        ("**/*.png", ["a"]),
+        ("**/sub/*.JPG", ["sub/b"]),
+        ("[a-b].*", ["a"]),
+        (".*/*", []),
+    ],
 )
 def test_a_glob_goes_by_the_same_rule(album, caplog, pattern, wanted):
     os.symlink(album, album / "sub" / "above")
+    os.symlink(album / "sub", album / "sub" / "again")  # two circles: by glob itself this would not end
     if wanted:
         assert [*find_images([str(album / pattern)])] == wanted
     else:
@@ -158,4 +168,7 @@ def test_the_splits_of_a_folder_are_those_with_images(tmp_path):
     touch(tmp_path / "listed" / "metadata.jsonl", b"{}")
     picture(tmp_path / "docs" / "a.png")
     picture(tmp_path / "@eaDir" / "images" / "a.png")
-    assert splits_of(tmp_path) == ["listed", "train", "val"] and splits_of(tmp_path / "train") == []
+    assert splits_of(tmp_path) == ["listed", "train", "val"]
+    picture(tmp_path / "images" / "a.png")
+    assert splits_of(tmp_path) == [None, "listed", "train", "val"]
+    assert splits_of(tmp_path / "train") == splits_of(tmp_path / "docs") == splits_of(tmp_path / "none") == [None]
