@@ -1,6 +1,7 @@
 """`cps-hf check`: walk a data set before training: counts, sizes, class shares, broken files, a contact sheet.
 
-    cps-hf check DIR --split train                       # DIR/train/{images,masks}
+    cps-hf check DIR                                     # every split: DIR/train/{images,masks}, DIR/val/...
+    cps-hf check DIR --split train                       # one of them
     cps-hf check DIR --dataset cityscapes --split train
     cps-hf check DIR --images_only                       # unlabeled images: DIR/images
 
@@ -16,9 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..data.check import check_dataset, format_report
+from ..data.check import check_dataset, check_splits, format_report
 from .arguments import ArgumentParser
-from .datasets import LOADERS, find_dataset, options_from_json
+from .datasets import LOADERS, SPLITS, find_dataset, options_from_json
 from .errors import fail, mendable
 from .main import COMMANDS
 
@@ -28,7 +29,7 @@ def make_parser() -> ArgumentParser:
     parser = ArgumentParser("check", COMMANDS["check"], first=first, usage="[DIR] [--option value ...]")
     parser.add_argument("data_root", metavar="DIR", nargs="?", help="folder or Hub id; for the drawn scenes none")
     parser.add_argument("--dataset", choices=LOADERS, default="folder", help="what lies there")
-    parser.add_argument("--split", help="default: train; for folder: none")
+    parser.add_argument("--split", help="default: every one")
     parser.add_argument("--images_only", action="store_true", help="leave labels unread")
     parser.add_argument("--load_options", default="{}", help="further arguments of the loader, as JSON")
     parser.add_argument("--output_dir", default="outputs/check", help="where report.json and contact_sheet.png go")
@@ -38,21 +39,28 @@ def make_parser() -> ArgumentParser:
 def main(argv: Sequence[str]) -> dict[str, Any]:
     """The report, where nothing is wrong."""
     options = make_parser().parse_args(argv)
-    split = options.split or (None if options.dataset == "folder" else "train")
     output = Path(options.output_dir)
     with mendable(output, (ValueError, TypeError, OSError)):
         extra = options_from_json(options.load_options) | ({"with_labels": False} if options.images_only else {})
         load, root = find_dataset(options.dataset, options.data_root, extra)
-        dataset = load(root, split=split)
+        splits = [options.split] if options.split else SPLITS[options.dataset](root)
+        several = len(splits) > 1
+        dataset = None if several else load(root, split=splits[0])
         output.mkdir(parents=True, exist_ok=True)  # before the walk, which may take long
-        report = check_dataset(dataset, sheet=output / "contact_sheet.png")
+        sheet = output / "contact_sheet.png"
+        if several:
+            report = check_splits(lambda split: load(root, split=split), splits, sheet=sheet)
+        else:
+            report = check_dataset(dataset, sheet=sheet)
     print(format_report(report))
     with mendable(output / "report.json"):  # on a full disk
         (output / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
-    if "contact_sheet_error" in report:
-        fail(report["contact_sheet_error"])
-    sheet = ", contact_sheet.png" if "contact_sheet" in report else ""  # none where nothing could be read
-    print(f"\nWritten to {output}: report.json{sheet}")
+    parts = [*report["splits"].values()] if several else [report]
+    for part in parts:
+        if "contact_sheet_error" in part:
+            fail(part["contact_sheet_error"])
+    sheets = [Path(part["contact_sheet"]).name for part in parts if "contact_sheet" in part]  # none: nothing was read
+    print(f"\nWritten to {output}: {', '.join(['report.json', *sheets])}")
     if report["problems"]:
         sys.exit(1)
     return report

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from accelerate import PartialState
 from datasets import Dataset, IterableDataset, concatenate_datasets
 
+from ..data import cityscapes, folder, hub_dataset, voc
 from ..data.cityscapes import load_cityscapes
 from ..data.folder import load_folder
 from ..data.hub_dataset import load_hub
@@ -25,6 +26,14 @@ from ..scenes.write import write_object_scenes, write_street_scenes
 
 logger = logging.getLogger(__name__)
 
+SPLITS = {
+    "street_scenes": cityscapes.splits_of,
+    "object_scenes": voc.splits_of,
+    "cityscapes": cityscapes.splits_of,
+    "voc": voc.splits_of,
+    "folder": folder.splits_of,
+    "hub": hub_dataset.splits_of,
+}
 LOADERS = {
     "street_scenes": load_cityscapes,
     "object_scenes": load_voc,

@@ -15,7 +15,6 @@ predicted.jsonl, and no file has its name before it is whole.
 from __future__ import annotations
 
 import argparse
-import glob
 import hashlib
 import json
 import logging
@@ -32,11 +31,11 @@ from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
 from .. import visualization
-from ..data.folder import IMAGE_SUFFIXES
 from ..data.masks import output_path, write_mask, write_probabilities
 from ..data.palettes import palette_of
 from ..data.streams import EvaluationStream, undecoded
 from ..data.table import build
+from ..data.walk import find_images
 from ..files import write_atomically
 from ..inference.ensemble import Ensemble
 from ..inference.windows import add_probabilities, class_ids
@@ -186,55 +185,6 @@ class Images:
             may_be_empty=True,  # a stream of which all is done
         ):
             yield from batch
-
-
-def find_images(inputs: list[str], *, keep_suffix: bool, leave_out: Path) -> dict[str, Path]:
-    """Image files by the name that their outputs get: what lies below a folder, or below a glob's fixed part, keeps
-    its sub-folders; a file that is named itself has its own name.
-
-    Raises:
-        ValueError: nothing is there, or two images would have outputs of one name.
-    """
-    found: dict[str, Path] = {}
-    for given in inputs:
-        for name, path in below(given, leave_out.resolve()):
-            name = name if keep_suffix else str(Path(name).with_suffix(""))
-            if found.setdefault(name, path) != path:
-                raise ValueError(
-                    f"Two images would be written to one name, {name!r}: {found[name]} and {path}. Give a folder "
-                    "above both or a quoted glob, which keep sub-folders, or `--keep_suffix` if only endings differ."
-                )
-    return found
-
-
-def below(given: str, leave_out: Path) -> list[tuple[str, Path]]:
-    """(name below what is fixed in `given`, absolute path), in order."""
-    path = Path(given)
-    if path.is_file():
-        return [(path.name, path.resolve())]
-    if path.is_dir():
-        root, candidates = path, sorted(path.rglob("*"))
-    elif glob.has_magic(given):
-        parts = path.parts
-        fixed = next(i for i, part in enumerate(parts) if glob.has_magic(part))
-        root, candidates = Path(*parts[:fixed]), sorted(map(Path, glob.glob(given, recursive=True)))
-    else:
-        raise ValueError(f"No such file or folder: {given}.")
-    images = []
-    for candidate in candidates:
-        name = candidate.relative_to(root)
-        hidden = any(part.startswith(".") for part in name.parts)
-        if candidate.suffix.lower() in IMAGE_SUFFIXES and candidate.is_file() and not hidden:
-            images.append((name.as_posix(), candidate.resolve()))
-    inputs = [(name, path) for name, path in images if not path.is_relative_to(leave_out)]  # no earlier run's masks
-    if images and not inputs:
-        raise ValueError(
-            f"All {len(images)} images in {given} lie in `--output_dir`, whose files are taken for what this command "
-            "wrote. Choose another `--output_dir`."
-        )
-    if not images:
-        raise ValueError(f"No image in {given}: looked for {', '.join(IMAGE_SUFFIXES)}.")
-    return inputs
 
 
 class Outputs:

@@ -177,7 +177,7 @@ def _given(given: str, leave_out: Path | None) -> Iterator[tuple[str, Path]]:
     inputs = [(name, file) for name, file in images if out is None or not file.is_relative_to(out)]
     if images and not inputs:  # an earlier run's masks
         raise ValueError(
-            f"All {len(images)} images in {given} lie in `--output_dir`, whose files are taken for what this script "
+            f"All {len(images)} images in {given} lie in `--output_dir`, whose files are taken for what this command "
             "wrote. Choose another `--output_dir`."
         )
     if not images:

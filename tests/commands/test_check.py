@@ -48,3 +48,19 @@ def test_the_command_reports_and_tells_by_its_status(tmp_path, capsys):
     (tmp_path / "file").touch()
     assert status_of(words[0], "--images_only", "--output_dir", str(tmp_path / "file")) == 2
     assert f"{tmp_path / 'file'}: a folder is expected there" in capsys.readouterr().err
+
+
+def test_without_a_split_every_one_is_walked_and_one_that_is_wrong_is_told(tmp_path, capsys):
+    for split in ("train", "val"):
+        write_world(tmp_path / "set" / split / "images", SIZES, labels=False)
+        (tmp_path / "set" / split / "masks").mkdir()
+        for path in (tmp_path / "set" / split / "images").glob("*_label.png"):
+            path.rename(tmp_path / "set" / split / "masks" / path.name.replace("_label", ""))
+    words = [str(tmp_path / "set"), "--output_dir", str(tmp_path / "out")]
+    report = check.main(words)
+    assert {name: part["readable"] for name, part in report["splits"].items()} == {"train": 5, "val": 5}
+    said = capsys.readouterr().out
+    assert "== train ==" in said and "contact_sheet_train.png, contact_sheet_val.png" in said
+    (tmp_path / "set" / "val" / "images" / "4.png").write_bytes(b"no image")
+    assert status_of(*words) == 1
+    assert check.main([*words, "--split", "train"])["readable"] == 5
