@@ -131,7 +131,7 @@ class DataConfig:
         eval_split: the split that scores are computed on.
         load_options: further arguments of the loader, as JSON: {"class_names": "names.json", "reduce_labels": true}.
         partition: which images are labeled: a count (12), a ratio (1-8), a published partition's name, a list file;
-            none: 12, or with `unlabeled_root` all.
+            none: all of `train_split`, of the drawn scenes 12.
         partition_seed: which ones, where the partition is a count or a ratio.
         unlabeled_root: for folder and hub: further images, without masks; all of `train_split` is labeled then.
         streaming: read the data set as a stream; then `data_root` is all labeled and needs `unlabeled_root`.
@@ -165,7 +165,7 @@ class DataConfig:
             raise ValueError(
                 "With `unlabeled_root` all of `train_split` is labeled: leave out `partition` and `partition_seed`."
             )
-        if self.unlabeled_root is None and self.partition is None:
+        if self.partition is None and self.dataset.endswith("_scenes"):
             self.partition = "12"
         if self.train_split == self.eval_split:
             raise ValueError(
@@ -197,6 +197,8 @@ def load_data(data: DataConfig) -> TrainingSets:
         split = {} if data.dataset == "folder" else {"split": data.train_split}
         unlabeled = load(data.unlabeled_root, **split, with_labels=False, streaming=data.streaming)
         chosen = None
+    elif data.partition is None:
+        labeled, unlabeled, chosen = load(root, split=data.train_split), None, None
     else:
         images = load(root, split=data.train_split, with_labels=False)
         if data.partition.startswith("coarse-"):  # all of train is labeled; the unlabeled ones are from train_extra

@@ -69,7 +69,9 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         if settings.data.smoke:
             settings = shrink(settings)
         check_before_loading(settings)
-        trainer, settings = build(settings, load_data(settings.data))
+        sets = load_data(settings.data)
+        check_unlabeled(settings, sets)
+        trainer, settings = build(settings, sets)
         results = trainer.train()
     if is_main:
         report(results, settings, [*trainer.id2label.values()])
@@ -131,6 +133,21 @@ def check_before_loading(settings: Settings) -> None:
     check_output_dir(args.output_dir, overwrite=args.overwrite_output_dir, resuming=bool(args.resume_from_checkpoint))
     setup.check_trackers(args)
     setup.check_schedule(args)
+
+
+def check_unlabeled(settings: Settings, sets: TrainingSets) -> None:
+    """A method that learns from unlabeled images has some.
+
+    Raises:
+        ValueError: it has none; says where to take them from.
+    """
+    if settings.objective.views and sets.unlabeled is None:
+        raise ValueError(
+            f"{type(settings.objective).__name__} learns from unlabeled images, and all {len(sets.labeled)} images of "
+            f"`{settings.data.train_split}` are labeled. Give others, without masks, with `--unlabeled_root`; or say "
+            "with `--partition` (a count such as 12, a ratio such as 1-8, a list file) which count as labeled: the rest "
+            "is unlabeled then; or train without: `--objective supervised`."
+        )
 
 
 def build(settings: SomeSettings, sets: TrainingSets) -> tuple[CPSTrainer, SomeSettings]:

@@ -152,6 +152,26 @@ def test_a_run_with_unlabeled_images_of_its_own_writes_no_partition_and_reads_ba
     assert train.parse([]).data.partition == "12"
 
 
+def test_own_images_are_all_labeled_where_nothing_divides_them_and_a_method_says_what_it_lacks(
+    folders, tmp_path, capsys
+):
+    options = json.dumps({"class_names": str(folders / "labeled" / "names.json")})
+    words = ["--dataset", "folder", "--data_root", str(folders / "labeled"), "--load_options", options]
+    words += ["--output_dir", str(tmp_path / "out")]
+    settings = train.parse([*words, "--objective", "supervised"])
+    assert settings.data.partition is None
+    sets = train.load_data(settings.data)
+    count = len(sets.labeled)
+    assert count > 0 and sets.unlabeled is None and sets.chosen is None
+    with pytest.raises(SystemExit, match="2"):
+        train.main(words)
+    said = capsys.readouterr().err
+    assert (
+        f"CrossPseudoSupervision learns from unlabeled images, and all {count} images of `train` are labeled" in said
+    )
+    assert "`--unlabeled_root`" in said and "`--partition`" in said and "`--objective supervised`" in said
+
+
 @pytest.mark.parametrize(
     ("words", "steps", "optim"),
     [
