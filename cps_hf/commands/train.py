@@ -145,8 +145,8 @@ def check_unlabeled(settings: Settings, sets: TrainingSets) -> None:
         raise ValueError(
             f"{type(settings.objective).__name__} learns from unlabeled images, and all {len(sets.labeled)} images of "
             f"`{settings.data.train_split}` are labeled. Give others, without masks, with `--unlabeled_root`; or say "
-            "with `--partition` (a count such as 12, a ratio such as 1-8, a list file) which count as labeled: the rest "
-            "is unlabeled then; or train without: `--objective supervised`."
+            "with `--partition` (a count such as 12, a ratio such as 1-8, a list file) which count as labeled: the "
+            "rest is unlabeled then; or train without: `--objective supervised`."
         )
 
 
