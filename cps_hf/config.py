@@ -126,6 +126,7 @@ class CPSConfig:
         torch_compile_mode: of torch.compile, e.g. "max-autotune". Only with `torch_compile`.
         sync_batchnorm: batch norm over all processes, on GPUs with more than one process.
         dataloader_num_workers: worker processes a stream.
+        dataloader_prefetch_factor: batches each worker prepares ahead.
         reshuffle_unlabeled: a fresh order of the unlabeled images each pass. The CPS release never changes it.
         shuffle_buffer_size: rows that a streamed data set is shuffled among.
 
@@ -190,6 +191,7 @@ class CPSConfig:
     torch_compile_mode: str | None = rounding(None)
     sync_batchnorm: bool = rounding(True)
     dataloader_num_workers: int = free(2)
+    dataloader_prefetch_factor: int = free(2)
     reshuffle_unlabeled: bool = True
     shuffle_buffer_size: int = 1000
 
@@ -223,6 +225,7 @@ class CPSConfig:
                 "save_total_limit": 1,
                 "seed": 0,
                 "dataloader_num_workers": 0,
+                "dataloader_prefetch_factor": 1,
                 "check_labels_seconds": 0,
                 "shuffle_buffer_size": 1,
             },
@@ -479,7 +482,7 @@ GROUPS = (CPSConfig, AugmentationConfig, ModelConfig, EvaluationConfig, HubConfi
 """No two of them have a field of the same name: a command line and a YAML file hold all of them side by side."""
 
 
-RETIRED = ("logging_first_step", "dataloader_prefetch_factor")
+RETIRED = ("logging_first_step",)
 """Fields of earlier versions, which their config.yaml holds and which nothing reads any more."""
 
 

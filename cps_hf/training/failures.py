@@ -74,8 +74,8 @@ def of_the_workers(error: BaseException, args: CPSConfig) -> str | None:
     if not args.dataloader_num_workers:
         return f"{found}, or take a smaller batch."
     return (
-        f"{found}, or take fewer `dataloader_num_workers` (now {args.dataloader_num_workers} for each kind of image) "
-        "or a smaller batch."
+        f"{found}, or take fewer `dataloader_num_workers` (now {args.dataloader_num_workers} for each kind of image), "
+        f"a smaller `dataloader_prefetch_factor` (now {args.dataloader_prefetch_factor}) or a smaller batch."
     )
 
 

@@ -342,6 +342,7 @@ def train_streams(
             reshuffle=kind == "labeled" or args.reshuffle_unlabeled,
             num_labels=num_labels,
             num_workers=args.dataloader_num_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
             pin_memory=accelerator.device.type == "cuda",
             shuffle_buffer_size=args.shuffle_buffer_size,
             start=begin["position"],

@@ -14,7 +14,7 @@ from cps_hf.objectives import Supervised
 from cps_hf.training import failures
 from cps_hf.training.trainer import CPSTrainer
 
-ARGS = CPSConfig(dataloader_num_workers=4)
+ARGS = CPSConfig(dataloader_num_workers=4, dataloader_prefetch_factor=3)
 # torch 2.14's texts, and the system's.
 TOLD = {
     "DataLoader worker (pid 71) is killed by signal: Killed. ": "ended, as the system does when memory runs out",
@@ -32,6 +32,7 @@ TOLD = {
 def test_what_torch_says_of_a_data_worker_becomes_advice(text):
     told = failures.of_the_workers(RuntimeError(text), ARGS)
     assert TOLD[text] in told and "`dataloader_num_workers` (now 4" in told
+    assert "`dataloader_prefetch_factor` (now 3)" in told
 
 
 def test_limits_of_the_system_are_known_by_number_and_other_errors_are_left_alone():

@@ -4,10 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from support.toy import ID2LABEL, settings, toy_models
+from support.toy import ID2LABEL, settings, toy_models, write_world
 
 from cps_hf.objectives import CrossPseudoSupervision
-from cps_hf.training.setup import build_models
+from cps_hf.training.setup import build_models, train_streams
 
 
 @pytest.mark.parametrize(
@@ -28,3 +28,14 @@ def test_batch_norm_is_synchronised_on_several_gpus_alone_and_where_it_is_wanted
     )
     for model in built:
         assert any(isinstance(module, torch.nn.SyncBatchNorm) for module in model.modules()) is synced
+
+
+def test_workers_prepare_as_many_batches_ahead_as_they_are_told(tmp_path):
+    world = write_world(tmp_path / "world", [(24, 24)] * 4)
+    accelerator = SimpleNamespace(num_processes=1, process_index=0, device=torch.device("cpu"))
+    for factor in (1, 3):
+        groups = settings(dataloader_num_workers=2, dataloader_prefetch_factor=factor, crop_size=[16, 16])
+        sets = (CrossPseudoSupervision(), world, world, {})
+        streams = train_streams(groups["args"], groups["augmentation"], accelerator, *sets, num_labels=3)
+        assert [stream._loader.prefetch_factor for stream in streams] == [factor, factor]
+        assert [stream.plans_ahead for stream in streams] == [2 * factor, 2 * factor]
