@@ -28,6 +28,7 @@ def test_a_method_of_ones_own_trains_and_logs_its_numbers(tmp_path, capsys):
         "name": "EntropyMinimization",
         **{"weight": 0.1, "ramp_up": 0.3, "labeled_loss": "cross_entropy"},
         **{"ohem_threshold": 0.7, "ohem_min_kept": 50_000, "joint_forward": False},
+        **{"class_weights": None, "focal_gamma": 2.0},
     }
     logged = json.loads((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()[1])
     assert logged["entropy_loss"] > 0 and logged["supervised_loss"] > 0
