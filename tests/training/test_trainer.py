@@ -1,7 +1,7 @@
 """The loop on a small world: what it writes, that it learns, what it refuses, and that it can go on."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
