@@ -248,6 +248,7 @@ def save_checkpoint(
 
     Raises:
         CheckpointError: on every process, when one could not write (a full disk); the earlier ones stay as they were.
+        RuntimeError: on every process, when a data worker of one ended meanwhile.
     """
     final = Path(output_dir) / f"checkpoint-{step}"
     temporary = final.with_name(f"tmp-{final.name}")
@@ -274,6 +275,8 @@ def save_checkpoint(
         if errors:
             if is_main_process:
                 shutil.rmtree(temporary, ignore_errors=True)
+            if "DataLoader worker" in errors[0]:  # torch says so wherever its process is when a worker ends
+                raise RuntimeError(errors[0]) from error
             files = "Too many open files" in errors[0]
             advice = "raise the limit on open files (`ulimit -n 65536`)" if files else "make room"
             raise CheckpointError(

@@ -30,6 +30,7 @@ BEAT = 10.0  # seconds
 WATCHED = 60.0  # seconds without a sign of life after which a holder that cannot be looked up counts as dead
 
 _PROC = Path("/proc")
+_HELD: set[str] = set()  # the tokens of this process's locks
 
 
 class LockedError(ValueError):
@@ -80,6 +81,7 @@ class FolderLock:
         if self._token is None:
             return
         self._ended.set()
+        _HELD.discard(self._token)
         holder = _read(self.path)
         if holder is not None and holder.get("token") == self._token:
             self.path.unlink(missing_ok=True)
@@ -108,6 +110,7 @@ class FolderLock:
         except FileExistsError:
             return False
         self._token = secrets.token_hex(8)
+        _HELD.add(self._token)
         try:
             with os.fdopen(descriptor, "w", encoding="utf-8") as file:
                 json.dump({**_this_process(), "token": self._token}, file, indent=1)
@@ -228,6 +231,8 @@ def _start(pid: int) -> int | None:
 def _lives(holder: dict[str, Any]) -> bool | None:
     """Whether the holder's process is alive; none: it cannot be looked up."""
     pid = holder.get("pid")
+    if pid == os.getpid() and holder.get("machine") == _machine():  # what comes then may have been interrupted
+        return holder.get("token") in _HELD
     if os.name == "nt" or not isinstance(pid, int) or holder.get("machine") != _machine():
         return None  # (on Windows os.kill(pid, 0) ends the process)
     try:

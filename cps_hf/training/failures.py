@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import re
+import time
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -14,6 +16,8 @@ from ..checkpointing.checkpoints import CheckpointError, newest_checkpoint
 from ..config import CPSConfig
 from . import memory
 from .state import RunState
+
+_GONE = (ConnectionError, EOFError, FileNotFoundError)
 
 
 class DataWorkerError(OSError):
@@ -33,23 +37,24 @@ def explained(
     """
     try:
         yield
-    except (RuntimeError, MemoryError, OSError) as error:
+    except (RuntimeError, MemoryError, OSError, EOFError) as raised:
+        error = _settled(raised)
         step = state.global_step + 1
         newest = newest_checkpoint(args.output_dir)
         whole = f"The newest checkpoint is whole: {newest or 'there is none yet'}"
         text = of_the_workers(error, args)
         if text is not None:
             go_on = ": go on with `--resume_from_checkpoint auto`" if newest else ""
-            raise DataWorkerError(f"Step {step}: {text} {whole}{go_on}. ({said(error)})") from error
+            raise DataWorkerError(f"Step {step}: {text} {whole}{go_on}. ({said(error)})") from raised
         if memory.is_out_of_memory(error):
             text = memory.advice(args, crop_size, accelerator.device, step, unlabeled=unlabeled)
-            raise torch.OutOfMemoryError(f"{text} (torch said: {error})") from error
+            raise torch.OutOfMemoryError(f"{text} (torch said: {error})") from raised
         if accelerator.num_processes > 1 and is_of_the_connection(error):
             raise ConnectionError(
                 f"Process {accelerator.process_index} of {accelerator.num_processes} lost another one in step {step}: "
                 f"it ended, or did not answer for {args.ddp_timeout} s (`ddp_timeout`). Its own output says why. "
                 f"{whole}. (torch said: {error})"
-            ) from error
+            ) from raised
         raise
 
 
@@ -58,16 +63,20 @@ def of_the_workers(error: BaseException, args: CPSConfig) -> str | None:
 
     torch's own errors are known by their texts alone.
     """
-    if isinstance(error, CheckpointError | ConnectionError):
-        return None
     text, number = str(error), getattr(error, "errno", None)
+    if isinstance(error, CheckpointError):
+        return None
     if number in (errno.EMFILE, errno.ENFILE) or "Too many open files" in text or "ancdata" in text:
         found = "there are too many open files: raise the limit in the shell that starts the run (`ulimit -n 65536`)"
     elif "shared memory" in text or "</torch_" in text:  # also what torch says of a bus error
         found = "shared memory is full: give a container more (`docker run --shm-size=8g`, or `--ipc=host`)"
     elif number == errno.EAGAIN or "can't start new thread" in text:
         found = "the system allows no further process or thread: raise the limit (`ulimit -u`, or the container's)"
-    elif number == errno.ENOMEM or re.search("DataLoader worker .*(signal: Killed|exited unexpectedly)", text):
+    elif (
+        number == errno.ENOMEM
+        or re.search("DataLoader worker .*(signal: Killed|exited unexpectedly)", text)
+        or _broke_off_a_batch(error)
+    ):
         found = "a data worker was ended, as the system does when memory runs out: give the job more"
     else:
         return None
@@ -77,6 +86,23 @@ def of_the_workers(error: BaseException, args: CPSConfig) -> str | None:
         f"{found}, or take fewer `dataloader_num_workers` (now {args.dataloader_num_workers} for each kind of image), "
         f"a smaller `dataloader_prefetch_factor` (now {args.dataloader_prefetch_factor}) or a smaller batch."
     )
+
+
+def _settled(error: BaseException) -> BaseException:
+    """torch tells of a worker's end from within a signal's handler, wherever this process is: perhaps a moment after
+    the worker's connection broke, and in the midst of telling that."""
+    try:
+        if isinstance(error, _GONE):
+            time.sleep(0.5)
+        return error
+    except RuntimeError as later:
+        return later
+
+
+def _broke_off_a_batch(error: BaseException) -> bool:
+    """Whether a connection or file was gone while a tensor was fetched from a worker."""
+    frames = traceback.extract_tb(error.__traceback__) if isinstance(error, _GONE) else ()
+    return any(frame.name.startswith("rebuild_storage") for frame in frames)
 
 
 def told(error: BaseException, args: CPSConfig) -> str:

@@ -136,6 +136,35 @@ def test_what_was_half_written_goes_and_what_lies_beyond_the_step_is_set_aside(t
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
+SAID = {
+    "a full disk": (OSError(errno.ENOSPC, "No space left on device"), "Is the disk full?.*: make room"),
+    "too many open files": (OSError(errno.EMFILE, "Too many open files"), r"Too many open files\).*`ulimit -n 65536`"),
+}
+
+
+@pytest.mark.parametrize("what", SAID)
+def test_a_save_that_fails_blames_what_is_to_blame(tmp_path, what):
+    error, said = SAID[what]
+
+    def fill(folder):
+        raise error
+
+    save(tmp_path, 1)
+    with pytest.raises(CheckpointError, match=f"step 2 could not be written .*{said}") as raised:
+        save(tmp_path, 2, fill=fill)
+    assert "checkpoint-1" in str(raised.value) and ("disk" in str(raised.value)) is (what == "a full disk")
+    assert steps_in(tmp_path) == [1] and not [*tmp_path.glob("tmp-*")]
+
+
+def test_a_data_worker_that_ends_while_a_checkpoint_is_written_is_no_fault_of_the_disk(tmp_path):
+    def fill(folder):
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
+    with pytest.raises(RuntimeError, match="DataLoader worker .* Killed") as raised:
+        save(tmp_path, 2, fill=fill)
+    assert not isinstance(raised.value, OSError) and steps_in(tmp_path) == []
+
+
 def test_the_limit_never_removes_the_last_whole_one_or_the_best(tmp_path):
     save(tmp_path, 1, limit=1)
     save(tmp_path, 2, limit=1)

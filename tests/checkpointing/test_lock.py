@@ -64,7 +64,8 @@ def ended_process():
 
 DEAD = {
     "ended": lambda: {"pid": ended_process()},
-    "another process has its number now": lambda: {"process_start": module._start(os.getpid()) - 1},
+    "another process has its number now": lambda: {"pid": os.getppid(), "process_start": 1},
+    "this process, which ended that run": lambda: {},
 }
 
 
@@ -141,7 +142,7 @@ def test_a_hidden_process_is_watched_and_not_taken_for_dead(tmp_path, monkeypatc
 
 
 def test_windows_is_not_asked_for_a_process_by_a_signal_that_would_end_it(monkeypatch):
-    holder = module._this_process()
+    holder = {**module._this_process(), "pid": os.getppid(), "process_start": module._start(os.getppid())}
     assert module._lives(holder) is True
     monkeypatch.setattr(module.os, "name", "nt")
     monkeypatch.setattr(module.os, "kill", lambda *_: pytest.fail("killed"))
@@ -189,6 +190,21 @@ def test_a_living_ones_lock_in_a_dead_ones_place_stays_or_is_put_back(tmp_path, 
     for _ in range(2):  # it comes after the last look at the file, then before
         FolderLock(tmp_path)._remove(dead)
     assert json.loads(path.read_text())["token"] == "another's" and [*tmp_path.iterdir()] == [path]
+
+
+def test_a_release_that_is_interrupted_leaves_the_folder_free(tmp_path, monkeypatch):
+    """torch raises the end of a data worker wherever the process is, Ctrl-C does too."""
+    lock = FolderLock(tmp_path)
+    lock.take()
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(module, "_read", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            lock.release()
+    assert lock.path.exists()
+    again = FolderLock(tmp_path)
+    again.take()
+    again.release()
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_a_full_disk_leaves_no_lock(tmp_path, monkeypatch):

@@ -53,9 +53,20 @@ def test_limits_of_the_system_are_known_by_number_and_other_errors_are_left_alon
     assert [failures.of_the_workers(error, ARGS) for error in others] == [None] * 4
 
 
+@pytest.mark.parametrize("kind", [ConnectionResetError, EOFError, FileNotFoundError])
+def test_a_worker_that_ends_while_a_tensor_is_fetched_from_it_is_told_from_a_network_that_fails(kind):
+    def rebuild_storage_fd():  # torch's
+        raise kind(errno.ECONNRESET, "Connection reset by peer")
+
+    with pytest.raises(kind) as raised:
+        rebuild_storage_fd()
+    assert "a data worker was ended" in failures.of_the_workers(raised.value, ARGS)
+    assert failures.of_the_workers(kind(errno.ECONNRESET, "Connection reset by peer"), ARGS) is None
+
+
 class KillAWorker(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == 2:
+        if state.global_step == 3:  # the next save is near: torch says it wherever the process is then
             (worker,) = multiprocessing.active_children()
             os.kill(worker.pid, signal.SIGKILL)
 
