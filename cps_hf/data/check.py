@@ -49,7 +49,7 @@ def check_dataset(
     """
     if isinstance(dataset, IterableDataset):
         raise ValueError("A data set is checked whole, not as a stream: load it with `streaming=False`.")
-    found = survey(dataset, what="the data set", whole=True, num_workers=num_workers, progress=progress)
+    found = survey(dataset, what="the set", whole=True, num_workers=num_workers, progress=progress)
     problems = [*found.problems, *({"id": WHOLE_SET, "problem": sentence} for sentence in found.faults())]
     rows = undecoded(dataset, with_label=found.with_label, what="dataset")
     repeated = [name for name, count in Counter(map(str, rows["id"])).items() if count > 1]

@@ -233,7 +233,10 @@ def _files_by_stem(folder: Path, suffixes: tuple[str, ...]) -> tuple[dict[str, P
         found[name] = path
     if not found:
         passed = f" Passed over: {'; '.join(looked.lines())}." if looked.passed_over else ""
-        raise ValueError(f"No image in {folder}: looked for {', '.join(suffixes)}.{passed}")
+        lossless = (
+            " A mask must be of a kind that keeps its values, as JPEG does not." if suffixes == MASK_SUFFIXES else ""
+        )
+        raise ValueError(f"No image in {folder}: looked for {', '.join(suffixes)}.{lossless}{passed}")
     return found, looked
 
 

@@ -31,7 +31,7 @@ MAX_PIXELS = "CPS_HF_MAX_IMAGE_PIXELS"
 _PNG = b"\x89PNG\r\n\x1a\n"
 _ORIENTATION = 0x0112  # the EXIF tag; 1: as stored, 5 to 8: height and width swap
 _PHOTOMETRIC, _SAMPLE_FORMAT, _PLANAR, _NO_DATA = 262, 339, 284, 42113  # TIFF tags; the last one is GDAL's
-_LATE = (b"eXIf", b"XML:com.adobe.xmp")
+_OF_PNG = (b"eXIf", b"XML:com.adobe.xmp", b"Raw profile type exif")  # where a PNG may say its orientation
 _GREY_WIDE = ("I;16", "I;16B", "I;16L", "I")
 _SUPPORTED = "expected 1 band (grey or palette), 3 (RGB) or 4 (RGB and alpha), of 8 or 16 bits"
 
@@ -64,8 +64,10 @@ class Raster:
     def orientation(self) -> int:
         if self._of_tiff is not None:
             return self._of_tiff
-        if self.format == "PNG" and not self._loaded and any(word in (self.data or b"") for word in _LATE):
-            self.load()  # a PNG may say it behind the pixels
+        if self.format == "PNG" and self.data is not None and not self._loaded:
+            if not any(word in self.data for word in _OF_PNG):
+                return 1  # without decoding the pixels, behind which it may stand
+            self.load()
         return _orientation(self.image)
 
     @property

@@ -94,6 +94,11 @@ class Survey:
     palettes: dict[int, dict[tuple[int, int, int], str]] = field(default_factory=dict)
 
     @property
+    def called(self) -> str:
+        """How a sentence calls the set."""
+        return self.what if " " in self.what else f"`{self.what}`"
+
+    @property
     def is_whole(self) -> bool:
         return self.looked_at == self.rows
 
@@ -143,7 +148,7 @@ class Survey:
             return None
         table = {IGNORE_INDEX: len(self.names) - 1}
         return (
-            f"No pixel of `{self.what}` is labeled: the masks of {self.scope} hold ignored pixels ({IGNORE_INDEX}) "
+            f"No pixel of {self.called} is labeled: the masks of {self.scope} hold ignored pixels ({IGNORE_INDEX}) "
             "alone. Give masks with class ids, or, if these values mean classes, say which, for instance "
             f"{as_typed(values=table)}."
         )
@@ -155,7 +160,7 @@ class Survey:
             return None
         ignored = {0: 0, 1: 1, IGNORE_INDEX: IGNORE_INDEX}
         return (
-            f"The masks of {self.scope} of `{self.what}` hold 0 and 255 alone, and 255 is ignored: no pixel would be "
+            f"The masks of {self.scope} of {self.called} hold 0 and 255 alone, and 255 is ignored: no pixel would be "
             f"{self.names[1]!r}. If 255 means that class: {as_typed(values=BLACK_AND_WHITE)}. If it is to be ignored: "
             f"{as_typed(values=ignored)}."
         )
@@ -180,10 +185,10 @@ class Survey:
             return None
         for colors in self.palettes.values():
             shown |= dict.fromkeys(colors)
-        table = {", ".join(map(str, color)): "class id" for color in list(shown)[:3]}
+        table = dict.fromkeys(shown, "class id")
         ids = {i: i for i in range(min(len(self.names), 256))}
         return (
-            f"The palettes of the masks of `{self.what}` differ: {told}, so that a value is not the same class in all "
+            f"The palettes of the masks of {self.called} differ: {told}, so that a value is not the same class in all "
             "files; programs that reduce colours number them anew in each. If the colours tell the class, say which: "
             f"{as_typed(colors=table)}. If the stored values do: {as_typed(values=ids)}."
         )

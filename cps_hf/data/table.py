@@ -51,4 +51,10 @@ def as_typed(**options: Any) -> str:
     0, "255": 1}}'`)".
     """
     python = ", ".join(f"{name}={value!r}" for name, value in options.items())
-    return f"`{python}` (on a command line `--load_options '{json.dumps(options)}'`)"
+    plain = {
+        name: {", ".join(map(str, k)) if isinstance(k, tuple) else k: v for k, v in value.items()}
+        if isinstance(value, dict)
+        else value
+        for name, value in options.items()
+    }
+    return f"`{python}` (on a command line `--load_options '{json.dumps(plain)}'`)"

@@ -122,8 +122,12 @@ def absent_line(absent: dict[str, list[str]], count: int, scope: str | None = No
     """
     where = f" ({scope})" if scope else ""
     parts = [
-        f"{len(names)} of {count} classes never occur in {role}{where}: {first_few(names, 12)}"
+        f"{len(names)} of {count} classes never {_occur(names)} in {role}{where}: {first_few(names, 12)}"
         for role, names in absent.items()
         if names
     ]
     return f"{'; '.join(parts)}." if parts else ""
+
+
+def _occur(names: Sequence[str]) -> str:
+    return "occurs" if len(names) == 1 else "occur"

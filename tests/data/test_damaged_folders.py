@@ -487,7 +487,7 @@ def one_mask_of_two_classes_is_black_and_white(drawn):
 @defect
 def a_class_never_occurs(drawn):
     drawn.names = [*drawn.names, "nowhere to be seen"]
-    drawn.said = f"1 of {len(drawn.names)} classes never occur in training"
+    drawn.said = f"1 of {len(drawn.names)} classes never occurs in training"
 
 
 @defect

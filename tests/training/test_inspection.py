@@ -122,9 +122,9 @@ def test_a_named_class_that_never_occurs_is_said_at_the_start_at_the_end_and_in_
         results = trainer.train()
     said = [record.getMessage() for record in caplog.records if "never occur" in record.getMessage()]
     assert said == [
-        "1 of 3 classes never occur in training (all 4 samples): bar.",
+        "1 of 3 classes never occurs in training (all 4 samples): bar.",
         "2 of 3 classes never occur in evaluation (all 4 samples): disc, bar.",
-        "1 of 3 classes never occur in training: bar; 2 of 3 classes never occur in evaluation: disc, bar.",
+        "1 of 3 classes never occurs in training: bar; 2 of 3 classes never occur in evaluation: disc, bar.",
     ]
     scored = sum(value == value for value in results["final"]["branch_0"]["per_category_iou"])
     assert results["classes"]["absent"] == {"training": ["bar"], "evaluation": ["disc", "bar"]}
@@ -202,7 +202,7 @@ def test_a_mean_over_fewer_classes_than_are_named_is_never_printed_bare():
 def test_the_line_on_absent_classes_is_empty_where_all_occur():
     assert absent_line({"training": [], "evaluation": []}, 3) == "" and absent_line({}, 3) == ""
     assert absent_line({"training": ["a"]}, 3, "all 2 samples").startswith(
-        "1 of 3 classes never occur in training (all"
+        "1 of 3 classes never occurs in training (all"
     )
 
 
