@@ -10,7 +10,6 @@ from support.toy import NAMES, settings, toy_models, write_world
 
 from cps_hf.data.labels import LabelEncoding
 from cps_hf.objectives import Supervised
-from cps_hf.training import inspection
 from cps_hf.training.inspection import absent_line, look_at_labels
 from cps_hf.training.reporting import class_table, mean_iou_in_words, scores_table
 from cps_hf.training.trainer import CPSTrainer
@@ -158,15 +157,6 @@ def test_masks_that_a_turned_image_leaves_unclear_are_warned_of(tmp_path, sets, 
     [record] = [record for record in caplog.records if "cannot tell" in record.getMessage()]
     assert record.levelname == "WARNING" and "1 masks of turned images" in record.getMessage()
     assert "labeled-2" in record.getMessage()
-
-
-def test_every_process_hears_of_what_the_main_one_found(monkeypatch, tmp_path, sets):
-    """The sets are looked at by the main process alone; its error is everybody's."""
-    calls = []
-    monkeypatch.setattr(inspection, "survey", lambda *args, **options: calls.append(options["what"]) or 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        trainer_for(tmp_path, sets).train()
-    assert calls == ["train_dataset"]
 
 
 # ------------------------------------------------------------------------------------------------ in words
