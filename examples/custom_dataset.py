@@ -23,6 +23,7 @@ from transformers import ResNetConfig, UperNetConfig
 
 from cps_hf import AugmentationConfig, CPSConfig, CPSTrainer, CrossPseudoSupervision
 from cps_hf.data import LabelEncoding
+from cps_hf.training.reporting import mean_iou_in_words
 
 NAMES = ("background", "house", "tree")
 # The label column says what its values mean: class ids 0, 1, 2; 255 is ignored. It travels with the data set, also
@@ -99,7 +100,7 @@ def main(argv: list[str] | None = None) -> dict:
     )
     results = trainer.train()
     for row, scores in results["final"].items():
-        print(f"{row}: mIoU {100 * scores['mean_iou']:.2f} %")
+        print(f"{row}: {mean_iou_in_words(scores)}")
     return results
 
 

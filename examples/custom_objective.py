@@ -20,6 +20,7 @@ from cps_hf.data import load_cityscapes, partition
 from cps_hf.functional import full_size
 from cps_hf.objectives import ramp
 from cps_hf.scenes.write import write_street_scenes
+from cps_hf.training.reporting import mean_iou_in_words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +91,7 @@ def main(argv: list[str] | None = None) -> dict:
     )
     results = trainer.train()
     for row, scores in results["final"].items():
-        print(f"{row}: mIoU {100 * scores['mean_iou']:.2f} %")
+        print(f"{row}: {mean_iou_in_words(scores)}")
     return results
 
 

@@ -12,6 +12,7 @@ cannot be written.
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +33,7 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--split", help="default: every one")
     parser.add_argument("--images_only", action="store_true", help="leave labels unread")
     parser.add_argument("--load_options", default="{}", help="further arguments of the loader, as JSON")
+    parser.add_argument("--num_workers", type=int, default=1, help="processes that read images")
     parser.add_argument("--output_dir", default="outputs/check", help="where report.json and contact_sheet.png go")
     return parser
 
@@ -39,19 +41,23 @@ def make_parser() -> ArgumentParser:
 def main(argv: Sequence[str]) -> dict[str, Any]:
     """The report, where nothing is wrong."""
     options = make_parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("cps_hf").setLevel(logging.INFO)  # also which files are passed over
     output = Path(options.output_dir)
     with mendable(output, (ValueError, TypeError, OSError)):
         extra = options_from_json(options.load_options) | ({"with_labels": False} if options.images_only else {})
         load, root = find_dataset(options.dataset, options.data_root, extra)
-        splits = [options.split] if options.split else SPLITS[options.dataset](root)
+        own = {"images": extra["images"]} if options.dataset == "folder" and "images" in extra else {}
+        splits = [options.split] if options.split else SPLITS[options.dataset](root, **own)
         several = len(splits) > 1
         dataset = None if several else load(root, split=splits[0])
         output.mkdir(parents=True, exist_ok=True)  # before the walk, which may take long
         sheet = output / "contact_sheet.png"
         if several:
-            report = check_splits(lambda split: load(root, split=split), splits, sheet=sheet)
+            how = {"sheet": sheet, "num_workers": options.num_workers}
+            report = check_splits(lambda split: load(root, split=split), splits, **how)
         else:
-            report = check_dataset(dataset, sheet=sheet)
+            report = check_dataset(dataset, sheet=sheet, num_workers=options.num_workers)
     print(format_report(report))
     with mendable(output / "report.json"):  # on a full disk
         (output / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")

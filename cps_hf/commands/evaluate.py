@@ -44,7 +44,7 @@ from ..inference.ensemble import check_classes
 from ..metrics.boundary_iou import BoundaryIoU
 from ..metrics.mean_iou import MeanIoU
 from ..training.evaluation import plain
-from ..training.reporting import class_table, scores_table, without_nan
+from ..training.reporting import class_table, mean_iou_in_words, scored_classes, scores_table, without_nan
 from . import branches as chosen
 from . import datasets as named
 from .arguments import ArgumentParser
@@ -77,12 +77,14 @@ class Worst:
     def __init__(self, count: int):
         self.count, self.kept, self.scores = count, [], []
 
-    def add(self, name: str, score: float, maps: list[torch.Tensor]) -> None:
-        self.scores.append({"id": name, "mean_iou": score})
+    def add(self, name: str, scores: dict[str, Any], maps: list[torch.Tensor]) -> None:
+        score = float(scores["mean_iou"])
+        self.scores.append({"id": name, "mean_iou": score, "classes": scored_classes(scores)})
         if not np.isfinite(score):  # every pixel is ignored
             return
         step = -(-max(maps[0].shape[-2:]) // PANEL_SIDE)
-        self.kept.append((score, name, [m[..., ::step, ::step].clone() for m in maps]))
+        words = mean_iou_in_words(scores, digits=1)
+        self.kept.append((score, name, words, [m[..., ::step, ::step].clone() for m in maps]))
         self.kept = sorted(self.kept, key=lambda entry: entry[0])[: self.count]
 
 
@@ -149,7 +151,7 @@ def evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], Worst, Palett
             continue
         for row, prediction in predictions.items():
             rows.setdefault(row, Row(len(names))).add(prediction, sample["label"])
-        own = MeanIoU(num_labels=len(names)).compute(predictions=final, references=sample["label"])["mean_iou"]
+        own = MeanIoU(num_labels=len(names)).compute(predictions=final, references=sample["label"])
         worst.add(sample["id"], own, [sample["image"], sample["label"], *predictions.values()])
 
     results = {
@@ -164,6 +166,7 @@ def evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], Worst, Palett
     if labeled:
         scored = {row: scores.compute() for row, scores in rows.items()}
         results["scores"] = {row: scores for row, (scores, _) in scored.items()}
+        results["scored_classes"] = {row: scored_classes(scores) for row, scores in results["scores"].items()}
         *_, (_, matrix) = scored.values()
         results["confusion_matrix"] = matrix.tolist()
         results["images"] = sorted(worst.scores, key=lambda entry: (np.isnan(entry["mean_iou"]), entry["mean_iou"]))
@@ -228,7 +231,7 @@ def draw(folder: Path, matrix: torch.Tensor, worst: Worst, names, rows: list[str
     titles = ["image", "label", *(row.replace("_", " ") for row in rows), "errors"]
     legend = dict(visualization.ERRORS)
     cells = []
-    for _, _, (image, label, *predictions) in worst.kept:
+    for *_, (image, label, *predictions) in worst.kept:
         cells.append([image, label, *predictions, visualization.error_map(predictions[-1], label)])
         if len(rows) == 3:  # two branches and their mean
             cells[-1].append(visualization.agreement_map(*predictions[:2], label))
@@ -237,7 +240,7 @@ def draw(folder: Path, matrix: torch.Tensor, worst: Worst, names, rows: list[str
         agreement = visualization.agreement_legend("branch 0", "branch 1")
         both = {text: color for text, color in agreement.items() if color not in legend.values()}
         legend = {"right; agree": legend["right"], "wrong; disagree, both wrong": legend["wrong"], **both}
-    captions = [f"{name}: mIoU {100 * score:.1f} %" for score, name, _ in worst.kept]
+    captions = [f"{name}: {words}" for _, name, words, _ in worst.kept]
     visualization.panel(cells, titles, names, palette, folder / "worst.png", legend=legend, captions=captions)
 
 
@@ -258,5 +261,7 @@ def report(results: dict[str, Any], options: argparse.Namespace) -> None:
         if len(results["scores"]) > 1:
             print(scores_table(results["scores"], results["classes"]), end=f"\n\n{final}:\n\n")
         print(class_table(results["scores"][final], results["classes"]))
-        lowest = [f"{image['id']} ({100 * image['mean_iou']:.1f} %)" for image in results["images"][:3]]
+        lowest = [
+            f"{i['id']} ({100 * i['mean_iou']:.1f} % over {i['classes']} classes)" for i in results["images"][:3]
+        ]
         print(f"\nLowest mIoU: {', '.join(lowest)}")

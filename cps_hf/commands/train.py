@@ -19,8 +19,9 @@ from transformers.utils import logging as transformers_logging
 from ..checkpointing.checkpoints import check_output_dir
 from ..files import write_atomically
 from ..training import setup
+from ..training.inspection import absent_line
 from ..training.late import AfterTrainingError
-from ..training.reporting import scores_table
+from ..training.reporting import mean_iou_in_words, scores_table
 from ..training.sharding import refuse_engines
 from ..training.trainer import CPSTrainer
 from . import parser
@@ -206,8 +207,10 @@ def report(results: Mapping[str, Any], settings: Settings, names: Sequence[str])
     labeled = settings.provenance.partition_name or "all of data_root"
     print(f"\n{settings.data.dataset}, {labeled} labeled, step {results['steps']}:\n")
     print(scores_table(results["final"], names))
+    if line := absent_line(results["classes"]["absent"], len(names)):
+        print(f"\n{line}")
     print(f"\nBest: {best['branch'].replace('_', ' ')} at step {best['step']}, ", end="")
-    print(f"mIoU {100 * best[best['branch']]['mean_iou']:.2f} %. ", end="")
+    print(f"{mean_iou_in_words(best[best['branch']])}. ", end="")
     if results["agreement"]:
         start, end = (f"{100 * results['agreement'][when]:.1f} %" for when in ("start", "end"))
         print(f"The branches agree on {start} of unlabeled pixels at the start, {end} at the end.")

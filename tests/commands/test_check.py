@@ -50,7 +50,7 @@ def test_the_command_reports_and_tells_by_its_status(tmp_path, capsys):
     assert f"{tmp_path / 'file'}: a folder is expected there" in capsys.readouterr().err
 
 
-def test_without_a_split_every_one_is_walked_and_one_that_is_wrong_is_told(tmp_path, capsys):
+def test_without_a_split_every_one_is_walked_and_one_that_is_wrong_is_told(tmp_path, capsys, caplog):
     for split in ("train", "val"):
         write_world(tmp_path / "set" / split / "images", SIZES, labels=False)
         (tmp_path / "set" / split / "masks").mkdir()
@@ -64,3 +64,9 @@ def test_without_a_split_every_one_is_walked_and_one_that_is_wrong_is_told(tmp_p
     (tmp_path / "set" / "val" / "images" / "4.png").write_bytes(b"no image")
     assert status_of(*words) == 1
     assert check.main([*words, "--split", "train"])["readable"] == 5
+    for split in ("train", "val"):
+        (tmp_path / "set" / split / "images").rename(tmp_path / "set" / split / "photos")
+        (tmp_path / "set" / split / "photos" / "x.heic").write_bytes(b"x")
+    assert status_of(*words, "--load_options", '{"images": "photos"}', "--num_workers", "2") == 1
+    assert "== val ==" in capsys.readouterr().out
+    assert caplog.text.count("1 passed over, of a kind that is not read (.heic: 1): x.heic") == 2
