@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from datasets import Dataset, Image, IterableDataset
 
 from .black_and_white import settled
 from .labels import LabelEncoding, reduced_values
-from .table import as_stream, build, first_few
+from .table import as_stream, as_typed, build, first_few
 from .walk import IMAGE_SUFFIXES, MASK_SUFFIXES, OTHER_KIND, Walk, is_hidden, walk
 
 logger = logging.getLogger(__name__)
@@ -28,6 +29,7 @@ def load_folder(
     *,
     images: str = "images",
     masks: str = "masks",
+    image_suffix: str = "",
     mask_suffix: str = "",
     class_names: Sequence[str] | Mapping[int | str, str] | str | Path | None = None,
     values: Mapping[int, int] | None = None,
@@ -42,17 +44,20 @@ def load_folder(
     """Images of `<root>/images` and masks of `<root>/masks`, matched by name; subfolders are kept, links to folders
     followed. Hidden files, thumbnails and what is of no kind that is read are passed over and logged.
 
-    With a `split`, `<root>/<split>/...` is read. With `with_labels=False`, images may lie in that folder itself. A
-    `metadata.jsonl` there (lines with "file_name" and, where labeled, "mask_file_name") is followed instead of names.
+    With a `split`, `<root>/<split>/images` is read, or `<root>/images/<split>`, and masks likewise. With
+    `with_labels=False`, images may lie in that folder itself. A `metadata.jsonl` there (lines with "file_name" and,
+    where labeled, "mask_file_name") is followed instead of names.
 
     Args:
-        mask_suffix: what a mask's name has after its image's: "_mask" for `a.jpg` and `a_mask.png`.
+        image_suffix, mask_suffix: what an image's and a mask's name have after what both share: "" and "_mask" for
+            `a.jpg` and `a_mask.png`, which may lie in one folder; "_training" and "_manual1" for `21_training.tif` and
+            `21_manual1.gif`.
         class_names: a list, {id: name}, or a JSON file of either; none: `<root>/classes.json` where there is one.
             Without any, masks are read as class ids as they are.
         values: stored value -> class id or 255 (ignored), e.g. `{0: 0, 255: 1}` for masks of 0 and 255. That is also
             what is taken, and said, of two classes where no coding is given and the masks hold 0 and 255 alone.
         colors: colour -> class id or 255, for masks that are RGB pictures, or GIFs of any palette but plain grey:
-            {(128, 64, 128): 0}; in JSON, which has text for keys, {"128, 64, 128": 0}.
+            {(128, 64, 128): 0}; in JSON, which has text for keys, {"128, 64, 128": 0} or {"#804080": 0}.
         reduce_labels: 0 is no class, k is class k - 1.
         palette: the colour that each class is shown in.
         resize_masks: masks of another size than their images, but of the same aspect, are resized to them by the
@@ -67,11 +72,12 @@ def load_folder(
     Raises:
         ValueError: nothing is there, an image has no mask, two images have one name, or the class names do not fit.
     """
-    folder = _folder_of(Path(root), split, images)
+    folder, images, masks = _place_of(Path(root), split, images, masks)
     if (folder / METADATA).is_file():
         pairs = _listed_pairs(folder, with_labels, only_ids)
     else:
-        pairs = _named_pairs(folder, images, masks if with_labels else None, mask_suffix, only_ids)
+        suffixes = (image_suffix, mask_suffix)
+        pairs = _named_pairs(folder, images, masks if with_labels else None, suffixes, only_ids)
     ids = [name for name, _, _ in pairs]
     files = [image for _, image, _ in pairs]
     if not with_labels:
@@ -119,7 +125,7 @@ def label_feature(
         if colors is not None:
             colors = {_color(key): int(value) for key, value in colors.items()}
     except (ValueError, TypeError, AttributeError) as error:
-        wanted = "{7: 0, ...}" if values is not None else "{(128, 64, 128): 0, ...}"
+        wanted = as_typed(values={7: 0}) if values is not None else as_typed(colors={(128, 64, 128): 0})
         raise ValueError(f"`{given[0]}` must be like {wanted}, found {ways[given[0]]!r:.80} ({error}).") from error
     palette = None if palette is None else tuple(map(tuple, palette))
     return LabelEncoding(
@@ -128,6 +134,8 @@ def label_feature(
 
 
 def _color(key) -> tuple[int, ...]:
+    if isinstance(key, str) and re.fullmatch("#[0-9a-fA-F]{6}", key):
+        return tuple(bytes.fromhex(key[1:]))
     return tuple(int(part) for part in (key.split(",") if isinstance(key, str) else key))
 
 
@@ -165,47 +173,56 @@ def read_class_names(given, *, default: Sequence[Path] = ()) -> tuple[str, ...] 
     return tuple(given)
 
 
-def _folder_of(root: Path, split: str | None, images: str) -> Path:
+def _place_of(root: Path, split: str | None, images: str, masks: str) -> tuple[Path, str, str]:
+    """(the folder, and the names in it of those of images and of masks) of a split."""
     if not root.is_dir():
         raise ValueError(f"No folder {root}.")
-    if split is not None and (root / split).is_dir():
-        return root / split
-    if split is not None and (root / images / split).is_dir():
-        raise ValueError(
-            f"{root} has {images}/{split}/; expected {split}/{images}/ (and masks likewise). Give the names instead: "
-            f"`images='{images}/{split}', masks='masks/{split}'` and no `split`."
-        )
-    if split is not None:
-        there = first_few(sorted(path.name for path in root.iterdir() if path.is_dir())) or "none"
-        raise ValueError(f"No split {split!r} in {root}: expected a folder {root / split}; folders there: {there}.")
-    return root
+    if split is None:
+        return root, images, masks
+    if (root / split).is_dir():
+        return root / split, images, masks
+    if (root / images / split).is_dir():
+        return root, f"{images}/{split}", f"{masks}/{split}"
+    there = first_few(sorted(path.name for path in root.iterdir() if path.is_dir())) or "none"
+    raise ValueError(
+        f"No split {split!r} in {root}: expected a folder {root / split}, or {root / images / split}; folders there: "
+        f"{there}."
+    )
 
 
 def _named_pairs(
-    folder: Path, images: str, masks: str | None, mask_suffix: str, only_ids: Collection[str] | None
+    folder: Path, images: str, masks: str | None, suffixes: tuple[str, str], only_ids: Collection[str] | None
 ) -> list[tuple[str, Path, Path | None]]:
-    source = folder / images
+    source, (image_suffix, mask_suffix) = folder / images, suffixes
     if masks is None and not source.is_dir() and _holds_only_images(folder):
         source = folder
     everything, _ = _files_by_stem(source, IMAGE_SUFFIXES)
+    together = masks is not None and source.resolve() == (folder / masks).resolve()
+    if together and mask_suffix:  # of what lies in one folder the masks are no images
+        everything = {name: path for name, path in everything.items() if not name.endswith(mask_suffix)}
+    mask_of = {name: name.removesuffix(image_suffix) + mask_suffix for name in everything}
     found = {name: path for name, path in everything.items() if only_ids is None or name in only_ids}
     if masks is None:
         return [(name, path, None) for name, path in found.items()]
-    labels, looked = _files_by_stem(folder / masks, MASK_SUFFIXES)
-    missing = [name for name in found if name + mask_suffix not in labels]
+    labels, looked = _files_by_stem(folder / masks, MASK_SUFFIXES, say=not together)
+    if together:
+        labels = {name: path for name, path in labels.items() if name.endswith(mask_suffix)}
+    missing = [name for name in found if mask_of[name] not in labels]
     if missing:
         others = {Path(name).with_suffix("").as_posix(): name for name in looked.passed_over.get(OTHER_KIND, [])}
-        lossy = [others[name + mask_suffix] for name in missing if name + mask_suffix in others]
+        lossy = [others[mask_of[name]] for name in missing if mask_of[name] in others]
         there = f" There are {first_few(lossy, 3)}: masks are read as {', '.join(MASK_SUFFIXES)}." if lossy else ""
         raise ValueError(
             f"{len(missing)} of {len(found)} images in {folder / images} have no mask in {folder / masks} (expected "
-            f"e.g. {missing[0]}{mask_suffix}.png): {first_few(missing)}.{there} Add them, give `mask_suffix`, or read "
-            "the images alone with `with_labels=False`."
+            f"e.g. {mask_of[missing[0]]}.png): {first_few(missing)}.{there} Add them; or say what names have after "
+            "what an image and its mask share, like "
+            f"{as_typed(image_suffix='_image', mask_suffix='_mask')}; or read the "
+            "images alone with `with_labels=False` (`cps-hf check --images_only`)."
         )
-    alone = sorted(labels.keys() - {name + mask_suffix for name in everything})
+    alone = sorted(labels.keys() - {*mask_of.values()})
     if alone:
         logger.warning("%s: %d masks belong to no image: %s.", folder / masks, len(alone), first_few(alone))
-    return [(name, path, labels[name + mask_suffix]) for name, path in found.items()]
+    return [(name, path, labels[mask_of[name]]) for name, path in found.items()]
 
 
 def _holds_only_images(folder: Path) -> bool:
@@ -214,7 +231,7 @@ def _holds_only_images(folder: Path) -> bool:
     return any(path.suffix.lower() in IMAGE_SUFFIXES for path in entries) and not any(p.is_dir() for p in entries)
 
 
-def _files_by_stem(folder: Path, suffixes: tuple[str, ...]) -> tuple[dict[str, Path], Walk]:
+def _files_by_stem(folder: Path, suffixes: tuple[str, ...], *, say: bool = True) -> tuple[dict[str, Path], Walk]:
     """(the files by their path without its ending, the walk); what was passed over is logged."""
     if not folder.is_dir():
         there = sorted(path.name for path in folder.parent.iterdir()) if folder.parent.is_dir() else []
@@ -222,7 +239,8 @@ def _files_by_stem(folder: Path, suffixes: tuple[str, ...]) -> tuple[dict[str, P
         hint = f" Give `split`, one of {first_few(splits)}; or that folder itself." if splits else ""
         raise ValueError(f"No folder {folder}; {folder.parent} holds: {first_few(there) or 'nothing'}.{hint}")
     looked = walk(folder, suffixes)
-    looked.say()
+    if say:
+        looked.say()
     found: dict[str, Path] = {}
     for path in looked.files.values():
         name = path.relative_to(folder).with_suffix("").as_posix()

@@ -206,7 +206,7 @@ def test_what_is_missing_or_double_is_named(tmp_path, caplog):
         ({"values": {0: 0}, "reduce_labels": True}, "not values and reduce_labels"),
         ({"class_names": None, "values": {0: 0}}, "`values` needs `class_names`"),
         ({"values": {0: 7}}, "class ids 0 to 1"),
-        ({"values": {"road": 0}}, r"`values` must be like \{7: 0, ...\}, found \{'road': 0\}"),
+        ({"values": {"road": 0}}, r"`values` must be like `values=\{7: 0\}` .*, found \{'road': 0\}"),
         ({"colors": {"red": 0}}, r"`colors` must be like .*found \{'red': 0\}"),
         ({"colors": {"1, 2": 0}}, r"a colour is \(red, green, blue\).*got \(1, 2\)"),
         ({"colors": {}, "reduce_labels": True}, "not colors and reduce_labels"),
@@ -225,3 +225,51 @@ def test_class_names_and_codes_that_do_not_fit_are_refused(tmp_path, options, sa
 
 def test_class_names_in_the_order_of_their_ids():
     assert read_class_names({2: "c", 0: "a", 1: "b"}) == ("a", "b", "c") and read_class_names(None) is None
+
+
+def test_a_split_may_lie_below_images_and_masks(tmp_path):
+    for split, name in (("train", "a"), ("val", "b")):
+        for kind in ("images", "masks"):
+            (tmp_path / kind / split).mkdir(parents=True)
+            Image.new("RGB" if kind == "images" else "L", (4, 3)).save(tmp_path / kind / split / f"{name}.png")
+    assert load_folder(tmp_path, "val", class_names=NAMES)["id"] == ["b"]
+    assert load_folder(tmp_path, "train", class_names=NAMES)["id"] == ["a"]
+    with pytest.raises(ValueError, match=r"No split 'test' in .*: expected a folder .*test, or .*images/test"):
+        load_folder(tmp_path, "test", class_names=NAMES)
+
+
+def test_images_and_masks_may_lie_in_one_folder_where_a_suffix_tells_them_apart(tmp_path, caplog):
+    Image.new("RGB", (4, 3)).save(tmp_path / "a.jpg")
+    Image.new("RGB", (4, 3)).save(tmp_path / "b.png")
+    for name in ("a", "b"):
+        Image.new("L", (4, 3)).save(tmp_path / f"{name}_mask.png")
+    dataset = load_folder(tmp_path, images=".", masks=".", mask_suffix="_mask", class_names=NAMES)
+    assert dataset["id"] == ["a", "b"] and "passed over" not in caplog.text and "belong to no image" not in caplog.text
+
+
+def test_names_may_differ_in_what_follows_what_they_share(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    Image.new("RGB", (4, 3)).save(tmp_path / "images" / "21_training.tif")
+    Image.new("L", (4, 3)).save(tmp_path / "masks" / "21_manual1.gif")
+    options = {"image_suffix": "_training", "mask_suffix": "_manual1"}
+    assert load_folder(tmp_path, **options, class_names=NAMES)["id"] == ["21_training"]
+    with pytest.raises(
+        ValueError, match=r"expected e.g. 21_training.png\).*`image_suffix='_image', mask_suffix='_mask'`"
+    ):
+        load_folder(tmp_path, class_names=NAMES)
+
+
+def test_colours_in_json_are_text(tmp_path):
+    table = {"#804080": 0, "0, 0, 255": 1}
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    Image.new("RGB", (4, 3)).save(tmp_path / "images" / "a.png")
+    Image.new("RGB", (4, 3), (0, 0, 255)).save(tmp_path / "masks" / "a.png")
+    dataset = load_folder(tmp_path, class_names=NAMES, colors=table)
+    encoding = LabelEncoding.from_feature(dataset.features["label"])
+    assert encoding.colors == {(128, 64, 128): 0, (0, 0, 255): 1}
+    with pytest.raises(
+        ValueError, match=r"must be like `colors=.*--load_options '{\"colors\": {\"128, 64, 128\": 0}}'"
+    ):
+        load_folder(tmp_path, class_names=NAMES, colors={"red": 0})
