@@ -117,8 +117,8 @@ class Watch(TrainerCallback):
             self.next_ids = self.trainer.next_ids(20)
 
 
-class BrokenOff(Exception):
-    pass
+class BrokenOff(BaseException):
+    """What nothing that goes on after an error catches, as nothing survives being killed."""
 
 
 def break_off(trainer: CPSTrainer, *, step: int, micro_batch: int) -> None:
