@@ -9,6 +9,7 @@ import os
 import secrets
 import shutil
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     temporary = _beside(path)
     try:
         yield temporary
-        os.replace(temporary, path)
+        rename(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -70,15 +71,27 @@ def replace_folder(source: Path, target: Path) -> None:
     old = target.with_name(f"tmp-old-{target.name}")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
-        os.replace(target, old)
+        rename(target, old)
     try:
-        os.replace(source, target)
+        rename(source, target)
     except BaseException:
         if old.exists() and not target.exists():
-            os.replace(old, target)
+            rename(old, target)
         raise
     flush(target.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def rename(source: Path, target: Path) -> None:
+    """`os.replace`, tried for a while on Windows, which refuses it as long as anyone has a file open: a virus scanner
+    looks at what is new, a viewer at the last pictures."""
+    for wait in (0.05, 0.1, 0.2, 0.4, 0.8) if os.name == "nt" else ():
+        try:
+            os.replace(source, target)
+            return
+        except PermissionError:
+            time.sleep(wait)
+    os.replace(source, target)
 
 
 def link_tree(source: Path, target: Path) -> None:

@@ -205,3 +205,27 @@ def test_a_linked_tree_has_the_files_and_replacing_one_leaves_the_other(tmp_path
         assert a.samefile(b) == links and sha256_of(a) == sha256_of(b)
     write_text(tmp_path / "a" / "one", "changed")
     assert (tmp_path / "b" / "one").read_text() == "one"
+
+
+@pytest.mark.parametrize("system, refusals", [("nt", 3), ("nt", 99), ("posix", 1)])
+def test_a_rename_waits_on_windows_for_who_has_a_file_open_and_nowhere_else(tmp_path, monkeypatch, system, refusals):
+    source, target, calls, replace = tmp_path / "new", tmp_path / "old", [], os.replace
+    source.write_text("new")
+
+    def refused(*paths):
+        calls.append(paths)
+        if len(calls) <= refusals:
+            raise PermissionError(errno.EACCES, "it is being used by another process")
+        replace(*paths)
+
+    monkeypatch.setattr(files.os, "replace", refused)
+    monkeypatch.setattr(files.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(files.os, "name", system)
+    if system == "nt" and refusals == 3:
+        files.rename(source, target)
+        monkeypatch.undo()
+        assert target.read_text() == "new" and len(calls) == 4
+    else:
+        with pytest.raises(PermissionError):
+            files.rename(source, target)
+        assert len(calls) == (6 if system == "nt" else 1)

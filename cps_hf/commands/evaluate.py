@@ -42,7 +42,7 @@ from ..data.voc import voc_color
 from ..files import write_atomically
 from ..inference.ensemble import check_classes
 from ..metrics.boundary_iou import BoundaryIoU
-from ..metrics.mean_iou import MeanIoU
+from ..metrics.mean_iou import IoUCounter
 from ..training.evaluation import plain
 from ..training.reporting import class_table, mean_iou_in_words, scored_classes, scores_table, without_nan
 from . import branches as chosen
@@ -59,7 +59,7 @@ class Row:
     """The scores of one line of the table: a branch, or the mean."""
 
     def __init__(self, num_labels: int):
-        self.iou, self.boundary = MeanIoU(num_labels=num_labels), BoundaryIoU(num_labels)
+        self.iou, self.boundary = IoUCounter(num_labels=num_labels), BoundaryIoU(num_labels)
 
     def add(self, prediction: torch.Tensor, label: torch.Tensor) -> None:
         self.iou.add_batch(predictions=prediction, references=label)
@@ -151,7 +151,7 @@ def evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], Worst, Palett
             continue
         for row, prediction in predictions.items():
             rows.setdefault(row, Row(len(names))).add(prediction, sample["label"])
-        own = MeanIoU(num_labels=len(names)).compute(predictions=final, references=sample["label"])
+        own = IoUCounter(num_labels=len(names)).compute(predictions=final, references=sample["label"])
         worst.add(sample["id"], own, [sample["image"], sample["label"], *predictions.values()])
 
     results = {

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import cps_hf
 
+from .console import print_any_text
 from .errors import fail, nearest
 
 # Each command is the module of that name: its `main` takes the words behind the name, and ends with SystemExit where
@@ -30,6 +31,7 @@ on several processes: `accelerate launch -m cps_hf train ...`."""
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line; `argv`: none: this process's."""
+    print_any_text()
     command, *words = (sys.argv[1:] if argv is None else argv) or [""]
     if command in ("-h", "--help", "--help-all", "help"):
         print(help_text())

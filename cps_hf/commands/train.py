@@ -25,6 +25,7 @@ from ..training.reporting import mean_iou_in_words, scores_table
 from ..training.sharding import refuse_engines
 from ..training.trainer import CPSTrainer
 from . import parser
+from .console import print_any_text
 from .datasets import TrainingSets, load_data
 from .errors import mendable
 from .main import COMMANDS
@@ -64,6 +65,7 @@ MENDABLE = (ValueError, OSError, FloatingPointError, OutOfMemoryError, AfterTrai
 
 def main(argv: Sequence[str]) -> dict[str, Any]:
     """Train as a command line says; what results.json holds."""
+    print_any_text()  # an example calls this and not `cps-hf`
     settings = parse(argv)
     with mendable(settings.args.output_dir, MENDABLE):
         is_main = join_processes(settings.args.ddp_timeout)

@@ -20,7 +20,7 @@ from .labels import BLACK_AND_WHITE, IGNORE_INDEX, LabelEncoding
 from .reading import examine
 from .streams import check_label_range, id_of, undecoded
 from .table import as_typed
-from .workers import outlive_signals
+from .workers import allowed_workers, outlive_signals
 
 FIRST_ROWS = 64  # of a stream, whose end may be far
 LINES = 64  # rows and columns of a mask on which seams are looked for
@@ -272,7 +272,9 @@ class _Looks(torch.utils.data.Dataset):
             sampler=order,
             batch_size=None,
             collate_fn=_as_it_is,
-            num_workers=min(num_workers, len(order) // 8),  # starting one takes longer than looking at a few
+            num_workers=allowed_workers(
+                min(num_workers, len(order) // 8)
+            ),  # starting one takes longer than looking at a few
             generator=torch.Generator(),
             worker_init_fn=outlive_signals,
         )

@@ -1,13 +1,15 @@
 """The front door: which command a word is, what its help shows, and what bad words are told."""
 
+import io
 import re
 import subprocess
+import sys
 
 import pytest
 from support.toy import run_python
 
 import cps_hf
-from cps_hf.commands import completion
+from cps_hf.commands import completion, train
 from cps_hf.commands.arguments import ArgumentParser
 from cps_hf.commands.main import COMMANDS, main
 
@@ -31,6 +33,17 @@ def test_the_help_names_every_command_and_needs_no_library(capsys):
     assert not [name for name in ("torch", "numpy", "transformers", "datasets", "yaml") if f"'{name}'" in loaded]
     assert all(re.search(rf"^  {name} +{re.escape(what)}$", done.stdout, re.M) for name, what in COMMANDS.items())
     assert run(capsys, "--version") == (0, f"cps_hf {cps_hf.__version__}\n", "")
+
+
+@pytest.mark.parametrize("start", [main, lambda words: train.main(words[1:])], ids=["cps-hf", "an example"])
+def test_a_command_prints_what_the_console_has_no_letters_for(monkeypatch, start):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    with pytest.raises(SystemExit):
+        start(["train", "--help"])
+    sys.stdout.write("道路")
+    sys.stdout.flush()
+    assert written.getvalue().endswith(b"\\u9053\\u8def")
 
 
 def test_the_package_is_a_program_too(capsys):

@@ -130,8 +130,6 @@ def test_killed_at_the_border_after_its_save_nothing_of_it_is_missing(root, tmp_
             broken.train()
         resumed = run_whole(root, CPS, tmp_path / "out", save_steps=2, resume_from_checkpoint="auto", **STAGES)
     assert resumed["results"]["stages"] == whole[1]["results"]["stages"]
-    log = resumed["log"]  # what was logged before the evaluation is logged again with it
-    resumed["log"] = [line for i, line in enumerate(log) if line not in log[:i]]
     compared = [name for name in whole[1] if not name.startswith("ids of")]  # it has seen other steps
     assert [name for name in compared if not same(whole[1][name], resumed[name])] == []
 
