@@ -1,5 +1,6 @@
 """What every test shares: one thread, no network, caches in a folder of the test session's own."""
 
+import logging
 import os
 import tempfile
 
@@ -36,3 +37,13 @@ def pytest_collection_modifyitems(config, items):
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def loggers_at_their_level():
+    """A command sets what is logged, for it ends with its process: here the next test would hear it."""
+    loggers = [logging.getLogger(name) for name in ("cps_hf", "transformers", "datasets", "accelerate", "httpx")]
+    levels = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
