@@ -7,6 +7,7 @@ read. Whoever walks says what was passed over.
 
 from __future__ import annotations
 
+import errno
 import fnmatch
 import glob
 import logging
@@ -102,12 +103,12 @@ def _into(folder: Path, below: str, above: tuple[str, ...], suffixes: Sequence[s
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
-        raise ValueError(f"Cannot look into {folder}: {error.strerror}. Make it readable, or move it away.") from error
+        raise _unreadable(folder, error) from error
     for entry in entries:
         name = below + entry.name
         if is_hidden(entry.name):
             found.pass_over(HIDDEN, name)
-        elif entry.is_dir():
+        elif _is_folder(entry):
             real = os.path.realpath(entry.path)
             if real in above:
                 found.pass_over(CIRCLE, name)
@@ -117,6 +118,19 @@ def _into(folder: Path, below: str, above: tuple[str, ...], suffixes: Sequence[s
             found.pass_over(reason, name)
         else:
             found.files[name] = Path(entry.path)
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # a link to itself leads nowhere
+            return False
+        raise _unreadable(entry.path, error) from error
+
+
+def _unreadable(folder: str | Path, error: OSError) -> ValueError:
+    return ValueError(f"Cannot look into {folder}: {error.strerror}. Make it readable, or move it away.")
 
 
 def is_hidden(name: str) -> bool:

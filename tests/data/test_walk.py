@@ -92,6 +92,15 @@ def test_links_to_folders_are_followed_and_circles_are_not(tmp_path, caplog):
     assert "2 passed over, links to a folder above them" in caplog.text
 
 
+def test_a_link_to_itself_leads_nowhere_and_ends_no_walk(tmp_path):
+    picture(tmp_path / "a.png")
+    for name in ("loop", "loop.png"):
+        os.symlink(name, tmp_path / name)
+    found = walk(tmp_path, IMAGE_SUFFIXES)
+    assert [*found.files] == ["a.png"]
+    assert found.passed_over == {walking.OTHER_KIND: ["loop"], walking.NOWHERE: ["loop.png"]}
+
+
 def test_a_linked_sub_folder_has_its_masks_too(tmp_path):
     for kind in ("images", "masks"):
         Image.fromarray(np.zeros((6, 9), np.uint8)).save(tmp_path / f"{kind}.png")
