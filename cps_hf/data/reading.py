@@ -167,7 +167,7 @@ def _fitted(raster: Raster, encoding: LabelEncoding | None, image: Raster) -> _F
     elif own == 1 and _fits(drawn.shape, image.stored_size, resizes):
         drawn = turn(drawn, image.orientation)
         unusual.append("turned with image")
-    elif own != 1 and _fits(drawn.shape[::-1], image.size, resizes):
+    elif own >= 5 and _fits(drawn.shape[::-1], image.size, resizes):
         drawn = turn(drawn, _UNDO.get(own, own))
     else:
         raise _other_size(drawn.shape, raster, image)

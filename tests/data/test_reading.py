@@ -253,6 +253,17 @@ def test_image_and_label_of_different_size_are_refused_with_both_sizes():
 @pytest.mark.parametrize("format", ["PNG", "JPEG"])
 @pytest.mark.parametrize("damage", ["truncated", "garbage", "empty", "missing"])
 @pytest.mark.parametrize("what", ["image", "label"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("own", [2, 3, 4])
+def test_a_label_across_its_image_that_says_half_a_turn_is_refused_and_not_stretched(orientation, own):
+    image, label = halves((32, 48))
+    across = png(np.ascontiguousarray(label.T), before=png_exif(own))
+    stored = png(as_stored(image, orientation), before=png_exif(orientation))
+    row = {"id": "a", "image": {"bytes": stored, "path": None}, "label": {"bytes": across, "path": None}}
+    with pytest.raises(ValueError, match="32 x 48 .height x width., its label 'a' is 48 x 32"):
+        read_sample(row, None, with_label=True)
+
+
 def test_a_broken_file_is_named(tmp_path, format, damage, what):
     path = tmp_path / "pic.file"
     big = RNG.integers(0, 256, (60, 90, 3), np.uint8)
