@@ -206,7 +206,7 @@ class Raster:
                 f"{self.where} has 1 band of {self.bits} bits with values from {least} to {most}; {_SUPPORTED}. "
                 "Scale it to 0 to 255 and save it as PNG."
             )
-        if self.bits == 12:  # the file says so itself
+        if self.bits == 12 and self.tags:  # the file says so itself; what PIL reads of others spans all 16 bits
             return (values >> 4).astype(np.uint8)
         if 255 < most < 4096 and not _told_of_few_bits:
             _told_of_few_bits.append(self.where)

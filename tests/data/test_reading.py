@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.image_files import as_shown, as_stored, chunk, png, png_exif, tiff
+from support.image_files import as_shown, as_stored, chunk, png, png_exif, saved, tiff
 
 from cps_hf.data.labels import LabelEncoding
 from cps_hf.data.reading import examine, read_image, read_label, read_sample, same_aspect
@@ -54,6 +54,15 @@ def test_sixteen_bits_are_scaled_and_not_cut_off():
     grey = np.array([[0, 255, 256, 40000, 65535]], np.uint16)
     decoded = pixels(read_image(encoded(Image.fromarray(grey)), name="x"))
     assert decoded[0, :, 0].tolist() == [0, 0, 1, 156, 255] and np.array_equal(decoded[..., 0], decoded[..., 2])
+
+
+def test_twelve_bits_of_jpeg_2000_are_scaled_and_do_not_wrap():
+    values = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+    # Written as 16 bits, lossless, and said to be 12 afterwards: decoders then add 2048 for the sign, and not 32768.
+    data = bytearray(saved(Image.fromarray(values + np.uint16(32768 - 2048)), "JPEG2000", no_jp2=True))
+    data[42] = 12 - 1
+    decoded = pixels(read_image({"bytes": bytes(data), "path": None}, name="x"))
+    assert np.array_equal(decoded[..., 0], values >> 4)
 
 
 @pytest.mark.parametrize(("dtype", "format"), [(np.int32, "TIFF"), (np.uint16, "TIFF"), (np.uint16, "PNG")])
@@ -244,15 +253,6 @@ def test_the_rotation_of_a_png_counts_wherever_it_stands(place):
     assert np.array_equal(decoded, np.rot90(RGB, -1))
 
 
-def test_image_and_label_of_different_size_are_refused_with_both_sizes():
-    label = encoded(Image.fromarray(np.zeros((9, 6), np.uint8)))
-    with pytest.raises(ValueError, match=r"'a' is 6 x 9 .* label 'a' is 9 x 6\. Each pixel needs a label"):
-        read_sample({"id": "a", "image": encoded(Image.fromarray(RGB)), "label": label}, None, with_label=True)
-
-
-@pytest.mark.parametrize("format", ["PNG", "JPEG"])
-@pytest.mark.parametrize("damage", ["truncated", "garbage", "empty", "missing"])
-@pytest.mark.parametrize("what", ["image", "label"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("own", [2, 3, 4])
 def test_a_label_across_its_image_that_says_half_a_turn_is_refused_and_not_stretched(orientation, own):
@@ -264,6 +264,15 @@ def test_a_label_across_its_image_that_says_half_a_turn_is_refused_and_not_stret
         read_sample(row, None, with_label=True)
 
 
+def test_image_and_label_of_different_size_are_refused_with_both_sizes():
+    label = encoded(Image.fromarray(np.zeros((9, 6), np.uint8)))
+    with pytest.raises(ValueError, match=r"'a' is 6 x 9 .* label 'a' is 9 x 6\. Each pixel needs a label"):
+        read_sample({"id": "a", "image": encoded(Image.fromarray(RGB)), "label": label}, None, with_label=True)
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG"])
+@pytest.mark.parametrize("damage", ["truncated", "garbage", "empty", "missing"])
+@pytest.mark.parametrize("what", ["image", "label"])
 def test_a_broken_file_is_named(tmp_path, format, damage, what):
     path = tmp_path / "pic.file"
     big = RNG.integers(0, 256, (60, 90, 3), np.uint8)
