@@ -19,6 +19,7 @@ from .labels import IGNORE_INDEX, LabelEncoding, stored_values
 from .raster import Raster, open_raster, turn
 from .table import as_typed
 
+NO_ID = "a row without an id"
 _UNDO = {6: 8, 8: 6}  # the other orientations undo themselves
 
 
@@ -62,8 +63,7 @@ def read_sample(
     Raises:
         ValueError: a file cannot be read, or the two sizes do not fit.
     """
-    name = repr(str(row.get("id", "a row without an id")))
-    image = open_raster(row["image"], name, "image")
+    name, image = _opened_image(row)
     if not with_label:
         return _upright(image), None
     label = _fitted(open_raster(row["label"], name, "label"), encoding, image)
@@ -98,8 +98,7 @@ def examine(row: dict[str, Any], encoding: LabelEncoding | None, *, with_label: 
     Raises:
         ValueError: as `read_sample`; of damaged pixels only with `whole`.
     """
-    name = repr(str(row.get("id", "a row without an id")))
-    image = open_raster(row["image"], name, "image")
+    name, image = _opened_image(row)
     found = Examined(image.size)
     if whole:
         image.rgb()
@@ -113,6 +112,12 @@ def examine(row: dict[str, Any], encoding: LabelEncoding | None, *, with_label: 
         found.unusual += [("label", kind) for kind in label.unusual]
         found.unusual += [("label", kind) for kind in raster.unusual() if kind in ("pages", "white is zero")]
     return found
+
+
+def _opened_image(row: dict[str, Any]) -> tuple[str, Raster]:
+    """(how errors call the row, its image)."""
+    name = repr(str(row.get("id", NO_ID)))
+    return name, open_raster(row["image"], name, "image")
 
 
 def _upright(raster: Raster) -> Tensor:

@@ -18,7 +18,7 @@ from ..config import AugmentationConfig
 from ..functional import IGNORE_INDEX
 from .labels import LabelEncoding
 from .order import IterableReader, MapReader, Plan, Shard, Source, check_length, read_ahead, seeded_generator
-from .reading import read_sample
+from .reading import NO_ID, read_sample
 from .transforms import labeled_sample, unlabeled_views
 from .workers import allowed_workers, outlive_signals
 
@@ -302,7 +302,7 @@ def undecoded(dataset, *, with_label: bool, what: str):
 
 def id_of(row: dict[str, Any]) -> str:
     """What a row is called: its id, or in a streamed set without ids its file."""
-    return str(row["id"]) if "id" in row else str(row["image"].get("path") or "a row without an id")
+    return str(row["id"] if "id" in row else (row["image"] or {}).get("path") or NO_ID)
 
 
 class EvaluationStream:

@@ -7,13 +7,15 @@ import threading
 import numpy as np
 import pytest
 import torch
-from datasets import Image, load_dataset
+from datasets import Dataset, Features, Image, load_dataset
 from support.toy import write_world
 
 from cps_hf.config import AugmentationConfig
 from cps_hf.data.labels import LabelEncoding
 from cps_hf.data.order import Shard
+from cps_hf.data.reading import NO_ID
 from cps_hf.data.streams import EvaluationStream, TrainStream, check_label_range
+from cps_hf.data.survey import survey
 
 SIZES = [(40, 56), (56, 40), (48, 48), (37, 61), (64, 33), (30, 30), (41, 47)]
 AUGMENTATION = AugmentationConfig(crop_size=(24, 32), random_scale=(0.5, 1.0, 1.5))
@@ -251,6 +253,17 @@ def test_rows_without_ids_are_numbered(sets):
     assert batch["ids"] == ["a row without an id"] * 7
     (batch,) = take(stream(sets["map"].remove_columns("id").to_iterable_dataset(), batch=7), 1)
     assert sorted(name[-5:] for name in batch["ids"]) == [f"{i}.png" for i in range(7)]
+
+
+def test_a_streamed_row_without_id_and_image_is_a_bad_sample_like_others(sets):
+    rows = [{"image": None}, *({"image": row["image"]} for row in sets["map"])]
+    features = Features({"image": Image()})
+    dataset = Dataset.from_list(rows, features=features).to_iterable_dataset()
+    assert survey(dataset, progress=False).problems[0]["id"] == NO_ID
+    batches = take(stream(dataset, batch=8, skip_bad_samples=True), 1)
+    assert {sample["id"] for batch in batches for sample in batch["bad_samples"]} == {NO_ID}
+    with pytest.raises(ValueError, match="'a row without an id' has no image"):
+        take(stream(dataset, batch=8), 1)
 
 
 @pytest.mark.parametrize("kind", ["map", "stream"])
