@@ -145,11 +145,9 @@ class Raster:
                 f"{self.where} has 1 band of {self.bits} bits that holds fractions; {_SUPPORTED}. Scale it to 0 to "
                 "255 and save it as PNG."
             )
-        if image.mode in _GREY_WIDE:
-            return np.repeat(self._eight_bits(np.asarray(image))[..., None], 3, axis=2)
-        if self.bits == 16 and (wide := self._wide_color()) is not None:
-            colors = wide[..., :1].repeat(3, axis=2) if wide.shape[2] == 2 else wide[..., :3]
-            return self._eight_bits(colors)
+        if self._wide is not None:
+            pixels = self._eight_bits(self._wide)
+            return pixels.repeat(3, axis=2) if pixels.shape[2] == 1 else pixels
         if self.bits == 16 and self.format == "TIFF" and np.asarray(image).max(initial=0) < 16:
             raise ValueError(
                 f"{self.where} uses few of its 16 bits and would become nearly black; of such a file ({image.mode}, "
@@ -160,18 +158,19 @@ class Raster:
                 image = image.convert("RGBA")
             return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
-    def few_bits(self) -> int | None:
-        """The largest value of an image of 16 bits that uses 9 to 12 of them, and so becomes nearly black."""
-        if self.bits != 16 or (values := self._wide_values()) is None:
-            return None
-        most = int(values.max(initial=0))
-        return most if 255 < most < 4096 else None
+    @property
+    def becomes_nearly_black(self) -> bool:
+        """Whether an image uses 9 to 12 bits of 16 and does not say that it has no more."""
+        says_so = self.bits == 12 and self.tags  # what PIL reads of other files than TIFF spans all 16 bits
+        return self._wide is not None and not says_so and 255 < int(self._wide.max(initial=0)) < 4096
 
-    def _wide_values(self) -> np.ndarray | None:
+    @cached_property
+    def _wide(self) -> np.ndarray | None:
+        """Grey (H, W, 1) or colours (H, W, 3) of more than 8 bits, without alpha; none where PIL reads 8."""
         image = self.load()
         if image.mode in _GREY_WIDE:
-            return np.asarray(image)
-        wide = self._wide_color()
+            return np.asarray(image)[..., None]
+        wide = self._wide_color() if self.bits == 16 else None
         return None if wide is None else wide[..., : 1 if wide.shape[2] == 2 else 3]
 
     def _wide_color(self) -> np.ndarray | None:
@@ -206,9 +205,9 @@ class Raster:
                 f"{self.where} has 1 band of {self.bits} bits with values from {least} to {most}; {_SUPPORTED}. "
                 "Scale it to 0 to 255 and save it as PNG."
             )
-        if self.bits == 12 and self.tags:  # the file says so itself; what PIL reads of others spans all 16 bits
+        if self.bits == 12 and self.tags:  # the file says so itself
             return (values >> 4).astype(np.uint8)
-        if 255 < most < 4096 and not _told_of_few_bits:
+        if self.becomes_nearly_black and not _told_of_few_bits:
             _told_of_few_bits.append(self.where)
             logger.warning(
                 "%s has values up to %d in 16 bits: the upper 8 are kept, so that it becomes nearly black (0 to %d). "

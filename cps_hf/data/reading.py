@@ -102,7 +102,7 @@ def examine(row: dict[str, Any], encoding: LabelEncoding | None, *, with_label: 
     found = Examined(image.size)
     if whole:
         image.rgb()
-        if image.few_bits() is not None:
+        if image.becomes_nearly_black:
             found.unusual.append(("image", "few bits"))
     found.unusual += [("image", kind) for kind in image.unusual()]
     if with_label:
