@@ -100,18 +100,14 @@ class Raster:
     @cached_property
     def lossy(self) -> str | None:
         """The compression that may have changed values, or none. What may be lossless and does not say so counts."""
-        compression = self.tags.get(259) if self.tags else None
+        compression = self.tags.get(259)
         if self.format in ("JPEG", "MPO"):
             return "JPEG"
         if compression in (6, 7, 34892):
             return "TIFF with JPEG compression"
         if compression in (50001, 50002, 33003, 33005, 34712, 34887):
             return "TIFF with a compression that may be lossy"
-        if (
-            self.format == "WEBP"
-            and b"VP8L" not in (self.data or b"")[:64]
-            and not _is_lossless_webp(self.data or b"")
-        ):
+        if self.format == "WEBP" and not _is_lossless_webp(self.data or b""):
             return "WebP with lossy compression"
         return {"AVIF": "AVIF", "JPEG2000": "JPEG 2000"}.get(self.format)  # lossless or not: they do not say
 
@@ -326,12 +322,6 @@ def open_raster(value: Any, name: str, what: str) -> Raster:
         return Raster(image, data, where, what)
 
 
-def where_of(value: Any, name: str) -> str:
-    """How errors call what a row holds."""
-    path = value.get("path") if isinstance(value, dict) else None
-    return f"{name} ({path})" if path else name
-
-
 def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
     """(H, W) or (H, W, C) as an EXIF orientation says that a viewer shows it."""
     swapped = pixels.swapaxes(0, 1)
@@ -354,7 +344,8 @@ def _bytes_of(value: Any, name: str, what: str) -> tuple[bytes, str]:
             f"{name} has no {what}: expected bytes or a path, found {type(value).__name__} {value!r:.60}. Complete "
             "the row or drop it."
         )
-    path, where, data = value.get("path"), where_of(value, name), value.get("bytes")
+    path, data = value.get("path"), value.get("bytes")
+    where = f"{name} ({path})" if path else name
     if data is None:
         try:
             data = _read(path)
