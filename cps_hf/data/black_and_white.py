@@ -28,7 +28,7 @@ def settled(dataset: Dataset, what: str) -> Dataset:
         what: how the log calls it.
     """
     encoding = LabelEncoding.from_feature(dataset.features["label"])
-    if encoding is None or len(encoding.names) != 2 or encoding.values is not None or encoding.colors is not None:
+    if encoding is None or len(encoding.names) != 2 or encoding.has_table:
         return dataset
     feature = Image(decode=False, id=dataset.features["label"].id)
     masks = dataset.select_columns("label").with_format(None).cast_column("label", feature)

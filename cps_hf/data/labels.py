@@ -81,6 +81,11 @@ class LabelEncoding:
             raise ValueError(f"`palette` has {len(self.palette)} colours for {len(self.names)} classes.")
 
     @property
+    def has_table(self) -> bool:
+        """Whether `values` or `colors` say what is stored; else class ids are."""
+        return self.values is not None or self.colors is not None
+
+    @property
     def id2label(self) -> dict[int, str]:
         """What a model's configuration takes."""
         return dict(enumerate(self.names))
@@ -159,7 +164,7 @@ class LabelEncoding:
         Raises:
             ValueError: no stored value or colour stands for a class that occurs.
         """
-        if self.values is None and self.colors is None:
+        if not self.has_table:
             return PILImage.fromarray(ids)
         table = self._values if self.values is not None else self._colors
         table = {code: class_id for code, class_id in table.items() if isinstance(code, tuple) or code >= 0}

@@ -155,7 +155,7 @@ class Survey:
 
     def _black_and_white(self) -> str | None:
         """Masks of two classes are often drawn in black and white, and white, 255, is what is ignored."""
-        coded = self.encoding is not None and (self.encoding.values is not None or self.encoding.colors is not None)
+        coded = _has_table(self.encoding)
         if coded or len(self.names) != 2 or set(np.flatnonzero(self.pixels).tolist()) != {0, IGNORE_INDEX}:
             return None
         ignored = {0: 0, 1: 1, IGNORE_INDEX: IGNORE_INDEX}
@@ -167,31 +167,31 @@ class Survey:
 
     def _palettes(self) -> str | None:
         """Indices that mean other colours in other files were numbered by whoever saved the file, not by a class."""
-        if self.encoding is not None and (self.encoding.values is not None or self.encoding.colors is not None):
+        told = None if _has_table(self.encoding) else self._first_difference()
+        if told is None:
             return None
-        told, shown = "", {}
-        for index, colors in sorted(self.palettes.items()):
-            if index != IGNORE_INDEX and len(colors) > 1:
-                (a, first), (b, second) = list(colors.items())[:2]
-                told = f"value {index} is shown as {a} in {first!r} and as {b} in {second!r}"
-                break
-        named = self.encoding.palette if self.encoding is not None else None
-        for index, colors in sorted(self.palettes.items()) if named and not told else ():
-            for color, name in colors.items():
-                if color in named and index < len(named) and named[index] != color:
-                    other = self.encoding.names[named.index(color)]
-                    told = f"value {index} is shown as {color} in {name!r}, the colour of {other!r} in `palette`"
-        if not told:
-            return None
-        for colors in self.palettes.values():
-            shown |= dict.fromkeys(colors)
-        table = dict.fromkeys(shown, "class id")
+        table = {color: "class id" for colors in self.palettes.values() for color in colors}
         ids = {i: i for i in range(min(len(self.names), 256))}
         return (
             f"The palettes of the masks of {self.called} differ: {told}, so that a value is not the same class in all "
             "files; programs that reduce colours number them anew in each. If the colours tell the class, say which: "
             f"{as_typed(colors=table)}. If the stored values do: {as_typed(values=ids)}."
         )
+
+    def _first_difference(self) -> str | None:
+        """Between two masks' palettes, or else between one and that of the classes."""
+        by_value = sorted(self.palettes.items())
+        for index, colors in by_value:
+            if index != IGNORE_INDEX and len(colors) > 1:
+                (a, first), (b, second) = list(colors.items())[:2]
+                return f"value {index} is shown as {a} in {first!r} and as {b} in {second!r}"
+        named = (self.encoding.palette if self.encoding is not None else None) or ()
+        for index, colors in by_value:
+            for color, name in colors.items():
+                if color in named and index < len(named) and named[index] != color:
+                    other = self.encoding.names[named.index(color)]
+                    return f"value {index} is shown as {color} in {name!r}, the colour of {other!r} in `palette`"
+        return None
 
 
 def survey(
@@ -260,7 +260,7 @@ class _Looks(torch.utils.data.Dataset):
         """What may be a mistake of this mask."""
         if not pixels[:IGNORE_INDEX].any():
             yield "all ignored"
-        coded = self.encoding is not None and (self.encoding.values is not None or self.encoding.colors is not None)
+        coded = _has_table(self.encoding)
         if self.num_labels == 2 and not coded and np.flatnonzero(pixels).tolist() == [0, IGNORE_INDEX]:
             yield "white"
         if holds_seams(ids):
@@ -272,9 +272,7 @@ class _Looks(torch.utils.data.Dataset):
             sampler=order,
             batch_size=None,
             collate_fn=_as_it_is,
-            num_workers=allowed_workers(
-                min(num_workers, len(order) // 8)
-            ),  # starting one takes longer than looking at a few
+            num_workers=allowed_workers(min(num_workers, len(order) // 8)),  # starting one takes a few looks' time
             generator=torch.Generator(),
             worker_init_fn=outlive_signals,
         )
@@ -295,6 +293,10 @@ class _Looks(torch.utils.data.Dataset):
             look["pixels"] = np.bincount(found.ids.reshape(-1), minlength=256)
             look["unusual"] += [("label", kind) for kind in self._suspicious(look["pixels"], found.ids)]
         return look
+
+
+def _has_table(encoding: LabelEncoding | None) -> bool:
+    return encoding is not None and encoding.has_table
 
 
 def _as_it_is(look: Any) -> Any:
@@ -343,6 +345,6 @@ def _note(found: Survey, look: dict[str, Any]) -> None:
         return
     found.sizes.append(look["size"])
     for kind in look["unusual"]:
-        found.unusual.setdefault(tuple(kind), []).append(look["id"])
+        found.unusual.setdefault(kind, []).append(look["id"])
     for index, color in (look["palette"] or {}).items():
-        found.palettes.setdefault(index, {}).setdefault(tuple(color), look["id"])
+        found.palettes.setdefault(index, {}).setdefault(color, look["id"])

@@ -78,7 +78,7 @@ def _check_codings(sets) -> None:
     codings = {what: LabelEncoding.from_feature((d.features or {}).get("label")) for what, d in sets.items()}
     for what, other in (("train_dataset", "eval_dataset"), ("eval_dataset", "train_dataset")):
         coded = codings.get(other)
-        if what in sets and coded is not None and codings[what] is None and (coded.values or coded.colors):
+        if what in sets and coded is not None and codings[what] is None and coded.has_table:
             raise ValueError(
                 f"`{other}` says how its labels are coded and `{what}` does not, so that its masks would be taken for "
                 "class ids as they are. Where `map` lost it: `map(..., features=loaded.features)`, with the features "
@@ -90,7 +90,7 @@ def _check_white(found: dict[str, Survey]) -> None:
     """255 is a class in one set and ignored in the other, where the loader told by what each holds."""
     for what, seen in found.items():
         for other, theirs in found.items():
-            coded = theirs.encoding is not None and (theirs.encoding.values or theirs.encoding.colors)
+            coded = theirs.encoding is not None and theirs.encoding.has_table
             if seen.white_is_a_class and not coded and theirs.pixels[IGNORE_INDEX]:
                 raise ValueError(
                     f"The masks of `{what}` hold 0 and 255 alone, so that 255 is {seen.names[1]!r} there, and those "
