@@ -13,7 +13,6 @@ from typing import Any
 from datasets import (
     ClassLabel,
     Dataset,
-    DatasetDict,
     Image,
     IterableDataset,
     Value,
@@ -73,39 +72,18 @@ def load_hub(
     dataset = _load(str(path), name, split, streaming, revision)
     if dataset.features is None:
         raise ValueError(f"{path} is streamed without saying its columns' types: read it with `streaming=False`.")
+    listed = _class_label_names(dataset.features) if with_labels and class_names is None else None
     columns = {image_column: "image"} | ({label_column: "label"} if with_labels else {})
-    for column, role in columns.items():
-        dataset = _as_images(dataset, column)
-        _require_image_column(dataset, column, role, str(path))
-    feature = dataset.features[label_column] if with_labels else None
-    names_there = _class_label_names(dataset.features) if with_labels else None
-    if id_column is None and "id" in dataset.features:
-        id_column = "id"
-    if id_column is not None:
-        if id_column not in dataset.features:
-            raise ValueError(f"{path} has no column {id_column!r} for `id_column`.{_columns(dataset, id_column)}")
-        columns[id_column] = "id"
-    elif isinstance(dataset, Dataset):
-        dataset = dataset.add_column("id", [f"{split}-{index}" for index in range(len(dataset))])
-        columns["id"] = "id"
-    dataset = dataset.select_columns([*columns])
-    dataset = dataset.rename_columns({old: new for old, new in columns.items() if old != new})
-    if "id" in columns.values():
-        dataset = _with_text_ids(dataset, str(path), id_column)
+    dataset = _with_our_columns(dataset, columns, id_column, str(path), split)
     if not with_labels:
         return dataset
-    carried = LabelEncoding.from_feature(feature)
-    told = [k for k, v in {"class_names": class_names, "values": values, "colors": colors}.items() if v is not None]
+    coding = {"values": values, "colors": colors, "reduce_labels": reduce_labels}
+    carried = LabelEncoding.from_feature(dataset.features["label"])
     if carried is not None:
-        if told or reduce_labels:
-            raise ValueError(
-                f"The labels of {path} say how they are coded ({len(carried.names)} classes); leave out "
-                f"`{(told or ['reduce_labels'])[0]}`."
-            )
+        _require_untold({"class_names": class_names, **coding}, carried, str(path))
         resized = replace(carried, resize_masks=carried.resize_masks or resize_masks)
         return dataset if resized == carried else dataset.cast_column("label", resized.to_feature())
-    names = read_class_names(class_names if class_names is not None else names_there)
-    coding = {"values": values, "colors": colors, "reduce_labels": reduce_labels}
+    names = read_class_names(listed if class_names is None else class_names)
     dataset = dataset.cast_column("label", label_feature(names, **coding, resize_masks=resize_masks))
     return settled(dataset, str(path)) if isinstance(dataset, Dataset) else dataset
 
@@ -121,7 +99,7 @@ def splits_of(path: str | Path, name: str | None = None) -> list[str]:
     names = {match[1] for file in Path(path).glob("*.parquet") if (match := _SHARD.fullmatch(file.name))}
     try:
         return sorted(names) or get_dataset_split_names(str(path), name)
-    except (ValueError, OSError, DatasetNotFoundError) as error:
+    except (ValueError, OSError) as error:
         raise ValueError(f"Cannot tell the splits of {str(path)!r}: {type(error).__name__}: {error}") from error
 
 
@@ -130,18 +108,15 @@ def _load(path: str, name: str | None, split: str, streaming: bool, revision: st
     files = {wanted[0]: [path]} if path.endswith(".parquet") else _shards(Path(path), wanted)
     try:
         if files:
-            dataset = load_dataset("parquet", data_files=files, split=split, streaming=streaming)
-        else:
-            dataset = load_dataset(path, name, split=split, streaming=streaming, revision=revision)
+            return load_dataset("parquet", data_files=files, split=split, streaming=streaming)
+        return load_dataset(path, name, split=split, streaming=streaming, revision=revision)
     except DatasetNotFoundError as error:
         raise ValueError(
             f"No data set {path!r}: neither a folder here nor a data set of the Hub that can be read. Check the "
             f"spelling; a gated or private one needs HF_TOKEN. The library said: {error}"
         ) from error
-    except (ValueError, FileNotFoundError, ConnectionError, OSError) as error:
+    except (ValueError, OSError) as error:
         raise ValueError(f"Cannot load split {split!r} of {path!r}: {type(error).__name__}: {error}") from error
-    assert not isinstance(dataset, DatasetDict)
-    return dataset
 
 
 def _shards(folder: Path, wanted: Sequence[str]) -> dict[str, list[str]]:
@@ -168,6 +143,38 @@ def _shards(folder: Path, wanted: Sequence[str]) -> dict[str, list[str]]:
                 "or call `cps-hf prepare` again: it goes on where it stopped."
             )
     return {split: [path for _, _, path in splits[split]] for split in wanted}
+
+
+def _with_our_columns(dataset, columns: dict[str, str], id_column: str | None, path: str, split: str):
+    """The data set with "image", "label" where it is wanted, and "id" as text; all else is dropped.
+
+    Args:
+        columns: what they are called there -> "image" or "label".
+    """
+    for column, role in columns.items():
+        dataset = _as_images(dataset, column)
+        _require_image_column(dataset, column, role, path)
+    if id_column is None and "id" in dataset.features:
+        id_column = "id"
+    if id_column is not None:
+        if id_column not in dataset.features:
+            raise ValueError(f"{path} has no column {id_column!r} for `id_column`.{_columns(dataset, id_column)}")
+        columns = {**columns, id_column: "id"}
+    elif isinstance(dataset, Dataset):
+        dataset = dataset.add_column("id", [f"{split}-{index}" for index in range(len(dataset))])
+        columns = {**columns, "id": "id"}
+    dataset = dataset.select_columns([*columns])
+    dataset = dataset.rename_columns({old: new for old, new in columns.items() if old != new})
+    return _with_text_ids(dataset, path, id_column) if "id" in columns.values() else dataset
+
+
+def _require_untold(options: Mapping[str, Any], carried: LabelEncoding, path: str) -> None:
+    """Labels that say how they are coded need not be told."""
+    told = [name for name, value in options.items() if value is not None and value is not False]
+    if told:
+        raise ValueError(
+            f"The labels of {path} say how they are coded ({len(carried.names)} classes); leave out `{told[0]}`."
+        )
 
 
 def _as_images(dataset, column: str):
