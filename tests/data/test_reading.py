@@ -56,6 +56,12 @@ def test_sixteen_bits_are_scaled_and_not_cut_off():
     assert decoded[0, :, 0].tolist() == [0, 0, 1, 156, 255] and np.array_equal(decoded[..., 0], decoded[..., 2])
 
 
+@pytest.mark.parametrize(("most", "expected"), [(255, [0, 200, 255]), (256, [0, 0, 1])])
+def test_one_value_above_255_makes_an_image_one_of_sixteen_bits(most, expected):
+    decoded = pixels(read_image(encoded(Image.fromarray(np.array([[0, 200, most]], np.uint16))), name="x"))
+    assert decoded[0, :, 0].tolist() == expected
+
+
 def test_twelve_bits_of_jpeg_2000_are_scaled_and_do_not_wrap():
     values = np.arange(4096, dtype=np.uint16).reshape(64, 64)
     # Written as 16 bits, lossless, and said to be 12 afterwards: decoders then add 2048 for the sign, and not 32768.
