@@ -66,6 +66,7 @@ def test_the_package_hands_out_what_it_names_and_nothing_else():
         (["train", "--max_step", "5"], "Did you mean `max_steps`?"),
         (["train", "--max_steps"], "`max_steps` must be an integer, got True"),
         (["train", "file.yaml"], "expected `--field value`, found 'file.yaml'"),
+        (["check"], "DIR is missing: the folder or Hub id of `--dataset folder`"),
         (["check", "a", "b"], "'b' belongs to no option"),
         (["check", "a", "--splits", "x"], "there is no option `--splits`. Did you mean `--split`?"),
         (["evaluate"], "the following arguments are required: --branches"),
