@@ -91,6 +91,14 @@ def test_a_mistake_is_one_line_and_status_2(capsys, words, said):
     assert err.count("\n") == 1 and err.startswith("error: ")
 
 
+def test_ctrl_c_ends_a_command_with_the_shells_status_and_no_traceback(capsys, monkeypatch):
+    def interrupted(words):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(completion, "main", interrupted)
+    assert run(capsys, "completion", "bash") == (130, "", "")
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_each_command_has_a_short_help_and_a_whole_one(capsys, command):
     status, short, _ = run(capsys, command, "--help")
