@@ -3,8 +3,8 @@
     python benchmarks/architectures.py [--output docs/architectures.md]
 
 Full-size models are built as branches on the meta device: shapes without values, so no memory and no weights. The tiny
-ones of tests/architectures.py are trained, exported, loaded by two other processes and shown an odd image. A few
-minutes on one CPU core; nothing is downloaded.
+ones of tests/support/architectures.py are trained, exported, loaded by two other processes and shown an odd image. A
+few minutes on one CPU core; nothing is downloaded.
 """
 
 from __future__ import annotations

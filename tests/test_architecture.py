@@ -1,6 +1,7 @@
 """Imports point one way: the syntax trees say who imports whom."""
 
 import ast
+import re
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -53,6 +54,11 @@ LAW = {
     "__main__": ({"commands"}, set()),
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))
+FOLDERS = [ROOT / name for name in ("docs", "benchmarks", "examples")]
+PAGES = sorted(
+    [ROOT / "README.md"]
+    + [path for folder in FOLDERS for kind in ("*.md", "*.py", "*.yaml") for path in folder.rglob(kind)]
+)
 
 
 def room_of(path: Path) -> str:
@@ -136,3 +142,11 @@ def test_every_objective_of_the_command_line_is_one_file_and_has_a_test():
         module = cls.__module__.rsplit(".", 1)[1]
         assert (PACKAGE / "objectives" / f"{module}.py").is_file()
         assert (ROOT / "tests" / "objectives" / f"test_{module}.py").is_file(), module
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_file_that_a_page_or_a_script_names_is_there(path):
+    named = re.findall(
+        r"\b((?:tests|cps_hf|benchmarks|examples|docs)/[\w/.-]+\.\w+)", path.read_text(encoding="utf-8")
+    )
+    assert [name for name in named if not (ROOT / name).is_file()] == []

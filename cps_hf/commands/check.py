@@ -44,6 +44,8 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("cps_hf").setLevel(logging.INFO)  # also which files are passed over
     output = Path(options.output_dir)
+    if options.data_root is None and not options.dataset.endswith("_scenes"):
+        fail(f"DIR is missing: the folder or Hub id of `--dataset {options.dataset}`, as the first word.")
     with mendable(output, (ValueError, TypeError, OSError)):
         extra = options_from_json(options.load_options) | ({"with_labels": False} if options.images_only else {})
         load, root = find_dataset(options.dataset, options.data_root, extra)

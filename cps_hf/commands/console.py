@@ -12,7 +12,5 @@ def print_any_text() -> None:
     To be called once, before a command does anything.
     """
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(
-            stream, "reconfigure"
-        ):  # none: there is no console; others: a program's that catches what is printed
+        if hasattr(stream, "reconfigure"):  # not where there is no console, or a program catches what is printed
             stream.reconfigure(errors="backslashreplace")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import types
 import typing
@@ -78,8 +79,11 @@ def _shown(value: Any) -> str:
     """As it would be typed."""
     if isinstance(value, bool):
         return str(value).lower()
-    text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return "none" if text in ("", "None", "{}") else text
+    if value in (None, "", [], {}):
+        return "none"
+    if isinstance(value, dict):
+        return json.dumps(value)
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _metavar(expected: Any) -> str:

@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from ..inference.windows import default_stride
 from ..scenes.write import write_object_scenes, write_street_scenes
 from .datasets import DataConfig
 from .settings import Settings
@@ -65,7 +66,7 @@ def shrink(settings: Settings) -> Settings:
     values: dict[str, Any] = {}
     if evaluation.eval_mode == "sliding":
         window = evaluation.eval_crop_size or crop_size
-        stride = evaluation.eval_stride or [math.ceil(2 * length / 3) for length in window]
+        stride = evaluation.eval_stride or default_stride(window)
         values["eval_crop_size"] = [side, side]
         values["eval_stride"] = [math.ceil(side * s / length) for s, length in zip(stride, window, strict=True)]
     if settings.objective.labeled_loss == "ohem":

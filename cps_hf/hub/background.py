@@ -140,9 +140,7 @@ class BackgroundPushes:
 
     def _start(self, job: _Job) -> subprocess.Popen:
         command = [sys.executable, "-P", push.__file__, str(job.copy), "--repo_id", self.repo_id]
-        command += ["--commit_message", job.message]
-        for name, value in self._options().items():
-            command += [f"--{name}"] if value is True else [f"--{name}", str(value)] if value else []
+        command += ["--commit_message", job.message, *push.option_words(self._options())]
         environment = {**os.environ, "HF_TOKEN": self.token, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         return subprocess.Popen(command, env=environment, text=True, **pipes)

@@ -14,9 +14,6 @@ from transformers import PreTrainedModel, SegformerImageProcessor
 from ..files import filled_whole, share_weights
 from .card import hub_id, render_card
 from .image_processors import SQUARE_MODELS, check_processor
-from .push import push_branch
-
-__all__ = ["export_branch", "push_branch", "render_card"]
 
 
 def export_branch(

@@ -14,7 +14,7 @@ import shlex
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -101,10 +101,15 @@ def push_branch(
 
 def push_command(directory: str | os.PathLike, repo_id: str, **options: Any) -> str:
     """The command line that does what `push_branch` would, to be copied into a shell. It holds no token."""
-    words = ["cps-hf", "push", str(directory), "--repo_id", repo_id]
+    return shlex.join(["cps-hf", "push", str(directory), "--repo_id", repo_id, *option_words(options)])
+
+
+def option_words(options: Mapping[str, Any]) -> list[str]:
+    """Options as a command line has them: what is none or false is left out."""
+    words = []
     for name, value in options.items():
         words += [f"--{name}"] if value is True else [f"--{name}", str(value)] if value not in (None, False) else []
-    return shlex.join(words)
+    return words
 
 
 def check_push(directory: Path | None, repo_id: str, token: str | None) -> None:

@@ -254,7 +254,7 @@ def _pass(
         strips = _slide(network, view, how, seen, source_rows(height, size[0], wanted))
     else:
         full = view(slice(0, seen[0]))
-        logits = network.strided(full) if isinstance(network, Branch) else StridedLogits(_logits(network, full), seen)
+        logits = _strided(network, full)
         height, align_corners = logits.values.shape[2], logits.align_corners
         needed = source_rows(height, size[0], wanted, align_corners=align_corners)
         strips = iter(logits.values[:, :, needed].split(STRIP, dim=2))

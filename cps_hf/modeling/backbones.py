@@ -64,7 +64,12 @@ def load_backbone_weights(model: PreTrainedModel, source: str | PathLike) -> Non
 
 def timm_network(backbone: nn.Module) -> nn.Module | None:
     """The timm network in a TimmBackbone, however deep transformers wraps it."""
-    return next((m._backbone for m in backbone.modules() if hasattr(m, "_backbone")), None)
+    wrapper = _timm_wrapper(backbone)
+    return None if wrapper is None else wrapper._backbone
+
+
+def _timm_wrapper(backbone: nn.Module) -> nn.Module | None:
+    return next((module for module in backbone.modules() if hasattr(module, "_backbone")), None)
 
 
 def timm_normalization(
@@ -77,16 +82,15 @@ def timm_normalization(
     """
     import timm
 
-    backbone = backbone_of(model)
-    if timm_network(backbone) is None:
+    wrapper = _timm_wrapper(backbone_of(model))
+    if wrapper is None:
         return None
-    config = next(m for m in backbone.modules() if hasattr(m, "_backbone")).config
     beside = Path(source).with_name("config.json") if source is not None and Path(source).is_file() else None
     if beside is not None and beside.is_file():  # a file of a timm repository on the Hub
         own = json.loads(beside.read_text(encoding="utf-8")).get("pretrained_cfg", {})
         if "mean" in own and "std" in own:
             return [*map(float, own["mean"])], [*map(float, own["std"])]
-    named = config.backbone if source is None or Path(source).is_file() else str(source).removeprefix("timm/")
+    named = wrapper.config.backbone if source is None or Path(source).is_file() else str(source).removeprefix("timm/")
     known = timm.get_pretrained_cfg(named, allow_unregistered=True)
     return None if known is None else ([*map(float, known.mean)], [*map(float, known.std)])
 
@@ -98,7 +102,7 @@ def _load_timm(backbone: nn.Module, network: nn.Module, source: str | PathLike) 
     """
     import timm
 
-    config = next(m for m in backbone.modules() if hasattr(m, "_backbone")).config
+    config = _timm_wrapper(backbone).config
     name, how = config.backbone, {}
     if Path(source).is_file():
         how["pretrained_cfg_overlay"] = {"file": str(source)}

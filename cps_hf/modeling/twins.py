@@ -83,10 +83,12 @@ def _alike(one: PreTrainedModel, other: PreTrainedModel, *, heads: bool) -> bool
     """Whether two models have the same weights, or the same head, to the rounding of a copy in half precision."""
     if type(one) is not type(other):
         return False
-    weights, others = (
-        {name: p.detach() for name, p in model.named_parameters() if not heads or name in head_parameters(model)}
-        for model in (one, other)
-    )
+    weights, others = ({name: p.detach() for name, p in model.named_parameters()} for model in (one, other))
+    if heads:
+        weights, others = (
+            {name: tensors[name] for name in head_parameters(model)}
+            for tensors, model in ((weights, one), (others, other))
+        )
     return weights.keys() == others.keys() and all(_close(p, others[name]) for name, p in weights.items())
 
 

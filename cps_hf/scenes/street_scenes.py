@@ -58,7 +58,7 @@ def draw_street_scene(
     _ground(stage, street)
     _sides(stage, street)
     _traffic(stage, street)
-    _shadows(stage, street)
+    _shadows(stage)
     _ego_vehicle(stage)
     picture = _weather(stage.canvas.picture(), stage.canvas.plane("depth"), sky, rng)
     labels = stage.canvas.plane("labels")
@@ -304,7 +304,7 @@ def _on_the_road(add, rng: np.random.Generator, street: _Street) -> None:
         add(person, rng.uniform(left, right), _depth(rng, 4, 12))
 
 
-def _shadows(stage: Stage, street: _Street) -> None:
+def _shadows(stage: Stage) -> None:
     """Sunlight falls between houses: broad dark bands over the street, and over whatever is there."""
     rng, camera = stage.rng, stage.camera
     if stage.night or rng.random() < 0.5:

@@ -16,10 +16,9 @@ from PIL import Image, ImageDraw
 
 from ..files import written_whole
 from ..functional.losses import IGNORE_INDEX
-from . import lettering
 from .class_maps import Palette, as_array, as_class_map, as_picture, classes_in, colorize, enlarged, overlay
 from .colors import BLACK, WHITE, Color, overlay_name
-from .lettering import one_line
+from .lettering import font, one_line
 
 GRAY = (150, 150, 150)
 
@@ -53,14 +52,7 @@ def panel(
     pictures = [[_fit(cell, palette, box) for cell in row] for row in cells]
     entries = _legend_entries([cell for row in cells for cell in row if cell.ndim == 2], names, palette)
     entries += [(color, text) for text, color in (legend or {}).items()]
-    entries = [(color, lettering.one_line(text)) for color, text in entries]
-    _draw_page(
-        pictures,
-        [lettering.one_line(t) for t in titles],
-        entries,
-        Path(path),
-        [lettering.one_line(c) for c in captions or []],
-    )
+    _draw_page(pictures, titles, entries, Path(path), captions or [])
 
 
 def overlay_page(
@@ -78,10 +70,7 @@ def overlay_page(
     """
     labels = as_class_map(labels)
     mixed = enlarged(overlay(image, labels, palette, alpha), side=512)
-    entries = [
-        (color, lettering.one_line(overlay_name(name, color)))
-        for color, name in _legend_entries([labels], names, palette)
-    ]
+    entries = [(color, overlay_name(name, color)) for color, name in _legend_entries([labels], names, palette)]
     _draw_page([[mixed]], None, entries, Path(path))
 
 
@@ -117,13 +106,13 @@ def _draw_page(
     gap = 10
     columns = range(len(pictures[0]))
     widths = [max(row[i].shape[1] for row in pictures) for i in columns]
-    font = lettering.font(max(15, sum(widths) // 75))
-    line = round(font.size * 1.6)
+    letters = font(max(15, sum(widths) // 75))
+    line = round(letters.size * 1.6)
     if titles is not None:
-        widths = [max(width, math.ceil(font.getlength(title))) for width, title in zip(widths, titles, strict=True)]
+        widths = [max(width, math.ceil(letters.getlength(title))) for width, title in zip(widths, titles, strict=True)]
     heights = [max(cell.shape[0] for cell in row) for row in pictures]
-    entry = max((line + math.ceil(font.getlength(name)) + 2 * gap for _, name in entries), default=0)
-    longest = max((math.ceil(font.getlength(caption)) for caption in captions), default=0)
+    entry = max((line + math.ceil(letters.getlength(name)) + 2 * gap for _, name in entries), default=0)
+    longest = max((math.ceil(letters.getlength(caption)) for caption in captions), default=0)
     page_width = max(sum(widths) + gap * (len(widths) + 1), entry + gap, longest + 2 * gap)
     per_line = max(1, (page_width - gap) // entry) if entries else 1
     title_height = gap if titles is None else line
@@ -133,7 +122,7 @@ def _draw_page(
     top = title_height
     for number, (row, height) in enumerate(zip(pictures, heights, strict=True)):
         if captions:
-            draw.text((gap, top + line // 2), captions[number], fill=BLACK, font=font, anchor="lm")
+            draw.text((gap, top + line // 2), captions[number], fill=BLACK, font=letters, anchor="lm")
             top += line
         for i, cell in enumerate(row):
             left = gap * (i + 1) + sum(widths[:i]) + (widths[i] - cell.shape[1]) // 2
@@ -143,11 +132,11 @@ def _draw_page(
         top += height + gap
     for i, title in enumerate(titles or []):
         middle = gap * (i + 1) + sum(widths[:i]) + widths[i] // 2
-        draw.text((middle, line // 2), title, fill=BLACK, font=font, anchor="mm")
+        draw.text((middle, line // 2), title, fill=BLACK, font=letters, anchor="mm")
     for i, (color, name) in enumerate(entries):
         left, y = gap + entry * (i % per_line), legend_top + line * (i // per_line)
         draw.rectangle((left, y, left + line - 8, y + line - 8), fill=color, outline=GRAY)
-        draw.text((left + line, y + (line - 8) // 2), name, fill=BLACK, font=font, anchor="lm")
+        draw.text((left + line, y + (line - 8) // 2), name, fill=BLACK, font=letters, anchor="lm")
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as temporary:
         page.save(temporary, format="PNG")

@@ -66,6 +66,7 @@ def test_the_package_hands_out_what_it_names_and_nothing_else():
         (["train", "--max_step", "5"], "Did you mean `max_steps`?"),
         (["train", "--max_steps"], "`max_steps` must be an integer, got True"),
         (["train", "file.yaml"], "expected `--field value`, found 'file.yaml'"),
+        (["check"], "DIR is missing: the folder or Hub id of `--dataset folder`"),
         (["check", "a", "b"], "'b' belongs to no option"),
         (["check", "a", "--splits", "x"], "there is no option `--splits`. Did you mean `--split`?"),
         (["evaluate"], "the following arguments are required: --branches"),
@@ -88,6 +89,14 @@ def test_a_mistake_is_one_line_and_status_2(capsys, words, said):
     status, out, err = run(capsys, *words)
     assert (status, out) == (2, "") and said in err
     assert err.count("\n") == 1 and err.startswith("error: ")
+
+
+def test_ctrl_c_ends_a_command_with_the_shells_status_and_no_traceback(capsys, monkeypatch):
+    def interrupted(words):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(completion, "main", interrupted)
+    assert run(capsys, "completion", "bash") == (130, "", "")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

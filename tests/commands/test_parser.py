@@ -247,9 +247,11 @@ def test_help_shows_a_few_options_and_says_where_the_others_are(capsys):
 
 
 def test_help_shows_the_values_of_the_file_as_defaults(tmp_path, capsys):
-    (tmp_path / "c.yaml").write_text("max_steps: 12345\nweight: 6.5\n")
+    options = '{"reduce_labels": true}'
+    (tmp_path / "c.yaml").write_text(f"max_steps: 12345\nweight: 6.5\nload_options: {options}\n")
     text = help_of(capsys, "--config", str(tmp_path / "c.yaml"), "--help-all")
     assert "(default: 12345)" in text and "(default: 6.5)" in text
+    assert f"(default: {options})" in " ".join(text.split())  # as it would be typed
 
 
 def test_a_setting_that_is_no_field_cannot_hide():

@@ -4,14 +4,16 @@ import json
 import os
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from support.toy import run_python
 
 from cps_hf.commands import train
-from cps_hf.commands.datasets import DataConfig, load_data
+from cps_hf.commands.datasets import DataConfig, TrainingSets, load_data
 from cps_hf.scenes.write import write_object_scenes, write_street_scenes
 
 SMALL = ("--max_steps", "3", "--crop_size", "32", "--dataloader_num_workers", "0", "--disable_tqdm", "true")
@@ -274,3 +276,27 @@ def test_two_launched_processes_with_bfloat16_and_accumulation_end_with_the_tabl
     assert done.stdout.count("mIoU  ") == 1 and "2 processes" in done.stderr
     assert (tmp_path / "out" / "best" / "model.safetensors").is_file()
     assert (tmp_path / "out" / "checkpoint-3" / "random_states_1.pkl").is_file()
+
+
+def test_the_file_that_repeats_a_run_has_what_the_trainer_settled(tmp_path, monkeypatch):
+    """A checkpoint's mean, and the batch size that memory was found for."""
+    settings = train.parse(["--output_dir", str(tmp_path)])
+    settled = replace(settings.model_config, image_mean=[0.1, 0.2, 0.3])
+    trainers = lambda *models, **given: SimpleNamespace(**given | {"model_config": settled})  # noqa: E731
+    monkeypatch.setattr(train, "CPSTrainer", trainers)
+    trainer, _ = train.build(settings, TrainingSets(None, None, None, None))
+    fitted = replace(settings.args, per_device_train_batch_size=1)
+    trainer.callbacks[0].on_train_begin(fitted, SimpleNamespace(is_world_process_zero=True), None)
+    written = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert (written["image_mean"], written["per_device_train_batch_size"]) == ([0.1, 0.2, 0.3], 1)
+
+
+def test_a_model_that_a_file_names_is_looked_for_beside_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "net.json").write_text("{}")
+    (tmp_path / "recipes" / "here.json").write_text("{}")
+    (tmp_path / "here.json").write_text("{}")
+    (tmp_path / "recipes" / "r.yaml").write_text("models: [net.json, here.json, nvidia/mit-b2]\n")
+    found = train.parse(["--config", "recipes/r.yaml", "--data_root", "x"]).data.models
+    assert found == [str(Path("recipes/net.json")), "here.json", "nvidia/mit-b2"]

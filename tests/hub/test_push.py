@@ -18,7 +18,6 @@ from support.hub_server import TOKEN, Fault, Hub
 from support.toy import ID2LABEL
 
 from cps_hf.commands.main import main
-from cps_hf.hub import export as hub_module
 from cps_hf.hub import push
 
 COMMIT = "POST .*/commit/"
@@ -61,7 +60,7 @@ def metadata(card: bytes):
 
 def test_a_push_is_one_commit_of_the_folder_and_leaves_it_as_it_is(hub, exported):
     before = {path.name: path.read_bytes() for path in exported.iterdir()}
-    address = hub_module.push_branch(exported, "x", private=True)
+    address = push.push_branch(exported, "x", private=True)
     assert address == f"{hub.url}/me/x/commit/{hub.repos['models', 'me/x'].find('main').id}"
     assert hub.titles("me/x") == ["Upload a branch trained with cps_hf"] and hub.repos["models", "me/x"].private
     pushed = hub.files("me/x")

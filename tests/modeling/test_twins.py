@@ -7,7 +7,8 @@ import pytest
 import torch
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
-from cps_hf.modeling import build_branches
+from cps_hf.modeling import build_branches, twins
+from cps_hf.modeling.backbones import head_parameters
 from cps_hf.modeling.twins import refuse_twins
 
 NAMES = {0: "road", 1: "car", 2: "sky"}
@@ -132,3 +133,10 @@ def test_a_checkpoint_whose_classes_have_our_names_or_none_is_kept(finished, tmp
         assert torch.equal(weights(branch, ""), weights(model, ""))
         assert [*branch.config.id2label.values()] == names
     assert not caplog.records
+
+
+def test_heads_are_looked_up_once_a_model_and_not_once_a_parameter(finished, monkeypatch):
+    asked = []
+    monkeypatch.setattr(twins, "head_parameters", lambda model: asked.append(model) or head_parameters(model))
+    build_branches([finished[1], finished[0]])  # one pair; the head that is drawn anew is looked up once more
+    assert len(asked) == 3
