@@ -215,6 +215,12 @@ def ramp(progress: Tensor | float, *, warm_up: float = 0.0, ramp_up: float = 0.0
     return (since / ramp_up).clamp(0, 1)
 
 
+def warmed_up(decay: float, step: int) -> float:
+    """The decay of an average over steps after optimizer step `step` (1, 2, ...): of a true mean at first, then
+    `decay`."""
+    return min(1 - 1 / (step + 1), decay)
+
+
 def check_shares(objective: Objective, *names: str) -> None:
     """Each of these fields must be in [0, 1]."""
     for name in names:

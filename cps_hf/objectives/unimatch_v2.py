@@ -12,7 +12,15 @@ from typing import Any, ClassVar
 import torch
 
 from ..functional import IGNORE_INDEX, pixel_cross_entropy, pseudo_label
-from .base import Objective, ObjectiveOutput, check_not_negative, check_shares, pseudo_label_weights, ramp
+from .base import (
+    Objective,
+    ObjectiveOutput,
+    check_not_negative,
+    check_shares,
+    pseudo_label_weights,
+    ramp,
+    warmed_up,
+)
 
 TWO_VIEWS = (("strong", "cutmix_mask"), ("strong_2", "cutmix_mask_2"))
 
@@ -77,8 +85,8 @@ class UniMatchV2(Objective):
         return {"boxes": 1, "area": (0.02, 0.4), "aspect": (0.3, 1 / 0.3), "probability": self.cutmix}
 
     def ema_decay(self, step: int) -> float:
-        """The teacher's decay after optimizer step `step` (1, 2, ...): a true mean at first, then `decay`."""
-        return min(1 - 1 / (step + 1), self.decay)
+        """The teacher's decay after optimizer step `step` (1, 2, ...)."""
+        return warmed_up(self.decay, step)
 
     def __call__(self, branches, labeled, unlabeled, *, teacher=None, progress=0.0) -> ObjectiveOutput:
         (student,) = branches  # the trainer refuses more

@@ -25,13 +25,13 @@ from ..files import write_atomically
 from ..hub.image_processors import check_processor
 from ..hub.push import push_branch, repo_id_of
 from ..modeling.classes import classes_of
-from ..objectives import CrossPseudoSupervision, Objective, ObjectiveOutput
+from ..objectives import CrossPseudoSupervision, Objective, ObjectiveOutput, warmed_up
 from . import batches, failures, memory, model_checks, normalization, results, setup
 from .batches import MicroBatch
 from .callbacks import Callbacks, CollapseCallback, ModelCardCallback, Pictures, PicturesCallback, PushCallback
 from .callbacks.foreign import check_callbacks
 from .determinism import deterministic_algorithms
-from .ema import update_teacher, warmed_up
+from .ema import update_teacher
 from .evaluation import Evaluator
 from .export import BranchExporter
 from .health import ONE_CLASS, Guard
