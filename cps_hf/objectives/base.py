@@ -215,6 +215,16 @@ def ramp(progress: Tensor | float, *, warm_up: float = 0.0, ramp_up: float = 0.0
     return (since / ramp_up).clamp(0, 1)
 
 
+def one_box(probability: float) -> dict[str, Any]:
+    """How UniMatch's release draws CutMix masks (obtain_cutmix_box in its dataset/transform.py): keyword arguments of
+    `draw_cutmix_masks`.
+
+    Args:
+        probability: with which an image is mixed.
+    """
+    return {"boxes": 1, "area": (0.02, 0.4), "aspect": (0.3, 1 / 0.3), "probability": probability}
+
+
 def warmed_up(decay: float, step: int) -> float:
     """The decay of an average over steps after optimizer step `step` (1, 2, ...): of a true mean at first, then
     `decay`."""
