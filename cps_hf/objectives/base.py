@@ -186,7 +186,8 @@ class Objective(ABC):
                     f"`class_weights` has {len(self.class_weights)} numbers for {classes} classes: give one a class, "
                     "in the order of their ids."
                 )
-            return torch.tensor(self.class_weights, dtype=torch.float32, device=labeled.labels.device)
+            weights = torch.tensor(self.class_weights, dtype=torch.float32)
+            return weights.to(labeled.labels.device, non_blocking=True)  # else the host would wait for the GPU
         counts = labeled.class_counts
         counts = class_counts(labeled.labels, classes) if counts is None else counts
         return frequency_weights(counts, power=self.class_weights)
