@@ -668,7 +668,8 @@ class CPSTrainer:
         ours = [CollapseCallback(), draw, ModelCardCallback(self.exporter)]
         ours = [callback for callback in ours if not any(_derives(one, type(callback)) for one in own)]
         if self.hub.push_to_hub and not any(_derives(one, PushCallback) for one in own):
-            own = [*own, PushCallback(self.hub, args.output_dir, self.exporter, is_main_process=is_main)]
+            with together(self.accelerator):  # the main process asks the Hub
+                own = [*own, PushCallback(self.hub, args.output_dir, self.exporter, is_main_process=is_main)]
         return [*ours, *own]
 
     def _evaluator(self) -> Evaluator:
