@@ -41,7 +41,7 @@ from .module import TrainingModule
 from .processes import together
 from .reporting import RunLog, without_nan
 from .sharding import prepare, refuse_engines
-from .stages import Stages, supervised_name
+from .stages import Stages
 
 logger = logging.getLogger(__name__)
 
@@ -556,10 +556,8 @@ class CPSTrainer:
                 self.exporter.export(name)
 
     def _export_supervised(self) -> None:
-        """What the second stage starts from; the teacher is there a copy of branch 0."""
-        for name in self.exporter.names:
-            if name != "teacher":
-                self.exporter.export(name, Path(self.args.output_dir) / supervised_name(name))
+        for name, folder in self.exporter.supervised.items():
+            self.exporter.export(name, folder)
 
     def _best_row(self, scores: dict[str, dict[str, Any]]) -> str:
         """Which single network is best."""
