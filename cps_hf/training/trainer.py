@@ -148,24 +148,8 @@ class CPSTrainer:
         self.run_log: RunLog | None = None
         self.evaluator = self._evaluator()
         self.run = self._run()
-        pictures = Pictures(
-            self.evaluator,
-            eval_dataset,
-            [*self.id2label.values()],
-            count=self.evaluation.num_pictures,
-            may_leave=self.hub.push_pictures,
-        )
-        self.exporter = BranchExporter(
-            self.run,
-            self.state,
-            self.module,
-            accelerator,
-            image_mean=means[0],
-            image_std=means[1],
-            do_reduce_labels=reduces,
-            processing_class=processing_class,
-            pictures=pictures,
-        )
+        pictures = self._pictures()
+        self.exporter = self._exporter(pictures, do_reduce_labels=reduces)
         self.callback_handler = Callbacks(
             self.late,
             [DefaultFlowCallback, *self._callbacks(pictures, [*(callbacks or [])])],
@@ -175,16 +159,7 @@ class CPSTrainer:
             self.lr_scheduler,
         )
         check_callbacks(self.callback_handler.callbacks)
-        self.checkpointer = Checkpointer(
-            args,
-            accelerator,
-            state=self.state,
-            optimizer=self.optimizer,
-            lr_scheduler=self.lr_scheduler,
-            callbacks=self.callback_handler.callbacks,
-            settings=self.run.settings,
-            evaluates=eval_dataset is not None,
-        )
+        self.checkpointer = self._checkpointer()
         self.control = self.callback_handler.on_init_end(args, self.state, self.control)
 
     # ------------------------------------------------------------------------------------------------ training
@@ -697,6 +672,40 @@ class CPSTrainer:
             num_processes=self.accelerator.num_processes,
             device=self.device,
             stages=self.stages,
+        )
+
+    def _pictures(self) -> Pictures:
+        return Pictures(
+            self.evaluator,
+            self.eval_dataset,
+            [*self.id2label.values()],
+            count=self.evaluation.num_pictures,
+            may_leave=self.hub.push_pictures,
+        )
+
+    def _exporter(self, pictures: Pictures, *, do_reduce_labels: bool) -> BranchExporter:
+        return BranchExporter(
+            self.run,
+            self.state,
+            self.module,
+            self.accelerator,
+            image_mean=self.model_config.image_mean,
+            image_std=self.model_config.image_std,
+            do_reduce_labels=do_reduce_labels,
+            processing_class=self.processing_class,
+            pictures=pictures,
+        )
+
+    def _checkpointer(self) -> Checkpointer:
+        return Checkpointer(
+            self.args,
+            self.accelerator,
+            state=self.state,
+            optimizer=self.optimizer,
+            lr_scheduler=self.lr_scheduler,
+            callbacks=self.callback_handler.callbacks,
+            settings=self.run.settings,
+            evaluates=self.eval_dataset is not None,
         )
 
     def _fingerprint(self) -> dict[str, Any]:
