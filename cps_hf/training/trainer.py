@@ -205,6 +205,7 @@ class CPSTrainer:
                 finally:
                     self.run_log.close()
                     self.run_log = None  # what is logged from now on belongs to no run
+                    self.late.active = False  # and what fails from now on is raised
             self.late.tell(self.state.global_step, self.exporter.names)
         return found
 

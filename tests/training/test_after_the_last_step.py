@@ -210,6 +210,24 @@ def test_a_callback_that_fails_costs_nothing_and_is_told_at_the_end(tmp_path, ex
     assert [name for name, value in outcome(out).items() if not same(value, expected[name])] == []
 
 
+def test_a_callback_that_fails_in_an_evaluation_after_the_run_is_raised(tmp_path):
+    class FailsAfterwards(TrainerCallback):
+        ended = False
+
+        def on_train_end(self, args, state, control, **kwargs):
+            self.ended = True
+
+        def on_evaluate(self, args, state, control, **kwargs):
+            if self.ended:
+                raise TypeError("a fault of the user's own")
+
+    with without_cards_and_pictures():
+        trainer = trainer_for(tmp_path, tmp_path / "out", FailsAfterwards(), max_steps=1)
+        trainer.train()
+        with pytest.raises(TypeError, match="a fault of the user's own"):
+            trainer.evaluate()
+
+
 def test_a_callback_that_fails_before_the_last_step_ends_the_run_as_ever(tmp_path):
     class FailsEarly(TrainerCallback):
         def on_log(self, args, state, control, **kwargs):
