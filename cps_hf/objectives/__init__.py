@@ -3,7 +3,7 @@
 `OBJECTIVES` is what a command line's `--objective NAME` can say; a program passes the object.
 """
 
-from .base import Branch, Objective, ObjectiveOutput, ramp
+from .base import Branch, Objective, ObjectiveOutput, ramp, warmed_up
 from .batch import Batch, LabeledBatch, UnlabeledBatch
 from .cpc import CrossProbabilityConsistency
 from .cps import CrossPseudoSupervision
@@ -45,4 +45,5 @@ __all__ = [
     "UniMatchV2",
     "UnlabeledBatch",
     "ramp",
+    "warmed_up",
 ]

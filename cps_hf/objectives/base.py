@@ -186,7 +186,8 @@ class Objective(ABC):
                     f"`class_weights` has {len(self.class_weights)} numbers for {classes} classes: give one a class, "
                     "in the order of their ids."
                 )
-            return torch.tensor(self.class_weights, dtype=torch.float32, device=labeled.labels.device)
+            weights = torch.tensor(self.class_weights, dtype=torch.float32)
+            return weights.to(labeled.labels.device, non_blocking=True)  # else the host would wait for the GPU
         counts = labeled.class_counts
         counts = class_counts(labeled.labels, classes) if counts is None else counts
         return frequency_weights(counts, power=self.class_weights)
@@ -213,6 +214,22 @@ def ramp(progress: Tensor | float, *, warm_up: float = 0.0, ramp_up: float = 0.0
     if ramp_up == 0:
         return (since >= 0).float()
     return (since / ramp_up).clamp(0, 1)
+
+
+def one_box(probability: float) -> dict[str, Any]:
+    """How UniMatch's release draws CutMix masks (obtain_cutmix_box in its dataset/transform.py): keyword arguments of
+    `draw_cutmix_masks`.
+
+    Args:
+        probability: with which an image is mixed.
+    """
+    return {"boxes": 1, "area": (0.02, 0.4), "aspect": (0.3, 1 / 0.3), "probability": probability}
+
+
+def warmed_up(decay: float, step: int) -> float:
+    """The decay of an average over steps after optimizer step `step` (1, 2, ...): of a true mean at first, then
+    `decay`."""
+    return min(1 - 1 / (step + 1), decay)
 
 
 def check_shares(objective: Objective, *names: str) -> None:

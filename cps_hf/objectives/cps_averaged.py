@@ -13,9 +13,9 @@ from typing import Any, ClassVar
 import torch
 
 from ..functional import IGNORE_INDEX, pixel_cross_entropy, pseudo_label
-from .base import Objective, ObjectiveOutput, check_not_negative, check_shares, pseudo_label_weights, ramp
+from .base import Objective, ObjectiveOutput, check_not_negative, check_shares, one_box, pseudo_label_weights, ramp
 from .cps import CrossPseudoSupervision, agreement
-from .unimatch_v2 import TWO_VIEWS, UniMatchV2, mixed_views
+from .unimatch_v2 import TWO_VIEWS, UniMatchV2, check_pairs_alone, complementary_logits, mixed_views
 
 TEACHERS = ("averages", "branches", "own_average")
 
@@ -73,11 +73,7 @@ class AveragedCPS(Objective):
                 f"`complementary_dropout` is between two views and `strong_views` is {self.strong_views}: set "
                 "`complementary_dropout` to 0, or `strong_views` to 2."
             )
-        if self.joint_forward and self.complementary_dropout > 0:
-            raise ValueError(
-                "`joint_forward` joins labeled images to pairs of views, and only pairs can have "
-                "`complementary_dropout`: set `complementary_dropout` to 0, or leave `joint_forward` out."
-            )
+        check_pairs_alone(self)
 
     @property
     def _taught(self) -> tuple[tuple[str, str], ...]:
@@ -90,8 +86,7 @@ class AveragedCPS(Objective):
 
     @property
     def cutmix_masks(self) -> dict[str, Any]:
-        # As in UniMatch's release: obtain_cutmix_box in its dataset/transform.py.
-        return {"boxes": 1, "area": (0.02, 0.4), "aspect": (0.3, 1 / 0.3), "probability": self.cutmix}
+        return one_box(self.cutmix)
 
     def __call__(self, branches, labeled, unlabeled, *, teacher=None, averages=None, progress=0.0) -> ObjectiveOutput:
         teachers = branches if self.teachers == "branches" else averages
@@ -99,7 +94,7 @@ class AveragedCPS(Objective):
         count = unlabeled.num_pixels
         supervised_loss = cps_loss = 0.0
         for index, branch in enumerate(branches):
-            labeled_logits, logits = self._passes(branch, labeled.pixel_values, images)
+            labeled_logits, logits = complementary_logits(self, branch, labeled.pixel_values, images)
             supervised_loss = supervised_loss + self.supervised_loss(labeled_logits, labeled)
             losses = [
                 pixel_cross_entropy(
@@ -123,11 +118,6 @@ class AveragedCPS(Objective):
                 "mask_ratio": taught / count.clamp(min=1e-9),
             },
         )
-
-    def _passes(self, branch, labeled_images, images):
-        if self.complementary_dropout == 0:
-            return self.logits(branch, labeled_images, images)
-        return branch(labeled_images), branch(images, complementary_dropout=self.complementary_dropout)
 
     @torch.no_grad()
     def _labeled_by(self, teachers, unlabeled):

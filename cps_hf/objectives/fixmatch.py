@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 
 from ..functional import IGNORE_INDEX, pixel_cross_entropy, pseudo_label
-from .base import Objective, ObjectiveOutput, check_not_negative, check_shares, pseudo_label_weights, ramp
+from .base import Objective, ObjectiveOutput, check_not_negative, check_shares, one_box, pseudo_label_weights, ramp
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +54,7 @@ class FixMatch(Objective):
 
     @property
     def cutmix_masks(self) -> dict[str, Any]:
-        # UniMatch's release: obtain_cutmix_box in its dataset/transform.py.
-        return {"boxes": 1, "area": (0.02, 0.4), "aspect": (0.3, 1 / 0.3), "probability": self.cutmix}
+        return one_box(self.cutmix)
 
     def __call__(self, branches, labeled, unlabeled, *, teacher=None, progress=0.0) -> ObjectiveOutput:
         count = unlabeled.num_pixels

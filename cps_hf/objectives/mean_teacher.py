@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 
 from ..functional import IGNORE_INDEX, probabilities, pseudo_label, soft_target, squared_difference
-from .base import Objective, ObjectiveOutput, check_not_negative, check_shares, ramp
+from .base import Objective, ObjectiveOutput, check_not_negative, check_shares, ramp, warmed_up
 
 PERTURBATIONS = ("cutmix", "jitter", "noise")
 
@@ -85,8 +85,8 @@ class MeanTeacher(Objective):
         return {"boxes": 1, "area": (0.5, 0.5)} if self.perturbation == "cutmix" else {}
 
     def ema_decay(self, step: int) -> float:
-        """The teacher's decay after optimizer step `step` (1, 2, ...): a true mean at first, then `decay`."""
-        return min(1 - 1 / (step + 1), self.decay)
+        """The teacher's decay after optimizer step `step` (1, 2, ...)."""
+        return warmed_up(self.decay, step)
 
     def __call__(self, branches, labeled, unlabeled, *, teacher=None, progress=0.0) -> ObjectiveOutput:
         (student,) = branches  # the trainer refuses more

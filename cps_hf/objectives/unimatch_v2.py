@@ -12,7 +12,16 @@ from typing import Any, ClassVar
 import torch
 
 from ..functional import IGNORE_INDEX, pixel_cross_entropy, pseudo_label
-from .base import Objective, ObjectiveOutput, check_not_negative, check_shares, pseudo_label_weights, ramp
+from .base import (
+    Objective,
+    ObjectiveOutput,
+    check_not_negative,
+    check_shares,
+    one_box,
+    pseudo_label_weights,
+    ramp,
+    warmed_up,
+)
 
 TWO_VIEWS = (("strong", "cutmix_mask"), ("strong_2", "cutmix_mask_2"))
 
@@ -61,11 +70,7 @@ class UniMatchV2(Objective):
         check_shares(
             self, "confidence_threshold", "cutmix", "complementary_dropout", "class_balance", "decay", "ramp_up"
         )
-        if self.joint_forward and self.complementary_dropout > 0:
-            raise ValueError(
-                "`joint_forward` joins labeled images to pairs of views, and only pairs can have "
-                "`complementary_dropout`: set `complementary_dropout` to 0, or leave `joint_forward` out."
-            )
+        check_pairs_alone(self)
 
     @property
     def views(self) -> tuple[str, ...]:
@@ -73,12 +78,11 @@ class UniMatchV2(Objective):
 
     @property
     def cutmix_masks(self) -> dict[str, Any]:
-        # As in UniMatch's release: obtain_cutmix_box in its dataset/transform.py.
-        return {"boxes": 1, "area": (0.02, 0.4), "aspect": (0.3, 1 / 0.3), "probability": self.cutmix}
+        return one_box(self.cutmix)
 
     def ema_decay(self, step: int) -> float:
-        """The teacher's decay after optimizer step `step` (1, 2, ...): a true mean at first, then `decay`."""
-        return min(1 - 1 / (step + 1), self.decay)
+        """The teacher's decay after optimizer step `step` (1, 2, ...)."""
+        return warmed_up(self.decay, step)
 
     def __call__(self, branches, labeled, unlabeled, *, teacher=None, progress=0.0) -> ObjectiveOutput:
         (student,) = branches  # the trainer refuses more
@@ -87,11 +91,7 @@ class UniMatchV2(Objective):
             own = self._pseudo_labels(teacher, unlabeled.weak)
             partners = unlabeled.partner_targets(own, lambda images: self._pseudo_labels(teacher, images))
         images, valid, (labels,) = mixed_views(unlabeled, TWO_VIEWS, own, partners, **self.cutmix_masks)
-        if self.complementary_dropout > 0:
-            labeled_logits = student(labeled.pixel_values)
-            logits = student(images, complementary_dropout=self.complementary_dropout)
-        else:
-            labeled_logits, logits = self.logits(student, labeled.pixel_values, images)
+        labeled_logits, logits = complementary_logits(self, student, labeled.pixel_values, images)
         supervised_loss = self.supervised_loss(labeled_logits, labeled)
         weights = pseudo_label_weights(logits, labels, valid, self.class_balance)
         strong_loss = pixel_cross_entropy(  # (s1 + s2) / 2
@@ -109,6 +109,22 @@ class UniMatchV2(Objective):
 
     def _pseudo_labels(self, teacher, images):
         return [pseudo_label(teacher(images), confidence_threshold=self.confidence_threshold)]
+
+
+def check_pairs_alone(objective) -> None:
+    """Complementary dropout is between the two halves of a pass, which then can hold nothing else."""
+    if objective.joint_forward and objective.complementary_dropout > 0:
+        raise ValueError(
+            "`joint_forward` joins labeled images to pairs of views, and only pairs can have "
+            "`complementary_dropout`: set `complementary_dropout` to 0, or leave `joint_forward` out."
+        )
+
+
+def complementary_logits(objective, branch, labeled_images, images):
+    """A branch's logits of labeled images and of views, these with the objective's complementary dropout."""
+    if objective.complementary_dropout == 0:
+        return objective.logits(branch, labeled_images, images)
+    return branch(labeled_images), branch(images, complementary_dropout=objective.complementary_dropout)
 
 
 def mixed_views(unlabeled, views, own, partners, **drawn):

@@ -21,11 +21,6 @@ def make_teacher(branch: nn.Module) -> nn.Module:
     return teacher
 
 
-def warmed_up(decay: float, step: int) -> float:
-    """The decay after optimizer step `step` (1, 2, ...): of a true mean at first, then `decay`."""
-    return min(1 - 1 / (step + 1), decay)
-
-
 @torch.no_grad()
 def update_teacher(teacher: nn.Module, branch: nn.Module, decay: float) -> None:
     """teacher = decay * teacher + (1 - decay) * branch, for parameters and floating-point buffers (batch norm's).

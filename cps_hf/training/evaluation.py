@@ -137,9 +137,11 @@ class Evaluator:
 
         Raises:
             ValueError: names the image and what was wrong with it.
+            OtherProcessError: on the other processes, when one raised.
         """
-        first, mode = next(iter(self.stream(dataset)), []), self.options["mode"]
-        with whole(self.module), self.accelerator.autocast(), evaluating(self.branches):
+        mode = self.options["mode"]
+        with together(self.accelerator), whole(self.module), self.accelerator.autocast(), evaluating(self.branches):
+            first = next(iter(self.stream(dataset)), [])
             for group, images in self._batches([first]):
                 for i, branch in enumerate(self.branches):
                     try:

@@ -56,6 +56,13 @@ class BranchExporter:
         """Those of `TrainingModule.networks`."""
         return [*self.module.networks()]
 
+    @property
+    def supervised(self) -> dict[str, Path]:
+        """What the second stage starts from, by name, with its folder; empty with one stage. (A teacher is a copy of
+        branch 0 there.)"""
+        names = [name for name in self.names if name != "teacher"] if self.run.stages.border else []
+        return {name: self.output_dir / name.replace("branch_", "supervised_", 1) for name in names}
+
     def name_of(self, branch: int | str) -> str:
         """ "branch_<number>" of a number, "teacher" of the teacher, "branch_<number>_average" of "<number>_average".
 
@@ -73,7 +80,7 @@ class BranchExporter:
 
     def check_folders(self) -> None:
         """Raise a ValueError where a folder of a branch holds something else, which an export would not replace."""
-        folders = [self.output_dir / name for name in (*self.names, "best")]
+        folders = [*(self.output_dir / name for name in (*self.names, "best")), *self.supervised.values()]
         on_main_process(self.accelerator, lambda: [check_target(folder) for folder in folders])
 
     def export(self, name: str, directory: Path | None = None) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..files import write_atomically
+from .processes import together
 
 logger = logging.getLogger(__name__)
 
@@ -47,12 +48,12 @@ class RunLog:
         self.accelerator = accelerator
         self.path = Path(output_dir) / "metrics.jsonl"
         self.bad_samples = self.path.with_name("bad_samples.jsonl")
-        if accelerator.is_main_process and first_step:
-            for path, count in ((self.path, lines), (self.bad_samples, None)):
-                if path.exists():
-                    kept = [line for line, record in _records(path) if record["step"] <= first_step]
-                    write_atomically(path, "".join(f"{line}\n" for line in kept[:count]))
-        accelerator.wait_for_everyone()  # before anyone adds a line
+        with together(accelerator):  # before anyone adds a line
+            if accelerator.is_main_process and first_step:
+                for path, count in ((self.path, lines), (self.bad_samples, None)):
+                    if path.exists():
+                        kept = [line for line, record in _records(path) if record["step"] <= first_step]
+                        write_atomically(path, "".join(f"{line}\n" for line in kept[:count]))
         self._unwritten: dict[Path, list[str]] = {self.path: [], self.bad_samples: []}
         self._silenced: set[str] = set()
         self.bar = tqdm(

@@ -26,6 +26,7 @@ from ..files import write_atomically, written_whole
 from ..functional import IGNORE_INDEX
 from ..inference.ensemble import Ensemble, check_classes
 from ..inference.windows import add_probabilities
+from .setup import evenly_spaced
 
 logger = logging.getLogger(__name__)
 
@@ -139,12 +140,10 @@ def contact_sheet(dataset: Dataset, folder: str | Path, path: str | Path, *, cou
     manifest = _read_manifest(Path(folder))
     shards = _shard_paths(Path(folder), manifest["rows"], manifest["rows_per_shard"])
     labels = Dataset.from_parquet([str(shard) for shard in shards])
-    count = min(count, len(dataset))
-    chosen = [i * len(dataset) // count for i in range(count)]
     encoding = LabelEncoding.from_feature(labels.features["label"])
-    images = EvaluationStream(dataset.select(chosen), name="unlabeled_dataset", with_label=False)
+    images = EvaluationStream(evenly_spaced(dataset, count), name="unlabeled_dataset", with_label=False)
     cells = []
-    for [sample], row in zip(images, labels.select(chosen), strict=True):
+    for [sample], row in zip(images, evenly_spaced(labels, count), strict=True):
         ids = _decoded(row, encoding)
         confidence = np.asarray(row["confidence"])
         cells.append([sample["image"], ids, np.stack([confidence] * 3, axis=-1)])

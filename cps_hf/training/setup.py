@@ -399,7 +399,8 @@ def evenly_spaced(dataset, count: int):
 def init_trackers(
     accelerator: Accelerator, args: CPSConfig, settings: Mapping[str, Any], objective: Objective, state: RunState
 ) -> None:
-    """Start the trackers. TensorBoard shows what an earlier start logged of the steps to come only once.
+    """Start the trackers, which the main process does. TensorBoard shows what an earlier start logged of the steps to
+    come only once.
 
     Args:
         settings: all of the run's, for those that show them.
@@ -407,6 +408,7 @@ def init_trackers(
 
     Raises:
         ValueError: one that is asked for is not installed, which Accelerate would drop in silence; or cannot start.
+        OtherProcessError: on the other processes, when one cannot start.
     """
     if not args.report_to:
         return
@@ -418,17 +420,18 @@ def init_trackers(
     plain = {k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in config.items()}
     # What a checkpoint holds as pending is logged at its own step, perhaps once more.
     next_step = state.global_step + (0 if state.pending else 1)
-    try:
-        accelerator.init_trackers(
-            args.run_name or os.path.basename(os.path.normpath(args.output_dir)),
-            config=plain,
-            init_kwargs={"tensorboard": {"purge_step": next_step if state.global_step else 0}},
-        )
-    except Exception as error:  # no folder or network of its own, say
-        raise ValueError(
-            f"`report_to` {', '.join(args.report_to)}: a tracker cannot start ({type(error).__name__}: {error}). Mend "
-            "that, or leave it out."
-        ) from error
+    with together(accelerator):
+        try:
+            accelerator.init_trackers(
+                args.run_name or os.path.basename(os.path.normpath(args.output_dir)),
+                config=plain,
+                init_kwargs={"tensorboard": {"purge_step": next_step if state.global_step else 0}},
+            )
+        except Exception as error:  # no folder or network of its own, say
+            raise ValueError(
+                f"`report_to` {', '.join(args.report_to)}: a tracker cannot start ({type(error).__name__}: {error}). "
+                "Mend that, or leave it out."
+            ) from error
 
 
 def warn_of_little_space(output_dir: str, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:

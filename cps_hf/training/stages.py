@@ -50,8 +50,3 @@ class Stages:
         if not self.border:
             return ""
         return "stage 1 of 2: supervised" if self.is_first(step) else f"stage 2 of 2: {type(self.objective).__name__}"
-
-
-def supervised_name(name: str) -> str:
-    """What a network is exported as at the border: "branch_0" as "supervised_0"."""
-    return name.replace("branch_", "supervised_", 1)

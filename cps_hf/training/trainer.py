@@ -25,13 +25,13 @@ from ..files import write_atomically
 from ..hub.image_processors import check_processor
 from ..hub.push import push_branch, repo_id_of
 from ..modeling.classes import classes_of
-from ..objectives import CrossPseudoSupervision, Objective, ObjectiveOutput
+from ..objectives import CrossPseudoSupervision, Objective, ObjectiveOutput, warmed_up
 from . import batches, failures, memory, model_checks, normalization, results, setup
 from .batches import MicroBatch
 from .callbacks import Callbacks, CollapseCallback, ModelCardCallback, Pictures, PicturesCallback, PushCallback
 from .callbacks.foreign import check_callbacks
 from .determinism import deterministic_algorithms
-from .ema import update_teacher, warmed_up
+from .ema import update_teacher
 from .evaluation import Evaluator
 from .export import BranchExporter
 from .health import ONE_CLASS, Guard
@@ -41,7 +41,7 @@ from .module import TrainingModule
 from .processes import together
 from .reporting import RunLog, without_nan
 from .sharding import prepare, refuse_engines
-from .stages import Stages, supervised_name
+from .stages import Stages
 
 logger = logging.getLogger(__name__)
 
@@ -148,24 +148,8 @@ class CPSTrainer:
         self.run_log: RunLog | None = None
         self.evaluator = self._evaluator()
         self.run = self._run()
-        pictures = Pictures(
-            self.evaluator,
-            eval_dataset,
-            [*self.id2label.values()],
-            count=self.evaluation.num_pictures,
-            may_leave=self.hub.push_pictures,
-        )
-        self.exporter = BranchExporter(
-            self.run,
-            self.state,
-            self.module,
-            accelerator,
-            image_mean=means[0],
-            image_std=means[1],
-            do_reduce_labels=reduces,
-            processing_class=processing_class,
-            pictures=pictures,
-        )
+        pictures = self._pictures()
+        self.exporter = self._exporter(pictures, do_reduce_labels=reduces)
         self.callback_handler = Callbacks(
             self.late,
             [DefaultFlowCallback, *self._callbacks(pictures, [*(callbacks or [])])],
@@ -175,16 +159,7 @@ class CPSTrainer:
             self.lr_scheduler,
         )
         check_callbacks(self.callback_handler.callbacks)
-        self.checkpointer = Checkpointer(
-            args,
-            accelerator,
-            state=self.state,
-            optimizer=self.optimizer,
-            lr_scheduler=self.lr_scheduler,
-            callbacks=self.callback_handler.callbacks,
-            settings=self.run.settings,
-            evaluates=eval_dataset is not None,
-        )
+        self.checkpointer = self._checkpointer()
         self.control = self.callback_handler.on_init_end(args, self.state, self.control)
 
     # ------------------------------------------------------------------------------------------------ training
@@ -230,6 +205,7 @@ class CPSTrainer:
                 finally:
                     self.run_log.close()
                     self.run_log = None  # what is logged from now on belongs to no run
+                    self.late.active = False  # and what fails from now on is raised
             self.late.tell(self.state.global_step, self.exporter.names)
         return found
 
@@ -556,10 +532,8 @@ class CPSTrainer:
                 self.exporter.export(name)
 
     def _export_supervised(self) -> None:
-        """What the second stage starts from; the teacher is there a copy of branch 0."""
-        for name in self.exporter.names:
-            if name != "teacher":
-                self.exporter.export(name, Path(self.args.output_dir) / supervised_name(name))
+        for name, folder in self.exporter.supervised.items():
+            self.exporter.export(name, folder)
 
     def _best_row(self, scores: dict[str, dict[str, Any]]) -> str:
         """Which single network is best."""
@@ -668,7 +642,8 @@ class CPSTrainer:
         ours = [CollapseCallback(), draw, ModelCardCallback(self.exporter)]
         ours = [callback for callback in ours if not any(_derives(one, type(callback)) for one in own)]
         if self.hub.push_to_hub and not any(_derives(one, PushCallback) for one in own):
-            own = [*own, PushCallback(self.hub, args.output_dir, self.exporter, is_main_process=is_main)]
+            with together(self.accelerator):  # the main process asks the Hub
+                own = [*own, PushCallback(self.hub, args.output_dir, self.exporter, is_main_process=is_main)]
         return [*ours, *own]
 
     def _evaluator(self) -> Evaluator:
@@ -698,6 +673,40 @@ class CPSTrainer:
             num_processes=self.accelerator.num_processes,
             device=self.device,
             stages=self.stages,
+        )
+
+    def _pictures(self) -> Pictures:
+        return Pictures(
+            self.evaluator,
+            self.eval_dataset,
+            [*self.id2label.values()],
+            count=self.evaluation.num_pictures,
+            may_leave=self.hub.push_pictures,
+        )
+
+    def _exporter(self, pictures: Pictures, *, do_reduce_labels: bool) -> BranchExporter:
+        return BranchExporter(
+            self.run,
+            self.state,
+            self.module,
+            self.accelerator,
+            image_mean=self.model_config.image_mean,
+            image_std=self.model_config.image_std,
+            do_reduce_labels=do_reduce_labels,
+            processing_class=self.processing_class,
+            pictures=pictures,
+        )
+
+    def _checkpointer(self) -> Checkpointer:
+        return Checkpointer(
+            self.args,
+            self.accelerator,
+            state=self.state,
+            optimizer=self.optimizer,
+            lr_scheduler=self.lr_scheduler,
+            callbacks=self.callback_handler.callbacks,
+            settings=self.run.settings,
+            evaluates=self.eval_dataset is not None,
         )
 
     def _fingerprint(self) -> dict[str, Any]:

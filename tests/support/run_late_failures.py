@@ -1,4 +1,4 @@
-"""A program for tests, in as many processes as it is launched in: at the end of a run something fails on one process.
+"""A program for tests, in as many processes as it is launched in: before or after training something fails on one.
 
 `run_late_failures.py OUT`: what each process raised in each case goes to `OUT/found-<rank>.json`.
 """
@@ -9,14 +9,14 @@ from pathlib import Path
 from unittest.mock import patch
 
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator, PartialState
 from transformers import TrainerCallback
 
 from cps_hf.checkpointing import checkpoints, lock
 from cps_hf.checkpointing.checkpoints import problem_of
 from cps_hf.metrics.mean_iou import IoUCounter
 from cps_hf.objectives import CrossPseudoSupervision
-from cps_hf.training import export
+from cps_hf.training import evaluation, export
 from cps_hf.training import trainer as trainer_module
 from cps_hf.training.evaluation import Evaluator
 from cps_hf.training.trainer import CPSTrainer
@@ -76,13 +76,16 @@ CASES = {
     **{f"{event}, process 1": (1, event) for event in ("on_step_end", "on_log", "on_save", "on_train_end")},
     "the folder's files, process 0": (0, (checkpoints, "prepare_output_dir")),
     "the lock, process 0": (0, (lock.FolderLock, "take")),
+    "the first evaluation image, process 1": (1, (evaluation, "predict_logits")),
+    "a tracker, process 0": (0, (Accelerator, "init_trackers")),
 }
 found = {}
 with without_cards_and_pictures():
     expected = trainer_for("sound").train()
     for number, (name, (process, what)) in enumerate(CASES.items()):
         events = isinstance(what, str)
-        trainer = trainer_for(f"case-{number}", *([Fails(what)] if events and rank == process else []))
+        trackers = {"report_to": ["tensorboard"] if name.startswith("a tracker") else []}
+        trainer = trainer_for(f"case-{number}", *([Fails(what)] if events and rank == process else []), **trackers)
         raised = None
         if what == (Evaluator, "_batches"):
             trainer.evaluator.check_first_batch = lambda dataset: None

@@ -210,6 +210,24 @@ def test_a_callback_that_fails_costs_nothing_and_is_told_at_the_end(tmp_path, ex
     assert [name for name, value in outcome(out).items() if not same(value, expected[name])] == []
 
 
+def test_a_callback_that_fails_in_an_evaluation_after_the_run_is_raised(tmp_path):
+    class FailsAfterwards(TrainerCallback):
+        ended = False
+
+        def on_train_end(self, args, state, control, **kwargs):
+            self.ended = True
+
+        def on_evaluate(self, args, state, control, **kwargs):
+            if self.ended:
+                raise TypeError("a fault of the user's own")
+
+    with without_cards_and_pictures():
+        trainer = trainer_for(tmp_path, tmp_path / "out", FailsAfterwards(), max_steps=1)
+        trainer.train()
+        with pytest.raises(TypeError, match="a fault of the user's own"):
+            trainer.evaluate()
+
+
 def test_a_callback_that_fails_before_the_last_step_ends_the_run_as_ever(tmp_path):
     class FailsEarly(TrainerCallback):
         def on_log(self, args, state, control, **kwargs):
@@ -494,10 +512,10 @@ def test_killed_at_any_point_after_the_last_step_it_ends_as_if_it_had_not_been(t
 def test_what_fails_on_one_of_two_processes_is_told_on_both_and_neither_waits(tmp_path):
     done = run_python(str(SUPPORT / "run_late_failures.py"), str(tmp_path), processes=2, timeout=550)
     found = [json.loads((tmp_path / f"found-{rank}.json").read_text()) for rank in range(2)]
-    assert done.returncode == 0 and len(found[0]) == len(found[1]) == 14, done.stderr[-3000:]
+    assert done.returncode == 0 and len(found[0]) == len(found[1]) == 16, done.stderr[-3000:]
     for name, mine, other in ((name, found[0][name], found[1][name]) for name in found[0]):
         assert mine["same"] and other["same"], name
-        begins = name.startswith(("the lock", "the folder"))
+        begins = name.startswith(("the lock", "the folder", "the first", "a tracker"))
         assert mine["whole"] is other["whole"] is not begins, name
         if name.startswith("amending"):
             assert mine["raised"] is other["raised"] is None

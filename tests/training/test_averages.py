@@ -9,8 +9,7 @@ from safetensors.torch import load_file
 from support.resume_cases import Case, differences, make_trainer, without_cards_and_pictures, write_resume_world
 
 from cps_hf.config import CPSConfig
-from cps_hf.objectives import CrossPseudoSupervision, MeanTeacher, ObjectiveOutput, Supervised
-from cps_hf.training.ema import warmed_up
+from cps_hf.objectives import CrossPseudoSupervision, MeanTeacher, ObjectiveOutput, Supervised, warmed_up
 
 CPS = Case("cps", "map", workers=0, processes=1)
 

@@ -138,6 +138,19 @@ def raise_broken_off(*_):
     raise BrokenOff
 
 
+def test_what_is_in_the_way_of_the_supervised_branches_is_said_before_the_next_step(root, tmp_path):
+    with without_cards_and_pictures():
+        broken = make_trainer(root, CPS, tmp_path / "out", save_steps=2, **STAGES)
+        break_off(broken, step=3, micro_batch=1)
+        with pytest.raises(BrokenOff):
+            broken.train()
+        (tmp_path / "out" / "supervised_1" / ".git").mkdir(parents=True)
+        again = make_trainer(root, CPS, tmp_path / "out", resume_from_checkpoint="auto", save_steps=2, **STAGES)
+        with pytest.raises(ValueError, match="supervised_1 holds something that is no exported model"):
+            again.train()
+    assert again.state.global_step == 0 and not (tmp_path / "out" / "supervised_0").exists()
+
+
 def test_log_and_cards_say_the_stage(root, tmp_path, caplog):
     fields = {"logging_steps": 2, "max_steps": 4, "pretrain_steps": 2, "save_steps": None, "eval_steps": None}
     with caplog.at_level(logging.INFO):

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from transformers import TrainerCallback
 
-from ..stages import supervised_name
 from .optional import optional
 
 
@@ -22,9 +21,9 @@ class ModelCardCallback(TrainerCallback):
         self.exporter = exporter
 
     def on_evaluate(self, args, state, control, **kwargs):
-        if state.is_world_process_zero and 0 < state.global_step == args.pretrain_steps:
-            for name in self.exporter.names:
-                self._rewrite(name, self.exporter.output_dir / supervised_name(name))
+        if state.is_world_process_zero and self.exporter.run.stages.is_border(state.global_step):
+            for name, folder in self.exporter.supervised.items():
+                self._rewrite(name, folder)
 
     def on_train_end(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
