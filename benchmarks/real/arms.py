@@ -32,7 +32,7 @@ class Arm:
         objective: its name.
         options: its settings by option name.
         branches: how many networks are trained.
-        two_stages: two thirds of the steps are a supervised first stage.
+        two_stages: the first half of the steps is a supervised stage.
         as_long_as: this arm takes as many steps as last as long as that one.
     """
 

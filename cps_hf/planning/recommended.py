@@ -56,5 +56,5 @@ UNLABELED: dict[str, Any] = {
 RECOMMENDED: dict[str, Any] = {**LABELED, **UNLABELED}
 """Of a run with labeled and unlabeled images. Its fair control is `LABELED` with `objective` supervised."""
 
-FIRST_STAGE_SHARE = 2 / 3
+FIRST_STAGE_SHARE = 0.5
 """Of all steps, those of the supervised stage: `pretrain_steps = round(FIRST_STAGE_SHARE * max_steps)`."""

@@ -34,7 +34,7 @@ def test_the_settings_of_every_arm_are_accepted(name):
     if not arm.two_stages:
         values.pop("second_stage_learning_rate_factor", None)
     settings = settings.with_values(**values, max_steps=steps, pretrain_steps=arm.pretrain_steps(steps))
-    assert settings.args.pretrain_steps == (20 if arm.two_stages else None)
+    assert settings.args.pretrain_steps == (15 if arm.two_stages else None)
     assert settings.objective.min_branches <= arm.branches
 
 
@@ -48,9 +48,9 @@ def test_the_control_differs_from_plain_in_the_labeled_side_alone():
 
 def test_equal_time_is_the_whole_of_both_stages():
     seconds = {"supervised_1": 0.1, "supervised_2": 0.2, "cps": 0.5}
-    # 1,000 steps of a pair and 500 of CPS: 200 + 250 seconds, which one network spends in 4,500 steps
-    assert arms.ARMS["recommended"].seconds(1500, seconds) == pytest.approx(450)
-    assert arms.ARMS["control_equal_time"].max_steps(1500, seconds, arms.ARMS) == 4500
+    # 750 steps of a pair and as many of CPS: 150 + 375 seconds, which one network spends in 5,250 steps
+    assert arms.ARMS["recommended"].seconds(1500, seconds) == pytest.approx(525)
+    assert arms.ARMS["control_equal_time"].max_steps(1500, seconds, arms.ARMS) == 5250
     assert arms.ARMS["control"].max_steps(1500, seconds, arms.ARMS) == 1500
 
 
