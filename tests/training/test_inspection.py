@@ -6,9 +6,11 @@ import logging
 import numpy as np
 import pytest
 from PIL import Image
+from support.exported import facts
 from support.toy import NAMES, settings, toy_models, write_world
 
 from cps_hf.data.labels import LabelEncoding
+from cps_hf.hub import render_card
 from cps_hf.objectives import Supervised
 from cps_hf.training.inspection import absent_line, look_at_labels
 from cps_hf.training.reporting import class_table, mean_iou_in_words, scores_table
@@ -187,6 +189,21 @@ def test_a_mean_over_fewer_classes_than_are_named_is_never_printed_bare():
     lines = class_table(PART, NAMES).splitlines()
     assert lines[-2].split() == ["over", "classes", *"2 of 3".split(), *"1 of 3".split(), *"2 of 3".split()]
     assert "over classes" not in class_table(ALL, NAMES)
+    card = render_card(facts(scores={"branch_0": PART, "mean": ALL}, best={}))
+    assert "| branch 0 | 53.10 over 2 of 3 classes | - | 60.00 over 1 of 3 classes | 70.00 |" in card
+    assert "| mean | 53.10 | - | 60.00 | 70.00 |" in card
+
+
+def test_the_scores_of_the_supervised_stage_say_over_how_many_classes_they_are(tmp_path, sets, caplog):
+    names = [*NAMES, "class 3"]  # which no label holds, and no prediction
+    sets = {name: coded(dataset, names) for name, dataset in sets.items()}
+    trainer = trainer_for(tmp_path, sets, names=names, pretrain_steps=1)
+    trainer.models[0].decode_head.bias.data[3] = -100
+    with caplog.at_level(logging.INFO, logger="cps_hf"):
+        trainer.train()
+    words = mean_iou_in_words(trainer.state.stages["supervised"]["branch_0"])
+    assert words.endswith(" % over 3 of 4 classes")
+    assert f"Stage 1 of 2 is done at step 1: branch_0 {words}." in caplog.messages
 
 
 def test_the_line_on_absent_classes_is_empty_where_all_occur():
