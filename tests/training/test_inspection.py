@@ -78,6 +78,12 @@ def test_a_training_label_that_cannot_be_read_is_skipped_where_that_is_wanted(tm
         trainer_for(tmp_path, sets, skip_bad_samples=True, overwrite_output_dir=True).train()
 
 
+@pytest.mark.parametrize("skips", [False, True])
+def test_skipping_is_not_advised_where_no_label_can_be_read(tmp_path, sets, skips):
+    rewritten(sets["train_dataset"], lambda ids: ids * 0 + 7)
+    refused(tmp_path, sets, r"4 of 4 samples cannot be used: [-', \w]+\.$", skip_bad_samples=skips)
+
+
 @pytest.mark.parametrize("which", ["train_dataset", "eval_dataset"])
 def test_a_set_of_which_no_pixel_is_labeled_is_refused(tmp_path, sets, which):
     rewritten(sets[which], lambda ids: ids * 0 + 255)
@@ -135,10 +141,13 @@ def test_a_named_class_that_never_occurs_is_said_at_the_start_at_the_end_and_in_
     assert "2 of the 3 classes have no pixel in the labels of evaluation: disc, bar." in card
 
 
-def test_a_limit_of_no_seconds_looks_at_nothing(tmp_path, sets):
+def test_a_limit_of_no_seconds_looks_at_nothing_and_says_so(tmp_path, sets, caplog):
     rewritten(sets["eval_dataset"], lambda ids: ids * 0 + 255)
     trainer = trainer_for(tmp_path, sets, check_labels_seconds=0)
-    assert look_at_labels(trainer.args, **sets, names=NAMES) == {}
+    with caplog.at_level(logging.INFO, logger="cps_hf"):
+        assert look_at_labels(trainer.args, **sets, names=NAMES) == {}
+    [said] = caplog.messages
+    assert said.startswith("Labels are not looked at before step 1 (`check_labels_seconds=0`)")
 
 
 def test_what_was_not_looked_at_is_said(tmp_path, sets, caplog):
