@@ -113,6 +113,7 @@ class CPSTrainer:
             models, self.model_config, args, crop_size, self.objective, id2label, accelerator
         )
         self.id2label = id2label or classes_of(self.models)
+        self.objective.check_class_weights(len(self.id2label))
         self.model_config = normalization.settle(
             self.model_config, models, self.models, processing_class, say=accelerator.is_main_process
         )
