@@ -35,7 +35,7 @@ from accelerate.state import AcceleratorState
 from transformers import TrainerCallback
 
 from cps_hf.checkpointing.fingerprint import versions
-from cps_hf.functional import strided
+from cps_hf.functional import IGNORE_INDEX, strided
 
 BF16 = {"mixed_precision": "bf16"}
 FAST = BF16 | {"channels_last": True}
@@ -213,7 +213,7 @@ def gradient_by_hand(coarse: torch.Tensor, labels: torch.Tensor) -> torch.Tensor
     One full-size tensor in all, where autograd makes three.
     """
     full_size = F.interpolate(coarse, size=labels.shape[-2:], mode="bilinear", align_corners=False)
-    logits, counts = full_size.detach(), (labels != 255).unsqueeze(1)
+    logits, counts = full_size.detach(), (labels != IGNORE_INDEX).unsqueeze(1)
     labels, weights = torch.where(counts, labels.unsqueeze(1), 0), counts.to(logits.dtype)
     logits.sub_(logits.amax(1, keepdim=True))
     of_label = logits.gather(1, labels)

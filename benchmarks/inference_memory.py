@@ -10,10 +10,12 @@ network's activations come on top; for whole images they are many times larger, 
 
 from __future__ import annotations
 
+import argparse
 import resource
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -98,10 +100,17 @@ def score(models: list[nn.Module], image: torch.Tensor, options: dict) -> None:
         BoundaryIoU(CLASSES).add_batch(predictions=guess[None], references=label[None])
 
 
-if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        measure(sys.argv[1])
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("way", metavar="WAY", nargs="?", choices=WAYS, help=f"one of {'; '.join(WAYS)} (default: all)")
+    way = parser.parse_args(argv).way
+    if way is not None:
+        measure(way)
     else:
         print("| 4000 x 6000, 19 classes | peak memory beside the network | CPU time |\n|---|---|---|", flush=True)
         for name in WAYS:
             subprocess.run([sys.executable, __file__, name], check=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -135,7 +135,7 @@ class CPSConfig:
             an evaluation image that cannot be read stays an error.
         max_bad_sample_share: a run with a larger share of bad samples stops.
         check_labels_seconds: how long the labels of `train_dataset` and `eval_dataset` are looked at before step 1, at
-            most; of a stream its first ones; 0: not at all.
+            most; of a stream its first ones; 0: not at all, and classes that never occur are not named.
     """
 
     output_dir: str = free("outputs/cps")

@@ -1,6 +1,7 @@
 """Imports point one way: the syntax trees say who imports whom."""
 
 import ast
+import importlib
 import re
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -23,7 +24,7 @@ LAW = {
     "visualization": ({"functional", "files"}, {"PIL", "matplotlib"}),
     "metrics": ({"functional"}, {"evaluate", "datasets"}),
     "objectives": ({"functional"}, set()),
-    "modeling": ({"functional"}, {"transformers", "timm", "huggingface_hub"}),
+    "modeling": ({"functional"}, {"transformers", "timm"}),
     "data": (
         {"config", "functional", "files", "visualization"},
         {"datasets", "torchvision", "PIL", "huggingface_hub"},
@@ -31,7 +32,7 @@ LAW = {
     "scenes": ({"functional", "files", "data"}, {"PIL", "huggingface_hub"}),
     "inference": ({"functional", "files", "modeling"}, {"transformers", "onnx", "onnxruntime"}),
     "checkpointing": ({"files", "config", "data"}, {"accelerate", "datasets", "transformers"}),
-    "hub": ({"files", "config", "checkpointing"}, {"huggingface_hub", "transformers"}),
+    "hub": ({"files", "config", "metrics", "checkpointing"}, {"huggingface_hub", "transformers"}),
     "app": (
         {"functional", "files", "data", "scenes", "inference", "visualization"},
         {"PIL", "gradio", "yaml"},
@@ -53,6 +54,7 @@ LAW = {
     "__init__": ({"config", "objectives", "training"}, set()),
     "__main__": ({"commands"}, set()),
 }
+PAGE = ROOT / "docs" / "architecture.md"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 FOLDERS = [ROOT / name for name in ("docs", "benchmarks", "examples")]
 PAGES = sorted(
@@ -109,12 +111,77 @@ def test_modules_import_each_other_in_no_circle():
 def test_only_commands_import_the_trainer(path):
     if room_of(path) not in ("commands", "__init__", "__main__") and path != PACKAGE / "training" / "__init__.py":
         assert not any(name.startswith("cps_hf.training.trainer") for name in imported_names(path))
+        assert not names_the_trainer(path.read_text(encoding="utf-8"))
 
 
-def test_the_top_level_holds_few_modules_and_each_room_says_what_it_is_for():
+def names_the_trainer(code: str) -> bool:
+    """Whether a file takes the class from the package or a room, which hand it on."""
+    return any(
+        (isinstance(node, ast.alias) and node.name == "CPSTrainer")
+        or (isinstance(node, ast.Attribute) and node.attr == "CPSTrainer")
+        for node in ast.walk(ast.parse(code))
+    )
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from . import CPSTrainer",
+        "from .. import CPSTrainer as Trainer",
+        "from ..training import RunState, CPSTrainer",
+        "import cps_hf\ntrainer = cps_hf.CPSTrainer",
+        "from cps_hf import training\ndef f(x: training.CPSTrainer): pass",
+    ],
+)
+def test_each_way_to_the_trainer_is_seen(code):
+    assert names_the_trainer(code)
+    assert not names_the_trainer(code.replace("CPSTrainer", "CPSConfig"))
+
+
+def test_the_top_level_holds_few_modules():
     assert len([*PACKAGE.glob("*.py")]) <= 8
-    for folder in {path.parent for path in MODULES} - {PACKAGE}:
-        assert ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))), folder
+
+
+@pytest.mark.parametrize("folder", sorted({path.parent for path in MODULES} - {PACKAGE}), ids=lambda p: p.name)
+def test_each_room_says_in_a_sentence_what_it_is_for_and_exports_what_it_has(folder):
+    room = importlib.import_module(name_of(folder / "__init__.py"))
+    first, *_ = room.__doc__.split("\n\n")
+    assert re.fullmatch(r"[A-Z`](?:[^.]|\.\w)+\.", first), f"no single sentence: {first}"
+    assert room.__all__ and sorted(set(room.__all__)) == sorted(room.__all__)
+    assert [name for name in room.__all__ if not hasattr(room, name)] == []
+
+
+def rows_of_the_page() -> dict[str, tuple[set[str], set[str]]]:
+    """By room, the rooms and the libraries that docs/architecture.md says it may import."""
+    found = {}
+    for line in PAGE.read_text(encoding="utf-8").splitlines():
+        if named := re.match(r"\| `(\w+)(?:/|\.py)` \|", line):
+            *_, rooms, libraries, _ = (cell.strip() for cell in line.split("|"))
+            words = [{word for word in cell.split(", ") if word not in ("", "none")} for cell in (rooms, libraries)]
+            found[named[1]] = tuple(words)
+    return found
+
+
+def test_the_page_says_what_the_law_says():
+    law = {room: allowed for room, allowed in LAW.items() if not room.startswith("__")}
+    page = rows_of_the_page()
+    assert list(page) == list(law)
+    for room, (rooms, libraries) in law.items():
+        everything = {name for name in law if name != room}
+        assert page[room][0] == ({"all"} if rooms == everything else rooms), f"{room}: {', '.join(sorted(rooms))}"
+        assert page[room][1] == ({"any"} if libraries == HEAVY else libraries), f"{room}: {sorted(libraries)}"
+
+
+def test_the_pages_diagram_is_the_law_without_the_arrows_that_follow_from_others():
+    law = {room: set(rooms) for room, (rooms, _) in LAW.items() if not room.startswith("__")}
+    below: dict[str, set[str]] = {}
+    for room in TopologicalSorter(law).static_order():
+        below[room] = law[room].union(*(below[other] for other in law[room]))
+    needed = {(a, b) for a, rooms in law.items() for b in rooms if not any(b in below[c] for c in rooms)}
+    drawn = re.search(r"```mermaid\nflowchart TD\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)[1]
+    lines = [line.split(" --> ") for line in drawn.strip().splitlines()]
+    arrows = [(a.strip(), b) for a, others in lines for b in others.split(" & ")]
+    assert sorted(arrows) == sorted(needed)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").rglob("*.py")), ids=lambda p: p.name)

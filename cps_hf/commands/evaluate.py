@@ -43,8 +43,9 @@ from ..files import write_atomically
 from ..inference.ensemble import check_classes
 from ..metrics.boundary_iou import BoundaryIoU
 from ..metrics.mean_iou import IoUCounter
+from ..metrics.scored import scored_classes
 from ..training.evaluation import plain
-from ..training.reporting import class_table, mean_iou_in_words, scored_classes, scores_table, without_nan
+from ..training.reporting import class_table, mean_iou_in_words, scores_table, without_nan
 from . import branches as chosen
 from . import datasets as named
 from .arguments import ArgumentParser

@@ -102,12 +102,18 @@ def parse(
         argv,
         description=description,
         first=FIRST,
-        defaults=lambda given: {} if given.keys() & {"config", "data_root"} else defaults,
+        defaults=lambda given: defaults if is_demonstration(given) else {},
         **options,
     )
     config = parser.read_words(argv).get("config")
     found.data.models = [beside(config, model) for model in found.data.models]
     return found
+
+
+def is_demonstration(given: Mapping[str, Any]) -> bool:
+    """Whether a command line leaves the data to be drawn, and the settings to this file."""
+    drawn = given.get("dataset", "street_scenes") in ("street_scenes", "object_scenes")
+    return drawn and not given.keys() & {"config", "data_root"}
 
 
 def beside(config: str | None, model: str) -> str:

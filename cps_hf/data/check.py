@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -190,7 +191,7 @@ def format_report(report: Mapping[str, Any]) -> str:
     spelled out."""
     if "splits" in report:
         return "\n\n".join(f"== {split} ==\n{format_report(part)}" for split, part in report["splits"].items())
-    lines = [f"{report['samples']} samples, {report['readable']} readable"]
+    lines = [f"{_counted(report['samples'], 'sample')}, {report['readable']} readable"]
     if "sizes" in report:
         low, middle, high = (" x ".join(str(int(v)) for v in report["sizes"][key]) for key in ("min", "median", "max"))
         lines.append(f"height x width: smallest {low}, median {middle}, largest {high}")
@@ -207,11 +208,32 @@ def format_report(report: Mapping[str, Any]) -> str:
     notes = report.get("notes", [])
     lines += ["", *(_note(note) for note in notes)] if notes else []
     problems = report["problems"]
-    lines.append(f"\n{len(problems)} problems" if problems else "\nno problems")
-    lines += [f"  {p['id']}: {p['problem']}" for p in problems[:20]]
+    lines.append(f"\n{_counted(len(problems), 'problem')}" if problems else "\nno problems")
+    lines += _problem_lines(problems[:20])
     if len(problems) > 20:
         lines.append(f"  ... and {len(problems) - 20} more; the report file lists all")
     return "\n".join(lines)
+
+
+def _problem_lines(problems: Sequence[Mapping[str, str]]) -> list[str]:
+    """A line for each problem. What to do stands once below those that have it in common."""
+    by_advice: dict[str, list[tuple[str, str]]] = {}
+    for problem in problems:
+        found, *advice = re.split(r"(?<=\.) (?=[A-Z])", problem["problem"], maxsplit=1)  # sentences but the first
+        by_advice.setdefault(" ".join(advice), []).append((problem["id"], found))
+    lines = []
+    for advice, alike in by_advice.items():
+        if len(alike) == 1:
+            [(name, found)] = alike
+            lines.append(f"  {name}: {found} {advice}".rstrip())
+            continue
+        lines += [f"  {name}: {found}" for name, found in alike]
+        lines += [f"  For these {len(alike)}: {advice}"] if advice else []
+    return lines
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _note(note: Mapping[str, Any]) -> str:

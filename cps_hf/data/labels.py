@@ -231,7 +231,8 @@ class LabelEncoding:
         else:
             expected = f"class ids 0 to {len(self.names) - 1}, or {IGNORE_INDEX} for pixels to ignore"
         hint = (
-            "say how labels are coded when loading the data set (`class_names`, `reduce_labels`, `values`, `colors`)"
+            "say how labels are coded where the data set is loaded: `class_names`, `reduce_labels`, `values` or "
+            f"`colors`, for instance {as_typed(reduce_labels=True)}"
         )
         if self.colors is None and any(value < 0 for value in found):
             table = {min(found): IGNORE_INDEX} | (dict(self.values or {}) or {i: i for i in range(len(self.names))})

@@ -142,8 +142,8 @@ def _class_ids(raster: Raster, encoding: LabelEncoding | None) -> np.ndarray:
     if not 0 <= values.min(initial=0) <= values.max(initial=0) <= 255:
         raise ValueError(
             f"The label of {raster.where} holds values from {values.min()} to {values.max()}; expected class ids 0 to "
-            "254, or 255 or -1 for pixels to ignore. Say how labels are coded when loading the data set (`values` and "
-            "`class_names`)."
+            "254, or 255 or -1 for pixels to ignore. Say how labels are coded where the data set is loaded: "
+            f"`class_names` and what each value means, for instance {as_typed(values={0: 0, int(values.max()): 1})}."
         )
     return values.astype(np.uint8)
 

@@ -19,6 +19,7 @@ from ..functional import IGNORE_INDEX
 from .labels import LabelEncoding
 from .order import IterableReader, MapReader, Plan, Shard, Source, check_length, read_ahead, seeded_generator
 from .reading import NO_ID, read_sample
+from .table import as_typed
 from .transforms import labeled_sample, unlabeled_views
 from .workers import allowed_workers, outlive_signals
 
@@ -231,7 +232,8 @@ def check_label_range(label: Tensor, num_labels: int | None, sample_id: str) -> 
             f"The label of {sample_id!r} holds the values {found}, but the models have {num_labels} classes: "
             f"expected 0 to {num_labels - 1}, or {IGNORE_INDEX} for pixels to ignore. If these are classes, name all: "
             f'in the data set\'s folder, a `classes.json` like ["background", ...] with a name for each of 0 to '
-            f"{values.max()}, or `class_names`. If not, say how labels are coded: `values`, `reduce_labels`, `colors`."
+            f"{values.max()}, or `class_names`. If not, say how labels are coded: `reduce_labels`, `values` or "
+            f"`colors`, for instance {as_typed(reduce_labels=True)}."
         )
 
 

@@ -14,6 +14,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from ..metrics.scored import over_classes
+
 _FACTS = (
     *("model_name", "branch", "architecture", "base_model", "license", "id2label", "trust_remote_code", "directory"),
     *("dataset_name", "partition_name", "partition_sha256", "num_labeled", "num_unlabeled", "objective"),
@@ -69,7 +71,7 @@ def render_card(facts: Mapping[str, Any]) -> str:
         absent={role: [_shown(name) for name in names] for role, names in facts["absent"].items()},
         citations=[text.strip().replace("```", "'''") for text in dict.fromkeys(citations)],
         percent=_percent,
-        over=_over,
+        over=over_classes,
     )
     return f"{str(card).rstrip()}\n"
 
@@ -125,7 +127,7 @@ def _metadata(facts: Mapping[str, Any], own: Mapping[str, Any]) -> ModelCardData
             dataset_name=dataset,
             dataset_split="validation",
             metric_type=metric,
-            metric_name=name + _over(own, metric),
+            metric_name=name + over_classes(own, metric),
             metric_value=float(own[metric]),  # a numpy float would poison the YAML
         )
         for metric, name in (("mean_iou", "mIoU"), ("mean_accuracy", "mean accuracy"))
@@ -150,10 +152,3 @@ def _is_number(value: Any) -> bool:
 
 def _percent(value: Any) -> str:
     return f"{100 * value:.2f}" if _is_number(value) else "-"
-
-
-def _over(scores: Mapping[str, Any], metric: str = "mean_iou") -> str:
-    """ " over 17 of 19 classes"; nothing where a mean is over all classes."""
-    by_class = scores.get(f"per_category_{metric.removeprefix('mean_')}", [])
-    scored = sum(_is_number(value) for value in by_class)
-    return "" if scored == len(by_class) else f" over {scored} of {len(by_class)} classes"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -67,6 +68,8 @@ class Ensemble:
         Raises:
             ValueError: one cannot be read; it says which and what transformers said.
         """
+        for source in sources:
+            _check_source(source)
         models, processors = [], []
         options = {"revision": revision, "trust_remote_code": trust_remote_code}
         for source in sources:
@@ -129,6 +132,20 @@ class Ensemble:
                 f"{image.shape[-1]} pixels: {error} A network of one input size needs `mode=sliding` with that "
                 "`crop_size`, or its processor's resizing (no `own_size`)."
             ) from error
+
+
+def _check_source(source: str) -> None:
+    """Of folders, what can be said before a network is loaded; transformers would look for them on the Hub."""
+    folder = Path(source)
+    if (folder / "config.json").is_file():
+        return
+    inside = sorted(str(path.parent) for path in folder.glob("*/config.json"))
+    if folder.is_dir() and inside:
+        raise ValueError(f"`{source}`: no model could be read, since it holds several. Give one: {', '.join(inside)}.")
+    if folder.exists():
+        raise ValueError(f"`{source}`: no model could be read, since there is no config.json in it.")
+    if folder.is_absolute() or source.startswith((".", "~")) or len(folder.parts) > 2:  # no Hub id is like that
+        raise ValueError(f"`{source}`: no model could be read, since there is no such folder.")
 
 
 def _usable(name: str | torch.device) -> torch.device:

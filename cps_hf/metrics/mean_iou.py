@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+IGNORE_INDEX = 255  # as in cps_hf.functional, which this file cannot import
 STRIP = 2**17  # pixels that are counted at a time: what stays in a CPU's cache
 
 _DESCRIPTION = (
@@ -44,7 +45,7 @@ class IoUCounter:
         ignore_index: pixels whose reference is this do not count.
     """
 
-    def __init__(self, num_labels: int | None = None, ignore_index: int = 255):
+    def __init__(self, num_labels: int | None = None, ignore_index: int = IGNORE_INDEX):
         self.num_labels, self.ignore_index = num_labels, ignore_index
         self.reset()
 
@@ -228,7 +229,7 @@ class MeanIoU(IoUCounter, evaluate.Metric):
         0.25
     """
 
-    def __init__(self, *args: Any, num_labels: int | None = None, ignore_index: int = 255, **kwargs: Any):
+    def __init__(self, *args: Any, num_labels: int | None = None, ignore_index: int = IGNORE_INDEX, **kwargs: Any):
         if self.compute.__doc__ is None:
             raise RuntimeError(
                 "A metric of `evaluate` cannot be made by `python -OO` (or PYTHONOPTIMIZE=2), which takes docstrings "
@@ -283,5 +284,5 @@ def _mapped(truth: Tensor, label_map: dict[int, int] | None, reduce_labels: bool
     for value, meant in (label_map or {}).items():
         truth[found == value] = meant
     if reduce_labels:
-        truth = torch.where((truth == 0) | (truth == 255), 255, truth - 1)
+        truth = torch.where((truth == 0) | (truth == IGNORE_INDEX), IGNORE_INDEX, truth - 1)
     return truth

@@ -12,8 +12,9 @@ from ..functional.losses import IGNORE_INDEX
 
 _ONE_CLASS = (
     "One class is nothing to tell apart: every pixel is right, whatever a network learns. For a binary task name both "
-    'classes, the background first, like ["background", "crack"], and let masks hold 0 and 1 (those of 0 and 255 are '
-    "read so with `values`, {0: 0, 255: 1}, where the data set is loaded)."
+    'classes, the background first, like ["background", "crack"], and let masks hold 0 and 1. Those of 0 and 255 are '
+    "read so where the data set is loaded with `values={0: 0, 255: 1}` (on a command line `--load_options "
+    """'{"values": {"0": 0, "255": 1}}'`)."""
 )
 
 

@@ -85,6 +85,7 @@ def check_train_batch(
     if error is not None and "more than 1 value per channel" in str(error):
         raise ValueError(
             f"{type(model).__name__} has a batch norm on an image-pooled 1 x 1 map, which cannot be trained with "
-            f"{batch_size} image a process: raise per_device_train_batch_size to 2, or train on several GPUs with "
-            "synchronised batch norm."
+            f"{batch_size} image a process. Set `per_device_train_batch_size=2` (on a command line "
+            "`--per_device_train_batch_size 2`) and, where it is given, `per_device_unlabeled_batch_size` too; or "
+            "train on several GPUs with `sync_batchnorm`."
         )

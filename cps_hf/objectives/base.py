@@ -115,6 +115,15 @@ class Objective(ABC):
         """Whether the labeled set's pixels by class are asked for (`LabeledBatch.class_counts`)."""
         return isinstance(self.class_weights, int | float)
 
+    def check_class_weights(self, classes: int) -> None:
+        """Raises a ValueError where `class_weights` is a list of another length than there are classes."""
+        if self.class_weights is None or self.weighs_by_frequency or len(self.class_weights) == classes:
+            return
+        raise ValueError(
+            f"`class_weights` has {len(self.class_weights)} numbers for {classes} classes: give one a class, in the "
+            "order of their ids."
+        )
+
     @property
     def views(self) -> tuple[str, ...]:
         """What the unlabeled stream must yield: of `UnlabeledBatch`'s "weak", "strong", "strong_2", "cutmix_mask",
@@ -181,11 +190,7 @@ class Objective(ABC):
         if self.class_weights is None:
             return None
         if not self.weighs_by_frequency:
-            if len(self.class_weights) != classes:
-                raise ValueError(
-                    f"`class_weights` has {len(self.class_weights)} numbers for {classes} classes: give one a class, "
-                    "in the order of their ids."
-                )
+            self.check_class_weights(classes)
             weights = torch.tensor(self.class_weights, dtype=torch.float32)
             return weights.to(labeled.labels.device, non_blocking=True)  # else the host would wait for the GPU
         counts = labeled.class_counts

@@ -29,13 +29,17 @@ def look_at_labels(args: CPSConfig, train_dataset, eval_dataset, names: Sequence
         names: the models' classes.
 
     Returns:
-        By "training" and "evaluation", the classes of which no pixel was found.
+        By "training" and "evaluation", the classes of which no pixel was found; empty where no label was looked at.
 
     Raises:
         ValueError: a label cannot be read (but for a training label with `skip_bad_samples`), none is labeled, or the
             masks as a whole are not what they seem; it says what to do.
     """
     if args.check_labels_seconds == 0:
+        logger.info(
+            "Labels are not looked at before step 1 (`check_labels_seconds=0`): one that cannot be used ends the run "
+            "when it is read, and classes that never occur are not named."
+        )
         return {}
     sets = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
     sets = {what: dataset for what, dataset in sets.items() if dataset is not None}
@@ -67,7 +71,8 @@ def _judge(seen: Survey, *, skips: bool) -> None:
         if skips and seen.readable:
             logger.warning("`%s`: samples that cannot be read will be replaced. %s%s", seen.what, first, more)
         else:
-            skip = " To train without such samples: `skip_bad_samples`." if seen.what == "train_dataset" else ""
+            may_skip = seen.what == "train_dataset" and seen.readable
+            skip = " To train without such samples: `skip_bad_samples`." if may_skip else ""
             raise ValueError(f"{first}{more}{skip}")
     if faults := seen.faults():
         raise ValueError(" ".join(faults))

@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..files import write_atomically
+from ..metrics.scored import is_missing, over_classes, scored_classes
 from .processes import together
 
 logger = logging.getLogger(__name__)
@@ -266,30 +267,10 @@ def scores_table(scores: Mapping[str, Mapping[str, Any]], names: Sequence[str]) 
     return "\n".join(lines)
 
 
-def scored_classes(scores: Mapping[str, Any], metric: str = "mean_iou") -> int:
-    """How many classes a mean is over: an IoU needs a pixel in the labels or the predictions, an accuracy in the
-    labels."""
-    return sum(not _is_nan(value) for value in _by_class(scores, metric))
-
-
-def over_classes(scores: Mapping[str, Any], metric: str = "mean_iou") -> str:
-    """ " over 17 of 19 classes"; nothing where a mean is over all that are named."""
-    scored, named = scored_classes(scores, metric), len(_by_class(scores, metric))
-    return "" if scored == named else f" over {scored} of {named} classes"
-
-
-def _by_class(scores: Mapping[str, Any], metric: str) -> Sequence[float | None]:
-    return scores.get(f"per_category_{metric.removeprefix('mean_')}", [])
-
-
 def mean_iou_in_words(scores: Mapping[str, Any], digits: int = 2) -> str:
     """ "mIoU 53.10 %", and over how many classes where it is not over all."""
     value = scores["mean_iou"]
-    return f"mIoU {'-' if _is_nan(value) else f'{100 * value:.{digits}f} %'}{over_classes(scores)}"
-
-
-def _is_nan(value: float | None) -> bool:
-    return value is None or math.isnan(value)  # None: as results.json has it
+    return f"mIoU {'-' if is_missing(value) else f'{100 * value:.{digits}f} %'}{over_classes(scores)}"
 
 
 def class_table(scores: Mapping[str, Any], names: Sequence[str]) -> str:

@@ -11,8 +11,9 @@ import torch
 from transformers import PreTrainedModel
 
 from ..checkpointing.fingerprint import versions
+from ..metrics.scored import scored_classes
 from ..objectives import Objective
-from .reporting import peak_memory, scored_classes
+from .reporting import peak_memory
 from .stages import Stages
 from .state import RunState
 

@@ -39,7 +39,7 @@ from .inspection import absent_line, look_at_labels
 from .late import CHECKPOINT, EVALUATION, Late
 from .module import TrainingModule
 from .processes import together
-from .reporting import RunLog, without_nan
+from .reporting import RunLog, mean_iou_in_words, without_nan
 from .sharding import prepare, refuse_engines
 from .stages import Stages
 
@@ -113,6 +113,7 @@ class CPSTrainer:
             models, self.model_config, args, crop_size, self.objective, id2label, accelerator
         )
         self.id2label = id2label or classes_of(self.models)
+        self.objective.check_class_weights(len(self.id2label))
         self.model_config = normalization.settle(
             self.model_config, models, self.models, processing_class, say=accelerator.is_main_process
         )
@@ -413,9 +414,8 @@ class CPSTrainer:
                 pending["best"] = False
         if self.stages.is_border(self.state.global_step):
             self.state.stages = {"supervised": self.state.scores}
-            scores = {row: 100 * found["mean_iou"] for row, found in self.state.scores.items()}
-            said = ", ".join(f"{row} {value:.2f}" for row, value in scores.items()) or "none"
-            logger.info("Stage 1 of 2 is done at step %d; mean IoU in %%: %s.", self.state.global_step, said)
+            said = ", ".join(f"{row} {mean_iou_in_words(found)}" for row, found in self.state.scores.items())
+            logger.info("Stage 1 of 2 is done at step %d: %s.", self.state.global_step, said or "no scores")
         self.state.pending = {name: value for name, value in pending.items() if value}
 
     def _means(self) -> dict[str, float]:

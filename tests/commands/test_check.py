@@ -30,7 +30,7 @@ def test_the_command_reports_and_tells_by_its_status(tmp_path, capsys):
     (tmp_path / "set" / "images" / "4.png").write_bytes(b"no image")
     assert status_of(*words, "--images_only") == 1
     said = capsys.readouterr().out
-    assert "1 problems" in said and "4.png" in said
+    assert "1 problem\n" in said and "4.png" in said
     for path in (tmp_path / "set" / "images").iterdir():
         path.write_bytes(b"no image")
     assert status_of(str(tmp_path / "set"), "--output_dir", str(tmp_path / "none"), "--images_only") == 1

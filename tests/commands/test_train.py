@@ -180,6 +180,9 @@ def test_own_images_are_all_labeled_where_nothing_divides_them_and_a_method_says
         ([], 800, "adamw"),
         (["--dataset", "voc", "--data_root", "x"], 40_000, "sgd"),
         (["--data-root=x"], 40_000, "sgd"),
+        (["--dataset", "object_scenes"], 800, "adamw"),
+        (["--dataset", "folder"], 40_000, "sgd"),
+        (["--dataset=hub"], 40_000, "sgd"),
     ],
 )
 def test_help_shows_the_defaults_of_what_would_run(capsys, words, steps, optim):

@@ -42,6 +42,20 @@ def test_every_problem_is_listed_by_file(tmp_path):
     assert "4 problems" in text and "w-3" in text and "never occurs" not in text.split("disc")[0]
 
 
+def test_what_to_do_stands_once_below_the_problems_that_have_it_in_common():
+    advice = "Mend the file, or leave it out. Both will do."
+    problems = [{"id": str(i), "problem": f"The label of {i} (a.B.png) is 7 x 7. {advice}"} for i in range(3)]
+    problems.insert(1, {"id": "x", "problem": "Cannot decode x. It is corrupt."})
+    report = {"samples": 1, "readable": 0, "problems": problems}
+    assert format_report(report).splitlines() == [
+        *("1 sample, 0 readable", "", "4 problems"),
+        *(f"  {i}: The label of {i} (a.B.png) is 7 x 7." for i in range(3)),
+        f"  For these 3: {advice}",
+        "  x: Cannot decode x. It is corrupt.",
+    ]
+    assert "\n1 problem\n" in format_report({**report, "problems": problems[:1]})
+
+
 def test_ids_that_stand_twice_are_a_problem(tmp_path):
     from datasets import concatenate_datasets
 

@@ -207,6 +207,14 @@ def test_a_label_of_another_aspect_stays_an_error():
             read_sample(row, encoding, with_label=True)
 
 
+def test_values_that_no_class_id_can_be_are_refused_with_what_to_type():
+    label = np.full((8, 8), 300, np.uint16)
+    row = {"id": "a", "image": encoded(Image.new("RGB", (8, 8))), "label": encoded(Image.fromarray(label))}
+    said = r"holds values from 300 to 300; expected class ids 0 to 254.*`--load_options '{\"values\": {\"0\": 0, \"300"
+    with pytest.raises(ValueError, match=said):
+        read_sample(row, None, with_label=True)
+
+
 @pytest.mark.parametrize(
     ("shape", "size", "same"),
     [

@@ -6,9 +6,11 @@ import logging
 import numpy as np
 import pytest
 from PIL import Image
+from support.exported import facts
 from support.toy import NAMES, settings, toy_models, write_world
 
 from cps_hf.data.labels import LabelEncoding
+from cps_hf.hub import render_card
 from cps_hf.objectives import Supervised
 from cps_hf.training.inspection import absent_line, look_at_labels
 from cps_hf.training.reporting import class_table, mean_iou_in_words, scores_table
@@ -76,6 +78,12 @@ def test_a_training_label_that_cannot_be_read_is_skipped_where_that_is_wanted(tm
         trainer_for(tmp_path, sets, skip_bad_samples=True, overwrite_output_dir=True).train()
 
 
+@pytest.mark.parametrize("skips", [False, True])
+def test_skipping_is_not_advised_where_no_label_can_be_read(tmp_path, sets, skips):
+    rewritten(sets["train_dataset"], lambda ids: ids * 0 + 7)
+    refused(tmp_path, sets, r"4 of 4 samples cannot be used: [-', \w]+\.$", skip_bad_samples=skips)
+
+
 @pytest.mark.parametrize("which", ["train_dataset", "eval_dataset"])
 def test_a_set_of_which_no_pixel_is_labeled_is_refused(tmp_path, sets, which):
     rewritten(sets[which], lambda ids: ids * 0 + 255)
@@ -133,10 +141,13 @@ def test_a_named_class_that_never_occurs_is_said_at_the_start_at_the_end_and_in_
     assert "2 of the 3 classes have no pixel in the labels of evaluation: disc, bar." in card
 
 
-def test_a_limit_of_no_seconds_looks_at_nothing(tmp_path, sets):
+def test_a_limit_of_no_seconds_looks_at_nothing_and_says_so(tmp_path, sets, caplog):
     rewritten(sets["eval_dataset"], lambda ids: ids * 0 + 255)
     trainer = trainer_for(tmp_path, sets, check_labels_seconds=0)
-    assert look_at_labels(trainer.args, **sets, names=NAMES) == {}
+    with caplog.at_level(logging.INFO, logger="cps_hf"):
+        assert look_at_labels(trainer.args, **sets, names=NAMES) == {}
+    [said] = caplog.messages
+    assert said.startswith("Labels are not looked at before step 1 (`check_labels_seconds=0`)")
 
 
 def test_what_was_not_looked_at_is_said(tmp_path, sets, caplog):
@@ -187,6 +198,21 @@ def test_a_mean_over_fewer_classes_than_are_named_is_never_printed_bare():
     lines = class_table(PART, NAMES).splitlines()
     assert lines[-2].split() == ["over", "classes", *"2 of 3".split(), *"1 of 3".split(), *"2 of 3".split()]
     assert "over classes" not in class_table(ALL, NAMES)
+    card = render_card(facts(scores={"branch_0": PART, "mean": ALL}, best={}))
+    assert "| branch 0 | 53.10 over 2 of 3 classes | - | 60.00 over 1 of 3 classes | 70.00 |" in card
+    assert "| mean | 53.10 | - | 60.00 | 70.00 |" in card
+
+
+def test_the_scores_of_the_supervised_stage_say_over_how_many_classes_they_are(tmp_path, sets, caplog):
+    names = [*NAMES, "class 3"]  # which no label holds, and no prediction
+    sets = {name: coded(dataset, names) for name, dataset in sets.items()}
+    trainer = trainer_for(tmp_path, sets, names=names, pretrain_steps=1)
+    trainer.models[0].decode_head.bias.data[3] = -100
+    with caplog.at_level(logging.INFO, logger="cps_hf"):
+        trainer.train()
+    words = mean_iou_in_words(trainer.state.stages["supervised"]["branch_0"])
+    assert words.endswith(" % over 3 of 4 classes")
+    assert f"Stage 1 of 2 is done at step 1: branch_0 {words}." in caplog.messages
 
 
 def test_the_line_on_absent_classes_is_empty_where_all_occur():

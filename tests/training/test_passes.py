@@ -134,6 +134,27 @@ def test_the_losses_are_those_of_full_size_logits(name):
             torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-6, msg=key)
 
 
+@pytest.mark.parametrize(
+    ("fields", "passes"),
+    [
+        ({"per_device_eval_batch_size": 1}, [1, 1, 1, 1, 1]),
+        ({"per_device_eval_batch_size": 2}, [2, 2, 1]),
+        ({"per_device_eval_batch_size": 4}, [4, 1]),
+        # 2 x 2 windows an image, those of the batch that start at one row together
+        ({"per_device_eval_batch_size": 1, "eval_mode": "sliding"}, [1] * 20),
+        ({"per_device_eval_batch_size": 4, "eval_mode": "sliding"}, [4, 4, 4, 4, 2, 2]),
+    ],
+)
+def test_as_many_images_or_windows_go_through_a_pass_of_the_evaluation_as_are_told(tmp_path, fields, passes):
+    world = write_world(tmp_path / "world", [(48, 48)] * 5)
+    args = settings(output_dir=str(tmp_path), crop_size=[32, 32], num_pictures=0, disable_tqdm=True, **fields)
+    trainer = CPSTrainer(toy_models(1), **args, objective=METHODS["supervised"], train_dataset=world)
+    seen = []
+    trainer.models[0].backbone.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    trainer.evaluator.scores(world)
+    assert seen == passes
+
+
 class Reads(TrainerCallback):
     """Counts host reads from one step's begin to the next one's."""
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 from support.toy import ID2LABEL, settings, toy_models, write_world
 
+from cps_hf.config import CPSConfig
 from cps_hf.objectives import CrossPseudoSupervision
-from cps_hf.training.setup import build_models, train_streams
+from cps_hf.training.setup import build_models, make_optimizer, train_streams
 
 
 @pytest.mark.parametrize(
@@ -39,3 +40,23 @@ def test_workers_prepare_as_many_batches_ahead_as_they_are_told(tmp_path):
         streams = train_streams(groups["args"], groups["augmentation"], accelerator, *sets, num_labels=3)
         assert [stream._loader.prefetch_factor for stream in streams] == [factor, factor]
         assert [stream.plans_ahead for stream in streams] == [2 * factor, 2 * factor]
+
+
+@pytest.mark.parametrize("changed", [{}, {"adam_beta1": 0.5}, {"adam_beta2": 0.6}, {"adam_epsilon": 0.25}])
+def test_adams_options_are_those_of_its_formula(changed):
+    """Two steps by hand (Loshchilov and Hutter 2019, algorithm 2)."""
+    fields = {"adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8} | changed
+    args = CPSConfig(optim="adamw", learning_rate=0.1, weight_decay=0.0, **changed)
+    optimizer = make_optimizer(toy_models(1), args)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    expected = [p.detach().clone() for p in parameters]
+    b1, b2, epsilon = fields.values()
+    m = v = 0.0
+    for t, gradient in ((1, 2.0), (2, -0.5)):
+        for p in parameters:
+            p.grad = torch.full_like(p, gradient)
+        optimizer.step()
+        m, v = b1 * m + (1 - b1) * gradient, b2 * v + (1 - b2) * gradient**2
+        change = 0.1 * (m / (1 - b1**t)) / ((v / (1 - b2**t)) ** 0.5 + epsilon)
+        expected = [p - change for p in expected]
+        torch.testing.assert_close([p.detach() for p in parameters], expected)

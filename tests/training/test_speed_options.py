@@ -9,13 +9,14 @@ from transformers import AutoModelForSemanticSegmentation, SegformerConfig
 from cps_hf.training.trainer import CPSTrainer
 
 SIZES = [(40, 56), (56, 40), (48, 48), (64, 33)]
-compiled_graphs = []
+compiled_graphs, compile_modes = [], []
 
 
 @torch._dynamo.register_backend(name="counting")
-def counting(graph, example_inputs):
-    """Runs the graph as it is, and remembers that there was one."""
+def counting(graph, example_inputs, mode=None):
+    """Runs the graph as it is, and remembers that there was one, and how it was to be compiled."""
     compiled_graphs.append(graph)
+    compile_modes.append(mode)
     return graph.forward
 
 
@@ -99,6 +100,16 @@ def test_networks_are_compiled_for_training_only_and_exports_know_nothing_of_it(
     assert len(compiled_graphs) >= 2  # two networks
     assert losses(trainer) == pytest.approx(losses(plain), rel=1e-5)
     assert trainer.module.state_dict().keys() == plain.module.state_dict().keys()
+
+
+@pytest.mark.parametrize("mode", [None, "reduce-overhead"])
+def test_the_compiler_is_told_the_mode(world, tmp_path, mode):
+    torch._dynamo.reset()  # or the graph of an earlier test is taken
+    compile_modes.clear()
+    fields = {"torch_compile": True, "torch_compile_backend": "counting", "torch_compile_mode": mode}
+    trainer = trainer_for(world, tmp_path, toy_models(), **fields)
+    trainer.module.branches[0].strided(torch.zeros(1, 3, 32, 32))
+    assert compile_modes == [mode]
 
 
 @pytest.mark.slow

@@ -159,7 +159,7 @@ def test_log_and_cards_say_the_stage(root, tmp_path, caplog):
     lines = [line for line in trainer.state.log_history if "loss" in line]
     assert [(line["step"], line["stage"]) for line in lines] == [(1, 1), (2, 1), (4, 2)]
     assert all("cps_loss" not in line for line in lines[:2]) and lines[-1]["cps_loss"] > 0
-    for said in ("Steps 1 to 2 are stage 1 of 2: supervised.", "is done at step 2; mean IoU in %: branch_0 "):
+    for said in ("Steps 1 to 2 are stage 1 of 2: supervised.", "is done at step 2: branch_0 mIoU "):
         assert said in caplog.text
     assert "Steps 3 to 4 are stage 2 of 2: CrossPseudoSupervision." in caplog.text
     score = f"{100 * results['stages']['supervised']['branch_1']['mean_iou']:.2f}"

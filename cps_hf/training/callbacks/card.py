@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from transformers import TrainerCallback
 
 from .optional import optional
+
+if TYPE_CHECKING:
+    from ..export import BranchExporter  # which imports this package
 
 
 class ModelCardCallback(TrainerCallback):
@@ -14,10 +18,10 @@ class ModelCardCallback(TrainerCallback):
     supervised stage at its end.
 
     Args:
-        exporter: a `cps_hf.training.export.BranchExporter`, which wrote the branches.
+        exporter: wrote the branches.
     """
 
-    def __init__(self, exporter):
+    def __init__(self, exporter: BranchExporter):
         self.exporter = exporter
 
     def on_evaluate(self, args, state, control, **kwargs):

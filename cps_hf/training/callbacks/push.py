@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from transformers import TrainerCallback
 
@@ -10,19 +11,22 @@ from ...checkpointing.checkpoints import newest_checkpoint
 from ...config import HubConfig
 from ...hub.background import BackgroundPushes
 
+if TYPE_CHECKING:
+    from ..export import BranchExporter  # which imports this package
+
 
 class PushCallback(TrainerCallback):
     """Pushes the best branch (where nothing was evaluated, branch 0) in the background. Every process calls it.
 
     Args:
-        exporter: a `cps_hf.training.export.BranchExporter`, for a branch that is not exported yet.
+        exporter: writes a branch that is not exported yet.
 
     Raises:
         ValueError: on the main process, there is no token, the Hub refuses it, or the repository's name or privacy
             cannot be as the settings say.
     """
 
-    def __init__(self, hub: HubConfig, output_dir: str, exporter, *, is_main_process: bool):
+    def __init__(self, hub: HubConfig, output_dir: str, exporter: BranchExporter, *, is_main_process: bool):
         self.hub, self.output_dir, self.exporter = hub, Path(output_dir), exporter
         self.pushes = BackgroundPushes(hub, output_dir) if is_main_process else None
 
