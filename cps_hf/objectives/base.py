@@ -118,6 +118,11 @@ class Objective(ABC):
         return isinstance(self.class_weights, int | float)
 
     @property
+    def least_confidence(self) -> float:
+        """A prediction for an unlabeled image whose probability is smaller teaches nothing; 0: all teach."""
+        return getattr(self, "confidence_threshold", 0.0)
+
+    @property
     def views(self) -> tuple[str, ...]:
         """What the unlabeled stream must yield: of `UnlabeledBatch`'s "weak", "strong", "strong_2", "cutmix_mask",
         "cutmix_mask_2" and "second_crop".

@@ -87,6 +87,10 @@ class MeanTeacher(Objective):
             raise ValueError(f"`perturbation` must be one of {known}, got {self.perturbation!r}.")
 
     @property
+    def least_confidence(self) -> float:
+        return 0.0  # the threshold weighs the sum over all pixels
+
+    @property
     def views(self) -> tuple[str, ...]:
         return {"cutmix": ("weak", "cutmix_mask"), "jitter": ("weak", "strong"), "noise": ("weak",)}[self.perturbation]
 
