@@ -150,7 +150,8 @@ class CPSTrainer:
         self.streams: dict[str, TrainStream] = {}  # "labeled" and, where the objective asks for views, "unlabeled"
         self.run_log: RunLog | None = None
         self.unlabeled_weight = unlabeled_weight.UnlabeledWeight(args, self.state)
-        self.watch = Watch(self.state, [*self.id2label.values()], self.module.labelers)
+        acts = self.unlabeled_weight.is_auto
+        self.watch = Watch(self.state, [*self.id2label.values()], self.module.labelers, acts=acts)
         self.evaluator = self._evaluator()
         self.run = self._run()
         pictures = self._pictures()

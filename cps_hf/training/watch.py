@@ -68,10 +68,11 @@ class Watch:
         state: the run's; its `watch` is what is remembered, JSON values.
         names: the classes'.
         labelers: the networks whose predictions are pseudo labels (`TrainingModule.labelers`).
+        acts: whether the unlabeled term's weight is lowered without anybody's doing.
     """
 
-    def __init__(self, state: RunState, names: Sequence[str], labelers: Sequence[str]):
-        self.state, self.names, self.labelers = state, names, labelers
+    def __init__(self, state: RunState, names: Sequence[str], labelers: Sequence[str], *, acts: bool = False):
+        self.state, self.names, self.labelers, self.acts = state, names, labelers, acts
 
     def begin(self, agreed_accuracy: float | None) -> None:
         """The supervised stage ends with `state.scores`."""
@@ -140,12 +141,15 @@ class Watch:
         return f"The network that makes pseudo labels, {self.labelers[0]}, is less often right on evaluation images"
 
     def _warn(self, text: str) -> None:
-        advice = (
-            'Unlabeled images may do harm. Lower the method\'s `weight`, let `unlabeled_weight="auto"` do so, start '
-            "from supervised branches (`pretrain_steps`), or weigh rare classes up (`class_weights`, `class_balance`)."
-        )
+        lower = "" if self.acts else 'lower the method\'s `weight` or let `unlabeled_weight="auto"` do so, '
         self.state.watch.setdefault("warnings", []).append({"step": self.state.global_step, "text": text})
-        logger.warning("Step %d: %s %s", self.state.global_step, text, advice)
+        logger.warning(
+            "Step %d: %s Unlabeled images may do harm. What can help: %sstart from supervised branches "
+            "(`pretrain_steps`), weigh rare classes up (`class_weights`, `class_balance`).",
+            self.state.global_step,
+            text,
+            lower,
+        )
 
 
 def watched(state: RunState) -> dict[str, Any]:
