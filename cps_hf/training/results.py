@@ -114,6 +114,8 @@ def card_facts(run: Run, state: RunState, branch: str, directory: str) -> dict[s
     objective = run.stages.objective_of(step - 1)
     source = getattr(model.config, "_name_or_path", "") or run.backbone_sources[index]
     shown = {name: settings[name] for name in _SETTINGS_IN_CARD if settings[name] not in (None, {}, [])}
+    if objective.views and settings["unlabeled_weight"] != 1:
+        shown["unlabeled_weight"] = settings["unlabeled_weight"]
     mode = run.eval_options["mode"]
     return {
         "model_name": directory if directory != "best" else f"{Path(settings['output_dir']).name}-best",

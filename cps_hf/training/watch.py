@@ -141,15 +141,12 @@ class Watch:
         return f"The network that makes pseudo labels, {self.labelers[0]}, is less often right on evaluation images"
 
     def _warn(self, text: str) -> None:
-        lower = "" if self.acts else 'lower the method\'s `weight` or let `unlabeled_weight="auto"` do so, '
-        self.state.watch.setdefault("warnings", []).append({"step": self.state.global_step, "text": text})
-        logger.warning(
-            "Step %d: %s Unlabeled images may do harm. What can help: %sstart from supervised branches "
-            "(`pretrain_steps`), weigh rare classes up (`class_weights`, `class_balance`).",
-            self.state.global_step,
-            text,
-            lower,
-        )
+        step, two_stages = self.state.global_step, self._level("mean_iou").memory.get("whose") == SUPERVISED
+        helps = [] if self.acts else ["a smaller `weight` of the method", '`unlabeled_weight="auto"`']
+        helps += [] if two_stages else ["supervised steps first (`pretrain_steps`)"]
+        helps += ["`class_weights` and `class_balance`, for rare classes"]
+        self.state.watch.setdefault("warnings", []).append({"step": step, "text": text})
+        logger.warning("Step %d: %s Unlabeled images may do harm. What can help: %s.", step, text, "; ".join(helps))
 
 
 def watched(state: RunState) -> dict[str, Any]:
