@@ -103,6 +103,11 @@ class CPSConfig:
         ema_decay: keep an average of each branch over the steps, this much of the old one a step (0.996, say) and at
             the start less, 1 - 1 / (step + 1); scored and exported as `branch_<i>_average`. None: no averages.
 
+    Unlabeled images
+        unlabeled_weight: a factor on the method's unlabeled term, beside the method's own weight. 1: as the method has
+            it. "auto": 1 at first, and lowered where evaluations show that unlabeled images do harm
+            (docs/unlabeled_weight.md); needs `eval_steps`.
+
     Logging and saving
         logging_steps: log the first step, and every so many.
         report_to: trackers of Accelerate, e.g. tensorboard wandb trackio.
@@ -171,6 +176,8 @@ class CPSConfig:
     max_skipped_steps: int = free(0)
     ema_decay: float | None = None
 
+    unlabeled_weight: float | str = 1.0
+
     logging_steps: int = free(50)
     report_to: list[str] = free(list)
     run_name: str | None = free(None)
@@ -235,6 +242,7 @@ class CPSConfig:
             if getattr(self, name) == 0:
                 raise ValueError(f"`{name}` must be above 0, got 0. To freeze the backbone: `freeze_backbone`.")
         self._check_stages()
+        self._check_unlabeled_weight()
         for name in ("momentum", "adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be in [0, 1), got {getattr(self, name)}.")
@@ -263,6 +271,17 @@ class CPSConfig:
                 f"`second_stage_learning_rate_factor` {factor} would be ignored: there is a second stage with "
                 "`pretrain_steps` alone. Set `pretrain_steps`, or leave it out."
             )
+
+    def _check_unlabeled_weight(self) -> None:
+        weight = self.unlabeled_weight
+        if weight == "auto":
+            if self.eval_steps is None:
+                raise ValueError(
+                    '`unlabeled_weight="auto"` goes by evaluations during training, and `eval_steps` is None. Set '
+                    "`eval_steps`, to a tenth of `max_steps`, say."
+                )
+        elif isinstance(weight, str) or not 0 <= weight < math.inf:
+            raise ValueError(f'`unlabeled_weight` must be a number of at least 0 or "auto", got {weight!r}.')
 
     # What transformers' callbacks (DefaultFlowCallback, EarlyStoppingCallback, a user's own) read from their `args`.
 

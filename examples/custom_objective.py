@@ -39,7 +39,9 @@ class EntropyMinimization(Objective):
     def views(self):
         return ("weak",)  # what the unlabeled stream is to yield: the cropped, scaled, flipped image
 
-    def __call__(self, branches, labeled, unlabeled, *, teacher=None, progress=0.0) -> ObjectiveOutput:
+    def __call__(
+        self, branches, labeled, unlabeled, *, teacher=None, progress=0.0, unlabeled_weight=1.0
+    ) -> ObjectiveOutput:
         supervised_loss = entropy = 0.0
         for branch in branches:  # each by itself
             supervised_loss = supervised_loss + self.supervised_loss(branch(labeled.pixel_values), labeled)
@@ -50,7 +52,9 @@ class EntropyMinimization(Objective):
             # Padding does not count, and the sum is divided by the global count of pixels, which the trainer puts into
             # the batch: so one process, several, and accumulated steps give one gradient.
             entropy = entropy + (pixelwise * unlabeled.valid).sum() / unlabeled.num_pixels
-        loss = supervised_loss + self.weight * ramp(progress, ramp_up=self.ramp_up) * entropy
+        # `unlabeled_weight` is the run's own factor, 1 unless its settings say otherwise (docs/unlabeled_weight.md).
+        factor = self.weight * unlabeled_weight * ramp(progress, ramp_up=self.ramp_up)
+        loss = supervised_loss + factor * entropy
         # What is named here is logged under that name: metrics.jsonl, trackers, curves.
         return ObjectiveOutput(loss, {"supervised_loss": supervised_loss.detach(), "entropy_loss": entropy.detach()})
 

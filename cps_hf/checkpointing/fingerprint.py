@@ -70,6 +70,7 @@ def fingerprint(
             "objective": type(objective).__name__,
             **{f"objective.{name}": value for name, value in asdict(objective).items()},
             **_dataset("train_dataset", train_dataset, with_label=True),
+            **(_judged_by(settings, eval_dataset) if args.unlabeled_weight == "auto" else {}),
             **({} if class_counts is None else {"train_dataset, pixels by class": class_counts.tolist()}),
             **_dataset("unlabeled_dataset", unlabeled_dataset if objective.views else None, with_label=False),
             "optimizer": type(getattr(optimizer, "optimizer", optimizer)).__name__,
@@ -85,6 +86,12 @@ def fingerprint(
         | _dataset("eval_dataset", eval_dataset, with_label=True),
     }
     return json.loads(json.dumps(found, default=str))  # as a checkpoint gives it back: lists, no tuples
+
+
+def _judged_by(settings: Mapping[str, Any], eval_dataset: Any) -> dict[str, Any]:
+    """With `unlabeled_weight="auto"` evaluations decide how a run goes on."""
+    names = ("eval_steps", "eval_mode", "eval_crop_size", "eval_stride")
+    return {name: settings[name] for name in names} | _dataset("eval_dataset", eval_dataset, with_label=True)
 
 
 def with_new_fields(saved: dict[str, Any], groups: Sequence[Any], objective: Any) -> dict[str, Any]:

@@ -86,7 +86,7 @@ def shrink(settings: Settings) -> Settings:
         output_dir=f"{args.output_dir}-smoke",
         overwrite_output_dir=True,
         resume_from_checkpoint=None,
-        eval_steps=None,
+        eval_steps=1 if args.unlabeled_weight == "auto" else None,
         save_steps=None,
         logging_steps=1,
         agreement_images=2,

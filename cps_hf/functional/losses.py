@@ -211,35 +211,52 @@ def soft_target(logits: Logits, *, temperature: float = 1.0) -> Tensor | Strided
 
 
 def soft_cross_entropy(
-    logits: Logits, target: Tensor | StridedLogits, *, valid: Tensor, count: Tensor | float
+    logits: Logits,
+    target: Tensor | StridedLogits,
+    *,
+    valid: Tensor,
+    count: Tensor | float,
+    class_weights: Tensor | None = None,
 ) -> Tensor:
     """Cross entropy with soft targets, summed over valid pixels, divided by a count.
 
     Args:
         logits: (B, C, H, W). target: a `soft_target`, or probabilities (B, C, H, W). valid: bool (B, H, W).
+        class_weights: float (C,), what a pixel's loss is multiplied with, by its target's most likely class.
     """
 
     def cross_entropy(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
         losses = -(target * at_least_float32(logits).log_softmax(1)).sum(1)
-        return losses.masked_fill(~valid, 0).sum()
+        return _weighted(losses, target, class_weights).masked_fill(~valid, 0).sum()
 
     return _sum_with_soft_target(cross_entropy, logits, target, valid) / _at_least_one(count)
 
 
 def squared_difference(
-    logits: Logits, target: Tensor | StridedLogits, *, valid: Tensor, count: Tensor | float
+    logits: Logits,
+    target: Tensor | StridedLogits,
+    *,
+    valid: Tensor,
+    count: Tensor | float,
+    class_weights: Tensor | None = None,
 ) -> Tensor:
     """The squared difference of probabilities, averaged over classes, summed over valid pixels, divided by a count.
 
     Args:
         logits: (B, C, H, W). target: a `soft_target`, or probabilities (B, C, H, W). valid: bool (B, H, W).
+        class_weights: float (C,), what a pixel's loss is multiplied with, by its target's most likely class.
     """
 
     def difference(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
         losses = (at_least_float32(logits).softmax(1) - target).square().mean(1)
-        return losses.masked_fill(~valid, 0).sum()
+        return _weighted(losses, target, class_weights).masked_fill(~valid, 0).sum()
 
     return _sum_with_soft_target(difference, logits, target, valid) / _at_least_one(count)
+
+
+def _weighted(losses: Tensor, target: Tensor, class_weights: Tensor | None) -> Tensor:
+    """Losses (B, H, W) times the weight of the target's most likely class."""
+    return losses if class_weights is None else losses * class_weights[target.argmax(1)]
 
 
 def _sum_with_soft_target(loss, logits, target, valid) -> Tensor:

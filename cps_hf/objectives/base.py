@@ -17,6 +17,7 @@ from torch import Tensor
 from ..functional import (
     IGNORE_INDEX,
     Logits,
+    StridedLogits,
     balanced_class_weights,
     class_counts,
     dice_loss,
@@ -24,6 +25,7 @@ from ..functional import (
     frequency_weights,
     ohem_cross_entropy,
     pixel_cross_entropy,
+    pseudo_label,
     split_images,
 )
 from .batch import LabeledBatch, UnlabeledBatch
@@ -125,6 +127,11 @@ class Objective(ABC):
         )
 
     @property
+    def least_confidence(self) -> float:
+        """A prediction for an unlabeled image whose probability is smaller teaches nothing; 0: all teach."""
+        return getattr(self, "confidence_threshold", 0.0)
+
+    @property
     def views(self) -> tuple[str, ...]:
         """What the unlabeled stream must yield: of `UnlabeledBatch`'s "weak", "strong", "strong_2", "cutmix_mask",
         "cutmix_mask_2" and "second_crop".
@@ -147,6 +154,7 @@ class Objective(ABC):
         *,
         teacher: Branch | None = None,
         progress: Tensor | float = 0.0,
+        unlabeled_weight: Tensor | float = 1.0,
     ) -> ObjectiveOutput:
         """One step's loss.
 
@@ -157,6 +165,9 @@ class Objective(ABC):
             averages: with `averages = True` alone, which such a method adds to these arguments: a sequence of the
                 branches' averages, `Branch` each, in evaluation mode.
             progress: the share of training done, in [0, 1].
+            unlabeled_weight: a factor on the unlabeled term, beside the method's own weight
+                (`CPSConfig.unlabeled_weight`). A method of one's own that leaves it out can be trained without that
+                setting alone.
         """
 
     def logits(self, branch: Branch, *images: Tensor) -> list[Logits]:
@@ -207,6 +218,11 @@ def pseudo_label_weights(logits: Logits, labels: Tensor, valid: Tensor, power: f
     if power == 0:
         return None
     return balanced_class_weights(labels, valid & (labels != IGNORE_INDEX), logits.shape[1], power=power)
+
+
+def soft_label_weights(logits: Logits, target: Tensor | StridedLogits, valid: Tensor, power: float) -> Tensor | None:
+    """`pseudo_label_weights` for a soft target, whose pixels count as those of its most likely class."""
+    return None if power == 0 else pseudo_label_weights(logits, pseudo_label(target), valid, power)
 
 
 def ramp(progress: Tensor | float, *, warm_up: float = 0.0, ramp_up: float = 0.0) -> Tensor:

@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 
 from ..functional import probabilities, pseudo_label, soft_target, squared_difference
-from .base import Objective, ObjectiveOutput, check_not_negative, check_shares, ramp
+from .base import Objective, ObjectiveOutput, check_not_negative, check_shares, ramp, soft_label_weights
 from .cps import CrossPseudoSupervision, agreement
 
 
@@ -25,11 +25,14 @@ class CrossProbabilityConsistency(Objective):
         weight: the paper gives none; 100 is the release's for the same loss in Mean Teacher.
         cutmix: true: Lcpc on mixed unlabeled images, the probabilities mixed like them. False: on labeled and
             unlabeled images together.
+        class_balance: weigh a pixel of the unlabeled term by how frequent its target's most likely class is in the
+            batch, to the power of minus this. 0, as in the paper: all pixels alike; 1: all classes alike.
         ramp_up: the share of training over which `weight` grows linearly to its value.
     """
 
     weight: float = 100.0
     cutmix: bool = False
+    class_balance: float = 0.0
     ramp_up: float = 0.0
 
     min_branches: ClassVar[int] = 2
@@ -38,13 +41,15 @@ class CrossProbabilityConsistency(Objective):
     def __post_init__(self):
         super().__post_init__()
         check_not_negative(self, "weight")
-        check_shares(self, "ramp_up")
+        check_shares(self, "class_balance", "ramp_up")
 
     @property
     def views(self) -> tuple[str, ...]:
         return ("weak", "cutmix_mask") if self.cutmix else ("weak",)
 
-    def __call__(self, branches, labeled, unlabeled, *, teacher=None, progress=0.0) -> ObjectiveOutput:
+    def __call__(
+        self, branches, labeled, unlabeled, *, teacher=None, progress=0.0, unlabeled_weight=1.0
+    ) -> ObjectiveOutput:
         count = unlabeled.num_pixels
         if self.cutmix:  # probabilities of the unmixed images, before the passes with gradient
             images, valid, targets, classes = self._mixed(branches, unlabeled)
@@ -61,15 +66,22 @@ class CrossProbabilityConsistency(Objective):
             terms.append((labeled_logits, map(soft_target, labeled_logits), labeled.valid))
             count = count + labeled.num_pixels
         losses = [
-            squared_difference(student, target, valid=where, count=count)
+            squared_difference(
+                student,
+                target,
+                valid=where,
+                count=count,
+                class_weights=soft_label_weights(student, target, where, self.class_balance),
+            )
             for students, teachers, where in terms
             for j, target in enumerate(teachers)
             for i, student in enumerate(students)
             if i != j
         ]
         cpc_loss = sum(losses) / (len(logits) - 1)
+        factor = self.weight * unlabeled_weight * ramp(progress, ramp_up=self.ramp_up)
         return ObjectiveOutput(
-            supervised_loss + self.weight * ramp(progress, ramp_up=self.ramp_up) * cpc_loss,
+            supervised_loss + factor * cpc_loss,
             {
                 "supervised_loss": supervised_loss.detach(),
                 "cpc_loss": cpc_loss.detach(),

@@ -84,7 +84,9 @@ class CrossPseudoSupervision(Objective):
             ("weak", "cutmix_mask") if self.cutmix_partner == "neighbour" else ("weak", "second_crop", "cutmix_mask")
         )
 
-    def __call__(self, branches, labeled, unlabeled, *, teacher=None, progress=0.0) -> ObjectiveOutput:
+    def __call__(
+        self, branches, labeled, unlabeled, *, teacher=None, progress=0.0, unlabeled_weight=1.0
+    ) -> ObjectiveOutput:
         if self.cutmix:  # pseudo labels of the unmixed images, before the passes with gradient
             images, valid, pseudo_labels, agreed = self._mixed(branches, unlabeled)
         else:
@@ -101,7 +103,7 @@ class CrossPseudoSupervision(Objective):
             labels, _ = self._pseudo_labels(labeled_logits, labeled)
             total, count = total + self._cross_teaching(labeled_logits, labels, where), count + labeled_count
         cps_loss = total / torch.as_tensor(count).clamp(min=1e-9)
-        factor = self.weight * ramp(progress, warm_up=self.warm_up, ramp_up=self.ramp_up)
+        factor = self.weight * unlabeled_weight * ramp(progress, warm_up=self.warm_up, ramp_up=self.ramp_up)
         loss = (supervised_loss + factor * cps_loss) / self.loss_divisor  # eq. 4
         return ObjectiveOutput(
             loss,

@@ -88,7 +88,9 @@ class AveragedCPS(Objective):
     def cutmix_masks(self) -> dict[str, Any]:
         return one_box(self.cutmix)
 
-    def __call__(self, branches, labeled, unlabeled, *, teacher=None, averages=None, progress=0.0) -> ObjectiveOutput:
+    def __call__(
+        self, branches, labeled, unlabeled, *, teacher=None, averages=None, progress=0.0, unlabeled_weight=1.0
+    ) -> ObjectiveOutput:
         teachers = branches if self.teachers == "branches" else averages
         (images, valid, labels), agreed = self._labeled_by(teachers, unlabeled)
         count = unlabeled.num_pixels
@@ -109,8 +111,9 @@ class AveragedCPS(Objective):
             ]
             cps_loss = cps_loss + sum(losses) / len(losses)
         taught = sum((valid & (one != IGNORE_INDEX)).sum() for one in labels) / (len(self._taught) * len(labels))
+        factor = self.weight * unlabeled_weight * ramp(progress, ramp_up=self.ramp_up)
         return ObjectiveOutput(
-            supervised_loss + self.weight * ramp(progress, ramp_up=self.ramp_up) * cps_loss,
+            supervised_loss + factor * cps_loss,
             {
                 "supervised_loss": supervised_loss.detach(),
                 "cps_loss": cps_loss.detach(),

@@ -56,7 +56,9 @@ class FixMatch(Objective):
     def cutmix_masks(self) -> dict[str, Any]:
         return one_box(self.cutmix)
 
-    def __call__(self, branches, labeled, unlabeled, *, teacher=None, progress=0.0) -> ObjectiveOutput:
+    def __call__(
+        self, branches, labeled, unlabeled, *, teacher=None, progress=0.0, unlabeled_weight=1.0
+    ) -> ObjectiveOutput:
         count = unlabeled.num_pixels
         supervised_loss = unsupervised_loss = taught = 0.0
         for branch in branches:  # each by itself
@@ -71,8 +73,9 @@ class FixMatch(Objective):
                 logits, labels, valid=valid, count=count, class_weights=weights
             )
             taught = taught + (valid & (labels != IGNORE_INDEX)).sum()
+        factor = self.weight * unlabeled_weight * ramp(progress, ramp_up=self.ramp_up)
         return ObjectiveOutput(
-            supervised_loss + self.weight * ramp(progress, ramp_up=self.ramp_up) * unsupervised_loss,
+            supervised_loss + factor * unsupervised_loss,
             {
                 "supervised_loss": supervised_loss.detach(),
                 "unsupervised_loss": unsupervised_loss.detach(),

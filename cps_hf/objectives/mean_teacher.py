@@ -12,7 +12,15 @@ from typing import Any, ClassVar
 import torch
 
 from ..functional import IGNORE_INDEX, probabilities, pseudo_label, soft_target, squared_difference
-from .base import Objective, ObjectiveOutput, check_not_negative, check_shares, ramp, warmed_up
+from .base import (
+    Objective,
+    ObjectiveOutput,
+    check_not_negative,
+    check_shares,
+    ramp,
+    soft_label_weights,
+    warmed_up,
+)
 
 PERTURBATIONS = ("cutmix", "jitter", "noise")
 
@@ -42,6 +50,8 @@ class MeanTeacher(Objective):
             "noise".
         confidence_threshold: the teacher is confident where the probability of its prediction is at least this. 0.97,
             as French et al. have it; 0: c is 1.
+        class_balance: weigh a pixel of the unlabeled term by how frequent its target's most likely class is in the
+            batch, to the power of minus this. 0, as in the papers: all pixels alike; 1: all classes alike.
         ramp_up: the share of training over which `weight` grows linearly to its value. Tarvainen and Valpola's is a
             quarter of training, in the shape exp(-5 (1 - x)^2); French et al. have c alone.
     """
@@ -51,6 +61,7 @@ class MeanTeacher(Objective):
     perturbation: str = "cutmix"
     noise_std: float = 0.15
     confidence_threshold: float = 0.97
+    class_balance: float = 0.0
     ramp_up: float = 0.25
 
     teacher: ClassVar[bool] = True
@@ -70,10 +81,14 @@ class MeanTeacher(Objective):
     def __post_init__(self):
         super().__post_init__()
         check_not_negative(self, "noise_std", *([] if self.weight is None else ["weight"]))
-        check_shares(self, "decay", "confidence_threshold", "ramp_up")
+        check_shares(self, "decay", "confidence_threshold", "class_balance", "ramp_up")
         if self.perturbation not in PERTURBATIONS:
             known = ", ".join(f'"{name}"' for name in PERTURBATIONS)
             raise ValueError(f"`perturbation` must be one of {known}, got {self.perturbation!r}.")
+
+    @property
+    def least_confidence(self) -> float:
+        return 0.0  # the threshold weighs the sum over all pixels
 
     @property
     def views(self) -> tuple[str, ...]:
@@ -88,17 +103,23 @@ class MeanTeacher(Objective):
         """The teacher's decay after optimizer step `step` (1, 2, ...)."""
         return warmed_up(self.decay, step)
 
-    def __call__(self, branches, labeled, unlabeled, *, teacher=None, progress=0.0) -> ObjectiveOutput:
+    def __call__(
+        self, branches, labeled, unlabeled, *, teacher=None, progress=0.0, unlabeled_weight=1.0
+    ) -> ObjectiveOutput:
         (student,) = branches  # the trainer refuses more
         images, valid, target, confident = self._perturbed(teacher, unlabeled)
         labeled_logits, logits = self.logits(student, labeled.pixel_values, images)
         supervised_loss = self.supervised_loss(labeled_logits, labeled)
-        consistency_loss = squared_difference(logits, target, valid=valid, count=unlabeled.num_pixels)
+        weights = soft_label_weights(logits, target, valid, self.class_balance)
+        consistency_loss = squared_difference(
+            logits, target, valid=valid, count=unlabeled.num_pixels, class_weights=weights
+        )
         confident, seen = labeled.over_processes(torch.stack([(confident & valid).sum(), valid.sum()]).float())
         share = confident / seen.clamp(min=1e-9)
         weight = logits.shape[1] if self.weight is None else self.weight
+        factor = weight * unlabeled_weight * ramp(progress, ramp_up=self.ramp_up)
         return ObjectiveOutput(
-            supervised_loss + weight * ramp(progress, ramp_up=self.ramp_up) * share * consistency_loss,
+            supervised_loss + factor * share * consistency_loss,
             {
                 "supervised_loss": supervised_loss.detach(),
                 "consistency_loss": consistency_loss.detach(),

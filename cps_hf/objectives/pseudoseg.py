@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 
 from ..functional import soft_cross_entropy, soft_target
-from .base import Objective, ObjectiveOutput, check_not_negative, check_shares, ramp
+from .base import Objective, ObjectiveOutput, check_not_negative, check_shares, ramp, soft_label_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,11 +23,14 @@ class PseudoSeg(Objective):
     Args:
         weight: of the unlabeled term.
         temperature: T; 1: the probabilities as they are, towards 0: one-hot.
+        class_balance: weigh a pixel of the unlabeled term by how frequent its target's most likely class is in the
+            batch, to the power of minus this. 0, as in the paper: all pixels alike; 1: all classes alike.
         ramp_up: the share of training over which `weight` grows linearly to its value.
     """
 
     weight: float = 1.0
     temperature: float = 0.5
+    class_balance: float = 0.0
     ramp_up: float = 0.0
 
     citation: ClassVar[str] = """@inproceedings{zou2021pseudoseg,
@@ -40,7 +43,7 @@ class PseudoSeg(Objective):
     def __post_init__(self):
         super().__post_init__()
         check_not_negative(self, "weight")
-        check_shares(self, "ramp_up")
+        check_shares(self, "class_balance", "ramp_up")
         if self.temperature <= 0:
             raise ValueError(f"`temperature` must be positive, got {self.temperature}.")
 
@@ -48,7 +51,9 @@ class PseudoSeg(Objective):
     def views(self) -> tuple[str, ...]:
         return ("weak", "strong")
 
-    def __call__(self, branches, labeled, unlabeled, *, teacher=None, progress=0.0) -> ObjectiveOutput:
+    def __call__(
+        self, branches, labeled, unlabeled, *, teacher=None, progress=0.0, unlabeled_weight=1.0
+    ) -> ObjectiveOutput:
         valid, count = unlabeled.valid, unlabeled.num_pixels
         supervised_loss = unsupervised_loss = 0.0
         for branch in branches:  # each by itself
@@ -56,8 +61,12 @@ class PseudoSeg(Objective):
                 target = soft_target(branch(unlabeled.weak), temperature=self.temperature)
             labeled_logits, logits = self.logits(branch, labeled.pixel_values, unlabeled.strong)
             supervised_loss = supervised_loss + self.supervised_loss(labeled_logits, labeled)
-            unsupervised_loss = unsupervised_loss + soft_cross_entropy(logits, target, valid=valid, count=count)
+            weights = soft_label_weights(logits, target, valid, self.class_balance)
+            unsupervised_loss = unsupervised_loss + soft_cross_entropy(
+                logits, target, valid=valid, count=count, class_weights=weights
+            )
+        factor = self.weight * unlabeled_weight * ramp(progress, ramp_up=self.ramp_up)
         return ObjectiveOutput(
-            supervised_loss + self.weight * ramp(progress, ramp_up=self.ramp_up) * unsupervised_loss,
+            supervised_loss + factor * unsupervised_loss,
             {"supervised_loss": supervised_loss.detach(), "unsupervised_loss": unsupervised_loss.detach()},
         )

@@ -24,7 +24,9 @@ class Supervised(Objective):
         shared = [field.name for field in fields(Objective) if field.name != "joint_forward"]
         return cls(**{name: getattr(objective, name) for name in shared})
 
-    def __call__(self, branches, labeled, unlabeled=None, *, teacher=None, progress=0.0) -> ObjectiveOutput:
+    def __call__(
+        self, branches, labeled, unlabeled=None, *, teacher=None, progress=0.0, unlabeled_weight=1.0
+    ) -> ObjectiveOutput:
         losses = [self.supervised_loss(branch(labeled.pixel_values), labeled) for branch in branches]
         loss = sum(losses)
         return ObjectiveOutput(loss, {"supervised_loss": loss.detach()})

@@ -61,7 +61,9 @@ class UniMatch(Objective):
     def cutmix_masks(self) -> dict[str, Any]:
         return one_box(self.cutmix)
 
-    def __call__(self, branches, labeled, unlabeled, *, teacher=None, progress=0.0) -> ObjectiveOutput:
+    def __call__(
+        self, branches, labeled, unlabeled, *, teacher=None, progress=0.0, unlabeled_weight=1.0
+    ) -> ObjectiveOutput:
         weak, valid, count = unlabeled.weak, unlabeled.valid, unlabeled.num_pixels
         supervised_loss = strong_loss = feature_loss = taught = 0.0
         for branch in branches:  # each by itself
@@ -81,7 +83,7 @@ class UniMatch(Objective):
             feature_loss = feature_loss + self._taught(perturbed, own[0], valid, count)
             taught = taught + (valid & (own[0] != IGNORE_INDEX)).sum()
         unsupervised_loss = 0.5 * strong_loss + 0.5 * feature_loss
-        factor = self.weight * ramp(progress, ramp_up=self.ramp_up)
+        factor = self.weight * unlabeled_weight * ramp(progress, ramp_up=self.ramp_up)
         return ObjectiveOutput(
             (supervised_loss + factor * unsupervised_loss) / 2,
             {

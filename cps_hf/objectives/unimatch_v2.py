@@ -84,7 +84,9 @@ class UniMatchV2(Objective):
         """The teacher's decay after optimizer step `step` (1, 2, ...)."""
         return warmed_up(self.decay, step)
 
-    def __call__(self, branches, labeled, unlabeled, *, teacher=None, progress=0.0) -> ObjectiveOutput:
+    def __call__(
+        self, branches, labeled, unlabeled, *, teacher=None, progress=0.0, unlabeled_weight=1.0
+    ) -> ObjectiveOutput:
         (student,) = branches  # the trainer refuses more
         count = unlabeled.num_pixels
         with torch.no_grad():
@@ -97,7 +99,7 @@ class UniMatchV2(Objective):
         strong_loss = pixel_cross_entropy(  # (s1 + s2) / 2
             logits, labels, valid=valid, count=2 * count, class_weights=weights
         )
-        factor = self.weight * ramp(progress, ramp_up=self.ramp_up)
+        factor = self.weight * unlabeled_weight * ramp(progress, ramp_up=self.ramp_up)
         return ObjectiveOutput(
             (supervised_loss + factor * strong_loss) / 2,
             {

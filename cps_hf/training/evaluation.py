@@ -6,6 +6,7 @@ Each image is normalised once and predicted once a branch; what is kept is one c
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from ..config import EvaluationConfig
 from ..data.streams import EvaluationStream
 from ..data.transforms import normalize
+from ..functional import IGNORE_INDEX
 from ..inference.windows import add_probabilities, class_ids, default_stride, predict, predict_each, predict_logits
 from ..metrics.mean_iou import IoUCounter
 from .module import TrainingModule
@@ -57,6 +59,7 @@ class Evaluator:
         self.batch_size, self.num_workers = evaluation.per_device_eval_batch_size, num_workers
         self.skip_bad_samples = skip_bad_samples
         self.confusion_matrices: dict[str, Tensor] = {}  # of the newest scores, by row; over all processes
+        self.agreed_accuracy: float | None = None  # of the newest scores
         self.mean, self.std = (torch.tensor(v, device=self.device) for v in (image_mean, image_std))
         self.options: dict[str, Any] = {"mode": evaluation.eval_mode}
         if evaluation.eval_mode == "sliding":
@@ -68,6 +71,10 @@ class Evaluator:
         """By row (`TrainingModule.networks`, and "mean" of the branches' probabilities) what `IoUCounter.compute`
         gives, as plain floats and lists. The same on every process.
 
+        `agreed_accuracy` is then the share of right predictions among the labeled pixels for which all networks that
+        make pseudo labels (`TrainingModule.labelers`) predict one class; NaN where there is no such pixel, `None` with
+        a single such network.
+
         Raises:
             ValueError: an image or a label cannot be read.
             OtherProcessError: on the other processes, when one raised.
@@ -77,6 +84,7 @@ class Evaluator:
         of_branches += ["mean"] if len(self.branches) > 1 else []
         names = [*rows, *(name for name in of_branches if name not in rows)]
         metrics = {name: IoUCounter(self.num_labels) for name in names}
+        right_and_agreed = torch.zeros(2, dtype=torch.int64, device=self.device)
         with together(self.accelerator), whole(self.module), self.accelerator.autocast(), evaluating([*rows.values()]):
             for group, images in self._batches(self.stream(dataset)):
                 labels = torch.stack([s["label"] for s in group]).to(self.device)
@@ -87,8 +95,11 @@ class Evaluator:
                     of_rows[name] = predict(rows[name], images, **self.options)
                 for name, predictions in of_rows.items():
                     metrics[name].add_batch(predictions=predictions, references=labels)
+                right_and_agreed += _right_and_agreed([of_rows[name] for name in self.module.labelers], labels)
         for name, metric in metrics.items():
             metric.confusion_matrix = self.confusion_matrices[name] = self._sum(metric.confusion_matrix)
+        right, agreed = self._sum(right_and_agreed).tolist()
+        self.agreed_accuracy = (right / agreed if agreed else math.nan) if len(self.module.labelers) > 1 else None
         with together(self.accelerator):
             return {name: plain(metric.compute()) for name, metric in metrics.items()}
 
@@ -186,6 +197,15 @@ class Evaluator:
     def _sum(self, tensor: Tensor) -> Tensor:
         """Summed over processes, on the tensor's own device."""
         return self.accelerator.reduce(tensor.to(self.device), "sum").to(tensor.device)
+
+
+def _right_and_agreed(predictions: Sequence[Tensor], labels: Tensor) -> Tensor:
+    """Of labeled pixels, those for which all predictions (B, H, W) are right, and those for which all are the same."""
+    first, *others = predictions
+    agreed = labels != IGNORE_INDEX
+    for other in others:
+        agreed = agreed & (first == other)
+    return torch.stack([(agreed & (first == labels)).sum(), agreed.sum()])
 
 
 def _readable(batches: Iterable[list[dict[str, Any] | Exception]]) -> Iterator[Samples]:

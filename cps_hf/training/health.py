@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from safetensors.torch import save_file
@@ -18,8 +19,8 @@ from torch import Tensor, nn
 from ..checkpointing.checkpoints import newest_checkpoint
 from ..config import CPSConfig
 from ..files import share_weights
-from ..functional import Logits, StridedLogits
-from ..objectives import Branch, LabeledBatch, ObjectiveOutput
+from ..functional import IGNORE_INDEX, Logits, StridedLogits, class_counts, pseudo_label
+from ..objectives import Branch, LabeledBatch, Objective, ObjectiveOutput
 from .batches import MicroBatch
 from .sharding import gathered
 from .state import RunState
@@ -27,6 +28,8 @@ from .state import RunState
 logger = logging.getLogger(__name__)
 
 ONE_CLASS = "one_class_branch_"
+PIXELS = "class_pixels_"
+"""Before "labels" and "pseudo_labels": how many pixels of a step each class has in them, a vector."""
 MAX_OVERFLOWS = 25
 """After so many steps in a row with gradients that are not finite fp16's loss scale, 65536 at first and halved each
 time, is 0.002: it is no overflow."""
@@ -130,7 +133,9 @@ def report(batch: MicroBatch, output: ObjectiveOutput) -> dict[str, Any]:
     values = {"loss": output.loss.detach(), **output.logs}
     return {
         "ids": batch.ids,
-        "values": {name: _as_json(float(value)) for name, value in values.items() if not name.startswith(ONE_CLASS)},
+        "values": {
+            name: _as_json(float(value)) for name, value in values.items() if not name.startswith((ONE_CLASS, PIXELS))
+        },
     }
 
 
@@ -177,24 +182,38 @@ def _where(entry: Mapping[str, Any]) -> str:
     return f"on process {entry['process']} ({values}; samples: {ids})"
 
 
-# ------------------------------------------------------------------------------------------------ collapse
+# ------------------------------------------------------------------------------------------------ predicted classes
 
 
 class Watched:
-    """A branch that notes whether all that it predicts for unlabeled images is one class.
+    """A network that notes which classes it predicts for unlabeled images.
 
     Every fourth logit of every fourth row is looked at. Where one pass holds labeled images too, these count as well.
+
+    Args:
+        least_confidence: a prediction of a smaller probability is no pseudo label.
+
+    Attributes:
+        sure: the predictions that are sure enough, 255 where none is and on padding, of passes with gradient (true)
+            and without.
+        num_labels: how many classes there are, after the first pass.
     """
 
-    def __init__(self, branch: Branch, labeled_images: Tensor):
-        self.branch, self.labeled_images = branch, labeled_images
+    def __init__(self, network: Branch, labeled_images: Tensor, *, least_confidence: float = 0.0):
+        self.network, self.labeled_images, self.least_confidence = network, labeled_images, least_confidence
+        self.sure: dict[bool, list[Tensor]] = {True: [], False: []}
+        self.num_labels = 0
         self._labels: list[Tensor] = []
 
     def __call__(self, pixel_values: Tensor, **options) -> Logits:
-        logits = self.branch(pixel_values, **options)
+        logits = self.network(pixel_values, **options)
         if pixel_values is not self.labeled_images:
-            values = logits.values if isinstance(logits, StridedLogits) else logits
-            self._labels.append(values.detach()[..., ::4, ::4].argmax(1).flatten())
+            values = (logits.values if isinstance(logits, StridedLogits) else logits).detach()
+            sample, self.num_labels = values[..., ::4, ::4], values.shape[1]
+            self._labels.append(sample.argmax(1).flatten())
+            sure = pseudo_label(sample, confidence_threshold=self.least_confidence)
+            padding = (F.interpolate(pixel_values, size=values.shape[-2:])[..., ::4, ::4] == 0).all(1)
+            self.sure[torch.is_grad_enabled()].append(sure.masked_fill(padding, IGNORE_INDEX).flatten())
         return logits
 
     def one_class(self) -> Tensor | None:
@@ -205,9 +224,27 @@ class Watched:
         return (labels == labels[0]).all().float()
 
 
-def watch(branches: Sequence[Branch], labeled: LabeledBatch) -> list[Watched]:
-    """The branches of one call of the training module."""
-    return [Watched(branch, labeled.pixel_values) for branch in branches]
+def watch(networks: Sequence[Branch], labeled: LabeledBatch, objective: Objective | None = None) -> list[Watched]:
+    """The networks of one call of the training module."""
+    least = 0.0 if objective is None else objective.least_confidence
+    return [Watched(network, labeled.pixel_values, least_confidence=least) for network in networks]
+
+
+def with_class_pixels(output: ObjectiveOutput, watched: Sequence[Watched], labels: Tensor) -> ObjectiveOutput:
+    """The output with how many pixels each class has in the pseudo labels and in the labels (B, H, W), a sample of
+    both.
+
+    Pseudo labels are what networks predict for unlabeled images without gradient, or, in a method that has no such
+    pass, what they predict for them at all.
+    """
+    found = [one for network in watched for one in network.sure[False]]
+    found = found or [one for network in watched for one in network.sure[True]]
+    if not found:
+        return output
+    num_labels = max(network.num_labels for network in watched)
+    counts = {"pseudo_labels": torch.cat(found), "labels": labels[:, ::4, ::4]}
+    noted = {f"{PIXELS}{what}": class_counts(one, num_labels) for what, one in counts.items()}
+    return output._replace(logs={**output.logs, **noted})
 
 
 def with_one_class(output: ObjectiveOutput, watched: Sequence[Watched]) -> ObjectiveOutput:

@@ -30,6 +30,9 @@ class TrainingModule(nn.Module):
         self.objective = objective
         self.teacher = make_teacher(self.branches[0]) if objective.teacher else None
         self.averages = nn.ModuleList(map(make_teacher, self.branches)) if averages else None
+        labelers = ("teacher",) if objective.teacher else [f"branch_{i}" for i in range(len(self.branches))]
+        self.labelers = [f"{name}_average" for name in labelers] if objective.averages else [*labelers]
+        """The names of the networks whose predictions are the method's pseudo labels."""
 
     def networks(self) -> dict[str, nn.Module]:
         """All by name, as they are scored and exported: "branch_0", ..., "branch_0_average", ..., "teacher"."""
@@ -53,13 +56,34 @@ class TrainingModule(nn.Module):
                 averaged.eval()
         return self
 
-    def forward(self, labeled: LabeledBatch, unlabeled: UnlabeledBatch | None, progress: Tensor) -> ObjectiveOutput:
+    def forward(
+        self,
+        labeled: LabeledBatch,
+        unlabeled: UnlabeledBatch | None,
+        progress: Tensor,
+        unlabeled_weight: Tensor | None = None,
+    ) -> ObjectiveOutput:
         """What the objective makes of a micro-batch. Batches are on the module's device: DDP and FSDP2 move tensors in
-        lists and dictionaries only, and pass these on as they are."""
-        branches = health.watch([branch.strided for branch in self.branches], labeled)
-        teacher = None if self.teacher is None else self.teacher.strided
-        asked_for = {"averages": [one.strided for one in self.averages]} if self.objective.averages else {}
+        lists and dictionaries only, and pass these on as they are.
+
+        Args:
+            unlabeled_weight: a factor on the unlabeled term. `None`: the objective does not hear of it.
+        """
+
+        def watched(networks):
+            return health.watch([network.strided for network in networks], labeled, self.objective)
+
+        branches, teachers, averages = (
+            watched(networks)
+            for networks in (self.branches, [] if self.teacher is None else [self.teacher], self.averages or [])
+        )
+        asked_for = {"averages": averages} if self.objective.averages else {}
+        if unlabeled_weight is not None:
+            asked_for["unlabeled_weight"] = unlabeled_weight
+        teacher = teachers[0] if teachers else None
         output = self.objective(branches, labeled, unlabeled, teacher=teacher, progress=progress, **asked_for)
+        if unlabeled is not None:
+            output = health.with_class_pixels(output, [*branches, *teachers, *averages], labeled.labels)
         return health.with_one_class(output, branches)
 
     def share_buffers(self, accelerator: Accelerator) -> None:

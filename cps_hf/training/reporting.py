@@ -11,6 +11,7 @@ import os
 import re
 import time
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -156,30 +157,44 @@ def _records(path: Path) -> list[tuple[str, dict[str, Any]]]:
 
 
 class Averages:
-    """Means over steps of named scalars. A step's are kept on the device until its one reading."""
+    """Means over steps of named scalars, and sums over steps of named counts. A step's are kept on the device until
+    its one reading.
+
+    Attributes:
+        counts: of the steps since `take_counts`.
+    """
 
     def __init__(self):
         self.sums: dict[str, float] = {}
+        self.counts: dict[str, list[float]] = {}
         self.steps = 0
         self._step: dict[str, Tensor] = {}
 
     def add(self, values: Mapping[str, Tensor], share: float = 1.0) -> None:
-        """Add a share of this step's values."""
+        """Add a share of this step's values, scalars or, for counts, vectors."""
         for name, value in values.items():
             value = value.detach().float() * share
             self._step[name] = self._step[name] + value if name in self._step else value
 
-    def end_step(self, accelerator: Accelerator) -> dict[str, float]:
+    def end_step(self, accelerator: Accelerator) -> dict[str, Any]:
         """This step's values, averaged over all processes: one all-reduce and one transfer to the host."""
-        means = accelerator.reduce(torch.stack([*self._step.values()]), "mean")
-        values = dict(zip(self._step, means.tolist(), strict=True))
+        means = accelerator.reduce(torch.cat([value.flatten() for value in self._step.values()]), "mean")
+        numbers = iter(means.tolist())
+        values = {
+            name: [*islice(numbers, len(value))] if value.dim() else next(numbers)
+            for name, value in self._step.items()
+        }
         self._step = {}
         return values
 
-    def keep(self, values: Mapping[str, float]) -> None:
+    def keep(self, values: Mapping[str, Any]) -> None:
         """Let a step's values count."""
         for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
+            if isinstance(value, list):
+                before = self.counts.get(name, [0.0] * len(value))
+                self.counts[name] = [a + b for a, b in zip(before, value, strict=True)]
+            else:
+                self.sums[name] = self.sums.get(name, 0.0) + value
         self.steps += 1
 
     def read(self) -> dict[str, float]:
@@ -188,11 +203,17 @@ class Averages:
         self.sums, self.steps = {}, 0
         return means
 
+    def take_counts(self) -> dict[str, list[float]]:
+        """The counts since they were last taken."""
+        counts, self.counts = self.counts, {}
+        return counts
+
     def state_dict(self) -> dict[str, Any]:
-        return {"steps": self.steps, "sums": dict(self.sums)}
+        return {"steps": self.steps, "sums": dict(self.sums), "counts": dict(self.counts)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.steps, self.sums = state["steps"], dict(state["sums"])
+        self.counts = dict(state.get("counts", {}))  # checkpoints of before version 0.3 have none
 
 
 class Stopwatch:

@@ -16,6 +16,7 @@ from ..objectives import Objective
 from .reporting import peak_memory
 from .stages import Stages
 from .state import RunState
+from .watch import watched
 
 # What a reader of a card wants to know of the settings; the rest is in the run's config.yaml.
 _SETTINGS_IN_CARD = (
@@ -69,6 +70,8 @@ def summary(run: Run, state: RunState) -> dict[str, Any]:
         "best": state.best,
         **({"stages": {**state.stages, "final": state.scores}} if run.stages.border else {}),
         "agreement": state.agreement,
+        **({"pseudo_labels": watched(state)} if state.watch else {}),
+        **({"unlabeled_weight": unlabeled_weight(run, state)} if settings["unlabeled_weight"] != 1 else {}),
         "classes": {
             "named": len(run.id2label),
             "scored": {row: scored_classes(scores) for row, scores in state.scores.items()},  # what mean_iou is over
@@ -92,6 +95,13 @@ def summary(run: Run, state: RunState) -> dict[str, Any]:
     }
 
 
+def unlabeled_weight(run: Run, state: RunState) -> dict[str, Any]:
+    """The setting, the factor at the end, and after which step no unlabeled image was read, if it came to that."""
+    setting = run.settings["unlabeled_weight"]
+    last = state.unlabeled_weight if setting == "auto" else setting
+    return {"setting": setting, "last": last, "end": run.stages.unlabeled_end}
+
+
 def card_facts(run: Run, state: RunState, branch: str, directory: str) -> dict[str, Any]:
     """What `cps_hf.hub.card.render_card` makes a page of.
 
@@ -102,9 +112,11 @@ def card_facts(run: Run, state: RunState, branch: str, directory: str) -> dict[s
     index = int(branch.split("_")[1]) if branch != "teacher" else 0
     model, settings = run.models[index], run.settings
     step = state.global_step if directory != "best" else state.best["step"]
-    objective = run.stages.objective_after(step - 1)
+    objective = run.stages.objective_of(step - 1)
     source = getattr(model.config, "_name_or_path", "") or run.backbone_sources[index]
     shown = {name: settings[name] for name in _SETTINGS_IN_CARD if settings[name] not in (None, {}, [])}
+    if objective.views and settings["unlabeled_weight"] != 1:
+        shown["unlabeled_weight"] = settings["unlabeled_weight"]
     mode = run.eval_options["mode"]
     return {
         "model_name": directory if directory != "best" else f"{Path(settings['output_dir']).name}-best",

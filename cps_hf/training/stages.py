@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from ..config import CPSConfig
 from ..objectives import Objective, Supervised
+from .state import RunState
 
 
 class Stages:
@@ -18,10 +19,11 @@ class Stages:
         border: the first stage's steps; 0: there is one stage.
     """
 
-    def __init__(self, args: CPSConfig, objective: Objective):
-        self.args, self.objective = args, objective
+    def __init__(self, args: CPSConfig, objective: Objective, state: RunState):
+        self.args, self.objective, self.state = args, objective, state
         self.border = args.pretrain_steps or 0
-        self.supervised = Supervised.of(objective) if self.border else objective
+        needed = self.border or args.unlabeled_weight == "auto"
+        self.supervised = Supervised.of(objective) if needed else objective
 
     def is_first(self, step: int) -> bool:
         """Whether the step after `step` belongs to the supervised stage."""
@@ -31,9 +33,26 @@ class Stages:
         """Whether the supervised stage ends with this step."""
         return 0 < step == self.border
 
+    @property
+    def unlabeled_end(self) -> int | None:
+        """The last step that read unlabeled images, where `unlabeled_weight="auto"` ended that."""
+        return self.state.unlabeled_end if self.args.unlabeled_weight == "auto" else None
+
+    def reads_unlabeled(self, step: int) -> bool:
+        """Whether the step after `step` reads unlabeled images."""
+        return bool(self.objective.views) and not self.is_first(step) and not self.has_ended(step)
+
+    def has_ended(self, step: int) -> bool:
+        """Whether the step after `step` would read unlabeled images, and does not any more."""
+        return self.unlabeled_end is not None and step >= self.unlabeled_end
+
+    def objective_of(self, step: int) -> Objective:
+        """The method of the stage that the step after `step` belongs to."""
+        return self.supervised if self.is_first(step) else self.objective
+
     def objective_after(self, step: int) -> Objective:
         """What the step after `step` is taken with."""
-        return self.supervised if self.is_first(step) else self.objective
+        return self.supervised if self.has_ended(step) else self.objective_of(step)
 
     def progress(self, step: int) -> float:
         """The share of its stage that is done."""
@@ -43,10 +62,14 @@ class Stages:
 
     def steps_of(self, stream: str, step: int) -> int:
         """How many steps up to `step` have read the "labeled" or the "unlabeled" stream."""
-        return step if stream == "labeled" else max(0, step - self.border)
+        if stream == "labeled":
+            return step
+        return max(0, (step if self.unlabeled_end is None else min(step, self.unlabeled_end)) - self.border)
 
     def describe(self, step: int) -> str:
-        """What the step after `step` belongs to, for people; empty with one stage."""
+        """What the step after `step` belongs to, for people; empty with one stage that goes on."""
+        if self.has_ended(step):
+            return "supervised, as unlabeled images did harm"
         if not self.border:
             return ""
         return "stage 1 of 2: supervised" if self.is_first(step) else f"stage 2 of 2: {type(self.objective).__name__}"

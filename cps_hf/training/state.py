@@ -23,6 +23,9 @@ class RunState(TrainerState):
         best: the best evaluation's rows, and its "step" and "branch"; empty before there is one.
         agreement: the share of pixels for which all branches predict one class, at the "start" and at the "end".
         stages: with `pretrain_steps`, the scores at the end of the "supervised" stage, as `scores` are.
+        watch: what `cps_hf.training.watch.Watch` has seen.
+        unlabeled_weight: with `unlabeled_weight="auto"`, the factor on the unlabeled term from the next step on.
+        unlabeled_end: with `unlabeled_weight="auto"`, the last step that read unlabeled images, once the factor is 0.
         skipped_steps: how many steps were left out since a number was not finite.
         one_class: by branch, the share of the steps since the last log in which it predicted one class everywhere.
         pending: what is still to be done at this step: {"log": the record to log or None, "evaluate": bool, "best":
@@ -39,6 +42,9 @@ class RunState(TrainerState):
     best: dict[str, Any] = field(default_factory=dict)
     agreement: dict[str, float] = field(default_factory=dict)
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    watch: dict[str, Any] = field(default_factory=dict)
+    unlabeled_weight: float = 1.0
+    unlabeled_end: int | None = None
     skipped_steps: int = 0
     one_class: dict[str, float] = field(default_factory=dict)
     pending: dict[str, Any] = field(default_factory=dict)
@@ -55,6 +61,9 @@ class RunState(TrainerState):
             "best_metric": self.best_metric,
             "agreement": self.agreement,
             "stages": self.stages,
+            "watch": self.watch,
+            "unlabeled_weight": self.unlabeled_weight,
+            "unlabeled_end": self.unlabeled_end,
             "skipped_steps": self.skipped_steps,
             "pending": self.pending,
             "log_lines": len(self.log_history),
@@ -72,6 +81,9 @@ class RunState(TrainerState):
         self.global_step = self.first_step = saved["step"]
         self.agreement, self.skipped_steps = saved["agreement"], saved["skipped_steps"]
         self.pending = saved.get("pending", {})  # checkpoints of before version 0.2 have none
+        self.unlabeled_weight = saved.get("unlabeled_weight", 1.0)  # checkpoints of before version 0.3 have none
+        self.unlabeled_end = saved.get("unlabeled_end")
+        self.watch = saved.get("watch", {}) if same_set else {}
         self.averages.load_state_dict(saved["averages"])
         self.stopwatch.total = saved["stopwatch"]
         self.scores = saved["scores"] if same_set else {}

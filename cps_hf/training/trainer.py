@@ -26,7 +26,7 @@ from ..hub.image_processors import check_processor
 from ..hub.push import push_branch, repo_id_of
 from ..modeling.classes import classes_of
 from ..objectives import CrossPseudoSupervision, Objective, ObjectiveOutput, warmed_up
-from . import batches, failures, memory, model_checks, normalization, results, setup
+from . import batches, failures, memory, model_checks, normalization, results, setup, unlabeled_weight
 from .batches import MicroBatch
 from .callbacks import Callbacks, CollapseCallback, ModelCardCallback, Pictures, PicturesCallback, PushCallback
 from .callbacks.foreign import check_callbacks
@@ -42,6 +42,7 @@ from .processes import together
 from .reporting import RunLog, mean_iou_in_words, without_nan
 from .sharding import prepare, refuse_engines
 from .stages import Stages
+from .watch import Watch
 
 logger = logging.getLogger(__name__)
 
@@ -106,6 +107,7 @@ class CPSTrainer:
         self.accelerator = accelerator = _accelerator(args)
         setup.check_launch(accelerator, args)
         id2label = setup.check_data(train_dataset, unlabeled_dataset, eval_dataset, self.objective)
+        unlabeled_weight.check(args, self.objective, eval_dataset)
 
         # Swappable training components
         crop_size = self.augmentation.crop_size
@@ -123,7 +125,8 @@ class CPSTrainer:
         if processing_class is not None:
             for model in self.models:
                 check_processor(processing_class, model.config.model_type, *means, reduces=reduces)
-        self.stages = Stages(args, self.objective)
+        self.state = setup.run_state(args, accelerator)
+        self.stages = Stages(args, self.objective, self.state)
         averages = setup.keeps_averages(args, self.objective)
         self.module = TrainingModule(self.models, self.objective, averages=averages)
         if args.torch_compile:
@@ -137,16 +140,19 @@ class CPSTrainer:
         self.device = accelerator.device
         self.image_mean, self.image_std = (torch.tensor(v, device=self.device) for v in means)
         self._progress = torch.zeros((), device=self.device)
+        self._unlabeled_weight = torch.ones((), device=self.device)
         self._class_counts: Tensor | None = None  # of the labeled set, where the objective weighs classes by them
 
         # What the run knows of itself, and what looks after it
-        self.state = setup.run_state(args, accelerator)
         self.control = TrainerControl()
         self.late = Late(args, accelerator)
         self.guard = Guard(accelerator, self.module, args, self.state)
         self.signals = signals.StopSignals()
         self.streams: dict[str, TrainStream] = {}  # "labeled" and, where the objective asks for views, "unlabeled"
         self.run_log: RunLog | None = None
+        self.unlabeled_weight = unlabeled_weight.UnlabeledWeight(args, self.state)
+        acts = self.unlabeled_weight.is_auto
+        self.watch = Watch(self.state, [*self.id2label.values()], self.module.labelers, acts=acts)
         self.evaluator = self._evaluator()
         self.run = self._run()
         pictures = self._pictures()
@@ -255,9 +261,9 @@ class CPSTrainer:
         self._begin()
         self.prepared.train()
         while not self.control.should_training_stop:
-            if state.global_step in (state.first_step, self.stages.border):
+            if state.global_step in (state.first_step, self.stages.border, self.stages.unlabeled_end):
                 self._begin_stage()
-            reads_unlabeled = unlabeled is not None and not self.stages.is_first(state.global_step)
+            reads_unlabeled = self.stages.reads_unlabeled(state.global_step)
             state.stopwatch.start()
             self.control = self.callback_handler.on_step_begin(args, state, self.control)
             # fetch: the micro-batches of the whole step, since the losses divide by its global counts
@@ -267,6 +273,7 @@ class CPSTrainer:
             ]
             batches.share_counts(micro_batches, accelerator, self._class_counts)
             self._progress.fill_(self.stages.progress(state.global_step))
+            self._unlabeled_weight.fill_(self.unlabeled_weight.value)
             self.guard.before_step()
             # forward, backward
             outputs = [self._forward_backward(batch) for batch in micro_batches]
@@ -321,10 +328,10 @@ class CPSTrainer:
         """The objective that acts from here on; the second stage's optimizer knows nothing of the first's steps."""
         step, stages = self.state.global_step, self.stages
         self.module.objective = stages.objective_after(step)
-        if stages.border:
-            self.run_log.bar.set_description(stages.describe(step))
+        if said := stages.describe(step):
+            self.run_log.bar.set_description(said)
             last = stages.border if stages.is_first(step) else self.args.max_steps
-            logger.info("Steps %d to %d are %s.", step + 1, last, stages.describe(step))
+            logger.info("Steps %d to %d are %s.", step + 1, last, said)
         if stages.is_border(step):
             self.optimizer.state.clear()
 
@@ -342,12 +349,17 @@ class CPSTrainer:
         """One micro-batch; gradients add up. (Accelerate divides by the accumulation steps.)"""
         setup.accumulate_as_told(self.accelerator, self.args)
         with self.accelerator.accumulate(self.prepared):
-            output = self.prepared(batch.labeled, batch.unlabeled, self._progress)
+            output = self.prepared(batch.labeled, batch.unlabeled, self._progress, **self._scaled(batch))
             self.accelerator.backward(output.loss)
         output = output._replace(loss=output.loss.detach())
         share = 1 / self.args.gradient_accumulation_steps
         self.state.averages.add({"loss": output.loss, **output.logs}, share)
         return output
+
+    def _scaled(self, batch: MicroBatch) -> dict[str, Tensor]:
+        """The factor on the unlabeled term, where the settings have one: a method of one's own may not take it."""
+        scales = batch.unlabeled is not None and self.args.unlabeled_weight != 1
+        return {"unlabeled_weight": self._unlabeled_weight} if scales else {}
 
     def _update_averages(self) -> None:
         """What is averaged over steps takes its share of this one. A teacher begins with the second stage: until then
@@ -403,7 +415,7 @@ class CPSTrainer:
             else:
                 self.late.failed.pop(EVALUATION, None)
                 pending |= {"evaluate": False, "best": True}
-                self._report(metrics)
+                self._report(metrics | self._watch_pseudo_labels())
         if pending.get("best"):
             try:
                 self._keep_best()
@@ -418,6 +430,20 @@ class CPSTrainer:
             logger.info("Stage 1 of 2 is done at step %d: %s.", self.state.global_step, said or "no scores")
         self.state.pending = {name: value for name, value in pending.items() if value}
 
+    def _watch_pseudo_labels(self) -> dict[str, float]:
+        """What there is to log of pseudo labels after an evaluation, which may lower the unlabeled term's weight."""
+        step, agreed_accuracy = self.state.global_step, self.evaluator.agreed_accuracy
+        if not self.state.scores or not self.objective.views:
+            return {}
+        if self.stages.is_border(step):
+            self.watch.begin(agreed_accuracy)
+        if not self.stages.reads_unlabeled(step - 1):
+            return {}
+        numbers, has_fallen = self.watch.look(agreed_accuracy)
+        if has_fallen and self.unlabeled_weight.is_auto:
+            self.unlabeled_weight.lower()
+        return numbers
+
     def _means(self) -> dict[str, float]:
         """The record of the steps since the last one."""
         state, means = self.state, self.state.averages.read()
@@ -427,6 +453,8 @@ class CPSTrainer:
         means["learning_rate"] = setup.current_learning_rate(self.optimizer)
         if self.stages.border:
             means["stage"] = 1.0 if state.global_step <= self.stages.border else 2.0
+        if self.args.unlabeled_weight != 1 and state.global_step > self.stages.border:
+            means["unlabeled_weight"] = self.unlabeled_weight.value
         return {**means, "images_per_second": state.stopwatch.read()}
 
     def _finish(self) -> dict[str, Any]:
@@ -458,7 +486,8 @@ class CPSTrainer:
 
         Returns:
             `<prefix>_mean_iou` (of the best single branch: what can be exported), `<prefix>_<row>_mean_iou`,
-            `_mean_accuracy` and `_overall_accuracy` for each row, and `<prefix>_agreement`. Fractions. The per-class
+            `_mean_accuracy` and `_overall_accuracy` for each row, `<prefix>_agreed_accuracy` (`Evaluator.scores`),
+            and `<prefix>_agreement`. Fractions. The per-class
             scores are in `self.state.scores`; of another set than the run's they are
             `self.evaluator.scores(eval_dataset)`, and no part of the run's results. Empty without an evaluation set.
         """
@@ -478,6 +507,8 @@ class CPSTrainer:
             for row, scores in by_row.items():
                 for key in ("mean_iou", "mean_accuracy", "overall_accuracy"):
                     metrics[f"{metric_key_prefix}_{row}_{key}"] = scores[key]
+            if self.evaluator.agreed_accuracy is not None:
+                metrics[f"{metric_key_prefix}_agreed_accuracy"] = self.evaluator.agreed_accuracy
             self.state.scores = by_row if eval_dataset is None else self.state.scores
         if eval_dataset is None:
             agreement = self._agreement_at_the_end()

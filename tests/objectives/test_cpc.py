@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from support.by_hand import C, TinyBranch, batches, log_softmax, pixels, supervised_by_hand
+from support.by_hand import C, TinyBranch, arg_max, batches, log_softmax, pixels, supervised_by_hand
 from support.toy import tiny_upernet, toy_models
 from transformers import AutoModelForSemanticSegmentation
 
@@ -102,7 +102,33 @@ def test_the_weight_grows_over_the_ramp_up():
     torch.testing.assert_close(out.loss.detach(), out.logs["supervised_loss"] + 25 * out.logs["cpc_loss"])
 
 
-@pytest.mark.parametrize(("field", "value"), [("weight", -1.0), ("ramp_up", 2.0)])
+@pytest.mark.parametrize("cutmix", [False, True])
+def test_class_balance_weighs_each_pixel_by_its_targets_most_likely_class(cutmix):
+    branches = [TinyBranch(1), TinyBranch(2)]
+    labeled, unlabeled = batches(("weak", "cutmix_mask"))
+    sets = [(labeled.pixel_values, labeled.valid), (unlabeled.weak, unlabeled.valid)]
+    count = labeled.valid.sum().item() + unlabeled.valid.sum().item()
+    if cutmix:
+        partner, mask = [1, 0, 3, 2], unlabeled.cutmix_mask
+        images = torch.where(mask[:, None], unlabeled.weak[partner], unlabeled.weak)
+        sets = [(images, torch.where(mask, unlabeled.valid[partner], unlabeled.valid))]
+        count = unlabeled.valid.sum().item()
+    total = 0.0
+    for images, valid in sets:  # the frequencies are those of each of the two batches
+        for student, other in (branches, branches[::-1]):
+            targets = {p: probabilities(other, images[p[0]], *p[1:]) for p in pixels(images) if valid[p]}
+            counts = [max(1, [arg_max(t) for t in targets.values()].count(c)) for c in range(C)]
+            scale = len(targets) / sum(counts[arg_max(t)] ** -0.5 for t in targets.values())
+            for (i, y, x), target in targets.items():
+                loss = difference(probabilities(student, images[i], y, x), target)
+                total += scale * counts[arg_max(target)] ** -0.5 * loss
+    plain = CrossProbabilityConsistency(cutmix=cutmix)(branches, labeled, unlabeled).logs["cpc_loss"]
+    loss = CrossProbabilityConsistency(cutmix=cutmix, class_balance=0.5)(branches, labeled, unlabeled).logs["cpc_loss"]
+    assert loss.item() == pytest.approx(total / count, rel=1e-4)
+    assert loss.item() != pytest.approx(plain.item(), rel=2e-3)
+
+
+@pytest.mark.parametrize(("field", "value"), [("weight", -1.0), ("ramp_up", 2.0), ("class_balance", 1.5)])
 def test_a_bad_hyper_parameter_is_named(field, value):
     with pytest.raises(ValueError, match=f"`{field}`.*{value}"):
         CrossProbabilityConsistency(**{field: value})

@@ -103,3 +103,24 @@ def test_dice_takes_its_sums_over_processes(sends):
     _, _, output = call("supervised", labeled, labeled_loss="dice")
     assert len(seen) == 2 and seen[0].shape == (3, C)
     torch.testing.assert_close(output.loss, alone.loss)  # it is the same for sums and their means
+
+
+@pytest.mark.parametrize("name", [name for name, cls in OBJECTIVES.items() if cls().views])
+def test_the_runs_own_factor_scales_the_unlabeled_term_alone(name):
+    """The loss is a line in the factor, whose value at 0 is the labeled loss (in UniMatch, half of it)."""
+    options = {"confidence_threshold": 0.0} if "confidence_threshold" in OBJECTIVES[name].__dataclass_fields__ else {}
+    losses = []
+    for factor in (0.0, 1.0, torch.tensor(0.25)):
+        objective = OBJECTIVES[name](**options)
+        branches = [TinyBranch(seed) for seed in range(1 if objective.teacher else 2)]
+        labeled, unlabeled = batches(objective.views)
+        torch.manual_seed(0)
+        how = {"progress": 1.0, "unlabeled_weight": factor, **averaged_for(objective)}
+        output = objective(branches, labeled, unlabeled, **how)
+        losses.append(output.loss.item())
+    labeled_part = output.logs["supervised_loss"].item() / (2 if name.startswith("unimatch") else 1)
+    assert losses[0] == pytest.approx(labeled_part, rel=1e-6) and losses[1] > losses[0] + 1e-3
+    assert losses[2] - losses[0] == pytest.approx(0.25 * (losses[1] - losses[0]), rel=1e-4)
+    torch.manual_seed(0)
+    unchanged = objective(branches, labeled, unlabeled, progress=1.0, **averaged_for(objective))
+    assert unchanged.loss.item() == losses[1]

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support.by_hand import C, TinyBranch, batches, log_softmax, mapped, pixels, supervised_by_hand
+from support.by_hand import C, TinyBranch, arg_max, batches, log_softmax, mapped, pixels, supervised_by_hand
 
 from cps_hf.functional.cutmix import draw_cutmix_masks
 from cps_hf.objectives import MeanTeacher
@@ -64,6 +64,33 @@ def test_partners_that_an_odd_batch_brings_along_are_used():
             total += sum((math.exp(a) - math.exp(b)) ** 2 for a, b in zip(p, q, strict=True)) / C
     found = objective([student], labeled, odd, teacher=teacher).logs["consistency_loss"].item()
     assert found == pytest.approx(total / odd.valid.sum().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("perturbation", ["cutmix", "jitter", "noise"])
+def test_class_balance_weighs_each_pixel_by_the_teachers_most_likely_class(perturbation):
+    how = {"perturbation": perturbation, "noise_std": 0.0, "confidence_threshold": 0.0}
+    student, teacher = TinyBranch(1), TinyBranch(3)
+    labeled, unlabeled = batches(MeanTeacher(**how).views)
+    seen = unlabeled.strong if perturbation == "jitter" else unlabeled.weak
+    targets = {}  # of each pixel: which one the student sees, the teacher's and the student's probabilities
+    for i, y, x in pixels(unlabeled.weak):
+        source = [1, 0, 3, 2][i] if perturbation == "cutmix" and unlabeled.cutmix_mask[i, y, x] else i
+        if unlabeled.valid[source, y, x]:
+            q = [math.exp(v) for v in log_softmax(teacher, unlabeled.weak[source], y, x)]
+            targets[i, y, x] = (q, [math.exp(v) for v in log_softmax(student, seen[source], y, x)])
+    counts = [max(1, [arg_max(q) for q, _ in targets.values()].count(c)) for c in range(C)]
+    scale = len(targets) / sum(counts[arg_max(q)] ** -0.5 for q, _ in targets.values())
+    total = sum(
+        scale * counts[arg_max(q)] ** -0.5 * sum((a - b) ** 2 for a, b in zip(p, q, strict=True)) / C
+        for q, p in targets.values()
+    )
+    plain, found = (
+        MeanTeacher(class_balance=power, **how)([student], labeled, unlabeled, teacher=teacher).logs
+        for power in (0.0, 0.5)
+    )
+    assert found["consistency_loss"].item() == pytest.approx(total / unlabeled.valid.sum().item(), rel=1e-4)
+    assert found["consistency_loss"].item() != pytest.approx(plain["consistency_loss"].item(), rel=2e-3)
+    assert found["supervised_loss"] == plain["supervised_loss"]
 
 
 def test_by_default_the_weight_is_one_for_the_sum_over_classes_and_grows_over_a_quarter():
@@ -188,7 +215,7 @@ def test_a_tied_parameter_is_averaged_once():
     ("field", "value"),
     [
         *(("weight", -1.0), ("decay", 1.5), ("noise_std", -0.1), ("perturbation", "blur")),
-        *(("confidence_threshold", 1.1), ("ramp_up", -0.5)),
+        *(("confidence_threshold", 1.1), ("ramp_up", -0.5), ("class_balance", 1.5)),
     ],
 )
 def test_a_bad_hyper_parameter_is_named(field, value):

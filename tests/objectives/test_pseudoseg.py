@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from support.by_hand import TinyBranch, arg_max, batches, log_softmax, pixels, supervised_by_hand
+from support.by_hand import C, TinyBranch, arg_max, batches, log_softmax, pixels, supervised_by_hand
 
 from cps_hf.objectives import PseudoSeg
 
@@ -60,7 +60,29 @@ def test_the_weak_view_gets_no_gradient():
     torch.testing.assert_close(branch.conv.weight.grad, reference.conv.weight.grad)
 
 
-@pytest.mark.parametrize(("field", "value"), [("weight", -1.0), ("temperature", 0.0), ("ramp_up", -1.0)])
+def test_class_balance_weighs_each_pixel_by_its_targets_most_likely_class():
+    branch = TinyBranch(1)
+    labeled, unlabeled = batches(VIEWS)
+    targets = {
+        p: sharpened(log_softmax(branch, unlabeled.weak[p[0]], *p[1:]), 0.5)
+        for p in pixels(unlabeled.weak)
+        if unlabeled.valid[p]
+    }
+    counts = [max(1, [arg_max(t) for t in targets.values()].count(c)) for c in range(C)]
+    scale = len(targets) / sum(counts[arg_max(t)] ** -0.5 for t in targets.values())
+    total = 0.0
+    for (i, y, x), target in targets.items():
+        log_probs = log_softmax(branch, unlabeled.strong[i], y, x)
+        loss = -sum(q * p for q, p in zip(target, log_probs, strict=True))
+        total += scale * counts[arg_max(target)] ** -0.5 * loss
+    plain = PseudoSeg()([branch], labeled, unlabeled).logs["unsupervised_loss"].item()
+    loss = PseudoSeg(class_balance=0.5)([branch], labeled, unlabeled).logs["unsupervised_loss"].item()
+    assert loss == pytest.approx(total / len(targets), rel=1e-5) and loss != pytest.approx(plain, rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("weight", -1.0), ("temperature", 0.0), ("ramp_up", -1.0), ("class_balance", 1.5)]
+)
 def test_a_bad_hyper_parameter_is_named(field, value):
     with pytest.raises(ValueError, match=f"`{field}`.*{value}"):
         PseudoSeg(**{field: value})

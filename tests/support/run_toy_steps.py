@@ -14,7 +14,7 @@ from transformers import SegformerConfig
 
 from cps_hf.data import order
 from cps_hf.objectives import CrossPseudoSupervision, MeanTeacher
-from cps_hf.training import batches, sharding
+from cps_hf.training import batches, sharding, watch
 from cps_hf.training.trainer import CPSTrainer
 from support.toy import settings, toy_models, write_world
 
@@ -28,6 +28,7 @@ parser.add_argument("--mixed_precision", default="no")
 parser.add_argument("--segformer", action="store_true", help="a tiny one, in place of two convolutions")
 parser.add_argument("--teacher", action="store_true", help="Mean Teacher in place of CPS")
 parser.add_argument("--evaluate", action="store_true")
+parser.add_argument("--always_fallen", action="store_true", help="each score counts as fallen")
 parser.add_argument("--settings", type=json.loads, default={}, help="further fields of CPSConfig, as JSON")
 parser.add_argument("--objective", type=json.loads, default={}, help="further fields of CPS, as JSON")
 options = parser.parse_args()
@@ -35,6 +36,8 @@ options = parser.parse_args()
 torch.set_num_threads(1)
 torch.backends.cudnn.allow_tf32 = False  # float32 steps on a GPU are compared with a CPU's
 order.MapReader.source_at = lambda self, position: position % self.length  # the files' own order
+if options.always_fallen:
+    watch.TOLERANCE = -2.0
 if options.local_counts:
     batches.share_counts = lambda *_: None
 
@@ -57,7 +60,6 @@ trainer = CPSTrainer(
     segformer if options.segformer else toy_models(1 if options.teacher else 2),
     **settings(
         output_dir=str(options.out.with_suffix(".run")),
-        max_steps=3,
         per_device_train_batch_size=options.batch,
         gradient_accumulation_steps=options.accumulation,
         crop_size=[40, 40],
@@ -65,7 +67,12 @@ trainer = CPSTrainer(
         dataloader_num_workers=0,
         disable_tqdm=True,
         mixed_precision=options.mixed_precision,
-        **{"agreement_images": 0, "learning_rate": 0.05 if options.segformer else 0.5, **options.settings},
+        **{
+            "max_steps": 3,
+            "agreement_images": 0,
+            "learning_rate": 0.05 if options.segformer else 0.5,
+            **options.settings,
+        },
     ),
     objective=objective,
     train_dataset=write_world(world / "labeled", sizes),
