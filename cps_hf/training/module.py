@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ..modeling.branches import Branch
+from ..objectives import Branch as CallableBranch
 from ..objectives import LabeledBatch, Objective, ObjectiveOutput, UnlabeledBatch
 from . import health
 from .ema import make_teacher
@@ -22,10 +23,20 @@ class TrainingModule(nn.Module):
     Args:
         averages: whether an average of each branch is kept, as the teacher is: whoever steps the optimizer updates
             it.
+        labelers: the finished networks that the objective names. They are no part of the module: not trained, not
+            sharded or broadcast, not saved.
     """
 
-    def __init__(self, models: Sequence[nn.Module], objective: Objective, *, averages: bool = False):
+    def __init__(
+        self,
+        models: Sequence[nn.Module],
+        objective: Objective,
+        *,
+        averages: bool = False,
+        labelers: Sequence[CallableBranch] = (),
+    ):
         super().__init__()
+        self.labelers = tuple(labelers)  # a tuple's modules are not registered
         self.branches = nn.ModuleList(Branch(model) for model in models)
         self.objective = objective
         self.teacher = make_teacher(self.branches[0]) if objective.teacher else None
@@ -59,6 +70,7 @@ class TrainingModule(nn.Module):
         branches = health.watch([branch.strided for branch in self.branches], labeled)
         teacher = None if self.teacher is None else self.teacher.strided
         asked_for = {"averages": [one.strided for one in self.averages]} if self.objective.averages else {}
+        asked_for |= {"labelers": self.labelers} if self.objective.labelers else {}
         output = self.objective(branches, labeled, unlabeled, teacher=teacher, progress=progress, **asked_for)
         return health.with_one_class(output, branches)
 

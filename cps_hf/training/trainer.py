@@ -36,6 +36,7 @@ from .evaluation import Evaluator
 from .export import BranchExporter
 from .health import ONE_CLASS, Guard
 from .inspection import absent_line, look_at_labels
+from .labelers import check_sources, load_labelers
 from .late import CHECKPOINT, EVALUATION, Late
 from .module import TrainingModule
 from .processes import together
@@ -105,6 +106,7 @@ class CPSTrainer:
         setup.check_precision(args)
         self.accelerator = accelerator = _accelerator(args)
         setup.check_launch(accelerator, args)
+        check_sources(self.objective.labelers)
         id2label = setup.check_data(train_dataset, unlabeled_dataset, eval_dataset, self.objective)
 
         # Swappable training components
@@ -124,7 +126,16 @@ class CPSTrainer:
                 check_processor(processing_class, model.config.model_type, *means, reduces=reduces)
         self.stages = Stages(args, self.objective)
         averages = setup.keeps_averages(args, self.objective)
-        self.module = TrainingModule(self.models, self.objective, averages=averages)
+        self.labelers = load_labelers(
+            self.objective.labelers,
+            id2label=self.id2label,
+            image_mean=self.model_config.image_mean,
+            image_std=self.model_config.image_std,
+            crop_size=crop_size,
+            device=accelerator.device,
+            trust_remote_code=self.model_config.trust_remote_code,
+        )
+        self.module = TrainingModule(self.models, self.objective, averages=averages, labelers=self.labelers)
         if args.torch_compile:
             self.module.compile_networks(args.torch_compile_backend, args.torch_compile_mode)
         if optimizers[0] is not None:
@@ -721,6 +732,7 @@ class CPSTrainer:
             lr_scheduler=self.lr_scheduler,
             accelerator=self.accelerator,
             class_counts=self._class_counts,
+            labelers=[labeler.sha256() for labeler in self.labelers],
         )
 
     def _complete(self, saved: dict[str, Any]) -> dict[str, Any]:
