@@ -61,11 +61,12 @@ class Labeler:
         return digest.hexdigest()[:16]
 
 
-def check_sources(sources: Sequence[str]) -> None:
+def check_sources(sources: Sequence[str], *, option: str = "labelers") -> None:
     """Refuses what is no branch's folder, before models are built.
 
     Args:
-        sources: what `labelers` names. One that may be a Hub id is not looked up.
+        sources: folders of exported branches, or Hub ids, which are not looked up.
+        option: which names them.
 
     Raises:
         ValueError: a folder is missing, is a run's, or holds no model.
@@ -77,15 +78,15 @@ def check_sources(sources: Sequence[str]) -> None:
         inside = sorted(found.parent.name for found in path.glob("*/config.json")) if path.is_dir() else []
         if inside:
             raise ValueError(
-                f"`labelers`: {source} is the folder of a run. Name networks in it, like {path / inside[0]} (it has "
+                f"`{option}`: {source} is the folder of a run. Name networks in it, like {path / inside[0]} (it has "
                 f"{', '.join(inside)})."
             )
         if path.is_dir():
-            raise ValueError(f"`labelers`: {source} holds no model (config.json is missing).")
+            raise ValueError(f"`{option}`: {source} holds no model (config.json is missing).")
         is_local = source.startswith((".", "/", "~")) or source.count("/") > 1 or path.parent.is_dir()
         if path.exists() or ("/" in source and is_local):
             raise ValueError(
-                f"`labelers`: there is no folder {source}. Name folders of exported branches, like OUT/branch_0, or "
+                f"`{option}`: there is no folder {source}. Name folders of exported branches, like OUT/branch_0, or "
                 "Hub ids."
             )
 

@@ -141,8 +141,8 @@ def test_partners_that_an_odd_batch_brings_along_are_labeled_by_themselves():
 
 
 def test_class_weights_are_the_labeled_terms_and_class_balance_the_other_ones():
-    student, labelers = TinyBranch(1).double(), [TinyBranch(7).double()]
-    labeled, unlabeled = (mapped(batch, as_double) for batch in batches(VIEWS))
+    student, labelers = TinyBranch(1), [TinyBranch(7)]
+    labeled, unlabeled = batches(VIEWS)
 
     def logs(**fields):
         return FixedTeacher(labelers=["a"], **fields)([student], labeled, unlabeled, labelers=labelers).logs
