@@ -169,6 +169,7 @@ PROGRAM = str(SUPPORT / "run_toy_steps.py")
 def test_two_processes_and_accumulation_take_the_steps_of_one(root, tmp_path, sharded):
     def steps(name, *words, **options):
         out = tmp_path / f"{name}.pt"
+        words = (*words, "--settings", '{"logging_steps": 1}')
         done = launch(PROGRAM, str(out), "--labelers", *pair(root), *words, **options)
         assert done.returncode == 0, done.stderr[-3000:]
         return torch.load(out)
