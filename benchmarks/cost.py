@@ -180,11 +180,14 @@ def make_batches(
         unlabeled[view] = marks(size) if "mask" in view else images(size)
         if "mask" in view:  # half an image, so that a check on real tensors mixes
             unlabeled[view][:, : height // 2] = False
+        if view == "pseudo_labels":
+            unlabeled[view] = torch.zeros(size, height, width, dtype=torch.long)
         if view == "second_crop":
             unlabeled["second_valid"] = marks(size)
     if size % 2:  # the neighbour's images are sent along
         sent = {"weak", "strong", "strong_2"} & set(objective.views)
         unlabeled |= {f"partner_{view}": images(size) for view in sent}
+        unlabeled |= {f"partner_{view}": unlabeled[view] for view in {"pseudo_labels"} & set(objective.views)}
         unlabeled["partner_valid"] = marks(size)
     return labeled, UnlabeledBatch(**unlabeled)
 

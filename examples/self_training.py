@@ -3,13 +3,18 @@
     accelerate launch examples/self_training.py
         on the drawn street scenes, 12 labeled images of 400.
 
-    accelerate launch examples/self_training.py --teacher outputs/train_cps/branch_0 --output_dir outputs/cps_then_st
-        the second and third stage alone: the labels come from a trained network, e.g. a CPS branch.
+    accelerate launch examples/self_training.py --teacher outputs/train_cps/branch_0 outputs/train_cps/branch_1 \\
+        --output_dir outputs/cps_then_st
+        the second and third stage alone: the labels come from trained networks, e.g. a CPS pair.
 
-Further options are those of `cps-hf train`; `--objective` (default: supervised) is the third stage's. In OUT:
-`labeling/`, the first stage's run, whose branch 0 at the last step labels; `pseudo_labels/`, a data set of labels with
-their soft-max confidence, and `contact_sheet.png`; and the third stage's run. The same command again goes on where it
-stopped.
+Further options are those of `cps-hf train`; `--objective` is the third stage's. `fixed_teacher`, the default: fresh
+branches learn the labels on strong views with CutMix (`--num_branches 1`: one). `supervised`, as in the paper: the
+pseudo labels count as labels. Another one: likewise, and it has the unlabeled images too (`cps`: section 4.5 of the
+paper). Labels are made once, of whole images or by windows, as `--eval_mode` says, and are hard. Labels of each crop
+during training, hard or soft: `cps-hf train --objective fixed_teacher --labelers ...`.
+
+In OUT: `labeling/`, the first stage's run; `pseudo_labels/`, a data set of labels with their soft-max confidence, and
+`contact_sheet.png`; and the third stage's run. The same command again goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -18,7 +23,7 @@ import dataclasses
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +37,8 @@ from cps_hf.commands.datasets import TrainingSets, load_data
 from cps_hf.commands.errors import mendable
 from cps_hf.commands.settings import Settings
 from cps_hf.inference.ensemble import Ensemble
+from cps_hf.inference.windows import check_options, default_stride
+from cps_hf.training.labelers import check_sources
 from cps_hf.training.self_training import contact_sheet, label_dataset, with_pseudo_labels
 
 
@@ -40,11 +47,19 @@ class SelfTrainingConfig:
     """What this script adds.
 
     Self-training
-        teacher: who labels: a branch's folder or Hub id; none: a network that the first stage trains on the labels.
-        pseudo_label_threshold: pixels that it is less sure of are ignored; 0, as in the paper: none.
+        teacher: who labels, by the mean of their probabilities: folders of branches, or Hub ids; none: networks that
+            the first stage trains on the labels.
+        first_stage_labelers: which of the first stage's networks label, e.g. branch_0 branch_0_average (with
+            `ema_decay`); none: all of its branches. Only without `teacher`.
+        pseudo_label_flip: label by the mean over the image and its mirror image.
+        pseudo_label_scales: label by the mean over images at these sizes.
+        pseudo_label_threshold: pixels that they are less sure of are ignored; 0, as in the paper: none.
     """
 
-    teacher: str | None = None
+    teacher: list[str] = field(default_factory=list)
+    first_stage_labelers: list[str] = field(default_factory=list)
+    pseudo_label_flip: bool = True
+    pseudo_label_scales: list[float] = field(default_factory=lambda: [1.0])
     pseudo_label_threshold: float = 0.0
 
 
@@ -57,7 +72,7 @@ class SelfTrainingSettings(Settings):
 
 def main(argv: Sequence[str]) -> dict[str, Any]:
     description = __doc__.split("\n")[0].removesuffix(".")
-    settings = train.parse(argv, SelfTrainingSettings, default_objective="supervised", description=description)
+    settings = train.parse(argv, SelfTrainingSettings, default_objective="fixed_teacher", description=description)
     with mendable(settings.args.output_dir, train.MENDABLE):
         is_main = train.join_processes(settings.args.ddp_timeout)
         results, settings, names = train_in_stages(settings)
@@ -72,7 +87,14 @@ def train_in_stages(settings: SelfTrainingSettings) -> tuple[dict[str, Any], Sel
     state, output_dir = PartialState(), Path(args.output_dir)
     if data.smoke or data.streaming:
         raise ValueError("Self-training needs a data set that is not streamed, and has no `--smoke`.")
-    if args.overwrite_output_dir and own.teacher is None and state.is_main_process:
+    if getattr(settings.objective, "labelers", None):
+        raise ValueError(
+            "`--labelers` label during training, and here labels are made before it: name the networks by "
+            "`--teacher`, or train by `cps-hf train`."
+        )
+    check_sources(own.teacher, option="teacher")
+    options = labeling_options(settings)
+    if args.overwrite_output_dir and not own.teacher and state.is_main_process:
         for stage in ("labeling", "pseudo_labels"):
             shutil.rmtree(output_dir / stage, ignore_errors=True)
     state.wait_for_everyone()
@@ -81,10 +103,10 @@ def train_in_stages(settings: SelfTrainingSettings) -> tuple[dict[str, Any], Sel
         raise ValueError(f"`partition={data.partition}` leaves no image unlabeled: there is nothing to label.")
 
     # train
-    teacher = own.teacher or str(train_labeling_network(settings, sets))
+    teachers = own.teacher or train_labeling_networks(settings, sets)
 
     # label the unlabeled images
-    network, folder = Ensemble.from_pretrained([teacher], device=state.device), output_dir / "pseudo_labels"
+    network, folder = Ensemble.from_pretrained(teachers, device=state.device), output_dir / "pseudo_labels"
     label_dataset(
         network,
         sets.unlabeled,
@@ -94,34 +116,55 @@ def train_in_stages(settings: SelfTrainingSettings) -> tuple[dict[str, Any], Sel
         num_processes=state.num_processes,
         num_workers=args.dataloader_num_workers,
         progress=state.is_main_process and not args.disable_tqdm,
-        own_size=True,
+        **options,
     )
     state.wait_for_everyone()
     if state.is_main_process:
         contact_sheet(sets.unlabeled, folder, output_dir / "contact_sheet.png")
-    with state.main_process_first():  # who fills the cache of `datasets`
-        taught = with_pseudo_labels(sets.unlabeled, folder, confidence_threshold=own.pseudo_label_threshold)
 
     # train anew on both
-    both = concatenate_datasets([sets.labeled.select_columns(["image", "label", "id"]), taught])
+    with state.main_process_first():  # who fills the cache of `datasets`
+        sets = both_sets(settings, sets, folder)
     if args.resume_from_checkpoint is None and not args.overwrite_output_dir:
         settings = settings.with_values(resume_from_checkpoint=newest_checkpoint(output_dir) is not None or None)
-    trainer, settings = train.build(settings, sets._replace(labeled=both))
+    trainer, settings = train.build(settings, sets)
     return trainer.train(), settings, [*trainer.id2label.values()]
 
 
-def train_labeling_network(settings: SelfTrainingSettings, sets: TrainingSets) -> Path:
-    """The first stage, on the labeled images alone: its branch 0 at the last step."""
+def labeling_options(settings: SelfTrainingSettings) -> dict[str, Any]:
+    """How images are labeled, options of `Ensemble.logits`: at their own size, as the run evaluates them."""
+    own, evaluation = settings.self_training, settings.evaluation
+    options: dict[str, Any] = {"flip": own.pseudo_label_flip, "scales": own.pseudo_label_scales}
+    options["mode"] = evaluation.eval_mode
+    if evaluation.eval_mode == "sliding":
+        crop = tuple(evaluation.eval_crop_size or settings.augmentation.crop_size)
+        options |= {"crop_size": crop, "stride": tuple(evaluation.eval_stride or default_stride(crop))}
+    check_options(**options)
+    return options | {"own_size": True}
+
+
+def both_sets(settings: SelfTrainingSettings, sets: TrainingSets, folder: Path) -> TrainingSets:
+    """The third stage's: with pseudo labels beside the unlabeled images, or as further labeled ones."""
+    threshold = settings.self_training.pseudo_label_threshold
+    if "pseudo_labels" in settings.objective.views:
+        options = {"confidence_threshold": threshold, "column": "pseudo_label"}
+        return sets._replace(unlabeled=with_pseudo_labels(sets.unlabeled, folder, **options))
+    taught = with_pseudo_labels(sets.unlabeled, folder, confidence_threshold=threshold)
+    return sets._replace(labeled=concatenate_datasets([sets.labeled.select_columns(["image", "label", "id"]), taught]))
+
+
+def train_labeling_networks(settings: SelfTrainingSettings, sets: TrainingSets) -> list[str]:
+    """The first stage, on the labeled images alone: those of its networks, at the last step, that label."""
     folder = Path(settings.args.output_dir) / "labeling"
     if not (folder / "results.json").is_file():
         resume = newest_checkpoint(folder) is not None or None
-        loss = {f.name: getattr(settings.objective, f.name) for f in dataclasses.fields(Supervised)}
         first = settings.with_values(
             output_dir=str(folder), resume_from_checkpoint=resume, overwrite_output_dir=not resume
         )
-        trainer, _ = train.build(dataclasses.replace(first, objective=Supervised(**loss)), sets)
+        trainer, _ = train.build(dataclasses.replace(first, objective=Supervised.of(settings.objective)), sets)
         trainer.train()
-    return folder / "branch_0"
+    branches = sorted(path.name for path in folder.glob("branch_*") if not path.name.endswith("_average"))
+    return [str(folder / name) for name in settings.self_training.first_stage_labelers or branches]
 
 
 if __name__ == "__main__":

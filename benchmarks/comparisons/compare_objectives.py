@@ -310,7 +310,7 @@ class Comparison:
             settings = settings.with_values(models=models, backbone=backbone, num_branches=None)
         if method == "self_training":
             teacher = str(needs[0].folder / "branch_0")
-            program = (str(SELF_TRAINING), "--teacher", teacher)
+            program = (str(SELF_TRAINING), "--teacher", teacher, "--pseudo_label_flip", "false")  # as in its paper
         return Cell(name, settings, program)
 
     def report(self, *, pictures: bool) -> None:

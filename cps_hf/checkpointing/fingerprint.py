@@ -49,6 +49,7 @@ def fingerprint(
     lr_scheduler: Any,
     accelerator: Accelerator,
     class_counts: torch.Tensor | None = None,
+    labelers: Sequence[str] = (),
 ) -> dict[str, Any]:
     """All that decides how a run goes on, by what a change of it does; JSON values only.
 
@@ -58,9 +59,11 @@ def fingerprint(
         groups: the settings, `CPSConfig` first.
         objective: a dataclass of the method's hyper-parameters.
         class_counts: the labeled set's pixels by class, where the run weighs classes by them.
+        labelers: which networks label for the method, a hash of each.
     """
     args, settings = groups[0], flat(*groups)
     micro_batches = args.gradient_accumulation_steps * accelerator.num_processes
+    free = names_of_kind("free", objective)
     found = {
         "run": {name: settings[name] for name in sorted(names_of_kind(None, *groups))}
         | {
@@ -68,10 +71,11 @@ def fingerprint(
             "labeled images a step": args.per_device_train_batch_size * micro_batches,
             "unlabeled images a step": args.unlabeled_batch_size * micro_batches if objective.views else 0,
             "objective": type(objective).__name__,
-            **{f"objective.{name}": value for name, value in asdict(objective).items()},
+            **{f"objective.{name}": value for name, value in asdict(objective).items() if name not in free},
             **_dataset("train_dataset", train_dataset, with_label=True),
             **(_judged_by(settings, eval_dataset) if args.unlabeled_weight == "auto" else {}),
             **({} if class_counts is None else {"train_dataset, pixels by class": class_counts.tolist()}),
+            **{f"labeler {i}, hash of its weights": value for i, value in enumerate(labelers)},
             **_dataset("unlabeled_dataset", unlabeled_dataset if objective.views else None, with_label=False),
             "optimizer": type(getattr(optimizer, "optimizer", optimizer)).__name__,
             "scheduler": type(lr_scheduler).__name__,
@@ -102,7 +106,8 @@ def with_new_fields(saved: dict[str, Any], groups: Sequence[Any], objective: Any
     added = {
         part: {n: values[n] for n in names_of_kind(kind, *groups) & values.keys()} for part, kind in parts.items()
     }
-    added["run"] |= {f"objective.{name}": value for name, value in _defaults(objective).items()}
+    free = names_of_kind("free", objective)
+    added["run"] |= {f"objective.{name}": value for name, value in _defaults(objective).items() if name not in free}
     added = json.loads(json.dumps(added, default=str))
     return saved | {part: new | saved[part] for part, new in added.items()}
 

@@ -26,6 +26,8 @@ from .workers import allowed_workers, outlive_signals
 MAX_ATTEMPTS = 10  # replacements for one bad sample before giving up
 NUM_SPARES = 32  # rows of a streamed data set that stand in for bad ones
 SHARE_COUNTED_OVER = 200  # samples; one bad sample among the first few is no verdict
+PSEUDO_LABEL = "pseudo_label"
+"""The column of an unlabeled set that holds labels made by a network, coded as the labeled set's are."""
 
 
 class TrainStream:
@@ -33,7 +35,8 @@ class TrainStream:
 
     Iterating yields micro-batches without end, from `start` on: uint8 images, "labels" uint8 (B, H, W) or the views,
     "valid" bool (B, H, W), "ids" (a list of str) and "bad_samples" (a list of dicts, empty unless samples were
-    replaced). The unlabeled stream never looks at a label column. A batch of an odd size that needs CutMix partners
+    replaced). The unlabeled stream never looks at a label column; the view "pseudo_labels" is made of the column
+    "pseudo_label". A batch of an odd size that needs CutMix partners
     holds them too: "partner_weak", "partner_strong", ... as the views are, and "partner_valid".
 
     Args:
@@ -71,7 +74,10 @@ class TrainStream:
         skip_bad_samples: bool = False,
         max_bad_sample_share: float = 0.05,
     ):
-        dataset = undecoded(dataset, with_label=views is None, what=name)
+        label_column = label_column_of(views)
+        dataset = undecoded(
+            dataset, with_label=label_column is not None, what=name, label_column=label_column or "label"
+        )
         num_workers = allowed_workers(num_workers)
         self.name, self.shard, self.start = name, shard, start
         self.plans_ahead = prefetch_factor * max(1, num_workers)
@@ -166,7 +172,8 @@ class SampleMaker(torch.utils.data.Dataset):
         self.dataset, self.name, self.seed = dataset, name, seed
         self.augmentation, self.num_labels = augmentation, num_labels
         self.views, self.cutmix_masks = views, cutmix_masks  # no views: the labeled stream
-        self.encoding = None if views is not None else LabelEncoding.from_feature(dataset.features["label"])
+        self.with_label = label_column_of(views) is not None
+        self.encoding = LabelEncoding.from_feature(dataset.features["label"]) if self.with_label else None
         self.spares: list[Source] = []  # what bad samples are replaced by; empty: they are errors
 
     def __getitem__(self, plan: Plan) -> dict[str, Any] | Exception:
@@ -183,7 +190,7 @@ class SampleMaker(torch.utils.data.Dataset):
             # Another batch lists these too when they are bad.
             outside = {position: self.sample(position, source, []) for position, source in plan.partners}
             partners = [(samples | outside)[position ^ 1] for position in samples]
-            for view in {"weak", "strong", "strong_2", "valid"} & set(partners[0]):
+            for view in {"weak", "strong", "strong_2", "pseudo_labels", "valid"} & set(partners[0]):
                 batch[f"partner_{view}"] = torch.stack([p[view] for p in partners])
         return {**batch, "bad_samples": bad}
 
@@ -212,13 +219,21 @@ class SampleMaker(torch.utils.data.Dataset):
         raise ValueError(f"`{self.name}`: {MAX_ATTEMPTS} samples in a row could not be read. The last: {bad[-1]}")
 
     def _make(self, row: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
-        image, label = read_sample(row, self.encoding, with_label=self.views is None)
-        if self.views is None:
+        image, label = read_sample(row, self.encoding, with_label=self.with_label)
+        if self.with_label:
             check_label_range(label, self.num_labels, id_of(row))
+        if self.views is None:
             sample = labeled_sample(image, label, self.augmentation, generator)
         else:
-            sample = unlabeled_views(image, self.views, self.augmentation, generator, self.cutmix_masks)
+            sample = unlabeled_views(image, self.views, self.augmentation, generator, self.cutmix_masks, label)
         return {**sample, "ids": id_of(row)}
+
+
+def label_column_of(views: tuple[str, ...] | None) -> str | None:
+    """Which column of labels a stream of these views reads; none: it reads images alone."""
+    if views is None:
+        return "label"
+    return PSEUDO_LABEL if "pseudo_labels" in views else None
 
 
 def check_label_range(label: Tensor, num_labels: int | None, sample_id: str) -> None:
@@ -245,11 +260,12 @@ def _stack(samples: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def check_columns(dataset, *, with_label: bool, what: str) -> None:
+def check_columns(dataset, *, with_label: bool, what: str, label_column: str = "label") -> None:
     """Refuse what is no data set of images.
 
     Args:
         what: how an error calls this data set, e.g. "train_dataset".
+        label_column: where the labels are.
 
     Raises:
         ValueError: it is no data set, or a column is missing or is no image.
@@ -266,12 +282,12 @@ def check_columns(dataset, *, with_label: bool, what: str) -> None:
             "are unknown. Give `map` those of the stream that it was called on: `stream.map(..., "
             "features=stream.features)`."
         )
-    for column in ["image", "label"] if with_label else ["image"]:
+    for column in ["image", label_column] if with_label else ["image"]:
         if not isinstance(dataset.features.get(column), Image):
             found = ", ".join(f"{name} ({type(f).__name__})" for name, f in dataset.features.items())
             cast = "datasets.Image()"
             kept = ""
-            if column == "label":  # how labels are coded rides on their feature
+            if column == label_column:  # how labels are coded rides on their feature
                 cast = f'loaded.features["{column}"]'
                 kept = (
                     " `loaded` is what `load_folder` or `load_hub` gave: its feature says how labels are coded; of "
@@ -283,14 +299,17 @@ def check_columns(dataset, *, with_label: bool, what: str) -> None:
             )
 
 
-def undecoded(dataset, *, with_label: bool, what: str):
+def undecoded(dataset, *, with_label: bool, what: str, label_column: str = "label"):
     """The data set with its images as bytes and paths, an "id" column, and nothing that is not needed.
+
+    Args:
+        what, label_column: as of `check_columns`; the labels are called "label" afterwards.
 
     Raises:
         ValueError: as `check_columns`.
     """
-    check_columns(dataset, with_label=with_label, what=what)
-    wanted = ["image", "label"] if with_label else ["image"]
+    check_columns(dataset, with_label=with_label, what=what, label_column=label_column)
+    wanted = ["image", label_column] if with_label else ["image"]
     if "id" not in dataset.features and isinstance(dataset, Dataset):
         dataset = dataset.add_column("id", [str(i) for i in range(len(dataset))])
     # A streamed set without ids stays so: numbering rows that are then shuffled would number them anew in each shard.
@@ -299,7 +318,7 @@ def undecoded(dataset, *, with_label: bool, what: str):
     for column in wanted:
         # `id` carries how the label is coded
         dataset = dataset.cast_column(column, Image(decode=False, id=features[column].id))
-    return dataset
+    return dataset.rename_column(label_column, "label") if with_label and label_column != "label" else dataset
 
 
 def id_of(row: dict[str, Any]) -> str:

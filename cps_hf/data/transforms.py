@@ -22,7 +22,7 @@ from ..functional.cutmix import draw_cutmix_masks
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-VIEWS = ("weak", "strong", "strong_2", "second_crop", "cutmix_mask", "cutmix_mask_2")
+VIEWS = ("weak", "strong", "strong_2", "second_crop", "cutmix_mask", "cutmix_mask_2", "pseudo_labels")
 
 
 def random_crop(
@@ -129,19 +129,23 @@ def unlabeled_views(
     augmentation: AugmentationConfig,
     generator: torch.Generator,
     cutmix_masks: Mapping[str, Any] | None = None,
+    label: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """The views that an objective declares, by name, and "valid". All but "second_crop" share one crop.
 
     "weak", "strong", "strong_2": uint8 (3, h, w); "cutmix_mask", "cutmix_mask_2": bool (h, w), drawn with the keyword
-    arguments `cutmix_masks`; "second_crop": uint8 (3, h, w), another crop of the image, with its own "second_valid".
+    arguments `cutmix_masks`; "second_crop": uint8 (3, h, w), another crop of the image, with its own "second_valid";
+    "pseudo_labels": uint8 (h, w), the crop of `label`, 255 on padding.
     """
-    crop, _, valid = random_crop(image, None, augmentation, generator)
+    crop, label, valid = random_crop(image, label, augmentation, generator)
     sample = {"valid": valid}
     for view in views:
         if view == "weak":
             sample[view] = crop
         elif view in ("strong", "strong_2"):
             sample[view] = strong_view(crop, augmentation, generator)
+        elif view == "pseudo_labels":
+            sample[view] = label
         elif view in ("cutmix_mask", "cutmix_mask_2"):
             masks = draw_cutmix_masks(1, *augmentation.crop_size, generator=generator, **(cutmix_masks or {}))
             sample[view] = masks[0]

@@ -17,7 +17,16 @@ from .losses import (
     squared_difference,
 )
 from .resize import resize_rows, source_rows
-from .strided import Logits, StridedLogits, add_over_pixels, full_size, map_over_pixels, split_images, sum_over_pixels
+from .strided import (
+    Logits,
+    StridedLogits,
+    add_over_pixels,
+    full_size,
+    map_over_pixels,
+    mirrored,
+    split_images,
+    sum_over_pixels,
+)
 
 __all__ = [
     "IGNORE_INDEX",
@@ -32,6 +41,7 @@ __all__ = [
     "frequency_weights",
     "full_size",
     "map_over_pixels",
+    "mirrored",
     "mix",
     "ohem_cross_entropy",
     "pixel_cross_entropy",

@@ -178,26 +178,36 @@ def dice_loss(
     return value + (linear - linear.detach())
 
 
-def pseudo_label(logits: Logits, *, confidence_threshold: float = 0.0) -> Tensor:
+def pseudo_label(logits: Logits, *others: Logits, confidence_threshold: float = 0.0) -> Tensor:
     """The most likely class of each pixel, one-hot in the paper's words: long (B, H, W), without gradient.
 
     255 (ignored) where its soft-max probability is below the threshold. The probabilities of the other classes are
     never made.
+
+    Args:
+        others: further logits of the same images; then the probabilities are the mean over all of them.
     """
 
-    def label(logits: Tensor) -> Tensor:
-        if confidence_threshold == 0:
+    def label(logits: Tensor, *others: Tensor) -> Tensor:
+        if others:
+            probability, labels = _mean_softmax(logits, *others).max(dim=1)
+        elif confidence_threshold == 0:
             return logits.argmax(dim=1)
-        top, labels = at_least_float32(logits).max(dim=1)
-        probability = (top - at_least_float32(logits).logsumexp(1)).exp()
+        else:
+            top, labels = at_least_float32(logits).max(dim=1)
+            probability = (top - at_least_float32(logits).logsumexp(1)).exp()
         return labels.masked_fill(probability < confidence_threshold, IGNORE_INDEX)
 
-    return map_over_pixels(label, logits)
+    return map_over_pixels(label, logits, *others)
 
 
-def probabilities(logits: Logits) -> Tensor:
-    """The soft-max of each pixel's logits at full size, (B, C, H, W), without gradient."""
-    return map_over_pixels(lambda one: at_least_float32(one).softmax(1), logits)
+def probabilities(logits: Logits, *others: Logits) -> Tensor:
+    """The soft-max of each pixel's logits at full size, (B, C, H, W), without gradient; of several, the mean."""
+    return map_over_pixels(_mean_softmax, logits, *others)
+
+
+def _mean_softmax(*logits: Tensor) -> Tensor:
+    return sum(at_least_float32(one).softmax(1) for one in logits) / len(logits)
 
 
 def soft_target(logits: Logits, *, temperature: float = 1.0) -> Tensor | StridedLogits:

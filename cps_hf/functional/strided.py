@@ -59,6 +59,11 @@ def full_size(logits: Logits) -> Tensor:
     return logits.resized() if isinstance(logits, StridedLogits) else at_least_float32(logits)
 
 
+def mirrored(logits: Logits) -> Logits:
+    """Flipped from left to right: of an image, from the logits of its mirror image."""
+    return logits._replace(values=logits.values.flip(-1)) if isinstance(logits, StridedLogits) else logits.flip(-1)
+
+
 def split_images(logits: Logits, sizes: Sequence[int]) -> list[Logits]:
     """The logits of consecutive images, so many a part: what one network pass on joined batches is taken apart by."""
     if isinstance(logits, StridedLogits):

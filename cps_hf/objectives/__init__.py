@@ -8,6 +8,7 @@ from .batch import Batch, LabeledBatch, UnlabeledBatch
 from .cpc import CrossProbabilityConsistency
 from .cps import CrossPseudoSupervision
 from .cps_averaged import AveragedCPS
+from .fixed_teacher import FixedTeacher
 from .fixmatch import FixMatch
 from .mean_teacher import MeanTeacher
 from .pseudoseg import PseudoSeg
@@ -25,6 +26,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "fixmatch": FixMatch,
     "unimatch": UniMatch,
     "unimatch_v2": UniMatchV2,
+    "fixed_teacher": FixedTeacher,
 }
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "CrossProbabilityConsistency",
     "CrossPseudoSupervision",
     "FixMatch",
+    "FixedTeacher",
     "LabeledBatch",
     "MeanTeacher",
     "Objective",

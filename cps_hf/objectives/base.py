@@ -94,6 +94,9 @@ class Objective(ABC):
     """Whether the trainer keeps an averaged teacher of branch 0; then `ema_decay(step) -> float` is asked for."""
     averages: ClassVar[bool] = False
     """Whether the method asks for an average of each branch (`CPSConfig.ema_decay`), which it gets as `averages`."""
+    labelers: ClassVar[Sequence[str]] = ()
+    """Folders or Hub ids of finished networks that label for the method, which overrides this by a field of its own.
+    The trainer reads them, and the method gets them as `labelers`."""
     citation: ClassVar[str] = ""
     """BibTeX, for the model card."""
 
@@ -134,7 +137,7 @@ class Objective(ABC):
     @property
     def views(self) -> tuple[str, ...]:
         """What the unlabeled stream must yield: of `UnlabeledBatch`'s "weak", "strong", "strong_2", "cutmix_mask",
-        "cutmix_mask_2" and "second_crop".
+        "cutmix_mask_2", "second_crop" and "pseudo_labels" (then the unlabeled set has a column "pseudo_label").
 
         Empty: the method reads no unlabeled image. What is not named here is None in the batch.
         """
@@ -164,6 +167,8 @@ class Objective(ABC):
             teacher: the averaged network, with `teacher = True` alone.
             averages: with `averages = True` alone, which such a method adds to these arguments: a sequence of the
                 branches' averages, `Branch` each, in evaluation mode.
+            labelers: with `labelers` alone, which such a method adds likewise: the finished networks, `Branch` each,
+                in evaluation mode and without gradient.
             progress: the share of training done, in [0, 1].
             unlabeled_weight: a factor on the unlabeled term, beside the method's own weight
                 (`CPSConfig.unlabeled_weight`). A method of one's own that leaves it out can be trained without that

@@ -80,9 +80,10 @@ class UnlabeledBatch(Batch):
         weak: float (B, 3, H, W), normalised: the images cropped, scaled and flipped.
         strong, strong_2: the same crops with colour jitter, grey and blur, each drawn for itself.
         second_crop: another crop of the same images, valid where `second_valid` is true.
+        pseudo_labels: long (B, H, W), labels of the crops that were made before training, 255 where there is none.
         cutmix_mask, cutmix_mask_2: bool (B, H, W), true where `cutmix` takes the partner's pixel. None: drawn there.
-        partner_weak, partner_strong, partner_strong_2, partner_valid: what the images are mixed with. None: the
-            neighbour in the batch, which a batch of an odd size has not for all.
+        partner_weak, partner_strong, partner_strong_2, partner_pseudo_labels, partner_valid: what the images are mixed
+            with. None: the neighbour in the batch, which a batch of an odd size has not for all.
     """
 
     weak: Tensor | None = None
@@ -90,15 +91,17 @@ class UnlabeledBatch(Batch):
     strong_2: Tensor | None = None
     second_crop: Tensor | None = None
     second_valid: Tensor | None = None
+    pseudo_labels: Tensor | None = None
     cutmix_mask: Tensor | None = None
     cutmix_mask_2: Tensor | None = None
     partner_weak: Tensor | None = None
     partner_strong: Tensor | None = None
     partner_strong_2: Tensor | None = None
+    partner_pseudo_labels: Tensor | None = None
     partner_valid: Tensor | None = None
 
     def partner(self, view: str) -> Tensor:
-        """What a view, or "valid", is mixed with."""
+        """What a view, "pseudo_labels" or "valid" is mixed with."""
         sent = getattr(self, f"partner_{view}")
         return swap_neighbours(getattr(self, view)) if sent is None else sent
 

@@ -35,9 +35,8 @@ def to_device(
         own_valid = name.split("_")[0] + "_valid"  # of "partner_..." and "second_crop"
         valid = tensors[own_valid if own_valid in tensors else "valid"]
         tensors[name] = normalize(tensors[name], image_mean, image_std, valid)
-    if "labels" not in tensors:
-        return UnlabeledBatch(**tensors)
-    return LabeledBatch(**tensors | {"labels": tensors["labels"].long()})
+    tensors |= {name: value.long() for name, value in tensors.items() if name.endswith("labels")}
+    return LabeledBatch(**tensors) if "labels" in tensors else UnlabeledBatch(**tensors)
 
 
 def share_counts(

@@ -72,7 +72,7 @@ class Evaluator:
         gives, as plain floats and lists. The same on every process.
 
         `agreed_accuracy` is then the share of right predictions among the labeled pixels for which all networks that
-        make pseudo labels (`TrainingModule.labelers`) predict one class; NaN where there is no such pixel, `None` with
+        make pseudo labels (`TrainingModule.labeling`) predict one class; NaN where there is no such pixel, `None` with
         a single such network.
 
         Raises:
@@ -95,11 +95,12 @@ class Evaluator:
                     of_rows[name] = predict(rows[name], images, **self.options)
                 for name, predictions in of_rows.items():
                     metrics[name].add_batch(predictions=predictions, references=labels)
-                right_and_agreed += _right_and_agreed([of_rows[name] for name in self.module.labelers], labels)
+                if self.module.labeling:
+                    right_and_agreed += _right_and_agreed([of_rows[name] for name in self.module.labeling], labels)
         for name, metric in metrics.items():
             metric.confusion_matrix = self.confusion_matrices[name] = self._sum(metric.confusion_matrix)
         right, agreed = self._sum(right_and_agreed).tolist()
-        self.agreed_accuracy = (right / agreed if agreed else math.nan) if len(self.module.labelers) > 1 else None
+        self.agreed_accuracy = (right / agreed if agreed else math.nan) if len(self.module.labeling) > 1 else None
         with together(self.accelerator):
             return {name: plain(metric.compute()) for name, metric in metrics.items()}
 

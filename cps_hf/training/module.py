@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ..modeling.branches import Branch
+from ..objectives import Branch as CallableBranch
 from ..objectives import LabeledBatch, Objective, ObjectiveOutput, UnlabeledBatch
 from . import health
 from .ema import make_teacher
@@ -22,17 +23,28 @@ class TrainingModule(nn.Module):
     Args:
         averages: whether an average of each branch is kept, as the teacher is: whoever steps the optimizer updates
             it.
+        labelers: the finished networks that the objective names. They are no part of the module: not trained, not
+            sharded or broadcast, not saved.
     """
 
-    def __init__(self, models: Sequence[nn.Module], objective: Objective, *, averages: bool = False):
+    def __init__(
+        self,
+        models: Sequence[nn.Module],
+        objective: Objective,
+        *,
+        averages: bool = False,
+        labelers: Sequence[CallableBranch] = (),
+    ):
         super().__init__()
+        self.labelers = tuple(labelers)  # a tuple's modules are not registered
         self.branches = nn.ModuleList(Branch(model) for model in models)
         self.objective = objective
         self.teacher = make_teacher(self.branches[0]) if objective.teacher else None
         self.averages = nn.ModuleList(map(make_teacher, self.branches)) if averages else None
-        labelers = ("teacher",) if objective.teacher else [f"branch_{i}" for i in range(len(self.branches))]
-        self.labelers = [f"{name}_average" for name in labelers] if objective.averages else [*labelers]
-        """The names of the networks whose predictions are the method's pseudo labels."""
+        labeling = ("teacher",) if objective.teacher else [f"branch_{i}" for i in range(len(self.branches))]
+        labeling = [f"{name}_average" for name in labeling] if objective.averages else [*labeling]
+        self.labeling = [] if "pseudo_labels" in objective.views or objective.labelers else labeling
+        """The names of those of its networks whose predictions are the method's pseudo labels."""
 
     def networks(self) -> dict[str, nn.Module]:
         """All by name, as they are scored and exported: "branch_0", ..., "branch_0_average", ..., "teacher"."""
@@ -71,19 +83,21 @@ class TrainingModule(nn.Module):
         """
 
         def watched(networks):
-            return health.watch([network.strided for network in networks], labeled, self.objective)
+            return health.watch(networks, labeled, self.objective)
 
         branches, teachers, averages = (
-            watched(networks)
+            watched([network.strided for network in networks])
             for networks in (self.branches, [] if self.teacher is None else [self.teacher], self.averages or [])
         )
+        labelers = watched(self.labelers)
         asked_for = {"averages": averages} if self.objective.averages else {}
+        asked_for |= {"labelers": labelers} if self.objective.labelers else {}
         if unlabeled_weight is not None:
             asked_for["unlabeled_weight"] = unlabeled_weight
         teacher = teachers[0] if teachers else None
         output = self.objective(branches, labeled, unlabeled, teacher=teacher, progress=progress, **asked_for)
         if unlabeled is not None:
-            output = health.with_class_pixels(output, [*branches, *teachers, *averages], labeled.labels)
+            output = health.with_class_pixels(output, [*branches, *teachers, *averages, *labelers], labeled.labels)
         return health.with_one_class(output, branches)
 
     def share_buffers(self, accelerator: Accelerator) -> None:

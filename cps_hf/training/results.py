@@ -148,7 +148,9 @@ def card_facts(run: Run, state: RunState, branch: str, directory: str) -> dict[s
 
 
 def _fields_that_act(objective: Objective) -> dict[str, Any]:
-    """The method's hyper-parameters, without those of a labeled loss that is not used."""
+    """The method's hyper-parameters, without those of a labeled loss that is not used, and without local paths."""
     idle = [loss for loss in ("ohem", "focal") if objective.labeled_loss != loss]
-    fields = asdict(objective).items()
-    return {name: value for name, value in fields if not any(name.startswith(f"{loss}_") for loss in idle)}
+    fields = asdict(objective)
+    if objective.labelers:
+        fields["labelers"] = [Path(one).name if Path(one).exists() else one for one in objective.labelers]
+    return {name: value for name, value in fields.items() if not any(name.startswith(f"{loss}_") for loss in idle)}

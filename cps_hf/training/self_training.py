@@ -1,8 +1,9 @@
-"""Self-training, the offline method: a trained network labels the unlabeled images, and one trains anew on both sets.
+"""Self-training, the offline method: trained networks label the unlabeled images, and one trains anew on both sets.
 
 What the paper compares CPS with, and combines it with (section 4.5 of arXiv 2106.01226). `label_dataset` writes the
-pseudo labels with the soft-max confidence of each pixel; `with_pseudo_labels` lays them beside their images. The
-training before and after is the usual one: `examples/self_training.py`.
+pseudo labels, as PNGs, with the soft-max confidence of each pixel; `with_pseudo_labels` lays them beside their images.
+The training before and after is the usual one: `examples/self_training.py`. Labels are hard here; soft ones are made
+during training, by `FixedTeacher(labelers=..., soft=True)`.
 """
 
 from __future__ import annotations
@@ -52,12 +53,13 @@ def label_dataset(
     A shard that is there is not written again, so an interrupted call goes on where it stopped.
 
     Args:
-        network: one model, or several, whose mean labels.
+        network: one model, or several, the mean of whose probabilities labels.
         dataset: with "image" and "id"; a label column is not opened.
         label_feature: the feature of the labeled set's "label" column: pseudo labels are coded as those labels are, so
             that the two sets can be joined.
         process_index, num_processes: of the shards each process writes its share.
-        options: those of `cps_hf.inference.predict_logits`.
+        options: those of `Ensemble.logits`: `own_size`, `scales`, `flip`, `mode="sliding"` with `crop_size` and
+            `stride`, ...
 
     Returns:
         All shards, also those of other processes, which may not be there yet.
@@ -95,16 +97,20 @@ def label_dataset(
     return shards
 
 
-def with_pseudo_labels(dataset: Dataset, folder: str | Path, *, confidence_threshold: float = 0.0) -> Dataset:
+def with_pseudo_labels(
+    dataset: Dataset, folder: str | Path, *, confidence_threshold: float = 0.0, column: str = "label"
+) -> Dataset:
     """The unlabeled images with the labels that `label_dataset` wrote for them; images are not copied.
 
     Args:
         dataset: the one that was labeled.
         confidence_threshold: pixels that the network was less sure of are ignored (to 1/255). 0, as in the paper: all
             pixels are kept.
+        column: what the labels are called. "label": the set can be joined with a labeled one by
+            `datasets.concatenate_datasets`. "pseudo_label": it stays unlabeled, and `FixedTeacher` learns from it.
 
     Returns:
-        Columns "image", "label" and "id", to be joined with a labeled set by `datasets.concatenate_datasets`.
+        Columns "image", "id" and this one.
 
     Raises:
         ValueError: a shard is missing, or the labels are of other images.
@@ -128,7 +134,7 @@ def with_pseudo_labels(dataset: Dataset, folder: str | Path, *, confidence_thres
             desc="confident pixels",
         )
     joined = concatenate_datasets([dataset.select_columns(["image", "id"]), labels], axis=1)
-    return joined.select_columns(["image", "label", "id"])
+    return joined.select_columns(["image", "label", "id"]).rename_columns({"label": column})
 
 
 def contact_sheet(dataset: Dataset, folder: str | Path, path: str | Path, *, count: int = 6) -> None:

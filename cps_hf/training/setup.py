@@ -24,7 +24,7 @@ from ..config import AugmentationConfig, CPSConfig, ModelConfig, flat
 from ..data.class_counts import ROWS_OF_A_STREAM, count_class_pixels
 from ..data.labels import LabelEncoding, reduced_values
 from ..data.order import Shard
-from ..data.streams import TrainStream, check_columns
+from ..data.streams import PSEUDO_LABEL, TrainStream, check_columns, label_column_of
 from ..functional import frequency_weights
 from ..modeling.channels import check_channels
 from ..modeling.classes import classes_of
@@ -139,7 +139,26 @@ def check_data(train_dataset, unlabeled_dataset, eval_dataset, objective: Object
             f"`train_dataset` and `eval_dataset` have different classes: {known['train_dataset']} and "
             f"{known['eval_dataset']}."
         )
-    return known.get("train_dataset", known.get("eval_dataset"))
+    found = known.get("train_dataset", known.get("eval_dataset"))
+    if label_column_of(objective.views):
+        _check_pseudo_labels(unlabeled_dataset, found, name)
+    return found
+
+
+def _check_pseudo_labels(unlabeled_dataset, id2label: dict[int, str] | None, name: str) -> None:
+    if PSEUDO_LABEL not in unlabeled_dataset.features:
+        raise ValueError(
+            f"{name} needs labels of the unlabeled images. Name the finished networks that are to make them, "
+            "`labelers` (`--labelers OUT/branch_0 OUT/branch_1`); or give an `unlabeled_dataset` with a column "
+            f"{PSEUDO_LABEL!r}, as examples/self_training.py makes it."
+        )
+    check_columns(unlabeled_dataset, with_label=True, what="unlabeled_dataset", label_column=PSEUDO_LABEL)
+    encoding = LabelEncoding.from_feature(unlabeled_dataset.features[PSEUDO_LABEL])
+    if encoding is not None and id2label is not None and encoding.id2label != id2label:
+        raise ValueError(
+            f"`train_dataset` and the column {PSEUDO_LABEL!r} of `unlabeled_dataset` have different classes: "
+            f"{id2label} and {encoding.id2label}."
+        )
 
 
 def reduces_labels(train_dataset) -> bool:

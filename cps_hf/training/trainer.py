@@ -36,6 +36,7 @@ from .evaluation import Evaluator
 from .export import BranchExporter
 from .health import ONE_CLASS, Guard
 from .inspection import absent_line, look_at_labels
+from .labelers import check_sources, load_labelers
 from .late import CHECKPOINT, EVALUATION, Late
 from .module import TrainingModule
 from .processes import together
@@ -106,6 +107,7 @@ class CPSTrainer:
         setup.check_precision(args)
         self.accelerator = accelerator = _accelerator(args)
         setup.check_launch(accelerator, args)
+        check_sources(self.objective.labelers)
         id2label = setup.check_data(train_dataset, unlabeled_dataset, eval_dataset, self.objective)
         unlabeled_weight.check(args, self.objective, eval_dataset)
 
@@ -128,7 +130,16 @@ class CPSTrainer:
         self.state = setup.run_state(args, accelerator)
         self.stages = Stages(args, self.objective, self.state)
         averages = setup.keeps_averages(args, self.objective)
-        self.module = TrainingModule(self.models, self.objective, averages=averages)
+        self.labelers = load_labelers(
+            self.objective.labelers,
+            id2label=self.id2label,
+            image_mean=self.model_config.image_mean,
+            image_std=self.model_config.image_std,
+            crop_size=crop_size,
+            device=accelerator.device,
+            trust_remote_code=self.model_config.trust_remote_code,
+        )
+        self.module = TrainingModule(self.models, self.objective, averages=averages, labelers=self.labelers)
         if args.torch_compile:
             self.module.compile_networks(args.torch_compile_backend, args.torch_compile_mode)
         if optimizers[0] is not None:
@@ -152,7 +163,7 @@ class CPSTrainer:
         self.run_log: RunLog | None = None
         self.unlabeled_weight = unlabeled_weight.UnlabeledWeight(args, self.state)
         acts = self.unlabeled_weight.is_auto
-        self.watch = Watch(self.state, [*self.id2label.values()], self.module.labelers, acts=acts)
+        self.watch = Watch(self.state, [*self.id2label.values()], self.module.labeling, acts=acts)
         self.evaluator = self._evaluator()
         self.run = self._run()
         pictures = self._pictures()
@@ -752,6 +763,7 @@ class CPSTrainer:
             lr_scheduler=self.lr_scheduler,
             accelerator=self.accelerator,
             class_counts=self._class_counts,
+            labelers=[labeler.sha256() for labeler in self.labelers],
         )
 
     def _complete(self, saved: dict[str, Any]) -> dict[str, Any]:

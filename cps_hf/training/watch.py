@@ -67,12 +67,12 @@ class Watch:
     Args:
         state: the run's; its `watch` is what is remembered, JSON values.
         names: the classes'.
-        labelers: the networks whose predictions are pseudo labels (`TrainingModule.labelers`).
+        labeling: the networks whose predictions are pseudo labels (`TrainingModule.labeling`).
         acts: whether the unlabeled term's weight is lowered without anybody's doing.
     """
 
-    def __init__(self, state: RunState, names: Sequence[str], labelers: Sequence[str], *, acts: bool = False):
-        self.state, self.names, self.labelers, self.acts = state, names, labelers, acts
+    def __init__(self, state: RunState, names: Sequence[str], labeling: Sequence[str], *, acts: bool = False):
+        self.state, self.names, self.labeling, self.acts = state, names, labeling, acts
 
     def begin(self, agreed_accuracy: float | None) -> None:
         """The supervised stage ends with `state.scores`."""
@@ -112,8 +112,11 @@ class Watch:
     def _scores(self, agreed_accuracy: float | None) -> dict[str, float]:
         """The mean IoU of the best network, and the share of right pseudo labels."""
         scores = self.state.scores
-        right = scores[self.labelers[0]]["overall_accuracy"] if agreed_accuracy is None else agreed_accuracy
-        found = {"mean_iou": max(one["mean_iou"] for row, one in scores.items() if row != "mean"), "right": right}
+        found = {"mean_iou": max(one["mean_iou"] for row, one in scores.items() if row != "mean")}
+        if agreed_accuracy is not None:
+            found["right"] = agreed_accuracy
+        elif self.labeling:  # else the labels never change
+            found["right"] = scores[self.labeling[0]]["overall_accuracy"]
         return {name: score for name, score in found.items() if not math.isnan(score)}
 
     def _shares(self) -> dict[str, tuple[float, float]]:
@@ -136,9 +139,9 @@ class Watch:
     def _what(self, name: str) -> str:
         if name == "mean_iou":
             return "The mean IoU of the best network has fallen"
-        if len(self.labelers) > 1:
+        if len(self.labeling) > 1:
             return "Where the networks that make pseudo labels agree, they are less often right on evaluation images"
-        return f"The network that makes pseudo labels, {self.labelers[0]}, is less often right on evaluation images"
+        return f"The network that makes pseudo labels, {self.labeling[0]}, is less often right on evaluation images"
 
     def _warn(self, text: str) -> None:
         step, two_stages = self.state.global_step, self._level("mean_iou").memory.get("whose") == SUPERVISED

@@ -46,6 +46,8 @@ def batches(views=("weak",), labeled_size=2, unlabeled_size=4, seed=0):
     for view in views:
         if "mask" in view:
             unlabeled[view] = torch.rand(unlabeled_size, H, W, generator=g) > 0.5
+        elif view == "pseudo_labels":
+            unlabeled[view] = torch.randint(0, C, (unlabeled_size, H, W), generator=g)
         else:
             unlabeled[view] = torch.randn(unlabeled_size, 3, H, W, generator=g)
         if view == "second_crop":

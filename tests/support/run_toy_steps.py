@@ -13,7 +13,7 @@ import torch
 from transformers import SegformerConfig
 
 from cps_hf.data import order
-from cps_hf.objectives import CrossPseudoSupervision, MeanTeacher
+from cps_hf.objectives import CrossPseudoSupervision, FixedTeacher, MeanTeacher
 from cps_hf.training import batches, sharding, watch
 from cps_hf.training.trainer import CPSTrainer
 from support.toy import settings, toy_models, write_world
@@ -27,6 +27,7 @@ parser.add_argument("--local_counts", action="store_true")
 parser.add_argument("--mixed_precision", default="no")
 parser.add_argument("--segformer", action="store_true", help="a tiny one, in place of two convolutions")
 parser.add_argument("--teacher", action="store_true", help="Mean Teacher in place of CPS")
+parser.add_argument("--labelers", nargs="+", help="the fixed teacher in place of CPS, labeled by these folders")
 parser.add_argument("--evaluate", action="store_true")
 parser.add_argument("--always_fallen", action="store_true", help="each score counts as fallen")
 parser.add_argument("--settings", type=json.loads, default={}, help="further fields of CPSConfig, as JSON")
@@ -56,6 +57,8 @@ segformer = SegformerConfig(
 objective = CrossPseudoSupervision(weight=1.5, cutmix=options.cutmix, **options.objective)
 if options.teacher:
     objective = MeanTeacher(perturbation="noise", noise_std=0.0, confidence_threshold=0.0)
+if options.labelers:
+    objective = FixedTeacher(labelers=options.labelers)
 trainer = CPSTrainer(
     segformer if options.segformer else toy_models(1 if options.teacher else 2),
     **settings(

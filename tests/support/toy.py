@@ -85,15 +85,15 @@ def tiny_upernet() -> UperNetConfig:
     return UperNetConfig(backbone_config=backbone, hidden_size=16, use_auxiliary_head=False, id2label=ID2LABEL)
 
 
-def tiny_branch(folder: Path, num_labels: int, seed: int = 0, names=None) -> Path:
-    """A small branch that looks at its input, exported as a run exports it."""
+def tiny_branch(folder: Path, num_labels: int, seed: int = 0, names=None, scale: float = 1.0) -> Path:
+    """A small branch that looks at its input, exported as a run exports it. The smaller `scale`, the less sure."""
     torch.manual_seed(seed)
     config = tiny_upernet()
     config.id2label = dict(enumerate(names or [f"class {i}" for i in range(num_labels)]))
     model = AutoModelForSemanticSegmentation.from_config(config).eval()
     with torch.no_grad():
         for parameter in model.decode_head.parameters():
-            parameter.add_(torch.randn_like(parameter))
+            parameter.add_(scale * torch.randn_like(parameter))
     return export_branch(model, folder, image_mean=MEAN, image_std=STD)
 
 

@@ -20,7 +20,10 @@ def world(tmp_path_factory):
     root = tmp_path_factory.mktemp("world")
     return {
         "train_dataset": write_world(root / "labeled", SIZES),
-        "unlabeled_dataset": write_world(root / "unlabeled", SIZES * 2, first=50, labels=False),
+        "unlabeled_dataset": write_world(root / "unlabeled", SIZES * 2, first=50).rename_column(
+            "label",
+            "pseudo_label",  # few methods look at it
+        ),
         "eval_dataset": write_world(root / "eval", SIZES[:3], first=90),
     }
 

@@ -9,12 +9,13 @@ from support.by_hand import batches, mapped
 from support.toy import settings, tiny_upernet, toy_models, write_world
 from transformers import TrainerCallback
 
-from cps_hf.modeling.branches import build_branches
+from cps_hf.modeling.branches import Branch, build_branches
 from cps_hf.objectives import OBJECTIVES, CrossProbabilityConsistency, CrossPseudoSupervision, MeanTeacher
+from cps_hf.training.labelers import Labeler
 from cps_hf.training.module import TrainingModule
 from cps_hf.training.trainer import CPSTrainer
 
-VIEWS = ("weak", "strong", "strong_2", "cutmix_mask", "cutmix_mask_2")
+VIEWS = ("weak", "strong", "strong_2", "cutmix_mask", "cutmix_mask_2", "pseudo_labels")
 METHODS = {
     "supervised": OBJECTIVES["supervised"](),
     "cps": CrossPseudoSupervision(cutmix=False),
@@ -29,6 +30,9 @@ METHODS = {
     "fixmatch": OBJECTIVES["fixmatch"](confidence_threshold=0.4),
     "unimatch": OBJECTIVES["unimatch"](confidence_threshold=0.4, feature_dropout=0.0),
     "unimatch_v2": OBJECTIVES["unimatch_v2"](confidence_threshold=0.4, complementary_dropout=0.0),
+    "fixed_teacher": OBJECTIVES["fixed_teacher"](labelers=["a"], confidence_threshold=0.4),
+    "fixed_teacher, soft": OBJECTIVES["fixed_teacher"](labelers=["a"], soft=True, flip=False),
+    "fixed_teacher, labeled before": OBJECTIVES["fixed_teacher"](),
 }
 # Passes of one branch: (images in each pass with gradient), (in each pass without); L: labeled, U: unlabeled images.
 L, U = 2, 4
@@ -46,6 +50,9 @@ PASSES = {
     "fixmatch": ([L, U], [U]),
     "unimatch": ([L, U, U, U], [U]),
     "unimatch_v2": ([L, 2 * U], [U]),
+    "fixed_teacher": ([L, U], [U, U]),  # those without gradient are the labeler's
+    "fixed_teacher, soft": ([L, U], [U]),
+    "fixed_teacher, labeled before": ([L, U], []),
 }
 JOINT = {name: ([L + U], without) for name, (_, without) in PASSES.items() if name != "supervised"}
 JOINT |= {"unimatch": ([U, L + 2 * U], [U]), "unimatch_v2": ([L + 2 * U], [U]), "cps_averaged": ([L + 2 * U], [U])}
@@ -53,7 +60,8 @@ JOINT |= {"unimatch": ([U, L + 2 * U], [U]), "unimatch_v2": ([L + 2 * U], [U]), 
 
 def module_of(objective, models=None):
     models = toy_models(1 if objective.teacher else 2) if models is None else models
-    return TrainingModule(models, objective, averages=objective.averages).train()
+    labelers = [Labeler(Branch(model), "a") for model in toy_models(1, seed=20) if objective.labelers]
+    return TrainingModule(models, objective, averages=objective.averages, labelers=labelers).train()
 
 
 def step(module, height=32, width=32):
@@ -74,7 +82,8 @@ def passes_of(objective):
     found = ([], [])
     module = module_of(objective)
     networks = module.networks()
-    for network in (networks[name] for name in ("branch_0", "branch_0_average", "teacher") if name in networks):
+    networks = [networks[name] for name in ("branch_0", "branch_0_average", "teacher") if name in networks]
+    for network in (*networks, *(labeler.branch for labeler in module.labelers)):
         network.model.register_forward_hook(
             lambda _, args, kwargs, out: found[not torch.is_grad_enabled()].append(len(kwargs["pixel_values"])),
             with_kwargs=True,
@@ -115,6 +124,7 @@ def test_the_losses_are_those_of_full_size_logits(name):
     lean, plain = module_of(METHODS[name]), module_of(METHODS[name])
     objective, branches, teacher = plain.objective, [*plain.branches], plain.teacher
     averages = {"averages": [*plain.averages]} if objective.averages else {}
+    averages |= {"labelers": [lambda x: plain.labelers[0](x).resized()]} if objective.labelers else {}
     plain.forward = lambda labeled, unlabeled, progress: objective(
         [lambda x, b=b, **options: b(x, **options) for b in branches],
         labeled,

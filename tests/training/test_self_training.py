@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,11 +15,14 @@ from transformers import AutoModelForSemanticSegmentation
 
 from cps_hf import visualization
 from cps_hf.commands import train
+from cps_hf.config import AugmentationConfig
 from cps_hf.data import load_cityscapes
 from cps_hf.data.labels import LabelEncoding
-from cps_hf.data.streams import EvaluationStream
+from cps_hf.data.order import Shard
+from cps_hf.data.streams import EvaluationStream, TrainStream
 from cps_hf.hub.export import export_branch
 from cps_hf.inference.ensemble import Ensemble
+from cps_hf.objectives import FixedTeacher
 from cps_hf.scenes.write import write_street_scenes
 from cps_hf.training.self_training import contact_sheet, label_dataset, with_pseudo_labels
 
@@ -122,6 +126,51 @@ def test_both_sets_join_and_less_sure_pixels_are_ignored(network, world, tmp_pat
     assert 0.1 < np.mean(ignored) < 0.9
 
 
+def test_stored_labels_reach_the_fixed_teacher_cropped_and_flipped_with_their_images(network, world, tmp_path):
+    """On the crop that its strong view shows, with 255 on padding and where the network was not sure."""
+    label(network, world, tmp_path / "labels")
+    taught = with_pseudo_labels(world[1], tmp_path / "labels", column="pseudo_label", confidence_threshold=0.4)
+    assert taught.column_names == ["image", "pseudo_label", "id"] and len(taught) == len(world[1])
+    stored = {row["id"]: np.asarray(row["pseudo_label"]) for row in taught}
+    plain = {row["id"]: np.asarray(row["image"]) for row in taught}
+    augmentation = AugmentationConfig(
+        crop_size=[44, 40], random_scale=[1.0], color_jitter=0.0, grayscale=0.0, gaussian_blur=0.0
+    )
+    stream = TrainStream(
+        taught,
+        name="unlabeled_dataset",
+        shard=Shard(batch_size=3),
+        augmentation=augmentation,
+        seed=0,
+        views=FixedTeacher().views,
+        cutmix_masks=FixedTeacher().cutmix_masks,
+        num_labels=3,
+    )
+    padded = flipped = 0
+    for batch, index in zip(stream, range(4), strict=False):
+        first = index % 2  # positions 0 and 1, 4 and 5, ... are neighbours
+        ours, theirs = batch["pseudo_labels"], batch["partner_pseudo_labels"]
+        assert torch.equal(theirs[[first, first + 1]], ours[[first + 1, first]])
+        for i, name in enumerate(batch["ids"]):
+            image, found, valid = (batch[key][i] for key in ("strong", "pseudo_labels", "valid"))
+            assert (found[~valid] == 255).all()
+            rows, columns = (torch.nonzero(valid.any(1 - side)).flatten() for side in (0, 1))
+            shown = image[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].permute(1, 2, 0).numpy()
+            here = found[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].numpy()
+            matches = []
+            for mirrored in (False, True):
+                whole, labels = (a[:, ::-1] if mirrored else a for a in (plain[name], stored[name]))
+                for top in range(whole.shape[0] - shown.shape[0] + 1):
+                    for left in range(whole.shape[1] - shown.shape[1] + 1):
+                        box = np.s_[top : top + shown.shape[0], left : left + shown.shape[1]]
+                        if np.array_equal(whole[box], shown):
+                            matches.append(np.array_equal(labels[box], here))
+                            flipped += mirrored
+            assert matches == [True], name
+            padded += bool((~valid).any())
+    assert padded and flipped and any((labels == 255).any() for labels in stored.values())
+
+
 def test_labels_are_coded_as_the_labeled_sets_are(network, world, tmp_path):
     encoding = LabelEncoding(names=NAMES, values={7: 0, 30: 1, 31: 1, 8: 2, 0: 255})
     shards = label_dataset(
@@ -201,36 +250,86 @@ def test_the_contact_sheet_shows_image_label_and_confidence_with_its_scale(netwo
     assert titles == ["unlabeled image", "pseudo label", "confidence, black 0, white 1"]
 
 
-@pytest.mark.slow
-def test_the_three_stages_and_the_same_command_again(tmp_path, monkeypatch):
-    root = write_street_scenes(
-        tmp_path / "set", num_train=7, num_train_extra=0, num_val=2, size=(64, 128), progress=False
-    )
-    words = ["--dataset", "cityscapes", "--data_root", str(root), "--partition", "3", "--crop_size", "32"]
-    words += ["--max_steps", "2", "--per_device_train_batch_size", "2", "--dataloader_num_workers", "0"]
-    words += ["--num_pictures", "0", "--output_dir", str(tmp_path / "out")]
-    trained = []
-    build, self_training = train.build, script("self_training")
+@pytest.fixture(scope="module")
+def streets(tmp_path_factory):
+    root = tmp_path_factory.mktemp("streets") / "set"
+    return write_street_scenes(root, num_train=7, num_train_extra=0, num_val=2, size=(64, 128), progress=False)
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """The folders that are trained into, one after the other, and the settings there."""
+    found = {}
+    build = train.build
 
     def build_and_tell(settings, sets):
-        trained.append(settings.args.output_dir)
+        found.setdefault(settings.args.output_dir, []).append((settings, sets))
         return build(settings, sets)
 
     monkeypatch.setattr(train, "build", build_and_tell)
+    return found
+
+
+def words_for(root, out, *more):
+    words = ["--dataset", "cityscapes", "--data_root", str(root), "--partition", "3", "--crop_size", "32"]
+    words += ["--max_steps", "2", "--per_device_train_batch_size", "2", "--dataloader_num_workers", "0"]
+    return [*words, "--num_pictures", "0", "--output_dir", str(out), *more]
+
+
+@pytest.mark.slow
+def test_the_three_stages_and_the_same_command_again(streets, tmp_path, trained):
+    self_training, out = script("self_training"), tmp_path / "out"
+    words = words_for(streets, out, "--objective", "supervised")
     results = self_training.main(words)
-    assert trained == [str(tmp_path / "out" / "labeling"), str(tmp_path / "out")]
+    assert [*trained] == [str(out / "labeling"), str(out)]
     assert results["num_labeled"] == 7 and results["objective"]["name"] == "Supervised"
-    assert (tmp_path / "out" / "contact_sheet.png").is_file()
-    manifest = json.loads((tmp_path / "out" / "pseudo_labels" / "manifest.json").read_text())
-    assert manifest["rows"] == 4 and manifest["network"] == [str(tmp_path / "out" / "labeling" / "branch_0")]
+    assert (out / "contact_sheet.png").is_file()
+    manifest = json.loads((out / "pseudo_labels" / "manifest.json").read_text())
+    assert manifest["rows"] == 4
+    assert manifest["network"] == [str(out / "labeling" / f"branch_{index}") for index in (0, 1)]
 
     # Stopped in its last stage: the same command trains that one alone, from its checkpoint.
-    (tmp_path / "out" / "results.json").unlink()
+    (out / "results.json").unlink()
     again = self_training.main(words)
-    assert trained[2:] == [str(tmp_path / "out")]
+    assert [len(calls) for calls in trained.values()] == [1, 2]
     assert again["final"]["mean"]["mean_iou"] == results["final"]["mean"]["mean_iou"]
 
     # From a network that is there, e.g. a CPS branch
-    other = [*words[:-1], str(tmp_path / "other"), "--teacher", str(tmp_path / "out" / "branch_1")]
-    assert self_training.main(other)["num_labeled"] == 7 and trained[3:] == [str(tmp_path / "other")]
-    assert len(load_cityscapes(root, "train")) == 7
+    other = words_for(streets, tmp_path / "other", "--objective", "supervised", "--teacher", str(out / "branch_1"))
+    assert self_training.main(other)["num_labeled"] == 7 and [*trained][2:] == [str(tmp_path / "other")]
+    assert len(load_cityscapes(streets, "train")) == 7
+
+
+@pytest.mark.slow
+def test_a_branch_and_its_average_label_for_one_fresh_network_with_strong_views(streets, tmp_path, trained):
+    """In one command; windows, scales and the flip reach the labels."""
+    out = tmp_path / "out"
+    labelers = ["branch_0", "branch_0_average"]
+    words = words_for(streets, out, "--num_branches", "1", "--ema_decay", "0.5", "--first_stage_labelers", *labelers)
+    words += ["--pseudo_label_scales", "1.0", "1.5", "--eval_mode", "sliding", "--pseudo_label_threshold", "0.1"]
+    results = script("self_training").main(words)
+    assert [*trained] == [str(out / "labeling"), str(out)]
+    assert results["num_labeled"] == 3 and results["num_unlabeled"] == 4
+    assert results["objective"]["name"] == "FixedTeacher" and "branch_0" in results["final"]
+    manifest = json.loads((out / "pseudo_labels" / "manifest.json").read_text())
+    assert manifest["network"] == [str(out / "labeling" / name) for name in labelers]
+    for said in ("'flip': True", "'scales': [1.0, 1.5]", "'mode': 'sliding'", "'crop_size': (32, 32)"):
+        assert said in manifest["options"]
+    [[_, sets]] = trained[str(out)]
+    assert sets.unlabeled.column_names == ["image", "pseudo_label", "id"]
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert any(line.get("unsupervised_loss", 0) > 0 for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--labelers", "a/b"], "`--labelers` label during training.*name the networks by `--teacher`"),
+        (["--teacher", "/nowhere/branch_0"], "`teacher`: there is no folder /nowhere/branch_0"),
+        (["--pseudo_label_scales", "0"], "`scales` must be one or more positive factors"),
+    ],
+)
+def test_what_makes_no_sense_is_said_before_anything_is_trained(streets, tmp_path, trained, capsys, words, said):
+    with pytest.raises(SystemExit) as exit_:
+        script("self_training").main(words_for(streets, tmp_path / "out", *words))
+    assert exit_.value.code == 2 and re.search(said, capsys.readouterr().err) and not trained
