@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from torch import OutOfMemoryError
-from transformers import ResNetConfig, TrainerCallback, UperNetConfig
+from transformers import TrainerCallback
 from transformers.utils import logging as transformers_logging
 
 from ..checkpointing.checkpoints import check_output_dir
@@ -29,6 +29,8 @@ from .console import print_any_text
 from .datasets import TrainingSets, load_data
 from .errors import mendable
 from .main import COMMANDS
+from .models import warn_of_random_weights
+from .planned import make_trainer, models_of
 from .settings import Settings
 from .smoke import shrink
 
@@ -155,7 +157,7 @@ def check_unlabeled(settings: Settings, sets: TrainingSets) -> None:
 
 def build(settings: SomeSettings, sets: TrainingSets) -> tuple[CPSTrainer, SomeSettings]:
     """The trainer, and the settings completed by what the data sets say."""
-    models, chosen = settings.data.models, sets.chosen
+    chosen = sets.chosen
     provenance = replace(
         settings.provenance,
         dataset_name=settings.provenance.dataset_name or settings.data.dataset,
@@ -164,14 +166,9 @@ def build(settings: SomeSettings, sets: TrainingSets) -> tuple[CPSTrainer, SomeS
     )
     settings = replace(settings, provenance=provenance)
     write = WriteSettings(settings)
-    trainer = CPSTrainer(
-        models if len(models) > 1 else models[0] if models else small_model(),
-        **settings.for_trainer(),
-        train_dataset=sets.labeled,
-        unlabeled_dataset=sets.unlabeled,
-        eval_dataset=sets.evaluation,
-        callbacks=[write],
-    )
+    trainer = make_trainer(settings, sets, [write])
+    if not settings.data.dataset.endswith("_scenes"):  # the demonstration shows how far one gets from nothing
+        warn_of_random_weights(models_of(settings), settings.model_config.backbone, setup.length(sets.labeled))
     write.settings = settings = replace(settings, model_config=trainer.model_config)  # with the checkpoint's mean
     return trainer, settings
 
@@ -186,21 +183,6 @@ class WriteSettings(TrainerCallback):
         if state.is_world_process_zero:
             text = replace(self.settings, args=args).to_yaml()  # the trainer's: it may have fitted the batch size
             write_atomically(Path(args.output_dir) / "config.yaml", text)
-
-
-def small_model() -> UperNetConfig:
-    """A convolutional network that learns from scratch on few images (a small SegFormer does not).
-
-    Three stages: at stride 32, the fourth, the drawn scenes are two pixels high.
-    """
-    backbone = ResNetConfig(
-        embedding_size=24,
-        hidden_sizes=[24, 48, 96],
-        depths=[1, 1, 1],
-        layer_type="basic",
-        out_features=["stage1", "stage2", "stage3"],
-    )
-    return UperNetConfig(backbone_config=backbone, hidden_size=32, pool_scales=[1, 2], use_auxiliary_head=False)
 
 
 def report(results: Mapping[str, Any], settings: Settings, names: Sequence[str]) -> None:

@@ -105,13 +105,15 @@ def test_tensors_that_do_not_fit_are_named():
     ],
 )
 def test_the_network_around_a_timm_name(name, channels, indices, stride):
-    config, said = architecture_around(name)
+    config, said, has_batch_norms = architecture_around(name)
     backbone = config.backbone_config
     assert (config.head, config.aspp_channels) == ("textbook", channels)
     assert (backbone.backbone, list(backbone.out_indices)) == (name.removeprefix("timm/").split(".")[0], indices)
     assert backbone.output_stride == stride
     assert backbone.backbone in said and f"{channels} channels" in said
     model = build_branches(config, id2label={0: "a", 1: "b"}, num_branches=1)[0]
+    norms = [module for module in model.backbone.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert has_batch_norms == bool(norms) == ("convnext" not in name)
     assert timm_network(model.backbone) is not None
     with torch.no_grad():
         assert Branch(model).eval()(torch.randn(1, 3, 64, 64)).shape == (1, 2, 64, 64)
