@@ -6,6 +6,7 @@ import dataclasses
 import re
 import time
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
@@ -16,10 +17,10 @@ from ..data.labels import LabelEncoding
 from ..objectives import OBJECTIVES
 from ..planning import DataFacts, Machine, Plan, Timings, make_plan
 from ..training.trainer import CPSTrainer
-from .datasets import TrainingSets
+from .datasets import OWN, TrainingSets
 from .models import branches_of, chosen_models, num_branches
 from .settings import Settings
-from .timing import time_steps
+from .timing import TimeLimit, time_steps
 
 UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
 
@@ -35,6 +36,26 @@ def seconds_of(text: str) -> float:
     if seconds <= 0:
         raise ValueError(f"`time` must be like 90s, 10m or 1.5h, got {text!r}.")
     return seconds
+
+
+def check(settings: Settings) -> None:
+    """What can be wrong with `--time` and `--init_from` before there are data.
+
+    Raises:
+        ValueError: it is.
+    """
+    wanted, run = settings.plan.time, settings.plan.init_from
+    if wanted is not None:
+        seconds_of(wanted)
+        if settings.data.dataset != OWN:
+            raise ValueError(
+                "`time` goes with a folder of your own (`cps-hf train DIR --time 10m`), for which a plan is made. "
+                "Otherwise say how long with `max_steps`."
+            )
+    if run is not None:
+        branches_of(run, 1)
+        if Path(run).resolve() == Path(settings.args.output_dir).resolve():
+            raise ValueError(f"`init_from` and `output_dir` are both {run}: write the new run somewhere else.")
 
 
 def complete(settings: Settings, sets: TrainingSets, typed: Collection[str], *, began: float) -> tuple[Settings, Plan]:
@@ -61,12 +82,26 @@ def complete(settings: Settings, sets: TrainingSets, typed: Collection[str], *, 
     def measure(chosen: dict[str, Any]) -> Timings:
         trial = with_choices(settings, {name: value for name, value in chosen.items() if name not in given}, typed)
         two_stages = bool(trial.objective.views) and trial.args.pretrain_steps != 0
-        return time_steps(lambda clock, **others: make_trainer(trial.with_values(**others), sets, [clock]), two_stages)
+        models = models_of(trial)
+        return time_steps(
+            lambda clock, **others: make_trainer(trial.with_values(**others), sets, models, [clock]), two_stages
+        )
 
     seconds = None if limit is None else seconds_of(limit) - (time.monotonic() - began)
     plan = make_plan(facts, machine, given, network=_network_of(settings), seconds=seconds, measure=measure)
     plan = broadcast_object_list([plan])[0]  # times differ between processes
     return with_choices(settings, plan.values(), typed), plan
+
+
+def time_limit(settings: Settings, plan: Plan, *, began: float) -> list[TrainerCallback]:
+    """The callback that ends training in time, of a run whose length was fitted to `--time`.
+
+    Of one process: several would have to agree on the time.
+    """
+    timings = plan.timings
+    if timings is None or settings.plan.time is None or PartialState().num_processes > 1:
+        return []
+    return [TimeLimit(began + seconds_of(settings.plan.time) - timings.evaluation - timings.end)]
 
 
 def with_choices(settings: Settings, choices: dict[str, Any], typed: Collection[str]) -> Settings:
@@ -90,10 +125,10 @@ def with_choices(settings: Settings, choices: dict[str, Any], typed: Collection[
     return settings.with_values(**choices)
 
 
-def make_trainer(settings: Settings, sets: TrainingSets, callbacks: list[TrainerCallback]) -> CPSTrainer:
-    """The trainer that the settings describe."""
+def make_trainer(settings: Settings, sets: TrainingSets, models: Any, callbacks: list[TrainerCallback]) -> CPSTrainer:
+    """The trainer that the settings describe; `models`: those of `models_of`."""
     return CPSTrainer(
-        models_of(settings),
+        models,
         **settings.for_trainer(),
         train_dataset=sets.labeled,
         unlabeled_dataset=sets.unlabeled,

@@ -106,7 +106,8 @@ def time_steps(make_trainer: Callable[..., CPSTrainer], two_stages: bool, *, tim
         first_stage=first,
         second_stage=second,
         evaluation=count * an_image,
-        around=(clock.began - start) + (trained - clock.ended) + agreement + PICTURES,
+        start=(clock.began - start) + agreement / 2,
+        end=(trained - clock.ended) + agreement / 2 + PICTURES,
         spent=time.monotonic() - start,
     )
     names = vars(timings)

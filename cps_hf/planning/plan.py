@@ -55,23 +55,27 @@ class Timings:
         first_stage: a supervised step of all branches.
         second_stage: a step of the method; as `first_stage` where there is one stage.
         evaluation: all validation images, once.
-        around: what a run takes besides: building the networks, first batches, checkpoint, export, pictures.
+        start: before the first step: building the networks, first batches.
+        end: after the last step: checkpoint, export, pictures.
         spent: what measuring took.
     """
 
     first_stage: float
     second_stage: float
     evaluation: float = 0.0
-    around: float = 0.0
+    start: float = 0.0
+    end: float = 0.0
     spent: float = 0.0
 
 
 @dataclass
 class Plan:
-    """`choices` in the order that they are shown; `notes`: what the user should know before the run."""
+    """`choices` in the order that they are shown; `notes`: what the user should know before the run; `timings`: what
+    was measured, where the length was fitted to a time."""
 
     choices: list[Choice] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    timings: Timings | None = None
 
     def values(self) -> dict[str, Any]:
         """The settings by name."""
@@ -256,14 +260,14 @@ class _Planner:
 
     def length(self, seconds: float | None, measure: Callable[[dict[str, Any]], Timings] | None) -> None:
         two_stages = self.has_unlabeled and self.settings.get("pretrain_steps") != 0
-        timings, evaluations = None, 2
+        evaluations = 2
         if "max_steps" in self.given:
             steps = self.given["max_steps"]
         elif seconds is None or measure is None:
             steps = GPU_STEPS if self.machine.is_gpu else CPU_STEPS
             self.choose("max_steps", steps, "a first length; `--time 10m` makes the run fit a time")
         else:
-            timings = measure(dict(self.settings))
+            timings = self.plan.timings = measure(dict(self.settings))
             steps, evaluations = self._steps_in(seconds, timings, two_stages)
             a_step = f"{timings.first_stage:.2g} s" + (f" and {timings.second_stage:.2g} s" if two_stages else "")
             reason = f"a step takes {a_step} here (measured): what fits into the time"
@@ -283,7 +287,7 @@ class _Planner:
 
     def _steps_in(self, seconds: float, timings: Timings, two_stages: bool) -> tuple[int, int]:
         """How many steps fit, and how many evaluations: so many that they take a tenth of the time at most."""
-        left = seconds - timings.spent - timings.around
+        left = seconds - timings.spent - timings.start - timings.end
         evaluations = max(2, min(6, int(0.1 * left / timings.evaluation))) if timings.evaluation else 4
         # the border of the stages is evaluated in any case
         left -= (evaluations + two_stages) * timings.evaluation

@@ -22,7 +22,7 @@ STREETS = DataFacts(
 )
 CPU = Machine(cores=2, backbone=SOURCE)
 GPU = Machine(device="cuda", name="a GPU", memory=80, bf16=True, cores=16, backbone=SOURCE)
-TIMINGS = Timings(first_stage=0.5, second_stage=1.0, evaluation=2.0, around=20.0, spent=10.0)
+TIMINGS = Timings(first_stage=0.5, second_stage=1.0, evaluation=2.0, start=8.0, end=12.0, spent=10.0)
 
 
 def values(facts=STREETS, machine=CPU, given=None, **options):
