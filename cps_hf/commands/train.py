@@ -26,6 +26,7 @@ from ..training.late import AfterTrainingError
 from ..training.reporting import mean_iou_in_words, scores_table
 from ..training.sharding import refuse_engines
 from ..training.trainer import CPSTrainer
+from . import main as command_line
 from . import parser, planned
 from .console import print_any_text
 from .datasets import OWN, TrainingSets, load_data
@@ -71,7 +72,7 @@ MENDABLE = (ValueError, OSError, FloatingPointError, OutOfMemoryError, AfterTrai
 
 def main(argv: Sequence[str]) -> dict[str, Any]:
     """Train as a command line says; what results.json holds."""
-    began = time.monotonic()
+    began = command_line.STARTED or time.monotonic()
     print_any_text()  # an example calls this and not `cps-hf`
     argv = as_resumed(argv)
     settings = parse(argv)
