@@ -143,7 +143,10 @@ def folder_as_options(argv: Sequence[str]) -> list[str]:
 def as_resumed(argv: Sequence[str]) -> list[str]:
     """With `DIR` and `--resume_from_checkpoint` the run's own config.yaml, so that its plan is not made anew."""
     words = folder_as_options(argv)
-    given = parser.read_words(words)
+    try:
+        given = parser.read_words(words)
+    except ValueError:  # `parse` says what is wrong
+        return [*argv]
     config = Path(str(given.get("output_dir", CPSConfig().output_dir))) / "config.yaml"
     resumes = str(given.get("resume_from_checkpoint", "none")).lower() not in ("none", "null", "false")
     if given.get("dataset") == OWN and resumes and "config" not in given and config.is_file():
