@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from .class_tables import READERS
 from .table import first_few
 from .walk import IMAGE_SUFFIXES, MASK_SUFFIXES, OTHER_KIND, Walk, walk
 
@@ -116,7 +117,7 @@ def find_layout(
             f"No folder {root}. Expected a folder of images and masks; a data set of the Hub is read with `--dataset "
             "hub --data_root ID`."
         )
-    looked = walk(root, IMAGE_SUFFIXES)
+    looked = _walk(root)
     _refuse_other_loaders(root, looked)
     if not looked.files:
         passed = f" Passed over: {'; '.join(looked.lines())}." if looked.passed_over else ""
@@ -138,7 +139,7 @@ def find_layout(
         )
         for file in pictures
     ]
-    passed_over = {reason: len(names) for reason, names in looked.passed_over.items()}
+    passed_over = _counted(looked)
     elsewhere = Counter(
         PurePosixPath(file.path).parts[0] if "/" in file.path else "the folder itself"
         for file in files
@@ -152,6 +153,33 @@ def find_layout(
     return Layout(root, pairs, f"{how}{named}; {told}{by_list}", passed_over)
 
 
+def _walk(folder: Path) -> Walk:
+    """Without what earlier runs wrote there: `cps-hf train .` leaves pictures below the folder."""
+    looked = walk(folder, IMAGE_SUFFIXES)
+    others = [PurePosixPath(name) for name in looked.passed_over.get(OTHER_KIND, [])]
+    runs = set.intersection(
+        *({p.parent for p in others if p.name == name} for name in ("config.yaml", "metrics.jsonl"))
+    )
+    theirs = [name for name in looked.files if runs & {*PurePosixPath(name).parents}]
+    for name in theirs:
+        del looked.files[name]
+        looked.pass_over("of earlier runs", name)
+    return looked
+
+
+def _counted(looked: Walk) -> dict[str, int]:
+    """By reason, how many files were passed over, without those that say something here."""
+    found = {}
+    for reason, names in looked.passed_over.items():
+        if reason == OTHER_KIND:
+            names = [name for name in names if PurePosixPath(name).name not in READERS and not _is_list(name)]
+            kinds = sorted({PurePosixPath(name).suffix.lower() or "no ending" for name in names})
+            reason = f"{reason} ({first_few(kinds)})"
+        if names:
+            found[reason] = len(names)
+    return found
+
+
 def images_alone(folder: str | Path) -> list[Pair]:
     """The images below a folder of unlabeled ones, at any depth; masks and what else their folders say is left out.
 
@@ -161,7 +189,7 @@ def images_alone(folder: str | Path) -> list[Pair]:
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"`unlabeled_root`: no folder {folder}.")
-    looked = walk(folder, IMAGE_SUFFIXES)
+    looked = _walk(folder)
     looked.say()
     place, affixes = _Places(folder, looked, None, None), _Affixes(None, None)
     files = [place(path, file) for path, file in looked.files.items()]
@@ -396,7 +424,9 @@ def _image_folder(
 
 def _no_masks(root: Path, files: Sequence[_File], looked: Walk) -> ValueError:
     folders: dict[str, Counter] = {}
+    told, strange = [], []
     for file in files:
+        (told if file.told_by else strange).append(file.told_by or "/".join(file.rest))
         kinds = folders.setdefault(str(PurePosixPath(file.path).parent), Counter())
         kinds[PurePosixPath(file.path).suffix.lower()] += 1
     there = [
@@ -410,11 +440,12 @@ def _no_masks(root: Path, files: Sequence[_File], looked: Walk) -> ValueError:
         and any((_words(part) or (None, None))[1] == "mask" for part in PurePosixPath(name).parts[:-1])
     ]
     drawn = f" {first_few(shapes, 1)}: boxes and polygons must be drawn as masks first." if shapes else ""
-    folder = next((name for name in sorted(folders) if name != "."), "FOLDER")
+    here, truth = (next((name for name in sorted(names) if name), None) for names in (told, strange))
     return ValueError(
         f"Nothing in {root} looks like masks; found images in {first_few(there)}. Expected folders such as images/ "
         "and masks/, with one name for an image and its mask, or a.jpg and a_mask.png side by side. If the masks are "
-        f"there under other names: {_typed(images='IMAGES', masks=folder)} or {_typed(mask_suffix='_seg')}.{drawn}"
+        f"there under other names: {_typed(images=here or 'IMAGES', masks=truth or 'MASKS')} or "
+        f"{_typed(mask_suffix='_seg')}.{drawn}"
     )
 
 
@@ -519,11 +550,7 @@ def _naming(matched: Sequence[tuple[str, _File]]) -> str:
 def _listed_splits(root: Path, looked: Walk) -> dict[str, str]:
     """The split of an image by its name, where ImageSets/Segmentation lists a validation set (Pascal VOC's way)."""
     found: dict[str, str] = {}
-    lists = [
-        name
-        for name in looked.passed_over.get(OTHER_KIND, [])
-        if PurePosixPath(name).parts[-3:-1] == ("ImageSets", "Segmentation") and name.lower().endswith(".txt")
-    ]
+    lists = [name for name in looked.passed_over.get(OTHER_KIND, []) if _is_list(name)]
     for split in ("train", "val", "test"):
         for name in lists:
             if PurePosixPath(name).stem.lower() == split:
@@ -537,6 +564,10 @@ def _listed_splits(root: Path, looked: Walk) -> dict[str, str]:
                     if line.strip()
                 }
     return found if "val" in found.values() else {}
+
+
+def _is_list(name: str) -> bool:
+    return PurePosixPath(name).parts[-3:-1] == ("ImageSets", "Segmentation") and name.lower().endswith(".txt")
 
 
 def _typed(**options: str) -> str:
