@@ -189,7 +189,7 @@ class _Planner:
         seen = f", seen at 1/{shrink}" if shrink > 1 else ""
         self.choose("crop_size", sides, f"{size}{seen}; on a {'GPU' if gpu else 'CPU'} at most {crop}")
         if not {"random_scale", "random_scale_mode"} & self.given.keys():
-            scales = [scale / shrink for scale in LABELED["random_scale"]]
+            scales = [float(f"{scale / shrink:.3g}") for scale in LABELED["random_scale"]]
             self.choose("random_scale", scales, "around the scale at which images are evaluated")
             self.choose("random_scale_mode", LABELED["random_scale_mode"], "any factor between the two")
         self.choose("resize_antialias", LABELED["resize_antialias"], "images are shrunk as a viewer shrinks them")
@@ -292,7 +292,9 @@ class _Planner:
         first = round(FIRST_STAGE_SHARE * steps)
         if two_stages:
             self.choose(
-                "pretrain_steps", first, "two thirds of the steps on the labels alone: CPS needs good networks"
+                "pretrain_steps",
+                first,
+                f"the first {FIRST_STAGE_SHARE:.0%} of the steps learn from the labels alone: CPS needs good networks",
             )
             factor = UNLABELED["second_stage_learning_rate_factor"]
             self.choose("second_stage_learning_rate_factor", factor, "a second stage goes on from trained networks")

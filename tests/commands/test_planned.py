@@ -18,6 +18,7 @@ from cps_hf.commands.models import branches_of, chosen_models
 from cps_hf.commands.planned import seconds_of, with_choices
 from cps_hf.commands.timing import TimeLimit, time_steps
 from cps_hf.objectives import CrossPseudoSupervision, Supervised
+from cps_hf.planning import FIRST_STAGE_SHARE
 
 WORDS = ("--crop_size", "32", "--dataloader_num_workers", "0", "--disable_tqdm", "true", "--num_pictures", "0")
 WORDS += ("--per_device_train_batch_size", "2", "--ema_decay", "none", "--agreement_images", "0")
@@ -134,7 +135,7 @@ def test_the_length_is_what_fits_the_time_that_is_left(folder, tmp_path, monkeyp
     chosen, plan = planned.complete(settings, sets, typed, began=began)
     assert seen == [True]
     steps, first = chosen.args.max_steps, chosen.args.pretrain_steps
-    assert first == round(2 / 3 * steps)
+    assert first == round(FIRST_STAGE_SHARE * steps)
     assert 0.8 * 300 < 20 + 10 + 10 + first * 0.5 + (steps - first) * 1.0 < 300
     (limit,) = planned.time_limit(chosen, plan, began=began)
     assert limit.deadline == pytest.approx(began + 300 - 1.3 * 6)
