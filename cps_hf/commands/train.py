@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -13,10 +14,11 @@ from typing import Any, TypeVar
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from torch import OutOfMemoryError
-from transformers import ResNetConfig, TrainerCallback, UperNetConfig
+from transformers import TrainerCallback
 from transformers.utils import logging as transformers_logging
 
 from ..checkpointing.checkpoints import check_output_dir
+from ..config import CPSConfig
 from ..files import write_atomically
 from ..training import setup
 from ..training.inspection import absent_line
@@ -24,11 +26,14 @@ from ..training.late import AfterTrainingError
 from ..training.reporting import mean_iou_in_words, scores_table
 from ..training.sharding import refuse_engines
 from ..training.trainer import CPSTrainer
-from . import parser
+from . import main as command_line
+from . import parser, planned
 from .console import print_any_text
-from .datasets import TrainingSets, load_data
-from .errors import mendable
+from .datasets import OWN, TrainingSets, load_data
+from .errors import fail, mendable
 from .main import COMMANDS
+from .models import warn_of_random_weights
+from .planned import make_trainer, models_of
 from .settings import Settings
 from .smoke import shrink
 
@@ -56,7 +61,7 @@ DEFAULTS = {
 }
 # What `--help` shows; `--help-all` shows everything.
 FIRST = (
-    *("dataset", "data_root", "unlabeled_root", "partition", "models"),
+    *("time", "dataset", "unlabeled_root", "validation", "class_names", "models", "backbone", "init_from"),
     *("output_dir", "max_steps", "per_device_train_batch_size", "learning_rate", "crop_size"),
 )
 MENDABLE = (ValueError, OSError, FloatingPointError, OutOfMemoryError, AfterTrainingError)
@@ -65,7 +70,9 @@ MENDABLE = (ValueError, OSError, FloatingPointError, OutOfMemoryError, AfterTrai
 
 def main(argv: Sequence[str]) -> dict[str, Any]:
     """Train as a command line says; what results.json holds."""
+    began = command_line.STARTED or time.monotonic()
     print_any_text()  # an example calls this and not `cps-hf`
+    argv = as_resumed(argv)
     settings = parse(argv)
     with mendable(settings.args.output_dir, MENDABLE):
         is_main = join_processes(settings.args.ddp_timeout)
@@ -73,8 +80,20 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
             settings = shrink(settings)
         check_before_loading(settings)
         sets = load_data(settings.data)
+        if sets.found is not None and is_main:
+            print(f"\n{sets.found.table()}\n", flush=True)
+        limits: list[TrainerCallback] = []
+        if settings.data.dataset == OWN:
+            typed = parser.given_names(folder_as_options(argv))
+            settings, plan = planned.complete(settings, sets, typed, began=began)
+            limits = planned.time_limit(settings, plan, began=began)
+            if is_main and plan.choices:
+                print(
+                    f"The plan; each line is an option, and what you give is not changed:\n\n{plan.table()}\n",
+                    flush=True,
+                )
         check_unlabeled(settings, sets)
-        trainer, settings = build(settings, sets)
+        trainer, settings = build(settings, sets, limits)
         results = trainer.train()
     if is_main:
         report(results, settings, [*trainer.id2label.values()])
@@ -97,6 +116,7 @@ def parse(
         defaults: the demonstration's.
         options: further ones of `parser.parse`.
     """
+    argv = folder_as_options(argv)
     found = parser.parse(
         settings,
         argv,
@@ -114,6 +134,30 @@ def is_demonstration(given: Mapping[str, Any]) -> bool:
     """Whether a command line leaves the data to be drawn, and the settings to this file."""
     drawn = given.get("dataset", "street_scenes") in ("street_scenes", "object_scenes")
     return drawn and not given.keys() & {"config", "data_root"}
+
+
+def folder_as_options(argv: Sequence[str]) -> list[str]:
+    """`DIR ...`: the folder of a data set of one's own, unless `--dataset` says what lies there."""
+    if not argv or argv[0].startswith("-"):
+        return [*argv]
+    if argv[0].endswith((".yaml", ".yml")):
+        fail(f"expected a folder of images and masks, found {argv[0]!r}: a file of settings is read with `--config`.")
+    names = {word.partition("=")[0].replace("-", "_") for word in argv}
+    return [*([] if "__dataset" in names else ["--dataset", OWN]), "--data_root", *argv]
+
+
+def as_resumed(argv: Sequence[str]) -> list[str]:
+    """With `DIR` and `--resume_from_checkpoint` the run's own config.yaml, so that its plan is not made anew."""
+    words = folder_as_options(argv)
+    try:
+        given = parser.read_words(words)
+    except ValueError:  # `parse` says what is wrong
+        return [*argv]
+    config = Path(str(given.get("output_dir", CPSConfig().output_dir))) / "config.yaml"
+    resumes = str(given.get("resume_from_checkpoint", "none")).lower() not in ("none", "null", "false")
+    if given.get("dataset") == OWN and resumes and "config" not in given and config.is_file():
+        return [*words, "--config", str(config)]
+    return [*argv]
 
 
 def beside(config: str | None, model: str) -> str:
@@ -139,6 +183,7 @@ def join_processes(ddp_timeout: int) -> bool:
 def check_before_loading(settings: Settings) -> None:
     """What needs neither data nor models to be wrong; a checkpoint to resume from is looked at with them."""
     args = settings.args
+    planned.check(settings)
     check_output_dir(args.output_dir, overwrite=args.overwrite_output_dir, resuming=bool(args.resume_from_checkpoint))
     setup.check_trackers(args)
     setup.check_schedule(args)
@@ -150,6 +195,12 @@ def check_unlabeled(settings: Settings, sets: TrainingSets) -> None:
     Raises:
         ValueError: it has none; says where to take them from.
     """
+    if settings.objective.views and sets.unlabeled is None and sets.found is not None:
+        raise ValueError(
+            f"{type(settings.objective).__name__} learns from unlabeled images, and all images to train on in "
+            f"{settings.data.data_root} have a mask. Put images without masks beside them; or give a folder of them "
+            "with `--unlabeled_root`; or train without: `--objective supervised`."
+        )
     if settings.objective.views and sets.unlabeled is None:
         raise ValueError(
             f"{type(settings.objective).__name__} learns from unlabeled images, and all {len(sets.labeled)} images of "
@@ -159,25 +210,25 @@ def check_unlabeled(settings: Settings, sets: TrainingSets) -> None:
         )
 
 
-def build(settings: SomeSettings, sets: TrainingSets) -> tuple[CPSTrainer, SomeSettings]:
+def build(
+    settings: SomeSettings, sets: TrainingSets, callbacks: Sequence[TrainerCallback] = ()
+) -> tuple[CPSTrainer, SomeSettings]:
     """The trainer, and the settings completed by what the data sets say."""
-    models, chosen = settings.data.models, sets.chosen
+    chosen = sets.chosen
     provenance = replace(
         settings.provenance,
-        dataset_name=settings.provenance.dataset_name or settings.data.dataset,
+        dataset_name=settings.provenance.dataset_name or _called(settings),
         partition_name=None if chosen is None else chosen.name,
         partition_sha256=None if chosen is None else chosen.sha256,
     )
     settings = replace(settings, provenance=provenance)
     write = WriteSettings(settings)
-    trainer = CPSTrainer(
-        models if len(models) > 1 else models[0] if models else small_model(),
-        **settings.for_trainer(),
-        train_dataset=sets.labeled,
-        unlabeled_dataset=sets.unlabeled,
-        eval_dataset=sets.evaluation,
-        callbacks=[write],
-    )
+    lists = [WriteHeldOut(sets.found.held_out)] if sets.found is not None and sets.found.held_out else []
+    models = models_of(settings)
+    # The demonstration shows how far one gets from nothing; a plan has said it already.
+    if not settings.data.dataset.endswith("_scenes") and (settings.data.models or settings.data.dataset != OWN):
+        warn_of_random_weights(models, settings.model_config.backbone, setup.length(sets.labeled))
+    trainer = make_trainer(settings, sets, models, [write, *lists, *callbacks])
     write.settings = settings = replace(settings, model_config=trainer.model_config)  # with the checkpoint's mean
     return trainer, settings
 
@@ -194,26 +245,29 @@ class WriteSettings(TrainerCallback):
             write_atomically(Path(args.output_dir) / "config.yaml", text)
 
 
-def small_model() -> UperNetConfig:
-    """A convolutional network that learns from scratch on few images (a small SegFormer does not).
+class WriteHeldOut(TrainerCallback):
+    """OUT/validation.txt: the labeled images that are validation images, as `--validation` reads them."""
 
-    Three stages: at stride 32, the fourth, the drawn scenes are two pixels high.
-    """
-    backbone = ResNetConfig(
-        embedding_size=24,
-        hidden_sizes=[24, 48, 96],
-        depths=[1, 1, 1],
-        layer_type="basic",
-        out_features=["stage1", "stage2", "stage3"],
-    )
-    return UperNetConfig(backbone_config=backbone, hidden_size=32, pool_scales=[1, 2], use_auxiliary_head=False)
+    def __init__(self, ids: Sequence[str]):
+        self.ids = ids
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            write_atomically(Path(args.output_dir) / "validation.txt", "".join(f"{name}\n" for name in self.ids))
+
+
+def _called(settings: Settings) -> str:
+    """The data set's name: of a folder of one's own that one's, and not where it lies."""
+    data = settings.data
+    return Path(data.data_root).resolve().name if data.dataset == OWN else data.dataset
 
 
 def report(results: Mapping[str, Any], settings: Settings, names: Sequence[str]) -> None:
     """The table, the agreement, where everything is, and how to load it."""
     best, folder = results["best"], settings.args.output_dir
     labeled = settings.provenance.partition_name or "all of data_root"
-    print(f"\n{settings.data.dataset}, {labeled} labeled, step {results['steps']}:\n")
+    labeled = results["num_labeled"] if settings.data.dataset == OWN else labeled
+    print(f"\n{_called(settings)}, {labeled} labeled, step {results['steps']}:\n")
     print(scores_table(results["final"], names))
     if line := absent_line(results["classes"]["absent"], len(names)):
         print(f"\n{line}")
