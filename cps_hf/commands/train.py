@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from ..checkpointing.checkpoints import check_output_dir
 from ..files import write_atomically
-from ..training import setup
+from ..training import comparison, setup
 from ..training.inspection import absent_line
 from ..training.late import AfterTrainingError
 from ..training.reporting import mean_iou_in_words, scores_table
@@ -88,6 +88,7 @@ def parse(
     *,
     defaults: Mapping[str, Any] = DEFAULTS,
     description: str = COMMANDS["train"],
+    first: Sequence[str] = FIRST,
     **options: Any,
 ) -> SomeSettings:
     """The command line, over the demonstration's defaults where it names neither real data nor a recipe.
@@ -95,13 +96,14 @@ def parse(
     Args:
         settings: `Settings`, or a class that adds groups.
         defaults: the demonstration's.
+        first: the fields that `--help` shows.
         options: further ones of `parser.parse`.
     """
     found = parser.parse(
         settings,
         argv,
         description=description,
-        first=FIRST,
+        first=first,
         defaults=lambda given: {} if given.keys() & {"config", "data_root"} else defaults,
         **options,
     )
@@ -211,11 +213,18 @@ def report(results: Mapping[str, Any], settings: Settings, names: Sequence[str])
     print(scores_table(results["final"], names))
     if line := absent_line(results["classes"]["absent"], len(names)):
         print(f"\n{line}")
-    print(f"\nBest: {best['branch'].replace('_', ' ')} at step {best['step']}, ", end="")
+    supervised = ""
+    if best["step"] <= (settings.args.pretrain_steps or 0):
+        supervised = " of the supervised stage, since the second one's are worse beyond chance"
+    print(f"\nBest: {best['branch'].replace('_', ' ')} at step {best['step']}{supervised}, ", end="")
     print(f"{mean_iou_in_words(best[best['branch']])}. ", end="")
     if results["agreement"]:
         start, end = (f"{100 * results['agreement'][when]:.1f} %" for when in ("start", "end"))
         print(f"The branches agree on {start} of unlabeled pixels at the start, {end} at the end.")
+    if found := results.get("comparison"):
+        print(f"\nDid the unlabeled images help? {found['sentence']}\n")
+        print(comparison.table(next(iter(found["branches"].values()))))
+        print("\nMore steps alone may have done some of that: `cps-hf compare` trains without them for the same time.")
     print(f"\nWritten to {folder}:")
     for path in sorted(Path(folder).iterdir()):
         print(f"  {path.name}{os.sep if path.is_dir() else ''}")
