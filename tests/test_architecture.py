@@ -30,6 +30,10 @@ LAW = {
     ),
     "scenes": ({"functional", "files", "data"}, {"PIL", "huggingface_hub"}),
     "inference": ({"functional", "files", "modeling"}, {"transformers", "onnx", "onnxruntime"}),
+    "planning": (
+        {"config", "functional", "data", "objectives", "modeling"},
+        {"datasets", "huggingface_hub", "transformers"},
+    ),
     "checkpointing": ({"files", "config", "data"}, {"accelerate", "datasets", "transformers"}),
     "hub": ({"files", "config", "checkpointing"}, {"huggingface_hub", "transformers"}),
     "app": (
@@ -46,7 +50,7 @@ LAW = {
     "commands": (
         {
             *("functional", "files", "config", "visualization", "metrics", "objectives", "modeling", "data", "scenes"),
-            *("inference", "checkpointing", "hub", "app", "training"),
+            *("inference", "checkpointing", "hub", "app", "training", "planning"),
         },
         HEAVY,
     ),
