@@ -129,9 +129,9 @@ def in_words(entries: Mapping[str, Mapping[str, Any]], found: Mapping[str, Any],
             "",
             comparison.in_words("Learning from the unlabeled images", "the network", found, images=images),
             "",
-            f"That is the difference between {METHOD} and {EQUAL_TIME}. Against {CONTROL}, which {METHOD} started from, "
-            f"it is {gained:+.1f} points, some of which more training gives without unlabeled images. Each score is "
-            "that of one exported network (branch 0) at its last step.",
+            f"That is the difference between {METHOD} and {EQUAL_TIME}. Against {CONTROL}, which {METHOD} started "
+            f"from, it is {gained:+.1f} points, some of which more training gives without unlabeled images. Each "
+            "score is that of one exported network (branch 0) at its last step.",
             "",
             "```",
             *lines,

@@ -94,6 +94,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
                     flush=True,
                 )
         check_unlabeled(settings, sets)
+        settings = planned.with_baseline(settings)
         trainer, settings = build(settings, sets, limits)
         results = trainer.train()
     if is_main:
@@ -175,7 +176,7 @@ def join_processes(ddp_timeout: int) -> bool:
 def check_before_loading(settings: Settings) -> None:
     """What needs neither data nor models to be wrong; a checkpoint to resume from is looked at with them."""
     args = settings.args
-    planned.check(settings)
+    planned.check(settings, plans=settings.data.dataset == OWN)
     check_output_dir(args.output_dir, overwrite=args.overwrite_output_dir, resuming=bool(args.resume_from_checkpoint))
     setup.check_trackers(args)
     setup.check_schedule(args)
