@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
@@ -15,12 +15,14 @@ from transformers import AutoConfig, PreTrainedConfig, TrainerCallback
 
 from ..data.labels import LabelEncoding
 from ..objectives import OBJECTIVES
-from ..planning import DataFacts, Machine, Plan, Timings, make_plan
+from ..planning import FIRST_STAGE_SHARE, UNLABELED, DataFacts, Machine, Plan, Timings, make_plan
 from ..training.trainer import CPSTrainer
-from .datasets import OWN, TrainingSets
+from .datasets import TrainingSets
 from .models import branches_of, chosen_models, num_branches
 from .settings import Settings
 from .timing import TimeLimit, time_steps
+
+SomeSettings = TypeVar("SomeSettings", bound=Settings)
 
 SLOWER = 1.3
 """What follows the last step is given so much of the time that it took in the trial."""
@@ -40,8 +42,11 @@ def seconds_of(text: str) -> float:
     return seconds
 
 
-def check(settings: Settings) -> None:
+def check(settings: Settings, *, plans: bool) -> None:
     """What can be wrong with `--time` and `--init_from` before there are data.
+
+    Args:
+        plans: whether a plan is made, whose length `--time` decides.
 
     Raises:
         ValueError: it is.
@@ -49,7 +54,7 @@ def check(settings: Settings) -> None:
     wanted, run = settings.plan.time, settings.plan.init_from
     if wanted is not None:
         seconds_of(wanted)
-        if settings.data.dataset != OWN:
+        if not plans:
             raise ValueError(
                 "`time` goes with a folder of your own (`cps-hf train DIR --time 10m`), for which a plan is made. "
                 "Otherwise say how long with `max_steps`."
@@ -60,7 +65,9 @@ def check(settings: Settings) -> None:
             raise ValueError(f"`init_from` and `output_dir` are both {run}: write the new run somewhere else.")
 
 
-def complete(settings: Settings, sets: TrainingSets, typed: Collection[str], *, began: float) -> tuple[Settings, Plan]:
+def complete(
+    settings: SomeSettings, sets: TrainingSets, typed: Collection[str], *, began: float, share: float = 1.0
+) -> tuple[SomeSettings, Plan]:
     """Choose what was not typed.
 
     Called by all processes, which get the same plan.
@@ -68,11 +75,14 @@ def complete(settings: Settings, sets: TrainingSets, typed: Collection[str], *, 
     Args:
         typed: the names of the options that a command line and a file give, "objective" among them where they do.
         began: when the command began (`time.monotonic`), which `--time` counts from.
+        share: of what is left of `--time`, what the run may take.
 
     Raises:
         ValueError: what was typed does not fit the images, or `--time` is too short.
     """
     state = PartialState()
+    if settings.plan.baseline is False and "pretrain_steps" not in typed:
+        settings, typed = settings.with_values(pretrain_steps=0), {*typed, "pretrain_steps"}
     values = settings.flat() | {"objective": _name_of(settings)}
     given = {name: values[name] for name in typed if name in values}
     with state.main_process_first():  # who may have to fetch a backbone from the Hub
@@ -89,10 +99,31 @@ def complete(settings: Settings, sets: TrainingSets, typed: Collection[str], *, 
             two_stages,
         )
 
-    seconds = None if limit is None else seconds_of(limit) - (time.monotonic() - began)
+    seconds = None if limit is None else share * (seconds_of(limit) - (time.monotonic() - began))
     plan = make_plan(facts, machine, given, network=_network_of(settings), seconds=seconds, measure=measure)
     plan = broadcast_object_list([plan])[0]  # times differ between processes
     return with_choices(settings, plan.values(), typed), plan
+
+
+def with_baseline(settings: SomeSettings) -> SomeSettings:
+    """The settings with a supervised stage where `--baseline` wants one and nothing says how long it is: as long as a
+    plan has it.
+
+    Raises:
+        ValueError: the method learns from no unlabeled images, or there is to be no supervised stage.
+    """
+    args, method = settings.args, type(settings.objective).__name__
+    if not settings.plan.baseline or args.pretrain_steps:
+        return settings
+    if not settings.objective.views:
+        raise ValueError(
+            f"`baseline` is what unlabeled images are compared with, and {method} uses none: leave it out."
+        )
+    if args.pretrain_steps == 0:
+        raise ValueError("`baseline` is the supervised stage, and `pretrain_steps` 0 leaves it out. Give one of them.")
+    first = max(1, round(FIRST_STAGE_SHARE * args.max_steps))
+    factor = UNLABELED["second_stage_learning_rate_factor"]
+    return settings.with_values(pretrain_steps=first, second_stage_learning_rate_factor=factor)
 
 
 def time_limit(settings: Settings, plan: Plan, *, began: float) -> list[TrainerCallback]:
@@ -107,7 +138,7 @@ def time_limit(settings: Settings, plan: Plan, *, began: float) -> list[TrainerC
     return [TimeLimit(began + seconds_of(settings.plan.time) - last)]
 
 
-def with_choices(settings: Settings, choices: dict[str, Any], typed: Collection[str]) -> Settings:
+def with_choices(settings: SomeSettings, choices: dict[str, Any], typed: Collection[str]) -> SomeSettings:
     """The settings with these values, the objective among them by its name.
 
     Raises:

@@ -31,10 +31,13 @@ class PlanConfig:
             the schedule fits. None: a first length.
         init_from: the output folder of an earlier run, whose networks this one starts from (the next round of
             labelling, say), or one of the branches in it. Heads are kept where the classes are the same.
+        baseline: train on the labels alone first; the method starts from these networks, and the end says what the
+            unlabeled images changed. None: where a plan is made and there are unlabeled images.
     """
 
     time: str | None = None
     init_from: str | None = None
+    baseline: bool | None = None
 
 
 @dataclass(kw_only=True)

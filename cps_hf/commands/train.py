@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 from ..checkpointing.checkpoints import check_output_dir
 from ..config import CPSConfig
 from ..files import write_atomically
-from ..training import setup
+from ..training import comparison, setup
 from ..training.inspection import absent_line
 from ..training.late import AfterTrainingError
 from ..training.reporting import mean_iou_in_words, scores_table
@@ -93,6 +93,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
                     flush=True,
                 )
         check_unlabeled(settings, sets)
+        settings = planned.with_baseline(settings)
         trainer, settings = build(settings, sets, limits)
         results = trainer.train()
     if is_main:
@@ -107,6 +108,7 @@ def parse(
     *,
     defaults: Mapping[str, Any] = DEFAULTS,
     description: str = COMMANDS["train"],
+    first: Sequence[str] = FIRST,
     **options: Any,
 ) -> SomeSettings:
     """The command line, over the demonstration's defaults where it names neither real data nor a recipe.
@@ -114,6 +116,7 @@ def parse(
     Args:
         settings: `Settings`, or a class that adds groups.
         defaults: the demonstration's.
+        first: the fields that `--help` shows.
         options: further ones of `parser.parse`.
     """
     argv = folder_as_options(argv)
@@ -121,7 +124,7 @@ def parse(
         settings,
         argv,
         description=description,
-        first=FIRST,
+        first=first,
         defaults=lambda given: defaults if is_demonstration(given) else {},
         **options,
     )
@@ -183,7 +186,7 @@ def join_processes(ddp_timeout: int) -> bool:
 def check_before_loading(settings: Settings) -> None:
     """What needs neither data nor models to be wrong; a checkpoint to resume from is looked at with them."""
     args = settings.args
-    planned.check(settings)
+    planned.check(settings, plans=settings.data.dataset == OWN)
     check_output_dir(args.output_dir, overwrite=args.overwrite_output_dir, resuming=bool(args.resume_from_checkpoint))
     setup.check_trackers(args)
     setup.check_schedule(args)
@@ -271,11 +274,18 @@ def report(results: Mapping[str, Any], settings: Settings, names: Sequence[str])
     print(scores_table(results["final"], names))
     if line := absent_line(results["classes"]["absent"], len(names)):
         print(f"\n{line}")
-    print(f"\nBest: {best['branch'].replace('_', ' ')} at step {best['step']}, ", end="")
+    supervised = ""
+    if best["step"] <= (settings.args.pretrain_steps or 0):
+        supervised = " of the supervised stage, since the second one's are worse beyond chance"
+    print(f"\nBest: {best['branch'].replace('_', ' ')} at step {best['step']}{supervised}, ", end="")
     print(f"{mean_iou_in_words(best[best['branch']])}. ", end="")
     if results["agreement"]:
         start, end = (f"{100 * results['agreement'][when]:.1f} %" for when in ("start", "end"))
         print(f"The branches agree on {start} of unlabeled pixels at the start, {end} at the end.")
+    if found := results.get("comparison"):
+        print(f"\nDid the unlabeled images help? {found['sentence']}\n")
+        print(comparison.table(next(iter(found["branches"].values()))))
+        print("\nMore steps alone may have done some of that: `cps-hf compare` trains without them for the same time.")
     print(f"\nWritten to {folder}:")
     for path in sorted(Path(folder).iterdir()):
         print(f"  {path.name}{os.sep if path.is_dir() else ''}")

@@ -69,6 +69,7 @@ def summary(run: Run, state: RunState) -> dict[str, Any]:
         "final": state.scores,
         "best": state.best,
         **({"stages": {**state.stages, "final": state.scores}} if run.stages.border else {}),
+        **({"comparison": state.comparison} if state.comparison else {}),
         "agreement": state.agreement,
         **({"pseudo_labels": watched(state)} if state.watch else {}),
         **({"unlabeled_weight": unlabeled_weight(run, state)} if settings["unlabeled_weight"] != 1 else {}),
@@ -80,6 +81,7 @@ def summary(run: Run, state: RunState) -> dict[str, Any]:
         "steps": state.global_step,
         "training": {  # without evaluating and saving
             **state.stopwatch.summary(),
+            **({"supervised_seconds": state.supervised_seconds} if run.stages.border else {}),
             "peak_memory": peak_memory(run.device),
             "device": run.device.type,
             "num_processes": run.num_processes,
