@@ -52,7 +52,9 @@ class EntropyMinimization(Objective):
             entropy = entropy + (pixelwise * unlabeled.valid).sum() / unlabeled.num_pixels
         loss = supervised_loss + self.weight * ramp(progress, ramp_up=self.ramp_up) * entropy
         # What is named here is logged under that name: metrics.jsonl, trackers, curves.
-        return ObjectiveOutput(loss, {"supervised_loss": supervised_loss.detach(), "entropy_loss": entropy.detach()})
+        # Losses are logged as means over branches.
+        parts = {"supervised_loss": supervised_loss, "entropy_loss": entropy}
+        return ObjectiveOutput(loss, {name: part.detach() / len(branches) for name, part in parts.items()})
 
 
 def main(argv: list[str] | None = None) -> dict:

@@ -71,8 +71,8 @@ class CrossProbabilityConsistency(Objective):
         return ObjectiveOutput(
             supervised_loss + self.weight * ramp(progress, ramp_up=self.ramp_up) * cpc_loss,
             {
-                "supervised_loss": supervised_loss.detach(),
-                "cpc_loss": cpc_loss.detach(),
+                "supervised_loss": supervised_loss.detach() / len(branches),
+                "cpc_loss": cpc_loss.detach() / len(branches),
                 "agreement": agreement(classes, unlabeled),
             },
         )

@@ -59,5 +59,8 @@ class PseudoSeg(Objective):
             unsupervised_loss = unsupervised_loss + soft_cross_entropy(logits, target, valid=valid, count=count)
         return ObjectiveOutput(
             supervised_loss + self.weight * ramp(progress, ramp_up=self.ramp_up) * unsupervised_loss,
-            {"supervised_loss": supervised_loss.detach(), "unsupervised_loss": unsupervised_loss.detach()},
+            {
+                "supervised_loss": supervised_loss.detach() / len(branches),
+                "unsupervised_loss": unsupervised_loss.detach() / len(branches),
+            },
         )

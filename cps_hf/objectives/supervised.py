@@ -27,4 +27,4 @@ class Supervised(Objective):
     def __call__(self, branches, labeled, unlabeled=None, *, teacher=None, progress=0.0) -> ObjectiveOutput:
         losses = [self.supervised_loss(branch(labeled.pixel_values), labeled) for branch in branches]
         loss = sum(losses)
-        return ObjectiveOutput(loss, {"supervised_loss": loss.detach()})
+        return ObjectiveOutput(loss, {"supervised_loss": loss.detach() / len(branches)})
