@@ -32,6 +32,7 @@ LAW = {
     "inference": ({"functional", "files", "modeling"}, {"transformers", "onnx", "onnxruntime"}),
     "checkpointing": ({"files", "config", "data"}, {"accelerate", "datasets", "transformers"}),
     "hub": ({"files", "config", "checkpointing"}, {"huggingface_hub", "transformers"}),
+    "report": ({"files", "hub", "visualization"}, {"jinja2", "yaml"}),
     "app": (
         {"functional", "files", "data", "scenes", "inference", "visualization"},
         {"PIL", "gradio", "yaml"},
@@ -39,14 +40,14 @@ LAW = {
     "training": (
         {
             *("functional", "files", "config", "visualization", "metrics", "objectives", "modeling", "data", "scenes"),
-            *("inference", "checkpointing", "hub"),
+            *("inference", "checkpointing", "hub", "report"),
         },
         {"accelerate", "datasets", "transformers", "PIL", "yaml"},
     ),
     "commands": (
         {
             *("functional", "files", "config", "visualization", "metrics", "objectives", "modeling", "data", "scenes"),
-            *("inference", "checkpointing", "hub", "app", "training"),
+            *("inference", "checkpointing", "hub", "report", "app", "training"),
         },
         HEAVY,
     ),

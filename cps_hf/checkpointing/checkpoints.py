@@ -25,7 +25,10 @@ STATE_FILE = "trainer_state.json"
 MANIFEST = "manifest.json"
 # What a run writes into its output folder, and so what `--overwrite_output_dir` may remove: nothing else.
 MARKER = "preempted.json"  # a signal stopped the run: it is to go on
-RUN_FILES = (MARKER, "config.yaml", "metrics.jsonl", "results.json", "bad_samples.jsonl")
+RUN_FILES = (
+    *(MARKER, "config.yaml", "metrics.jsonl", "results.json", "bad_samples.jsonl"),
+    *("evaluation.json", "report.html"),
+)
 RUN_FOLDERS = (
     *("best", "teacher", "pictures", "branch_*", "supervised_*", "checkpoint-*", "aside-checkpoint-*"),
     *("bad_batch-*", "tmp-*", ".tmp-*"),

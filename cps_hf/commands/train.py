@@ -18,6 +18,8 @@ from transformers.utils import logging as transformers_logging
 
 from ..checkpointing.checkpoints import check_output_dir
 from ..files import write_atomically
+from ..hub.loading import loading_lines
+from ..report.page import REPORT
 from ..training import setup
 from ..training.inspection import absent_line
 from ..training.late import AfterTrainingError
@@ -59,6 +61,8 @@ FIRST = (
     *("dataset", "data_root", "unlabeled_root", "partition", "models"),
     *("output_dir", "max_steps", "per_device_train_batch_size", "learning_rate", "crop_size"),
 )
+ONE_CLASS = 0.98
+"""From this share of one class on, branches that agree are told to have collapsed."""
 MENDABLE = (ValueError, OSError, FloatingPointError, OutOfMemoryError, AfterTrainingError)
 """What a user can mend is one line, no traceback."""
 
@@ -208,18 +212,35 @@ def report(results: Mapping[str, Any], settings: Settings, names: Sequence[str])
     best, folder = results["best"], settings.args.output_dir
     labeled = settings.provenance.partition_name or "all of data_root"
     print(f"\n{settings.data.dataset}, {labeled} labeled, step {results['steps']}:\n")
-    print(scores_table(results["final"], names))
+    if results["final"]:
+        print(scores_table(results["final"], names))
+    else:
+        print("Not evaluated: there is no evaluation set.")
     if line := absent_line(results["classes"]["absent"], len(names)):
         print(f"\n{line}")
-    print(f"\nBest: {best['branch'].replace('_', ' ')} at step {best['step']}, ", end="")
-    print(f"{mean_iou_in_words(best[best['branch']])}. ", end="")
+    if best:
+        print(f"\nBest: {best['branch'].replace('_', ' ')} at step {best['step']}, ", end="")
+        print(f"{mean_iou_in_words(best[best['branch']])}.")
     if results["agreement"]:
-        start, end = (f"{100 * results['agreement'][when]:.1f} %" for when in ("start", "end"))
-        print(f"The branches agree on {start} of unlabeled pixels at the start, {end} at the end.")
+        print(f"\n{agreement_in_words(results['agreement'], results['commonest_class'])}")
     print(f"\nWritten to {folder}:")
     for path in sorted(Path(folder).iterdir()):
         print(f"  {path.name}{os.sep if path.is_dir() else ''}")
-    print("\nLoad the best branch anywhere, without cps_hf:\n")
-    print("  from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation")
-    print(f'  processor = AutoImageProcessor.from_pretrained("{folder}/best")')
-    print(f'  model = AutoModelForSemanticSegmentation.from_pretrained("{folder}/best")')
+    if (Path(folder) / REPORT).is_file():
+        print(f"\nOpen in a browser: {Path(folder) / REPORT}")
+    branch = Path(folder) / ("best" if best else "branch_0")
+    print(f"\nLoad {'the best branch' if best else 'branch 0'} anywhere, without cps_hf:\n")
+    print("\n".join(loading_lines(branch)))
+
+
+def agreement_in_words(agreement: Mapping[str, float], commonest_class: Mapping[str, float]) -> str:
+    """How far the branches agree at the start and at the end; that is no success where they predict one class."""
+    start, end = (f"{100 * agreement[when]:.1f} %" for when in ("start", "end"))
+    said = f"The branches agree on {start} of unlabeled pixels at the start, {end} at the end"
+    if "end" not in commonest_class:
+        return f"{said}."
+    share = commonest_class["end"]
+    said = f"{said}, where {100 * share:.1f} % of predictions are one class."
+    return (
+        said if share < ONE_CLASS else f"{said} That is a collapse, not an agreement: look at the IoU of each class."
+    )

@@ -181,7 +181,7 @@ def _where(entry: Mapping[str, Any]) -> str:
 
 
 class Watched:
-    """A branch that notes whether all that it predicts for unlabeled images is one class.
+    """A branch that notes which share of what it predicts for unlabeled images is one class, and whether all is.
 
     Every fourth logit of every fourth row is looked at. Where one pass holds labeled images too, these count as well.
     """
@@ -189,12 +189,14 @@ class Watched:
     def __init__(self, branch: Branch, labeled_images: Tensor):
         self.branch, self.labeled_images = branch, labeled_images
         self._labels: list[Tensor] = []
+        self._num_labels = 0
 
     def __call__(self, pixel_values: Tensor, **options) -> Logits:
         logits = self.branch(pixel_values, **options)
         if pixel_values is not self.labeled_images:
             values = logits.values if isinstance(logits, StridedLogits) else logits
             self._labels.append(values.detach()[..., ::4, ::4].argmax(1).flatten())
+            self._num_labels = values.shape[1]
         return logits
 
     def one_class(self) -> Tensor | None:
@@ -204,6 +206,15 @@ class Watched:
         labels = torch.cat(self._labels)
         return (labels == labels[0]).all().float()
 
+    def commonest_class(self) -> Tensor | None:
+        """The share of the commonest class among all that it predicted, a scalar; `None` as in `one_class`."""
+        if not self._labels:
+            return None
+        labels = torch.cat(self._labels)
+        # Not by bincount, for which the host would wait for a GPU.
+        counts = (labels[:, None] == torch.arange(self._num_labels, device=labels.device)).sum(0)
+        return counts.max() / labels.numel()
+
 
 def watch(branches: Sequence[Branch], labeled: LabeledBatch) -> list[Watched]:
     """The branches of one call of the training module."""
@@ -211,6 +222,12 @@ def watch(branches: Sequence[Branch], labeled: LabeledBatch) -> list[Watched]:
 
 
 def with_one_class(output: ObjectiveOutput, watched: Sequence[Watched]) -> ObjectiveOutput:
-    """The output with what the branches noted among its logs: it is averaged and read with them, at no cost."""
+    """The output with what the branches noted among its logs: it is averaged and read with them, at no cost.
+
+    "commonest_class" is that of the branch that has the largest share.
+    """
     noted = {f"{ONE_CLASS}{index}": branch.one_class() for index, branch in enumerate(watched)}
+    shares = [share for branch in watched if (share := branch.commonest_class()) is not None]
+    if shares:
+        noted["commonest_class"] = torch.stack(shares).max()
     return output._replace(logs={**output.logs, **{k: v for k, v in noted.items() if v is not None}})

@@ -68,6 +68,7 @@ def summary(run: Run, state: RunState) -> dict[str, Any]:
         "best": state.best,
         **({"stages": {**state.stages, "final": state.scores}} if run.stages.border else {}),
         "agreement": state.agreement,
+        "commonest_class": state.commonest_class,
         "classes": {
             "named": len(run.id2label),
             "scored": {row: scored_classes(scores) for row, scores in state.scores.items()},  # what mean_iou is over

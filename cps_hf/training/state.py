@@ -22,6 +22,7 @@ class RunState(TrainerState):
             `IoUCounter.compute` gives.
         best: the best evaluation's rows, and its "step" and "branch"; empty before there is one.
         agreement: the share of pixels for which all branches predict one class, at the "start" and at the "end".
+        commonest_class: the share of the commonest class among the predictions on these pixels, likewise.
         stages: with `pretrain_steps`, the scores at the end of the "supervised" stage, as `scores` are.
         skipped_steps: how many steps were left out since a number was not finite.
         one_class: by branch, the share of the steps since the last log in which it predicted one class everywhere.
@@ -38,6 +39,7 @@ class RunState(TrainerState):
     scores: dict[str, dict[str, Any]] = field(default_factory=dict)
     best: dict[str, Any] = field(default_factory=dict)
     agreement: dict[str, float] = field(default_factory=dict)
+    commonest_class: dict[str, float] = field(default_factory=dict)
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
     skipped_steps: int = 0
     one_class: dict[str, float] = field(default_factory=dict)
@@ -54,6 +56,7 @@ class RunState(TrainerState):
             "best": self.best,
             "best_metric": self.best_metric,
             "agreement": self.agreement,
+            "commonest_class": self.commonest_class,
             "stages": self.stages,
             "skipped_steps": self.skipped_steps,
             "pending": self.pending,
@@ -71,6 +74,7 @@ class RunState(TrainerState):
         """
         self.global_step = self.first_step = saved["step"]
         self.agreement, self.skipped_steps = saved["agreement"], saved["skipped_steps"]
+        self.commonest_class = saved.get("commonest_class", {})
         self.pending = saved.get("pending", {})  # checkpoints of before version 0.2 have none
         self.averages.load_state_dict(saved["averages"])
         self.stopwatch.total = saved["stopwatch"]

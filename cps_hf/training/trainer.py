@@ -28,7 +28,16 @@ from ..modeling.classes import classes_of
 from ..objectives import CrossPseudoSupervision, Objective, ObjectiveOutput, warmed_up
 from . import batches, failures, memory, model_checks, normalization, results, setup
 from .batches import MicroBatch
-from .callbacks import Callbacks, CollapseCallback, ModelCardCallback, Pictures, PicturesCallback, PushCallback
+from .callbacks import (
+    Callbacks,
+    CollapseCallback,
+    EarlyStopping,
+    ModelCardCallback,
+    Pictures,
+    PicturesCallback,
+    PushCallback,
+    ReportCallback,
+)
 from .callbacks.foreign import check_callbacks
 from .determinism import deterministic_algorithms
 from .ema import update_teacher
@@ -62,8 +71,8 @@ class CPSTrainer:
             images are normalised with, they are as it does. None: one that does what training did and does not resize.
         optimizers: (optimizer, learning-rate schedule) in place of those that `args` describe. The optimizer is over
             the parameters of `models`, which are then models and not ids.
-        callbacks: transformers' `TrainerCallback`s. Pictures, the warning of collapse, model cards and pushes are
-            callbacks too, added by default (`cps_hf.training.callbacks`); one whose class derives from one of theirs
+        callbacks: transformers' `TrainerCallback`s. Pictures, the report, the warning of collapse, model cards and
+            pushes are callbacks too, added by default (`cps_hf.training.callbacks`); one whose class derives from one of theirs
             takes its place, and `remove_callback` takes one out.
 
     Attributes:
@@ -199,7 +208,7 @@ class CPSTrainer:
                     args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
                 )
                 try:
-                    with deterministic_algorithms(args.full_determinism), self.signals:
+                    with deterministic_algorithms(args.full_determinism), self.signals, self.run_log.beside_bar():
                         self._loop(*streams)
                     found = self._finish()
                 finally:
@@ -320,9 +329,9 @@ class CPSTrainer:
         """The objective that acts from here on; the second stage's optimizer knows nothing of the first's steps."""
         step, stages = self.state.global_step, self.stages
         self.module.objective = stages.objective_after(step)
+        last = stages.border if stages.is_first(step) else self.args.max_steps
+        self.run_log.begin_stage(stages.describe(step), step, last)
         if stages.border:
-            self.run_log.bar.set_description(stages.describe(step))
-            last = stages.border if stages.is_first(step) else self.args.max_steps
             logger.info("Steps %d to %d are %s.", step + 1, last, stages.describe(step))
         if stages.is_border(step):
             self.optimizer.state.clear()
@@ -345,7 +354,8 @@ class CPSTrainer:
             self.accelerator.backward(output.loss)
         output = output._replace(loss=output.loss.detach())
         share = 1 / self.args.gradient_accumulation_steps
-        self.state.averages.add({"loss": output.loss, **output.logs}, share)
+        # A mean over branches, as its parts are; what is differentiated is their sum.
+        self.state.averages.add({"loss": output.loss / len(self.models), **output.logs}, share)
         return output
 
     def _update_averages(self) -> None:
@@ -427,7 +437,14 @@ class CPSTrainer:
         means["learning_rate"] = setup.current_learning_rate(self.optimizer)
         if self.stages.border:
             means["stage"] = 1.0 if state.global_step <= self.stages.border else 2.0
+        means |= self._epochs()
+        state.epoch = means.get("labeled_epoch")
         return {**means, "images_per_second": state.stopwatch.read()}
+
+    def _epochs(self) -> dict[str, float]:
+        """How often each stream has gone through its images; of a streamed set once its length is known."""
+        lengths = {name: stream.state()["length"] for name, stream in self.streams.items()}
+        return {f"{name}_epoch": self._position(name) / count for name, count in lengths.items() if count}
 
     def _finish(self) -> dict[str, Any]:
         """Write results.json, and let the callbacks draw, describe and push what there is."""
@@ -447,8 +464,7 @@ class CPSTrainer:
         self.state.log_history.append({**logs, "step": self.state.global_step})
         if self.run_log is not None:
             self.run_log.write(logs, self.state.global_step)
-            if "loss" in logs:
-                self.run_log.show(logs)
+            self.run_log.show(logs, self.state.global_step)
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
 
     # ------------------------------------------------------------------------------------------------ evaluation
@@ -458,8 +474,9 @@ class CPSTrainer:
 
         Returns:
             `<prefix>_mean_iou` (of the best single branch: what can be exported), `<prefix>_<row>_mean_iou`,
-            `_mean_accuracy` and `_overall_accuracy` for each row, and `<prefix>_agreement`. Fractions. The per-class
-            scores are in `self.state.scores`; of another set than the run's they are
+            `_mean_accuracy` and `_overall_accuracy` for each row, `<prefix>_agreement` and, beside it, the share of
+            the commonest class among the predictions, `<prefix>_commonest_class`. Fractions. The per-class scores
+            are in `self.state.scores`; of another set than the run's they are
             `self.evaluator.scores(eval_dataset)`, and no part of the run's results. Empty without an evaluation set.
         """
         metrics = self._score(eval_dataset, metric_key_prefix)
@@ -481,7 +498,7 @@ class CPSTrainer:
             self.state.scores = by_row if eval_dataset is None else self.state.scores
         if eval_dataset is None:
             agreement = self._agreement_at_the_end()
-            metrics |= {} if agreement is None else {f"{metric_key_prefix}_agreement": agreement}
+            metrics |= {f"{metric_key_prefix}_{name}": value for name, value in agreement.items()}
         return metrics
 
     def _report(self, metrics: dict[str, float]) -> None:
@@ -499,25 +516,26 @@ class CPSTrainer:
         networks = [*self.module.branches] if branch == "mean" else [self.exporter.network(branch)]
         return self.evaluator.predictions(dataset, networks)
 
-    def _measure_agreement(self, when: str) -> float | None:
-        """The branches' agreement on the same few unlabeled images each time; kept under `when`."""
+    def _measure_agreement(self, when: str) -> dict[str, float]:
+        """What `Evaluator.agreement` says of the same few unlabeled images each time; kept under `when`."""
         if not (self.args.agreement_images and len(self.models) > 1 and self.unlabeled_dataset is not None):
-            return None
+            return {}
         images = setup.evenly_spaced(self.unlabeled_dataset, self.args.agreement_images)
-        self.state.agreement[when] = self.evaluator.agreement(images)
+        found = self.evaluator.agreement(images)
+        self.state.agreement[when], self.state.commonest_class[when] = found
         if when == "start":
-            self.log({"eval_agreement": self.state.agreement[when]})
-        return self.state.agreement[when]
+            self.log({f"eval_{name}": value for name, value in found._asdict().items()})
+        return found._asdict()
 
-    def _agreement_at_the_end(self) -> float | None:
-        """None also where it cannot be measured, say for a broken unlabeled image: the scores do not depend on it."""
+    def _agreement_at_the_end(self) -> dict[str, float]:
+        """Empty also where it cannot be measured, say for a broken unlabeled image: the scores do not depend on it."""
         try:
             return self._measure_agreement("end")
         except Exception as error:
             if failures.is_of_the_connection(error):
                 raise
             logger.warning("Without the branches' agreement: %s", failures.told(error, self.args))
-            return None
+            return {}
 
     # ------------------------------------------------------------------------------------------------ saving
 
@@ -639,7 +657,12 @@ class CPSTrainer:
         """Ours but for those whose places the user's take, and the user's. The push is last: it sends the rest."""
         args, is_main = self.args, self.accelerator.is_main_process
         draw = PicturesCallback(pictures, self.accelerator, args.output_dir, metric=args.metric_for_best_model)
-        ours = [CollapseCallback(), draw, ModelCardCallback(self.exporter)]
+        report = ReportCallback(pictures, self.accelerator, args.output_dir, metric=args.metric_for_best_model)
+        ours = [CollapseCallback(), draw, report, ModelCardCallback(self.exporter)]
+        if args.early_stopping_patience:
+            if self.eval_dataset is None:
+                raise ValueError("`early_stopping_patience` needs scores: give `eval_dataset`, or leave it out.")
+            ours.append(EarlyStopping(args.early_stopping_patience, self.stages.border))
         ours = [callback for callback in ours if not any(_derives(one, type(callback)) for one in own)]
         if self.hub.push_to_hub and not any(_derives(one, PushCallback) for one in own):
             with together(self.accelerator):  # the main process asks the Hub
