@@ -241,6 +241,4 @@ def agreement_in_words(agreement: Mapping[str, float], commonest_class: Mapping[
         return f"{said}."
     share = commonest_class["end"]
     said = f"{said}, where {100 * share:.1f} % of predictions are one class."
-    return (
-        said if share < ONE_CLASS else f"{said} That is a collapse, not an agreement: look at the IoU of each class."
-    )
+    return said if share < ONE_CLASS else f"{said} That is a collapse and no success: look at the IoU of each class."

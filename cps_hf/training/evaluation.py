@@ -1,6 +1,7 @@
 """Judging branches on whole images: scores of every branch and of their mean, agreement, predictions.
 
-Each image is normalised once and predicted once a branch; what is kept is one confusion matrix a row of the table.
+Each image is normalised once and predicted once per branch. What is kept is, for each row of the table, one confusion
+matrix and the counts of each image, from which `cps_hf.metrics.bootstrap` tells a difference from chance.
 """
 
 from __future__ import annotations
@@ -10,14 +11,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from ..config import EvaluationConfig
 from ..data.streams import EvaluationStream
 from ..data.transforms import normalize
 from ..inference.windows import add_probabilities, class_ids, default_stride, predict, predict_each, predict_logits
+from ..metrics.bootstrap import ImageCounts
 from ..metrics.mean_iou import IoUCounter
 from .module import TrainingModule
 from .processes import together
@@ -26,6 +30,9 @@ from .sharding import whole
 logger = logging.getLogger(__name__)
 
 Samples = list[dict[str, Any]]
+
+MOST_COUNTS = 2**24
+"""Of the images' counts, per row and process: 128 MiB, e.g. 37 000 images of 150 classes. Beyond it none are kept."""
 
 
 class Agreement(NamedTuple):
@@ -44,6 +51,11 @@ class Evaluator:
             branches' averages, if it has any, are scored too and are no part of the mean.
         crop_size: height and width of training's crops, which windows are where `evaluation` says no other.
         skip_bad_samples: whether agreement leaves out images that cannot be read.
+
+    Attributes:
+        confusion_matrices: of the newest scores, int64 (C, C) by row, over all processes.
+        image_counts: the same image by image, in the data set's order; the same on every process. Empty where there
+            would be more than `MOST_COUNTS`.
     """
 
     def __init__(
@@ -64,7 +76,8 @@ class Evaluator:
         self.num_labels, self.device = num_labels, accelerator.device
         self.batch_size, self.num_workers = evaluation.per_device_eval_batch_size, num_workers
         self.skip_bad_samples = skip_bad_samples
-        self.confusion_matrices: dict[str, Tensor] = {}  # of the newest scores, by row; over all processes
+        self.confusion_matrices: dict[str, Tensor] = {}
+        self.image_counts: dict[str, ImageCounts] = {}
         self.mean, self.std = (torch.tensor(v, device=self.device) for v in (image_mean, image_std))
         self.options: dict[str, Any] = {"mode": evaluation.eval_mode}
         if evaluation.eval_mode == "sliding":
@@ -80,25 +93,28 @@ class Evaluator:
             ValueError: an image or a label cannot be read.
             OtherProcessError: on the other processes, when one raised.
         """
+        self.image_counts = {}
         rows = self.module.networks()
         of_branches = [f"branch_{i}" for i in range(len(self.branches))]
         of_branches += ["mean"] if len(self.branches) > 1 else []
         names = [*rows, *(name for name in of_branches if name not in rows)]
-        metrics = {name: IoUCounter(self.num_labels) for name in names}
+        counted = {name: _Counted(self.num_labels) for name in names}
         with together(self.accelerator), whole(self.module), self.accelerator.autocast(), evaluating([*rows.values()]):
-            for group, images in self._batches(self.stream(dataset)):
+            for group, images in self._batches(_numbered(self.stream(dataset))):
                 labels = torch.stack([s["label"] for s in group]).to(self.device)
+                numbers = [s["number"] for s in group]
                 images = normalize(images, self.mean, self.std)
                 predicted = predict_each(self.branches, images, num_labels=self.num_labels, **self.options)
                 of_rows = dict(zip(of_branches, predicted, strict=True))
                 for name in rows.keys() - of_rows.keys():
                     of_rows[name] = predict(rows[name], images, **self.options)
                 for name, predictions in of_rows.items():
-                    metrics[name].add_batch(predictions=predictions, references=labels)
-        for name, metric in metrics.items():
-            metric.confusion_matrix = self.confusion_matrices[name] = self._sum(metric.confusion_matrix)
+                    counted[name].add(predictions, labels, numbers)
+        for name, row in counted.items():
+            self.confusion_matrices[name] = row.metric.confusion_matrix = self._sum(row.metric.confusion_matrix)
+        self.image_counts = self._gathered(counted)
         with together(self.accelerator):
-            return {name: plain(metric.compute()) for name, metric in metrics.items()}
+            return {name: plain(row.metric.compute()) for name, row in counted.items()}
 
     def agreement(self, dataset) -> Agreement:
         """How far the branches agree, and how much of what they predict is one class.
@@ -196,9 +212,63 @@ class Evaluator:
             for group in by_size.values():
                 yield group, torch.stack([s["image"] for s in group]).to(self.device)
 
+    def _gathered(self, counted: dict[str, _Counted]) -> dict[str, ImageCounts]:
+        """Every image's counts by row, on every process; nothing where a process has too many."""
+        too_many = any(row.too_many for row in counted.values())
+        shares = gather_object([None if too_many else {name: row.by_number() for name, row in counted.items()}])
+        if any(share is None for share in shares):
+            logger.warning("The evaluation set is too large to compare networks image by image.")
+            return {}
+        return {name: _in_order([share[name] for share in shares], self.accelerator.num_processes) for name in counted}
+
     def _sum(self, tensor: Tensor) -> Tensor:
         """Summed over processes, on the tensor's own device."""
         return self.accelerator.reduce(tensor.to(self.device), "sum").to(tensor.device)
+
+
+class _Counted:
+    """What is counted of one row of the table: all images together, and each by itself."""
+
+    def __init__(self, num_labels: int):
+        self.metric = IoUCounter(num_labels)
+        self._own: list[tuple[int, np.ndarray]] = []  # (the image's number, (3, C))
+        self.too_many = False
+
+    def add(self, predictions: Tensor, labels: Tensor, numbers: Sequence[int]) -> None:
+        """Class ids (B, H, W) and the labels of images with these numbers."""
+        size = self.metric.num_labels
+        for prediction, label, number in zip(predictions, labels, numbers, strict=True):
+            one = IoUCounter(size)
+            one.add(prediction=prediction, reference=label)
+            matrix = one.confusion_matrix
+            self.metric.confusion_matrix = self.metric.confusion_matrix.to(matrix.device) + matrix
+            self.too_many |= 3 * size * len(self._own) >= MOST_COUNTS
+            if self.too_many:
+                self._own.clear()
+            else:
+                counts = torch.stack([matrix.diagonal(), matrix.sum(1), matrix.sum(0)])
+                self._own.append((number, counts.cpu().numpy()))
+
+    def by_number(self) -> np.ndarray:
+        """int64 (n, 3, C), in the order of the images' numbers."""
+        own = [counts for _, counts in sorted(self._own, key=lambda entry: entry[0])]
+        return np.stack(own) if own else np.zeros((0, 3, self.metric.num_labels), np.int64)
+
+
+def _in_order(shares: Sequence[np.ndarray], num_processes: int) -> ImageCounts:
+    """Image i is that of process i % num_processes: the processes take turns."""
+    counts = np.zeros((sum(map(len, shares)), *shares[0].shape[1:]), np.int64)
+    for rank, share in enumerate(shares):
+        counts[rank::num_processes] = share
+    return ImageCounts(*counts.transpose(1, 0, 2))
+
+
+def _numbered(batches: Iterable[Samples]) -> Iterator[Samples]:
+    """The samples with their "number" among this process's."""
+    count = 0
+    for batch in batches:
+        yield [{**sample, "number": count + i} for i, sample in enumerate(batch)]
+        count += len(batch)
 
 
 def _readable(batches: Iterable[list[dict[str, Any] | Exception]]) -> Iterator[Samples]:

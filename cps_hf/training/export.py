@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from ..checkpointing.resume import on_main_process
-from ..files import write_atomically
+from ..files import filled_whole, write_atomically
 from ..hub.card import render_card
 from ..hub.export import check_target, export_branch
 from . import sharding
@@ -111,6 +111,14 @@ class BranchExporter:
                     card=card,
                 )
                 shutil.rmtree(aside, ignore_errors=True)
+
+    def copy_supervised(self, name: str, directory: Path) -> None:
+        """The branch that the supervised stage left, once more; its card is that of the new place once it is
+        rewritten."""
+        with together(self.accelerator):
+            if self.accelerator.is_main_process:
+                with filled_whole(directory, replace=True) as temporary:
+                    shutil.copytree(self.supervised[name], temporary, dirs_exist_ok=True)
 
     @optional("a model card")
     def _card(self, name: str, directory: str, aside: Path) -> dict[str, Any]:

@@ -67,6 +67,7 @@ def summary(run: Run, state: RunState) -> dict[str, Any]:
         "final": state.scores,
         "best": state.best,
         **({"stages": {**state.stages, "final": state.scores}} if run.stages.border else {}),
+        **({"comparison": state.comparison} if state.comparison else {}),
         "agreement": state.agreement,
         "commonest_class": state.commonest_class,
         "classes": {
@@ -77,6 +78,7 @@ def summary(run: Run, state: RunState) -> dict[str, Any]:
         "steps": state.global_step,
         "training": {  # without evaluating and saving
             **state.stopwatch.summary(),
+            **({"supervised_seconds": state.supervised_seconds} if run.stages.border else {}),
             "peak_memory": peak_memory(run.device),
             "device": run.device.type,
             "num_processes": run.num_processes,

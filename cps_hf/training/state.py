@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import TrainerState
 
+from ..metrics.bootstrap import ImageCounts
 from .reporting import Averages, Stopwatch
 
 
@@ -23,7 +24,12 @@ class RunState(TrainerState):
         best: the best evaluation's rows, and its "step" and "branch"; empty before there is one.
         agreement: the share of pixels for which all branches predict one class, at the "start" and at the "end".
         commonest_class: the share of the commonest class among the predictions on these pixels, likewise.
+        image_counts: the newest evaluation's counts of each image by row (`Evaluator.image_counts`); not saved.
         stages: with `pretrain_steps`, the scores at the end of the "supervised" stage, as `scores` are.
+        supervised_counts: that stage's counts of each image by row, as `comparison.pack` gives them.
+        supervised_seconds: of training, at that stage's end.
+        best_counts: those of the best branch at its best step, in the second stage; empty before there is one.
+        comparison: the second stage against the first by the newest scores (`comparison.compare`).
         skipped_steps: how many steps were left out since a number was not finite.
         one_class: by branch, the share of the steps since the last log in which it predicted one class everywhere.
         pending: what is still to be done at this step: {"log": the record to log or None, "evaluate": bool, "best":
@@ -40,7 +46,12 @@ class RunState(TrainerState):
     best: dict[str, Any] = field(default_factory=dict)
     agreement: dict[str, float] = field(default_factory=dict)
     commonest_class: dict[str, float] = field(default_factory=dict)
+    image_counts: dict[str, ImageCounts] = field(default_factory=dict)
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    supervised_counts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    supervised_seconds: float = 0.0
+    best_counts: dict[str, Any] = field(default_factory=dict)
+    comparison: dict[str, Any] = field(default_factory=dict)
     skipped_steps: int = 0
     one_class: dict[str, float] = field(default_factory=dict)
     pending: dict[str, Any] = field(default_factory=dict)
@@ -58,6 +69,10 @@ class RunState(TrainerState):
             "agreement": self.agreement,
             "commonest_class": self.commonest_class,
             "stages": self.stages,
+            "supervised_counts": self.supervised_counts,
+            "supervised_seconds": self.supervised_seconds,
+            "best_counts": self.best_counts,
+            "comparison": self.comparison,
             "skipped_steps": self.skipped_steps,
             "pending": self.pending,
             "log_lines": len(self.log_history),
@@ -80,6 +95,10 @@ class RunState(TrainerState):
         self.stopwatch.total = saved["stopwatch"]
         self.scores = saved["scores"] if same_set else {}
         self.stages = saved.get("stages", {}) if same_set else {}
+        self.supervised_seconds = saved.get("supervised_seconds", 0.0)
+        for name in ("supervised_counts", "comparison"):
+            setattr(self, name, saved.get(name, {}) if same_set else {})
         if same_choice:
+            self.best_counts = saved.get("best_counts", {})
             self.best, self.best_metric = saved["best"], saved["best_metric"]
             self.best_global_step = saved["best"].get("step")

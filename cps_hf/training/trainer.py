@@ -26,8 +26,9 @@ from ..hub.image_processors import check_processor
 from ..hub.push import push_branch, repo_id_of
 from ..modeling.classes import classes_of
 from ..objectives import CrossPseudoSupervision, Objective, ObjectiveOutput, warmed_up
-from . import batches, failures, memory, model_checks, normalization, results, setup
+from . import batches, comparison, failures, memory, model_checks, normalization, results, setup
 from .batches import MicroBatch
+from .best import BestBranch
 from .callbacks import (
     Callbacks,
     CollapseCallback,
@@ -72,8 +73,8 @@ class CPSTrainer:
         optimizers: (optimizer, learning-rate schedule) in place of those that `args` describe. The optimizer is over
             the parameters of `models`, which are then models and not ids.
         callbacks: transformers' `TrainerCallback`s. Pictures, the report, the warning of collapse, model cards and
-            pushes are callbacks too, added by default (`cps_hf.training.callbacks`); one whose class derives from one of theirs
-            takes its place, and `remove_callback` takes one out.
+            pushes are callbacks too, added by default (`cps_hf.training.callbacks`); one whose class derives from one
+            of theirs takes its place, and `remove_callback` takes one out.
 
     Attributes:
         state: what the run knows of itself, its scores among it (`cps_hf.training.state.RunState`).
@@ -159,6 +160,7 @@ class CPSTrainer:
         self.run = self._run()
         pictures = self._pictures()
         self.exporter = self._exporter(pictures, do_reduce_labels=reduces)
+        self.best = BestBranch(args, self.stages, self.state, self.exporter, self.late)
         self.callback_handler = Callbacks(
             self.late,
             [DefaultFlowCallback, *self._callbacks(pictures, [*(callbacks or [])])],
@@ -324,6 +326,8 @@ class CPSTrainer:
             logger.info("Step %d: making up for what its checkpoint holds as not done.", state.global_step)
             self._do_pending()
             self.checkpointer.amend(self._stream_states())
+        if control.should_training_stop:
+            self.best.settle()
 
     def _begin_stage(self) -> None:
         """The objective that acts from here on; the second stage's optimizer knows nothing of the first's steps."""
@@ -386,6 +390,8 @@ class CPSTrainer:
         if ends:
             self._export_all()
         self._do_pending()
+        if control.should_training_stop or self.control.should_training_stop:
+            self.best.settle()
         if saves:
             self.checkpointer.amend(self._stream_states())
         self.late.active |= self.control.should_training_stop
@@ -407,26 +413,41 @@ class CPSTrainer:
             try:
                 metrics = self._score()
             except Exception as error:
-                self.state.scores = {}
+                self.state.scores, self.state.image_counts = {}, {}
                 self.late.keep(EVALUATION, error)
             else:
                 self.late.failed.pop(EVALUATION, None)
                 pending |= {"evaluate": False, "best": True}
+                self._compare()
                 self._report(metrics)
         if pending.get("best"):
             try:
-                self._keep_best()
+                self.best.keep()
             except Exception as error:
                 self.late.keep("best", error)
             else:
                 self.late.failed.pop("best", None)
                 pending["best"] = False
         if self.stages.is_border(self.state.global_step):
-            self.state.stages = {"supervised": self.state.scores}
-            scores = {row: 100 * found["mean_iou"] for row, found in self.state.scores.items()}
-            said = ", ".join(f"{row} {value:.2f}" for row, value in scores.items()) or "none"
-            logger.info("Stage 1 of 2 is done at step %d; mean IoU in %%: %s.", self.state.global_step, said)
+            self._keep_supervised()
         self.state.pending = {name: value for name, value in pending.items() if value}
+
+    def _keep_supervised(self) -> None:
+        """What the first stage came to, which the second is compared with."""
+        state = self.state
+        state.stages, state.supervised_seconds = {"supervised": state.scores}, state.stopwatch.total["seconds"]
+        if state.image_counts:  # none where the evaluation was done before the run was resumed
+            state.supervised_counts = {row: comparison.pack(counts) for row, counts in state.image_counts.items()}
+        scores = {row: 100 * found["mean_iou"] for row, found in state.scores.items()}
+        said = ", ".join(f"{row} {value:.2f}" for row, value in scores.items()) or "none"
+        logger.info("Stage 1 of 2 is done at step %d; mean IoU in %%: %s.", state.global_step, said)
+
+    def _compare(self) -> None:
+        """The second stage with the first, by the newest scores: what the unlabeled images changed."""
+        state = self.state
+        if self.objective.views and state.supervised_counts and state.global_step > self.stages.border:
+            before = {row: comparison.unpack(packed) for row, packed in state.supervised_counts.items()}
+            state.comparison = comparison.compare(before, state.image_counts, [*self.id2label.values()])
 
     def _means(self) -> dict[str, float]:
         """The record of the steps since the last one."""
@@ -491,11 +512,12 @@ class CPSTrainer:
         if dataset is not None:
             by_row = self.evaluator.scores(dataset)
             metric = self.args.metric_for_best_model
-            metrics = {f"{metric_key_prefix}_{metric}": by_row[self._best_row(by_row)][metric]}
+            metrics = {f"{metric_key_prefix}_{metric}": by_row[self.best.row_of(by_row)][metric]}
             for row, scores in by_row.items():
                 for key in ("mean_iou", "mean_accuracy", "overall_accuracy"):
                     metrics[f"{metric_key_prefix}_{row}_{key}"] = scores[key]
-            self.state.scores = by_row if eval_dataset is None else self.state.scores
+            if eval_dataset is None:
+                self.state.scores, self.state.image_counts = by_row, self.evaluator.image_counts
         if eval_dataset is None:
             agreement = self._agreement_at_the_end()
             metrics |= {f"{metric_key_prefix}_{name}": value for name, value in agreement.items()}
@@ -552,28 +574,6 @@ class CPSTrainer:
     def _export_supervised(self) -> None:
         for name, folder in self.exporter.supervised.items():
             self.exporter.export(name, folder)
-
-    def _best_row(self, scores: dict[str, dict[str, Any]]) -> str:
-        """Which single network is best."""
-        metric = self.args.metric_for_best_model
-        return max((row for row in scores if row != "mean"), key=lambda row: scores[row][metric])
-
-    def _keep_best(self) -> None:
-        """`OUT/best`: a copy of the better branch at its best step."""
-        state = self.state
-        if not state.scores:
-            return
-        row, metric = self._best_row(state.scores), self.args.metric_for_best_model
-        value = state.scores[row][metric]
-        if state.best_metric is None or value > state.best_metric:
-            before = state.best_metric, state.best_global_step, state.best
-            state.best_metric, state.best_global_step = value, state.global_step
-            state.best = {**state.scores, "step": state.global_step, "branch": row}
-            try:
-                self.exporter.export(row, Path(self.args.output_dir) / "best")
-            except BaseException:  # `best` is still the one before
-                state.best_metric, state.best_global_step, state.best = before
-                raise
 
     def save_model(self, output_dir: str | os.PathLike | None = None, *, branch: int | str = 0) -> None:
         """Export one branch: weights, config, image processor and card, and nothing of the other branch.

@@ -66,7 +66,7 @@ def test_each_average_is_scored_exported_and_may_be_the_best(root, tmp_path):
         assert any(not torch.equal(branch[name], value) for name, value in average.items())
         assert last[f"eval_branch_{i}_average_mean_iou"] == results["final"][f"branch_{i}_average"]["mean_iou"]
     assert last["eval_mean_iou"] == max(results["final"][row]["mean_iou"] for row in rows)
-    assert trainer._best_row({row: {"mean_iou": row == "branch_1_average"} for row in rows}) == "branch_1_average"
+    assert trainer.best.row_of({row: {"mean_iou": row == "branch_1_average"} for row in rows}) == "branch_1_average"
     assert trainer.exporter.network("1_average") is trainer.module.averages[1]
     assert len([*trainer.predict(trainer.eval_dataset, branch="0_average")]) == len(trainer.eval_dataset)
 

@@ -71,7 +71,7 @@ class ReportCallback(TrainerCallback):
     def _write(self, row: str, state, network: nn.Module) -> None:
         evaluator, pictures = self.pictures.evaluator, self.pictures
         palette = palette_of(pictures.dataset.features["label"], pictures.class_names)
-        counts = evaluator.image_counts.get(row) if hasattr(evaluator, "image_counts") else None
+        counts = evaluator.image_counts.get(row)
         scores = None if counts is None else mean_iou_by_image(counts.correct, counts.truth, counts.predicted)
         shutil.rmtree(self.output_dir / FOLDER, ignore_errors=True)
         evaluation = {
