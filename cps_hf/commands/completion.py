@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from ..objectives import OBJECTIVES
 from .arguments import ArgumentParser
-from .datasets import LOADERS
+from .datasets import LOADERS, OWN
 from .help import make_help
 from .main import COMMANDS
 from .parser import groups_of
@@ -42,7 +42,7 @@ def options_of(command: str) -> Options:
     found: dict[str, tuple[str, ...]] = {}
     for name in OBJECTIVES:
         found |= make_help("train", "", groups_of(Settings, name).values(), name, {}, first=()).options()
-    return found | {"--dataset": tuple(LOADERS)}
+    return found | {"--dataset": (OWN, *LOADERS)}
 
 
 def bash(commands: Mapping[str, Options]) -> str:

@@ -18,6 +18,7 @@ from datasets import Dataset, IterableDataset, concatenate_datasets
 
 from ..data import cityscapes, folder, hub_dataset, voc
 from ..data.cityscapes import load_cityscapes
+from ..data.discover import Discovered, discover
 from ..data.folder import load_folder
 from ..data.hub_dataset import load_hub
 from ..data.partitions import Partition, partition
@@ -25,6 +26,9 @@ from ..data.voc import load_voc
 from ..scenes.write import write_object_scenes, write_street_scenes
 
 logger = logging.getLogger(__name__)
+
+OWN = "own"
+"""`dataset`: a folder as people have it, in which images, masks and splits are found (data/discover.py)."""
 
 SPLITS = {
     "street_scenes": cityscapes.splits_of,
@@ -125,7 +129,8 @@ class DataConfig:
     """What is trained: which images, which of them labeled, which models.
 
     Data and models
-        dataset: street_scenes, object_scenes (both drawn here), cityscapes, voc, folder or hub.
+        dataset: own (what lies in a folder is found), street_scenes, object_scenes (both drawn here), cityscapes, voc,
+            folder or hub.
         data_root: the data set's folder, or its Hub id; for the scenes none: a folder in the Hugging Face cache.
         train_split: the split whose images are divided into labeled and unlabeled ones; for folder, its folder.
         eval_split: the split that scores are computed on.
@@ -133,11 +138,20 @@ class DataConfig:
         partition: which images are labeled: a count (12), a ratio (1-8), a published partition's name, a list file;
             none: all of `train_split`, of the drawn scenes 12.
         partition_seed: which ones, where the partition is a count or a ratio.
-        unlabeled_root: for folder and hub: further images, without masks; all of `train_split` is labeled then.
+        unlabeled_root: for own, folder and hub: further images, without masks; of folder and hub, all of
+            `train_split` is labeled then.
         streaming: read the data set as a stream; then `data_root` is all labeled and needs `unlabeled_root`.
         models: one or more Hub ids, folders or config.json files (a path in a YAML file may be relative to it); none:
             a small UperNet-ResNet, from scratch.
         smoke: the same objective, schedule and model family at toy size on drawn data, for a handful of steps.
+
+    A folder of one's own
+        validation: for own, which labeled images are validation images: a share (0.2), a file with an image a line,
+            the name of a split (val, test) or none; auto: the validation split, or 0.2 where there is none.
+            `partition_seed` draws them.
+        group_by: for own, a regular expression; images in whose paths its first group finds the same (a video, a
+            patient, a site) are all held out or none.
+        class_names: names of the classes in the order of their ids, or a file of them (JSON, or a name a line).
     """
 
     dataset: str = "street_scenes"
@@ -151,14 +165,27 @@ class DataConfig:
     streaming: bool = False
     models: list[str] = field(default_factory=list)
     smoke: bool = False
+    validation: str = "auto"
+    group_by: str | None = None
+    class_names: list[str] = field(default_factory=list)
 
     def __post_init__(self):
-        if self.dataset not in LOADERS:
-            raise ValueError(f"`dataset` must be one of {', '.join(LOADERS)}, got {self.dataset!r}.")
+        if self.dataset not in (OWN, *LOADERS):
+            raise ValueError(f"`dataset` must be one of {', '.join((OWN, *LOADERS))}, got {self.dataset!r}.")
         if self.data_root is None and not self.smoke and not self.dataset.endswith("_scenes"):
             raise ValueError(f"`dataset={self.dataset}` needs `data_root`.")
-        if self.unlabeled_root is not None and self.dataset not in ("folder", "hub"):
-            raise ValueError(f"`unlabeled_root` goes with `dataset` folder or hub, got {self.dataset!r}.")
+        if self.unlabeled_root is not None and self.dataset not in (OWN, "folder", "hub"):
+            raise ValueError(f"`unlabeled_root` goes with `dataset` own, folder or hub, got {self.dataset!r}.")
+        if self.dataset == OWN:
+            self._check_own()
+            return
+        for name, default in (("validation", "auto"), ("group_by", None)):
+            if getattr(self, name) != default:
+                raise ValueError(
+                    f"`{name}` goes with a folder of your own (`cps-hf train DIR`), not with `dataset` {self.dataset}."
+                )
+        if self.class_names and self.dataset not in ("folder", "hub"):
+            raise ValueError(f"`class_names` goes with `dataset` own, folder or hub: {self.dataset} has its own.")
         if self.streaming and self.unlabeled_root is None:
             raise ValueError("`streaming` needs `unlabeled_root`: a stream cannot be divided by ids.")
         if self.unlabeled_root is not None and (self.partition is not None or self.partition_seed != 0):
@@ -173,24 +200,51 @@ class DataConfig:
                 "say nothing of others."
             )
 
+    def _check_own(self) -> None:
+        if self.streaming or self.partition is not None:
+            name = "streaming" if self.streaming else "partition"
+            raise ValueError(
+                f"`{name}` does not go with a folder of your own, in which images with a mask are labeled and those "
+                "without are not: leave it out, or say what the folder is with `--dataset`."
+            )
+        if (self.train_split, self.eval_split) != ("train", "val"):
+            raise ValueError(
+                "In a folder of your own splits are found: leave out `train_split` and `eval_split`. Another split is "
+                "scored on with `validation`, e.g. `--validation test`."
+            )
+
+    @property
+    def named_classes(self) -> list[str] | str | None:
+        """What a loader takes as `class_names`: one word that names a file, or that has commas, is no class."""
+        if len(self.class_names) != 1:
+            return self.class_names or None
+        (word,) = self.class_names
+        if Path(word).is_file() or Path(word).suffix.lower() in (".json", ".txt", ".csv"):
+            return word
+        return [name.strip() for name in word.split(",")]
+
 
 class TrainingSets(NamedTuple):
-    """What `load_data` finds; `chosen`: the partition, where there is one."""
+    """What `load_data` finds; `chosen`: the partition, where there is one; `found`: what a folder of one's own is."""
 
     labeled: Dataset | IterableDataset
     unlabeled: Dataset | IterableDataset | None
-    evaluation: Dataset | IterableDataset
+    evaluation: Dataset | IterableDataset | None
     chosen: Partition | None
+    found: Discovered | None = None
 
 
 def load_data(data: DataConfig) -> TrainingSets:
     """The sets that a run is trained and judged on.
 
     Raises:
-        ValueError: as `find_dataset`, the loaders and `partition`.
+        ValueError: as `find_dataset`, the loaders, `discover` and `partition`.
     """
+    if data.dataset == OWN:
+        return _discovered(data)
+    named = {} if data.named_classes is None else {"class_names": data.named_classes}
     with PartialState().main_process_first():  # who may have to draw the scenes
-        load, root = find_dataset(data.dataset, data.data_root, data.load_options)
+        load, root = find_dataset(data.dataset, data.data_root, data.load_options | named)
     evaluation = load(root, split=data.eval_split)
     if data.unlabeled_root is not None:
         labeled = load(root, split=data.train_split, streaming=data.streaming)
@@ -213,6 +267,19 @@ def load_data(data: DataConfig) -> TrainingSets:
     if data.dataset != "hub":
         warn_of_shared_images(labeled, unlabeled, evaluation)
     return TrainingSets(labeled, unlabeled, evaluation, chosen)
+
+
+def _discovered(data: DataConfig) -> TrainingSets:
+    found = discover(
+        data.data_root,
+        unlabeled_root=data.unlabeled_root,
+        validation=data.validation,
+        group_by=data.group_by,
+        seed=data.partition_seed,
+        class_names=data.named_classes,
+        load_options=data.load_options,
+    )
+    return TrainingSets(found.labeled, found.unlabeled, found.evaluation, None, found)
 
 
 def warn_of_shared_images(

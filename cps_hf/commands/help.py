@@ -31,9 +31,10 @@ def make_help(
         defaults: by field, where they differ from the classes' own.
         first: the fields that the short help shows.
     """
-    usage = "[--config FILE.yaml] [--objective NAME] [--field value ...]"
+    usage = "[DIR] [--config FILE.yaml] [--objective NAME] [--field value ...]"
     parser = ArgumentParser(command, description, first={*first, "config", "objective"}, usage=usage)
     main = parser.add_argument_group("what to run")
+    main.add_argument("DIR", nargs="?", help="images and masks as you have them: `--dataset own --data_root DIR`")
     main.add_argument("--config", metavar="FILE.yaml", help="fields by name; the command line wins")
     main.add_argument(
         "--objective",

@@ -28,7 +28,7 @@ from ..training.sharding import refuse_engines
 from ..training.trainer import CPSTrainer
 from . import parser
 from .console import print_any_text
-from .datasets import TrainingSets, load_data
+from .datasets import OWN, TrainingSets, load_data
 from .errors import mendable
 from .main import COMMANDS
 from .settings import Settings
@@ -59,6 +59,7 @@ DEFAULTS = {
 # What `--help` shows; `--help-all` shows everything.
 FIRST = (
     *("dataset", "data_root", "unlabeled_root", "partition", "models"),
+    *("validation", "group_by", "class_names"),
     *("output_dir", "max_steps", "per_device_train_batch_size", "learning_rate", "crop_size"),
 )
 ONE_CLASS = 0.98
@@ -77,6 +78,8 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
             settings = shrink(settings)
         check_before_loading(settings)
         sets = load_data(settings.data)
+        if sets.found is not None and is_main:
+            print(f"\n{sets.found.table()}\n", flush=True)
         check_unlabeled(settings, sets)
         trainer, settings = build(settings, sets)
         results = trainer.train()
@@ -101,6 +104,7 @@ def parse(
         defaults: the demonstration's.
         options: further ones of `parser.parse`.
     """
+    argv = folder_as_options(argv)
     found = parser.parse(
         settings,
         argv,
@@ -112,6 +116,14 @@ def parse(
     config = parser.read_words(argv).get("config")
     found.data.models = [beside(config, model) for model in found.data.models]
     return found
+
+
+def folder_as_options(argv: Sequence[str]) -> list[str]:
+    """`DIR ...`: the folder of a data set of one's own, unless `--dataset` says what lies there."""
+    if not argv or argv[0].startswith("-"):
+        return [*argv]
+    names = {word.partition("=")[0].replace("-", "_") for word in argv}
+    return [*([] if "__dataset" in names else ["--dataset", OWN]), "--data_root", *argv]
 
 
 def beside(config: str | None, model: str) -> str:
@@ -148,6 +160,12 @@ def check_unlabeled(settings: Settings, sets: TrainingSets) -> None:
     Raises:
         ValueError: it has none; says where to take them from.
     """
+    if settings.objective.views and sets.unlabeled is None and sets.found is not None:
+        raise ValueError(
+            f"{type(settings.objective).__name__} learns from unlabeled images, and all images to train on in "
+            f"{settings.data.data_root} have a mask. Put images without masks beside them; or give a folder of them "
+            "with `--unlabeled_root`; or train without: `--objective supervised`."
+        )
     if settings.objective.views and sets.unlabeled is None:
         raise ValueError(
             f"{type(settings.objective).__name__} learns from unlabeled images, and all {len(sets.labeled)} images of "
@@ -162,19 +180,20 @@ def build(settings: SomeSettings, sets: TrainingSets) -> tuple[CPSTrainer, SomeS
     models, chosen = settings.data.models, sets.chosen
     provenance = replace(
         settings.provenance,
-        dataset_name=settings.provenance.dataset_name or settings.data.dataset,
+        dataset_name=settings.provenance.dataset_name or _called(settings),
         partition_name=None if chosen is None else chosen.name,
         partition_sha256=None if chosen is None else chosen.sha256,
     )
     settings = replace(settings, provenance=provenance)
     write = WriteSettings(settings)
+    lists = [WriteHeldOut(sets.found.held_out)] if sets.found is not None and sets.found.held_out else []
     trainer = CPSTrainer(
         models if len(models) > 1 else models[0] if models else small_model(),
         **settings.for_trainer(),
         train_dataset=sets.labeled,
         unlabeled_dataset=sets.unlabeled,
         eval_dataset=sets.evaluation,
-        callbacks=[write],
+        callbacks=[write, *lists],
     )
     write.settings = settings = replace(settings, model_config=trainer.model_config)  # with the checkpoint's mean
     return trainer, settings
@@ -190,6 +209,23 @@ class WriteSettings(TrainerCallback):
         if state.is_world_process_zero:
             text = replace(self.settings, args=args).to_yaml()  # the trainer's: it may have fitted the batch size
             write_atomically(Path(args.output_dir) / "config.yaml", text)
+
+
+class WriteHeldOut(TrainerCallback):
+    """OUT/validation.txt: the labeled images that are validation images, as `--validation` reads them."""
+
+    def __init__(self, ids: Sequence[str]):
+        self.ids = ids
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            write_atomically(Path(args.output_dir) / "validation.txt", "".join(f"{name}\n" for name in self.ids))
+
+
+def _called(settings: Settings) -> str:
+    """The data set's name: of a folder of one's own that one's, and not where it lies."""
+    data = settings.data
+    return Path(data.data_root).resolve().name if data.dataset == OWN else data.dataset
 
 
 def small_model() -> UperNetConfig:
@@ -211,7 +247,8 @@ def report(results: Mapping[str, Any], settings: Settings, names: Sequence[str])
     """The table, the agreement, where everything is, and how to load it."""
     best, folder = results["best"], settings.args.output_dir
     labeled = settings.provenance.partition_name or "all of data_root"
-    print(f"\n{settings.data.dataset}, {labeled} labeled, step {results['steps']}:\n")
+    labeled = results["num_labeled"] if settings.data.dataset == OWN else labeled
+    print(f"\n{_called(settings)}, {labeled} labeled, step {results['steps']}:\n")
     if results["final"]:
         print(scores_table(results["final"], names))
     else:

@@ -207,7 +207,7 @@ def partition(
     else:
         files = [Path(spec)] if Path(spec).is_file() else [Path(part.strip()) for part in spec.split(",")]
         _require_files(spec, files)
-        sides = [_read_list(file.read_bytes(), str(file), ids) for file in files]
+        sides = [read_list(file.read_bytes(), str(file), ids) for file in files]
         labeled = sides[0]
         chosen = set(labeled)
         unlabeled = sides[1] if len(sides) == 2 else [image for image in ids if image not in chosen]
@@ -292,7 +292,7 @@ def _require_files(spec: str, files: Sequence[Path]) -> None:
 # --------------------------------------------------------------------------------------------------- reading lists
 
 
-def _read_list(content: bytes, source: str, ids: Collection[str]) -> list[str]:
+def read_list(content: bytes, source: str, ids: Collection[str]) -> list[str]:
     """The ids of a list, in its order. Lines may end in CRLF; empty lines do not count.
 
     Raises:
@@ -335,7 +335,7 @@ def _id_of(line: str, known: Collection[str]) -> str:
 
 def _read_published(file: str, ids: Sequence[str], lists_dir, base_url: str | None) -> list[str]:
     content = _from_folder(file, Path(lists_dir)) if lists_dir is not None else _from_cache(file, base_url)
-    return _read_list(content, file, ids)
+    return read_list(content, file, ids)
 
 
 def _from_folder(file: str, folder: Path) -> bytes:

@@ -121,7 +121,7 @@ def test_images_that_a_partition_leaves_unlabeled_need_no_mask(folders, tmp_path
         (root / "train" / "masks" / f"{name}.png").unlink()
     (tmp_path / "list.txt").write_text("0\n2\n")
     data = DataConfig(dataset="folder", data_root=str(root), partition=str(tmp_path / "list.txt"))
-    labeled, unlabeled, evaluation, chosen = load_data(data)
+    labeled, unlabeled, evaluation, chosen, _ = load_data(data)
     assert labeled["id"] == ["0", "2"] and unlabeled["id"] == ["1", "3", "4"] and len(evaluation) == 3
     assert "label" in labeled.column_names and "label" not in unlabeled.column_names and chosen.name == "list.txt"
 

@@ -1,0 +1,355 @@
+"""A folder as people have it: an image with a mask is labeled, one without is unlabeled, and a part of the labeled
+images is held out for validation.
+
+    found = discover("DIR")
+    print(found.table())
+
+What is where is told in `layout.py`, what masks mean in `mask_codes.py`, who is held out in `holdout.py`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, Image
+from PIL import Image as PILImage
+
+from .class_tables import find_class_tables, given_classes
+from .discovery_table import table_of
+from .folder import load_folder
+from .holdout import FEW, group_of, hold_out, suggested_groups
+from .labels import IGNORE_INDEX
+from .layout import SPLITS, Layout, Pair, find_layout, images_alone
+from .mask_codes import MaskLook, class_pixels, look_at_masks, settle
+from .partitions import read_list
+from .table import build, first_few
+
+SHARE = 0.2  # of the labeled images, where there is no validation split
+SIZES_OF = 1000  # images of a set, evenly spaced: what is known of its sizes
+_LAYOUT_OPTIONS = ("images", "masks", "image_suffix", "mask_suffix")
+_CODING_OPTIONS = ("values", "colors", "reduce_labels")
+_LATER_OPTIONS = ("palette", "resize_masks")
+OPTIONS = (*_LAYOUT_OPTIONS, "class_names", *_CODING_OPTIONS, *_LATER_OPTIONS)
+"""What `load_options` may hold: what `load_folder` calls so."""
+assert {*OPTIONS} <= {*inspect.signature(load_folder).parameters}
+
+
+@dataclass
+class Discovered:
+    """What a folder holds.
+
+    Attributes:
+        labeled, unlabeled, evaluation: with "image", "id" and, but for the unlabeled, "label", as `load_folder` makes
+            them; `None` where there is none.
+        class_names: by class id.
+        layout: how the folder is laid out, in words.
+        held_out: the ids of the images of `evaluation`, where a part of the labeled ones is held out.
+        passed_over: by reason, how many files.
+        sizes: by "labeled", "unlabeled" and "validation", (height, width) of each image that was looked at.
+        pixels: by "labeled" and "validation", int64 (256,), pixels by class id, 255 for ignored ones.
+        judged_on: where the validation images come from, in words.
+        notes: sentences to know.
+    """
+
+    root: Path
+    labeled: Dataset
+    unlabeled: Dataset | None
+    evaluation: Dataset | None
+    class_names: tuple[str, ...]
+    layout: str
+    held_out: list[str]
+    passed_over: dict[str, int]
+    sizes: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+    pixels: dict[str, np.ndarray] = field(default_factory=dict)
+    judged_on: str = ""
+    notes: list[str] = field(default_factory=list)
+
+    def table(self) -> str:
+        """Counts, sizes, classes with their shares of pixels, and what to know, for a terminal."""
+        return table_of(self)
+
+
+def discover(
+    root: str | Path,
+    *,
+    unlabeled_root: str | Path | None = None,
+    validation: str | float | Path = "auto",
+    group_by: str | None = None,
+    seed: int = 0,
+    class_names: Sequence[str] | Mapping[int | str, str] | str | Path | None = None,
+    load_options: Mapping[str, Any] | None = None,
+) -> Discovered:
+    """Find the labeled, unlabeled and validation images of a folder.
+
+    Args:
+        root: the folder. Its layouts are listed in docs/data.md.
+        unlabeled_root: a folder of further images without masks, at any depth.
+        validation: which labeled images are held out: a share (0.2), a file with an image a line, the name of a split
+            ("val", "test"), "none", or "auto": the validation split, or 0.2 where there is none.
+        group_by: a regular expression, searched in each image's path below `root`; images for which its first group
+            finds the same stay on one side. Unlabeled images of a group that is held out are left out.
+        seed: which images are held out.
+        class_names: names, or a file of them; `None`: those of a file beside the images, else `class_0` ...
+        load_options: `OPTIONS`, as `load_folder` takes them, for what is not told by usual names.
+
+    Raises:
+        ValueError: something is missing, or cannot be told; says what was found and what to do.
+    """
+    root, options = Path(root), dict(load_options or {})
+    unknown = [name for name in options if name not in OPTIONS]
+    if unknown:
+        raise ValueError(f"`load_options` of a folder as it is: no {unknown[0]!r}; there are {', '.join(OPTIONS)}.")
+    layout = find_layout(root, **{name: options[name] for name in _LAYOUT_OPTIONS if name in options})
+    sides = _sides(layout)
+    notes = sides.notes()
+    if unlabeled_root is not None:
+        notes += sides.add_unlabeled(Path(unlabeled_root))
+    wish = _wish(sides, validation)
+    judged = [*sides.labeled, *(wish.pairs or [])]
+    looks = look_at_masks([pair.path for pair in judged], [pair.mask for pair in judged])
+    given = class_names or options.get("class_names")
+    coding = settle(
+        [pair.path for pair in judged],
+        looks,
+        find_class_tables(_folders_of(layout)),
+        given=None if given is None else given_classes(given),
+        coding={name: options[name] for name in _CODING_OPTIONS if options.get(name)},
+    )
+    encoding = replace(coding.encoding, **{name: options[name] for name in _LATER_OPTIONS if options.get(name)})
+    notes += [*coding.notes, *_unreadable(looks)]
+    pixels = {pair.path: class_pixels(look, encoding) for pair, look in zip(judged, looks, strict=True)}
+    held_out: list[Pair] = []
+    if wish.share is not None:
+        held_out, more = _held_out(sides, pixels, wish.share, group_by, seed)
+        notes += more
+    elif wish.from_labeled:
+        held_out = wish.pairs or []
+    out = {pair.path for pair in held_out}
+    train = [pair for pair in sides.labeled if pair.path not in out]
+    if not train:
+        raise ValueError(f"All {len(out)} labeled images of {root} are validation images: none is left to train on.")
+    evaluation = held_out if wish.share is not None else wish.pairs or []
+    if not evaluation:
+        notes.append(NO_VALIDATION)
+    sets = {"labeled": train, "unlabeled": sides.unlabeled, "validation": evaluation}
+    found_pixels = {
+        name: np.sum([pixels[pair.path] for pair in sets[name]], axis=0, dtype=np.int64)
+        for name in ("labeled", "validation")
+        if sets[name]
+    }
+    notes += _absent(encoding.names, found_pixels)
+    feature = encoding.to_feature()
+    return Discovered(
+        root=root,
+        labeled=_dataset(train, feature),
+        unlabeled=_dataset(sides.unlabeled) if sides.unlabeled else None,
+        evaluation=_dataset(evaluation, feature) if evaluation else None,
+        class_names=encoding.names,
+        layout=layout.sentence,
+        held_out=sorted(pair.id for pair in held_out),
+        passed_over=layout.passed_over,
+        sizes={name: _sizes([pair.image for pair in pairs]) for name, pairs in sets.items() if pairs},
+        pixels=found_pixels,
+        judged_on=wish.words if evaluation else "",
+        notes=notes,
+    )
+
+
+# ------------------------------------------------------------------------------------------------ the sides
+
+
+@dataclass
+class _Sides:
+    """The images of a folder: those to train on with a mask and without, and those of splits that have a use of their
+    own."""
+
+    root: Path
+    labeled: list[Pair]
+    unlabeled: list[Pair]
+    splits: dict[str, list[Pair]]
+
+    def notes(self) -> list[str]:
+        found = []
+        bare = sum(pair.mask is None for pair in self.splits["val"])
+        if bare and bare < len(self.splits["val"]):
+            found.append(f"{bare} images of the validation split have no mask and are left alone.")
+        return found
+
+    def add_unlabeled(self, folder: Path) -> list[str]:
+        """Further images, without those that are here already; sentences."""
+        known = {os.path.realpath(pair.image) for pair in [*self.labeled, *self.unlabeled, *self.splits["val"]]}
+        taken, further = {pair.id for pair in self.unlabeled}, images_alone(folder)
+        new = [pair for pair in further if os.path.realpath(pair.image) not in known]
+        if any(pair.id in taken for pair in new):
+            new = [pair._replace(id=f"{folder.name}/{pair.id}") for pair in new]
+        self.unlabeled = [*self.unlabeled, *new]
+        same = len(further) - len(new)
+        return [f"{same} images of {folder} are in {self.root} already and are not added."] if same else []
+
+
+def _sides(layout: Layout) -> _Sides:
+    """
+    Raises:
+        ValueError: no image to train on has a mask.
+    """
+    pool = [pair for pair in layout.pairs if pair.split in (None, "train")]
+    labeled, unlabeled = ([p for p in pool if (p.mask is not None) == with_mask] for with_mask in (True, False))
+    splits = {name: [pair for pair in layout.pairs if pair.split == name] for name in ("val", "test")}
+    if not labeled:
+        there = ", ".join(f"{sum(p.mask is not None for p in pairs)} in {name}" for name, pairs in splits.items())
+        raise ValueError(
+            f"{layout.root}: {len(pool)} images to train on, and none of them has a mask ({layout.sentence}; images "
+            f"with masks: {there}). Put masks of some of them where those of the others are."
+        )
+    return _Sides(layout.root, _with_own_ids(labeled), _with_own_ids(unlabeled), splits)
+
+
+def _with_own_ids(pairs: list[Pair]) -> list[Pair]:
+    """No two with one id: else all have their whole paths."""
+    for make in (lambda pair: pair.id, lambda pair: os.path.splitext(pair.path)[0]):
+        if len({make(pair) for pair in pairs}) == len(pairs):
+            return [pair._replace(id=make(pair)) for pair in pairs]
+    return [pair._replace(id=pair.path) for pair in pairs]
+
+
+def _folders_of(layout: Layout) -> list[Path]:
+    """Where files of classes may lie: the folder itself, and those on the way to labeled images and masks."""
+    found = {layout.root: None}
+    for pair in layout.pairs:
+        for path in [pair.image, pair.mask] if pair.mask is not None else []:
+            for folder in path.parents:
+                if folder == layout.root:
+                    break
+                found[folder] = None
+    return sorted(found, key=lambda folder: (len(folder.parts), folder))
+
+
+# ------------------------------------------------------------------------------------------------ validation
+
+
+@dataclass
+class _Wish:
+    """Which images are validation images: a share of the labeled ones, or these; `words` say whence."""
+
+    share: float | None = None
+    pairs: list[Pair] | None = None
+    words: str = ""
+    from_labeled: bool = False
+
+
+def _wish(sides: _Sides, validation: str | float | Path) -> _Wish:
+    with_masks = {name: [p for p in pairs if p.mask is not None] for name, pairs in sides.splits.items()}
+    text = str(validation).strip()
+    if text == "auto" and with_masks["val"]:
+        return _Wish(pairs=with_masks["val"], words="the validation split")
+    if text.casefold() == "none":
+        return _Wish()
+    split = SPLITS.get(text.casefold())
+    if split in with_masks:
+        if not with_masks[split]:
+            raise ValueError(f"`validation` {text}: no image of such a split of {sides.root} has a mask.")
+        return _Wish(pairs=with_masks[split], words=f"the {split} split, as `validation` says")
+    if Path(text).is_file():
+        return _Wish(pairs=_listed(sides, Path(text)), words=f"those that {Path(text).name} lists", from_labeled=True)
+    try:
+        share = SHARE if text == "auto" else float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 < share < 1:
+        raise ValueError(
+            "`validation` must be a share between 0 and 1, a file that lists images, the name of a split (val, test), "
+            f"or none; got {text!r}, and there is no such file."
+        )
+    return _Wish(share=share, words=f"{100 * share:g} % of the labeled images, held out")
+
+
+def _listed(sides: _Sides, file: Path) -> list[Pair]:
+    by_id = {pair.id: pair for pair in sides.labeled}
+    ids = read_list(file.read_bytes(), str(file), [*by_id, *(pair.id for pair in sides.unlabeled)])
+    missing = [name for name in dict.fromkeys(ids) if name not in by_id]
+    if missing or not ids:
+        raise ValueError(
+            f"{file}: {len(missing)} of {len(ids)} listed images are no labeled images of {sides.root}: "
+            f"{first_few(missing, 3) or 'it is empty'}; there are {first_few([*by_id], 3)}. Give an image a line."
+        )
+    return [by_id[name] for name in sorted({*ids})]
+
+
+def _held_out(
+    sides: _Sides, pixels: Mapping[str, np.ndarray], share: float, group_by: str | None, seed: int
+) -> tuple[list[Pair], list[str]]:
+    """(the held out images, sentences); `sides` loses unlabeled ones of their groups."""
+    usable = [pair for pair in sides.labeled if pixels[pair.path][:IGNORE_INDEX].any()]
+    paths = [pair.path for pair in usable]
+    groups = None if group_by is None else group_of(group_by, paths)
+    notes = []
+    names: list[str] = []
+    if usable:
+        holds = np.stack([pixels[path][:IGNORE_INDEX] > 0 for path in paths])
+        names = hold_out(paths, holds, share, groups=groups, seed=seed)
+    held = [pair for pair in usable if pair.path in {*names}]
+    if not held:
+        notes.append(f"With {len(usable)} labeled images none is held out (from {FEW} on there is one).")
+    elif groups is not None:
+        theirs = {group for group, path in zip(groups, paths, strict=True) if path in {*names}}
+        of_unlabeled = group_of(group_by, [pair.path for pair in sides.unlabeled], strict=False)
+        kept = [p for p, group in zip(sides.unlabeled, of_unlabeled, strict=True) if group not in theirs]
+        notes.append(f"Held out as wholes: {first_few(sorted(theirs))} (of {len({*groups})} groups).")
+        if len(kept) < len(sides.unlabeled):
+            left_out = len(sides.unlabeled) - len(kept)
+            notes.append(f"{left_out} unlabeled images of these groups are left out.")
+        sides.unlabeled = kept
+    elif suggested := suggested_groups(paths):
+        pattern, found = suggested
+        notes.append(
+            f"The names look like numbered frames of {len(found)} sequences ({first_few(found, 3)}). Neighbouring "
+            "frames are alike, which makes scores on held out ones too good. To hold out whole sequences: "
+            f"`--group_by '{pattern}'`."
+        )
+    return held, notes
+
+
+NO_VALIDATION = (
+    "WARNING: there is no validation image. No score will tell how good the networks are, none can be chosen as the "
+    "best, and whether the unlabeled images helped cannot be told."
+)
+
+
+# ------------------------------------------------------------------------------------------------ what is said of it
+
+
+def _unreadable(looks: Sequence[MaskLook]) -> list[str]:
+    problems = [look.problem for look in looks if look.problem is not None]
+    return [f"WARNING: {len(problems)} masks cannot be read. {problems[0]}"] if problems else []
+
+
+def _absent(names: Sequence[str], pixels: Mapping[str, np.ndarray]) -> list[str]:
+    notes = []
+    for name, what in (("labeled", "no labeled image to train on holds"), ("validation", "no validation image holds")):
+        if name in pixels and (absent := [c for c, n in zip(names, pixels[name], strict=False) if n == 0]):
+            notes.append(f"{what[0].upper()}{what[1:]}: {first_few(absent, 8)}.")
+    return notes
+
+
+def _sizes(images: Sequence[Path]) -> list[tuple[int, int]]:
+    """(height, width) as a viewer shows them, from the headers of at most `SIZES_OF`; unreadable ones are left out."""
+    found = []
+    for path in images[:: max(1, -(-len(images) // SIZES_OF))]:
+        try:
+            with PILImage.open(path) as image:
+                turned = image.format in ("JPEG", "MPO") and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+                found.append((image.width, image.height) if turned else (image.height, image.width))
+        except Exception:  # whatever PIL raises of a damaged file: the look at all samples says what is wrong with it
+            continue
+    return found
+
+
+def _dataset(pairs: Sequence[Pair], feature: Image | None = None) -> Dataset:
+    ids, images = [pair.id for pair in pairs], [pair.image for pair in pairs]
+    return build(ids, images, None if feature is None else [pair.mask for pair in pairs], feature)

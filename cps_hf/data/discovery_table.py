@@ -1,0 +1,89 @@
+"""What was found in a folder, as text for a terminal."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .labels import IGNORE_INDEX
+from .table import first_few
+
+if TYPE_CHECKING:
+    from .discover import Discovered
+
+WIDTH = 100  # of a terminal, for what is long
+MOST_CLASSES = 40  # rows
+
+
+def table_of(found: Discovered) -> str:
+    """See `Discovered.table`."""
+    sections = [[f"{found.root}: {found.layout}."], _counts(found), _classes(found), _below(found)]
+    return "\n\n".join("\n".join(lines) for lines in sections if lines)
+
+
+def _counts(found: Discovered) -> list[str]:
+    sets = {"labeled": found.labeled, "unlabeled": found.unlabeled, "validation": found.evaluation}
+    rows = [("", "images", "width x height", "")]
+    for name, dataset in sets.items():
+        count = 0 if dataset is None else len(dataset)
+        rows.append((name, str(count), sizes_in_words(found.sizes.get(name, [])), ""))
+    lines = _aligned(rows, left=(0, 2))
+    if found.judged_on:
+        lines[-1] += f"   {found.judged_on}"
+    return lines
+
+
+def sizes_in_words(sizes: Sequence[tuple[int, int]]) -> str:
+    """ "240 x 180", or the smallest and the largest, each width x height."""
+    if not sizes:
+        return ""
+    if len(set(sizes)) == 1:
+        return f"{sizes[0][1]} x {sizes[0][0]}"
+    if len(set(sizes)) == 2:
+        return " and ".join(f"{w} x {h}" for (h, w), _ in Counter(sizes).most_common())
+    by_area = sorted(sizes, key=lambda size: size[0] * size[1])
+    (h, w), (height, width) = by_area[0], by_area[-1]
+    return f"{w} x {h} to {width} x {height}, {len(set(sizes))} sizes"
+
+
+def _classes(found: Discovered) -> list[str]:
+    sets = [name for name in ("labeled", "validation") if name in found.pixels]
+    shares = {name: found.pixels[name] / max(int(found.pixels[name][:IGNORE_INDEX].sum()), 1) for name in sets}
+    rows = [("class", *(f"{name}, %" for name in sets))]
+    names = list(found.class_names)
+    for class_id, name in enumerate(names[:MOST_CLASSES]):
+        rows.append((f"{class_id:>3} {name}", *(_percent(shares[which][class_id]) for which in sets)))
+    lines = _aligned(rows, left=(0,))
+    if len(names) > MOST_CLASSES:
+        lines.append(f"... and {len(names) - MOST_CLASSES} more")
+    ignored = [found.pixels[name][IGNORE_INDEX] / max(int(found.pixels[name].sum()), 1) for name in sets]
+    if np.any(ignored):
+        said = " and ".join(f"{_percent(share)} % of {name}" for name, share in zip(sets, ignored, strict=True))
+        lines.append(f"ignored: {said} pixels")
+    return lines
+
+
+def _percent(share: float) -> str:
+    return "-" if share == 0 else f"{100 * share:.2f}"
+
+
+def _below(found: Discovered) -> list[str]:
+    lines = []
+    if found.held_out:
+        lines.append(f"held out: {first_few(found.held_out, 6)}")
+    if found.passed_over:
+        told = "; ".join(f"{count} {reason}" for reason, count in found.passed_over.items())
+        lines.append(f"passed over: {told}")
+    return lines + list(found.notes)
+
+
+def _aligned(rows: Sequence[Sequence[str]], *, left: Sequence[int]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    cells = [
+        [cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
+        for row in rows
+    ]
+    return ["   ".join(row).rstrip() for row in cells]

@@ -1,0 +1,286 @@
+"""How the masks of a folder code their classes: told by the masks themselves, and by a table of classes if any.
+
+One look at each mask counts what it stores; what that means is decided once, for all of them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .class_tables import ClassTable, without_ignored
+from .folder import label_feature
+from .labels import BLACK_AND_WHITE, IGNORE_INDEX, LabelEncoding, stored_values
+from .raster import open_raster
+from .table import first_few
+
+MOST_COLORS = 1024  # in one mask; a picture has more
+BETWEEN = 10  # values between black and white, from which they are no classes
+Color = tuple[int, int, int]
+
+
+@dataclass
+class MaskLook:
+    """What one mask stores.
+
+    Attributes:
+        values: pixels by stored value, where it has one channel.
+        colors: pixels by colour as a viewer shows it.
+        has_palette: whether its values are places in a palette of its own.
+        problem: why it cannot be read.
+    """
+
+    values: dict[int, int] | None = None
+    colors: dict[Color, int] = field(default_factory=dict)
+    has_palette: bool = False
+    problem: str | None = None
+
+
+@dataclass
+class Coding:
+    """The classes, how masks code them, and what to know of it: sentences."""
+
+    encoding: LabelEncoding
+    notes: list[str] = field(default_factory=list)
+
+
+def look_at_masks(names: Sequence[str], masks: Sequence[Path], *, num_threads: int = 2) -> list[MaskLook]:
+    """What each mask stores; `names`: how errors call them."""
+    with ThreadPoolExecutor(num_threads) as pool:
+        return list(pool.map(_look, names, masks))
+
+
+def _look(name: str, path: Path) -> MaskLook:
+    try:
+        raster = open_raster({"path": str(path), "bytes": None}, repr(name), "label")
+        shown = raster.shown()
+        if len(shown.getbands()) > 1:
+            return _look_at_colors(np.asarray(shown.convert("RGB")), name)
+        palette = raster.palette()
+        values, counts = np.unique(stored_values(raster.stored(), name=raster.where), return_counts=True)
+    except ValueError as error:
+        return MaskLook(problem=str(error))
+    by_value = dict(zip(values.tolist(), counts.tolist(), strict=True))
+    colors: Counter[Color] = Counter()
+    for value, count in by_value.items():
+        colors[(palette or {}).get(value, (value, value, value))] += count
+    return MaskLook(by_value, dict(colors), palette is not None)
+
+
+def _look_at_colors(pixels: np.ndarray, name: str) -> MaskLook:
+    packed = pixels.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
+    values, counts = np.unique(packed, return_counts=True)
+    if len(values) > MOST_COLORS:
+        return MaskLook(problem=f"The mask of {name!r} has {len(values)} colours, as a picture has and no mask.")
+    colors = [(v >> 16, v >> 8 & 255, v & 255) for v in values.tolist()]
+    return MaskLook(None, dict(zip(colors, counts.tolist(), strict=True)))
+
+
+def settle(
+    names: Sequence[str],
+    looks: Sequence[MaskLook],
+    tables: Sequence[ClassTable],
+    *,
+    given: ClassTable | None = None,
+    coding: Mapping[str, Any] | None = None,
+) -> Coding:
+    """How the masks are read.
+
+    Args:
+        names: of the masks, for errors.
+        tables: the files of classes that lie beside them.
+        given: what the user says of the classes, which wins over `tables`.
+        coding: one of the ways that `label_feature` takes, where the user says how labels are coded.
+
+    Raises:
+        ValueError: no mask can be read, or it cannot be told what they mean; says what was found and what to do.
+    """
+    readable = [(name, look) for name, look in zip(names, looks, strict=True) if look.problem is None]
+    if not readable:
+        raise ValueError(f"No mask can be read. {looks[0].problem}")
+    table = given or next(iter(tables), None)
+    if coding:
+        feature = label_feature(None if table is None else table.names, **coding)
+        return Coding(LabelEncoding.from_feature(feature))
+    with_colors = next((t for t in ([given] if given else []) + [*tables] if t.colors), None)
+    if with_colors and _is_colored(readable, with_colors):
+        return _by_colors(readable, with_colors, given)
+    colored = [(name, look) for name, look in readable if look.values is None]
+    if not colored:
+        values = _total([look.values for _, look in readable])
+        return _by_values(readable, values, table, in_grey=False)
+    shown = _total([look.colors for _, look in readable])
+    if all(r == g == b for r, g, b in shown) and not any(look.has_palette for _, look in readable):
+        return _by_values(readable, {r: count for (r, _, _), count in shown.items()}, table, in_grey=True)
+    raise _no_color_table([name for name, _ in colored], len(readable), shown, table)
+
+
+def class_pixels(look: MaskLook, encoding: LabelEncoding) -> np.ndarray:
+    """Pixels by class id (256,), 255 for what is ignored; nothing of a mask that holds what the encoding lacks."""
+    found = np.zeros(256, np.int64)
+    if look.problem is not None or (look.values is None and encoding.colors is None):
+        return found
+    if encoding.colors is not None:
+        ids = {color: encoding.colors.get(color) for color in look.colors}
+    elif encoding.values is not None:
+        ids = {value: encoding.values.get(value, IGNORE_INDEX if value < 0 else None) for value in look.values}
+    else:
+        known = {*range(len(encoding.names)), IGNORE_INDEX}
+        ids = {value: value if value in known else IGNORE_INDEX if value < 0 else None for value in look.values}
+    if None in ids.values():
+        return found
+    counts = look.colors if encoding.colors is not None else look.values
+    for code, class_id in ids.items():
+        found[class_id] += counts[code]
+    return found
+
+
+# ------------------------------------------------------------------------------------------------ by colours
+
+
+def _is_colored(readable: Sequence[tuple[str, MaskLook]], table: ClassTable) -> bool:
+    """Whether the masks show the table's colours: pictures do, others where all they show is listed."""
+    if any(look.values is None for _, look in readable):
+        return True
+    shown = _total([look.colors for _, look in readable])
+    return len(shown) > 1 and shown.keys() <= {*table.colors, (255, 255, 255)}
+
+
+def _by_colors(readable: Sequence[tuple[str, MaskLook]], table: ClassTable, given: ClassTable | None) -> Coding:
+    names, colors = without_ignored(table)
+    if given is not None and given.colors is None:
+        if len(given.names) != len(names):
+            raise ValueError(
+                f"`class_names` has {len(given.names)} names, and {table.path} {len(names)} classes: give as many, in "
+                "its order."
+            )
+        names = given.names
+    white, strange = (255, 255, 255), {}
+    for name, look in readable:
+        for color in look.colors.keys() - colors.keys():
+            strange.setdefault(color, name)
+    if strange.keys() == {white} and not any(look.values is None for _, look in readable):
+        colors[white], strange = IGNORE_INDEX, {}  # 255 of a grey or palette mask
+    if strange:
+        (color, name), *_ = strange.items()
+        raise ValueError(
+            f"Masks hold {len(strange)} colours that {table.path} does not list: {first_few([*strange], 3)}, e.g. "
+            f"{color} in that of {name!r}. Add them there, or save the masks without smoothed edges."
+        )
+    palette = {class_id: color for color, class_id in reversed(colors.items()) if class_id != IGNORE_INDEX}
+    shown = tuple(palette[i] for i in range(len(names)))
+    ignored = [f"{n} {c}" for n, c in zip(table.names, table.colors, strict=True) if colors.get(c) == IGNORE_INDEX]
+    notes = [f"Classes and their colours are those of {table.path.name}."]
+    notes += [f"Ignored, by its name there: {', '.join(ignored)}."] if ignored else []
+    return Coding(LabelEncoding(names, colors=colors, palette=shown), notes)
+
+
+def _no_color_table(
+    colored: Sequence[str], count: int, shown: Mapping[Color, int], table: ClassTable | None
+) -> ValueError:
+    common = [color for color, _ in sorted(shown.items(), key=lambda item: -item[1])]
+    names = list(table.names) if table else [f"NAME_{i}" for i in range(len(common[:4]))]
+    typed = {"class_names": names, "colors": {", ".join(map(str, c)): i for i, c in enumerate(common[: len(names)])}}
+    mixed = "" if len(colored) == count else f" (the other {count - len(colored)} have one channel)"
+    return ValueError(
+        f"{len(colored)} of {count} masks{mixed} are colour pictures, e.g. that of {colored[0]!r}; together they show "
+        f"{len(shown)} colours: {first_few(common, 4)}. Say which class each colour is, in a `labelmap.txt` beside "
+        "the folders, a line `name:red,green,blue` for each, or with `--load_options "
+        f"'{json.dumps(typed, ensure_ascii=False)}'`."
+    )
+
+
+# ------------------------------------------------------------------------------------------------ by values
+
+
+def _by_values(
+    readable: Sequence[tuple[str, MaskLook]], pixels: Mapping[int, int], table: ClassTable | None, *, in_grey: bool
+) -> Coding:
+    """Of masks of one channel; or (`in_grey`) of pictures that are grey, whose colours then stand for the values."""
+    found = {value for value in pixels if value >= 0} - {IGNORE_INDEX}
+    _refuse_smoothed(pixels)
+    notes: list[str] = []
+    values: dict[int, int] | None = None
+    if found == {0} and IGNORE_INDEX in pixels and (table is None or len(table.names) == 2):
+        names = table.names if table else ("class_0", "class_1")
+        values = dict(BLACK_AND_WHITE)
+        notes.append(
+            f"The masks hold 0 and 255 alone: 255 is {names[1]!r}, and nothing is ignored. If 255 means ignored: "
+            '`--load_options \'{"values": {"0": 0, "1": 1, "255": 255}}\'`.'
+        )
+    elif table is None:
+        names, values = _numbered(found)
+    else:
+        names = table.names
+        values = None if table.values is None else {v: i for i, v in enumerate(table.values)}
+        _refuse_unnamed(readable, found - {*(values or range(len(names)))}, table)
+    if table is None:
+        notes.append(
+            f"No class names were found, so that classes are called {first_few(names, 3)}. Name them with "
+            "`--class_names NAME NAME ...`, or in a file classes.txt, a name a line, in this order."
+        )
+    if IGNORE_INDEX in pixels and (values is None or IGNORE_INDEX not in values):
+        share = 100 * pixels[IGNORE_INDEX] / sum(pixels.values())
+        notes.append(f"255 is ignored: {share:.1f} % of the masks' pixels.")
+    if in_grey:
+        table_of = values or {i: i for i in range(len(names))}
+        ignored = {} if IGNORE_INDEX in table_of else {IGNORE_INDEX: IGNORE_INDEX}
+        colors = {(v, v, v): class_id for v, class_id in {**table_of, **ignored}.items()}
+        return Coding(LabelEncoding(names, colors=colors), ["The masks are grey, saved as RGB.", *notes])
+    return Coding(LabelEncoding(names, values=values), notes)
+
+
+def _numbered(found: set[int]) -> tuple[tuple[str, ...], dict[int, int] | None]:
+    """(names, values) of masks whose classes have no names. Values that leave few gaps are class ids; others, such as
+    0, 128 and 200, each stand for one class."""
+    if len(found) < 2:
+        raise ValueError(
+            f"The masks hold {', '.join(map(str, found)) or 'no value but 255, which is ignored'}"
+            f"{' alone' if found else ''}: at least two classes are needed, one of which may be the background."
+        )
+    if len(found) > IGNORE_INDEX:
+        raise ValueError(
+            f"The masks hold {len(found)} values; there can be {IGNORE_INDEX} classes. Are these numbers of objects? "
+            "Save masks of class ids."
+        )
+    if 2 * len(found) > max(found):
+        return tuple(f"class_{i}" for i in range(max(found) + 1)), None
+    return tuple(f"class_{v}" for v in sorted(found)), {v: i for i, v in enumerate(sorted(found))}
+
+
+def _refuse_smoothed(pixels: Mapping[int, int]) -> None:
+    """Black and white with many values between them, as lossy compression and interpolation leave it."""
+    between = {v: count for v, count in pixels.items() if v not in (0, 255)}
+    ends = pixels.get(0, 0) + pixels.get(255, 0)
+    if len(between) >= BETWEEN and pixels.get(0) and pixels.get(255) and ends > 0.8 * sum(pixels.values()):
+        raise ValueError(
+            f"{100 * ends / sum(pixels.values()):.1f} % of the masks' pixels are 0 or 255, and the others hold "
+            f"{len(between)} values between: masks of two classes with smoothed edges. Save them with a threshold, "
+            "e.g. values from 128 on as 255, the others as 0."
+        )
+
+
+def _refuse_unnamed(readable: Sequence[tuple[str, MaskLook]], unnamed: set[int], table: ClassTable) -> None:
+    if unnamed:
+        codes = [look.values if look.values is not None else {r for r, _, _ in look.colors} for _, look in readable]
+        name = next(name for (name, _), held in zip(readable, codes, strict=True) if unnamed & {*held})
+        known = f"the values {first_few(table.values)}" if table.values else f"classes 0 to {len(table.names) - 1}"
+        raise ValueError(
+            f"Masks hold {first_few(sorted(unnamed))}, e.g. that of {name!r}, but {table.path} names {known}: "
+            f"{first_few(table.names)}. Name all classes, the background (0) included; or say with `--load_options` "
+            '(`{"values": {"7": 0, "8": 255}}`) which class each value is, 255 for none.'
+        )
+
+
+def _total(counts: Sequence[Mapping | None]) -> dict:
+    total: Counter = Counter()
+    for one in counts:
+        total.update(one or {})
+    return dict(total)
