@@ -64,7 +64,7 @@ def render_report(run: str | os.PathLike) -> str:
     return _template().render(
         name=run.resolve().name,
         results=results,
-        facts=_facts(results),
+        facts=_facts(results, settings),
         plan=_plan(run, settings),
         settings=settings,
         comparison=_comparison(results.get("comparison")),
@@ -93,7 +93,7 @@ def _template() -> jinja2.Template:
 # ------------------------------------------------------------------------------------------------ what it shows
 
 
-def _facts(results: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _facts(results: Mapping[str, Any], settings: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The lines on top: what was trained on what, for how long, and which network is the best."""
     training, best = results["training"], results.get("best") or {}
     seconds = training.get("seconds")
@@ -110,7 +110,8 @@ def _facts(results: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
     if best:
         score = best[best["branch"]]["mean_iou"]
-        found.insert(0, ("Best network", f"{_words(best['branch'])} at step {best['step']}"))
+        stage = ", supervised stage" if best["step"] <= (settings.get("pretrain_steps") or 0) else ""
+        found.insert(0, ("Best network", f"{_words(best['branch'])} at step {best['step']}{stage}"))
         found.insert(1, ("Its mean IoU", f"{_percent(score)} %"))
     return [(title, text) for title, text in found if text]
 
@@ -133,7 +134,11 @@ def _plan(run: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     if isinstance(plan, Sequence) and not isinstance(plan, str):
         rows = [row for row in plan if isinstance(row, Mapping) and "name" in row]
         return [{"name": r["name"], "value": r.get("value"), "reason": r.get("reason") or ""} for r in rows]
-    return [{"name": name, "value": settings[name], "reason": ""} for name in _FIRST if settings.get(name) is not None]
+    return [
+        {"name": name, "value": settings[name], "reason": ""}
+        for name in _FIRST
+        if settings.get(name) not in (None, [])
+    ]
 
 
 def _comparison(found: Any) -> dict[str, Any] | None:

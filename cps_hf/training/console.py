@@ -15,7 +15,7 @@ def log_line(record: Mapping[str, float], where: str) -> str:
     Args:
         where: the step, the stage and the time left, of `place`.
     """
-    parts = [f"{_NAMES.get(name, name.replace('_', ' '))} {_number(value)}" for name, value in _shown(record)]
+    parts = [f"{_NAMES.get(name, name.replace('_', ' '))} {_number(name, value)}" for name, value in _shown(record)]
     if "agreement" in record:
         parts.append(agreement(record["agreement"], record.get("commonest_class")))
     return f"{where}: {', '.join(parts)}"
@@ -75,5 +75,5 @@ def _shown(record: Mapping[str, float]) -> list[tuple[str, float]]:
     return [(name, value) for name, value in record.items() if name not in hidden and "norm" not in name]
 
 
-def _number(value: float) -> str:
-    return f"{value:.4g}"
+def _number(name: str, value: float) -> str:
+    return f"{value:.1f}" if name.endswith(("epoch", "second")) else f"{value:.4g}"

@@ -129,7 +129,7 @@ def _samples(evaluator: Evaluator, dataset: Any, positions: Sequence[int]) -> It
 
 def _save(picture: np.ndarray, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    image = Image.fromarray(picture)
+    image = Image.fromarray(visualization.enlarged(picture, SIDE))
     image.thumbnail((SIDE, SIDE))
     with written_whole(path) as temporary:
         image.save(temporary, format="JPEG", quality=88)
