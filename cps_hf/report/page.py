@@ -134,11 +134,8 @@ def _plan(run: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     if isinstance(plan, Sequence) and not isinstance(plan, str):
         rows = [row for row in plan if isinstance(row, Mapping) and "name" in row]
         return [{"name": r["name"], "value": r.get("value"), "reason": r.get("reason") or ""} for r in rows]
-    return [
-        {"name": name, "value": settings[name], "reason": ""}
-        for name in _FIRST
-        if settings.get(name) not in (None, [])
-    ]
+    given = [name for name in _FIRST if settings.get(name) not in (None, [])]
+    return [{"name": name, "value": settings[name], "reason": ""} for name in given]
 
 
 def _comparison(found: Any) -> dict[str, Any] | None:
