@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import ResNetConfig, ResNetForImageClassification
 
-from cps_hf.commands.train import small_model
+from cps_hf.commands.models import small_model
 from cps_hf.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from cps_hf.data.voc import NAMES
 from cps_hf.functional import IGNORE_INDEX

@@ -30,6 +30,10 @@ LAW = {
     ),
     "scenes": ({"functional", "files", "data"}, {"PIL", "huggingface_hub"}),
     "inference": ({"functional", "files", "modeling"}, {"transformers", "onnx", "onnxruntime"}),
+    "planning": (
+        {"config", "functional", "data", "objectives", "modeling"},
+        {"datasets", "huggingface_hub", "transformers"},
+    ),
     "checkpointing": ({"files", "config", "data"}, {"accelerate", "datasets", "transformers"}),
     "hub": ({"files", "config", "checkpointing"}, {"huggingface_hub", "transformers"}),
     "report": ({"files", "hub", "visualization"}, {"jinja2", "yaml"}),
@@ -47,7 +51,7 @@ LAW = {
     "commands": (
         {
             *("functional", "files", "config", "visualization", "metrics", "objectives", "modeling", "data", "scenes"),
-            *("inference", "checkpointing", "hub", "report", "app", "training"),
+            *("inference", "checkpointing", "hub", "report", "app", "training", "planning"),
         },
         HEAVY,
     ),

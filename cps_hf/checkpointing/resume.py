@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list, gather_object, set_seed
 from torch.optim.lr_scheduler import LambdaLR
 from transformers.trainer_callback import ExportableState, TrainerCallback
@@ -35,7 +35,7 @@ class State(Protocol):
     def load_state_dict(self, saved: Mapping[str, Any], *, same_choice: bool, same_set: bool) -> None: ...
 
 
-def on_main_process(accelerator: Accelerator, call: Callable[[], Any]) -> Any:
+def on_main_process(accelerator: Accelerator | PartialState, call: Callable[[], Any]) -> Any:
     """What `call()` gives on the main process, on every process; or the error that it raises there: on the others a
     ValueError of the same text, so that nobody waits for a process that is gone."""
     outcome: list[Any] = [None, None]

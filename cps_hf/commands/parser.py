@@ -99,6 +99,13 @@ def read_words(argv: Sequence[str]) -> dict[str, Any]:
     return values
 
 
+def given_names(argv: Sequence[str]) -> set[str]:
+    """The options that a command line, and the file that its `--config` names, give; of words that `parse` took."""
+    given = read_words(argv)
+    from_file = _read_yaml(given["config"]) if "config" in given else {}
+    return {*given, *from_file} - {"config"}
+
+
 def _build(groups: Mapping[str, type], objective: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """The groups by name, filled with the values."""
     types = {

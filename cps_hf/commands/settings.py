@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from ..config import (
@@ -23,6 +23,24 @@ SomeSettings = TypeVar("SomeSettings", bound="Settings")
 
 
 @dataclass(kw_only=True)
+class PlanConfig:
+    """What a run starts from and how long it may take.
+
+    Plan
+        time: how long the whole command may take, with a folder of own images: 90s, 10m or 1.5h. A step is timed, and
+            the schedule fits. None: a first length.
+        init_from: the output folder of an earlier run, whose networks this one starts from (the next round of
+            labelling, say), or one of the branches in it. Heads are kept where the classes are the same.
+        baseline: train on the labels alone first; the method starts from these networks, and the end says what the
+            unlabeled images changed. None: where a plan is made and there are unlabeled images.
+    """
+
+    time: str | None = None
+    init_from: str | None = None
+    baseline: bool | None = None
+
+
+@dataclass(kw_only=True)
 class Settings:
     """The groups. On a command line and in a file their fields stand side by side: no two have one of the same name.
 
@@ -31,6 +49,7 @@ class Settings:
     """
 
     data: DataConfig
+    plan: PlanConfig = field(default_factory=PlanConfig)
     objective: Objective
     args: CPSConfig
     augmentation: AugmentationConfig

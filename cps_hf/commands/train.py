@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -13,24 +14,27 @@ from typing import Any, TypeVar
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from torch import OutOfMemoryError
-from transformers import ResNetConfig, TrainerCallback, UperNetConfig
+from transformers import TrainerCallback
 from transformers.utils import logging as transformers_logging
 
 from ..checkpointing.checkpoints import check_output_dir
+from ..config import CPSConfig
 from ..files import write_atomically
 from ..hub.loading import loading_lines
 from ..report.page import REPORT
-from ..training import setup
+from ..training import comparison, setup
 from ..training.inspection import absent_line
 from ..training.late import AfterTrainingError
 from ..training.reporting import mean_iou_in_words, scores_table
 from ..training.sharding import refuse_engines
 from ..training.trainer import CPSTrainer
-from . import parser
+from . import parser, planned
 from .console import print_any_text
 from .datasets import OWN, TrainingSets, load_data
 from .errors import mendable
 from .main import COMMANDS
+from .models import warn_of_random_weights
+from .planned import make_trainer, models_of
 from .settings import Settings
 from .smoke import shrink
 
@@ -60,6 +64,7 @@ DEFAULTS = {
 FIRST = (
     *("dataset", "data_root", "unlabeled_root", "partition", "models"),
     *("validation", "group_by", "class_names"),
+    *("time", "init_from", "backbone"),
     *("output_dir", "max_steps", "per_device_train_batch_size", "learning_rate", "crop_size"),
 )
 ONE_CLASS = 0.98
@@ -70,7 +75,9 @@ MENDABLE = (ValueError, OSError, FloatingPointError, OutOfMemoryError, AfterTrai
 
 def main(argv: Sequence[str]) -> dict[str, Any]:
     """Train as a command line says; what results.json holds."""
+    began = time.monotonic()
     print_any_text()  # an example calls this and not `cps-hf`
+    argv = as_resumed(argv)
     settings = parse(argv)
     with mendable(settings.args.output_dir, MENDABLE):
         is_main = join_processes(settings.args.ddp_timeout)
@@ -80,8 +87,19 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         sets = load_data(settings.data)
         if sets.found is not None and is_main:
             print(f"\n{sets.found.table()}\n", flush=True)
+        limits: list[TrainerCallback] = []
+        if settings.data.dataset == OWN:
+            typed = parser.given_names(folder_as_options(argv))
+            settings, plan = planned.complete(settings, sets, typed, began=began)
+            limits = planned.time_limit(settings, plan, began=began)
+            if is_main and plan.choices:
+                print(
+                    f"The plan; each line is an option, and what you give is not changed:\n\n{plan.table()}\n",
+                    flush=True,
+                )
         check_unlabeled(settings, sets)
-        trainer, settings = build(settings, sets)
+        settings = planned.with_baseline(settings)
+        trainer, settings = build(settings, sets, limits)
         results = trainer.train()
     if is_main:
         report(results, settings, [*trainer.id2label.values()])
@@ -95,6 +113,7 @@ def parse(
     *,
     defaults: Mapping[str, Any] = DEFAULTS,
     description: str = COMMANDS["train"],
+    first: Sequence[str] = FIRST,
     **options: Any,
 ) -> SomeSettings:
     """The command line, over the demonstration's defaults where it names neither real data nor a recipe.
@@ -102,6 +121,7 @@ def parse(
     Args:
         settings: `Settings`, or a class that adds groups.
         defaults: the demonstration's.
+        first: the fields that `--help` shows.
         options: further ones of `parser.parse`.
     """
     argv = folder_as_options(argv)
@@ -109,7 +129,7 @@ def parse(
         settings,
         argv,
         description=description,
-        first=FIRST,
+        first=first,
         defaults=lambda given: {} if given.keys() & {"config", "data_root"} else defaults,
         **options,
     )
@@ -124,6 +144,17 @@ def folder_as_options(argv: Sequence[str]) -> list[str]:
         return [*argv]
     names = {word.partition("=")[0].replace("-", "_") for word in argv}
     return [*([] if "__dataset" in names else ["--dataset", OWN]), "--data_root", *argv]
+
+
+def as_resumed(argv: Sequence[str]) -> list[str]:
+    """With `DIR` and `--resume_from_checkpoint` the run's own config.yaml, so that its plan is not made anew."""
+    words = folder_as_options(argv)
+    given = parser.read_words(words)
+    config = Path(str(given.get("output_dir", CPSConfig().output_dir))) / "config.yaml"
+    resumes = str(given.get("resume_from_checkpoint", "none")).lower() not in ("none", "null", "false")
+    if given.get("dataset") == OWN and resumes and "config" not in given and config.is_file():
+        return [*words, "--config", str(config)]
+    return [*argv]
 
 
 def beside(config: str | None, model: str) -> str:
@@ -149,6 +180,7 @@ def join_processes(ddp_timeout: int) -> bool:
 def check_before_loading(settings: Settings) -> None:
     """What needs neither data nor models to be wrong; a checkpoint to resume from is looked at with them."""
     args = settings.args
+    planned.check(settings, plans=settings.data.dataset == OWN)
     check_output_dir(args.output_dir, overwrite=args.overwrite_output_dir, resuming=bool(args.resume_from_checkpoint))
     setup.check_trackers(args)
     setup.check_schedule(args)
@@ -175,9 +207,11 @@ def check_unlabeled(settings: Settings, sets: TrainingSets) -> None:
         )
 
 
-def build(settings: SomeSettings, sets: TrainingSets) -> tuple[CPSTrainer, SomeSettings]:
+def build(
+    settings: SomeSettings, sets: TrainingSets, callbacks: Sequence[TrainerCallback] = ()
+) -> tuple[CPSTrainer, SomeSettings]:
     """The trainer, and the settings completed by what the data sets say."""
-    models, chosen = settings.data.models, sets.chosen
+    chosen = sets.chosen
     provenance = replace(
         settings.provenance,
         dataset_name=settings.provenance.dataset_name or _called(settings),
@@ -187,14 +221,11 @@ def build(settings: SomeSettings, sets: TrainingSets) -> tuple[CPSTrainer, SomeS
     settings = replace(settings, provenance=provenance)
     write = WriteSettings(settings)
     lists = [WriteHeldOut(sets.found.held_out)] if sets.found is not None and sets.found.held_out else []
-    trainer = CPSTrainer(
-        models if len(models) > 1 else models[0] if models else small_model(),
-        **settings.for_trainer(),
-        train_dataset=sets.labeled,
-        unlabeled_dataset=sets.unlabeled,
-        eval_dataset=sets.evaluation,
-        callbacks=[write, *lists],
-    )
+    models = models_of(settings)
+    # The demonstration shows how far one gets from nothing; a plan has said it already.
+    if not settings.data.dataset.endswith("_scenes") and (settings.data.models or settings.data.dataset != OWN):
+        warn_of_random_weights(models, settings.model_config.backbone, setup.length(sets.labeled))
+    trainer = make_trainer(settings, sets, models, [write, *lists, *callbacks])
     write.settings = settings = replace(settings, model_config=trainer.model_config)  # with the checkpoint's mean
     return trainer, settings
 
@@ -228,21 +259,6 @@ def _called(settings: Settings) -> str:
     return Path(data.data_root).resolve().name if data.dataset == OWN else data.dataset
 
 
-def small_model() -> UperNetConfig:
-    """A convolutional network that learns from scratch on few images (a small SegFormer does not).
-
-    Three stages: at stride 32, the fourth, the drawn scenes are two pixels high.
-    """
-    backbone = ResNetConfig(
-        embedding_size=24,
-        hidden_sizes=[24, 48, 96],
-        depths=[1, 1, 1],
-        layer_type="basic",
-        out_features=["stage1", "stage2", "stage3"],
-    )
-    return UperNetConfig(backbone_config=backbone, hidden_size=32, pool_scales=[1, 2], use_auxiliary_head=False)
-
-
 def report(results: Mapping[str, Any], settings: Settings, names: Sequence[str]) -> None:
     """The table, the agreement, where everything is, and how to load it."""
     best, folder = results["best"], settings.args.output_dir
@@ -256,10 +272,17 @@ def report(results: Mapping[str, Any], settings: Settings, names: Sequence[str])
     if line := absent_line(results["classes"]["absent"], len(names)):
         print(f"\n{line}")
     if best:
-        print(f"\nBest: {best['branch'].replace('_', ' ')} at step {best['step']}, ", end="")
+        supervised = ""
+        if best["step"] <= (settings.args.pretrain_steps or 0):
+            supervised = " of the supervised stage, since the second one's are worse beyond chance"
+        print(f"\nBest: {best['branch'].replace('_', ' ')} at step {best['step']}{supervised}, ", end="")
         print(f"{mean_iou_in_words(best[best['branch']])}.")
     if results["agreement"]:
         print(f"\n{agreement_in_words(results['agreement'], results['commonest_class'])}")
+    if found := results.get("comparison"):
+        print(f"\nDid the unlabeled images help? {found['sentence']}\n")
+        print(comparison.table(next(iter(found["branches"].values()))))
+        print("\nMore steps alone may have done some of that: `cps-hf compare` trains without them for the same time.")
     print(f"\nWritten to {folder}:")
     for path in sorted(Path(folder).iterdir()):
         print(f"  {path.name}{os.sep if path.is_dir() else ''}")

@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from datasets import Dataset, Image
 from PIL import Image as PILImage
 
 from .class_tables import find_class_tables, given_classes
-from .discovery_table import table_of
+from .discovered import Discovered
 from .folder import load_folder
 from .holdout import FEW, group_of, hold_out, suggested_groups
 from .labels import IGNORE_INDEX
@@ -38,41 +38,6 @@ _LATER_OPTIONS = ("palette", "resize_masks")
 OPTIONS = (*_LAYOUT_OPTIONS, "class_names", *_CODING_OPTIONS, *_LATER_OPTIONS)
 """What `load_options` may hold: what `load_folder` calls so."""
 assert {*OPTIONS} <= {*inspect.signature(load_folder).parameters}
-
-
-@dataclass
-class Discovered:
-    """What a folder holds.
-
-    Attributes:
-        labeled, unlabeled, evaluation: with "image", "id" and, but for the unlabeled, "label", as `load_folder` makes
-            them; `None` where there is none.
-        class_names: by class id.
-        layout: how the folder is laid out, in words.
-        held_out: the ids of the images of `evaluation`, where a part of the labeled ones is held out.
-        passed_over: by reason, how many files.
-        sizes: by "labeled", "unlabeled" and "validation", (height, width) of each image that was looked at.
-        pixels: by "labeled" and "validation", int64 (256,), pixels by class id, 255 for ignored ones.
-        judged_on: where the validation images come from, in words.
-        notes: sentences to know.
-    """
-
-    root: Path
-    labeled: Dataset
-    unlabeled: Dataset | None
-    evaluation: Dataset | None
-    class_names: tuple[str, ...]
-    layout: str
-    held_out: list[str]
-    passed_over: dict[str, int]
-    sizes: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
-    pixels: dict[str, np.ndarray] = field(default_factory=dict)
-    judged_on: str = ""
-    notes: list[str] = field(default_factory=list)
-
-    def table(self) -> str:
-        """Counts, sizes, classes with their shares of pixels, and what to know, for a terminal."""
-        return table_of(self)
 
 
 def discover(

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from . import offline_backbone
+
 logger = logging.getLogger("cps_hf")
 
 
@@ -54,7 +56,9 @@ def load_backbone_weights(model: PreTrainedModel, source: str | PathLike) -> Non
     """
     backbone = backbone_of(model)
     network = timm_network(backbone)
-    if network is not None:
+    if offline_backbone.is_packaged(source):
+        _load_packaged(backbone, network, source)
+    elif network is not None:
         _load_timm(backbone, network, source)
     else:
         _load_transformers(backbone, source)
@@ -90,9 +94,22 @@ def timm_normalization(
         own = json.loads(beside.read_text(encoding="utf-8")).get("pretrained_cfg", {})
         if "mean" in own and "std" in own:
             return [*map(float, own["mean"])], [*map(float, own["std"])]
-    named = wrapper.config.backbone if source is None or Path(source).is_file() else str(source).removeprefix("timm/")
+    own_name = source is None or Path(source).is_file() or offline_backbone.is_packaged(source)
+    named = wrapper.config.backbone if own_name else str(source).removeprefix("timm/")
     known = timm.get_pretrained_cfg(named, allow_unregistered=True)
     return None if known is None else ([*map(float, known.mean)], [*map(float, known.std)])
+
+
+def _load_packaged(backbone: nn.Module, network: nn.Module | None, source: str | PathLike) -> None:
+    name = type(backbone).__name__ if network is None else _timm_wrapper(backbone).config.backbone
+    if name.split(".")[0] != offline_backbone.TIMM_NAME:
+        raise ValueError(
+            f"The weights `{source}` are of timm's {offline_backbone.TIMM_NAME!r}, and the backbone is {name!r}. "
+            "Leave out `models`: the network is then built around these weights."
+        )
+    weights = offline_backbone.packaged_weights()
+    wanted = {key for key in network.state_dict() if not key.endswith("num_batches_tracked")}
+    network.load_state_dict({key: weights[key] for key in wanted}, strict=False)
 
 
 def _load_timm(backbone: nn.Module, network: nn.Module, source: str | PathLike) -> None:

@@ -113,7 +113,7 @@ def in_words(what: str, whose: str, found: Mapping[str, Any], *, images: str = "
     low, high = (_signed(found["difference"][end]) for end in ("low", "high"))
     interval = f"95 % interval {low} to {high}, {count} {noun}"
     if found["verdict"] == VERDICTS[0]:
-        verdict = f"which may be chance: about {found['images_needed']} {images} would tell it"
+        verdict = f"which may be chance: about {found['images_needed']} images would tell"
     else:
         verdict = "which is beyond chance"
     said = f"{what} changed {whose}'s mean IoU by {_points(found['difference']['mean_iou'])}, {scores} ({interval}), "

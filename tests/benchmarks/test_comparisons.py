@@ -23,6 +23,7 @@ from cells import TRAIN  # noqa: E402
 
 from cps_hf.checkpointing.checkpoints import seal  # noqa: E402
 from cps_hf.commands import train  # noqa: E402
+from cps_hf.commands.models import small_model  # noqa: E402
 from cps_hf.modeling.backbones import load_backbone_weights  # noqa: E402
 from cps_hf.scenes.write import write_street_scenes  # noqa: E402
 
@@ -225,7 +226,7 @@ def test_the_object_scenes_backbone_is_one_that_the_small_network_starts_from(tm
     out = tmp_path / "backbone"
     done = run_python(program, "--output", str(out), "--scenes", "12", "--steps", "2")
     assert done.returncode == 0, done.stderr[-3000:]
-    network = UperNetForSemanticSegmentation(train.small_model())
+    network = UperNetForSemanticSegmentation(small_model())
     load_backbone_weights(network, out)
     weights, prefix = load_file(out / "model.safetensors"), "resnet."
     found = network.backbone.state_dict()

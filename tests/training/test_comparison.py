@@ -263,7 +263,7 @@ def test_the_sentence_says_what_cannot_be_told():
     chance = comparison.describe(counts(1), counts(2), NAMES)
     assert chance["verdict"] == "within chance"
     said = comparison.in_words("The second stage", "branch 0", chance)
-    assert f"may be chance: about {chance['images_needed']} validation images would tell it" in said
+    assert f"may be chance: about {chance['images_needed']} images would tell" in said
     one = comparison.describe(counts(1, 1), counts(2, 1, 0.9), NAMES)
     said = comparison.in_words("The second stage", "branch 0", one)
     assert "with 1 validation image it cannot be told whether that is beyond chance: about 10 would do." in said

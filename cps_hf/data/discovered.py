@@ -1,27 +1,55 @@
-"""What was found in a folder, as text for a terminal."""
+"""What was found in a folder, and how it is told on a terminal."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
+from datasets import Dataset
 
 from .labels import IGNORE_INDEX
 from .table import first_few
 
-if TYPE_CHECKING:
-    from .discover import Discovered
-
-WIDTH = 100  # of a terminal, for what is long
 MOST_CLASSES = 40  # rows
 
 
-def table_of(found: Discovered) -> str:
-    """See `Discovered.table`."""
-    sections = [[f"{found.root}: {found.layout}."], _counts(found), _classes(found), _below(found)]
-    return "\n\n".join("\n".join(lines) for lines in sections if lines)
+@dataclass
+class Discovered:
+    """What a folder holds.
+
+    Attributes:
+        labeled, unlabeled, evaluation: with "image", "id" and, but for the unlabeled, "label", as `load_folder` makes
+            them; `None` where there is none.
+        class_names: by class id.
+        layout: how the folder is laid out, in words.
+        held_out: the ids of the images of `evaluation`, where a part of the labeled ones is held out.
+        passed_over: by reason, how many files.
+        sizes: by "labeled", "unlabeled" and "validation", (height, width) of each image that was looked at.
+        pixels: by "labeled" and "validation", int64 (256,), pixels by class id, 255 for ignored ones.
+        judged_on: where the validation images come from, in words.
+        notes: sentences to know.
+    """
+
+    root: Path
+    labeled: Dataset
+    unlabeled: Dataset | None
+    evaluation: Dataset | None
+    class_names: tuple[str, ...]
+    layout: str
+    held_out: list[str]
+    passed_over: dict[str, int]
+    sizes: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+    pixels: dict[str, np.ndarray] = field(default_factory=dict)
+    judged_on: str = ""
+    notes: list[str] = field(default_factory=list)
+
+    def table(self) -> str:
+        """Counts, sizes, classes with their shares of pixels, and what to know."""
+        sections = [[f"{self.root}: {self.layout}."], _counts(self), _classes(self), _below(self)]
+        return "\n\n".join("\n".join(lines) for lines in sections if lines)
 
 
 def _counts(found: Discovered) -> list[str]:

@@ -1,0 +1,364 @@
+"""`cps-hf compare`: did the unlabeled images help, or would the labels alone have done as well in the same time?
+
+Two runs. `OUT/semi_supervised` is the usual one: its first stage trains a pair of networks on the labels alone, its
+second stage adds the unlabeled images. `OUT/supervised_equal_time` trains a single network on the labels alone for the
+whole time that the first run took. Of each, the exported network of branch 0 at its last step is scored once, at the
+end: nothing is chosen on the images that it is scored on. The same command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from datasets import Dataset, IterableDataset
+from transformers import TrainerCallback
+
+from ..checkpointing.resume import on_main_process
+from ..data import LabelEncoding
+from ..data.layout import find_layout
+from ..data.table import build as build_table
+from ..files import write_atomically
+from ..inference.windows import default_stride
+from ..metrics.bootstrap import MINIMUM_IMAGES
+from ..objectives import OBJECTIVES, Supervised
+from ..training import setup
+from . import parser, planned
+from .comparison_report import CONTROL, EQUAL_TIME, METHOD, REPORT, RESULT, Part, count_by_image, write
+from .console import print_any_text
+from .datasets import TrainingSets, load_data, warn_of_shared_images
+from .errors import mendable
+from .main import COMMANDS
+from .settings import Settings
+from .timing import TimeLimit, time_steps
+from .train import (
+    MENDABLE,
+    build,
+    check_before_loading,
+    check_unlabeled,
+    folder_as_options,
+    join_processes,
+    parse,
+)
+
+logger = logging.getLogger(__name__)
+
+COMMAND = "command.json"
+"""The words that a comparison was started with."""
+PLAN = "plan.yaml"
+"""All settings of the two-stage run, so that a restart makes no other plan."""
+TIMING = "timing.json"
+"""How long a step of the single network takes, and so how many it gets."""
+TIMED_STEPS = 20
+SHARE_OF_TIME = 0.48
+"""Of what is left of `--time`, what the two-stage run gets. The other run takes as long; the scores get the rest."""
+AFTER_TRAINING = 10.0
+"""Seconds that a run takes after its last step, about."""
+LAYOUT_OPTIONS = ("images", "masks", "image_suffix", "mask_suffix")
+SAVES = 8
+"""Checkpoints of each run, where the command line says nothing of them: what a kill costs at most is an eighth."""
+FIRST = (
+    *("dataset", "data_root", "unlabeled_root", "validation", "group_by", "class_names", "backbone"),
+    *("output_dir", "time", "eval_dir", "seed", "max_steps", "pretrain_steps"),
+)
+
+
+@dataclass(kw_only=True)
+class ComparisonConfig:
+    """What the networks are scored on.
+
+    Comparison
+        eval_dir: a folder of images and masks that is read once, at the end; its masks are coded as the labeled
+            images' are. None: the validation images.
+    """
+
+    eval_dir: str | None = None
+
+
+@dataclass(kw_only=True)
+class ComparisonSettings(Settings):
+    """Those of a run, and of the comparison."""
+
+    comparison: ComparisonConfig
+
+
+def main(argv: Sequence[str]) -> dict[str, Any]:
+    """Compare as a command line says; what comparison.json holds."""
+    began = time.monotonic()
+    print_any_text()
+    options = {"command": "compare", "description": COMMANDS["compare"], "first": FIRST}
+    settings = parse(argv, ComparisonSettings, **options)
+    out = Path(settings.args.output_dir)
+    with mendable(out, MENDABLE):
+        is_main = join_processes(settings.args.ddp_timeout)
+        check(settings)
+        found = on_main_process(PartialState(), lambda: begin(out, folder_as_options(argv)))
+        if found is None:
+            if on_main_process(PartialState(), (out / PLAN).is_file):
+                settings = parse(["--config", str(out / PLAN)], ComparisonSettings, **options)
+                settings = settings.with_values(output_dir=str(out))
+                sets = load_data(settings.data)
+            else:
+                sets = load_data(settings.data)
+                settings = plan(settings, sets, parser.given_names(folder_as_options(argv)), began)
+                on_main_process(PartialState(), lambda: write_atomically(out / PLAN, settings.to_yaml()))
+            found = compare(settings, sets, out, began)
+    if is_main:
+        print(f"\n{(out / REPORT).read_text(encoding='utf-8')}\nWritten to {out}:")
+        for path in sorted(out.iterdir()):
+            print(f"  {path.name}{'/' if path.is_dir() else ''}")
+    PartialState().destroy_process_group()
+    return found
+
+
+def check(settings: ComparisonSettings) -> None:
+    """What can be wrong before there are data.
+
+    Raises:
+        ValueError: it is.
+    """
+    planned.check(settings, plans=True)
+    setup.check_trackers(settings.args)
+    for name, given in (("smoke", settings.data.smoke), ("push_to_hub", settings.hub.push_to_hub)):
+        if given:
+            raise ValueError(f"`compare` has no `--{name}`: leave it out.")
+    folder = settings.comparison.eval_dir
+    if folder is not None and not Path(folder).is_dir():
+        raise ValueError(f"`--eval_dir {folder}`: there is no such folder. Give one of images and masks.")
+
+
+def begin(out: Path, argv: Sequence[str]) -> dict[str, Any] | None:
+    """Make the folder this command's; what comparison.json holds where all is done.
+
+    Raises:
+        ValueError: the folder holds something else, or a comparison with other options.
+    """
+    words = {name: value for name, value in parser.read_words(argv).items() if name != "output_dir"}
+    if not (out / COMMAND).is_file():
+        if out.is_dir() and any(out.iterdir()):
+            raise ValueError(f"`--output_dir {out}` is not empty, and holds no comparison. Give another folder.")
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomically(out / COMMAND, json.dumps(words, indent=1))
+    before = json.loads((out / COMMAND).read_text(encoding="utf-8"))
+    changed = [name for name in {**before, **words} if before.get(name) != words.get(name)]
+    if changed:
+        old, new = (f"{found[changed[0]]!r}" if changed[0] in found else "not given" for found in (before, words))
+        raise ValueError(
+            f"`--output_dir {out}` holds a comparison with other options: `--{changed[0]}` was {old}, and is {new} "
+            "now. Give the same options to go on with it, or another folder."
+        )
+    done = out / RESULT
+    return json.loads(done.read_text(encoding="utf-8")) if done.is_file() else None
+
+
+def plan(settings: ComparisonSettings, sets: TrainingSets, typed: Collection[str], began: float) -> ComparisonSettings:
+    """The settings of the two-stage run: what was not typed is chosen as for `train DIR`, unless a recipe or the drawn
+    scenes say it all.
+
+    Raises:
+        ValueError: there are no unlabeled images, or the method does without; or no supervised stage is wanted.
+    """
+    is_main = PartialState().is_main_process
+    if sets.found is not None and is_main:
+        print(f"\n{sets.found.table()}\n", flush=True)
+    if not settings.objective.views:
+        method = type(settings.objective).__name__
+        raise ValueError(f"`compare` needs an objective that learns from unlabeled images, got {method}.")
+    check_unlabeled(settings, sets)
+    settings = settings.with_values(baseline=True)
+    if "config" not in typed and not settings.data.dataset.endswith("_scenes") and _names_of(sets) is not None:
+        try:
+            settings, found = planned.complete(settings, sets, typed, began=began, share=SHARE_OF_TIME)
+        except ValueError as error:
+            if "`--time`" not in str(error):
+                raise
+            raise ValueError(
+                f"{error} That is for one run: `compare` trains twice, so give a little over twice that."
+            ) from error
+        if is_main and found.choices:
+            print(
+                f"The plan; each line is an option, and what you give is not changed:\n\n{found.table()}\n", flush=True
+            )
+    elif settings.plan.time is not None:
+        raise ValueError(
+            "`time` needs a plan, and there is none with `--config`, the drawn scenes or labels without class names. "
+            "Say how long with `max_steps`."
+        )
+    return restartable(planned.with_baseline(settings))
+
+
+def _names_of(sets: TrainingSets) -> Sequence[str] | None:
+    encoding = LabelEncoding.from_feature(sets.labeled.features["label"])
+    return encoding.names if encoding else None
+
+
+def compare(settings: ComparisonSettings, sets: TrainingSets, out: Path, began: float) -> dict[str, Any]:
+    """Both runs and the scores. Called by all processes.
+
+    Raises:
+        ValueError: as of a run; or there is nothing to score on.
+    """
+    judged = evaluation_set(settings, sets)
+    if isinstance(judged, Dataset) and len(judged) < MINIMUM_IMAGES:
+        logger.warning(
+            "%d images to score on are too few to tell a difference from chance: give at least %d by `--eval_dir` or "
+            "`--validation`.",
+            *(len(judged), MINIMUM_IMAGES),
+        )
+    semi, results = run(settings.with_values(output_dir=str(out / METHOD)), sets, deadline(settings, began, share=0.5))
+    control = out / METHOD / "supervised_0"
+    if not control.is_dir():
+        raise ValueError(
+            f"{out / METHOD} ended before its supervised stage did, so there is no control: give more time."
+        )
+    seconds, steps = results["training"]["supervised_seconds"], settings.args.pretrain_steps
+    equal_time = run_equal_time(settings, sets, out, semi.seconds, deadline(settings, began))
+    parts = {CONTROL: Part(control, seconds, steps), EQUAL_TIME: equal_time, METHOD: semi}
+    return on_main_process(PartialState(), lambda: score(out, parts, settings, judged))
+
+
+def deadline(settings: ComparisonSettings, began: float, share: float = 1.0) -> list[TrainerCallback]:
+    """What ends a run that takes longer than its share of `--time`; of one process, as of `train`."""
+    if settings.plan.time is None or PartialState().num_processes > 1:
+        return []
+    return [TimeLimit(began + share * planned.seconds_of(settings.plan.time) - AFTER_TRAINING)]
+
+
+def restartable(settings: ComparisonSettings) -> ComparisonSettings:
+    """With checkpoints to go on from."""
+    args = settings.args
+    values: dict[str, Any] = {"resume_from_checkpoint": "auto"}
+    if args.save_steps is None:
+        values |= {"save_steps": max(1, args.max_steps // SAVES), "save_total_limit": args.save_total_limit or 1}
+    return settings.with_values(**values)
+
+
+def evaluation_set(settings: ComparisonSettings, sets: TrainingSets) -> Dataset | IterableDataset:
+    """What the networks are scored on.
+
+    Raises:
+        ValueError: there is nothing, or an image of `--eval_dir` has no mask.
+    """
+    folder = settings.comparison.eval_dir
+    if folder is not None:
+        options = settings.data.load_options
+        names = {name: options[name] for name in LAYOUT_OPTIONS if name in options}
+        pairs = [pair for pair in find_layout(folder, **names).pairs if pair.mask is not None]
+        if not pairs:
+            raise ValueError(f"`--eval_dir {folder}`: no image there has a mask to be scored against.")
+        columns = ([pair.id for pair in pairs], [pair.image for pair in pairs], [pair.mask for pair in pairs])
+        dataset = build_table(*columns, sets.labeled.features["label"])
+        warn_of_shared_images(sets.labeled, sets.unlabeled, dataset)
+        return dataset
+    if sets.evaluation is None:
+        raise ValueError("There are no validation images to score the networks on. Give some with `--eval_dir`.")
+    return sets.evaluation
+
+
+# --------------------------------------------------------------------------------------------------- the two runs
+
+
+def run(
+    settings: ComparisonSettings, sets: TrainingSets, callbacks: Sequence[TrainerCallback]
+) -> tuple[Part, dict[str, Any]]:
+    """A run, which goes on where it was stopped and is not run again where it is done; and its results.json."""
+    folder = Path(settings.args.output_dir)
+    results = on_main_process(PartialState(), lambda: finished(folder, sets))
+    if results is None:
+        check_before_loading(settings)
+        results = build(settings, sets, callbacks)[0].train()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    return Part(folder / "branch_0", results["training"]["seconds"], results["steps"]), results
+
+
+def finished(folder: Path, sets: TrainingSets) -> dict[str, Any] | None:
+    """The results of a run that came to its end and was scored there; None: it did not."""
+    path = folder / "results.json"
+    if not path.is_file():
+        return None
+    results = json.loads(path.read_text(encoding="utf-8"))
+    return results if results["final"] or sets.evaluation is None else None
+
+
+def run_equal_time(
+    settings: ComparisonSettings,
+    sets: TrainingSets,
+    out: Path,
+    seconds: float,
+    callbacks: Sequence[TrainerCallback],
+) -> Part:
+    """A single network on the labels alone. It gets as many steps as take so many seconds, by a timed trial."""
+    sets = sets._replace(unlabeled=None)
+    settings = single_network(settings).with_values(output_dir=str(out / EQUAL_TIME))
+
+    def make_trainer(clock, **values):
+        trial = settings.with_values(**values)
+        return planned.make_trainer(trial, sets, planned.models_of(trial), [clock])
+
+    known = out / TIMING
+    if not on_main_process(PartialState(), known.is_file):
+        a_step = time_steps(make_trainer, False, timed=TIMED_STEPS).first_stage
+        found = {"seconds_per_step": a_step, "seconds": seconds, "steps": max(1, round(seconds / a_step))}
+        on_main_process(PartialState(), lambda: write_atomically(known, json.dumps(found, indent=1)))
+    steps = json.loads(known.read_text(encoding="utf-8"))["steps"]
+    logger.info("%d steps of a single network on the labels alone take as long, %.0f s.", steps, seconds)
+    return run(restartable(settings.with_values(max_steps=steps, save_steps=None)), sets, callbacks)[0]
+
+
+def single_network(settings: ComparisonSettings) -> ComparisonSettings:
+    """The same settings for one network without unlabeled images."""
+    model = settings.model_config
+    backbone = model.backbone[0] if isinstance(model.backbone, list) else model.backbone
+    args = replace(
+        settings.args,
+        pretrain_steps=None,
+        second_stage_learning_rate_factor=1.0,
+        per_device_unlabeled_batch_size=None,
+        eval_steps=None,
+    )
+    return replace(
+        settings,
+        objective=Supervised.of(settings.objective),
+        data=replace(settings.data, models=settings.data.models[:1]),
+        plan=replace(settings.plan, baseline=None),
+        model_config=replace(model, num_branches=1, backbone=backbone),
+        args=args,
+    )
+
+
+# ----------------------------------------------------------------------------------------------------- the scores
+
+
+def score(out: Path, parts: dict[str, Part], settings: ComparisonSettings, judged: Any) -> dict[str, Any]:
+    """Score all networks and write the answer; what comparison.json holds."""
+    counts, names = count_by_image(
+        [part.folder for part in parts.values()],
+        judged,
+        num_workers=settings.args.dataloader_num_workers,
+        device=PartialState().device,
+        trust_remote_code=settings.model_config.trust_remote_code,
+        options=prediction_options(settings),
+    )
+    method = next((name for name, cls in OBJECTIVES.items() if type(settings.objective) is cls), "custom")
+    folder = settings.comparison.eval_dir
+    images = "validation images" if folder is None else f"images of {folder}"
+    return write(out, parts, dict(zip(parts, counts, strict=True)), names, method=method, images=images)
+
+
+def prediction_options(settings: Settings) -> dict[str, Any]:
+    """How the runs evaluate, as options of `Ensemble.logits`."""
+    evaluation = settings.evaluation
+    if evaluation.eval_mode == "whole":
+        return {"mode": "whole", "own_size": True}
+    crop = tuple(evaluation.eval_crop_size or settings.augmentation.crop_size)
+    stride = tuple(evaluation.eval_stride or default_stride(crop))
+    batch = evaluation.per_device_eval_batch_size
+    return {"mode": "sliding", "crop_size": crop, "stride": stride, "window_batch_size": batch}

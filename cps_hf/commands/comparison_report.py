@@ -1,0 +1,143 @@
+"""The answer of `cps-hf compare`: three networks scored on the same images, as JSON and in words."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from datasets import Dataset, IterableDataset
+
+from ..data import LabelEncoding
+from ..data.streams import EvaluationStream
+from ..files import write_atomically
+from ..inference.ensemble import Ensemble, check_classes
+from ..metrics.bootstrap import ImageCounts
+from ..metrics.mean_iou import IoUCounter
+from ..training import comparison
+from ..training.reporting import without_nan
+
+RESULT, REPORT = "comparison.json", "comparison.md"
+CONTROL, EQUAL_TIME, METHOD = "supervised", "supervised_equal_time", "semi_supervised"
+
+
+class Part(NamedTuple):
+    """A network that is compared.
+
+    Args:
+        folder: where it was exported.
+        seconds: of training, without evaluating and saving; of all networks that were trained with it.
+        steps: optimizer steps.
+    """
+
+    folder: Path
+    seconds: float
+    steps: int
+
+
+def count_by_image(
+    folders: Sequence[Path],
+    dataset: Dataset | IterableDataset,
+    *,
+    num_workers: int,
+    device: torch.device,
+    trust_remote_code: bool,
+    options: Mapping[str, Any],
+) -> tuple[list[ImageCounts], list[str]]:
+    """Each network's counts of each image, and the names of the classes; every image is read once.
+
+    Args:
+        folders: exported networks.
+        dataset: with "image" and "label".
+        options: those of `Ensemble.logits`.
+
+    Raises:
+        ValueError: an image cannot be read, or the networks and the labels have different classes.
+    """
+    networks = Ensemble.from_pretrained([*map(str, folders)], device=device, trust_remote_code=trust_remote_code)
+    encoding = LabelEncoding.from_feature(dataset.features["label"])
+    if encoding is not None:
+        check_classes(encoding.names, networks.id2label, f"The labels and {networks.sources[0]}")
+    names = [*networks.id2label.values()]
+    matrices: list[list[torch.Tensor]] = [[] for _ in folders]
+    stream = EvaluationStream(dataset, num_labels=len(names), num_workers=num_workers)
+    for sample in (sample for batch in stream for sample in batch):
+        predictions = networks.predict_each(sample["image"], **options)
+        for own, prediction in zip(matrices, predictions, strict=False):  # the last one is that of their mean
+            one = IoUCounter(len(names))
+            one.add(prediction=prediction, reference=sample["label"])
+            own.append(one.confusion_matrix)
+    return [ImageCounts.of(torch.stack(own).numpy()) for own in matrices], names
+
+
+def write(
+    out: Path,
+    parts: Mapping[str, Part],
+    counts: Mapping[str, ImageCounts],
+    names: Sequence[str],
+    *,
+    method: str,
+    images: str,
+) -> dict[str, Any]:
+    """Write comparison.md and comparison.json, and return what the latter holds.
+
+    The difference is that between the method's network and the one that learned from the labels alone for the same
+    time. Against the control that the method started from it would be that of more training, too.
+
+    Args:
+        parts, counts: of `CONTROL`, `EQUAL_TIME` and `METHOD`.
+        names: of the classes.
+        method: the objective's name.
+        images: what the images are called.
+    """
+    entries: dict[str, dict[str, Any]] = {
+        name: {"mean_iou": comparison.mean_iou(counts[name]), "seconds": part.seconds, "steps": part.steps}
+        for name, part in parts.items()
+    }
+    entries[METHOD]["method"] = method
+    found = comparison.describe(counts[EQUAL_TIME], counts[METHOD], names)
+    content = without_nan({**entries, "difference": found["difference"], "images": found["images"]})
+    write_atomically(out / REPORT, in_words(entries, found, images=images))
+    write_atomically(out / RESULT, json.dumps(content, indent=1))  # last: it says that the comparison is done
+    return content
+
+
+def in_words(entries: Mapping[str, Mapping[str, Any]], found: Mapping[str, Any], *, images: str) -> str:
+    """The answer, the three networks, and a line per class; Markdown.
+
+    Args:
+        entries: what comparison.json holds of each network.
+        found: `comparison.describe` of the two that are compared.
+    """
+    method = entries[METHOD]["method"]
+    rows = {
+        CONTROL: f"labels alone: what {method} started from",
+        EQUAL_TIME: f"labels alone, for as long as {METHOD}",
+        METHOD: f"labels and unlabeled images, {method}",
+    }
+    head = f"{'network':<24}{'mean IoU':>10}{'steps':>8}{'seconds':>9}"
+    lines = [head, "-" * len(head)]
+    for name, what in rows.items():
+        score = "-" if entries[name]["mean_iou"] != entries[name]["mean_iou"] else f"{entries[name]['mean_iou']:.1%}"
+        lines.append(f"{name:<24}{score:>10}{entries[name]['steps']:>8}{entries[name]['seconds']:>9.0f}  {what}")
+    gained = 100 * (entries[METHOD]["mean_iou"] - entries[CONTROL]["mean_iou"])
+    return "\n".join(
+        [
+            "# Did the unlabeled images help?",
+            "",
+            comparison.in_words("Learning from the unlabeled images", "the network", found, images=images),
+            "",
+            f"That is the difference between {METHOD} and {EQUAL_TIME}. Against {CONTROL}, which {METHOD} started "
+            f"from, it is {gained:+.1f} points, some of which more training gives without unlabeled images. Each "
+            "score is that of one exported network (branch 0) at its last step.",
+            "",
+            "```",
+            *lines,
+            "",
+            comparison.table(found),
+            "```",
+            "",
+        ]
+    )

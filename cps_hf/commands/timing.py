@@ -1,0 +1,138 @@
+"""What a step costs here: a short trial run with a plan's own settings, which leaves nothing behind."""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from accelerate.utils import gather_object
+from datasets import Dataset
+from transformers import TrainerCallback
+
+from ..planning import Timings
+from ..training.setup import evenly_spaced
+from ..training.trainer import CPSTrainer
+
+logger = logging.getLogger(__name__)
+
+WARM_UP = 2
+"""Steps that are not counted, of each stage: the first ones find batches that were prepared ahead."""
+PICTURES = 6.0
+"""Seconds that pictures, figures, cards and the report take at the end of a run, about."""
+
+
+class StepTimes(TrainerCallback):
+    """Seconds of each step, data waited for included; and when the first began and the last ended."""
+
+    def __init__(self):
+        self.seconds: list[float] = []
+        self.began = self.ended = 0.0
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        """The clock starts."""
+        self._start = time.monotonic()
+        self.began = self.began or self._start
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """The clock stops. (The losses were read by the host in this step: a GPU is done with it.)"""
+        self.ended = time.monotonic()
+        self.seconds.append(self.ended - self._start)
+
+
+class TimeLimit(TrainerCallback):
+    """Ends training where the machine has become slower than the plan: what is there is then saved and evaluated.
+
+    Args:
+        deadline: by `time.monotonic`, when the last step must be done.
+    """
+
+    def __init__(self, deadline: float):
+        self.deadline = deadline
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Looks at the clock."""
+        if time.monotonic() > self.deadline and state.global_step < state.max_steps:
+            logger.warning(
+                "`--time` is nearly over at step %d of %d: steps took longer than those that were timed. Training "
+                "ends here.",
+                *(state.global_step, state.max_steps),
+            )
+            control.should_training_stop = True
+
+
+def time_steps(make_trainer: Callable[..., CPSTrainer], two_stages: bool, *, timed: int = 5) -> Timings:
+    """Take some steps of each stage, and evaluate a few images.
+
+    Called by all processes, which get the same numbers: the slowest one's.
+
+    Args:
+        make_trainer: makes the trainer of the run, given a callback and other values of some settings by name.
+        two_stages: whether the method comes after a supervised stage.
+        timed: steps that are timed in each stage.
+    """
+    start, steps, clock = time.monotonic(), WARM_UP + timed, StepTimes()
+    with tempfile.TemporaryDirectory(prefix="cps_hf-timing-") as folder, _quiet():
+        trainer = make_trainer(
+            clock,
+            output_dir=f"{folder}/run",
+            resume_from_checkpoint=None,
+            overwrite_output_dir=False,
+            max_steps=2 * steps if two_stages else steps,
+            pretrain_steps=steps if two_stages else None,
+            eval_steps=None,
+            save_steps=None,
+            warmup_steps=0,
+            report_to=[],
+            push_to_hub=False,
+            agreement_images=0,
+            num_pictures=0,
+            disable_tqdm=True,
+            check_labels_seconds=0.0,
+        )
+        evaluation, trainer.eval_dataset = trainer.eval_dataset, None
+        trainer.train()
+        trained = time.monotonic()
+        an_image = _seconds_an_image(trainer, evaluation)
+    count = len(evaluation) if isinstance(evaluation, Dataset) else 0
+    # the agreement of the branches is measured twice, on 16 images
+    agreement = 2 * 16 * an_image if two_stages else 0.0
+    stages = [clock.seconds[:steps], clock.seconds[steps:]] if two_stages else [clock.seconds, clock.seconds]
+    first, second = (statistics.median(stage[WARM_UP:]) for stage in stages)  # not the mean: one step may be held up
+    timings = Timings(
+        first_stage=first,
+        second_stage=second,
+        evaluation=count * an_image,
+        start=(clock.began - start) + agreement / 2,
+        end=(trained - clock.ended) + agreement / 2 + PICTURES,
+        spent=time.monotonic() - start,
+    )
+    names = vars(timings)
+    everywhere = gather_object([names])
+    return Timings(**{name: max(found[name] for found in everywhere) for name in names})
+
+
+def _seconds_an_image(trainer: CPSTrainer, evaluation) -> float:
+    """Of scoring all networks; 0 without an evaluation set."""
+    if evaluation is None:
+        return 0.0
+    few = evenly_spaced(evaluation, 4)
+    trainer.evaluator.scores(evenly_spaced(evaluation, 1))  # the first one finds nothing in the caches
+    start = time.monotonic()
+    trainer.evaluator.scores(few)
+    return (time.monotonic() - start) / (len(few) if isinstance(few, Dataset) else 4)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What a trial says, the run says again."""
+    logger = logging.getLogger("cps_hf")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,19 @@
+"""What is chosen for people's own data: from the images and the machine, each choice with its reason."""
+
+from .facts import DataFacts
+from .machine import Machine
+from .plan import Choice, Plan, Timings, make_plan
+from .recommended import FIRST_STAGE_SHARE, LABELED, RECOMMENDED, UNLABELED
+
+__all__ = [
+    "FIRST_STAGE_SHARE",
+    "LABELED",
+    "RECOMMENDED",
+    "UNLABELED",
+    "Choice",
+    "DataFacts",
+    "Machine",
+    "Plan",
+    "Timings",
+    "make_plan",
+]
