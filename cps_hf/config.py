@@ -15,7 +15,12 @@ import difflib
 import functools
 import json
 import math
-from collections.abc import Callable
+import numbers
+import os
+import re
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, TypeVar
 
@@ -47,10 +52,57 @@ def _settings(cls: type[Value]) -> type[Value]:
                 close = difflib.get_close_matches(name, known, n=1)
                 hint = f" It belongs to {group}." if group else f" Did you mean `{close[0]}`?" if close else ""
                 raise TypeError(f"{type(self).__name__} has no field `{name}`.{hint}")
+            check_type(name, values[name], _types_of(type(self))[name])
         generated(self, **values)
 
     cls.__init__ = init
     return cls
+
+
+@functools.cache
+def _types_of(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def check_type(name: str, value: Any, expected: Any) -> None:
+    """A number is a number and not its text: "1e-3" and "false" would be compared, or be true.
+
+    Args:
+        name: the field's, for errors. expected: its annotation. A list may be given as its only item.
+
+    Raises:
+        TypeError: the value is of another kind.
+    """
+    kinds = (
+        [*typing.get_args(expected)] if typing.get_origin(expected) in (types.UnionType, typing.Union) else [expected]
+    )
+    if any(_is_of(value, kind) for kind in kinds):
+        return
+    words = [_WORDS[typing.get_origin(kind) or kind] for kind in kinds if kind is not type(None)]
+    wanted = " or ".join(words) + (" or None" if type(None) in kinds else "")
+    hint = ""
+    if isinstance(value, str) and not any(kind in (str, bool) for kind in kinds):
+        hint = " Leave out the quotes." if re.fullmatch(r"[-+.\deE_ ]+", value) else ""
+    raise TypeError(f"`{name}` must be {wanted}, got {value!r} of the type {type(value).__name__}.{hint}")
+
+
+_WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "text", list: "a list", dict: "a mapping"}
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    if kind is type(None):
+        return value is None
+    plain = typing.get_origin(kind) or kind
+    if plain is list:
+        (item,) = typing.get_args(kind) or (Any,)
+        items = [value] if isinstance(value, str | numbers.Number) else value
+        return isinstance(items, Sequence) and all(
+            item is Any or entry is None or _is_of(entry, item) for entry in items
+        )
+    if plain is bool or isinstance(value, bool):
+        return plain is bool and isinstance(value, bool)
+    accepted = {int: numbers.Integral, float: numbers.Real, str: str | os.PathLike, dict: Mapping}
+    return isinstance(value, accepted[plain])
 
 
 @_settings

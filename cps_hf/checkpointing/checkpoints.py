@@ -27,7 +27,7 @@ MANIFEST = "manifest.json"
 MARKER = "preempted.json"  # a signal stopped the run: it is to go on
 RUN_FILES = (
     *(MARKER, "config.yaml", "metrics.jsonl", "results.json", "bad_samples.jsonl"),
-    *("evaluation.json", "report.html"),
+    *("evaluation.json", "plan.json", "report.html"),
 )
 RUN_FOLDERS = (
     *("best", "teacher", "pictures", "branch_*", "supervised_*", "checkpoint-*", "aside-checkpoint-*"),
@@ -68,7 +68,7 @@ def check_output_dir(output_dir: str, *, overwrite: bool, resuming: bool, auto: 
     if auto and not (folder / "results.json").exists():
         return
     # A run that stopped before its first log left its settings alone: nothing that would be lost.
-    traces = sorted(path.name for path in _run_paths(folder) if path.name != "config.yaml")
+    traces = sorted(path.name for path in _run_paths(folder) if path.name not in ("config.yaml", "plan.json"))
     if traces and not overwrite and not resuming:
         newest = newest_checkpoint(output_dir)
         resume = (

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +22,7 @@ from ..checkpointing.checkpoints import check_output_dir
 from ..config import CPSConfig
 from ..files import write_atomically
 from ..hub.loading import loading_lines
+from ..planning.plan import Plan
 from ..report.page import REPORT
 from ..training import comparison, setup
 from ..training.inspection import absent_line
@@ -28,6 +30,7 @@ from ..training.late import AfterTrainingError
 from ..training.reporting import mean_iou_in_words, scores_table
 from ..training.sharding import refuse_engines
 from ..training.trainer import CPSTrainer
+from . import main as command_line
 from . import parser, planned
 from .console import print_any_text
 from .datasets import OWN, TrainingSets, load_data
@@ -75,7 +78,7 @@ MENDABLE = (ValueError, OSError, FloatingPointError, OutOfMemoryError, AfterTrai
 
 def main(argv: Sequence[str]) -> dict[str, Any]:
     """Train as a command line says; what results.json holds."""
-    began = time.monotonic()
+    began = command_line.STARTED or time.monotonic()
     print_any_text()  # an example calls this and not `cps-hf`
     argv = as_resumed(argv)
     settings = parse(argv)
@@ -92,6 +95,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
             typed = parser.given_names(folder_as_options(argv))
             settings, plan = planned.complete(settings, sets, typed, began=began)
             limits = planned.time_limit(settings, plan, began=began)
+            limits += [WritePlan(plan)] if plan.choices else []
             if is_main and plan.choices:
                 print(
                     f"The plan; each line is an option, and what you give is not changed:\n\n{plan.table()}\n",
@@ -240,6 +244,18 @@ class WriteSettings(TrainerCallback):
         if state.is_world_process_zero:
             text = replace(self.settings, args=args).to_yaml()  # the trainer's: it may have fitted the batch size
             write_atomically(Path(args.output_dir) / "config.yaml", text)
+
+
+class WritePlan(TrainerCallback):
+    """OUT/plan.json: what was chosen and why, which the report shows."""
+
+    def __init__(self, plan: Plan):
+        self.plan = plan
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            text = json.dumps([asdict(choice) for choice in self.plan.choices], indent=1, ensure_ascii=False)
+            write_atomically(Path(args.output_dir) / "plan.json", text)
 
 
 class WriteHeldOut(TrainerCallback):

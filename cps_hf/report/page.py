@@ -68,7 +68,7 @@ def render_report(run: str | os.PathLike) -> str:
         plan=_plan(run, settings),
         settings=settings,
         comparison=_comparison(results.get("comparison")),
-        compared=_compared(read_json(run / "comparison.json")),
+        compared=_compared(_comparison_file(run)),
         curves=_data_uri(run / "pictures" / "curves.png"),
         collapse=_collapse(read_records(run)),
         evaluation=evaluation,
@@ -129,8 +129,6 @@ def _settings(run: Path) -> dict[str, Any]:
 def _plan(run: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Lines of {"name", "value", "reason"}: plan.json's; without it, the settings that a reader looks for first."""
     plan = read_json(run / "plan.json")
-    if isinstance(plan, Mapping):
-        plan = plan.get("choices")
     if isinstance(plan, Sequence) and not isinstance(plan, str):
         rows = [row for row in plan if isinstance(row, Mapping) and "name" in row]
         return [{"name": r["name"], "value": r.get("value"), "reason": r.get("reason") or ""} for r in rows]
@@ -157,6 +155,12 @@ def _compared(found: Any) -> dict[str, Any] | None:
     }
     rows = [{"title": title, **found[key]} for key, title in titles.items() if isinstance(found.get(key), Mapping)]
     return {"rows": rows, "difference": found.get("difference") or {}, "images": found.get("images")} if rows else None
+
+
+def _comparison_file(run: Path) -> Any:
+    """What `cps-hf compare` wrote: into the folder that its runs lie in."""
+    folder = run.resolve()
+    return read_json((folder.parent if folder.name == "semi_supervised" else folder) / "comparison.json")
 
 
 def _collapse(records: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
