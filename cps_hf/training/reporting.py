@@ -118,8 +118,11 @@ class RunLog:
             )
 
     def say(self, line: str) -> None:
-        """Print a line on the console, above the progress bar where there is one."""
-        if line and self.accelerator.is_main_process:
+        """Print a line on the console, above the progress bar where there is one.
+
+        Whoever lets the package log errors alone (`logging.getLogger("cps_hf").setLevel(logging.ERROR)`) gets none.
+        """
+        if line and self.accelerator.is_main_process and logger.isEnabledFor(logging.WARNING):
             with contextlib.suppress(OSError, ValueError):  # the terminal is gone
                 tqdm.write(line, file=sys.stderr)
                 sys.stderr.flush()

@@ -1,14 +1,17 @@
 """The lines of a run on the console."""
 
+import logging
 import re
 
 import pytest
+from accelerate import Accelerator
 from support.toy import settings, toy_models, write_world
 from transformers.utils import logging as transformers_logging
 
 from cps_hf.commands.train import agreement_in_words
 from cps_hf.objectives import CrossPseudoSupervision
 from cps_hf.training import console
+from cps_hf.training.reporting import RunLog
 from cps_hf.training.trainer import CPSTrainer
 
 
@@ -52,6 +55,16 @@ def test_a_line_at_each_log_and_each_evaluation_and_no_carriage_return_without_a
         (1.0, 0.0),
         (2.0, pytest.approx(4 / 3)),
     ]
+
+
+def test_lines_are_silenced_as_the_packages_log_is(tmp_path, capfd):
+    log = RunLog(Accelerator(), str(tmp_path), max_steps=4, first_step=0, show_bar=True)
+    logging.getLogger("cps_hf").setLevel(logging.ERROR)  # a fixture of all tests brings the level back
+    log.say("one")
+    logging.getLogger("cps_hf").setLevel(logging.WARNING)
+    log.say("two")
+    log.close()
+    assert capfd.readouterr().err == "two\n"
 
 
 @pytest.mark.parametrize(
