@@ -164,10 +164,12 @@ class CPSConfig:
         logging_steps: log the first step, and every so many.
         report_to: trackers of Accelerate, e.g. tensorboard wandb trackio.
         run_name: the trackers' name of this run; none: the output folder's.
-        disable_tqdm: no progress bar.
+        disable_tqdm: no progress bar; each log is a line, as it is where the output is no terminal.
         save_steps: a checkpoint every so many steps and at the last one; none: at the last one only.
         save_total_limit: keep only the newest so many checkpoints, and that of the best step; none: all.
         eval_steps: evaluate every so many steps; none: at the last step only, where it always runs.
+        early_stopping_patience: stop after so many evaluations in a row without a better score; with `pretrain_steps`
+            those of the second stage count. Only with `eval_steps`. None: train to `max_steps`.
         metric_for_best_model: what the best branch and the best step are chosen by.
         agreement_images: how many fixed unlabeled images the branches' agreement is measured on; 0: none.
 
@@ -237,6 +239,7 @@ class CPSConfig:
     save_steps: int | None = free(None)
     save_total_limit: int | None = free(None)
     eval_steps: int | None = free(None)
+    early_stopping_patience: int | None = free(None)
     metric_for_best_model: str = choice("mean_iou")
     agreement_images: int = free(16)
 
@@ -278,6 +281,7 @@ class CPSConfig:
                 "warmup_steps": 0,
                 "max_skipped_steps": 0,
                 "eval_steps": 1,
+                "early_stopping_patience": 1,
                 "agreement_images": 0,
                 "logging_steps": 1,
                 "save_steps": 1,
@@ -295,6 +299,11 @@ class CPSConfig:
                 raise ValueError(f"`{name}` must be above 0, got 0. To freeze the backbone: `freeze_backbone`.")
         self._check_stages()
         self._check_unlabeled_weight()
+        if self.early_stopping_patience and self.eval_steps is None:
+            raise ValueError(
+                f"`early_stopping_patience` {self.early_stopping_patience} counts evaluations, and without "
+                "`eval_steps` there is one, at the last step. Set `eval_steps`, or leave it out."
+            )
         for name in ("momentum", "adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be in [0, 1), got {getattr(self, name)}.")

@@ -56,7 +56,9 @@ class EntropyMinimization(Objective):
         factor = self.weight * unlabeled_weight * ramp(progress, ramp_up=self.ramp_up)
         loss = supervised_loss + factor * entropy
         # What is named here is logged under that name: metrics.jsonl, trackers, curves.
-        return ObjectiveOutput(loss, {"supervised_loss": supervised_loss.detach(), "entropy_loss": entropy.detach()})
+        # Losses are logged as means over branches.
+        parts = {"supervised_loss": supervised_loss, "entropy_loss": entropy}
+        return ObjectiveOutput(loss, {name: part.detach() / len(branches) for name, part in parts.items()})
 
 
 def main(argv: list[str] | None = None) -> dict:

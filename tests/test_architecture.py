@@ -37,6 +37,7 @@ LAW = {
     ),
     "checkpointing": ({"files", "config", "data"}, {"accelerate", "datasets", "transformers"}),
     "hub": ({"files", "config", "metrics", "checkpointing"}, {"huggingface_hub", "transformers"}),
+    "report": ({"files", "hub", "visualization"}, {"jinja2", "yaml"}),
     "app": (
         {"functional", "files", "data", "scenes", "inference", "visualization"},
         {"PIL", "gradio", "yaml"},
@@ -44,14 +45,14 @@ LAW = {
     "training": (
         {
             *("functional", "files", "config", "visualization", "metrics", "objectives", "modeling", "data", "scenes"),
-            *("inference", "checkpointing", "hub"),
+            *("inference", "checkpointing", "hub", "report"),
         },
         {"accelerate", "datasets", "transformers", "PIL", "yaml"},
     ),
     "commands": (
         {
             *("functional", "files", "config", "visualization", "metrics", "objectives", "modeling", "data", "scenes"),
-            *("inference", "checkpointing", "hub", "app", "training", "planning"),
+            *("inference", "checkpointing", "hub", "report", "app", "training", "planning"),
         },
         HEAVY,
     ),

@@ -25,7 +25,10 @@ STATE_FILE = "trainer_state.json"
 MANIFEST = "manifest.json"
 # What a run writes into its output folder, and so what `--overwrite_output_dir` may remove: nothing else.
 MARKER = "preempted.json"  # a signal stopped the run: it is to go on
-RUN_FILES = (MARKER, "config.yaml", "metrics.jsonl", "results.json", "bad_samples.jsonl")
+RUN_FILES = (
+    *(MARKER, "config.yaml", "metrics.jsonl", "results.json", "bad_samples.jsonl"),
+    *("evaluation.json", "plan.json", "report.html"),
+)
 RUN_FOLDERS = (
     *("best", "teacher", "pictures", "branch_*", "supervised_*", "checkpoint-*", "aside-checkpoint-*"),
     *("bad_batch-*", "tmp-*", ".tmp-*"),
@@ -65,7 +68,7 @@ def check_output_dir(output_dir: str, *, overwrite: bool, resuming: bool, auto: 
     if auto and not (folder / "results.json").exists():
         return
     # A run that stopped before its first log left its settings alone: nothing that would be lost.
-    traces = sorted(path.name for path in _run_paths(folder) if path.name != "config.yaml")
+    traces = sorted(path.name for path in _run_paths(folder) if path.name not in ("config.yaml", "plan.json"))
     if traces and not overwrite and not resuming:
         newest = newest_checkpoint(output_dir)
         resume = (

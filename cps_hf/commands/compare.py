@@ -29,6 +29,7 @@ from ..files import write_atomically
 from ..inference.windows import default_stride
 from ..metrics.bootstrap import MINIMUM_IMAGES
 from ..objectives import OBJECTIVES, Supervised
+from ..report.page import write_report
 from ..training import setup
 from . import parser, planned
 from .comparison_report import CONTROL, EQUAL_TIME, METHOD, REPORT, RESULT, Part, count_by_image, write
@@ -114,6 +115,8 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         print(f"\n{(out / REPORT).read_text(encoding='utf-8')}\nWritten to {out}:")
         for path in sorted(out.iterdir()):
             print(f"  {path.name}{'/' if path.is_dir() else ''}")
+        with mendable(out):  # with the answer, which was not known when that run ended
+            write_report(out / METHOD)
     PartialState().destroy_process_group()
     return found
 

@@ -226,7 +226,7 @@ def write(results: dict[str, Any], worst: Worst, palette: Palette, folder: Path)
 
 def draw(folder: Path, matrix: torch.Tensor, worst: Worst, names, rows: list[str], palette) -> None:
     """The confusion matrix, and the worst images: image, label, prediction, where it is wrong."""
-    visualization.confusion_matrix_figure(matrix, names, folder / "confusion_matrix.png")
+    visualization.write_confusion_matrix(matrix, names, folder / "confusion_matrix.png")
     if not worst.kept:
         return
     titles = ["image", "label", *(row.replace("_", " ") for row in rows), "errors"]

@@ -84,6 +84,7 @@ def time_steps(make_trainer: Callable[..., CPSTrainer], two_stages: bool, *, tim
             max_steps=2 * steps if two_stages else steps,
             pretrain_steps=steps if two_stages else None,
             eval_steps=None,
+            early_stopping_patience=None,
             save_steps=None,
             warmup_steps=0,
             report_to=[],

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +21,9 @@ from transformers.utils import logging as transformers_logging
 from ..checkpointing.checkpoints import check_output_dir
 from ..config import CPSConfig
 from ..files import write_atomically
+from ..hub.loading import loading_lines
+from ..planning.plan import Plan
+from ..report.page import REPORT
 from ..training import comparison, setup
 from ..training.inspection import absent_line
 from ..training.late import AfterTrainingError
@@ -64,6 +68,8 @@ FIRST = (
     *("time", "dataset", "unlabeled_root", "validation", "class_names", "models", "backbone", "init_from"),
     *("output_dir", "max_steps", "per_device_train_batch_size", "learning_rate", "crop_size"),
 )
+ONE_CLASS = 0.98
+"""From this share of one class on, branches that agree are told to have collapsed."""
 MENDABLE = (ValueError, OSError, FloatingPointError, OutOfMemoryError, AfterTrainingError)
 """What a user can mend is one line, no traceback."""
 
@@ -87,6 +93,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
             typed = parser.given_names(folder_as_options(argv))
             settings, plan = planned.complete(settings, sets, typed, began=began)
             limits = planned.time_limit(settings, plan, began=began)
+            limits += [WritePlan(plan)] if plan.choices else []
             if is_main and plan.choices:
                 print(
                     f"The plan; each line is an option, and what you give is not changed:\n\n{plan.table()}\n",
@@ -248,6 +255,18 @@ class WriteSettings(TrainerCallback):
             write_atomically(Path(args.output_dir) / "config.yaml", text)
 
 
+class WritePlan(TrainerCallback):
+    """OUT/plan.json: what was chosen and why, which the report shows."""
+
+    def __init__(self, plan: Plan):
+        self.plan = plan
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            text = json.dumps([asdict(choice) for choice in self.plan.choices], indent=1, ensure_ascii=False)
+            write_atomically(Path(args.output_dir) / "plan.json", text)
+
+
 class WriteHeldOut(TrainerCallback):
     """OUT/validation.txt: the labeled images that are validation images, as `--validation` reads them."""
 
@@ -271,17 +290,20 @@ def report(results: Mapping[str, Any], settings: Settings, names: Sequence[str])
     labeled = settings.provenance.partition_name or "all of data_root"
     labeled = results["num_labeled"] if settings.data.dataset == OWN else labeled
     print(f"\n{_called(settings)}, {labeled} labeled, step {results['steps']}:\n")
-    print(scores_table(results["final"], names))
+    if results["final"]:
+        print(scores_table(results["final"], names))
+    else:
+        print("Not evaluated: there is no evaluation set.")
     if line := absent_line(results["classes"]["absent"], len(names)):
         print(f"\n{line}")
-    supervised = ""
-    if best["step"] <= (settings.args.pretrain_steps or 0):
-        supervised = " of the supervised stage, since the second one's are worse beyond chance"
-    print(f"\nBest: {best['branch'].replace('_', ' ')} at step {best['step']}{supervised}, ", end="")
-    print(f"{mean_iou_in_words(best[best['branch']])}. ", end="")
+    if best:
+        supervised = ""
+        if best["step"] <= (settings.args.pretrain_steps or 0):
+            supervised = " of the supervised stage, since the second one's are worse beyond chance"
+        print(f"\nBest: {best['branch'].replace('_', ' ')} at step {best['step']}{supervised}, ", end="")
+        print(f"{mean_iou_in_words(best[best['branch']])}.")
     if results["agreement"]:
-        start, end = (f"{100 * results['agreement'][when]:.1f} %" for when in ("start", "end"))
-        print(f"The branches agree on {start} of unlabeled pixels at the start, {end} at the end.")
+        print(f"\n{agreement_in_words(results['agreement'], results['commonest_class'])}")
     if found := results.get("comparison"):
         print(f"\nDid the unlabeled images help? {found['sentence']}\n")
         print(comparison.table(next(iter(found["branches"].values()))))
@@ -289,7 +311,19 @@ def report(results: Mapping[str, Any], settings: Settings, names: Sequence[str])
     print(f"\nWritten to {folder}:")
     for path in sorted(Path(folder).iterdir()):
         print(f"  {path.name}{os.sep if path.is_dir() else ''}")
-    print("\nLoad the best branch anywhere, without cps_hf:\n")
-    print("  from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation")
-    print(f'  processor = AutoImageProcessor.from_pretrained("{folder}/best")')
-    print(f'  model = AutoModelForSemanticSegmentation.from_pretrained("{folder}/best")')
+    if (Path(folder) / REPORT).is_file():
+        print(f"\nOpen in a browser: {Path(folder) / REPORT}")
+    branch = Path(folder) / ("best" if best else "branch_0")
+    print(f"\nLoad {'the best branch' if best else 'branch 0'} anywhere, without cps_hf:\n")
+    print("\n".join(loading_lines(branch)))
+
+
+def agreement_in_words(agreement: Mapping[str, float], commonest_class: Mapping[str, float]) -> str:
+    """How far the branches agree at the start and at the end; that is no success where they predict one class."""
+    start, end = (f"{100 * agreement[when]:.1f} %" for when in ("start", "end"))
+    said = f"The branches agree on {start} of unlabeled pixels at the start, {end} at the end"
+    if "end" not in commonest_class:
+        return f"{said}."
+    share = commonest_class["end"]
+    said = f"{said}, where {100 * share:.1f} % of predictions are one class."
+    return said if share < ONE_CLASS else f"{said} That is a collapse and no success: look at the IoU of each class."

@@ -231,7 +231,7 @@ def survey(
     results = looks.of_rows(order, num_workers) if length is not None else looks.of_stream()
     bar = {"total": length, "desc": f"looking at {what}", "unit": "sample", "leave": False}
     end, seen = None if seconds is None else time.monotonic() + seconds, []
-    for look in tqdm(results, **bar, disable=not progress):
+    for look in tqdm(results, **bar, disable=not progress or None):  # None: where the output is a terminal
         if isinstance(look, Exception):
             raise look
         seen.append(_count(found, look))

@@ -53,7 +53,8 @@ class Branch(Protocol):
 
 
 class ObjectiveOutput(NamedTuple):
-    """`loss`: the scalar to back-propagate. `logs`: detached scalars, logged under the names they have here."""
+    """`loss`: the scalar to back-propagate, a sum over branches. `logs`: detached scalars, logged under the names they
+    have here; the parts of the loss are means over branches, so that runs of one and of two branches compare."""
 
     loss: Tensor
     logs: dict[str, Tensor]

@@ -83,8 +83,8 @@ class CrossProbabilityConsistency(Objective):
         return ObjectiveOutput(
             supervised_loss + factor * cpc_loss,
             {
-                "supervised_loss": supervised_loss.detach(),
-                "cpc_loss": cpc_loss.detach(),
+                "supervised_loss": supervised_loss.detach() / len(branches),
+                "cpc_loss": cpc_loss.detach() / len(branches),
                 "agreement": agreement(classes, unlabeled),
             },
         )

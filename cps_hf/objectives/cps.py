@@ -108,8 +108,8 @@ class CrossPseudoSupervision(Objective):
         return ObjectiveOutput(
             loss,
             {
-                "supervised_loss": supervised_loss.detach(),
-                "cps_loss": cps_loss.detach(),
+                "supervised_loss": supervised_loss.detach() / len(branches),
+                "cps_loss": cps_loss.detach() / len(branches),
                 "agreement": agreed,
             },
         )

@@ -115,8 +115,8 @@ class AveragedCPS(Objective):
         return ObjectiveOutput(
             supervised_loss + factor * cps_loss,
             {
-                "supervised_loss": supervised_loss.detach(),
-                "cps_loss": cps_loss.detach(),
+                "supervised_loss": supervised_loss.detach() / len(branches),
+                "cps_loss": cps_loss.detach() / len(branches),
                 "agreement": agreed,
                 "mask_ratio": taught / count.clamp(min=1e-9),
             },

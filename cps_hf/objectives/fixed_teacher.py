@@ -108,8 +108,8 @@ class FixedTeacher(Objective):
         return ObjectiveOutput(
             supervised_loss + factor * unsupervised_loss,
             {
-                "supervised_loss": supervised_loss.detach(),
-                "unsupervised_loss": unsupervised_loss.detach(),
+                "supervised_loss": supervised_loss.detach() / len(branches),
+                "unsupervised_loss": unsupervised_loss.detach() / len(branches),
                 "mask_ratio": taught.sum() / count.clamp(min=1e-9),
             },
         )

@@ -68,5 +68,8 @@ class PseudoSeg(Objective):
         factor = self.weight * unlabeled_weight * ramp(progress, ramp_up=self.ramp_up)
         return ObjectiveOutput(
             supervised_loss + factor * unsupervised_loss,
-            {"supervised_loss": supervised_loss.detach(), "unsupervised_loss": unsupervised_loss.detach()},
+            {
+                "supervised_loss": supervised_loss.detach() / len(branches),
+                "unsupervised_loss": unsupervised_loss.detach() / len(branches),
+            },
         )

@@ -29,4 +29,4 @@ class Supervised(Objective):
     ) -> ObjectiveOutput:
         losses = [self.supervised_loss(branch(labeled.pixel_values), labeled) for branch in branches]
         loss = sum(losses)
-        return ObjectiveOutput(loss, {"supervised_loss": loss.detach()})
+        return ObjectiveOutput(loss, {"supervised_loss": loss.detach() / len(branches)})

@@ -87,9 +87,9 @@ class UniMatch(Objective):
         return ObjectiveOutput(
             (supervised_loss + factor * unsupervised_loss) / 2,
             {
-                "supervised_loss": supervised_loss.detach(),
-                "strong_loss": strong_loss.detach(),
-                "feature_loss": feature_loss.detach(),
+                "supervised_loss": supervised_loss.detach() / len(branches),
+                "strong_loss": strong_loss.detach() / len(branches),
+                "feature_loss": feature_loss.detach() / len(branches),
                 "mask_ratio": taught / (len(branches) * count.clamp(min=1e-9)),
             },
         )

@@ -159,7 +159,7 @@ def _scene_index(splits: list[str], split: str, n: int) -> int:
 
 def _scenes_of(counts: dict[str, int], what: str, progress: bool) -> Iterable[tuple[str, int]]:
     scenes = [(split, n) for split, count in counts.items() for n in range(count)]
-    return tqdm(scenes, desc=f"Drawing {what}", unit="image", disable=not progress)
+    return tqdm(scenes, desc=f"Drawing {what}", unit="image", disable=not progress or None)
 
 
 def _save(pixels: np.ndarray | Image.Image, path: Path, **options) -> None:

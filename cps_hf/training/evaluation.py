@@ -10,7 +10,7 @@ import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -36,6 +36,14 @@ Samples = list[dict[str, Any]]
 
 MOST_COUNTS = 2**24
 """Of the images' counts, per row and process: 128 MiB, e.g. 37 000 images of 150 classes. Beyond it none are kept."""
+
+
+class Agreement(NamedTuple):
+    """Shares of pixels: for which all branches predict one class; and for which the branch of which this is the most
+    predicts its commonest class."""
+
+    agreement: float
+    commonest_class: float
 
 
 class Evaluator:
@@ -123,33 +131,38 @@ class Evaluator:
         with together(self.accelerator):
             return {name: plain(row.metric.compute()) for name, row in counted.items()}
 
-    def agreement(self, dataset) -> float:
-        """The share of pixels for which all branches predict one class.
+    def agreement(self, dataset) -> Agreement:
+        """How far the branches agree, and how much of what they predict is one class.
 
         On whole unlabeled images, in evaluation mode, without CutMix: what the overlap figure of the paper shows.
-        Collapse agrees too, so read it beside the scores. With `skip_bad_samples` images that cannot be read are
-        left out, with a warning.
+        Branches that predict one class everywhere agree too, hence the second number. With `skip_bad_samples` images
+        that cannot be read are left out, with a warning.
 
         Raises:
             ValueError: an image cannot be read, or none of them.
         """
         counts = torch.zeros(2, dtype=torch.int64)
+        by_class = torch.zeros(len(self.branches), self.num_labels, dtype=torch.int64)
         with together(self.accelerator), whole(self.module), self.accelerator.autocast(), evaluating(self.branches):
             skip = self.skip_bad_samples
             samples = self.stream(dataset, name="unlabeled_dataset", with_label=False, keep_errors=skip)
             for _, images in self._batches(_readable(samples)):
-                first, *others = (self.logits(branch, images).argmax(1) for branch in self.branches)
+                predicted = [self.logits(branch, images).argmax(1) for branch in self.branches]
+                first, *others = predicted
                 same = torch.ones_like(first, dtype=torch.bool)
                 for other in others:
                     same &= first == other
                 counts += torch.tensor([same.sum().item(), same.numel()])
+                found = [one.flatten().bincount(minlength=self.num_labels) for one in predicted]
+                by_class += torch.stack(found).cpu()
+        by_class = self._sum(by_class)
         agreed, total = self._sum(counts).tolist()
         if total == 0:
             raise ValueError(
                 "None of the unlabeled images that agreement is measured on can be read (see the warnings above). "
                 "Mend them, or set `agreement_images=0`."
             )
-        return agreed / total
+        return Agreement(agreed / total, by_class.max().item() / total)
 
     def predictions(self, dataset, networks: Sequence[nn.Module]) -> Iterator[tuple[str, Tensor]]:
         """(id, uint8 (H, W) class ids on the CPU) of each image, by the mean of the networks' probabilities."""

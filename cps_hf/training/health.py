@@ -186,7 +186,7 @@ def _where(entry: Mapping[str, Any]) -> str:
 
 
 class Watched:
-    """A network that notes which classes it predicts for unlabeled images.
+    """A network that notes which classes it predicts for unlabeled images, and which share of them is one class.
 
     Every fourth logit of every fourth row is looked at. Where one pass holds labeled images too, these count as well.
 
@@ -223,6 +223,15 @@ class Watched:
         labels = torch.cat(self._labels)
         return (labels == labels[0]).all().float()
 
+    def commonest_class(self) -> Tensor | None:
+        """The share of the commonest class among all that it predicted, a scalar; `None` as in `one_class`."""
+        if not self._labels:
+            return None
+        labels = torch.cat(self._labels)
+        # Not by bincount, for which the host would wait for a GPU.
+        counts = (labels[:, None] == torch.arange(self.num_labels, device=labels.device)).sum(0)
+        return counts.max() / labels.numel()
+
 
 def watch(networks: Sequence[Branch], labeled: LabeledBatch, objective: Objective | None = None) -> list[Watched]:
     """The networks of one call of the training module."""
@@ -248,6 +257,12 @@ def with_class_pixels(output: ObjectiveOutput, watched: Sequence[Watched], label
 
 
 def with_one_class(output: ObjectiveOutput, watched: Sequence[Watched]) -> ObjectiveOutput:
-    """The output with what the branches noted among its logs: it is averaged and read with them, at no cost."""
+    """The output with what the branches noted among its logs: it is averaged and read with them, at no cost.
+
+    "commonest_class" is that of the branch that has the largest share.
+    """
     noted = {f"{ONE_CLASS}{index}": branch.one_class() for index, branch in enumerate(watched)}
+    shares = [share for branch in watched if (share := branch.commonest_class()) is not None]
+    if shares:
+        noted["commonest_class"] = torch.stack(shares).max()
     return output._replace(logs={**output.logs, **{k: v for k, v in noted.items() if v is not None}})

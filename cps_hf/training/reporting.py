@@ -1,4 +1,4 @@
-"""What a run says while it goes on and when it ends: metrics.jsonl, trackers, the progress bar, tables."""
+"""What a run says while it goes on and when it ends: metrics.jsonl, trackers, the console, tables."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import re
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from itertools import islice
@@ -19,16 +20,19 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 from tqdm.auto import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ..files import write_atomically
 from ..metrics.scored import is_missing, over_classes, scored_classes
+from .console import evaluation_line, log_line, place
 from .processes import together
 
 logger = logging.getLogger(__name__)
 
 
 class RunLog:
-    """Takes a record a log and gives it to metrics.jsonl, to every tracker and to the progress bar.
+    """Takes a record a log and gives it to metrics.jsonl, to every tracker and to the console: to a progress bar or,
+    where the output is no terminal, in a line.
 
     None of them ends a run: what cannot be written is a warning, and lines are written later where that is possible.
 
@@ -63,8 +67,10 @@ class RunLog:
             initial=first_step,
             unit="step",
             dynamic_ncols=True,
-            disable=not (show_bar and accelerator.is_main_process),
+            disable=_disabled(show_bar and accelerator.is_main_process),
         )
+        self._max_steps, self._stage = max_steps, ""
+        self._since, self._last_step = (time.monotonic(), first_step), max_steps  # of the stage
 
     def write(self, record: Mapping[str, Any], step: int) -> None:
         """One line, one call a tracker. Floats only: numbers that trackers can draw."""
@@ -91,13 +97,43 @@ class RunLog:
         with contextlib.suppress(OSError, ValueError):  # the terminal is gone: no reason to stop
             self.bar.update()
 
-    def show(self, record: Mapping[str, float]) -> None:
-        """The newest numbers behind the progress bar."""
-        short = {"learning_rate": "lr", "images_per_second": "img/s"}
-        self.bar.set_postfix(
-            {short.get(k, k.replace("_loss", "")): f"{v:.3g}" for k, v in record.items() if "norm" not in k},
-            refresh=False,
-        )
+    def begin_stage(self, stage: str, step: int, last_step: int) -> None:
+        """From here on, until `last_step`, steps belong to this stage (empty: to the only one)."""
+        self._stage, self._since, self._last_step = stage, (time.monotonic(), step), last_step
+        if stage:
+            self.bar.set_description(stage)
+
+    def show(self, record: Mapping[str, float], step: int) -> None:
+        """The newest numbers behind the progress bar, else in a line; scores are a line in any case."""
+        since, first = self._since
+        done, left = step - first, self._last_step - step
+        where = place(step, self._max_steps, self._stage, done and (time.monotonic() - since) / done * left)
+        if "loss" not in record:
+            self.say(evaluation_line(record, where))
+        elif self.bar.disable:
+            self.say(log_line(record, where))
+        else:
+            short = {"learning_rate": "lr", "images_per_second": "img/s", "commonest_class": "one class"}
+            numbers = {k: v for k, v in record.items() if "norm" not in k and k != "stage"}
+            self.bar.set_postfix(
+                {short.get(k, k.replace("_loss", "")): f"{v:.3g}" for k, v in numbers.items()}, refresh=False
+            )
+
+    def say(self, line: str) -> None:
+        """Print a line on the console, above the progress bar where there is one.
+
+        Whoever lets the package log errors alone (`logging.getLogger("cps_hf").setLevel(logging.ERROR)`) gets none.
+        """
+        if line and self.accelerator.is_main_process and logger.isEnabledFor(logging.WARNING):
+            with contextlib.suppress(OSError, ValueError):  # the terminal is gone
+                tqdm.write(line, file=sys.stderr)
+                sys.stderr.flush()
+
+    def beside_bar(self) -> contextlib.AbstractContextManager:
+        """Within, what is logged on the console appears above the progress bar, where there is one."""
+        streams = [getattr(handler, "stream", None) for handler in logging.root.handlers]
+        redirects = not self.bar.disable and any(stream in (sys.stdout, sys.stderr) for stream in streams)
+        return logging_redirect_tqdm() if redirects else contextlib.nullcontext()
 
     def close(self) -> None:
         """End the trackers and the bar; the last try for lines that could not be written."""
@@ -139,6 +175,14 @@ class RunLog:
         if kind not in self._silenced:
             self._silenced.add(kind)
             logger.warning("%s (said once): %s: %s", what, type(error).__name__, error)
+
+
+def _disabled(show: bool) -> bool | None:
+    """Whether there is no progress bar; None: as tqdm decides, which draws one on a terminal alone. A notebook is
+    none, but its bar is a widget."""
+    if not show:
+        return True
+    return False if any("notebook" in cls.__module__ for cls in tqdm.__mro__) else None
 
 
 def _records(path: Path) -> list[tuple[str, dict[str, Any]]]:

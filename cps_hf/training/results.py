@@ -71,6 +71,7 @@ def summary(run: Run, state: RunState) -> dict[str, Any]:
         **({"stages": {**state.stages, "final": state.scores}} if run.stages.border else {}),
         **({"comparison": state.comparison} if state.comparison else {}),
         "agreement": state.agreement,
+        "commonest_class": state.commonest_class,
         **({"pseudo_labels": watched(state)} if state.watch else {}),
         **({"unlabeled_weight": unlabeled_weight(run, state)} if settings["unlabeled_weight"] != 1 else {}),
         "classes": {

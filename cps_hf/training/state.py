@@ -23,6 +23,7 @@ class RunState(TrainerState):
             `IoUCounter.compute` gives.
         best: the best evaluation's rows, and its "step" and "branch"; empty before there is one.
         agreement: the share of pixels for which all branches predict one class, at the "start" and at the "end".
+        commonest_class: the share of the commonest class among the predictions on these pixels, likewise.
         image_counts: the newest evaluation's counts of each image by row (`Evaluator.image_counts`); not saved.
         stages: with `pretrain_steps`, the scores at the end of the "supervised" stage, as `scores` are.
         watch: what `cps_hf.training.watch.Watch` has seen.
@@ -47,6 +48,7 @@ class RunState(TrainerState):
     scores: dict[str, dict[str, Any]] = field(default_factory=dict)
     best: dict[str, Any] = field(default_factory=dict)
     agreement: dict[str, float] = field(default_factory=dict)
+    commonest_class: dict[str, float] = field(default_factory=dict)
     image_counts: dict[str, ImageCounts] = field(default_factory=dict)
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
     watch: dict[str, Any] = field(default_factory=dict)
@@ -71,6 +73,7 @@ class RunState(TrainerState):
             "best": self.best,
             "best_metric": self.best_metric,
             "agreement": self.agreement,
+            "commonest_class": self.commonest_class,
             "stages": self.stages,
             "watch": self.watch,
             "unlabeled_weight": self.unlabeled_weight,
@@ -95,6 +98,7 @@ class RunState(TrainerState):
         """
         self.global_step = self.first_step = saved["step"]
         self.agreement, self.skipped_steps = saved["agreement"], saved["skipped_steps"]
+        self.commonest_class = saved.get("commonest_class", {})
         self.pending = saved.get("pending", {})  # checkpoints of before version 0.2 have none
         self.unlabeled_weight = saved.get("unlabeled_weight", 1.0)  # checkpoints of before version 0.3 have none
         self.unlabeled_end = saved.get("unlabeled_end")

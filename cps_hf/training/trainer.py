@@ -41,7 +41,16 @@ from . import (
 )
 from .batches import MicroBatch
 from .best import BestBranch
-from .callbacks import Callbacks, CollapseCallback, ModelCardCallback, Pictures, PicturesCallback, PushCallback
+from .callbacks import (
+    Callbacks,
+    CollapseCallback,
+    EarlyStopping,
+    ModelCardCallback,
+    Pictures,
+    PicturesCallback,
+    PushCallback,
+    ReportCallback,
+)
 from .callbacks.foreign import check_callbacks
 from .determinism import deterministic_algorithms
 from .ema import update_teacher
@@ -79,9 +88,9 @@ class CPSTrainer:
             images are normalised with, they are as it does. None: one that does what training did and does not resize.
         optimizers: (optimizer, learning-rate schedule) in place of those that `args` describe. The optimizer is over
             the parameters of `models`, which are then models and not ids.
-        callbacks: transformers' `TrainerCallback`s. Pictures, the warning of collapse, model cards and pushes are
-            callbacks too, added by default (`cps_hf.training.callbacks`); one whose class derives from one of theirs
-            takes its place, and `remove_callback` takes one out.
+        callbacks: transformers' `TrainerCallback`s. Pictures, the report, the warning of collapse, model cards and
+            pushes are callbacks too, added by default (`cps_hf.training.callbacks`); one whose class derives from one
+            of theirs takes its place, and `remove_callback` takes one out.
 
     Attributes:
         state: what the run knows of itself, its scores among it (`cps_hf.training.state.RunState`).
@@ -256,7 +265,7 @@ class CPSTrainer:
             with self._explained():
                 streams = self._prepare(wanted)
                 try:
-                    with deterministic_algorithms(args.full_determinism), self.signals:
+                    with deterministic_algorithms(args.full_determinism), self.signals, self.run_log.beside_bar():
                         self._loop(*streams)
                     found = self._finish()
                 finally:
@@ -380,9 +389,10 @@ class CPSTrainer:
         """The objective that acts from here on; the second stage's optimizer knows nothing of the first's steps."""
         step, stages = self.state.global_step, self.stages
         self.module.objective = stages.objective_after(step)
-        if said := stages.describe(step):
-            self.run_log.bar.set_description(said)
-            last = stages.border if stages.is_first(step) else self.args.max_steps
+        last = stages.border if stages.is_first(step) else self.args.max_steps
+        said = stages.describe(step)
+        self.run_log.begin_stage(said, step, last)
+        if said:
             logger.info("Steps %d to %d are %s.", step + 1, last, said)
         if stages.is_border(step):
             self.optimizer.state.clear()
@@ -405,7 +415,8 @@ class CPSTrainer:
             self.accelerator.backward(output.loss)
         output = output._replace(loss=output.loss.detach())
         share = 1 / self.args.gradient_accumulation_steps
-        self.state.averages.add({"loss": output.loss, **output.logs}, share)
+        # A mean over branches, as its parts are; what is differentiated is their sum.
+        self.state.averages.add({"loss": output.loss / len(self.models), **output.logs}, share)
         return output
 
     def _scaled(self, batch: MicroBatch) -> dict[str, Tensor]:
@@ -524,7 +535,14 @@ class CPSTrainer:
             means["stage"] = 1.0 if state.global_step <= self.stages.border else 2.0
         if self.args.unlabeled_weight != 1 and state.global_step > self.stages.border:
             means["unlabeled_weight"] = self.unlabeled_weight.value
+        means |= self._epochs()
+        state.epoch = means.get("labeled_epoch")
         return {**means, "images_per_second": state.stopwatch.read()}
+
+    def _epochs(self) -> dict[str, float]:
+        """How often each stream has gone through its images; of a streamed set once its length is known."""
+        lengths = {name: stream.state()["length"] for name, stream in self.streams.items()}
+        return {f"{name}_epoch": self._position(name) / count for name, count in lengths.items() if count}
 
     def _finish(self) -> dict[str, Any]:
         """Write results.json, and let the callbacks draw, describe and push what there is."""
@@ -544,8 +562,7 @@ class CPSTrainer:
         self.state.log_history.append({**logs, "step": self.state.global_step})
         if self.run_log is not None:
             self.run_log.write(logs, self.state.global_step)
-            if "loss" in logs:
-                self.run_log.show(logs)
+            self.run_log.show(logs, self.state.global_step)
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
 
     # ------------------------------------------------------------------------------------------------ evaluation
@@ -556,7 +573,8 @@ class CPSTrainer:
         Returns:
             `<prefix>_mean_iou` (of the best single branch: what can be exported), `<prefix>_<row>_mean_iou`,
             `_mean_accuracy` and `_overall_accuracy` for each row, `<prefix>_agreed_accuracy` (`Evaluator.scores`),
-            and `<prefix>_agreement`; `<prefix>_iou_<class>` (of the best single branch) and
+            `<prefix>_agreement` and, beside it, the share of the commonest class among the predictions,
+            `<prefix>_commonest_class`; `<prefix>_iou_<class>` (of the best single branch) and
             `<prefix>_<row>_iou_<class>`. Fractions; NaN of a class that neither the labels nor the predictions hold.
             Of another set than the run's they are no part of the run's results. Empty without an evaluation set.
         """
@@ -593,7 +611,7 @@ class CPSTrainer:
                 self.state.scores, self.state.image_counts = by_row, self.evaluator.image_counts
         if eval_dataset is None:
             agreement = self._agreement_at_the_end()
-            metrics |= {} if agreement is None else {f"{metric_key_prefix}_agreement": agreement}
+            metrics |= {f"{metric_key_prefix}_{name}": value for name, value in agreement.items()}
         return metrics
 
     def _report(self, metrics: dict[str, float]) -> None:
@@ -627,25 +645,26 @@ class CPSTrainer:
             model.config.input_shrink = 1  # the evaluator shrinks images for all branches
         return Branch(model).to(self.device)
 
-    def _measure_agreement(self, when: str) -> float | None:
-        """The branches' agreement on the same few unlabeled images each time; kept under `when`."""
+    def _measure_agreement(self, when: str) -> dict[str, float]:
+        """What `Evaluator.agreement` says of the same few unlabeled images each time; kept under `when`."""
         if not (self.args.agreement_images and len(self.models) > 1 and self.unlabeled_dataset is not None):
-            return None
+            return {}
         images = setup.evenly_spaced(self.unlabeled_dataset, self.args.agreement_images)
-        self.state.agreement[when] = self.evaluator.agreement(images)
+        found = self.evaluator.agreement(images)
+        self.state.agreement[when], self.state.commonest_class[when] = found
         if when == "start":
-            self.log({"eval_agreement": self.state.agreement[when]})
-        return self.state.agreement[when]
+            self.log({f"eval_{name}": value for name, value in found._asdict().items()})
+        return found._asdict()
 
-    def _agreement_at_the_end(self) -> float | None:
-        """None also where it cannot be measured, say for a broken unlabeled image: the scores do not depend on it."""
+    def _agreement_at_the_end(self) -> dict[str, float]:
+        """Empty also where it cannot be measured, say for a broken unlabeled image: the scores do not depend on it."""
         try:
             return self._measure_agreement("end")
         except Exception as error:
             if failures.is_of_the_connection(error):
                 raise
             logger.warning("Without the branches' agreement: %s", failures.told(error, self.args))
-            return None
+            return {}
 
     # ------------------------------------------------------------------------------------------------ saving
 
@@ -745,7 +764,12 @@ class CPSTrainer:
         """Ours but for those whose places the user's take, and the user's. The push is last: it sends the rest."""
         args, is_main = self.args, self.accelerator.is_main_process
         draw = PicturesCallback(pictures, self.accelerator, args.output_dir, metric=args.metric_for_best_model)
-        ours = [CollapseCallback(), draw, ModelCardCallback(self.exporter)]
+        report = ReportCallback(pictures, self.accelerator, args.output_dir, metric=args.metric_for_best_model)
+        ours = [CollapseCallback(), draw, report, ModelCardCallback(self.exporter)]
+        if args.early_stopping_patience:
+            if self.eval_dataset is None:
+                raise ValueError("`early_stopping_patience` needs scores: give `eval_dataset`, or leave it out.")
+            ours.append(EarlyStopping(args.early_stopping_patience, self.stages.border))
         ours = [callback for callback in ours if not any(_derives(one, type(callback)) for one in own)]
         if self.hub.push_to_hub and not any(_derives(one, PushCallback) for one in own):
             with together(self.accelerator):  # the main process asks the Hub

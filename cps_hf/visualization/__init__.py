@@ -1,4 +1,4 @@
-"""Pictures: class maps in colour, pages with a legend, learning curves, confusion matrices."""
+"""Pictures: class maps in colour, pages with a legend, learning curves, confusion matrices, a run's figures."""
 
 from .class_maps import (
     AGREEMENT,
@@ -13,8 +13,16 @@ from .class_maps import (
     overlay,
 )
 from .colors import Color, overlay_name, palette
-from .figures import confusion_matrix_figure, curves_figure
+from .figures import (
+    curve_groups,
+    draw_classes,
+    draw_confusion_matrix,
+    draw_curves,
+    write_confusion_matrix,
+    write_curves,
+)
 from .panels import overlay_page, panel
+from .runs import classes_figure, confusion_figure, curves_figure, images_figure
 
 __all__ = [
     "AGREEMENT",
@@ -23,15 +31,23 @@ __all__ = [
     "Palette",
     "agreement_legend",
     "agreement_map",
+    "classes_figure",
     "colorize",
-    "confusion_matrix_figure",
+    "confusion_figure",
+    "curve_groups",
     "curves_figure",
     "denormalize",
+    "draw_classes",
+    "draw_confusion_matrix",
+    "draw_curves",
     "enlarged",
     "error_map",
+    "images_figure",
     "overlay",
     "overlay_name",
     "overlay_page",
     "palette",
     "panel",
+    "write_confusion_matrix",
+    "write_curves",
 ]

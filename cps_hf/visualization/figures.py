@@ -1,4 +1,4 @@
-"""Matplotlib's figures: confusion matrices and learning curves, written as PNG, whole or not at all.
+"""Matplotlib's figures: confusion matrices, learning curves, bars by class; written as PNG, whole or not at all.
 
 Matplotlib is imported when something is drawn: it takes a second, and most runs of the package draw nothing.
 """
@@ -9,7 +9,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,11 +18,12 @@ from .class_maps import as_array
 from .colors import OKABE_ITO
 from .lettering import one_line
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-def confusion_matrix_figure(
-    matrix: Any, names: Sequence[str], path: str | os.PathLike, *, title: str | None = None
-) -> None:
-    """Write a confusion matrix (C, C; rows are the truth) as the share of each true class that was predicted as what.
+
+def draw_confusion_matrix(matrix: Any, names: Sequence[str], *, title: str | None = None) -> Figure:
+    """A confusion matrix (C, C; rows are the truth) as the share of each true class that was predicted as what.
 
     Rows of classes that do not occur stay empty. Beyond 40 classes the cells are small and have no numbers.
     (scikit-learn's ConfusionMatrixDisplay writes a number into every cell, and would be one more thing to install.)
@@ -61,15 +62,18 @@ def confusion_matrix_figure(
         color = "white" if share > 60 else "black"
         axes.text(column, row, f"{share:.0f}", ha="center", va="center", fontsize=8, color=color)
     figure.colorbar(picture, ax=axes, label="% of the true class's pixels", shrink=0.8)
-    _save(figure, Path(path))
+    return figure
 
 
-def curves_figure(
-    records: Sequence[Mapping[str, Any]],
-    keys: Sequence[str] | Mapping[str, Sequence[str]],
-    path: str | os.PathLike,
+def write_confusion_matrix(
+    matrix: Any, names: Sequence[str], path: str | os.PathLike, *, title: str | None = None
 ) -> None:
-    """Write learning curves: one line a key over "step".
+    """Write what `draw_confusion_matrix` draws."""
+    _save(draw_confusion_matrix(matrix, names, title=title), Path(path))
+
+
+def draw_curves(records: Sequence[Mapping[str, Any]], keys: Sequence[str] | Mapping[str, Sequence[str]]) -> Figure:
+    """Learning curves: one line per key over "step".
 
     Args:
         records: rows of metrics.jsonl; a row counts for the keys it has beside "step". None leaves a gap, as NaN does.
@@ -97,7 +101,58 @@ def curves_figure(
         axes.legend(drawn, [_plain(key) for key in some], frameon=False, fontsize=9, **place)
     grid[-1, 0].set_xlabel("step")
     figure.align_ylabels()
-    _save(figure, Path(path))
+    return figure
+
+
+def write_curves(
+    records: Sequence[Mapping[str, Any]], keys: Sequence[str] | Mapping[str, Sequence[str]], path: str | os.PathLike
+) -> None:
+    """Write what `draw_curves` draws."""
+    _save(draw_curves(records, keys), Path(path))
+
+
+def curve_groups(records: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """The keys of a run's records that are worth a curve, by the plot that they belong to; empty: there is none."""
+    keys = sorted({key for record in records for key in record})
+    groups = {
+        "loss": [key for key in keys if key == "loss" or key.endswith("_loss")],
+        # Without "eval_mean_iou", which is the best branch's once more.
+        "mean IoU": [key for key in keys if key.endswith("_mean_iou") and key != "eval_mean_iou"],
+        "agreement": [key for key in keys if key.endswith(("agreement", "commonest_class"))],
+    }
+    return {title: some for title, some in groups.items() if some}
+
+
+def draw_classes(iou: Sequence[float | None], names: Sequence[str], shares: Sequence[float] | None = None) -> Figure:
+    """The IoU of each class as a bar, and where they are known, the class's share of the labeled pixels beside it.
+
+    Args:
+        iou: fractions, by class; None or NaN: the class does not occur.
+        shares: fractions, by class.
+    """
+    from matplotlib.figure import Figure
+
+    values = [math.nan if value is None else 100 * value for value in iou]
+    columns = 1 if shares is None else 2
+    figure = Figure(figsize=(3 + 3 * columns, 1.2 + 0.28 * len(names)), dpi=110, layout="constrained")
+    grid = figure.subplots(1, columns, sharey=True, squeeze=False)[0]
+    blue, orange = ("#0072b2", "#e69f00")
+    _bars(grid[0], values, "IoU, %", blue, limit=100)
+    grid[0].set_yticks(range(len(names)), [_plain(name) for name in names])
+    grid[0].invert_yaxis()  # the first class is on top
+    if shares is not None:
+        _bars(grid[1], [100 * share for share in shares], "share of the labeled pixels, %", orange)
+    return figure
+
+
+def _bars(axes: Any, values: Sequence[float], label: str, color: str, limit: float | None = None) -> None:
+    shown = [0 if math.isnan(value) else value for value in values]
+    bars = axes.barh(range(len(values)), shown, color=color)
+    words = ["-" if math.isnan(value) else f"{value:.1f}" for value in values]
+    axes.bar_label(bars, words, padding=3, fontsize=8)
+    axes.set_xlim(0, 1.15 * (limit or max(shown) or 1))
+    axes.set_xlabel(label)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _curve(axes: Any, records: Sequence[Mapping[str, Any]], key: str, number: int) -> Any:

@@ -150,7 +150,7 @@ def test_a_comparison_that_was_stopped_goes_on_and_runs_nothing_twice(world, tmp
 
 @pytest.mark.slow
 def test_hub_sets_and_streams_are_compared(world, tmp_path):
-    """Parquet shards of labeled and unlabeled images, read as streams, scored on their own validation split."""
+    """Parquet shards of images, labels and unlabeled images, streamed, scored on their own validation split."""
     from datasets import Dataset
 
     for split, indices in (("train", range(8)), ("val", range(30, 34))):

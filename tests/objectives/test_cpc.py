@@ -44,7 +44,7 @@ def test_the_loss_is_the_mean_squared_difference_to_the_other_branches_probabili
                 p = [probabilities(branch, images[i], y, x) for branch in branches]
                 total += sum(difference(a, b) for a in p for b in p if a is not b) / (len(branches) - 1)
     out = CrossProbabilityConsistency(weight=30.0, cutmix=cutmix)(branches, labeled, unlabeled)
-    assert out.logs["cpc_loss"].item() == pytest.approx(total / count, rel=1e-4)
+    assert out.logs["cpc_loss"].item() == pytest.approx(total / count / len(branches), rel=1e-4)
     expected = supervised_by_hand(branches, labeled) + 30 * total / count
     assert out.loss.item() == pytest.approx(expected, rel=1e-5)
 
@@ -99,7 +99,7 @@ def test_the_weight_grows_over_the_ramp_up():
     labeled, unlabeled = batches()
     branches = [TinyBranch(1), TinyBranch(2)]
     out = CrossProbabilityConsistency(ramp_up=0.4)(branches, labeled, unlabeled, progress=torch.tensor(0.1))
-    torch.testing.assert_close(out.loss.detach(), out.logs["supervised_loss"] + 25 * out.logs["cpc_loss"])
+    torch.testing.assert_close(out.loss.detach(), 2 * (out.logs["supervised_loss"] + 25 * out.logs["cpc_loss"]))
 
 
 @pytest.mark.parametrize("cutmix", [False, True])

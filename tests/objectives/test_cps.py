@@ -36,7 +36,7 @@ def test_plain_cps_equals_the_papers_equations():
             agree += is_unlabeled and y1 == y2
     expected = supervised_by_hand(branches, labeled) + 1.5 * losses / count
     assert out.loss.item() == pytest.approx(expected, rel=1e-5)
-    assert out.logs["cps_loss"].item() == pytest.approx(losses / count, rel=1e-5)
+    assert out.logs["cps_loss"].item() == pytest.approx(losses / count / 2, rel=1e-5)  # a mean over branches
     assert out.logs["agreement"].item() == pytest.approx(agree / unlabeled.valid.sum().item(), rel=1e-5)
 
 
@@ -186,7 +186,7 @@ def test_three_branches_are_each_taught_by_the_mean_of_the_other_two():
             probs = [log_softmax(b, images[i], y, x) for b in branches]
             expected += sum(-probs[s][arg_max(probs[t])] for s in range(3) for t in range(3) if s != t) / 2
     logs = CrossPseudoSupervision(cutmix=False)(branches, labeled, unlabeled).logs
-    assert logs["cps_loss"].item() == pytest.approx(expected / valid.sum().item(), rel=1e-5)
+    assert logs["cps_loss"].item() == pytest.approx(expected / 3 / valid.sum().item(), rel=1e-5)
 
 
 def test_the_counts_given_by_the_trainer_replace_the_local_ones():
@@ -216,7 +216,7 @@ def test_with_a_confidence_threshold_only_sure_pixels_teach_and_the_count_stays(
                     losses, kept = losses - student[arg_max(teacher)], kept + 1
     logs = CrossPseudoSupervision(confidence_threshold=threshold)(branches, labeled, unlabeled).logs
     count = unlabeled.valid.sum().item()
-    assert logs["cps_loss"].item() == pytest.approx(losses / count, rel=1e-5)
+    assert logs["cps_loss"].item() == pytest.approx(losses / 2 / count, rel=1e-5)
     assert kept < 2 * count or threshold == 0.3
 
 
@@ -234,7 +234,7 @@ def test_class_balance_weighs_each_pixel_by_its_pseudo_labels_frequency():
                 expected -= scale * counts[c] ** -0.5 * log_softmax(student, images[i], y, x)[c] / total_count
     plain = CrossPseudoSupervision(cutmix=False)(branches, labeled, unlabeled).logs["cps_loss"]
     logs = CrossPseudoSupervision(cutmix=False, class_balance=0.5)(branches, labeled, unlabeled).logs
-    assert logs["cps_loss"].item() == pytest.approx(expected, rel=1e-5)
+    assert logs["cps_loss"].item() == pytest.approx(expected / 2, rel=1e-5)
     assert abs(logs["cps_loss"] - plain) > 1e-3
 
 
@@ -255,8 +255,8 @@ def test_the_weight_grows_as_asked_for(options, progress, share):
     labeled, unlabeled = batches()
     objective = CrossPseudoSupervision(weight=3.0, **options)
     out = objective(branches, labeled, unlabeled, progress=torch.tensor(progress))
-    expected = out.logs["supervised_loss"] + 3.0 * share * out.logs["cps_loss"]
-    torch.testing.assert_close(out.loss.detach(), expected)
+    expected = out.logs["supervised_loss"] + 3.0 * share * out.logs["cps_loss"]  # means over the two branches
+    torch.testing.assert_close(out.loss.detach(), 2 * expected)
 
 
 @pytest.mark.parametrize(
@@ -312,7 +312,7 @@ def test_the_switch_on_labeled_adds_or_leaves_out_the_labeled_images(cutmix, on_
         losses += [loss for p, loss in of_labeled.items() if labeled.valid[p]]
         count += labeled.valid.sum().item()
     logs = CrossPseudoSupervision(cutmix=cutmix, on_labeled=on_labeled)(branches, labeled, unlabeled).logs
-    assert logs["cps_loss"].item() == pytest.approx(sum(losses) / count, rel=1e-5)
+    assert logs["cps_loss"].item() == pytest.approx(sum(losses) / 2 / count, rel=1e-5)
 
 
 def test_the_switch_teach_padding_lets_every_pixel_teach():
@@ -320,7 +320,7 @@ def test_the_switch_teach_padding_lets_every_pixel_teach():
     labeled, unlabeled = batches()
     losses = cross_entropies(branches, unlabeled.weak)
     objective = CrossPseudoSupervision(cutmix=False, on_labeled=False, teach_padding=True)
-    expected = sum(losses.values()) / len(losses)
+    expected = sum(losses.values()) / len(losses) / 2
     assert objective(branches, labeled, unlabeled).logs["cps_loss"].item() == pytest.approx(expected, rel=1e-5)
     skipped = CrossPseudoSupervision(cutmix=False, on_labeled=False)(branches, labeled, unlabeled).logs["cps_loss"]
     assert abs(skipped - expected) > 1e-3
@@ -336,7 +336,7 @@ def test_the_switch_cutmix_partner_mixes_an_image_with_another_crop_of_itself():
     objective = CrossPseudoSupervision(cutmix_partner="itself")
     assert objective.views == ("weak", "second_crop", "cutmix_mask")
     logs = objective(branches, labeled, unlabeled).logs
-    assert logs["cps_loss"].item() == pytest.approx(sum(losses) / unlabeled.valid.sum().item(), rel=1e-5)
+    assert logs["cps_loss"].item() == pytest.approx(sum(losses) / 2 / unlabeled.valid.sum().item(), rel=1e-5)
 
 
 def test_the_switch_loss_divisor_divides_loss_and_gradient():

@@ -28,7 +28,7 @@ from transformers import TrainerCallback
 
 from cps_hf.data.streams import TrainStream
 from cps_hf.objectives import OBJECTIVES
-from cps_hf.training.callbacks import PicturesCallback
+from cps_hf.training.callbacks import PicturesCallback, ReportCallback
 from cps_hf.training.export import BranchExporter
 from cps_hf.training.trainer import CPSTrainer
 from support.processes import launch
@@ -165,6 +165,7 @@ def without_cards_and_pictures():
     with (
         patch.multiple(BranchExporter, _card=_nothing, rewrite_card=_nothing),
         patch.multiple(PicturesCallback, _draw_predictions=_nothing, _draw_results=_nothing),
+        patch.multiple(ReportCallback, _write_evaluation=_nothing, _write_report=_nothing),
     ):
         yield
 

@@ -291,7 +291,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_branches(tmp_path, monke
 
 def test_pictures_and_cards_are_a_warning(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(pictures.visualization, "panel", raising(FULL))
-    monkeypatch.setattr(pictures.visualization, "curves_figure", raising(TypeError("of matplotlib")))
+    monkeypatch.setattr(pictures.visualization, "write_curves", raising(TypeError("of matplotlib")))
     monkeypatch.setattr(export, "render_card", raising(KeyError("a name")))
     trainer_for(tmp_path, tmp_path / "out", num_pictures=1).train()
     for what in ("the pictures of the predictions", "the pictures of the run", "a model card"):

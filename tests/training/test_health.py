@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 
 import cps_hf.training.trainer
 from cps_hf.functional import full_size
-from cps_hf.objectives import CrossPseudoSupervision, LabeledBatch, MeanTeacher, Supervised
+from cps_hf.objectives import CrossPseudoSupervision, LabeledBatch, MeanTeacher, ObjectiveOutput, Supervised
 from cps_hf.training import health
 from cps_hf.training.callbacks import collapse
 from cps_hf.training.state import RunState
@@ -268,3 +268,33 @@ def test_a_collapse_is_told_after_many_steps_and_again_after_a_recovery(caplog):
         watch.on_log(None, state, None, {"loss": 1.0})
         watch.on_log(None, state, None, {"eval_mean_iou": 1.0})  # scores of the same step do not count
     assert [record.args for record in caplog.records] == [("0", 200), ("0", 200)]
+
+
+def test_an_evaluation_that_finds_one_class_of_several_is_told_once_and_after_a_recovery(caplog):
+    watch, state = collapse.CollapseCallback(), RunState(max_steps=4000)
+    watch.on_train_begin(None, state, None)
+    nan = float("nan")
+    for step, recalls in enumerate(
+        ([0.99, 0.0, nan], [1.0, 0.005, nan], [0.5, 0.4, nan], [0.0, 0.0, nan], [1.0, nan, nan]), start=1
+    ):
+        state.global_step = step
+        state.scores = {name: {"per_category_accuracy": recalls} for name in ("branch_1", "teacher", "mean")}
+        watch.on_evaluate(None, state, None)
+    said = [record.getMessage() for record in caplog.records]
+    assert [line.split(":")[0] for line in said] == ["Step 1", "Step 4"]
+    assert "branch 1 finds a single one of the 2 classes" in said[0] and "finds none of the 2 classes" in said[1]
+
+
+def test_the_commonest_class_is_that_of_the_branch_of_which_it_is_the_most():
+    labels = torch.zeros(2, 8, 8, dtype=torch.long)
+    labeled, images = torch.zeros(2, 3, 8, 8), torch.zeros(2, 3, 8, 8)
+    mixed, sure = torch.zeros(2, 3, 8, 8), torch.zeros(2, 3, 8, 8)
+    mixed[0, 1] = 1  # half of the pixels; the other is class 0 everywhere but at one pixel that is looked at
+    sure[1, 2, 4, 4] = 1
+    watched = health.watch([lambda x: mixed, lambda x: sure], LabeledBatch(pixel_values=labeled, labels=labels))
+    output = health.with_one_class(ObjectiveOutput(torch.zeros(()), {}), watched)
+    assert output.logs == {}  # they saw no unlabeled image
+    for branch in watched:
+        branch(labeled), branch(images)
+    assert [branch.commonest_class().item() for branch in watched] == [0.5, 7 / 8]
+    assert health.with_one_class(output, watched).logs["commonest_class"] == 7 / 8

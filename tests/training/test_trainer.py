@@ -113,7 +113,8 @@ def test_a_run_writes_what_the_readme_says(finished):
     evaluations = [line for line in log_lines(tmp_path) if "eval_mean_iou" in line]
     assert [line["step"] for line in evaluations] == [2, 4, 5]
     assert best_value == max(line["eval_mean_iou"] for line in evaluations)
-    assert set(written["agreement"]) == {"start", "end"} and written["steps"] == 5 and written["versions"]["torch"]
+    assert set(written["agreement"]) == set(written["commonest_class"]) == {"start", "end"}
+    assert written["steps"] == 5 and written["versions"]["torch"]
 
 
 def test_the_log_holds_loss_parts_rate_speed_and_norms(finished):
@@ -123,6 +124,7 @@ def test_the_log_holds_loss_parts_rate_speed_and_norms(finished):
     for line in lines:
         assert line["loss"] == pytest.approx(line["supervised_loss"] + line["cps_loss"], rel=1e-5)
         assert 0 <= line["agreement"] <= 1 and line["images_per_second"] > 0
+        assert 1 / len(NAMES) <= line["commonest_class"] <= 1
         assert line["grad_norm_branch_0"] > 0 and line["grad_norm_branch_1"] > 0
 
 
@@ -282,6 +284,7 @@ def test_callbacks_of_transformers_are_called_and_may_stop_the_run(world, tmp_pa
         "eval_branch_0_mean_iou",
         "eval_mean_mean_iou",
         "eval_agreement",
+        "eval_commonest_class",
     }
 
 
@@ -699,3 +702,25 @@ def test_two_launched_processes_that_do_not_see_each_other_are_refused(world, tm
 
     with pytest.raises(ValueError, match="2 processes.*Accelerate sees 1"):
         check_launch(trainer.accelerator, trainer.args)
+
+
+def test_beside_agreement_stands_the_share_of_the_commonest_class(world, tmp_path):
+    models = toy_models()
+    with torch.no_grad():
+        for model in models:
+            model.decode_head.bias[1] = 1000.0  # discs everywhere, to which both agree
+    trainer = trainer_for(world, tmp_path, models=models)
+    assert trainer.evaluator.agreement(world["unlabeled_dataset"]) == (1.0, 1.0)
+    trainer = trainer_for(world, tmp_path)
+    counts, same, total = torch.zeros(2, len(NAMES)), 0, 0
+    for batch in trainer.evaluator.stream(world["unlabeled_dataset"], with_label=False):
+        for sample in batch:
+            classes = [
+                trainer.evaluator.logits(branch.eval(), sample["image"][None]).argmax(1)
+                for branch in trainer.module.branches
+            ]
+            same, total = same + (classes[0] == classes[1]).sum().item(), total + classes[0].numel()
+            for row, one in zip(counts, classes, strict=True):
+                row += torch.bincount(one.flatten(), minlength=len(NAMES))
+    found = trainer.evaluator.agreement(world["unlabeled_dataset"])
+    assert found.agreement == same / total and found.commonest_class == counts.max().item() / total

@@ -1,9 +1,21 @@
-"""What reacts to a run and could be left out: pictures, pushes to the Hub, the warning of collapse, model cards."""
+"""What reacts to a run and could be left out: pictures, the report, pushes to the Hub, the warning of collapse, an
+early end, model cards."""
 
 from .card import ModelCardCallback
 from .collapse import CollapseCallback
+from .early_stopping import EarlyStopping
 from .handler import Callbacks
 from .pictures import Pictures, PicturesCallback
 from .push import PushCallback
+from .report import ReportCallback
 
-__all__ = ["Callbacks", "CollapseCallback", "ModelCardCallback", "Pictures", "PicturesCallback", "PushCallback"]
+__all__ = [
+    "Callbacks",
+    "CollapseCallback",
+    "EarlyStopping",
+    "ModelCardCallback",
+    "Pictures",
+    "PicturesCallback",
+    "PushCallback",
+    "ReportCallback",
+]

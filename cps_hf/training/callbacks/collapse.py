@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 
 from transformers import TrainerCallback
 
@@ -10,10 +11,12 @@ logger = logging.getLogger(__name__)
 
 COLLAPSE_STEPS = 100
 COLLAPSE_SHARE = 0.05  # of a run: branches that start from nothing predict one class for a while
+FOUND = 0.01  # of a class's pixels: with less, an evaluation counts the class as not found
 
 
 class CollapseCallback(TrainerCallback):
-    """Warns of a branch that, step after step, predicts one class for everything it is taught on.
+    """Warns of a branch that, step after step, predicts one class for everything it is taught on; and of one that an
+    evaluation finds to know a single class.
 
     (A resumed run counts anew: what it saw before is not saved.)
     """
@@ -22,9 +25,11 @@ class CollapseCallback(TrainerCallback):
         self._last_step = 0
         self._since: dict[str, int] = {}  # branch -> the last step at which it was seen to be sound
         self._warned: set[str] = set()
+        self._found: set[str] = set()  # those that the last evaluation found so
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._last_step, self._since, self._warned = state.global_step, {}, set()
+        self._found = set()
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "loss" not in (logs or {}):  # scores: no step has been taken since the last log
@@ -44,4 +49,26 @@ class CollapseCallback(TrainerCallback):
                     "classes up (`class_balance`), and check that the labels hold more than one class.",
                     branch,
                     step - self._since[branch],
+                )
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        for row, scores in state.scores.items():
+            branch = row.removeprefix("branch_")
+            if not branch.isdigit():
+                continue
+            recalls = [value for value in scores["per_category_accuracy"] if not math.isnan(value)]
+            known = sum(value >= FOUND for value in recalls)
+            if len(recalls) < 2 or known > 1:
+                self._found.discard(branch)
+            elif branch not in self._found | self._warned:
+                self._found.add(branch)
+                logger.warning(
+                    "Step %d: branch %s finds %s of the %d classes of the evaluation images: its predictions have "
+                    "collapsed, and branches that predict one class everywhere agree on everything. It may recover; "
+                    "if it does not, start from pretrained weights (`backbone`), train on the labels alone first "
+                    "(`pretrain_steps`), or weigh rare classes up (`class_weights`).",
+                    state.global_step,
+                    branch,
+                    "a single one" if known else "none",
+                    len(recalls),
                 )

@@ -118,7 +118,7 @@ class PicturesCallback(TrainerCallback):
             row = max(matrices, key=lambda row: state.scores[row][self.metric])
             paths.append(self.folder / "confusion_matrix.png")
             title = f"{row.replace('_', ' ')}, step {state.global_step}"
-            visualization.confusion_matrix_figure(matrices[row], self.pictures.class_names, paths[-1], title=title)
+            visualization.write_confusion_matrix(matrices[row], self.pictures.class_names, paths[-1], title=title)
         give_to_trackers(self.accelerator.trackers, paths, state.global_step)
 
     @property
@@ -129,17 +129,9 @@ class PicturesCallback(TrainerCallback):
 
 def draw_curves(records: Sequence[Mapping[str, Any]], folder: Path) -> bool:
     """`curves.png` of the lines of metrics.jsonl: losses, mean IoU, agreement; false: there is none."""
-    keys = sorted({key for record in records for key in record})
-    groups = {
-        "loss": [key for key in keys if key == "loss" or key.endswith("_loss")],
-        "mean IoU": [
-            key for key in keys if key.endswith("_mean_iou") and key != "eval_mean_iou"
-        ],  # the best one again
-        "agreement": [key for key in keys if key.endswith("agreement")],
-    }
-    groups = {title: some for title, some in groups.items() if some}
+    groups = visualization.curve_groups(records)
     if groups:
-        visualization.curves_figure(records, groups, folder / "curves.png")
+        visualization.write_curves(records, groups, folder / "curves.png")
     return bool(groups)
 
 

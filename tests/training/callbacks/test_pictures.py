@@ -31,9 +31,9 @@ def trainer_for(tmp_path, models, objective, **fields):
 def test_a_run_draws_its_predictions_at_each_evaluation_and_tensorboard_shows_them(tmp_path, monkeypatch):
     panels, panel = [], visualization.panel
     monkeypatch.setattr(visualization, "panel", lambda *a, **k: panels.append((a, k)) or panel(*a, **k))
-    matrices, figure = [], visualization.confusion_matrix_figure
+    matrices, figure = [], visualization.write_confusion_matrix
     monkeypatch.setattr(
-        visualization, "confusion_matrix_figure", lambda *a, **k: matrices.append((a, k)) or figure(*a, **k)
+        visualization, "write_confusion_matrix", lambda *a, **k: matrices.append((a, k)) or figure(*a, **k)
     )
     trainer = trainer_for(
         tmp_path, toy_models(), CrossPseudoSupervision(), max_steps=4, eval_steps=2, num_pictures=2,
@@ -41,7 +41,8 @@ def test_a_run_draws_its_predictions_at_each_evaluation_and_tensorboard_shows_th
     )  # fmt: skip
     trainer.train()
     folder = tmp_path / "out" / "pictures"
-    assert sorted(path.name for path in folder.iterdir()) == ["confusion_matrix.png", "curves.png", "predictions.png"]
+    drawn = sorted(path.name for path in folder.iterdir() if path.is_file())
+    assert drawn == ["confusion_matrix.png", "curves.png", "predictions.png"]
 
     (events,) = {path.parent for path in (tmp_path / "out").rglob("events.*") if path.parent.name == "a-run"}
     shown = EventAccumulator(str(events), size_guidance={"images": 0}).Reload()
@@ -79,7 +80,7 @@ def test_without_pictures_only_curves_are_drawn_and_one_branch_has_no_agreement(
 
 def test_curves_are_sorted_by_what_they_mean(tmp_path, monkeypatch):
     drawn = {}
-    monkeypatch.setattr(visualization, "curves_figure", lambda records, groups, path: drawn.update(groups))
+    monkeypatch.setattr(visualization, "write_curves", lambda records, groups, path: drawn.update(groups))
     record = {"step": 1, "loss": 1.0, "cps_loss": 1.0, "eval_mean_iou": 0.5, "eval_branch_0_mean_iou": 0.5}
     record |= {"eval_mean_mean_iou": 0.6, "agreement": 0.9, "learning_rate": 0.1, "eval_branch_0_mean_accuracy": 0.1}
     assert pictures.draw_curves([record], tmp_path)

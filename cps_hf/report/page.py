@@ -1,0 +1,248 @@
+"""`OUT/report.html`: one file, readable anywhere, without scripts and without a network.
+
+Everything is read from the run's folder; what is missing there is left out of the page. Names of classes, images and
+settings are a user's and may hold anything: the template escapes every one.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import math
+import os
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import yaml
+
+from ..files import write_atomically
+from ..hub.loading import loading_lines
+from ..visualization.runs import EVALUATION, class_rows, image_caption, read_json, read_records
+
+REPORT = "report.html"
+CELLS = 40  # classes: with more, the confusion matrix is a picture and no table
+# What a reader wants to know first; all others are behind a fold.
+_FIRST = (
+    *("objective", "models", "backbone", "max_steps", "pretrain_steps", "per_device_train_batch_size", "crop_size"),
+    *("optim", "learning_rate", "class_weights", "freeze_norms", "labeled_color_jitter", "image_mean", "image_std"),
+    *("eval_mode", "seed"),
+)
+
+
+def write_report(run: str | os.PathLike) -> Path:
+    """Write the page of a finished run into its folder.
+
+    Args:
+        run: the output folder; its results.json is needed, and everything else that the run wrote is shown.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        ValueError: the folder holds no results.json of a run, or a file of it is not whole.
+        OSError: a file cannot be read or written.
+    """
+    run = Path(run)
+    path = run / REPORT
+    write_atomically(path, render_report(run))
+    return path
+
+
+def render_report(run: str | os.PathLike) -> str:
+    """The page as a text; raises as `write_report`."""
+    run = Path(run)
+    results = read_json(run / "results.json")
+    if not isinstance(results, Mapping) or "training" not in results:
+        raise ValueError(f"{run} holds no results.json of a finished run: give the output folder of `cps-hf train`.")
+    evaluation = read_json(run / EVALUATION)
+    settings = _settings(run)
+    branch = run / ("best" if (run / "best").is_dir() else "branch_0")
+    return _template().render(
+        name=run.resolve().name,
+        results=results,
+        facts=_facts(results, settings),
+        plan=_plan(run, settings),
+        settings=settings,
+        comparison=_comparison(results.get("comparison")),
+        compared=_compared(_comparison_file(run)),
+        curves=_data_uri(run / "pictures" / "curves.png"),
+        collapse=_collapse(read_records(run)),
+        evaluation=evaluation,
+        classes=_classes(evaluation, results),
+        images=_images(run, evaluation),
+        matrix=_matrix(evaluation),
+        matrix_picture=_data_uri(run / "pictures" / "confusion_matrix.png"),
+        loading=loading_lines(branch) if branch.is_dir() else [],
+    )
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+    text = (files("cps_hf") / "report" / "page.html").read_text(encoding="utf-8")
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"percent": _percent, "points": _points, "shown": _shown, "words": _words}
+    return environment.from_string(text)
+
+
+# ------------------------------------------------------------------------------------------------ what it shows
+
+
+def _facts(results: Mapping[str, Any], settings: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The lines on top: what was trained on what, for how long, and which network is the best."""
+    training, best = results["training"], results.get("best") or {}
+    seconds = training.get("seconds")
+    images = [
+        f"{results[key]} {kind}"
+        for key, kind in (("num_labeled", "labeled"), ("num_unlabeled", "unlabeled"))
+        if results.get(key)
+    ]
+    found = [
+        ("Method", results["objective"]["name"]),
+        ("Images", ", ".join(images)),
+        ("Steps", f"{results['steps']}"),
+        ("Training time", "" if seconds is None else f"{_duration(seconds)} on {training['device']}"),
+    ]
+    if best:
+        score = best[best["branch"]]["mean_iou"]
+        stage = ", supervised stage" if best["step"] <= (settings.get("pretrain_steps") or 0) else ""
+        found.insert(0, ("Best network", f"{_words(best['branch'])} at step {best['step']}{stage}"))
+        found.insert(1, ("Its mean IoU", f"{_percent(score)} %"))
+    return [(title, text) for title, text in found if text]
+
+
+def _settings(run: Path) -> dict[str, Any]:
+    """config.yaml; empty where there is none that can be read."""
+    path = run / "config.yaml"
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except yaml.YAMLError:
+        found = None
+    return dict(found) if isinstance(found, Mapping) else {}
+
+
+def _plan(run: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Lines of {"name", "value", "reason"}: plan.json's; without it, the settings that a reader looks for first."""
+    plan = read_json(run / "plan.json")
+    if isinstance(plan, Sequence) and not isinstance(plan, str):
+        rows = [row for row in plan if isinstance(row, Mapping) and "name" in row]
+        return [{"name": r["name"], "value": r.get("value"), "reason": r.get("reason") or ""} for r in rows]
+    given = [name for name in _FIRST if settings.get(name) not in (None, [])]
+    return [{"name": name, "value": settings[name], "reason": ""} for name in given]
+
+
+def _comparison(found: Any) -> dict[str, Any] | None:
+    """results.json's "comparison" as far as a page needs it; None where there is none."""
+    if not isinstance(found, Mapping) or not found.get("sentence"):
+        return None
+    rows = [row for row in (found.get("branches") or {}).values() if isinstance(row, Mapping)]
+    return {"sentence": found["sentence"], "classes": rows[0].get("classes", []) if rows else []}
+
+
+def _compared(found: Any) -> dict[str, Any] | None:
+    """comparison.json of `cps-hf compare`; None where there is none."""
+    if not isinstance(found, Mapping):
+        return None
+    titles = {
+        "supervised": "without unlabeled images",
+        "supervised_equal_time": "without, trained as long",
+        "semi_supervised": "with unlabeled images",
+    }
+    rows = [{"title": title, **found[key]} for key, title in titles.items() if isinstance(found.get(key), Mapping)]
+    return {"rows": rows, "difference": found.get("difference") or {}, "images": found.get("images")} if rows else None
+
+
+def _comparison_file(run: Path) -> Any:
+    """What `cps-hf compare` wrote: into the folder that its runs lie in."""
+    folder = run.resolve()
+    return read_json((folder.parent if folder.name == "semi_supervised" else folder) / "comparison.json")
+
+
+def _collapse(records: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
+    """The last agreement that was measured, with the share of the commonest class among the predictions."""
+    measured = [record for record in records if record.get("eval_agreement") is not None]
+    if not measured:
+        return None
+    commonest = measured[-1].get("eval_commonest_class")
+    return {"agreement": measured[-1]["eval_agreement"], "commonest": commonest}
+
+
+def _classes(evaluation: Mapping[str, Any] | None, results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    rows = class_rows(evaluation) if evaluation else []
+    return [{**row, "color": "#{:02x}{:02x}{:02x}".format(*map(int, row["color"]))} for row in rows]
+
+
+def _images(run: Path, evaluation: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """The groups "worst" and "best" with what is in them; a group without a picture is left out."""
+    groups = []
+    for kind, title in (("worst", "Lowest mean IoU"), ("best", "Highest mean IoU")):
+        rows = [
+            {
+                "caption": image_caption(row),
+                "id": row["id"],
+                "pictures": [_data_uri(run / name) for name in row["files"]],
+            }
+            for row in (evaluation or {}).get(kind, [])
+        ]
+        rows = [row for row in rows if all(row["pictures"])]
+        if rows:
+            groups.append({"title": title, "rows": rows})
+    return groups
+
+
+def _matrix(evaluation: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """The rows of the confusion matrix in percent of the true class; empty where a picture shows them."""
+    if not evaluation or len(evaluation["classes"]) > CELLS:
+        return []
+    matrix = np.asarray(evaluation["confusion_matrix"], np.float64)
+    rows = []
+    for name, counts in zip(evaluation["classes"], matrix, strict=True):
+        total = counts.sum()
+        rows.append({"name": name, "shares": [100 * count / total if total else None for count in counts.tolist()]})
+    return rows
+
+
+# ------------------------------------------------------------------------------------------------ how it looks
+
+
+def _data_uri(path: Path) -> str | None:
+    """A picture as an address that holds it; None: there is none."""
+    if not path.is_file():
+        return None
+    kind = "jpeg" if path.suffix == ".jpg" else "png"
+    return f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def _percent(value: float | None, digits: int = 1) -> str:
+    return "–" if value is None or math.isnan(value) else f"{100 * value:.{digits}f}"
+
+
+def _points(value: float | None) -> str:
+    return "–" if value is None or math.isnan(value) else f"{100 * value:+.1f}"
+
+
+def _words(name: Any) -> str:
+    return str(name).replace("_", " ")
+
+
+def _shown(value: Any) -> str:
+    """A setting as a reader would write it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_shown, value))
+    return "none" if value is None else str(value)
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{round(seconds)} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,0 +1,135 @@
+"""What a run leaves to look at: `OUT/evaluation.json`, the worst and best evaluation images, and `OUT/report.html`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+from datasets import Dataset
+from PIL import Image
+from torch import nn
+from transformers import TrainerCallback
+
+from ... import visualization
+from ...data.palettes import palette_of
+from ...data.streams import EvaluationStream
+from ...files import write_atomically, written_whole
+from ...report.page import write_report
+from ...visualization.runs import EVALUATION, mean_iou_by_image, worst_and_best
+from ..evaluation import Evaluator, evaluating
+from ..sharding import whole
+from .optional import optional
+from .pictures import Pictures
+
+SIDE = 480  # pixels: the longer side of an image in the report
+FOLDER = Path("pictures", "images")  # below the run's folder
+
+
+class ReportCallback(TrainerCallback):
+    """Writes the report at the end of a run. Every process calls it.
+
+    The images stay in the run's folder: no push takes the report, `pictures/` or evaluation.json along, and a model
+    card shows images by rules of its own (`push_pictures`).
+
+    Args:
+        pictures: whose evaluation images are shown, and how many of the worst and of the best.
+        metric: which score decides whose predictions are shown.
+    """
+
+    def __init__(self, pictures: Pictures, accelerator: Accelerator, output_dir: str, *, metric: str):
+        self.pictures, self.accelerator, self.metric = pictures, accelerator, metric
+        self.output_dir = Path(output_dir)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self._write_evaluation(state)
+        if state.is_world_process_zero:
+            self._write_report()
+
+    @optional("the report")
+    def _write_report(self) -> None:
+        write_report(self.output_dir)
+
+    @optional("the worst and best images in the report")
+    def _write_evaluation(self, state) -> None:
+        evaluator = self.pictures.evaluator
+        rows = [row for row in evaluator.confusion_matrices if row in state.scores and row != "mean"]
+        if not rows:
+            return
+        row = max(rows, key=lambda row: state.scores[row][self.metric])
+        if state.best.get("step") == state.global_step and state.best.get("branch") in rows:
+            row = state.best["branch"]
+        with whole(evaluator.module):  # by all processes: a network may be spread over them
+            if self.accelerator.is_main_process:
+                self._write(row, state, evaluator.module.networks()[row])
+
+    def _write(self, row: str, state, network: nn.Module) -> None:
+        evaluator, pictures = self.pictures.evaluator, self.pictures
+        palette = palette_of(pictures.dataset.features["label"], pictures.class_names)
+        counts = evaluator.image_counts.get(row)
+        scores = None if counts is None else mean_iou_by_image(counts.correct, counts.truth, counts.predicted)
+        shutil.rmtree(self.output_dir / FOLDER, ignore_errors=True)
+        evaluation = {
+            "network": row,
+            "step": state.global_step,
+            "images": None if scores is None else len(scores),
+            "classes": [str(name) for name in pictures.class_names],
+            "palette": [[int(channel) for channel in color] for color in palette[: len(pictures.class_names)]],
+            "confusion_matrix": evaluator.confusion_matrices[row].tolist(),
+            "worst": [],
+            "best": [],
+        }
+        if scores and pictures.count:
+            worst, best = worst_and_best(scores, pictures.count)
+            samples = dict(zip(sorted(worst + best), _samples(evaluator, pictures.dataset, worst + best), strict=True))
+            shown = {"worst": worst, "best": best}
+            with evaluating([network]), evaluator.accelerator.autocast():
+                for kind, positions in shown.items():
+                    for number, position in enumerate(positions):
+                        files = self._draw(samples[position], network, palette, f"{kind}_{number}")
+                        entry = {"id": str(samples[position]["id"]), "mean_iou": scores[position], "files": files}
+                        evaluation[kind].append(entry)
+        write_atomically(self.output_dir / EVALUATION, json.dumps(evaluation, ensure_ascii=False))
+
+    def _draw(self, sample: Mapping[str, Any], network: nn.Module, palette: Any, name: str) -> list[str]:
+        """The image, and the truth and the prediction laid over it; the files' names below the run's folder."""
+        evaluator = self.pictures.evaluator
+        image = sample["image"]
+        prediction = evaluator.logits(network, image.unsqueeze(0).to(evaluator.device)).argmax(1)[0].cpu()
+        cells = {
+            "image": np.ascontiguousarray(np.moveaxis(image.cpu().numpy(), 0, -1)),
+            "truth": visualization.overlay(image, sample["label"], palette, alpha=0.6),
+            "prediction": visualization.overlay(image, prediction, palette, alpha=0.6),
+        }
+        files = []
+        for what, cell in cells.items():
+            path = FOLDER / f"{name}_{what}.jpg"
+            _save(cell, self.output_dir / path)
+            files.append(path.as_posix())
+        return files
+
+
+def _samples(evaluator: Evaluator, dataset: Any, positions: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """The samples at these positions of the evaluation set, in its order."""
+    wanted = sorted(positions)
+    if isinstance(dataset, Dataset):
+        dataset = dataset.select(wanted)
+        wanted = [*range(len(wanted))]
+    stream = EvaluationStream(dataset, name="eval_dataset", num_labels=evaluator.num_labels)
+    samples = (sample for batch in stream for sample in batch)
+    for position, sample in enumerate(islice(samples, wanted[-1] + 1) if wanted else ()):
+        if position in wanted:
+            yield sample
+
+
+def _save(picture: np.ndarray, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(visualization.enlarged(picture, SIDE))
+    image.thumbnail((SIDE, SIDE))
+    with written_whole(path) as temporary:
+        image.save(temporary, format="JPEG", quality=88)

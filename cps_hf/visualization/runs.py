@@ -1,0 +1,177 @@
+"""A finished run's figures, for a notebook: each is a matplotlib `Figure` that is returned, and nothing is written.
+
+`run` is the run's output folder everywhere. No state of pyplot is touched; a notebook shows a figure that is the last
+value of a cell.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from .figures import curve_groups, draw_classes, draw_confusion_matrix, draw_curves
+from .lettering import one_line
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+EVALUATION = "evaluation.json"
+"""What a run leaves of its last evaluation beside its scores: see `read_evaluation`."""
+
+
+def curves_figure(run: str | os.PathLike) -> Figure:
+    """Losses, mean IoU, and agreement with the share of the commonest predicted class, over steps.
+
+    Raises:
+        ValueError: the folder holds no metrics.jsonl with such numbers.
+    """
+    records = read_records(run)
+    groups = curve_groups(records)
+    if not groups:
+        raise ValueError(f"{run} holds no metrics.jsonl with a loss or a score in it: give a run's output folder.")
+    return draw_curves(records, groups)
+
+
+def confusion_figure(run: str | os.PathLike) -> Figure:
+    """The confusion matrix of the last evaluation's best network.
+
+    Raises:
+        ValueError: the folder holds no evaluation.
+    """
+    found = read_evaluation(run)
+    title = f"{found['network'].replace('_', ' ')}, step {found['step']}"
+    return draw_confusion_matrix(np.asarray(found["confusion_matrix"]), found["classes"], title=title)
+
+
+def classes_figure(run: str | os.PathLike) -> Figure:
+    """Each class's IoU and its share of the labeled pixels, by the last evaluation's best network.
+
+    Raises:
+        ValueError: the folder holds no evaluation.
+    """
+    rows = class_rows(read_evaluation(run))
+    iou, shares, names = ([row[key] for row in rows] for key in ("iou", "share", "name"))
+    return draw_classes(iou, names, shares)
+
+
+def images_figure(run: str | os.PathLike) -> Figure:
+    """The evaluation images with the lowest and the highest mean IoU: image, truth, prediction.
+
+    Raises:
+        ValueError: the folder holds no evaluation, or one without pictures.
+    """
+    from matplotlib.figure import Figure
+
+    found = read_evaluation(run)
+    rows = [row for kind in ("worst", "best") for row in found[kind]]
+    if not rows:
+        raise ValueError(f"{run} holds no pictures of its last evaluation: it had no `num_pictures`.")
+    figure = Figure(figsize=(9, 2.6 * len(rows)), dpi=110, layout="constrained")
+    for line, row in zip(figure.subplots(len(rows), 3, squeeze=False), rows, strict=True):
+        for axes, title, name in zip(line, ("image", "truth", "prediction"), row["files"], strict=True):
+            axes.imshow(np.asarray(Image.open(Path(run) / name)))
+            axes.set_axis_off()
+            axes.set_title(title, fontsize=9)
+        line[0].set_title(one_line(image_caption(row)).replace("$", r"\$"), fontsize=9, loc="left")
+    return figure
+
+
+def image_caption(row: Mapping[str, Any]) -> str:
+    """ "street-3, mean IoU 41.2 %" of an entry of "worst" or "best"."""
+    return row["id"] if row["mean_iou"] is None else f"{row['id']}, mean IoU {100 * row['mean_iou']:.1f} %"
+
+
+def class_rows(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """By class: "name", "color" (r, g, b), "iou", "dice" (which is F1) and "accuracy" (None where they are not
+    defined), "share" of the labeled pixels and "predicted", its share of the predicted ones. Fractions."""
+    matrix = np.asarray(evaluation["confusion_matrix"], np.float64)
+    correct, truth, guess = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
+    total = max(matrix.sum(), 1.0)
+
+    def ratio(part: float, whole: float) -> float | None:
+        return part / whole if whole else None
+
+    return [
+        {
+            "name": name,
+            "color": tuple(color),
+            "iou": ratio(correct[i], truth[i] + guess[i] - correct[i]),
+            "dice": ratio(2 * correct[i], truth[i] + guess[i]),
+            "accuracy": ratio(correct[i], truth[i]),
+            "share": truth[i] / total,
+            "predicted": guess[i] / total,
+        }
+        for i, (name, color) in enumerate(zip(evaluation["classes"], evaluation["palette"], strict=True))
+    ]
+
+
+def read_evaluation(run: str | os.PathLike) -> dict[str, Any]:
+    """What evaluation.json holds: "network" (a row of the scores), "step", "images" (how many), "classes" (names),
+    "palette" (r, g, b by class), "confusion_matrix" (C, C; rows are the truth), and "worst" and "best": lists of
+    {"id", "mean_iou" (a fraction or None), "files" (image, truth and prediction, below the run's folder)}.
+
+    Raises:
+        ValueError: there is none, or it is no JSON.
+    """
+    found = read_json(Path(run) / EVALUATION)
+    if found is None:
+        raise ValueError(
+            f"{run} holds no {EVALUATION}: give the output folder of a run that has ended, with an evaluation set."
+        )
+    return found
+
+
+def read_records(run: str | os.PathLike) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl that are whole; none where there is no such file."""
+    path, records = Path(run) / "metrics.jsonl", []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
+        try:
+            record = json.loads(line)
+        except ValueError:  # a process that was killed left it in part
+            continue
+        if isinstance(record, dict) and "step" in record:
+            records.append(record)
+    return records
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file's content; None: there is no such file.
+
+    Raises:
+        ValueError: it is no JSON.
+    """
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not whole or no JSON: {error}.") from error
+
+
+def mean_iou_by_image(correct: np.ndarray, truth: np.ndarray, predicted: np.ndarray) -> list[float | None]:
+    """Each image's mean IoU over the classes that occur in it; None where all its pixels are ignored.
+
+    Args:
+        correct, truth, predicted: int (n, C), pixels by image and class.
+    """
+    union = truth + predicted - correct
+    counts = (union > 0).sum(1)
+    total = np.divide(correct, union, where=union > 0, out=np.zeros(union.shape)).sum(1)
+    return [float(part / count) if count else None for part, count in zip(total, counts, strict=True)]
+
+
+def worst_and_best(scores: Sequence[float | None], count: int) -> tuple[list[int], list[int]]:
+    """The positions of the `count` lowest scores and of the `count` highest, each from the end of the list inwards; no
+    image is in both."""
+    known = [i for i, score in enumerate(scores) if score is not None and not math.isnan(score)]
+    ranked = sorted(known, key=lambda i: scores[i])
+    worst = ranked[: min(count, (len(ranked) + 1) // 2)]
+    best = ranked[len(worst) :][::-1][:count]
+    return worst, best
