@@ -263,12 +263,12 @@ class _Planner:
 
     def speed(self) -> None:
         machine = self.machine
+        self.choose("channels_last", True, "the faster layout for convolutions")
         workers = max(1, min(8 if machine.is_gpu else 2, machine.cores // max(1, machine.num_processes) - 1))
         self.choose("dataloader_num_workers", workers, f"{machine.cores} CPU cores")
         if machine.is_gpu:
             if machine.bf16:
                 self.choose("mixed_precision", "bf16", f"{machine.name or 'the GPU'} computes in it")
-            self.choose("channels_last", True, "the faster layout for convolutions")
             self.choose("auto_find_batch_size", True, "halves the batch where it does not fit after all")
 
     # -------------------------------------------------------------------------------------------- how long
