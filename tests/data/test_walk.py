@@ -92,7 +92,7 @@ def test_links_to_folders_are_followed_and_circles_are_not(tmp_path, caplog):
     assert "2 passed over, links to a folder above them" in caplog.text
 
 
-def test_a_folder_that_two_links_lead_to_is_walked_twice(tmp_path):
+def test_a_folder_is_walked_once_for_each_link_to_it(tmp_path):
     elsewhere = picture(tmp_path / "elsewhere" / "s0.png").parent
     (tmp_path / "album" / "sub").mkdir(parents=True)
     for name in ("one", "two", "sub/three"):
