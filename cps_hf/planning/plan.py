@@ -148,7 +148,7 @@ class _Planner:
     def method(self) -> None:
         facts = self.facts
         if facts.num_unlabeled == 0:
-            self.choose("objective", "supervised", "there are no unlabeled images")
+            self.choose("objective", "supervised", "there are no unlabeled images; `--unlabeled_root` names a folder")
         else:
             count = "a stream of" if facts.num_unlabeled is None else f"{facts.num_unlabeled}"
             self.choose(
