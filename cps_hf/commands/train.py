@@ -33,7 +33,7 @@ from .datasets import OWN, TrainingSets, load_data
 from .errors import fail, mendable
 from .main import COMMANDS
 from .models import warn_of_random_weights
-from .planned import make_trainer, models_of
+from .planned import models_of
 from .settings import Settings
 from .smoke import shrink
 
@@ -222,7 +222,14 @@ def build(
     # The demonstration shows how far one gets from nothing; a plan has said it already.
     if not settings.data.dataset.endswith("_scenes") and (settings.data.models or settings.data.dataset != OWN):
         warn_of_random_weights(models, settings.model_config.backbone, setup.length(sets.labeled))
-    trainer = make_trainer(settings, sets, models, [write, *lists, *callbacks])
+    trainer = CPSTrainer(
+        models,
+        **settings.for_trainer(),
+        train_dataset=sets.labeled,
+        unlabeled_dataset=sets.unlabeled,
+        eval_dataset=sets.evaluation,
+        callbacks=[write, *lists, *callbacks],
+    )
     write.settings = settings = replace(settings, model_config=trainer.model_config)  # with the checkpoint's mean
     return trainer, settings
 
