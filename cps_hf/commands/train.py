@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 from ..checkpointing.checkpoints import check_output_dir
 from ..config import CPSConfig
 from ..files import write_atomically
+from ..planning import LABELED
 from ..training import setup
 from ..training.inspection import absent_line
 from ..training.late import AfterTrainingError
@@ -122,12 +123,19 @@ def parse(
         argv,
         description=description,
         first=FIRST,
-        defaults=lambda given: {} if given.keys() & {"config", "data_root"} else defaults,
+        defaults=lambda given: _defaults(given, defaults),
         **options,
     )
     config = parser.read_words(argv).get("config")
     found.data.models = [beside(config, model) for model in found.data.models]
     return found
+
+
+def _defaults(given: Mapping[str, Any], of_demonstration: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A recipe and a data set have the classes' own. A plan's optimizer is known: its options may be given alone."""
+    if given.get("dataset") == OWN:
+        return {"optim": LABELED["optim"]}
+    return {} if given.keys() & {"config", "data_root"} else of_demonstration
 
 
 def folder_as_options(argv: Sequence[str]) -> list[str]:
