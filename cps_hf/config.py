@@ -15,7 +15,12 @@ import difflib
 import functools
 import json
 import math
-from collections.abc import Callable
+import numbers
+import os
+import re
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, TypeVar
 
@@ -47,10 +52,57 @@ def _settings(cls: type[Value]) -> type[Value]:
                 close = difflib.get_close_matches(name, known, n=1)
                 hint = f" It belongs to {group}." if group else f" Did you mean `{close[0]}`?" if close else ""
                 raise TypeError(f"{type(self).__name__} has no field `{name}`.{hint}")
+            check_type(name, values[name], _types_of(type(self))[name])
         generated(self, **values)
 
     cls.__init__ = init
     return cls
+
+
+@functools.cache
+def _types_of(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def check_type(name: str, value: Any, expected: Any) -> None:
+    """A number is a number and not its text: "1e-3" and "false" would be compared, or be true.
+
+    Args:
+        name: the field's, for errors. expected: its annotation. A list may be given as its only item.
+
+    Raises:
+        TypeError: the value is of another kind.
+    """
+    kinds = (
+        [*typing.get_args(expected)] if typing.get_origin(expected) in (types.UnionType, typing.Union) else [expected]
+    )
+    if any(_is_of(value, kind) for kind in kinds):
+        return
+    words = [_WORDS[typing.get_origin(kind) or kind] for kind in kinds if kind is not type(None)]
+    wanted = " or ".join(words) + (" or None" if type(None) in kinds else "")
+    hint = ""
+    if isinstance(value, str) and not any(kind in (str, bool) for kind in kinds):
+        hint = " Leave out the quotes." if re.fullmatch(r"[-+.\deE_ ]+", value) else ""
+    raise TypeError(f"`{name}` must be {wanted}, got {value!r} of the type {type(value).__name__}.{hint}")
+
+
+_WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "text", list: "a list", dict: "a mapping"}
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    if kind is type(None):
+        return value is None
+    plain = typing.get_origin(kind) or kind
+    if plain is list:
+        (item,) = typing.get_args(kind) or (Any,)
+        items = [value] if isinstance(value, str | numbers.Number) else value
+        return isinstance(items, Sequence) and all(
+            item is Any or entry is None or _is_of(entry, item) for entry in items
+        )
+    if plain is bool or isinstance(value, bool):
+        return plain is bool and isinstance(value, bool)
+    accepted = {int: numbers.Integral, float: numbers.Real, str: str | os.PathLike, dict: Mapping}
+    return isinstance(value, accepted[plain])
 
 
 @_settings
@@ -397,6 +449,9 @@ class EvaluationConfig:
     Evaluation
         per_device_eval_batch_size: whole images (of one size) or windows a forward pass.
         eval_mode: "whole" image, or "sliding" windows.
+        eval_shrink: average so many by so many pixels before a branch sees them, as where `random_scale` is around one
+            half (2) or a third (3); an exported branch then does it by itself. For DeepLabV3+, on large photographs.
+            Only with `eval_mode` "whole".
         eval_crop_size: the window; none: `crop_size`. Only with `eval_mode` "sliding".
         eval_stride: the window's step in pixels; none: two thirds of the window. Only with `eval_mode` "sliding".
         num_pictures: evaluation images drawn into `output_dir/pictures`; 0: none.
@@ -404,14 +459,16 @@ class EvaluationConfig:
 
     per_device_eval_batch_size: int = free(1)
     eval_mode: str = choice("whole")
+    eval_shrink: int = choice(1)
     eval_crop_size: list[int] | None = choice(None)
     eval_stride: list[int] | None = choice(None)
     num_pictures: int = free(4)
 
     def __post_init__(self):
         _check_sizes(self, "eval_crop_size", "eval_stride")
-        _check_numbers(self, at_least={"per_device_eval_batch_size": 1, "num_pictures": 0})
+        _check_numbers(self, at_least={"per_device_eval_batch_size": 1, "eval_shrink": 1, "num_pictures": 0})
         _check_one_of(self, "eval_mode", "whole", "sliding")
+        _check_used(self, "eval_mode", "whole", "eval_shrink")
         _check_used(self, "eval_mode", "sliding", "eval_crop_size", "eval_stride")
         if self.eval_crop_size is not None:
             self.check_stride(self.eval_crop_size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import time
 from collections.abc import Sequence
 
 import cps_hf
@@ -25,6 +26,8 @@ COMMANDS = {
     "push": "put a branch on the Hub: weights, image processor and model card in one commit",
     "completion": "print the script by which a shell completes these words",
 }
+STARTED: float | None = None
+"""When the command was called, by `time.monotonic`: what `--time` counts from, imports included."""
 EPILOG = """\
 `cps-hf COMMAND --help` shows a command's first options, `--help-all` all of them. `python -m cps_hf` is the same;
 on several processes: `accelerate launch -m cps_hf train ...`."""
@@ -32,6 +35,8 @@ on several processes: `accelerate launch -m cps_hf train ...`."""
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line; `argv`: none: this process's."""
+    global STARTED
+    STARTED = time.monotonic()
     print_any_text()
     command, *words = (sys.argv[1:] if argv is None else argv) or [""]
     if command in ("-h", "--help", "--help-all", "help"):

@@ -24,6 +24,8 @@ from .timing import TimeLimit, time_steps
 
 SomeSettings = TypeVar("SomeSettings", bound=Settings)
 
+SLOWER = 1.3
+"""What follows the last step is given so much of the time that it took in the trial."""
 UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
 
 
@@ -92,9 +94,9 @@ def complete(
     def measure(chosen: dict[str, Any]) -> Timings:
         trial = with_choices(settings, {name: value for name, value in chosen.items() if name not in given}, typed)
         two_stages = bool(trial.objective.views) and trial.args.pretrain_steps != 0
-        models = models_of(trial)
         return time_steps(
-            lambda clock, **others: make_trainer(trial.with_values(**others), sets, models, [clock]), two_stages
+            lambda clock, **others: make_trainer(trial.with_values(**others), sets, models_of(trial), [clock]),
+            two_stages,
         )
 
     seconds = None if limit is None else share * (seconds_of(limit) - (time.monotonic() - began))
@@ -132,7 +134,8 @@ def time_limit(settings: Settings, plan: Plan, *, began: float) -> list[TrainerC
     timings = plan.timings
     if timings is None or settings.plan.time is None or PartialState().num_processes > 1:
         return []
-    return [TimeLimit(began + seconds_of(settings.plan.time) - timings.evaluation - timings.end)]
+    last = SLOWER * (timings.evaluation + timings.end)
+    return [TimeLimit(began + seconds_of(settings.plan.time) - last)]
 
 
 def with_choices(settings: SomeSettings, choices: dict[str, Any], typed: Collection[str]) -> SomeSettings:

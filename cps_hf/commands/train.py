@@ -26,10 +26,11 @@ from ..training.late import AfterTrainingError
 from ..training.reporting import mean_iou_in_words, scores_table
 from ..training.sharding import refuse_engines
 from ..training.trainer import CPSTrainer
+from . import main as command_line
 from . import parser, planned
 from .console import print_any_text
 from .datasets import OWN, TrainingSets, load_data
-from .errors import mendable
+from .errors import fail, mendable
 from .main import COMMANDS
 from .models import warn_of_random_weights
 from .planned import make_trainer, models_of
@@ -60,9 +61,7 @@ DEFAULTS = {
 }
 # What `--help` shows; `--help-all` shows everything.
 FIRST = (
-    *("dataset", "data_root", "unlabeled_root", "partition", "models"),
-    *("validation", "group_by", "class_names"),
-    *("time", "init_from", "backbone"),
+    *("time", "dataset", "unlabeled_root", "validation", "class_names", "models", "backbone", "init_from"),
     *("output_dir", "max_steps", "per_device_train_batch_size", "learning_rate", "crop_size"),
 )
 MENDABLE = (ValueError, OSError, FloatingPointError, OutOfMemoryError, AfterTrainingError)
@@ -71,7 +70,7 @@ MENDABLE = (ValueError, OSError, FloatingPointError, OutOfMemoryError, AfterTrai
 
 def main(argv: Sequence[str]) -> dict[str, Any]:
     """Train as a command line says; what results.json holds."""
-    began = time.monotonic()
+    began = command_line.STARTED or time.monotonic()
     print_any_text()  # an example calls this and not `cps-hf`
     argv = as_resumed(argv)
     settings = parse(argv)
@@ -138,6 +137,8 @@ def folder_as_options(argv: Sequence[str]) -> list[str]:
     """`DIR ...`: the folder of a data set of one's own, unless `--dataset` says what lies there."""
     if not argv or argv[0].startswith("-"):
         return [*argv]
+    if argv[0].endswith((".yaml", ".yml")):
+        fail(f"expected a folder of images and masks, found {argv[0]!r}: a file of settings is read with `--config`.")
     names = {word.partition("=")[0].replace("-", "_") for word in argv}
     return [*([] if "__dataset" in names else ["--dataset", OWN]), "--data_root", *argv]
 
@@ -145,7 +146,10 @@ def folder_as_options(argv: Sequence[str]) -> list[str]:
 def as_resumed(argv: Sequence[str]) -> list[str]:
     """With `DIR` and `--resume_from_checkpoint` the run's own config.yaml, so that its plan is not made anew."""
     words = folder_as_options(argv)
-    given = parser.read_words(words)
+    try:
+        given = parser.read_words(words)
+    except ValueError:  # `parse` says what is wrong
+        return [*argv]
     config = Path(str(given.get("output_dir", CPSConfig().output_dir))) / "config.yaml"
     resumes = str(given.get("resume_from_checkpoint", "none")).lower() not in ("none", "null", "false")
     if given.get("dataset") == OWN and resumes and "config" not in given and config.is_file():

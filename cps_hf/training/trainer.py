@@ -24,9 +24,10 @@ from ..data.streams import TrainStream
 from ..files import write_atomically
 from ..hub.image_processors import check_processor
 from ..hub.push import push_branch, repo_id_of
+from ..modeling.branches import Branch
 from ..modeling.classes import classes_of
-from ..objectives import CrossPseudoSupervision, Objective, ObjectiveOutput, warmed_up
-from . import batches, comparison, failures, memory, model_checks, normalization, results, setup
+from ..objectives import Objective, ObjectiveOutput, warmed_up
+from . import arguments, batches, comparison, failures, memory, model_checks, normalization, results, setup
 from .batches import MicroBatch
 from .best import BestBranch
 from .callbacks import Callbacks, CollapseCallback, ModelCardCallback, Pictures, PicturesCallback, PushCallback
@@ -53,8 +54,10 @@ class CPSTrainer:
     Args:
         models: a pair (or more) of transformers models; or one Hub id, folder or configuration, used for each branch
             with initialisations of its own; or a sequence of those: different architectures may train each other.
+            `model` is another name of it.
         args: the loop's settings.
-        objective: the method, an object of `cps_hf.objectives`.
+        objective: the method, an object of `cps_hf.objectives`, or its name in `OBJECTIVES` for its defaults. None:
+            CPS.
         train_dataset: the labeled set: columns "image", "label" and, if there is one, "id".
         unlabeled_dataset: "image" and, if there is one, "id"; a label column is never opened.
         eval_dataset: like `train_dataset`.
@@ -71,15 +74,17 @@ class CPSTrainer:
         state: what the run knows of itself, its scores among it (`cps_hf.training.state.RunState`).
 
     Raises:
+        TypeError: an argument is of another kind, missing or unknown.
         ValueError: the models, data sets, objective and settings do not fit together; it says which and how.
     """
 
     def __init__(
         self,
-        models,
+        models=None,
         args: CPSConfig | None = None,
         *,
-        objective: Objective | None = None,
+        model=None,
+        objective: Objective | str | None = None,
         train_dataset,
         unlabeled_dataset=None,
         eval_dataset=None,
@@ -91,13 +96,26 @@ class CPSTrainer:
         processing_class=None,
         optimizers: tuple[torch.optim.Optimizer | None, Any] = (None, None),
         callbacks: Sequence[TrainerCallback] | None = None,
+        **unknown,
     ):
+        arguments.refuse_unknown(type(self), unknown)
+        models = arguments.models_given(models, model)
+        arguments.check_groups(
+            {
+                "args": (args, CPSConfig),
+                "augmentation": (augmentation, AugmentationConfig),
+                "model_config": (model_config, ModelConfig),
+                "evaluation": (evaluation, EvaluationConfig),
+                "hub": (hub, HubConfig),
+                "provenance": (provenance, Provenance),
+            }
+        )
         self.args = args = args or CPSConfig()
         self.augmentation = augmentation or AugmentationConfig()
         self.model_config = model_config or ModelConfig()
         self.evaluation = evaluation or EvaluationConfig()
         self.hub, self.provenance = hub or HubConfig(), provenance or Provenance()
-        self.objective = CrossPseudoSupervision() if objective is None else objective
+        self.objective = arguments.objective_given(objective)
         self.train_dataset, self.unlabeled_dataset, self.eval_dataset = train_dataset, unlabeled_dataset, eval_dataset
         self.processing_class = processing_class
         self.evaluation.check_stride(self.augmentation.crop_size)
@@ -113,6 +131,7 @@ class CPSTrainer:
         self.models = setup.build_models(
             models, self.model_config, args, crop_size, self.objective, id2label, accelerator
         )
+        model_checks.check_shrink(self.evaluation, self.models)
         self.id2label = id2label or classes_of(self.models)
         self.model_config = normalization.settle(
             self.model_config, models, self.models, processing_class, say=accelerator.is_main_process
@@ -180,7 +199,8 @@ class CPSTrainer:
             What is written to `results.json`.
 
         Raises:
-            ValueError: the output folder or the checkpoint cannot be used, or a sample cannot be read.
+            ValueError: the output folder or the checkpoint cannot be used, a sample cannot be read, or this trainer
+                has trained before and is not told to go on from a checkpoint.
             LockedError: another run is at work in the output folder (a ValueError).
             FloatingPointError: a loss or gradient is not finite; the last checkpoint is whole.
             torch.OutOfMemoryError: a batch does not fit; it says what to change.
@@ -191,15 +211,21 @@ class CPSTrainer:
             Preempted: a signal stopped the run, which is saved; uncaught, the program ends with code 85.
         """
         args = self.args
+        wanted = args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
+        if self.state.global_step and not wanted:
+            raise ValueError(
+                f"This trainer has trained already, to step {self.state.global_step} of `max_steps` {args.max_steps}, "
+                f"and what it wrote is in {args.output_dir}. To go on from there, call "
+                "`train(resume_from_checkpoint=True)`, with more `max_steps` if it was at its end; for another run "
+                "make another trainer."
+            )
         # Here, and not where the trainer is made: another one may have been made since. Weights are drawn already, and
         # dropout differs between processes.
         set_seed(args.seed, device_specific=True)
         self.late.failed.clear()
         with self.checkpointer.locked():
             with self._explained():
-                streams = self._prepare(
-                    args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
-                )
+                streams = self._prepare(wanted)
                 try:
                     with deterministic_algorithms(args.full_determinism), self.signals:
                         self._loop(*streams)
@@ -479,21 +505,33 @@ class CPSTrainer:
 
         Returns:
             `<prefix>_mean_iou` (of the best single branch: what can be exported), `<prefix>_<row>_mean_iou`,
-            `_mean_accuracy` and `_overall_accuracy` for each row, and `<prefix>_agreement`. Fractions. The per-class
-            scores are in `self.state.scores`; of another set than the run's they are
-            `self.evaluator.scores(eval_dataset)`, and no part of the run's results. Empty without an evaluation set.
+            `_mean_accuracy` and `_overall_accuracy` for each row, and `<prefix>_agreement`; `<prefix>_iou_<class>` (of
+            the best single branch) and `<prefix>_<row>_iou_<class>`. Fractions; NaN of a class that neither the labels
+            nor the predictions hold. Of another set than the run's they are no part of the run's results. Empty
+            without an evaluation set.
         """
         metrics = self._score(eval_dataset, metric_key_prefix)
-        self._report(metrics)
-        return metrics
+        self._report(metrics)  # without the classes: a tracker would draw a curve of each
+        return metrics | self._ious_by_class(metric_key_prefix)
+
+    def _ious_by_class(self, prefix: str) -> dict[str, float]:
+        """Of the newest scores."""
+        found: dict[str, float] = {}
+        for row, scores in self._newest_scores.items():
+            for name, iou in zip(self.id2label.values(), scores["per_category_iou"], strict=True):
+                found[f"{prefix}_{row}_iou_{name}"] = iou
+                if row == self.best.row_of(self._newest_scores):
+                    found[f"{prefix}_iou_{name}"] = iou
+        return found
 
     def _score(self, eval_dataset=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """What `evaluate` gives."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         metrics: dict[str, float] = {}
+        self._newest_scores: dict[str, dict[str, Any]] = {}
         self.module.share_buffers(self.accelerator)
         if dataset is not None:
-            by_row = self.evaluator.scores(dataset)
+            by_row = self._newest_scores = self.evaluator.scores(dataset)
             metric = self.args.metric_for_best_model
             metrics = {f"{metric_key_prefix}_{metric}": by_row[self.best.row_of(by_row)][metric]}
             for row, scores in by_row.items():
@@ -511,15 +549,31 @@ class CPSTrainer:
             self.log(metrics)
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
 
-    def predict(self, dataset, *, branch: int | str = 0) -> Iterator[tuple[str, Tensor]]:
+    def predict(self, dataset, *, branch: int | str = "best") -> Iterator[tuple[str, Tensor]]:
         """(id, uint8 (H, W) class ids) of each image of this process's share, at the image's own size.
 
         Args:
             dataset: needs "image"; a label is not looked at.
-            branch: a number, "<number>_average", "teacher", or "mean" (of the branches' probabilities).
+            branch: "best": what is in `best`, the best branch at its best step, or branch 0 where nothing was
+                evaluated; as they are now, a number, "<number>_average", "teacher", or "mean" (of the branches'
+                probabilities).
         """
-        networks = [*self.module.branches] if branch == "mean" else [self.exporter.network(branch)]
+        if branch == "mean":
+            networks = [*self.module.branches]
+        else:
+            networks = [self._best_network() if branch == "best" else self.exporter.network(branch)]
         return self.evaluator.predictions(dataset, networks)
+
+    def _best_network(self) -> torch.nn.Module:
+        """That of `best`, read from there: training has gone on since."""
+        folder = Path(self.args.output_dir) / "best"
+        if not self.state.best or not folder.is_dir():
+            return self.exporter.network(0)
+        kind = type(self.exporter.network(self.state.best["branch"]).model)
+        model = kind.from_pretrained(folder)
+        if hasattr(model.config, "input_shrink"):
+            model.config.input_shrink = 1  # the evaluator shrinks images for all branches
+        return Branch(model).to(self.device)
 
     def _measure_agreement(self, when: str) -> float | None:
         """The branches' agreement on the same few unlabeled images each time; kept under `when`."""

@@ -250,11 +250,12 @@ def test_the_windows_are_those_that_the_runs_evaluate_with():
     }
 
 
-def test_half_of_the_time_is_each_runs(monkeypatch):
+def test_a_run_has_a_share_of_the_time_that_is_left(monkeypatch):
     settings = parsed("--time", "100s", "--data_root", "x", "--dataset", "own")
-    (first,) = compare.deadline(settings, 1000.0, share=0.5)
+    monkeypatch.setattr(compare.time, "monotonic", lambda: 1040.0)
+    (first,) = compare.deadline(settings, 1000.0, 0.5)
     (second,) = compare.deadline(settings, 1000.0)
-    assert (first.deadline, second.deadline) == (1040.0, 1090.0)
+    assert (first.deadline, second.deadline) == (1060.0, 1090.0)
     assert compare.deadline(parsed(), 1000.0) == []
 
 
