@@ -254,8 +254,6 @@ def evaluation_set(settings: ComparisonSettings, sets: TrainingSets) -> Dataset 
         options = settings.data.load_options
         names = {name: options[name] for name in LAYOUT_OPTIONS if name in options}
         pairs = [pair for pair in find_layout(folder, **names).pairs if pair.mask is not None]
-        if not pairs:
-            raise ValueError(f"`--eval_dir {folder}`: no image there has a mask to be scored against.")
         columns = ([pair.id for pair in pairs], [pair.image for pair in pairs], [pair.mask for pair in pairs])
         dataset = build_table(*columns, sets.labeled.features["label"])
         warn_of_shared_images(sets.labeled, sets.unlabeled, dataset)
@@ -357,10 +355,10 @@ def score(out: Path, parts: dict[str, Part], settings: ComparisonSettings, judge
 
 
 def prediction_options(settings: Settings) -> dict[str, Any]:
-    """How the runs evaluate, as options of `Ensemble.logits`."""
+    """How the runs evaluate, as options of `Ensemble.logits`; an exported network brings its own image processor."""
     evaluation = settings.evaluation
     if evaluation.eval_mode == "whole":
-        return {"mode": "whole", "own_size": True}
+        return {"mode": "whole"}
     crop = tuple(evaluation.eval_crop_size or settings.augmentation.crop_size)
     stride = tuple(evaluation.eval_stride or default_stride(crop))
     batch = evaluation.per_device_eval_batch_size

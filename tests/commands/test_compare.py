@@ -99,7 +99,7 @@ def test_the_scores_are_those_of_cps_hf_evaluate_on_the_exported_networks(compar
     for name, folder in folders.items():
         options = json.dumps({"class_names": [*NAMES]})
         words = ["--dataset", "folder", "--data_root", str(world / "judged"), "--load_options", options]
-        words += ["--output_dir", str(tmp_path / name), "--num_pictures", "0", "--num_workers", "0", "--own_size"]
+        words += ["--output_dir", str(tmp_path / name), "--num_pictures", "0", "--num_workers", "0"]
         scores = evaluate.main(["--branches", str(out / folder), *words])["scores"]["branch_0"]
         assert found[name]["mean_iou"] == pytest.approx(scores["mean_iou"], abs=1e-9)
 
@@ -150,7 +150,7 @@ def test_a_comparison_that_was_stopped_goes_on_and_runs_nothing_twice(world, tmp
 
 @pytest.mark.slow
 def test_hub_sets_and_streams_are_compared(world, tmp_path):
-    """Parquet shards of images, labels and unlabeled images, streamed, scored on their own validation split."""
+    """Parquet shards of labeled and unlabeled images, read as streams, scored on their own validation split."""
     from datasets import Dataset
 
     for split, indices in (("train", range(8)), ("val", range(30, 34))):
@@ -239,7 +239,7 @@ def test_images_to_score_on_that_were_trained_on_are_said(tmp_path, caplog):
 
 def test_the_windows_are_those_that_the_runs_evaluate_with():
     whole = compare.prediction_options(parsed())
-    assert whole == {"mode": "whole", "own_size": True}
+    assert whole == {"mode": "whole"}
     sliding = parsed("--eval_mode", "sliding", "--crop_size", "48", "96", "--per_device_eval_batch_size", "3")
     assert compare.prediction_options(sliding) == {
         "mode": "sliding",
@@ -297,7 +297,7 @@ def test_without_anything_to_score_on_it_is_said(tmp_path):
         compare.evaluation_set(parsed(), TrainingSets(None, None, None, None))
     write_images(tmp_path / "judged" / "images", range(2), images=".")
     settings = parsed("--eval_dir", str(tmp_path / "judged"))
-    with pytest.raises(ValueError, match="no image there has a mask"):
+    with pytest.raises(ValueError, match="Nothing in .*judged looks like masks"):
         compare.evaluation_set(settings, TrainingSets(None, None, None, None))
 
 
