@@ -458,6 +458,9 @@ class EvaluationConfig:
     Evaluation
         per_device_eval_batch_size: whole images (of one size) or windows a forward pass.
         eval_mode: "whole" image, or "sliding" windows.
+        eval_shrink: average so many by so many pixels before a branch sees them, as where `random_scale` is around one
+            half (2) or a third (3); an exported branch then does it by itself. For DeepLabV3+, on large photographs.
+            Only with `eval_mode` "whole".
         eval_crop_size: the window; none: `crop_size`. Only with `eval_mode` "sliding".
         eval_stride: the window's step in pixels; none: two thirds of the window. Only with `eval_mode` "sliding".
         num_pictures: evaluation images drawn into `output_dir/pictures`; 0: none.
@@ -465,14 +468,16 @@ class EvaluationConfig:
 
     per_device_eval_batch_size: int = free(1)
     eval_mode: str = choice("whole")
+    eval_shrink: int = choice(1)
     eval_crop_size: list[int] | None = choice(None)
     eval_stride: list[int] | None = choice(None)
     num_pictures: int = free(4)
 
     def __post_init__(self):
         _check_sizes(self, "eval_crop_size", "eval_stride")
-        _check_numbers(self, at_least={"per_device_eval_batch_size": 1, "num_pictures": 0})
+        _check_numbers(self, at_least={"per_device_eval_batch_size": 1, "eval_shrink": 1, "num_pictures": 0})
         _check_one_of(self, "eval_mode", "whole", "sliding")
+        _check_used(self, "eval_mode", "whole", "eval_shrink")
         _check_used(self, "eval_mode", "sliding", "eval_crop_size", "eval_stride")
         if self.eval_crop_size is not None:
             self.check_stride(self.eval_crop_size)

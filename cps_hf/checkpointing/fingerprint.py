@@ -147,6 +147,8 @@ def _model(name: str, model: PreTrainedModel) -> Iterator[tuple[str, Any]]:
     """Its class, each entry of its configuration, and a hash of its parameters' names and shapes."""
     yield f"{name}, class", type(model).__name__
     for key, value in json.loads(model.config.to_json_string(use_diff=False)).items():
+        if key == "input_shrink" and value == 1:
+            continue  # it does nothing, and checkpoints of before it was there have none
         if key not in ("_name_or_path", "transformers_version", "architectures", "auto_map", "dtype"):
             yield f"{name}, {key}", _without_sources(value)
     shapes = [f"{key} {tuple(value.shape)} {value.dtype}" for key, value in model.state_dict().items()]

@@ -279,6 +279,7 @@ def _discovered(data: DataConfig) -> TrainingSets:
         class_names=data.named_classes,
         load_options=data.load_options,
     )
+    warn_of_shared_images(found.labeled, found.unlabeled, found.evaluation)
     return TrainingSets(found.labeled, found.unlabeled, found.evaluation, None, found)
 
 

@@ -34,7 +34,7 @@ def make_help(
     usage = "[DIR] [--config FILE.yaml] [--objective NAME] [--field value ...]"
     parser = ArgumentParser(command, description, first={*first, "config", "objective"}, usage=usage)
     main = parser.add_argument_group("what to run")
-    main.add_argument("DIR", nargs="?", help="images and masks as you have them: `--dataset own --data_root DIR`")
+    main.add_argument("DIR", nargs="?", help="images and masks as you have them, or what `--dataset` says")
     main.add_argument("--config", metavar="FILE.yaml", help="fields by name; the command line wins")
     main.add_argument(
         "--objective",

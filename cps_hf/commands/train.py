@@ -34,7 +34,7 @@ from . import main as command_line
 from . import parser, planned
 from .console import print_any_text
 from .datasets import OWN, TrainingSets, load_data
-from .errors import mendable
+from .errors import fail, mendable
 from .main import COMMANDS
 from .models import warn_of_random_weights
 from .planned import make_trainer, models_of
@@ -65,9 +65,7 @@ DEFAULTS = {
 }
 # What `--help` shows; `--help-all` shows everything.
 FIRST = (
-    *("dataset", "data_root", "unlabeled_root", "partition", "models"),
-    *("validation", "group_by", "class_names"),
-    *("time", "init_from", "backbone"),
+    *("time", "dataset", "unlabeled_root", "validation", "class_names", "models", "backbone", "init_from"),
     *("output_dir", "max_steps", "per_device_train_batch_size", "learning_rate", "crop_size"),
 )
 ONE_CLASS = 0.98
@@ -146,6 +144,8 @@ def folder_as_options(argv: Sequence[str]) -> list[str]:
     """`DIR ...`: the folder of a data set of one's own, unless `--dataset` says what lies there."""
     if not argv or argv[0].startswith("-"):
         return [*argv]
+    if argv[0].endswith((".yaml", ".yml")):
+        fail(f"expected a folder of images and masks, found {argv[0]!r}: a file of settings is read with `--config`.")
     names = {word.partition("=")[0].replace("-", "_") for word in argv}
     return [*([] if "__dataset" in names else ["--dataset", OWN]), "--data_root", *argv]
 
@@ -153,7 +153,10 @@ def folder_as_options(argv: Sequence[str]) -> list[str]:
 def as_resumed(argv: Sequence[str]) -> list[str]:
     """With `DIR` and `--resume_from_checkpoint` the run's own config.yaml, so that its plan is not made anew."""
     words = folder_as_options(argv)
-    given = parser.read_words(words)
+    try:
+        given = parser.read_words(words)
+    except ValueError:  # `parse` says what is wrong
+        return [*argv]
     config = Path(str(given.get("output_dir", CPSConfig().output_dir))) / "config.yaml"
     resumes = str(given.get("resume_from_checkpoint", "none")).lower() not in ("none", "null", "false")
     if given.get("dataset") == OWN and resumes and "config" not in given and config.is_file():

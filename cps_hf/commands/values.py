@@ -38,7 +38,9 @@ def convert(name: str, value: Any, expected: Any) -> Any:
     if converted is None:
         wanted = {bool: "true or false", int: "an integer", float: "a number", str: "text", dict: "a mapping"}[kind]
         got = "" if name.endswith("_token") else f", got {value!r}"
-        raise ValueError(f"`{name}` must be {wanted}{got}.")
+        several = kind is str and isinstance(value, list)
+        hint = " Quote what has spaces; DIR stands before all options." if several else ""
+        raise ValueError(f"`{name}` must be {wanted}{got}.{hint}")
     return converted
 
 

@@ -25,8 +25,9 @@ from .discovered import Discovered
 from .folder import load_folder
 from .holdout import FEW, group_of, hold_out, suggested_groups
 from .labels import IGNORE_INDEX
-from .layout import SPLITS, Layout, Pair, find_layout, images_alone
-from .mask_codes import MaskLook, class_pixels, look_at_masks, settle
+from .layout import Layout, Pair, find_layout, images_alone
+from .layout_names import SPLITS
+from .mask_codes import Coding, class_pixels, look_at_masks, settle
 from .partitions import read_list
 from .table import build, first_few
 
@@ -72,58 +73,64 @@ def discover(
         raise ValueError(f"`load_options` of a folder as it is: no {unknown[0]!r}; there are {', '.join(OPTIONS)}.")
     layout = find_layout(root, **{name: options[name] for name in _LAYOUT_OPTIONS if name in options})
     sides = _sides(layout)
-    notes = sides.notes()
+    wish = _wish(sides, validation)  # what is wrong with it is said before masks are read
+    notes = sides.left_alone(wish.split)
     if unlabeled_root is not None:
-        notes += sides.add_unlabeled(Path(unlabeled_root))
-    wish = _wish(sides, validation)
-    judged = [*sides.labeled, *(wish.pairs or [])]
-    looks = look_at_masks([pair.path for pair in judged], [pair.mask for pair in judged])
-    given = class_names or options.get("class_names")
-    coding = settle(
-        [pair.path for pair in judged],
-        looks,
-        find_class_tables(_folders_of(layout)),
-        given=None if given is None else given_classes(given),
-        coding={name: options[name] for name in _CODING_OPTIONS if options.get(name)},
-    )
-    encoding = replace(coding.encoding, **{name: options[name] for name in _LATER_OPTIONS if options.get(name)})
-    notes += [*coding.notes, *_unreadable(looks)]
-    pixels = {pair.path: class_pixels(look, encoding) for pair, look in zip(judged, looks, strict=True)}
-    held_out: list[Pair] = []
+        notes += sides.add_unlabeled(Path(unlabeled_root), wish.pairs or [])
+    masked = [*sides.labeled, *((wish.pairs or []) if wish.split else [])]
+    coding, pixels = _read_masks(layout, masked, class_names or options.get("class_names"), options)
+    notes += coding.notes
+    evaluation = wish.pairs or []
     if wish.share is not None:
-        held_out, more = _held_out(sides, pixels, wish.share, group_by, seed)
+        evaluation, more = _held_out(sides, pixels, wish.share, group_by, seed)
         notes += more
-    elif wish.from_labeled:
-        held_out = wish.pairs or []
-    out = {pair.path for pair in held_out}
+    elif group_by is not None:
+        notes.append("`group_by` has nothing to do: no share of the labeled images is held out.")
+    out = {pair.path for pair in evaluation}
     train = [pair for pair in sides.labeled if pair.path not in out]
     if not train:
         raise ValueError(f"All {len(out)} labeled images of {root} are validation images: none is left to train on.")
-    evaluation = held_out if wish.share is not None else wish.pairs or []
-    if not evaluation:
-        notes.append(NO_VALIDATION)
     sets = {"labeled": train, "unlabeled": sides.unlabeled, "validation": evaluation}
-    found_pixels = {
-        name: np.sum([pixels[pair.path] for pair in sets[name]], axis=0, dtype=np.int64)
-        for name in ("labeled", "validation")
-        if sets[name]
-    }
-    notes += _absent(encoding.names, found_pixels)
-    feature = encoding.to_feature()
+    totals = {name: _total(pixels, sets[name]) for name in ("labeled", "validation") if sets[name]}
+    notes += _absent(coding.encoding.names, totals) if evaluation else [NO_VALIDATION]
+    feature = coding.encoding.to_feature()
     return Discovered(
         root=root,
         labeled=_dataset(train, feature),
         unlabeled=_dataset(sides.unlabeled) if sides.unlabeled else None,
         evaluation=_dataset(evaluation, feature) if evaluation else None,
-        class_names=encoding.names,
+        class_names=coding.encoding.names,
         layout=layout.sentence,
-        held_out=sorted(pair.id for pair in held_out),
+        held_out=[] if wish.split else sorted(pair.id for pair in evaluation),
         passed_over=layout.passed_over,
         sizes={name: _sizes([pair.image for pair in pairs]) for name, pairs in sets.items() if pairs},
-        pixels=found_pixels,
+        pixels=totals,
         judged_on=wish.words if evaluation else "",
         notes=notes,
     )
+
+
+def _read_masks(
+    layout: Layout, pairs: Sequence[Pair], class_names: Any, options: Mapping[str, Any]
+) -> tuple[Coding, dict[str, np.ndarray]]:
+    """(how masks are read, by path the pixels of each class)."""
+    names = [pair.path for pair in pairs]
+    looks = look_at_masks(names, [pair.mask for pair in pairs])
+    coding = settle(
+        names,
+        looks,
+        find_class_tables(_folders_of(layout)),
+        given=None if class_names is None else given_classes(class_names),
+        coding={name: options[name] for name in _CODING_OPTIONS if options.get(name)},
+    )
+    later = {name: options[name] for name in _LATER_OPTIONS if options.get(name)}
+    if "palette" in later:
+        later["palette"] = tuple(map(tuple, later["palette"]))
+    encoding = replace(coding.encoding, **later)
+    problems = [look.problem for look in looks if look.problem is not None]
+    unread = [f"WARNING: {len(problems)} masks cannot be read. {problems[0]}"] if problems else []
+    pixels = {name: class_pixels(look, encoding) for name, look in zip(names, looks, strict=True)}
+    return Coding(encoding, [*coding.notes, *unread]), pixels
 
 
 # ------------------------------------------------------------------------------------------------ the sides
@@ -139,16 +146,24 @@ class _Sides:
     unlabeled: list[Pair]
     splits: dict[str, list[Pair]]
 
-    def notes(self) -> list[str]:
+    def left_alone(self, chosen: str | None) -> list[str]:
+        """Of the splits that are no part of the run, sentences; `chosen`: the one that is validated on."""
         found = []
-        bare = sum(pair.mask is None for pair in self.splits["val"])
-        if bare and bare < len(self.splits["val"]):
-            found.append(f"{bare} images of the validation split have no mask and are left alone.")
+        for name, pairs in self.splits.items():
+            bare = sum(pair.mask is None for pair in pairs)
+            if name == chosen and bare:
+                found.append(f"{bare} images of the {name} split have no mask and are left alone.")
+            elif name != chosen and pairs:
+                score = f" `--validation {name}` scores on it." if bare < len(pairs) else ""
+                found.append(
+                    f"The {name} split ({len(pairs)} images, {len(pairs) - bare} with a mask) is left alone: neither "
+                    f"trained nor validated on.{score}"
+                )
         return found
 
-    def add_unlabeled(self, folder: Path) -> list[str]:
-        """Further images, without those that are here already; sentences."""
-        known = {os.path.realpath(pair.image) for pair in [*self.labeled, *self.unlabeled, *self.splits["val"]]}
+    def add_unlabeled(self, folder: Path, evaluation: Sequence[Pair]) -> list[str]:
+        """Further images, without those that are in use already; sentences."""
+        known = {os.path.realpath(pair.image) for pair in [*self.labeled, *self.unlabeled, *evaluation]}
         taken, further = {pair.id for pair in self.unlabeled}, images_alone(folder)
         new = [pair for pair in further if os.path.realpath(pair.image) not in known]
         if any(pair.id in taken for pair in new):
@@ -200,28 +215,29 @@ def _folders_of(layout: Layout) -> list[Path]:
 
 @dataclass
 class _Wish:
-    """Which images are validation images: a share of the labeled ones, or these; `words` say whence."""
+    """Which images are validation images: a share of the labeled ones, or these, of a split or of those that are to be
+    held out; `words` say whence."""
 
     share: float | None = None
     pairs: list[Pair] | None = None
     words: str = ""
-    from_labeled: bool = False
+    split: str | None = None
 
 
 def _wish(sides: _Sides, validation: str | float | Path) -> _Wish:
     with_masks = {name: [p for p in pairs if p.mask is not None] for name, pairs in sides.splits.items()}
     text = str(validation).strip()
     if text == "auto" and with_masks["val"]:
-        return _Wish(pairs=with_masks["val"], words="the validation split")
+        return _Wish(pairs=with_masks["val"], words="the validation split", split="val")
     if text.casefold() == "none":
         return _Wish()
     split = SPLITS.get(text.casefold())
     if split in with_masks:
         if not with_masks[split]:
             raise ValueError(f"`validation` {text}: no image of such a split of {sides.root} has a mask.")
-        return _Wish(pairs=with_masks[split], words=f"the {split} split, as `validation` says")
-    if Path(text).is_file():
-        return _Wish(pairs=_listed(sides, Path(text)), words=f"those that {Path(text).name} lists", from_labeled=True)
+        return _Wish(pairs=with_masks[split], words=f"the {split} split, as `validation` says", split=split)
+    if text != "auto" and Path(text).is_file():
+        return _Wish(pairs=_listed(sides, Path(text)), words=f"those that {Path(text).name} lists")
     try:
         share = SHARE if text == "auto" else float(text)
     except ValueError:
@@ -289,9 +305,8 @@ NO_VALIDATION = (
 # ------------------------------------------------------------------------------------------------ what is said of it
 
 
-def _unreadable(looks: Sequence[MaskLook]) -> list[str]:
-    problems = [look.problem for look in looks if look.problem is not None]
-    return [f"WARNING: {len(problems)} masks cannot be read. {problems[0]}"] if problems else []
+def _total(pixels: Mapping[str, np.ndarray], pairs: Sequence[Pair]) -> np.ndarray:
+    return np.sum([pixels[pair.path] for pair in pairs], axis=0, dtype=np.int64)
 
 
 def _absent(names: Sequence[str], pixels: Mapping[str, np.ndarray]) -> list[str]:

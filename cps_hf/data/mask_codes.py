@@ -34,12 +34,14 @@ class MaskLook:
         values: pixels by stored value, where it has one channel.
         colors: pixels by colour as a viewer shows it.
         has_palette: whether its values are places in a palette of its own.
+        void: the colour that it shows its value 255 in, where it has it.
         problem: why it cannot be read.
     """
 
     values: dict[int, int] | None = None
     colors: dict[Color, int] = field(default_factory=dict)
     has_palette: bool = False
+    void: Color | None = None
     problem: str | None = None
 
 
@@ -68,10 +70,11 @@ def _look(name: str, path: Path) -> MaskLook:
     except ValueError as error:
         return MaskLook(problem=str(error))
     by_value = dict(zip(values.tolist(), counts.tolist(), strict=True))
+    shown_as = {value: (palette or {}).get(value, (value, value, value)) for value in by_value}
     colors: Counter[Color] = Counter()
     for value, count in by_value.items():
-        colors[(palette or {}).get(value, (value, value, value))] += count
-    return MaskLook(by_value, dict(colors), palette is not None)
+        colors[shown_as[value]] += count
+    return MaskLook(by_value, dict(colors), palette is not None, shown_as.get(IGNORE_INDEX))
 
 
 def _look_at_colors(pixels: np.ndarray, name: str) -> MaskLook:
@@ -149,8 +152,8 @@ def _is_colored(readable: Sequence[tuple[str, MaskLook]], table: ClassTable) -> 
     """Whether the masks show the table's colours: pictures do, others where all they show is listed."""
     if any(look.values is None for _, look in readable):
         return True
-    shown = _total([look.colors for _, look in readable])
-    return len(shown) > 1 and shown.keys() <= {*table.colors, (255, 255, 255)}
+    shown = {color for _, look in readable for color in look.colors} - {look.void for _, look in readable}
+    return len(shown) > 1 and shown <= {*table.colors}
 
 
 def _by_colors(readable: Sequence[tuple[str, MaskLook]], table: ClassTable, given: ClassTable | None) -> Coding:
@@ -162,12 +165,11 @@ def _by_colors(readable: Sequence[tuple[str, MaskLook]], table: ClassTable, give
                 "its order."
             )
         names = given.names
-    white, strange = (255, 255, 255), {}
+    colors |= {look.void: IGNORE_INDEX for _, look in readable if look.void and look.void not in colors}
+    strange: dict[Color, str] = {}
     for name, look in readable:
         for color in look.colors.keys() - colors.keys():
             strange.setdefault(color, name)
-    if strange.keys() == {white} and not any(look.values is None for _, look in readable):
-        colors[white], strange = IGNORE_INDEX, {}  # 255 of a grey or palette mask
     if strange:
         (color, name), *_ = strange.items()
         raise ValueError(
@@ -221,6 +223,12 @@ def _by_values(
         names = table.names
         values = None if table.values is None else {v: i for i, v in enumerate(table.values)}
         _refuse_unnamed(readable, found - {*(values or range(len(names)))}, table)
+    if len(names) < 2:
+        raise ValueError(
+            f"{table.path} names one class, {names[0]!r}, and the masks hold {first_few(sorted(pixels))}: name the "
+            "background too, e.g. `--class_names background "
+            f"{names[0]}`."
+        )
     if table is None:
         notes.append(
             f"No class names were found, so that classes are called {first_few(names, 3)}. Name them with "

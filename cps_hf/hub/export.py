@@ -25,6 +25,7 @@ def export_branch(
     image_mean: Sequence[float],
     image_std: Sequence[float],
     do_reduce_labels: bool = False,
+    input_shrink: int = 1,
     processing_class: Any | None = None,
     card: Mapping[str, Any] | None = None,
 ) -> Path:
@@ -40,6 +41,7 @@ def export_branch(
         id2label: class names for config.json; none: the model's own.
         image_mean, image_std: of the three colours, for images in [0, 1], as in training.
         do_reduce_labels: whether masks were read so that 0 is ignored and k is class k - 1.
+        input_shrink: what a DeepLabV3+ shrinks its input by, which training showed it shrunk (`eval_shrink`).
         processing_class: an image processor to save, which must do the same; none: a `SegformerImageProcessor` that
             normalises and does not resize, unless the model takes one size only.
         card: the facts of `render_card`, to write README.md; none: no README.md. A file under "picture" is copied.
@@ -61,7 +63,7 @@ def export_branch(
     with filled_whole(directory, replace=True) as folder:
         # Not model.state_dict(): the names in a file may differ from those in memory.
         model.save_pretrained(folder, state_dict=state_dict)
-        config = _rewrite_config(folder / "config.json", id2label)
+        config = _rewrite_config(folder / "config.json", id2label, input_shrink)
         processing_class.save_pretrained(folder)
         if card is not None:
             card = {**card, "trust_remote_code": "auto_map" in config}
@@ -100,12 +102,15 @@ def check_target(directory: Path) -> None:
             )
 
 
-def _rewrite_config(path: Path, id2label: Mapping[int, str] | None) -> dict[str, Any]:
-    """config.json with the class names and without local paths; the model in memory is left as it is."""
+def _rewrite_config(path: Path, id2label: Mapping[int, str] | None, input_shrink: int) -> dict[str, Any]:
+    """config.json with the class names, what the input is shrunk by, and without local paths; the model in memory is
+    left as it is."""
     config = json.loads(path.read_text(encoding="utf-8"))
     if id2label is not None:
         config["id2label"] = {str(index): id2label[index] for index in sorted(id2label)}
         config["label2id"] = {id2label[index]: index for index in sorted(id2label)}
+    if input_shrink != 1:
+        config["input_shrink"] = input_shrink
     for part in (config, *(value for value in config.values() if isinstance(value, dict))):
         if "_name_or_path" in part and (not hub_id(part["_name_or_path"]) or Path(part["_name_or_path"]).exists()):
             del part["_name_or_path"]  # where a backbone's weights came from on this machine

@@ -267,6 +267,8 @@ def _build(source, index, seed, id2label, weights, reinit_heads, options, build)
             model, said = _from_config(config, options, build), "everything drawn"
             to_initialize = set() if head_has_norms(model) else head_parameters(model)
         else:
+            if getattr(config, "input_shrink", 1) != 1:
+                config.input_shrink = 1  # an exported branch shrinks whole photographs; crops are shrunk already
             model, to_initialize, said = _from_checkpoint(source, config, options, build)
             renamed = id2label is not None and keeps_head and names_otherwise(own_classes, id2label)
             by_class = _parameters_by_class(config, options) if renamed else set()

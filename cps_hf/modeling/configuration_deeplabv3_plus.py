@@ -31,6 +31,8 @@ class DeepLabV3PlusConfig(PreTrainedConfig):
         dropout: after the textbook head's pyramid. Default 0.1 there (the TensorFlow release keeps 0.9); the
             original's head has none.
         align_corners: in every bilinear resize, also in that of the logits. Default: true for the original's head.
+        input_shrink: every so many by so many pixels of the input are averaged before the network sees them: one that
+            was trained on shrunk photographs takes whole ones. 1: none are.
         initializer_range: standard deviation for what is neither convolution nor norm, as elsewhere in transformers.
         semantic_loss_ignore_index: the label that the built-in loss leaves out.
 
@@ -53,6 +55,7 @@ class DeepLabV3PlusConfig(PreTrainedConfig):
         low_level_channels: int = 48,
         dropout: float | None = None,
         align_corners: bool | None = None,
+        input_shrink: int = 1,
         initializer_range: float = 0.02,
         semantic_loss_ignore_index: int = 255,
         **kwargs,
@@ -84,6 +87,9 @@ class DeepLabV3PlusConfig(PreTrainedConfig):
             raise ValueError(f'The original\'s head has no dropout, got dropout={dropout}. Use head="textbook".')
         self.dropout = (0.1 if head == "textbook" else 0.0) if dropout is None else dropout
         self.align_corners = (head == "original") if align_corners is None else align_corners
+        if input_shrink < 1:
+            raise ValueError(f"`input_shrink` must be at least 1, got {input_shrink}.")
+        self.input_shrink = input_shrink
         self.initializer_range = initializer_range
         self.semantic_loss_ignore_index = semantic_loss_ignore_index
         super().__init__(**kwargs)

@@ -141,8 +141,12 @@ class DeepLabV3PlusForSemanticSegmentation(SegmentationModel):
             **kwargs: for the backbone (`output_hidden_states`, ...).
 
         Returns:
-            `logits` (B, num_labels, H/4, W/4); `loss`: the mean cross entropy at label size, None without labels.
+            `logits` (B, num_labels, H/4, W/4), with `input_shrink` that much smaller; `loss`: the mean cross entropy
+            at label size, None without labels.
         """
+        shrink = self.config.input_shrink
+        if shrink > 1:
+            pixel_values = F.avg_pool2d(pixel_values, shrink, ceil_mode=True, count_include_pad=False)
         features = self.backbone(pixel_values, **kwargs)
         maps = features.feature_maps
         logits = self.decode_head(maps[0], maps[-1])

@@ -30,6 +30,7 @@ CPU_STEPS, GPU_STEPS = 1500, 6000
 MOST_STEPS = 40_000
 FEWEST_STEPS = 60
 WHOLE_PIXELS = {False: 1.5e6, True: 6e6}  # on a GPU or not: what is evaluated in one piece
+WINDOWS = {"eval_crop_size", "eval_stride"}
 RESERVE = 0.08
 """Of the time for steps: kept back, since steps that were timed at the start may take longer later."""
 GIB_PER_IMAGE = 0.74
@@ -132,6 +133,7 @@ class _Planner:
     def __init__(self, facts: DataFacts, machine: Machine, given: dict[str, Any], network: PreTrainedConfig | None):
         self.facts, self.machine, self.given = facts, machine, given
         self.has_batch_norms = network is not None and has_batch_norms(network)
+        self.can_shrink = network is not None and hasattr(network, "input_shrink")
         self.plan = Plan()
         self.settings = dict(given)
 
@@ -146,7 +148,7 @@ class _Planner:
     def method(self) -> None:
         facts = self.facts
         if facts.num_unlabeled == 0:
-            self.choose("objective", "supervised", "there are no unlabeled images")
+            self.choose("objective", "supervised", "there are no unlabeled images; `--unlabeled_root` names a folder")
         else:
             count = "a stream of" if facts.num_unlabeled is None else f"{facts.num_unlabeled}"
             self.choose(
@@ -170,29 +172,42 @@ class _Planner:
             self.plan.notes.append(random_weights_note(self.facts.num_labeled))
         elif isinstance(backbone, str) and backbone != "none":
             around = architecture_around(backbone)
-            self.has_batch_norms = around.has_batch_norms
+            self.has_batch_norms, self.can_shrink = around.has_batch_norms, True
             where = f"a GPU of {machine.memory:.0f} GiB" if machine.is_gpu else "small enough for a CPU"
             self.choose("backbone", backbone, f"pretrained on ImageNet; {where}. Around it: {around.said}")
 
     def sizes(self) -> None:
-        """The scale at which the network sees images, the crop, and how images are evaluated."""
+        """What images are shrunk by, the crop, and how images are evaluated."""
         facts, gpu = self.facts, self.machine.is_gpu
-        height, width = facts.height, facts.width
+        size = f"images are {facts.width} x {facts.height} (width x height, median)"
+        shrink = self._shrink()
+        if shrink > 1:
+            where = "a GPU" if gpu else "a CPU"
+            self.choose("eval_shrink", shrink, f"{size}: 1/{shrink} of that is what {where} can train on")
         crop = GPU_CROP if gpu else CPU_CROP
-        sides = [min(crop, max(32, side // 32 * 32)) for side in (height, width)]
-        self.choose(
-            "crop_size",
-            sides,
-            f"images are {width} x {height} (width x height, median); on a {'GPU' if gpu else 'CPU'} at most {crop}",
-        )
+        sides = [min(crop, max(32, side // shrink // 32 * 32)) for side in (facts.height, facts.width)]
+        seen = f", seen at 1/{shrink}" if shrink > 1 else ""
+        self.choose("crop_size", sides, f"{size}{seen}; on a {'GPU' if gpu else 'CPU'} at most {crop}")
         if not {"random_scale", "random_scale_mode"} & self.given.keys():
-            self.choose("random_scale", LABELED["random_scale"], "around the scale at which images are evaluated")
+            scales = [float(f"{scale / shrink:.3g}") for scale in LABELED["random_scale"]]
+            self.choose("random_scale", scales, "around the scale at which images are evaluated")
             self.choose("random_scale_mode", LABELED["random_scale_mode"], "any factor between the two")
         self.choose("resize_antialias", LABELED["resize_antialias"], "images are shrunk as a viewer shrinks them")
         pixels = facts.largest[0] * facts.largest[1]
-        whole = pixels <= WHOLE_PIXELS[gpu] and not {"eval_crop_size", "eval_stride"} & self.given.keys()
-        size = f"the largest image that was looked at has {pixels / 1e6:.2g} megapixels"
+        whole = pixels <= WHOLE_PIXELS[gpu] * shrink**2 and not WINDOWS & self.given.keys()
+        size = f"the largest image that was looked at has {pixels / 1e6:.2g} megapixels{seen}"
         self.choose("eval_mode", "whole" if whole else "sliding", f"{size}: {'in one piece' if whole else 'windows'}")
+
+    def _shrink(self) -> int:
+        """By which whole factor images are shrunk: crops of the size that the machine can afford are to show more of a
+        large photograph than a detail. Given scales or windows are for images as they are."""
+        side, facts = GPU_SIDE if self.machine.is_gpu else CPU_SIDE, self.facts
+        if "eval_shrink" in self.given:
+            return self.given["eval_shrink"]
+        if not self.can_shrink or ({"random_scale", "eval_mode"} | WINDOWS) & self.given.keys():
+            return 1
+        # By the ceiling, so that no larger image comes through; one that is hardly larger is left as it is.
+        return max(1, math.ceil(min(facts.height, facts.width) / (1.125 * side)))
 
     def learning(self) -> None:
         facts = self.facts
@@ -277,7 +292,9 @@ class _Planner:
         first = round(FIRST_STAGE_SHARE * steps)
         if two_stages:
             self.choose(
-                "pretrain_steps", first, "two thirds of the steps on the labels alone: CPS needs good networks"
+                "pretrain_steps",
+                first,
+                f"the first {FIRST_STAGE_SHARE:.0%} of the steps learn from the labels alone: CPS needs good networks",
             )
             factor = UNLABELED["second_stage_learning_rate_factor"]
             self.choose("second_stage_learning_rate_factor", factor, "a second stage goes on from trained networks")

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
@@ -79,6 +80,7 @@ class Evaluator:
         self.confusion_matrices: dict[str, Tensor] = {}
         self.image_counts: dict[str, ImageCounts] = {}
         self.mean, self.std = (torch.tensor(v, device=self.device) for v in (image_mean, image_std))
+        self.shrink = evaluation.eval_shrink
         self.options: dict[str, Any] = {"mode": evaluation.eval_mode}
         if evaluation.eval_mode == "sliding":
             crop = tuple(evaluation.eval_crop_size or crop_size)
@@ -103,11 +105,12 @@ class Evaluator:
             for group, images in self._batches(_numbered(self.stream(dataset))):
                 labels = torch.stack([s["label"] for s in group]).to(self.device)
                 numbers = [s["number"] for s in group]
-                images = normalize(images, self.mean, self.std)
-                predicted = predict_each(self.branches, images, num_labels=self.num_labels, **self.options)
+                options = {"target_size": tuple(images.shape[-2:]), **self.options}
+                images = self._seen(images)
+                predicted = predict_each(self.branches, images, num_labels=self.num_labels, **options)
                 of_rows = dict(zip(of_branches, predicted, strict=True))
                 for name in rows.keys() - of_rows.keys():
-                    of_rows[name] = predict(rows[name], images, **self.options)
+                    of_rows[name] = predict(rows[name], images, **options)
                 for name, predictions in of_rows.items():
                     counted[name].add(predictions, labels, numbers)
         for name, row in counted.items():
@@ -201,7 +204,15 @@ class Evaluator:
     @torch.no_grad()
     def logits(self, network: nn.Module, images: Tensor) -> Tensor:
         """uint8 (B, 3, H, W) on the device -> (B, C, H, W)."""
-        return predict_logits(network, normalize(images, self.mean, self.std), **self.options)
+        return predict_logits(network, self._seen(images), target_size=tuple(images.shape[-2:]), **self.options)
+
+    def _seen(self, images: Tensor) -> Tensor:
+        """What a branch is shown of uint8 images (B, 3, H, W): normalised and, with `eval_shrink`, shrunk, as an
+        exported DeepLabV3+ shrinks them (its `input_shrink`)."""
+        images = normalize(images, self.mean, self.std)
+        return (
+            images if self.shrink == 1 else F.avg_pool2d(images, self.shrink, ceil_mode=True, count_include_pad=False)
+        )
 
     def _batches(self, samples: Iterable[Samples]) -> Iterator[tuple[Samples, Tensor]]:
         """Lists of samples -> (samples of one size, their images as uint8 (B, 3, H, W) on the device)."""

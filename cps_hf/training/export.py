@@ -107,6 +107,7 @@ class BranchExporter:
                     image_mean=self.image_mean,
                     image_std=self.image_std,
                     do_reduce_labels=self.do_reduce_labels,
+                    input_shrink=self.run.settings["eval_shrink"],
                     processing_class=self.processing_class,
                     card=card,
                 )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..config import EvaluationConfig
 from ..modeling import freeze_unused_parameters
 from ..modeling.classes import are_named, by_number, listed, same_names
 from .normalization import processor_of
@@ -162,3 +163,17 @@ def _equal(one: nn.Module, other: nn.Module) -> bool:
 def _same(p: Tensor, q: Tensor) -> bool:
     p, q = (t.to_local() if isinstance(t, DTensor) else t for t in (p, q))
     return p.shape == q.shape and torch.equal(p, q)
+
+
+def check_shrink(evaluation: EvaluationConfig, models: Sequence[PreTrainedModel]) -> None:
+    """With `eval_shrink` an exported branch must take whole images, and so shrink them by itself.
+
+    Raises:
+        ValueError: a model cannot.
+    """
+    for index, model in enumerate(models):
+        if evaluation.eval_shrink > 1 and not hasattr(model.config, "input_shrink"):
+            raise ValueError(
+                f"`eval_shrink={evaluation.eval_shrink}` is for DeepLabV3+, which shrinks images by itself once it is "
+                f"exported; branch {index} is a {type(model).__name__}. Leave it out, with a `random_scale` around 1."
+            )

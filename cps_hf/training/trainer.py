@@ -140,6 +140,7 @@ class CPSTrainer:
         self.models = setup.build_models(
             models, self.model_config, args, crop_size, self.objective, id2label, accelerator
         )
+        model_checks.check_shrink(self.evaluation, self.models)
         self.id2label = id2label or classes_of(self.models)
         self.model_config = normalization.settle(
             self.model_config, models, self.models, processing_class, say=accelerator.is_main_process
@@ -586,7 +587,10 @@ class CPSTrainer:
         if not self.state.best or not folder.is_dir():
             return self.exporter.network(0)
         kind = type(self.exporter.network(self.state.best["branch"]).model)
-        return Branch(kind.from_pretrained(folder)).to(self.device)
+        model = kind.from_pretrained(folder)
+        if hasattr(model.config, "input_shrink"):
+            model.config.input_shrink = 1  # the evaluator shrinks images for all branches
+        return Branch(model).to(self.device)
 
     def _measure_agreement(self, when: str) -> dict[str, float]:
         """What `Evaluator.agreement` says of the same few unlabeled images each time; kept under `when`."""

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from support.own_folders import write_files
 from support.toy import run_python
 
 from cps_hf.commands import train
@@ -300,3 +301,91 @@ def test_a_model_that_a_file_names_is_looked_for_beside_it(tmp_path, monkeypatch
     (tmp_path / "recipes" / "r.yaml").write_text("models: [net.json, here.json, nvidia/mit-b2]\n")
     found = train.parse(["--config", "recipes/r.yaml", "--data_root", "x"]).data.models
     assert found == [str(Path("recipes/net.json")), "here.json", "nvidia/mit-b2"]
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """A folder as people have it: ten images, six of them with a mask."""
+    root = tmp_path_factory.mktemp("own") / "my photos"
+    write_files(root, *(f"{i}.jpg" for i in range(10)), *(f"masks/{i}_mask.png" for i in range(6)))
+    return root
+
+
+def test_a_first_word_is_the_folder_of_a_set_of_ones_own_and_comes_back_from_its_file(own, tmp_path):
+    words = [str(own), "--class_names", "sky", "road", "--validation", "none", "--group_by", "(.)"]
+    settings = train.parse([*words, "--output_dir", str(tmp_path)])
+    data = settings.data
+    assert (data.dataset, data.data_root, data.validation, data.group_by) == ("own", str(own), "none", "(.)")
+    assert data.partition is None and data.named_classes == ["sky", "road"]
+    (tmp_path / "config.yaml").write_text(settings.to_yaml())
+    assert train.parse(["--config", str(tmp_path / "config.yaml")]) == settings
+    (tmp_path / "scenes.yaml").write_text("dataset: street_scenes\nmax_steps: 7\nvalidation: 0.5\n")
+    typed = train.parse([str(own), "--config", str(tmp_path / "scenes.yaml")])
+    assert (typed.data.dataset, typed.data.validation, typed.args.max_steps) == ("own", "0.5", 7)
+    assert train.parse([str(own), "--dataset", "folder"]).data.dataset == "folder"
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [(["a, b"], ["a", "b"]), (["names.json"], "names.json"), (["a", "b c"], ["a", "b c"]), ([], None), (["a"], ["a"])],
+)
+def test_class_names_are_words_or_one_file(words, named):
+    assert DataConfig(class_names=words, dataset="own", data_root="x").named_classes == named
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--streaming", "true", "--unlabeled_root", "y"], "`streaming` does not go with a folder of your own"),
+        (["--partition", "3"], "`partition` does not go with a folder of your own"),
+        (["--eval_split", "test"], "splits are found: leave out `train_split` and `eval_split`.* `--validation test`"),
+        (["--dataset", "folder", "--validation", "0.3"], "`validation` goes with a folder of your own"),
+        (["--dataset", "folder", "--group_by", "x"], "`group_by` goes with a folder of your own"),
+        (["--dataset", "voc", "--class_names", "x"], "`class_names` goes with `dataset` own, folder or hub"),
+        (["--data_root", "y"], "`--data_root` is given twice"),
+        (["--load_options", '{"colour": 1}'], "`load_options` of a folder as it is: no 'colour'"),
+        (["--validation", "7"], "`validation` must be a share between 0 and 1"),
+    ],
+)
+def test_what_does_not_go_with_a_folder_of_ones_own_is_one_line(own, tmp_path, capsys, words, said):
+    with pytest.raises(SystemExit) as exit_:
+        train.main([str(own), *words, "--output_dir", str(tmp_path / "out")])
+    message = capsys.readouterr().err
+    assert exit_.value.code == 2 and re.search(said, message) and message.count("\n") == 1
+
+
+def test_class_names_reach_the_folder_loader_too(folders, tmp_path):
+    data = DataConfig(dataset="folder", data_root=str(folders / "labeled"), class_names=["a", "b", "c"])
+    assert '"names":["a","b","c"]' in load_data(data).labeled.features["label"].id
+    assert load_data(replace(data, class_names=[str(folders / "labeled" / "names.json")])).found is None
+
+
+def test_a_set_without_unlabeled_images_says_how_to_get_some(own, tmp_path, capsys):
+    shutil.copytree(own, tmp_path / "set")
+    for i in range(6, 10):
+        (tmp_path / "set" / f"{i}.jpg").unlink()
+    with pytest.raises(SystemExit):
+        train.main([str(tmp_path / "set"), "--output_dir", str(tmp_path / "out"), "--objective", "cps"])
+    out, err = capsys.readouterr()
+    assert "labeled           5" in out and "unlabeled         0" in out  # the table comes first
+    assert "all images to train on in" in err and "`--unlabeled_root`" in err and "`--objective supervised`" in err
+
+
+@pytest.mark.slow
+def test_the_held_out_images_are_listed_and_a_resumed_run_keeps_them(own, tmp_path, capsys):
+    steps = ("--save_steps", "2", "--optim", "adamw")
+    results = run(tmp_path, str(own), "--max_steps", "2", *steps)
+    assert results["num_labeled"] == 5 and results["num_unlabeled"] == 4 and results["dataset"] == "my photos"
+    out = tmp_path / "out"
+    listed = (out / "validation.txt").read_text().split()
+    table = capsys.readouterr().out
+    assert len(listed) == 1 and f"held out: {listed[0]}" in table and table.index("held out") < table.index("mIoU")
+    other = tmp_path / "other.txt"
+    other.write_text("3" if listed == ["2"] else "2")
+    resumed = ("--max_steps", "3", "--resume_from_checkpoint", "auto", *steps)
+    with pytest.raises(SystemExit):  # it would train on what it was judged on
+        run(tmp_path, str(own), *resumed, "--validation", str(other))
+    assert "train_dataset, hash of the ids" in capsys.readouterr().err
+    assert (out / "validation.txt").read_text().split() == listed
+    again = run(tmp_path, str(own), *resumed, "--validation", str(out / "validation.txt"))
+    assert again["steps"] == 3

@@ -8,7 +8,7 @@ from cps_hf.config import AugmentationConfig, CPSConfig, EvaluationConfig, Model
 from cps_hf.modeling.around import architecture_around
 from cps_hf.modeling.offline_backbone import SOURCE
 from cps_hf.objectives import OBJECTIVES
-from cps_hf.planning import RECOMMENDED, DataFacts, Machine, Timings, make_plan
+from cps_hf.planning import FIRST_STAGE_SHARE, LABELED, RECOMMENDED, DataFacts, Machine, Timings, make_plan
 from cps_hf.planning.plan import FEWEST_STEPS, MOST_STEPS
 
 STREETS = DataFacts(
@@ -64,10 +64,10 @@ def test_the_method_follows_from_the_unlabeled_images():
     assert not alone.keys() & {"pretrain_steps", "second_stage_learning_rate_factor", "weight", "cutmix"}
 
 
-def test_two_thirds_of_the_steps_are_supervised():
+def test_the_first_stage_has_its_share_of_the_steps():
     chosen = values()
-    assert chosen["max_steps"] == 1500 and chosen["pretrain_steps"] == 1000
-    assert values(given={"max_steps": 300})["pretrain_steps"] == 200
+    assert chosen["pretrain_steps"] == round(FIRST_STAGE_SHARE * chosen["max_steps"])
+    assert values(given={"max_steps": 300})["pretrain_steps"] == round(FIRST_STAGE_SHARE * 300)
 
 
 def test_the_steps_fit_the_time_by_what_was_measured():
@@ -151,9 +151,39 @@ def test_a_gpu_gets_larger_crops_batches_by_memory_and_its_precision():
     assert "mixed_precision" not in values(facts, dataclasses.replace(GPU, bf16=False))
 
 
-def test_huge_images_are_evaluated_in_windows():
+@pytest.mark.parametrize(
+    "machine, side, shrink, crop",
+    [(CPU, 180, 1, 160), (CPU, 288, 1, 160), (CPU, 480, 2, 160), (CPU, 1080, 4, 160), (CPU, 3000, 11, 160)]
+    + [(GPU, 1080, 1, 512), (GPU, 3000, 3, 512)],
+)
+def test_large_photographs_are_seen_shrunk_in_training_and_in_evaluation_alike(machine, side, shrink, crop):
+    facts = dataclasses.replace(STREETS, height=side, width=2 * side, largest=(side, 2 * side))
+    chosen = values(facts, machine)
+    groups(chosen)
+    assert chosen.get("eval_shrink", 1) == shrink and chosen["crop_size"] == [crop, crop]
+    assert chosen["random_scale"] == pytest.approx([scale / shrink for scale in LABELED["random_scale"]], rel=1e-2)
+    assert chosen["eval_mode"] == "whole"
+
+
+def test_images_are_not_shrunk_where_scales_or_windows_are_given_or_the_network_cannot():
+    facts = dataclasses.replace(STREETS, height=1080, width=1920, largest=(1080, 1920))
+    for given in (
+        {"random_scale": [0.5, 1.0]},
+        {"eval_stride": [32, 32]},
+        {"eval_mode": "sliding"},
+        {"models": ["x"]},
+    ):
+        assert "eval_shrink" not in values(facts, CPU, given)
+    chosen = values(facts, CPU, {"eval_shrink": 2})
+    assert (
+        chosen["random_scale"] == pytest.approx([s / 2 for s in LABELED["random_scale"]])
+        and "eval_shrink" not in chosen
+    )
+
+
+def test_images_that_are_too_large_for_one_piece_are_evaluated_in_windows():
     facts = dataclasses.replace(STREETS, height=4000, width=6000, largest=(4000, 6000))
-    assert values(facts, GPU)["eval_mode"] == "sliding"
+    assert values(facts, GPU, {"models": ["x"]})["eval_mode"] == "sliding"
     assert values()["eval_mode"] == "whole"
 
 

@@ -1,0 +1,256 @@
+"""`cps-hf train DIR`: the plan is printed, used under what was typed, and written down; what a run starts from."""
+
+import json
+import re
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from support.toy import NAMES, tiny_upernet
+from transformers import PreTrainedConfig
+
+from cps_hf.commands import planned, train
+from cps_hf.commands.datasets import load_data
+from cps_hf.commands.models import branches_of, chosen_models
+from cps_hf.commands.planned import seconds_of, with_choices
+from cps_hf.commands.timing import TimeLimit, time_steps
+from cps_hf.objectives import CrossPseudoSupervision, Supervised
+from cps_hf.planning import FIRST_STAGE_SHARE
+
+WORDS = ("--crop_size", "32", "--dataloader_num_workers", "0", "--disable_tqdm", "true", "--num_pictures", "0")
+WORDS += ("--per_device_train_batch_size", "2", "--ema_decay", "none", "--agreement_images", "0")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """12 images, the first 8 with a mask; and a tiny network's configuration."""
+    root = tmp_path_factory.mktemp("own")
+    rng = np.random.default_rng(0)
+    for name in ("images", "masks"):
+        (root / "set" / name).mkdir(parents=True)
+    for index in range(12):
+        Image.fromarray(rng.integers(0, 255, (40, 48, 3), dtype=np.uint8)).save(root / f"set/images/{index}.png")
+        mask = rng.choice(3, (40, 48), p=[0.8, 0.15, 0.05]).astype(np.uint8)
+        if index < 8:
+            Image.fromarray(mask).save(root / f"set/masks/{index}.png")
+    (root / "set" / "classes.json").write_text(json.dumps(list(NAMES)))
+    tiny_upernet().save_pretrained(root / "tiny")
+    return root
+
+
+def parsed(*words):
+    return train.parse([*words])
+
+
+# ---------------------------------------------------------------------------------------------- the whole command
+
+
+@pytest.fixture(scope="module")
+def ran(folder, tmp_path_factory):
+    """A run of two stages, its standard output and its folder."""
+    out = tmp_path_factory.mktemp("ran") / "out"
+    printed = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("builtins.print", lambda *words, **_: printed.append(" ".join(map(str, words))))
+        train.main(
+            [
+                str(folder / "set"),
+                "--models",
+                str(folder / "tiny"),
+                "--output_dir",
+                str(out),
+                "--max_steps",
+                "3",
+                *WORDS,
+            ]
+        )
+    return "\n".join(printed), out
+
+
+@pytest.mark.slow
+def test_the_plan_is_printed_and_written_and_what_was_typed_is_kept(ran):
+    printed, out = ran
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    assert re.search(r"class_weights +0.5 +from .* \(bar\) to .* \(ground\)", printed)
+    assert (config["objective"], config["class_weights"], config["optim"]) == ("cps", 0.5, "adamw")
+    assert (config["max_steps"], config["pretrain_steps"]) == (3, 2)
+    assert config["crop_size"] == [32, 32] and config["ema_decay"] is None
+    assert not re.search(r"^  (crop_size|max_steps|ema_decay|backbone) ", printed, flags=re.M)
+    assert (out / "supervised_0").is_dir() and (out / "branch_1").is_dir()
+
+
+@pytest.mark.slow
+def test_an_earlier_run_is_the_start_of_the_next_one(ran, folder, tmp_path, caplog):
+    _, first = ran
+    words = [str(folder / "set"), "--output_dir", str(tmp_path / "out"), "--init_from", str(first), "--max_steps", "1"]
+    settings = parsed(*words, "--pretrain_steps", "0", *WORDS)
+    sets = load_data(settings.data)
+    with caplog.at_level("INFO", logger="cps_hf"):
+        trainer, _ = train.build(settings, sets)
+    assert f"all weights from {first / 'branch_0'}" in caplog.text and "branch_1" in caplog.text
+    assert "random weights" not in caplog.text
+    # another class: its heads begin anew, and that is said
+    (folder / "more.json").write_text(json.dumps([*NAMES, "kerb"]))
+    settings = parsed(*words, "--class_names", str(folder / "more.json"), *WORDS)
+    caplog.clear()
+    with caplog.at_level("INFO", logger="cps_hf"):
+        train.build(settings, load_data(settings.data))
+    assert "but for the class count (now 4)" in caplog.text
+
+
+@pytest.mark.slow
+def test_a_trial_run_times_steps_and_leaves_nothing_behind(folder, tmp_path):
+    settings = parsed(
+        str(folder / "set"), "--models", str(folder / "tiny"), "--output_dir", str(tmp_path / "o"), *WORDS
+    )
+    sets, made = load_data(settings.data), []
+
+    def make(clock, **others):
+        made.append(others["output_dir"])
+        return planned.make_trainer(settings.with_values(**others), sets, planned.models_of(settings), [clock])
+
+    timings = time_steps(make, True, timed=2)
+    assert 0 < timings.first_stage < timings.spent and 0 < timings.second_stage < timings.spent
+    assert timings.evaluation > 0 and timings.start > 0 and timings.end > 0
+    assert not (tmp_path / "o").exists() and not any(tmp_path.joinpath(folder).exists() for folder in made)
+
+
+def test_the_length_is_what_fits_the_time_that_is_left(folder, tmp_path, monkeypatch):
+    timings = planned.Timings(first_stage=0.5, second_stage=1.0, evaluation=1.0, start=5.0, end=5.0, spent=10.0)
+    seen = []
+
+    def time_nothing(make, two_stages, **_):
+        seen.append(two_stages)
+        return timings
+
+    monkeypatch.setattr(planned, "time_steps", time_nothing)
+    words = [str(folder / "set"), "--models", str(folder / "tiny"), "--output_dir", str(tmp_path), "--time", "5m"]
+    settings = parsed(*words)
+    sets = load_data(settings.data)
+    typed = {"time", "models", "output_dir", "dataset", "data_root"}
+    began = time.monotonic() - 20  # imports took these
+    chosen, plan = planned.complete(settings, sets, typed, began=began)
+    assert seen == [True]
+    steps, first = chosen.args.max_steps, chosen.args.pretrain_steps
+    assert first == round(FIRST_STAGE_SHARE * steps)
+    assert 0.8 * 300 < 20 + 10 + 10 + first * 0.5 + (steps - first) * 1.0 < 300
+    (limit,) = planned.time_limit(chosen, plan, began=began)
+    assert limit.deadline == pytest.approx(began + 300 - 1.3 * 6)
+    without = parsed(*words[:-2])
+    assert planned.time_limit(*planned.complete(without, sets, typed - {"time"}, began=began), began=began) == []
+
+
+def test_without_unlabeled_images_the_run_is_supervised_and_says_what_does_not_fit(folder, tmp_path):
+    settings = parsed(str(folder / "set"), "--models", str(folder / "tiny"), "--weight", "2")
+    sets = load_data(settings.data)._replace(unlabeled=None)
+    typed = {"models", "dataset", "data_root"}
+    chosen, _ = planned.complete(settings, sets, typed, began=time.monotonic())
+    assert isinstance(chosen.objective, Supervised) and chosen.model_config.num_branches == 1
+    assert chosen.objective.class_weights == 0.5
+    with pytest.raises(ValueError, match="`weight` is an option of methods with unlabeled images"):
+        planned.complete(settings, sets, typed | {"weight"}, began=time.monotonic())
+
+
+def test_typed_options_of_a_method_survive_the_choice_of_another(tmp_path):
+    settings = parsed("--dataset", "own", "--data_root", "x", "--labeled_loss", "focal", "--focal_gamma", "3")
+    assert isinstance(settings.objective, CrossPseudoSupervision)
+    chosen = with_choices(settings, {"objective": "supervised"}, {"labeled_loss", "focal_gamma"})
+    assert chosen.objective == Supervised(labeled_loss="focal", focal_gamma=3.0)
+
+
+# ---------------------------------------------------------------------------------------------- parts of it
+
+
+@pytest.mark.parametrize("text, seconds", [("90", 90), ("90s", 90), ("10m", 600), ("1.5h", 5400), (" .5 m ", 30)])
+def test_times(text, seconds):
+    assert seconds_of(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "ten", "10 minutes", "-5m", "0s", "m"])
+def test_what_is_no_time(text):
+    with pytest.raises(ValueError, match="`time` must be like 90s, 10m or 1.5h"):
+        seconds_of(text)
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--time", "10m"], "`time` goes with a folder of your own"),
+        (["--dataset", "own", "--data_root", "x", "--time", "soon"], "must be like"),
+        (["--dataset", "own", "--data_root", "x", "--init_from", "nowhere"], "there is no such folder"),
+    ],
+)
+def test_what_is_wrong_with_a_plan_is_said_before_data_are_read(words, said):
+    with pytest.raises(ValueError, match=said):
+        train.check_before_loading(parsed(*words))
+
+
+def test_a_run_does_not_start_from_the_folder_that_it_writes(tmp_path):
+    (tmp_path / "best").mkdir()
+    (tmp_path / "best" / "config.json").write_text("{}")
+    settings = parsed("--init_from", str(tmp_path), "--output_dir", str(tmp_path))
+    with pytest.raises(ValueError, match="write the new run somewhere else"):
+        planned.check(settings)
+
+
+def test_which_networks_an_earlier_run_gives(tmp_path):
+    def exported(name):
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / "config.json").write_text("{}")
+        return str(tmp_path / name)
+
+    with pytest.raises(ValueError, match="neither best/ nor branch_0/"):
+        branches_of(str(tmp_path), 2)
+    best = exported("best")
+    assert branches_of(str(tmp_path), 2) == [best, best] and branches_of(best, 1) == [best]
+    pair = [exported("branch_0"), exported("branch_1")]
+    assert branches_of(str(tmp_path), 2) == pair and branches_of(str(tmp_path), 1) == [best]
+    assert branches_of(str(tmp_path), 3) == [best] * 3
+    for models, backbone, other in (["x"], None, "models"), ([], "resnet18", "backbone"):
+        with pytest.raises(ValueError, match=f"leave out `{other}`"):
+            chosen_models(models, backbone, str(tmp_path), 2)
+
+
+def test_a_backbone_alone_says_what_goes_around_it(caplog):
+    with caplog.at_level("INFO", logger="cps_hf"):
+        config = chosen_models([], "timm/resnet18.a1_in1k", None, 2)
+    assert config.model_type == "deeplabv3_plus" and config.backbone_config.backbone == "resnet18"
+    assert "DeepLabV3+ (textbook head" in caplog.text
+    assert chosen_models(["a"], "resnet18", None, 2) == "a" and chosen_models(["a", "b"], None, None, 2) == ["a", "b"]
+    both = chosen_models([], ["resnet18", "convnext_atto"], None, 2)
+    assert [config.backbone_config.backbone for config in both] == ["resnet18", "convnext_atto"]
+    assert isinstance(chosen_models([], None, None, 2), PreTrainedConfig)
+
+
+@pytest.mark.parametrize("num_labeled, said", [(20, True), (5000, False), (None, False)])
+def test_random_weights_on_few_labels_are_a_warning_with_what_to_do(num_labeled, said, caplog):
+    from cps_hf.commands.models import warn_of_random_weights
+
+    warn_of_random_weights(tiny_upernet(), None, num_labeled)
+    assert ("20 labeled images are few" in caplog.text and "--backbone" in caplog.text) == said
+    caplog.clear()
+    warn_of_random_weights(tiny_upernet(), "resnet18", 20)
+    warn_of_random_weights("some/checkpoint", None, 20)
+    assert not caplog.text
+
+
+def test_training_ends_where_the_time_is_over(caplog):
+    control, state = SimpleNamespace(should_training_stop=False), SimpleNamespace(global_step=5, max_steps=10)
+    TimeLimit(time.monotonic() + 100).on_step_end(None, state, control)
+    assert not control.should_training_stop
+    TimeLimit(time.monotonic() - 1).on_step_end(None, state, control)
+    assert control.should_training_stop and "at step 5 of 10" in caplog.text
+
+
+def test_a_resumed_run_has_the_plan_that_it_had(tmp_path):
+    words = ["DIR", "--output_dir", str(tmp_path), "--resume_from_checkpoint", "auto"]
+    assert train.as_resumed(words) == words  # there is no plan yet
+    (tmp_path / "config.yaml").write_text("max_steps: 7\n")
+    resumed = train.as_resumed(words)
+    assert resumed[-2:] == ["--config", str(tmp_path / "config.yaml")]
+    assert train.parser.given_names(resumed) >= {"max_steps", "dataset", "data_root", "resume_from_checkpoint"}
+    assert train.as_resumed(words[:3]) == words[:3]
+    assert train.as_resumed([*words, "--config", "mine.yaml"])[-1] == "mine.yaml"
