@@ -87,6 +87,7 @@ def complete(settings: Settings, sets: TrainingSets, typed: Collection[str], *, 
         return time_steps(
             lambda clock, **others: make_trainer(trial.with_values(**others), sets, models_of(trial), [clock]),
             two_stages,
+            timed=5 if seconds > 300 else 3,
         )
 
     seconds = None if limit is None else seconds_of(limit) - (time.monotonic() - began)
