@@ -22,7 +22,17 @@ from cps_hf.training.trainer import CPSTrainer
 STEPS, BORDER = 6, 4
 SIZE = (32, 40)
 COLORS = np.array([[10, 20, 30], [200, 0, 0], [0, 0, 200]], np.uint8)
-SMALL = ("--max_steps", str(STEPS), "--crop_size", "32", "32", "--per_device_train_batch_size", "2")
+SMALL = (
+    "--max_steps",
+    str(STEPS),
+    "--pretrain_steps",
+    str(BORDER),
+    "--crop_size",
+    "32",
+    "32",
+    "--per_device_train_batch_size",
+    "2",
+)
 SMALL += ("--dataloader_num_workers", "0", "--disable_tqdm", "--num_pictures", "0", "--agreement_images", "0")
 KEYS = {"mean_iou", "seconds", "steps"}
 
