@@ -1,0 +1,268 @@
+"""The methods on photographs and on steel surfaces, from ImageNet's weights, each beside a fair control.
+
+    python benchmarks/real/compare.py --real DIR --arms recommended control_equal_time plain_equal_time
+        both sets, three seeds, each with labels of its own: the most valuable part.
+
+    python benchmarks/real/compare.py --real DIR --split val --seeds 0 --arms ...
+        on the images that settings are chosen on; kept apart from what is reported.
+
+    python benchmarks/real/compare.py --report
+        no run: the tables and figures of all cells there are.
+
+`README.md` beside this file is the protocol. A run is a process of its own and goes on where it stopped; a finished
+one is kept as a small JSON in `--cells` with the hash of its settings, and not repeated while that is the same. The
+seconds of a step are measured first, alternately, and kept in `--cells` too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "comparisons")]
+
+import report  # noqa: E402
+import torch  # noqa: E402
+import transformers  # noqa: E402
+from arms import ARMS, CROP, LABELS  # noqa: E402
+from cells import Cell, run_all  # noqa: E402
+from sets import prepare  # noqa: E402
+
+from cps_hf.commands import train  # noqa: E402
+from cps_hf.commands.settings import Settings  # noqa: E402
+from cps_hf.files import write_atomically  # noqa: E402
+from cps_hf.modeling import DeepLabV3PlusConfig  # noqa: E402
+
+CELLS = HERE.parent / "results" / "real" / "cells"
+TIMED_STEPS = 12
+
+
+@dataclass(frozen=True)
+class Key:
+    """Which run a cell is."""
+
+    dataset: str
+    labels: int
+    seed: int
+    arm: str
+    length: int
+    split: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.dataset}-{self.labels}-seed{self.seed}-{self.arm}-{self.length}-{self.split}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = arguments(argv)
+    if not options.report:
+        benchmark = Benchmark(options)
+        failed = benchmark.run()
+        if failed:
+            print(f"{len(failed)} failed: {', '.join(cell.name for cell in failed)} (log.txt in each run's folder).")
+            return 1
+    print(report.write(options.cells, options.cells.parent))
+    return 0
+
+
+def arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("--real", type=Path, help="the folder that holds camvid/ and steel/")
+    parser.add_argument("--backbone", help="weights of tf_efficientnet_lite0: a file, or a name that --backbone takes")
+    parser.add_argument("--runs", type=Path, default=Path("outputs/real"), help="the runs' folders")
+    parser.add_argument("--cells", type=Path, default=CELLS, help="where each finished run's JSON is kept")
+    parser.add_argument("--sets", nargs="+", choices=LABELS, default=[*LABELS])
+    parser.add_argument(
+        "--arms", nargs="+", choices=ARMS, default=["recommended", "control_equal_time", "plain_equal_time"]
+    )
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, default=[1, 2, 3], help="of the networks and of the labeled set"
+    )
+    parser.add_argument("--labels", nargs="+", type=int, help="labeled images; default: 23 of camvid, 24 of steel")
+    parser.add_argument("--lengths", nargs="+", type=int, default=[1500], help="optimizer steps, both stages together")
+    parser.add_argument("--split", choices=("val", "test"), default="test", help="val: to choose settings on")
+    parser.add_argument("--override", type=json.loads, default={}, help="further settings, as JSON; with --split val")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--report", action="store_true", help="run nothing")
+    options = parser.parse_args(argv)
+    if not options.report and options.real is None:
+        parser.error("--real DIR is needed to run; --report needs none.")
+    if options.override and options.split == "test":
+        parser.error("--override is for choosing settings, on --split val.")
+    return options
+
+
+class Benchmark:
+    """The cells that are wanted, and how they are run."""
+
+    def __init__(self, options: argparse.Namespace):
+        self.options = options
+        self.roots = {name: prepare(options.real, options.runs / "data", name) for name in options.sets}
+        self.model = options.runs / "model"
+        if not (self.model / "config.json").is_file():
+            DeepLabV3PlusConfig(backbone="tf_efficientnet_lite0", head="textbook", aspp_channels=64).save_pretrained(
+                self.model
+            )
+
+    def run(self) -> list[Cell]:
+        """Run what has no cell yet; the runs that failed."""
+        wanted = [key for key in self._keys() if not self._is_kept(key)]
+        cells = {self._cell(key).name: key for key in wanted}
+        failed = []
+        for batch in _in_turn([self._cell(key) for key in wanted], self.options.jobs):
+            failed += run_all(batch, jobs=self.options.jobs)
+            for cell in batch:
+                if cell.finished:
+                    self._keep(cells[cell.name], cell)
+        return failed
+
+    def _keys(self) -> Iterator[Key]:
+        options = self.options
+        for length in options.lengths:
+            for seed in options.seeds:
+                for name in options.sets:
+                    for labels in options.labels or [LABELS[name]]:
+                        for arm in options.arms:
+                            yield Key(name, labels, seed, arm, length, options.split)
+
+    def _cell(self, key: Key) -> Cell:
+        return Cell(key.name, self._settings(key, self.options.runs / key.name))
+
+    def _settings(self, key: Key, folder: Path) -> Settings:
+        words = [
+            f"--objective={ARMS[key.arm].objective}",
+            "--dataset=folder",
+            f"--data_root={self.roots[key.dataset]}",
+        ]
+        return train.parse(words).with_values(
+            **self._values(key),
+            models=[str(self.model)],
+            backbone=self.options.backbone,
+            output_dir=str(folder),
+            save_steps=250,
+            save_total_limit=1,
+            num_pictures=0,
+            disable_tqdm=True,
+            check_labels_seconds=0,
+        )
+
+    def _values(self, key: Key) -> dict[str, Any]:
+        """What decides the result, by option name; all else is as the options' defaults are."""
+        arm = ARMS[key.arm]
+        steps = arm.max_steps(key.length, self._seconds(key.dataset) if arm.as_long_as else {}, ARMS)
+        values = arm.options | self.options.override
+        if not arm.pretrain_steps(steps):
+            values.pop("second_stage_learning_rate_factor", None)
+        return values | {
+            "max_steps": steps,
+            "pretrain_steps": arm.pretrain_steps(steps),
+            "crop_size": [CROP[key.dataset]] * 2,
+            "num_branches": arm.branches,
+            "seed": key.seed,
+            "eval_split": key.split,
+            "partition": "1-1" if key.arm == "all_labels" else str(key.labels),
+            "partition_seed": key.seed,
+            "dataloader_num_workers": 0,  # so that the process's CPU seconds are all there are
+            "per_device_eval_batch_size": 8,
+        }
+
+    # -------------------------------------------------------------------------------------------------- seconds
+
+    def _seconds(self, dataset: str) -> dict[str, float]:
+        """CPU seconds of a step (on a GPU those of the clock) by kind; measured once a set, in turn, twice each."""
+        path = self.options.cells / f"seconds-{dataset}.json"
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"seconds": {}}
+        arms = {arm: ARMS[arm] for arm in reversed(["control", "recommended", *self.options.arms])}
+        kinds = {arm.step_kind: name for name, arm in arms.items()} | {"supervised_2": "control"}
+        missing = {kind: arm for kind, arm in kinds.items() if kind not in found["seconds"]}
+        if not missing:
+            return found["seconds"]
+        measured: dict[str, list[float]] = {kind: [] for kind in missing}
+        for turn in range(2):
+            for kind, arm in missing.items():
+                measured[kind].append(self._time(dataset, kind, arm, turn))
+        found["seconds"] |= {kind: min(times) for kind, times in measured.items()}
+        found |= {"steps": TIMED_STEPS, "date": str(date.today()), "machine": platform.machine()}
+        write_atomically(path, json.dumps(found, indent=1))
+        return found["seconds"]
+
+    def _time(self, dataset: str, kind: str, arm: str, turn: int) -> float:
+        """The seconds of a step of this kind: in one stage, scored on eight images."""
+        took = []
+        for steps in (2, 2 + TIMED_STEPS):  # the difference leaves out what the first steps take longer
+            folder = self.options.runs / "timing" / f"{dataset}-{kind}-{turn}-{steps}"
+            shutil.rmtree(folder, ignore_errors=True)
+            settings = self._settings(Key(dataset, LABELS[dataset], 0, arm, steps, "timing"), folder)
+            settings = settings.with_values(pretrain_steps=None, second_stage_learning_rate_factor=1.0)
+            if kind == "supervised_2":
+                settings = settings.with_values(num_branches=2)
+            cell = Cell(folder.name, settings)
+            if run_all([cell]):
+                raise SystemExit(f"{folder}/log.txt says why a step of {kind} cannot be timed.")
+            training = cell.results()["training"]
+            took.append(training["cpu_seconds" if training["device"] == "cpu" else "seconds"])
+        return (took[1] - took[0]) / TIMED_STEPS
+
+    # -------------------------------------------------------------------------------------------------- what is kept
+
+    def _path(self, key: Key) -> Path:
+        return self.options.cells / f"{key.name}.json"
+
+    def _hash(self, key: Key) -> str:
+        text = json.dumps(self._values(key), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def _is_kept(self, key: Key) -> bool:
+        path = self._path(key)
+        if not path.is_file():
+            return False
+        kept = json.loads(path.read_text(encoding="utf-8"))["settings_hash"]
+        if kept != self._hash(key):
+            raise SystemExit(f"{path} was made with other settings ({kept}): remove it, or take another `--cells`.")
+        return True
+
+    def _keep(self, key: Key, cell: Cell) -> None:
+        results, settings = cell.results(), cell.settings
+        content: dict[str, Any] = {
+            **vars(key),
+            "settings_hash": self._hash(key),
+            "steps": results["steps"],
+            "pretrain_steps": settings.args.pretrain_steps,
+            "scores": _scores(results["final"]),
+            "supervised_scores": _scores(results.get("stages", {}).get("supervised", {})),
+            "training": {k: results["training"][k] for k in ("seconds", "cpu_seconds", "device")},
+            "settings": self._values(key),
+            "date": str(date.today()),
+            "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        }
+        write_atomically(self._path(key), json.dumps(content, indent=1))
+        shutil.rmtree(cell.folder / "pictures", ignore_errors=True)
+
+
+def _scores(rows: dict[str, Any]) -> dict[str, Any]:
+    return {
+        row: {"mean_iou": scores["mean_iou"], "per_category_iou": scores["per_category_iou"]}
+        for row, scores in rows.items()
+    }
+
+
+def _in_turn(cells: list[Cell], jobs: int) -> Iterator[list[Cell]]:
+    """As many at a time as run at a time, so that each is kept as soon as it is finished."""
+    for start in range(0, len(cells), jobs):
+        yield cells[start : start + jobs]
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    sys.exit(main())

@@ -1,0 +1,165 @@
+"""The tables and figures of the cells that there are."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from cps_hf.files import write_atomically
+
+T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571}  # Student's t of n - 1 degrees of freedom, two-sided
+AGAINST = {"recommended": ("control_equal_time", "plain_equal_time", "control", "plain")}
+OTHERS_AGAINST = ("control", "plain")
+
+Cells = dict[tuple[str, int, int, str], dict[int, dict[str, Any]]]
+"""(set, labels, length, arm) -> seed -> the cell's JSON."""
+
+
+def write(cells: Path, out: Path) -> str:
+    """OUT/test.md, OUT/val.md and OUT/gain.png; the text of the first."""
+    texts = {split: markdown(read(cells, split)) for split in ("test", "val")}
+    for split, text in texts.items():
+        write_atomically(out / f"{split}.md", text)
+    figure = gain_figure(read(cells, "test"))
+    if figure is not None:
+        figure.savefig(out / "gain.png", dpi=150)
+    return texts["test"]
+
+
+def read(folder: Path, split: str) -> Cells:
+    """The cells of a split, settings overridden in none of them first."""
+    found: Cells = defaultdict(dict)
+    for path in sorted(folder.glob("*.json")):
+        cell = json.loads(path.read_text(encoding="utf-8"))
+        if cell.get("split") == split:
+            found[cell["dataset"], cell["labels"], cell["length"], cell["arm"]][cell["seed"]] = cell
+    return found
+
+
+def single(cell: Mapping[str, Any], part: str = "scores") -> float | None:
+    """What is compared: mean IoU of branch 0 at the last step, as it would be exported; of Mean Teacher and UniMatch
+    V2, whose average is what the method gives, the teacher's. Percent."""
+    scores = cell[part]
+    row = "teacher" if "teacher" in scores else "branch_0"
+    return 100 * scores[row]["mean_iou"] if row in scores else None
+
+
+def markdown(cells: Cells) -> str:
+    """A section per set, number of labels and length."""
+    lines = ["Mean IoU in % of one exported network (branch 0, or the method's teacher), last step, per seed.", ""]
+    for dataset, labels, length in sorted({key[:3] for key in cells}):
+        lines += [f"## {dataset}, {labels} labels, length {length}", ""]
+        lines += [
+            "| arm | steps | CPU minutes | seeds | mean | its average (EMA) | mean of branches |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        arms = {key[3]: by_seed for key, by_seed in cells.items() if key[:3] == (dataset, labels, length)}
+        for arm, by_seed in sorted(arms.items(), key=lambda item: -_mean(item[1])):
+            lines.append(_row(arm, by_seed))
+        staged = arms.get("recommended", {})
+        if staged:
+            first = {seed: single(cell, "supervised_scores") for seed, cell in staged.items()}
+            steps = next(iter(staged.values()))["pretrain_steps"]
+            mean = statistics.mean(first.values())
+            lines.append(f"| its supervised first stage | {steps} | | {_listed(first)} | {mean:.1f} | | |")
+        lines += ["", *_differences(arms), *_per_class(arms)]
+    return "\n".join(lines) + "\n"
+
+
+def _row(arm: str, by_seed: Mapping[int, Mapping[str, Any]]) -> str:
+    cells = by_seed.values()
+    steps = " / ".join(sorted({str(cell["steps"]) for cell in cells}))
+    minutes = statistics.mean(cell["training"]["cpu_seconds"] for cell in cells) / 60
+    averages = [100 * c["scores"]["branch_0_average"]["mean_iou"] for c in cells if "branch_0_average" in c["scores"]]
+    ensembles = [100 * c["scores"]["mean"]["mean_iou"] for c in cells if "mean" in c["scores"]]
+    scores = {seed: single(cell) for seed, cell in by_seed.items()}
+    return (
+        f"| {arm} | {steps} | {minutes:.1f} | {_listed(scores)} | {_mean(by_seed):.1f} "
+        f"| {_or_nothing(averages)} | {_or_nothing(ensembles)} |"
+    )
+
+
+def _differences(arms: Mapping[str, Mapping[int, Any]]) -> list[str]:
+    lines = []
+    for arm, by_seed in arms.items():
+        for other in AGAINST.get(arm, () if arm in OTHERS_AGAINST or arm.endswith("_time") else OTHERS_AGAINST):
+            seeds = sorted(by_seed.keys() & arms.get(other, {}).keys())
+            if seeds:
+                lines.append(
+                    f"- {arm} - {other}: {_paired([single(by_seed[s]) - single(arms[other][s]) for s in seeds])}"
+                )
+    return [*lines, ""] if lines else []
+
+
+def _paired(differences: Sequence[float]) -> str:
+    each = ", ".join(f"{difference:+.1f}" for difference in differences)
+    mean, n = statistics.mean(differences), len(differences)
+    if n not in T_95:
+        return f"{mean:+.1f} ({each})"
+    half = T_95[n] * statistics.stdev(differences) / math.sqrt(n)
+    return f"{mean:+.1f} ({each}; 95 % interval over seeds {mean - half:+.1f} to {mean + half:+.1f})"
+
+
+def _per_class(arms: Mapping[str, Mapping[int, Any]]) -> list[str]:
+    shown = [arm for arm in ("plain_equal_time", "control_equal_time", "recommended") if arm in arms]
+    if len(shown) < 2:
+        return []
+    seeds = sorted(set.intersection(*(set(arms[arm]) for arm in shown)))
+    if not seeds:
+        return []
+    lines = ["IoU in % by class, mean over seeds " + ", ".join(map(str, seeds)) + ":", ""]
+    columns = {}
+    for arm in shown:
+        rows = [arms[arm][seed]["scores"]["branch_0"]["per_category_iou"] for seed in seeds]
+        rows = [[*row.values()] if isinstance(row, dict) else row for row in rows]
+        columns[arm] = [_mean_of(values) for values in zip(*rows, strict=True)]
+    lines += ["| class | " + " | ".join(shown) + " |", "|---" * (len(shown) + 1) + "|"]
+    for index in range(len(columns[shown[0]])):
+        lines.append(f"| {index} | " + " | ".join(columns[arm][index] for arm in shown) + " |")
+    return [*lines, ""]
+
+
+def gain_figure(cells: Cells) -> Figure | None:
+    """The gain of `recommended` over the controls at equal time against training length; a panel per set."""
+    sets = sorted({(key[0], key[1]) for key in cells if key[3] == "recommended"})
+    if not sets:
+        return None
+    figure = Figure(figsize=(4.5 * len(sets), 3.4), layout="constrained")
+    for axes, (dataset, labels) in zip(figure.subplots(1, len(sets), squeeze=False)[0], sets, strict=True):
+        for other, color in (("control_equal_time", "#0072b2"), ("plain_equal_time", "#999999")):
+            points = []
+            for length in sorted({key[2] for key in cells if key[:2] == (dataset, labels)}):
+                mine = cells.get((dataset, labels, length, "recommended"), {})
+                theirs = cells.get((dataset, labels, length, other), {})
+                points += [(length, single(mine[s]) - single(theirs[s])) for s in sorted(mine.keys() & theirs.keys())]
+            means = {x: statistics.mean(y for at, y in points if at == x) for x, _ in points}
+            axes.scatter(*zip(*points, strict=True), color=color, s=14, alpha=0.6) if points else None
+            axes.plot([*means], [*means.values()], color=color, marker="o", label=f"over {other.replace('_', ' ')}")
+        axes.axhline(0, color="black", linewidth=0.8)
+        axes.set(title=f"{dataset}, {labels} labels", xlabel="optimizer steps", ylabel="gain in mIoU, points")
+        axes.legend(fontsize=8)
+    return figure
+
+
+def _mean(by_seed: Mapping[int, Mapping[str, Any]]) -> float:
+    return statistics.mean(single(cell) for cell in by_seed.values())
+
+
+def _mean_of(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None and not math.isnan(value)]
+    return f"{100 * statistics.mean(known):.1f}" if known else "-"
+
+
+def _listed(scores: Mapping[int, float]) -> str:
+    return ", ".join(f"{scores[seed]:.1f}" for seed in sorted(scores))
+
+
+def _or_nothing(values: Sequence[float]) -> str:
+    return f"{statistics.mean(values):.1f}" if values else ""

@@ -1,0 +1,1 @@
+"""The settings of a run on people's own images, chosen from what their data and their machine are."""
