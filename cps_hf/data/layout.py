@@ -62,6 +62,10 @@ class Pair(NamedTuple):
     split: str | None
 
 
+class NoMasksError(ValueError):
+    """A folder holds images, and nothing that looks like a mask."""
+
+
 @dataclass
 class Layout:
     """What lies below a folder.
@@ -394,7 +398,7 @@ def _image_folder(
     return candidates[chosen], f"{chosen}/" if chosen else "the folder itself"
 
 
-def _no_masks(root: Path, files: Sequence[_File], looked: Walk) -> ValueError:
+def _no_masks(root: Path, files: Sequence[_File], looked: Walk) -> NoMasksError:
     folders: dict[str, Counter] = {}
     for file in files:
         kinds = folders.setdefault(str(PurePosixPath(file.path).parent), Counter())
@@ -411,7 +415,7 @@ def _no_masks(root: Path, files: Sequence[_File], looked: Walk) -> ValueError:
     ]
     drawn = f" {first_few(shapes, 1)}: boxes and polygons must be drawn as masks first." if shapes else ""
     folder = next((name for name in sorted(folders) if name != "."), "FOLDER")
-    return ValueError(
+    return NoMasksError(
         f"Nothing in {root} looks like masks; found images in {first_few(there)}. Expected folders such as images/ "
         "and masks/, with one name for an image and its mask, or a.jpg and a_mask.png side by side. If the masks are "
         f"there under other names: {_typed(images='IMAGES', masks=folder)} or {_typed(mask_suffix='_seg')}.{drawn}"
