@@ -13,6 +13,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of a command that predicts: which branches, and how."""
     group = parser.add_argument_group("branches")
     group.add_argument("--branches", nargs="+", required=True, help="folders or Hub ids; several: their mean")
+    _add_how(group)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Those of `add_arguments` that say how, where the command names its branches otherwise."""
+    _add_how(parser.add_argument_group("how branches predict"))
+
+
+def _add_how(group: Any) -> None:
     group.add_argument("--mode", choices=("whole", "sliding"), default="whole", help="whole images or windows")
     group.add_argument("--crop_size", type=int, nargs=2, metavar=("H", "W"), help="the window, in pixels")
     group.add_argument("--stride", type=int, nargs=2, metavar=("H", "W"), help="default: two thirds of the window")
