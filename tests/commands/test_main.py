@@ -60,7 +60,7 @@ def test_the_package_hands_out_what_it_names_and_nothing_else():
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "which command? There are train, check, "),
+        ([], "which command? There are train, compare, check, "),
         (["trian"], "there is no command 'trian'. Did you mean `train`?"),
         (["--objective", "cps"], "there is no command '--objective'. There are train, "),
         (["train", "--max_step", "5"], "Did you mean `max_steps`?"),
