@@ -28,6 +28,7 @@ LAW = {
         {"config", "functional", "files", "visualization"},
         {"datasets", "torchvision", "PIL", "huggingface_hub"},
     ),
+    "annotations": ({"functional", "files", "data"}, {"PIL", "yaml"}),
     "scenes": ({"functional", "files", "data"}, {"PIL", "huggingface_hub"}),
     "inference": ({"functional", "files", "modeling"}, {"transformers", "onnx", "onnxruntime"}),
     "checkpointing": ({"files", "config", "data"}, {"accelerate", "datasets", "transformers"}),
@@ -46,7 +47,7 @@ LAW = {
     "commands": (
         {
             *("functional", "files", "config", "visualization", "metrics", "objectives", "modeling", "data", "scenes"),
-            *("inference", "checkpointing", "hub", "app", "training"),
+            *("inference", "checkpointing", "hub", "app", "training", "annotations"),
         },
         HEAVY,
     ),
