@@ -106,8 +106,7 @@ def read_cvat_masks(source: Path, options: ReadOptions) -> Project:
     """
     builder = ProjectBuilder("cvat_masks", source, options)
     table = read_color_table(source / LABELMAP)
-    folder = source / MASKS
-    if not folder.is_dir():
-        raise ValueError(f'No folder {folder}: CVAT\'s "Segmentation mask 1.1" has its masks there.')
-    add_label_maps(builder, folder, colors=table)
+    if not (source / MASKS).is_dir():
+        raise ValueError(f'No folder {source / MASKS}: CVAT\'s "Segmentation mask 1.1" has its masks there.')
+    add_label_maps(builder, MASKS, colors=table)
     return builder.project(background=None)

@@ -39,7 +39,7 @@ def read_colors(source: Path, options: ReadOptions) -> Project:
             'RGB masks need a table of colours, `--colors FILE`: JSON like {"road": [128, 64, 128]} or {"#804080": '
             '"road"}, CSV with the columns name, r, g, b, or a labelmap.txt of CVAT.'
         )
-    add_label_maps(builder, source / options.masks, colors=read_color_table(options.colors))
+    add_label_maps(builder, options.masks, colors=read_color_table(options.colors))
     return builder.project(background=None)
 
 
@@ -55,7 +55,7 @@ def read_ids(source: Path, options: ReadOptions) -> Project:
     first = options.first_id
     values = {first + i: name for i, name in enumerate(options.classes)}
     values |= dict.fromkeys(range(first), "") | {IGNORE_INDEX: None}
-    add_label_maps(builder, source / options.masks, values=values)
+    add_label_maps(builder, options.masks, values=values)
     return builder.project(background="background" if first else None)
 
 
@@ -70,7 +70,7 @@ def read_binary(source: Path, options: ReadOptions) -> Project:
     if len(names) != 2:
         raise ValueError(f"`--format binary` has two classes, of 0 and of 255; `--classes` names {len(names)}.")
     values = {value: names[index] for value, index in {**BLACK_AND_WHITE, 1: 1}.items()}
-    add_label_maps(builder, source / options.masks, values=values)
+    add_label_maps(builder, options.masks, values=values)
     return builder.project(background=None)
 
 
@@ -105,7 +105,7 @@ def read_roboflow_masks(source: Path, options: ReadOptions) -> Project:
 
 def add_label_maps(
     builder: ProjectBuilder,
-    folder: Path | None,
+    folder: str | None,
     *,
     colors: Mapping[Color, str | None] | None = None,
     values: Mapping[int, str | None] | None = None,
@@ -114,7 +114,8 @@ def add_label_maps(
     """All masks of a source, each with its image.
 
     Args:
-        folder: the masks' (its name may also be that of folders deeper in the source); `None`: beside the images.
+        folder: what the masks' folder is called, in the source or in each of its splits; `None` or ".": masks lie
+            beside the images.
         colors, values: what a colour or a number means: a label, `None` (ignored), "" (no label).
         mask_suffix: of the masks' names, unless the options say one.
 
@@ -151,10 +152,10 @@ def _drawn(pixels: np.ndarray) -> Callable[[int, int], Region]:
     return lambda height, width: Region(0, 0, pixels)
 
 
-def _pairs(builder: ProjectBuilder, folder: Path | None, mask_suffix: str) -> list[tuple[str, Path | None, Path]]:
+def _pairs(builder: ProjectBuilder, folder: str | None, mask_suffix: str) -> list[tuple[str, Path | None, Path]]:
     """(name, image where there is one, mask)."""
     image_suffix = builder.options.image_suffix
-    inner = folder.name if folder is not None else None
+    inner = Path(folder or ".").name or None
     masks: dict[str, Path] = {}
     for below, path in walk(builder.source, MASK_SUFFIXES).files.items():
         parts = Path(below).parts

@@ -63,7 +63,7 @@ def read_labelme(source: Path, options: ReadOptions) -> Project:
             builder.notes.append(
                 f"{len(alone)} images have no JSON file, are not labeled yet, and left out: {first_few(alone, 3)}"
             )
-    own = BACKGROUND if BACKGROUND in builder.labels else "background"
+    own = BACKGROUND if BACKGROUND in (*builder.labels, *builder.uses) else "background"
     return builder.project(background=own)
 
 
