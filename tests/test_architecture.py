@@ -28,7 +28,7 @@ LAW = {
         {"config", "functional", "files", "visualization"},
         {"datasets", "torchvision", "PIL", "huggingface_hub"},
     ),
-    "annotations": ({"functional", "files", "data"}, {"PIL", "yaml"}),
+    "annotations": ({"functional", "files", "visualization", "data"}, {"PIL", "yaml"}),
     "scenes": ({"functional", "files", "data"}, {"PIL", "huggingface_hub"}),
     "inference": ({"functional", "files", "modeling"}, {"transformers", "onnx", "onnxruntime"}),
     "checkpointing": ({"files", "config", "data"}, {"accelerate", "datasets", "transformers"}),

@@ -15,8 +15,8 @@ from .errors import fail, nearest
 # the status is not 0.
 COMMANDS = {
     "train": "train two networks on each other's pseudo labels; without options a demonstration on drawn data",
-    "convert": "make masks of what an annotation tool exports: COCO, LabelMe, CVAT, YOLO, colours and others",
     "check": "walk a data set before training: broken files, sizes, class shares, a contact sheet",
+    "convert": "make masks of what an annotation tool exports: COCO, LabelMe, CVAT, YOLO, colours and others",
     "evaluate": "score a branch, or the mean of several, on a labeled set; or write predictions for a server",
     "predict": "predict images: masks, overlays with a legend and, on demand, the probability of every class",
     "prepare": "write a data set as parquet shards, to stream from a disk or from the Hub",

@@ -248,7 +248,7 @@ def test_official_classes_have_official_colours(tmp_path, photos):
         (["--inputs", "PHOTOS/notes.txt"], "notes.txt.*of no kind that PIL knows"),
         (["--dataset", "voc", "--format", "coco"], "`--format coco` goes with image files"),
         (["--inputs", "PHOTOS", "--tolerance", "-1"], "`--tolerance` must be 0 or more, got -1.0"),
-        (["somewhere", "--inputs", "PHOTOS"], "Give RUN or `--branches`, not both"),
+        (["--flip", "somewhere", "--inputs", "PHOTOS"], "Give RUN or `--branches`, not both"),
         (["--inputs", "PHOTOS", "--branches", "nowhere"], "`nowhere`: no model could be read"),
     ],
 )
