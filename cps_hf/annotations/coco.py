@@ -66,7 +66,7 @@ def _read_file(path: Path, content: dict[str, Any], builder: ProjectBuilder) -> 
         annotations[image].append((where, row))
         used.add(category)
     # Roboflow lists its project as a category above the others, which no object has.
-    above = {row.get("supercategory") for row in content["categories"]}
+    above = {str(row.get("supercategory")) for row in content["categories"]}
     builder.declare(name for key, name in categories.items() if key in used or name not in above)
     boxes = 0
     for key, row in images.items():
@@ -98,7 +98,7 @@ def _outline(annotation: dict[str, Any], size: tuple[int, int] | None, where: st
         # COCO's own files hold outlines of two points; they cover no pixel.
         parts = [points_of(part, where, least=2) for part in segmentation]
         return partial(_parts, parts)
-    height, width = numbers_of(field_of(segmentation, "size", list, where), where)
+    height, width = numbers_of(field_of(segmentation, "size", list, where), where, count=2)
     counts = field_of(segmentation, "counts", (list, str), where)
     if size is not None and size != (height, width):
         raise ValueError(
@@ -127,5 +127,5 @@ def _box(annotation: dict[str, Any], where: str, options: ReadOptions):
             f"{where} has no outline (`segmentation` is empty), and a box is no mask. Draw outlines in the tool, or "
             "take boxes for masks, `--boxes`."
         )
-    x, y, width, height = (*numbers_of(field_of(annotation, "bbox", list, where), where), 0, 0, 0, 0)[:4]
+    x, y, width, height = numbers_of(field_of(annotation, "bbox", list, where), where, count=4)
     return partial(rectangle, (x, y), (x + width, y + height))

@@ -65,7 +65,7 @@ def _shape(element: ElementTree.Element, where: str, options: ReadOptions) -> Sh
     def numbers(*names: str) -> list[float]:
         return numbers_of([element.get(name) for name in names], where)
 
-    kind, degrees = element.tag, float(element.get("rotation", 0))
+    kind, (degrees, z) = element.tag, numbers_of([element.get("rotation", 0), element.get("z_order", 0)], where)
     if kind in ("polygon", "polyline", "points"):
         text = element.get("points", "")
         pairs = [pair.split(",") for pair in text.split(";") if pair.strip()]
@@ -95,7 +95,7 @@ def _shape(element: ElementTree.Element, where: str, options: ReadOptions) -> Sh
             f"{where}: this kind of shape is not read; there are polygon, mask, box, ellipse, polyline, points. "
             "Remove it in CVAT."
         )
-    return Shape(clean(element.get("label", "")), draw, z=int(float(element.get("z_order", 0))))
+    return Shape(clean(element.get("label", "")), draw, z=z)
 
 
 def read_cvat_masks(source: Path, options: ReadOptions) -> Project:

@@ -48,12 +48,13 @@ def read_label_studio(source: Path, options: ReadOptions) -> Project:
         for task in tasks:
             called = _image_name(task, str(path))
             where = f"{path}, task {task.get('id', '?')}"
-            done = [a for a in task.get("annotations") or [] if isinstance(a, dict) and not a.get("was_cancelled")]
+            labeled = field_of(task, "annotations", list, where) if task.get("annotations") else []
+            done = [a for a in labeled if isinstance(a, dict) and not a.get("was_cancelled")]
             several += len(done) > 1
             if not done:
                 unlabeled += 1
                 continue
-            newest = max(done, key=lambda a: (str(a.get("updated_at") or ""), a.get("id") or 0))
+            newest = sorted(done, key=lambda a: str(a.get("updated_at") or ""))[-1]
             results = field_of(newest, "result", list, where)
             shapes, size = [], None
             for row in results:
@@ -89,7 +90,7 @@ def _shape(row: Any, where: str, options: ReadOptions) -> Shape | None:
     labels = next((v for k, v in value.items() if k.endswith("labels") and isinstance(v, list)), None)
     if not labels or row.get("type") in ("choices", "textarea", "rating"):
         return None
-    height, width = (int(field_of(row, f"original_{name}", (int, float), where)) for name in ("height", "width"))
+    height, width = map(int, numbers_of([row.get("original_height"), row.get("original_width")], where))
     if row.get("image_rotation"):
         raise ValueError(f"{where}: the image was turned in Label Studio, which is not read. Turn the file instead.")
     scale = np.array([width, height]) / 100  # from percent
@@ -102,10 +103,11 @@ def _shape(row: Any, where: str, options: ReadOptions) -> Shape | None:
     elif "rle" in value:
         try:
             draw = partial(bitmap, rle.from_brush(field_of(value, "rle", list, where), height, width), 0, 0)
-        except (ValueError, OverflowError) as error:
+        except ValueError as error:
             raise ValueError(f"{where}: {error}.") from error
     elif "radiusX" in value:
-        x, y, rx, ry, degrees = numbers("x", "y", "radiusX", "radiusY", "rotation")
+        x, y, rx, ry = numbers("x", "y", "radiusX", "radiusY")
+        [degrees] = numbers_of([value.get("rotation") or 0], where)
         draw = partial(ellipse, (x, y) * scale, (rx, ry) * scale, degrees=degrees)
     elif "height" in value:
         x, y, w, h = numbers("x", "y", "width", "height")

@@ -78,7 +78,7 @@ def _embedded_name(builder: ProjectBuilder, path: Path) -> Path | None:
 
 def _shape(row: Any, where: str, options: ReadOptions) -> Shape:
     label = clean(field_of(row, "label", str, where))
-    kind = row.get("shape_type") or "polygon"
+    kind = str(row.get("shape_type") or "polygon")
     points = points_of(row.get("points"), where)
     least = {"rectangle": 2, "circle": 2, "line": 2, "linestrip": 2, "mask": 2, "oriented_rectangle": 4}.get(kind, 1)
     if len(points) < least:

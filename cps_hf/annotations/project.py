@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -38,7 +39,7 @@ class Shape:
 
     label: str | None
     draw: Callable[[int, int], Region]
-    z: int = 0
+    z: float = 0
     under: bool = False
 
 
@@ -206,8 +207,9 @@ class ProjectBuilder:
             )
         text = json.dumps(raw, sort_keys=True, ensure_ascii=False, default=str)
         stamp = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
-        given = shapes if callable(shapes) else tuple(shapes).__iter__
-        self._images[name] = LabeledImage(name, image, lambda: tuple(given()), size, stamp, where)
+        fixed = None if callable(shapes) else tuple(shapes)
+        given = shapes if fixed is None else lambda: fixed
+        self._images[name] = LabeledImage(name, image, given, size, stamp, where)
 
     def project(self, **fields: Any) -> Project:
         """All of it.
@@ -233,8 +235,8 @@ class ProjectBuilder:
 
     def _name_of(self, image: Path) -> str:
         """The image's path below the root, without its ending and the folders that only say "images"."""
-        path = image.resolve()
-        root = self.root.resolve()
+        # Links are not followed: images that are links to a store keep their names.
+        path, root = Path(os.path.abspath(image)), Path(os.path.abspath(self.root))
         parts = path.relative_to(root).parts if path.is_relative_to(root) else (path.name,)
         kept = [part for part in parts[:-1] if part not in IMAGE_FOLDERS]
         return clean(str(PurePosixPath(*kept, PurePath(parts[-1]).stem)))
@@ -251,6 +253,8 @@ def _shared(a: Sequence[str], b: Sequence[str]) -> int:
 
 
 # ------------------------------------------------------------------------------------------------ reading parts
+
+_MOST = 1e12  # no coordinate is as far, and none of its products overflows
 
 
 def read_json(path: Path) -> Any:
@@ -291,26 +295,26 @@ def points_of(value: Any, where: str, *, least: int = 1) -> np.ndarray:
     try:
         points = np.array(value, dtype=np.float64)
         points = points.reshape(-1, 2) if points.ndim == 1 else points
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         points = np.zeros((0, 0))
-    if points.ndim != 2 or points.shape[1] != 2 or not np.isfinite(points).all() or len(points) < least:
+    if points.ndim != 2 or points.shape[1] != 2 or not (abs(points) < _MOST).all() or len(points) < least:
         raise ValueError(f"{where}: expected at least {least} points (x, y), found {_shown(value)}.")
     return points
 
 
-def numbers_of(values: Iterable[Any], where: str) -> list[float]:
-    """Numbers.
+def numbers_of(values: Iterable[Any], where: str, *, count: int | None = None) -> list[float]:
+    """Numbers, as many as `count`.
 
     Raises:
-        ValueError: one is none.
+        ValueError: one is none, or there are more or fewer.
     """
     values = list(values)
     try:
         numbers = [float(value) for value in values]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         numbers = [math.nan]
-    if not all(map(math.isfinite, numbers)):
-        raise ValueError(f"{where}: expected numbers, found {_shown(values)}.")
+    if not all(abs(number) < _MOST for number in numbers) or len(numbers) != (count or len(numbers)):
+        raise ValueError(f"{where}: expected {count or ''}{' ' * bool(count)}numbers, found {_shown(values)}.")
     return numbers
 
 
@@ -318,7 +322,7 @@ def size_of(height: Any, width: Any) -> tuple[int, int] | None:
     """Height and width where both are told."""
     try:
         size = int(height), int(width)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return size if min(size) > 0 else None
 

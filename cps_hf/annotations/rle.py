@@ -20,7 +20,10 @@ def from_runs(counts: Sequence[int], height: int, width: int, *, by_columns: boo
     Raises:
         ValueError: the runs are not as long as the mask, or one is negative.
     """
-    runs = np.asarray(counts, dtype=np.int64)
+    try:
+        runs = np.asarray(counts, dtype=np.int64)
+    except (TypeError, OverflowError) as error:
+        raise ValueError(f"its runs are no whole numbers ({error})") from error
     if runs.ndim != 1 or (runs < 0).any() or runs.sum() != height * width:
         raise ValueError(f"its runs cover {int(runs.sum())} pixels, expected {height} x {width} = {height * width}")
     flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
@@ -74,7 +77,10 @@ def from_brush(numbers: Sequence[int], height: int, width: int) -> np.ndarray:
     Raises:
         ValueError: it breaks off, or is of another size.
     """
-    bits = np.unpackbits(np.asarray(numbers, dtype=np.uint8))
+    try:
+        bits = np.unpackbits(np.asarray(numbers, dtype=np.uint8))
+    except (TypeError, OverflowError) as error:
+        raise ValueError(f"its brush strokes are no bytes ({error})") from error
     weights = 1 << np.arange(32, dtype=np.int64)[::-1]
     position = 0
 

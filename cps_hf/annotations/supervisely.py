@@ -65,13 +65,14 @@ def _shape(row: Any, where: str, options: ReadOptions) -> Shape:
     label, kind = (field_of(row, name, str, where) for name in ("classTitle", "geometryType"))
     if kind == "bitmap":
         inner = field_of(row, "bitmap", dict, where)
-        left, top = map(int, numbers_of(field_of(inner, "origin", list, where), where))
+        left, top = map(int, numbers_of(field_of(inner, "origin", list, where), where, count=2))
         draw = partial(bitmap, _decoded(inner.get("data"), where), top, left)
         return Shape(clean(label), draw)
     points = field_of(row, "points", dict, where)
     outer = points_of(points.get("exterior"), where, least=2 if kind == "rectangle" else 1)
     if kind == "polygon":
-        draw = partial(polygon, [outer, *(points_of(ring, where) for ring in points.get("interior") or [])])
+        holes = field_of(points, "interior", list, where) if points.get("interior") else []
+        draw = partial(polygon, [outer, *(points_of(ring, where) for ring in holes)])
     elif kind == "rectangle":
         draw = partial(rectangle, outer.min(axis=0), outer.max(axis=0) + 1)  # its corners are pixels, both inside
     elif kind == "line":

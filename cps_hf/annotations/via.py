@@ -47,8 +47,8 @@ def read_via(source: Path, options: ReadOptions) -> Project:
         key
         for _, content in found
         for _, row in _images(content)
-        for region in _regions(row)
-        for key in region.get("region_attributes") or {}
+        for region in _regions(row, str(source))
+        for key in _mapping(region, "region_attributes")
     }
     attribute = options.attribute or (next(iter(used)) if len(used) == 1 else None)
     if used and attribute not in used:
@@ -57,11 +57,11 @@ def read_via(source: Path, options: ReadOptions) -> Project:
             "`--attribute NAME`."
         )
     for path, content in found:
-        listed = ((content.get("_via_attributes") or {}).get("region") or {}).get(attribute) or {}
-        builder.declare(listed.get("options") or {})
+        listed = _mapping(_mapping(_mapping(content, "_via_attributes"), "region"), attribute)
+        builder.declare(_mapping(listed, "options"))
         for key, row in _images(content):
             called = field_of(row, "filename", str, f"{path}, {key}")
-            regions = _regions(row)
+            regions = _regions(row, f"{path}, {key}")
             where = f"{path}, {called}"
             shapes = [_shape(r, attribute, f"{where}, region {i}", options) for i, r in enumerate(regions, 1)]
             raw = [regions, attribute, options.line_width]
@@ -73,15 +73,23 @@ def _images(content: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     yield from content.get(PROJECT, content).items()
 
 
-def _regions(row: dict[str, Any]) -> list[dict[str, Any]]:
+def _regions(row: dict[str, Any], where: str) -> list[dict[str, Any]]:
     """A list; VIA 1 had a mapping."""
-    regions = row["regions"]
+    regions = field_of(row, "regions", (list, dict), where)
     regions = [*regions.values()] if isinstance(regions, dict) else regions
-    return [region for region in regions if isinstance(region, dict)]
+    if not all(isinstance(region, dict) for region in regions):
+        raise ValueError(f"{where}: each of its `regions` must be a mapping. Save it anew in VIA.")
+    return regions
+
+
+def _mapping(row: dict[str, Any], key: str | None) -> dict[str, Any]:
+    """A mapping that need not be there."""
+    value = row.get(key)
+    return value if isinstance(value, dict) else {}
 
 
 def _shape(region: dict[str, Any], attribute: str, where: str, options: ReadOptions) -> Shape:
-    label = (region.get("region_attributes") or {}).get(attribute)
+    label = _mapping(region, "region_attributes").get(attribute)
     if isinstance(label, dict):  # a checkbox: {"road": true}
         label = next((name for name, chosen in label.items() if chosen), None)
     if not label:
@@ -105,7 +113,7 @@ def _shape(region: dict[str, Any], attribute: str, where: str, options: ReadOpti
         x, y, radius = numbers("cx", "cy", "r")
         draw = partial(ellipse, (x, y), (radius, radius))
     elif kind == "ellipse":
-        x, y, rx, ry, theta = (*numbers("cx", "cy", "rx", "ry"), float(row.get("theta") or 0))
+        x, y, rx, ry, theta = numbers_of([*map(row.get, ("cx", "cy", "rx", "ry")), row.get("theta") or 0], where)
         draw = partial(ellipse, (x, y), (rx, ry), degrees=float(np.degrees(theta)))
     elif kind == "point":
         draw = partial(line, np.array([numbers("cx", "cy")]), options.line_width)
