@@ -25,7 +25,7 @@ from ..data.raster import Raster, open_raster, turn
 from ..data.table import first_few
 from ..files import link_file, write_atomically, written_whole
 from ..functional import IGNORE_INDEX
-from .classes import ClassTable
+from .classes import IGNORED, ClassTable
 from .project import LabeledImage, Project, Shape
 
 SETTINGS, INDEX, SHEET, REPORT = "convert.json", "converted.jsonl", "contact_sheet.png", "report.json"
@@ -148,7 +148,7 @@ class Outputs:
         self.folder = folder
         settings = {
             "classes": [*table.names],
-            "background": table.background,
+            "background": IGNORED if table.background == IGNORE_INDEX else table.names[table.background],
             "overlap": overlap,
             "labels": dict(table.ids),
         }

@@ -33,21 +33,39 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("out", metavar="OUT", type=Path, help="where images/ and masks/ are written")
     group = parser.add_argument_group("what is read")
     group.add_argument("--format", choices=READERS, help="default: told by what lies there; masks do not tell")
-    group.add_argument("--images", type=Path, help="the folder of images, if it is not in SOURCE")
-    group.add_argument("--masks", default="masks", help="of masks: their folder in SOURCE")
-    group.add_argument("--image_suffix", default="", help="of masks: what an image's name has and its mask's has not")
-    group.add_argument("--mask_suffix", default="", help="of masks: what a mask's name has and its image's has not")
-    group.add_argument("--colors", type=Path, help="of RGB masks: what each colour means, as JSON, CSV, labelmap.txt")
+    group.add_argument("--images", metavar="DIR", type=Path, help="the folder of images, if it is not in SOURCE")
+    group.add_argument("--masks", metavar="NAME", default="masks", help="of masks: their folder in SOURCE")
+    group.add_argument(
+        "--image_suffix", metavar="TEXT", default="", help="of masks: what an image's name has and its mask's has not"
+    )
+    group.add_argument(
+        "--mask_suffix", metavar="TEXT", default="", help="of masks: what a mask's name has and its image's has not"
+    )
+    group.add_argument(
+        "--colors", metavar="FILE", type=Path, help="of RGB masks: what each colour means, as JSON, CSV, labelmap.txt"
+    )
     group.add_argument("--first_id", type=int, default=0, help="of masks of ids: the first class's; 1: 0 is no label")
-    group.add_argument("--attribute", help="of VIA: which attribute of a region is its label")
-    group.add_argument("--line_width", type=float, default=10, help="how thick lines and points are drawn, in pixels")
+    group.add_argument("--attribute", metavar="NAME", help="of VIA: which attribute of a region is its label")
+    group.add_argument(
+        "--line_width",
+        metavar="PIXELS",
+        type=float,
+        default=10,
+        help="how thick lines and points are drawn, in pixels",
+    )
     group.add_argument("--boxes", action="store_true", help="draw an object's box where it has no outline")
     group.add_argument("--skip_bad_images", action="store_true", help="leave out labels whose image is not there")
     group.add_argument("--skip_empty", action="store_true", help="leave out images without a shape: not labeled yet")
     group = parser.add_argument_group("what it becomes")
-    group.add_argument("--classes", nargs="+", help="in the order of their ids, or a JSON file; default: the tool's")
-    group.add_argument("--background", help="the class of pixels without a label, or ignored; default: background")
-    group.add_argument("--map", type=Path, help='what labels become, as JSON: {"car": "vehicle", "glare": null}')
+    group.add_argument(
+        "--classes", metavar="NAME", nargs="+", help="in the order of their ids, or a JSON file; default: the tool's"
+    )
+    group.add_argument(
+        "--background", metavar="NAME", help="the class of pixels without a label, or ignored; default: background"
+    )
+    group.add_argument(
+        "--map", metavar="FILE", type=Path, help='what labels become, as JSON: {"car": "vehicle", "glare": null}'
+    )
     group.add_argument("--overlap", choices=(ORDER, AREA), help="the later or the smaller one above; default: tool's")
     group.add_argument("--overwrite", action="store_true", help="first remove what this command wrote there before")
     return parser
