@@ -7,12 +7,24 @@ objects. The files have no order of drawing, so the smaller object is on top.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from . import rle
-from .project import Project, ProjectBuilder, ReadOptions, Shape, field_of, numbers_of, points_of, read_json, size_of
+from .project import (
+    Project,
+    ProjectBuilder,
+    ReadOptions,
+    Shape,
+    clean,
+    field_of,
+    numbers_of,
+    points_of,
+    read_json,
+    size_of,
+)
 from .shapes import Region, bitmap, polygon, rectangle, union
 
 
@@ -44,15 +56,49 @@ def read_coco(source: Path, options: ReadOptions) -> Project:
 
 def _read_file(path: Path, content: dict[str, Any], builder: ProjectBuilder) -> int:
     """Read one file; how many boxes were drawn."""
-    images = {}
-    for row in field_of(content, "images", list, str(path)):
-        images[field_of(row, "id", (int, str), f"{path}, `images`")] = row
-    categories = {}
-    for row in field_of(content, "categories", list, str(path)):
-        where = f"{path}, `categories`"
-        categories[field_of(row, "id", (int, str), where)] = field_of(row, "name", str, where)
-    annotations = defaultdict(list)
-    used = set()
+    images = _by_id(content, "images", "file_name", path)
+    categories = _by_id(content, "categories", "name", path)
+    annotations = _by_image(content, images, categories, path)
+    used = {row["category_id"] for found in annotations.values() for _, row in found}
+    # Roboflow lists its project as a category above the others, which no object has.
+    above = {str(row.get("supercategory")) for row in categories.values()}
+    builder.declare(row["name"] for key, row in categories.items() if key in used or row["name"] not in above)
+    boxes = 0
+    for key, row in images.items():
+        called, size = row["file_name"], size_of(row.get("height"), row.get("width"))
+        shapes, raw = [], [size]
+        for where, annotation in annotations[key]:
+            has_box_alone = not annotation.get("segmentation")
+            boxes += has_box_alone
+            draw = _box(annotation, where, builder.options) if has_box_alone else _outline(annotation, size, where)
+            label, crowd = clean(categories[annotation["category_id"]]["name"]), bool(annotation.get("iscrowd"))
+            shapes.append(Shape(None if crowd else label, draw, under=crowd))
+            raw.append([label, crowd, annotation.get("segmentation") or annotation.get("bbox")])
+        image, where = builder.find(called, path.parent), f"{path}, image {called}"
+        builder.add(image, shapes, called=called, where=where, raw=raw, size=size)
+    return boxes
+
+
+def _by_id(content: dict[str, Any], key: str, name: str, path: Path) -> dict[int | str, dict[str, Any]]:
+    """The rows of a list by their ids; each has a text `name`."""
+    found: dict[int | str, dict[str, Any]] = {}
+    for row in field_of(content, key, list, str(path)):
+        id_ = field_of(row, "id", (int, str), f"{path}, `{key}`")
+        named = field_of(row, name, str, f"{path}, `{key}`, id {id_}")
+        if id_ in found and found[id_][name] != named:
+            raise ValueError(
+                f"{path}: {found[id_][name]!r} and {named!r} of its `{key}` have one id, {id_!r}. Two exports were "
+                "joined without numbering them anew."
+            )
+        found[id_] = row
+    return found
+
+
+def _by_image(
+    content: dict[str, Any], images: Collection[Any], categories: Collection[Any], path: Path
+) -> dict[int | str, list[tuple[str, dict[str, Any]]]]:
+    """The annotations of each image, and what errors call them."""
+    found = defaultdict(list)
     for number, row in enumerate(field_of(content, "annotations", list, str(path))):
         where = f"{path}, annotation {row.get('id', number) if isinstance(row, dict) else number}"
         image, category = (field_of(row, key, (int, str), where) for key in ("image_id", "category_id"))
@@ -63,33 +109,8 @@ def _read_file(path: Path, content: dict[str, Any], builder: ProjectBuilder) -> 
                 f"{where}: no category has the id {category!r}; there are {sorted(categories, key=str)[:8]}. "
                 "Categories and annotations are of two exports."
             )
-        annotations[image].append((where, row))
-        used.add(category)
-    # Roboflow lists its project as a category above the others, which no object has.
-    above = {str(row.get("supercategory")) for row in content["categories"]}
-    builder.declare(name for key, name in categories.items() if key in used or name not in above)
-    boxes = 0
-    for key, row in images.items():
-        name = field_of(row, "file_name", str, f"{path}, image {key}")
-        size = size_of(row.get("height"), row.get("width"))
-        shapes = []
-        for where, annotation in annotations[key]:
-            has_box_alone = not annotation.get("segmentation")
-            boxes += has_box_alone
-            draw = _box(annotation, where, builder.options) if has_box_alone else _outline(annotation, size, where)
-            crowd = bool(annotation.get("iscrowd"))
-            label = None if crowd else categories[annotation["category_id"]].strip()
-            shapes.append(Shape(label, draw, under=crowd))
-        raw = [
-            size,
-            [
-                [categories[a["category_id"]], a.get("segmentation") or a.get("bbox"), a.get("iscrowd")]
-                for _, a in annotations[key]
-            ],
-        ]
-        where = f"{path}, image {name}"
-        builder.add(builder.find(name, path.parent), shapes, called=name, where=where, raw=raw, size=size)
-    return boxes
+        found[image].append((where, row))
+    return found
 
 
 def _outline(annotation: dict[str, Any], size: tuple[int, int] | None, where: str):

@@ -157,9 +157,9 @@ class Outputs:
         if strange:
             raise ValueError(f"{folder / strange[0]} was not written by this command. Choose another OUT.")
         there = json.loads(about.read_text(encoding="utf-8")) if about.is_file() else settings
-        if not overwrite:
-            _check_settings(folder, there, settings)
         self.done = self._read_index()
+        if self.done and not overwrite:
+            _check_settings(folder, there, settings)
         if overwrite:
             for entry in self.done.values():
                 for path in self._files(entry["name"], entry["suffix"]):
@@ -169,7 +169,8 @@ class Outputs:
         for image in project.images:  # before anything is written: a name that cannot be
             self._files(image.name, image.image.suffix)
         folder.mkdir(parents=True, exist_ok=True)
-        settings["labels"] = there["labels"] | settings["labels"] if not overwrite else settings["labels"]
+        if self.done:
+            settings["labels"] = there["labels"] | settings["labels"]
         write_atomically(about, json.dumps(settings, indent=1, ensure_ascii=False))
         write_atomically(folder / CLASSES, json.dumps([*table.names], ensure_ascii=False))
 

@@ -1,7 +1,8 @@
 """YOLO segmentation: a text file an image, a line an object: class x y x y ..., in shares of width and height.
 
-https://docs.ultralytics.com/datasets/segment/. Class names are in data.yaml. The files have no order of drawing, so
-the smaller object is on top. An image without a text file, or with an empty one, has no object.
+https://docs.ultralytics.com/datasets/segment/. Class names are in data.yaml, or in classes.txt, a line each. The files
+have no order of drawing, so the smaller object is on top. An image without a text file, or with an empty one, has no
+object.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..data.walk import IMAGE_SUFFIXES, walk
-from .project import Project, ProjectBuilder, ReadOptions, Shape, numbers_of
+from .project import Project, ProjectBuilder, ReadOptions, Shape, clean, numbers_of
 from .shapes import Region, polygon
 
 LABELS = "labels"
@@ -23,7 +24,8 @@ def yolo_table(source: Path) -> Path | None:
     """The file that names the classes."""
     found = [*sorted(source.glob("*.yaml")), *sorted(source.glob("*.yml"))]
     named = [path for path in found if path.name in ("data.yaml", "dataset.yaml")]
-    return (named or found or [None])[0]
+    listed = [path for path in [source / "classes.txt"] if path.is_file()]
+    return (named or found or listed or [None])[0]
 
 
 def read_yolo(source: Path, options: ReadOptions) -> Project:
@@ -69,6 +71,8 @@ def _names(source: Path) -> dict[int, str]:
     path = yolo_table(source)
     if path is None:
         raise ValueError(f"{source} holds no data.yaml, which names YOLO's classes. Name them: `--classes NAME ...`.")
+    if path.suffix == ".txt":
+        return dict(enumerate(filter(None, map(str.strip, path.read_text(encoding="utf-8").splitlines()))))
     try:
         content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
         names = content["names"]
@@ -94,7 +98,7 @@ def _shape(row: list[str], names: dict[int, str], where: str, options: ReadOptio
         raise ValueError(f"{where}: expected a class and at least three points, found {len(numbers)} numbers.")
     else:
         points = numbers.reshape(-1, 2)
-    return Shape(names[int(row[0])].strip(), partial(_scaled, points))
+    return Shape(clean(names[int(row[0])]), partial(_scaled, points))
 
 
 def _scaled(points: np.ndarray, height: int, width: int) -> Region:

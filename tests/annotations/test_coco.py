@@ -89,6 +89,18 @@ def test_what_cannot_be_is_an_error_that_names_the_annotation(tmp_path, change, 
     refused(write(tmp_path, row | change), said)
 
 
+def test_two_of_one_id_are_two_exports_that_were_joined(tmp_path):
+    source = write(tmp_path, categories=[*CATEGORIES, {"id": 2, "name": "tree"}])
+    refused(source, "'car' and 'tree' of its `categories` have one id, 2. Two exports were joined")
+
+
+def test_a_category_is_one_in_either_spelling_of_unicode(tmp_path):
+    row = {"category_id": 7, "segmentation": [square(0, 0, 5, 5)]}
+    source = write(tmp_path, row, categories=[{"id": 7, "name": "Ba\u0308ume "}])
+    names, masks = masks_of(source, table={"classes": ("background", "Bäume")})
+    assert names[1] == "Bäume" and (masks["a"] == 1).sum() == 25
+
+
 def test_a_file_that_is_cut_off_or_another_is_one_sentence(tmp_path):
     source = write(tmp_path, {"category_id": 7, "segmentation": [square(0, 0, 5, 5)]})
     path = source / "instances.json"

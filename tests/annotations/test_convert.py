@@ -81,6 +81,16 @@ def test_a_call_that_was_cut_off_goes_on(tmp_path, source, capsys):
     assert differing <= {"report.json", "converted.jsonl"}
 
 
+def test_settings_may_change_as_long_as_nothing_is_done(tmp_path, source, capsys):
+    out, whole = tmp_path / "out", (source / "a.png").read_bytes()
+    (source / "a.png").write_bytes(b"no image")
+    assert "of no kind that PIL knows" in fails(capsys, source, out)
+    (source / "a.png").write_bytes(whole)
+    assert convert(source, out, "--overlap", "area", "--background", "rest")["written"] == 3
+    assert json.loads((out / "classes.json").read_text(encoding="utf-8"))[0] == "rest"
+    assert "now it is order" in fails(capsys, source, out, "--background", "rest")
+
+
 def test_images_are_linked_and_copied_where_a_disk_has_no_links(tmp_path, source, monkeypatch):
     convert(source, tmp_path / "out")
     assert os.path.samefile(source / "a.png", tmp_path / "out" / "images" / "a.png")

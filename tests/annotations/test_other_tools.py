@@ -116,6 +116,8 @@ def test_yolo_says_what_is_wrong_with_a_line(tmp_path):
     assert masks_of(tmp_path)[0] == ("background", "road", "car", "tree")
     (tmp_path / "data.yaml").unlink()
     refused(tmp_path, "holds no data.yaml", format="yolo")
+    (tmp_path / "classes.txt").write_text("road\ncar\ntree\n")  # as Label Studio writes it
+    assert masks_of(tmp_path)[0] == ("background", "road", "car", "tree")
     assert masks_of(tmp_path, format="yolo", classes=("x", "y", "z"))[0] == ("background", "x", "y", "z")
 
 
