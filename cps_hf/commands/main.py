@@ -18,6 +18,7 @@ COMMANDS = {
     "train": "train two networks on each other's pseudo labels; without options a demonstration on drawn data",
     "compare": "did the unlabeled images help? train with and without them for the same time, and score both",
     "check": "walk a data set before training: broken files, sizes, class shares, a contact sheet",
+    "convert": "make masks of what an annotation tool exports: COCO, LabelMe, CVAT, YOLO, colours and others",
     "evaluate": "score a branch, or the mean of several, on a labeled set; or write predictions for a server",
     "predict": "predict images: masks, overlays with a legend and, on demand, the probability of every class",
     "rank": "which images to label next: those that the branches of a run disagree on, with a contact sheet",

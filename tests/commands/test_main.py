@@ -85,6 +85,8 @@ def test_the_package_hands_out_what_it_names_and_nothing_else():
         (["evaluate", "--branches", "a", "--out", "b"], "there is no option `--out`. Did you mean `--output_dir`?"),
         (["evaluate", "--branches", "a", "--mode", "half"], "argument --mode: invalid choice: 'half'"),
         (["predict", "--branches", "a", "--output-dir=b", "--output_dir", "b"], "`--output_dir` is given twice"),
+        (["predict"], "Which branch predicts? Give RUN, a run's folder or a branch, or `--branches`"),
+        (["convert", "a"], "the following arguments are required: OUT"),
         (["prepare", "--dataset", "voc"], "give either --output_dir or --push_to_hub"),
         (["export", "a"], "the following arguments are required: OUT.onnx"),
         (["app"], "the following arguments are required: BRANCH"),
