@@ -93,10 +93,11 @@ def complete(
 
     def measure(chosen: dict[str, Any]) -> Timings:
         trial = with_choices(settings, {name: value for name, value in chosen.items() if name not in given}, typed)
-        two_stages = bool(trial.objective.views) and trial.args.pretrain_steps != 0
+        two_stages = bool(trial.objective.views) and bool(given.get("pretrain_steps", True))
         return time_steps(
             lambda clock, **others: make_trainer(trial.with_values(**others), sets, models_of(trial), [clock]),
             two_stages,
+            timed=5 if seconds > 300 else 3,
         )
 
     seconds = None if limit is None else share * (seconds_of(limit) - (time.monotonic() - began))

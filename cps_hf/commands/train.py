@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 from ..checkpointing.checkpoints import check_output_dir
 from ..config import CPSConfig
 from ..files import write_atomically
+from ..planning import LABELED
 from ..training import comparison, setup
 from ..training.inspection import absent_line
 from ..training.late import AfterTrainingError
@@ -33,7 +34,7 @@ from .datasets import OWN, TrainingSets, load_data
 from .errors import fail, mendable
 from .main import COMMANDS
 from .models import warn_of_random_weights
-from .planned import make_trainer, models_of
+from .planned import models_of
 from .settings import Settings
 from .smoke import shrink
 
@@ -125,12 +126,19 @@ def parse(
         argv,
         description=description,
         first=first,
-        defaults=lambda given: {} if given.keys() & {"config", "data_root"} else defaults,
+        defaults=lambda given: _defaults(given, defaults),
         **options,
     )
     config = parser.read_words(argv).get("config")
     found.data.models = [beside(config, model) for model in found.data.models]
     return found
+
+
+def _defaults(given: Mapping[str, Any], of_demonstration: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A recipe and a data set have the classes' own. A plan's optimizer is known: its options may be given alone."""
+    if given.get("dataset") == OWN:
+        return {"optim": LABELED["optim"]}
+    return {} if given.keys() & {"config", "data_root"} else of_demonstration
 
 
 def folder_as_options(argv: Sequence[str]) -> list[str]:
@@ -225,7 +233,14 @@ def build(
     # The demonstration shows how far one gets from nothing; a plan has said it already.
     if not settings.data.dataset.endswith("_scenes") and (settings.data.models or settings.data.dataset != OWN):
         warn_of_random_weights(models, settings.model_config.backbone, setup.length(sets.labeled))
-    trainer = make_trainer(settings, sets, models, [write, *lists, *callbacks])
+    trainer = CPSTrainer(
+        models,
+        **settings.for_trainer(),
+        train_dataset=sets.labeled,
+        unlabeled_dataset=sets.unlabeled,
+        eval_dataset=sets.evaluation,
+        callbacks=[write, *lists, *callbacks],
+    )
     write.settings = settings = replace(settings, model_config=trainer.model_config)  # with the checkpoint's mean
     return trainer, settings
 

@@ -274,7 +274,7 @@ class _Planner:
     # -------------------------------------------------------------------------------------------- how long
 
     def length(self, seconds: float | None, measure: Callable[[dict[str, Any]], Timings] | None) -> None:
-        two_stages = self.has_unlabeled and self.settings.get("pretrain_steps") != 0
+        two_stages = self.has_unlabeled and bool(self.given.get("pretrain_steps", True))
         evaluations = 2
         if "max_steps" in self.given:
             steps = self.given["max_steps"]
