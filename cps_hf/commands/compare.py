@@ -66,8 +66,8 @@ LAYOUT_OPTIONS = ("images", "masks", "image_suffix", "mask_suffix")
 SAVES = 8
 """Checkpoints of each run, where the command line says nothing of them: what a kill costs at most is an eighth."""
 FIRST = (
-    *("dataset", "data_root", "unlabeled_root", "validation", "group_by", "class_names", "backbone"),
-    *("output_dir", "time", "eval_dir", "seed", "max_steps", "pretrain_steps"),
+    *("dataset", "unlabeled_root", "validation", "class_names", "backbone"),
+    *("output_dir", "time", "eval_dir", "seed", "max_steps"),
 )
 
 
