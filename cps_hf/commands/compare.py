@@ -43,7 +43,6 @@ from .timing import TimeLimit, time_steps
 from .train import (
     MENDABLE,
     build,
-    check_before_loading,
     check_unlabeled,
     folder_as_options,
     join_processes,
@@ -62,8 +61,8 @@ TIMED_STEPS = 20
 PLANNED_SHARE, LARGEST_SHARE = 0.48, 0.52
 """Of what is left of `--time`, what the two-stage run is planned to take, and what it may take where the machine has
 become slower. The other run takes as long; the scores get the rest."""
-AFTER_TRAINING = 10.0
-"""Seconds of a run after its last step, about."""
+AFTER_TRAINING, AFTER_SHARE = 10.0, 0.06
+"""Seconds of a run after its last step, about, or this share of `--time` where it is more: then all is larger."""
 LAYOUT_OPTIONS = ("images", "masks", "image_suffix", "mask_suffix")
 SAVES = 8
 """Checkpoints of each run, where the command line says nothing of them: what a kill costs at most is an eighth."""
@@ -240,8 +239,9 @@ def deadline(settings: ComparisonSettings, began: float, share: float = 1.0) -> 
     if settings.plan.time is None or PartialState().num_processes > 1:
         return []
     now = time.monotonic()
-    left = planned.seconds_of(settings.plan.time) - (now - began)
-    return [TimeLimit(now + share * left - AFTER_TRAINING)]
+    time_given = planned.seconds_of(settings.plan.time)
+    left = time_given - (now - began)
+    return [TimeLimit(now + share * left - max(AFTER_TRAINING, AFTER_SHARE * time_given))]
 
 
 def restartable(settings: ComparisonSettings) -> ComparisonSettings:
@@ -283,7 +283,6 @@ def run(
     folder = Path(settings.args.output_dir)
     results = on_main_process(PartialState(), lambda: finished(folder, sets))
     if results is None:
-        check_before_loading(settings)
         results = build(settings, sets, callbacks)[0].train()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -37,14 +37,13 @@ def main(argv: Sequence[str]) -> None:
 
 
 def options_of(command: str) -> Options:
-    """All options of a command; of those that train, the options of every objective."""
-    trains = {"train": Settings, "compare": ComparisonSettings}
-    if command not in trains:
+    """All options of a command; of those that train, those of every objective."""
+    if command not in ("train", "compare"):
         return importlib.import_module(f"{__package__}.{command}").make_parser().options()
+    settings = ComparisonSettings if command == "compare" else Settings
     found: dict[str, tuple[str, ...]] = {}
     for name in OBJECTIVES:
-        groups = groups_of(trains[command], name).values()
-        found |= make_help(command, "", groups, name, {}, first=()).options()
+        found |= make_help(command, "", groups_of(settings, name).values(), name, {}, first=()).options()
     return found | {"--dataset": (OWN, *LOADERS)}
 
 

@@ -201,7 +201,7 @@ def join_processes(ddp_timeout: int) -> bool:
 def check_before_loading(settings: Settings) -> None:
     """What needs neither data nor models to be wrong; a checkpoint to resume from is looked at with them."""
     args = settings.args
-    planned.check(settings, plans=settings.data.dataset == OWN)
+    planned.check(settings)
     check_output_dir(args.output_dir, overwrite=args.overwrite_output_dir, resuming=bool(args.resume_from_checkpoint))
     setup.check_trackers(args)
     setup.check_schedule(args)
