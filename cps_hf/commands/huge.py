@@ -7,7 +7,6 @@ Earth it shows, the mask is a GeoTIFF that says so too. The overlay is a reduced
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,16 +18,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .. import visualization
-from ..data.bands import Bands, open_bands, pixels_of
+from ..data.bands import TIFF_SUFFIXES, Bands, is_georeferenced, open_bands, pixels_of
 from ..data.mask_rows import mask_writer
 from ..data.table import first_few
 from ..inference.ensemble import Ensemble
 
-logger = logging.getLogger(__name__)
-
 HUGE = 50_000_000
 """Pixels beyond which an image file is predicted by rows: 7,071 x 7,071."""
-_LEAST_BYTES = 1000  # pixels per byte, at most, in files other than TIFF: smaller files are not looked into
+_MOST_PER_BYTE = 1000  # pixels, in files other than TIFF: smaller files are not opened to learn their size
 _OVERVIEW = 2048  # the longer side of an overlay
 
 
@@ -38,8 +35,7 @@ class UnreadableError(ValueError):
 
 def is_huge(path: str, limit: int) -> bool:
     """Whether an image file has more pixels than `limit`; false where its header cannot be read."""
-    is_tiff = Path(path).suffix.lower() in (".tif", ".tiff")
-    if not is_tiff and os.path.getsize(path) < limit // _LEAST_BYTES:
+    if Path(path).suffix.lower() not in TIFF_SUFFIXES and os.path.getsize(path) < limit // _MOST_PER_BYTE:
         return False
     return (pixels_of(path) or 0) > limit
 
@@ -67,12 +63,10 @@ def windows_for(
 
 def huge_paths(paths: Mapping[str, Path], source: str) -> dict[str, Path]:
     """The outputs of a huge image: the mask of one with geo-tags is a TIFF."""
-    try:
-        has_tags = bool(open_bands(source, name="", what="image").geo) if source.lower().endswith("f") else False
-    except ValueError:  # said where it is read
-        has_tags = False
     masks = paths["masks"]
-    return {**paths, "masks": masks.with_name(f"{masks.name.removesuffix('.png')}.tif") if has_tags else masks}
+    if is_georeferenced(source):
+        masks = masks.with_name(f"{masks.name.removesuffix('.png')}.tif")
+    return {**paths, "masks": masks}
 
 
 def predict_huge(

@@ -46,6 +46,7 @@ from .errors import mendable
 from .huge import HUGE, UnreadableError, huge_paths, is_huge, predict_huge, windows_for
 from .main import COMMANDS
 
+OF_HUGE = "windows over huge images"  # what prediction.json calls them
 SUFFIXES = {"masks": ".png", "overlays": ".png", "probabilities": ".npy"}
 
 
@@ -94,7 +95,8 @@ def predict(options: argparse.Namespace) -> dict[str, int]:
     settings.pop("window_batch_size", None)
     if images.huge:
         how_huge = windows_for(images.huge, branches, how, options)
-        settings |= {"huge_from": options.huge_from, "windows": how_huge["crop_size"], "step": how_huge["stride"]}
+        windows = {key: how_huge[key] for key in ("crop_size", "stride")}
+        settings[OF_HUGE] = {"pixels": options.huge_from, **windows}
     outputs = Outputs(Path(options.output_dir), kinds, settings, overwrite=options.overwrite)
 
     counts = {"predicted": 0, "done before": 0, "not readable": 0}
@@ -236,7 +238,8 @@ class Outputs:
                 f"{folder / strange[0]} is not this command's to write into. Choose another --output_dir."
             )
         there = json.loads(about.read_text(encoding="utf-8")) if about.is_file() else settings
-        other = [name for name in settings if there.get(name) != settings[name]]
+        kept = {OF_HUGE: there.get(OF_HUGE, settings.get(OF_HUGE))}  # absent until there is such an image
+        other = [name for name in settings if (kept | there).get(name) != settings[name]]
         if other and not overwrite:
             values = "" if other[0] == "weights" else f" ({there.get(other[0])} there, {settings[other[0]]} now)"
             raise ValueError(
@@ -246,10 +249,13 @@ class Outputs:
         self.done = self._read_index()
         if overwrite:
             for name in self.done:
+                output_path(folder / "masks", name, ".tif").unlink(missing_ok=True)  # of a huge image
                 for kind, suffix in SUFFIXES.items():
                     output_path(folder / kind, name, suffix).unlink(missing_ok=True)
             self.index.unlink(missing_ok=True)
             self.done = {}
+        elif kept[OF_HUGE] is not None:
+            settings |= kept
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(about, json.dumps(settings, indent=1, ensure_ascii=False))
 

@@ -25,6 +25,7 @@ from .raster import Raster, most_pixels, open_raster, turn
 PIXELS_AT_ONCE = 2**23  # decoded at a time, or one row of tiles
 MOST_OF_A_BLOCK = 2**26  # pixels of a row of tiles or of a strip; a file of larger ones is decoded whole
 
+TIFF_SUFFIXES = (".tif", ".tiff")
 GEO_TAGS = (33550, 33922, 34264, 34735, 34736, 34737)
 """Where a GeoTIFF says what place on Earth it shows."""
 _NO_DATA = 42113
@@ -42,7 +43,7 @@ def open_bands(path: str | Path, *, name: str, what: str) -> Bands:
         ValueError: the file cannot be read, or has to be decoded whole and has more pixels than the limit.
     """
     path = Path(path)
-    found = _Tiff.of(path, name, what) if path.suffix.lower() in (".tif", ".tiff") else None
+    found = _Tiff.of(path, name, what)
     return TiffBands(found, path, name, what) if found and found.is_in_parts else WholeBands(path, name, what)
 
 
@@ -50,7 +51,7 @@ def pixels_of(path: str | Path) -> int | None:
     """How many pixels an image file has, from its header; `None` where it does not tell, or PIL refuses to."""
     path = Path(path)
     try:
-        if path.suffix.lower() in (".tif", ".tiff"):
+        if path.suffix.lower() in TIFF_SUFFIXES:
             tiff = _Tiff.of(path, str(path), "image")
             return None if tiff is None else tiff.height * tiff.width
         most_pixels()  # lets the environment variable raise PIL's limit
@@ -60,6 +61,15 @@ def pixels_of(path: str | Path) -> int | None:
                 return image.width * image.height
     except Exception:  # whatever is wrong with the file is said where it is read
         return None
+
+
+def is_georeferenced(path: str | Path) -> bool:
+    """Whether `open_bands` finds geo-tags in the file."""
+    try:
+        tiff = _Tiff.of(Path(path), str(path), "image")
+    except ValueError:  # said where it is read
+        return False
+    return tiff is not None and tiff.is_in_parts and any(tag in tiff.tags for tag in GEO_TAGS)
 
 
 class Bands:
@@ -248,6 +258,8 @@ class _Tiff:
     @classmethod
     def of(cls, path: Path, name: str, what: str) -> _Tiff | None:
         """None where the file is no TIFF, or its directory is broken: PIL then says what is wrong."""
+        if path.suffix.lower() not in TIFF_SUFFIXES:
+            return None
         try:
             with open(path, "rb") as file:
                 order, tags = _directory(file)

@@ -85,8 +85,9 @@ def cut_tiles(
         raise ValueError(f"`--overlap` must be from 0 to less than `--tile` ({tile}), got {overlap}.")
     if out.resolve() == root.resolve() or out.resolve().is_relative_to(root.resolve()):
         raise ValueError(f"{out} lies in {root}, whose images are read. Choose a folder outside.")
-    pairs = images_alone(root) if images_only else find_layout(root, **options).pairs
-    listed = {} if images_only else _splits_by_list(root, options, pairs)
+    layout = None if images_only else find_layout(root, **options)
+    pairs = images_alone(root) if layout is None else layout.pairs
+    by_list = layout is not None and layout.sentence.endswith("of ImageSets/Segmentation")
     names = [_Names.of(pair, root, options.get("mask_suffix")) for pair in pairs]
     _check_names(names, root)
     settings = {"root": str(root.resolve()), "tile": tile, "overlap": overlap, "ignored": sorted(ignored)}
@@ -109,8 +110,8 @@ def cut_tiles(
         result.tiles["unlabeled" if pair.mask is None else "labeled"] += len(entry["tiles"])
         result.scans += pair.mask is not None and bool(entry["tiles"])
         result.left_out += map(tuple, entry["left_out"])
-        if pair.path in listed:
-            stems.setdefault(listed[pair.path], []).extend(PurePosixPath(kept).stem for kept in entry["tiles"])
+        if by_list and pair.split is not None:
+            stems.setdefault(pair.split, []).extend(PurePosixPath(kept).stem for kept in entry["tiles"])
     lines = ["tile,why", *(f'"{name}",{why}' for name, why in result.left_out)]
     write_atomically(out / LEFT_OUT, "\n".join(lines) + "\n")
     for split, kept in stems.items():
@@ -257,13 +258,6 @@ def _save(path: Path, image: PILImage.Image, **options: Any) -> None:
 
 
 # ------------------------------------------------------------------------------------------------ what rides along
-
-
-def _splits_by_list(root: Path, options: Mapping[str, str], pairs: Sequence[Pair]) -> dict[str, str]:
-    """By path, the split of images that a list names (`ImageSets/Segmentation`) and no folder."""
-    if not find_layout(root, **options).sentence.endswith("of ImageSets/Segmentation"):
-        return {}
-    return {pair.path: pair.split for pair in pairs if pair.split is not None}
 
 
 def _copy_class_tables(root: Path, out: Path, pairs: Sequence[Pair]) -> None:

@@ -107,7 +107,17 @@ def test_what_does_not_go_with_a_huge_image_is_said_before_anything_is_written(t
     assert not (tmp_path / "out").exists()
     run(tmp_path, branches[:1], *words)
     said = fails(capsys, run, tmp_path, branches[:1], *words, *WORDS)
-    assert "holds predictions made with other" in said
+    assert "holds predictions made with other windows over huge images" in said
+
+
+def test_a_folder_of_masks_takes_a_huge_image_later_and_keeps_its_windows(tmp_path, branches, scan, capsys):
+    small = tmp_path / "in" / "small.png"
+    Image.fromarray(PIXELS[:9, :9]).save(small)
+    run(tmp_path, branches[:1], "--inputs", small)
+    assert run(tmp_path, branches[:1], "--inputs", small, scan, "--huge_from", 100)["predicted"] == 1
+    assert run(tmp_path, branches[:1], "--inputs", small)["done before"] == 1
+    said = fails(capsys, run, tmp_path, branches[:1], "--inputs", small, scan, "--huge_from", 50)
+    assert "holds predictions made with other windows over huge images" in said
 
 
 def test_a_scan_that_breaks_off_leaves_no_mask(tmp_path, branches, scan, capsys):
