@@ -22,7 +22,7 @@ COMMANDS = {
     "evaluate": "score a branch, or the mean of several, on a labeled set; or write predictions for a server",
     "predict": "predict images: masks, overlays with a legend and, on demand, the probability of every class",
     "rank": "which images to label next: those that the branches of a run disagree on, with a contact sheet",
-    "prepare": "write a data set as parquet shards, to stream from a disk or from the Hub",
+    "prepare": "write a data set as parquet shards, to stream; or cut large images and masks into tiles",
     "report": "write a finished run's page anew: settings, curves, classes, the worst and best images",
     "export": "write a branch as an ONNX file that is checked against PyTorch",
     "app": "serve a page to try branches on: an image in, its classes out",

@@ -25,7 +25,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +48,10 @@ from . import branches as chosen
 from . import datasets as named
 from .arguments import ArgumentParser
 from .errors import mendable
+from .huge import HUGE, UnreadableError, huge_paths, is_huge, predict_huge, windows_for
 from .main import COMMANDS
 
+OF_HUGE = "windows over huge images"  # what prediction.json calls them
 SUFFIXES = {"masks": ".png", "overlays": ".png", "probabilities": ".npy"}
 
 
@@ -65,6 +67,9 @@ def make_parser() -> ArgumentParser:
     named.add_arguments(parser, default=None)
     group = parser.add_argument_group("output")
     group.add_argument("--output_dir", default="outputs/predictions", help="where everything is written")
+    group.add_argument(
+        "--huge_from", type=int, default=HUGE, metavar="PIXELS", help="predict larger files in windows, by rows"
+    )
     group.add_argument("--probabilities", action="store_true", help="write every class's probability too; large")
     group.add_argument("--no_overlays", action="store_true", help="write no overlays")
     group.add_argument("--overlay_alpha", type=float, default=0.5, help="how much of the colour is seen, 0 to 1")
@@ -106,6 +111,10 @@ def predict(options: argparse.Namespace) -> dict[str, int]:
     kinds = ["probabilities"] * options.probabilities + ["overlays"] * (not options.no_overlays) + ["masks"]
     settings = {"weights": fingerprint(branches), "classes": names, **how, "overlay_alpha": options.overlay_alpha}
     settings.pop("window_batch_size", None)
+    if images.huge:
+        how_huge = windows_for(images.huge, branches, how, options)
+        windows = {key: how_huge[key] for key in ("crop_size", "stride")}
+        settings[OF_HUGE] = {"pixels": options.huge_from, **windows}
     outputs = Outputs(Path(options.output_dir), kinds, settings, overwrite=options.overwrite)
 
     counts = {"predicted": 0, "done before": 0, "not readable": 0}
@@ -135,6 +144,23 @@ def predict(options: argparse.Namespace) -> dict[str, int]:
         write_mask(paths["masks"], prediction, palette)
         outputs.record(sample["id"], images.source(sample["id"]))
         counts["predicted"] += 1
+        bar.update()
+    for name, path in images.huge.items():
+        paths = huge_paths(outputs.paths(name), path)
+        if outputs.is_done(name, path, paths):
+            counts["done before"] += 1
+        else:
+            try:
+                predict_huge(path, paths, branches, how_huge, names, palette, options.overlay_alpha)
+            except UnreadableError as error:
+                if not options.skip_bad_images:
+                    raise ValueError(f"{error} `--skip_bad_images` leaves such images out.") from error
+                counts["not readable"] += 1
+                bar.write(f"left out: {error}", file=sys.stderr)
+                bar.update()
+                continue
+            outputs.record(name, path)
+            counts["predicted"] += 1
         bar.update()
     bar.close()
     print(", ".join(f"{count} {what}" for what, count in counts.items()) + f". Written to {options.output_dir}.")
@@ -169,13 +195,17 @@ class Images:
     sources: dict[str, str] | None  # of files: name -> path
     origin: str  # of a data set: what it is called
     count: int | None
+    huge: dict[str, str] = field(default_factory=dict)  # of the files those that are predicted by rows
 
     @classmethod
     def from_files(cls, options: argparse.Namespace) -> Images:
         if options.dataset or options.data_root:
             raise ValueError("Give `--inputs` or `--dataset`, not both.")
         sources = find_images(options.inputs, keep_suffix=options.keep_suffix, leave_out=Path(options.output_dir))
-        return cls(build([*sources], [*sources.values()]), {k: str(v) for k, v in sources.items()}, "", len(sources))
+        sources = {name: str(path) for name, path in sources.items()}
+        huge = {name: path for name, path in sources.items() if is_huge(path, options.huge_from)}
+        others = {name: path for name, path in sources.items() if name not in huge}
+        return cls(build([*others], [*others.values()]), sources, "", len(sources), huge)
 
     @classmethod
     def from_dataset(cls, options: argparse.Namespace) -> Images:
@@ -256,7 +286,8 @@ class Outputs:
                 f"{folder / strange[0]} is not this command's to write into. Choose another --output_dir."
             )
         there = json.loads(about.read_text(encoding="utf-8")) if about.is_file() else settings
-        other = [name for name in settings if there.get(name) != settings[name]]
+        kept = {OF_HUGE: there.get(OF_HUGE, settings.get(OF_HUGE))}  # absent until there is such an image
+        other = [name for name in settings if (kept | there).get(name) != settings[name]]
         if other and not overwrite:
             values = "" if other[0] == "weights" else f" ({there.get(other[0])} there, {settings[other[0]]} now)"
             raise ValueError(
@@ -266,10 +297,13 @@ class Outputs:
         self.done = self._read_index()
         if overwrite:
             for name in self.done:
+                output_path(folder / "masks", name, ".tif").unlink(missing_ok=True)  # of a huge image
                 for kind, suffix in SUFFIXES.items():
                     output_path(folder / kind, name, suffix).unlink(missing_ok=True)
             self.index.unlink(missing_ok=True)
             self.done = {}
+        elif kept[OF_HUGE] is not None:
+            settings |= kept
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(about, json.dumps(settings, indent=1, ensure_ascii=False))
 
@@ -283,7 +317,7 @@ class Outputs:
     def paths(self, name: str) -> dict[str, Path]:
         return {kind: output_path(self.folder / kind, name, SUFFIXES[kind]) for kind in self.kinds}
 
-    def is_done(self, name: str, source: str) -> bool:
+    def is_done(self, name: str, source: str, paths: dict[str, Path] | None = None) -> bool:
         """All files of this image are there, and the image has not changed since.
 
         Raises:
@@ -297,7 +331,7 @@ class Outputs:
                 f"{self.paths(name)['masks']} was predicted from {entry['source']}, and would be from {source} now. "
                 "Choose another `--output_dir`, or `--overwrite`."
             )
-        return entry["stamp"] == stamp(source) and all(path.is_file() for path in self.paths(name).values())
+        return entry["stamp"] == stamp(source) and all(path.is_file() for path in (paths or self.paths(name)).values())
 
     def record(self, name: str, source: str) -> None:
         self.done[name] = {"name": name, "source": source, "stamp": stamp(source)}

@@ -46,7 +46,11 @@ class Raster:
         where: how errors call it. what: "image" or "label".
         orientation: of its EXIF, 1 to 8 (1: nothing to turn).
         bits: a sample's, as stored. bands: the samples of a pixel, as stored.
+        largest: of a part of an image with more than 8 bits, the whole image's largest value, if known: it tells how
+            many bits are in use, and all parts must be read alike.
     """
+
+    largest: int | None = None
 
     def __init__(self, image: PILImage.Image, data: bytes | None, where: str, what: str):
         self.image, self.data, self.where, self.what = image, data, where, what
@@ -144,7 +148,8 @@ class Raster:
         if self._wide is not None:
             pixels = self._eight_bits(self._wide)
             return pixels.repeat(3, axis=2) if pixels.shape[2] == 1 else pixels
-        if self.bits == 16 and self.format == "TIFF" and np.asarray(image).max(initial=0) < 16:
+        few = self.largest is None and self.bits == 16 and self.format == "TIFF"
+        if few and np.asarray(image).max(initial=0) < 16:
             raise ValueError(
                 f"{self.where} uses few of its 16 bits and would become nearly black; of such a file ({image.mode}, "
                 "its bands apart or its alpha multiplied) only the upper 8 bits are read. Scale it to 8 bits."
@@ -158,7 +163,14 @@ class Raster:
     def becomes_nearly_black(self) -> bool:
         """Whether an image uses 9 to 12 bits of 16 and does not say that it has no more."""
         says_so = self.bits == 12 and self.tags  # what PIL reads of other files than TIFF spans all 16 bits
-        return self._wide is not None and not says_so and 255 < int(self._wide.max(initial=0)) < 4096
+        return self._wide is not None and not says_so and 255 < self._most(self._wide) < 4096
+
+    def wide(self) -> np.ndarray:
+        """The values of an image with more than 8 bits, (H, W, C) without alpha; else its pixels."""
+        return np.asarray(self.load()) if self._wide is None else self._wide
+
+    def _most(self, values: np.ndarray) -> int:
+        return int(values.max(initial=0)) if self.largest is None else self.largest
 
     @cached_property
     def _wide(self) -> np.ndarray | None:
@@ -195,7 +207,7 @@ class Raster:
 
     def _eight_bits(self, values: np.ndarray) -> np.ndarray:
         """Values of up to 16 bits as uint8, as `rgb` says."""
-        least, most = int(values.min(initial=0)), int(values.max(initial=0))
+        least, most = int(values.min(initial=0)), self._most(values)
         if least < 0 or most > 65535:
             raise ValueError(
                 f"{self.where} has 1 band of {self.bits} bits with values from {least} to {most}; {_SUPPORTED}. "
@@ -315,7 +327,7 @@ def open_raster(value: Any, name: str, what: str) -> Raster:
         data, where = _bytes_of(value, name, what)
         image = _opened(data, where, what)
     width, height = image.size
-    limit = _limit()
+    limit = most_pixels()
     if limit is not None and width * height > limit:
         raise _too_large(where, what, f"{height} x {width} pixels", width * height, limit)
     with _named_errors(where, what, data):
@@ -372,7 +384,7 @@ def _read(path: str) -> bytes:
 
 
 def _opened(data: bytes, where: str, what: str) -> PILImage.Image:
-    limit = _limit()
+    limit = most_pixels()
     try:
         return _open_with_pil(data)
     except PILImage.DecompressionBombError as error:
@@ -400,7 +412,7 @@ def _open_with_pil(data: bytes) -> PILImage.Image:
     return image
 
 
-def _limit() -> int | None:
+def most_pixels() -> int | None:
     """The most pixels of an image: where PIL itself refuses, or what the environment says.
 
     Raises:
@@ -418,7 +430,8 @@ def _limit() -> int | None:
 def _too_large(where: str, what: str, size: str, pixels: int, limit: int | None) -> ValueError:
     return ValueError(
         f"{where}, the {what}, has {size}, more than the limit of {limit}, which guards against files made to exhaust "
-        f"memory. Cut it into tiles, or, if it is meant, set the environment variable `{MAX_PIXELS}={pixels}`."
+        "memory. Save it as a tiled TIFF, which `cps-hf prepare --tile` cuts and `cps-hf predict` predicts part by "
+        f"part; or, if it is meant, set the environment variable `{MAX_PIXELS}={pixels}`."
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,12 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from ..modeling.branches import Branch
 from ..modeling.channels import check_channels
-from .windows import class_ids, predict_each, predict_logits
+from .windows import class_ids, default_stride, predict_each, predict_logits, predict_rows
 
 logger = logging.getLogger(__name__)
+
+WINDOW = 512
+"""Height and width of the windows over a huge image, where nothing says another size."""
 
 
 class Ensemble:
@@ -114,6 +117,43 @@ class Ensemble:
         found = self._ask(predict_each, image, range(len(self.networks)), own_size, options)
         return [ids[0].to(torch.uint8).cpu() for ids in found]
 
+    def predict_rows(
+        self, image_rows: Callable[[slice], Tensor], size: tuple[int, int], **options: Any
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """Class ids of an image that memory does not hold, from the top down: (rows, uint8 (rows, W) on the CPU).
+
+        Args:
+            image_rows: the image's rows, slice -> uint8 (3, rows, W); asked for from the top down, with overlap.
+            size: height and width of the image.
+            options: those of `cps_hf.inference.windows.predict_rows`.
+
+        Raises:
+            ValueError: options that make no sense, or windows that a network cannot take.
+        """
+
+        def view_of(processor: Any) -> Callable[[slice], Tensor]:
+            return lambda rows: _processed(processor, image_rows(rows), True).to(self.device)
+
+        views = [view_of(processor) for processor in self.processors]
+        try:
+            for rows, ids in predict_rows(self.networks, views, size, **options):
+                yield rows, ids.cpu()
+        except (RuntimeError, AssertionError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise ValueError(
+                f"{', '.join(self.sources)} cannot predict windows of {options['crop_size']} pixels: {error} A "
+                "network of one input size needs that `crop_size`."
+            ) from error
+
+    def default_windows(self) -> dict[str, Any]:
+        """Sliding windows for who chose none: of the size that the first processor resizes to, else of `WINDOW`."""
+        processor = self.processors[0]
+        size = getattr(processor, "size", None) if getattr(processor, "do_resize", False) else None
+        height, width = (_field(size, "height"), _field(size, "width")) if size else (None, None)
+        crop = (height, width) if height and width else (WINDOW, WINDOW)
+        return {"mode": "sliding", "crop_size": crop, "stride": default_stride(crop)}
+
     def _ask(self, function, image: Tensor, chosen: Sequence[int], own_size: bool, options: dict[str, Any]) -> Any:
         """`function` of the chosen networks and of the image as their processors make it."""
         own_size = own_size or options.get("mode") == "sliding"
@@ -132,6 +172,10 @@ class Ensemble:
                 f"{image.shape[-1]} pixels: {error} A network of one input size needs `mode=sliding` with that "
                 "`crop_size`, or its processor's resizing (no `own_size`)."
             ) from error
+
+
+def _field(size: Any, name: str) -> int | None:
+    return size.get(name) if isinstance(size, Mapping) else getattr(size, name, None)
 
 
 def _check_source(source: str) -> None:

@@ -141,6 +141,58 @@ def predict_each(
 
 
 @torch.no_grad()
+def predict_rows(
+    networks: Sequence[LogitsFn],
+    views: Sequence[Callable[[slice], Tensor]],
+    size: tuple[int, int],
+    **options: Any,
+) -> Iterator[tuple[slice, Tensor]]:
+    """Class ids of an image that memory does not hold, from the top down: (rows, uint8 (rows, W)).
+
+    The same ids as those of `predict_logits` with sliding windows. Memory holds the rows of one window: those of the
+    image, and for each network (twice with `flip`) classes x window height x image width logits.
+
+    Args:
+        views: for each network, rows of the image as its image processor makes them: slice -> float (1, 3, rows, W).
+        size: height and width of the image.
+        options: those of `predict_logits`, with `mode="sliding"` and one scale.
+
+    Raises:
+        ValueError: as `predict_logits`; another mode, or scales; more than 255 classes.
+    """
+    how = _How(**options)
+    if how.mode != "sliding" or tuple(how.scales) != (1,):
+        raise ValueError("An image is predicted by rows in sliding windows, at its own size: no other mode or scales.")
+    passes = [
+        _pass_of_rows(network, view, how, mirrored, size)
+        for network, view in zip(networks, views, strict=True)
+        for _, mirrored in how.versions
+    ]
+    first = 0
+    for strips in zip(*passes, strict=True):
+        total = strips[0]
+        if len(strips) > 1:
+            if len({strip.shape[1] for strip in strips}) > 1:
+                raise ValueError(f"The networks differ: {' and '.join(str(s.shape[1]) for s in strips)} classes.")
+            total = sum(strip.float().softmax(1) for strip in strips)
+        if total.shape[1] > 255:
+            raise ValueError(f"Class ids of {total.shape[1]} classes do not fit into a mask of 8 bits.")
+        ids = total.argmax(1)[0].to(torch.uint8)
+        yield slice(first, first + len(ids)), ids
+        first += len(ids)
+
+
+def _pass_of_rows(
+    network: LogitsFn, view: Callable[[slice], Tensor], how: _How, mirrored: bool, size: tuple[int, int]
+) -> Iterator[Tensor]:
+    def seen(rows: slice) -> Tensor:
+        return view(rows).flip(-1) if mirrored else view(rows)
+
+    for strip in _slide(network, seen, how, size, slice(0, size[0])):
+        yield strip.flip(-1) if mirrored else strip
+
+
+@torch.no_grad()
 def add_probabilities(total: Tensor | None, logits: Tensor) -> Tensor:
     """`total` plus the soft-max of the logits (B, C, H, W); none: the soft-max, which takes the logits' place.
 

@@ -1,0 +1,132 @@
+"""Predicting an image that is too large to be decoded or predicted as a whole: in windows, some rows at a time.
+
+A tiled or striped TIFF is read as it is needed; the mask is written as it is found. Where the file says what place on
+Earth it shows, the mask is a GeoTIFF that says so too. The overlay is a reduced one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from .. import visualization
+from ..data.bands import TIFF_SUFFIXES, Bands, is_georeferenced, open_bands, pixels_of
+from ..data.mask_rows import mask_writer
+from ..data.table import first_few
+from ..inference.ensemble import Ensemble
+
+HUGE = 50_000_000
+"""Pixels beyond which an image file is predicted by rows: 7,071 x 7,071."""
+_MOST_PER_BYTE = 1000  # pixels, in files other than TIFF: smaller files are not opened to learn their size
+_OVERVIEW = 2048  # the longer side of an overlay
+
+
+class UnreadableError(ValueError):
+    """An image that cannot be read."""
+
+
+def is_huge(path: str, limit: int) -> bool:
+    """Whether an image file has more pixels than `limit`; false where its header cannot be read."""
+    if Path(path).suffix.lower() not in TIFF_SUFFIXES and os.path.getsize(path) < limit // _MOST_PER_BYTE:
+        return False
+    return (pixels_of(path) or 0) > limit
+
+
+def windows_for(
+    images: Mapping[str, str], branches: Ensemble, how: Mapping[str, Any], options: argparse.Namespace
+) -> dict[str, Any]:
+    """How huge images are predicted: as the command line says, or in windows of a usual size, which is said.
+
+    Raises:
+        ValueError: probabilities or scales were chosen.
+    """
+    what = f"{first_few([*images.values()], 2)}: more than {options.huge_from} pixels, predicted by rows"
+    if options.probabilities:
+        raise ValueError(f"{what}; `--probabilities` would hold all of them. Leave it out, or cut the image.")
+    if [*how["scales"]] != [1.0]:
+        raise ValueError(f"{what}; `--scales` must be 1.")
+    found = {key: value for key, value in how.items() if key != "own_size"}
+    if how["mode"] != "sliding":
+        found |= branches.default_windows() | {"window_batch_size": options.window_batch_size}
+        height, width = found["crop_size"]
+        print(f"{what} in windows of {height} x {width}; `--mode sliding --crop_size H W` chooses others.")
+    return found
+
+
+def huge_paths(paths: Mapping[str, Path], source: str) -> dict[str, Path]:
+    """The outputs of a huge image: the mask of one with geo-tags is a TIFF."""
+    masks = paths["masks"]
+    if is_georeferenced(source):
+        masks = masks.with_name(f"{masks.name.removesuffix('.png')}.tif")
+    return {**paths, "masks": masks}
+
+
+def predict_huge(
+    source: str,
+    paths: Mapping[str, Path],
+    branches: Ensemble,
+    how: Mapping[str, Any],
+    names: Sequence[str],
+    palette: Sequence[tuple[int, int, int]],
+    overlay_alpha: float,
+) -> None:
+    """Write the mask of one image, and a reduced overlay if `paths` has one.
+
+    Raises:
+        UnreadableError: the image is damaged or is none.
+        ValueError: a network cannot take windows of this size.
+    """
+    try:
+        image = open_bands(source, name=Path(source).name, what="image")
+    except ValueError as error:
+        raise UnreadableError(str(error)) from error
+    step = -(-max(image.size) // _OVERVIEW)
+    rows_of = _Rows(image, step)
+    overview = []
+    geo = {"geo": image.geo, "order": image.order} if paths["masks"].suffix == ".tif" else {}
+    bar = tqdm(total=image.size[0], desc=Path(source).name, unit="row", leave=False, dynamic_ncols=True)
+    with bar, mask_writer(paths["masks"], image.size, palette, **geo) as writer:
+        for rows, ids in branches.predict_rows(rows_of, image.size, **how):
+            ids = ids.numpy()
+            writer.write(ids)
+            overview.append(ids[-rows.start % step :: step, ::step])
+            bar.update(len(ids))
+        if "overlays" in paths:
+            small = torch.from_numpy(np.concatenate(rows_of.overview)).permute(2, 0, 1)
+            prediction = np.concatenate(overview)
+            visualization.overlay_page(small, prediction, [*names], palette, paths["overlays"], alpha=overlay_alpha)
+
+
+class _Rows:
+    """Rows of an image, each read once: those that the next windows need again are kept.
+
+    Attributes:
+        overview: each `step`-th pixel of each `step`-th row that was read, uint8 (rows, W, 3).
+    """
+
+    def __init__(self, image: Bands, step: int):
+        self._image, self._step, self.overview = image, step, []
+        self._start, self._kept = 0, np.zeros((0, image.size[1], 3), np.uint8)
+
+    def __call__(self, rows: slice) -> Tensor:
+        """uint8 (3, rows, W)."""
+        assert rows.start >= self._start, "rows are asked for from the top down"
+        end = self._start + len(self._kept)
+        kept = self._kept[rows.start - self._start :]
+        if rows.stop > end:
+            try:
+                new = self._image.image_rows(end, rows.stop)
+            except ValueError as error:
+                raise UnreadableError(str(error)) from error
+            self.overview.append(new[-end % self._step :: self._step, :: self._step].copy())
+            kept = np.concatenate([kept, new])
+        self._start, self._kept = rows.start, kept
+        return torch.from_numpy(kept[: rows.stop - rows.start].copy()).permute(2, 0, 1)
