@@ -3,6 +3,7 @@
 Neither the build nor the reader's browser needs a network.
 """
 
+import dataclasses
 import re
 import sys
 from pathlib import Path
@@ -43,7 +44,6 @@ html_theme_options = {"navigation_with_keys": True}
 default_role = "code"
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
-autodoc_class_signature = "separated"
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 100
 napoleon_google_docstring = True
@@ -62,14 +62,27 @@ def links_beyond(app, docname: str, source: list[str]) -> None:
     source[0] = re.sub(rf"\]\(({re.escape(above)}[^)#]+\.md)(#[^)]*)?\)", r"](path:\1)", source[0])
 
 
-def grouped_fields(app, what, name, obj, options, lines: list[str]) -> None:
-    """The settings' docstrings list fields under headings of their own, which `--help` shows; each becomes a rubric."""
+def readable(app, what, name, obj, options, lines: list[str]) -> None:
+    """Two things that napoleon does not know, before it reads a docstring.
+
+    The settings' docstrings list fields under headings of their own, which `--help` shows: each becomes a rubric, and
+    each field gets its default. And a property's docstring is a sentence, in which what is before a colon is no type.
+    """
+    if what in ("property", "attribute", "data"):
+        lines.insert(0, "")
     if what != "class" or not name.startswith("cps_hf.config."):
         return
+    defaults = {field.name: field for field in dataclasses.fields(obj)}
     found = []
     for line, following in zip(lines, [*lines[1:], ""], strict=True):
+        named = re.match(r" +(\w+): ", line)
         if re.fullmatch(r"[A-Z][^.:]*", line) and re.match(r" +\w+: ", following):
             found += [f".. rubric:: {line}", "", "Args:"]
+        elif named and named[1] in defaults:
+            field = defaults[named[1]]
+            has_factory = field.default_factory is not dataclasses.MISSING
+            default = field.default_factory() if has_factory else field.default
+            found.append(line.replace(f"{named[1]}: ", f"{named[1]} ({field.type}, default ``{default!r}``): ", 1))
         else:
             found.append(line)
     lines[:] = found
@@ -101,4 +114,4 @@ def setup(app) -> None:
     app.add_directive("mermaid", Diagram)
     app.connect("source-read", links_beyond)
     app.add_html_math_renderer("mathml", (visit_math, None), (visit_math_block, None))
-    app.connect("autodoc-process-docstring", grouped_fields, priority=400)  # before napoleon
+    app.connect("autodoc-process-docstring", readable, priority=400)  # before napoleon
