@@ -20,7 +20,7 @@ from cps_hf.objectives import OBJECTIVES, Objective
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
+PAGES = sorted({*ROOT.glob("*.md"), *DOCS.rglob("*.md")} - {ROOT / "model_card_template.md"})
 OTHERS_OPTIONS = {"index-url", "cpu", "multi_gpu", "num_machines", "shm-size", "ipc"}  # pip, accelerate, docker
 """Options of other programs that pages name in the text."""
 
