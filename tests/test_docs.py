@@ -21,8 +21,8 @@ from cps_hf.objectives import OBJECTIVES, Objective
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted({*ROOT.glob("*.md"), *DOCS.rglob("*.md")} - {ROOT / "model_card_template.md"})
-OTHERS_OPTIONS = {"index-url", "cpu", "multi_gpu", "num_machines", "shm-size", "ipc"}  # pip, accelerate, docker
-"""Options of other programs that pages name in the text."""
+OTHERS_OPTIONS = {"cpu", "multi_gpu", "num_machines", "shm-size", "ipc", "signal", "include", "local-dir", "output"}
+"""Options of accelerate, docker, sbatch, hf and labelme that pages name in the text."""
 
 
 def name_of(page: Path) -> str:
@@ -149,12 +149,11 @@ def test_a_methods_page_has_each_of_its_hyper_parameters_with_its_default(name):
     assert [field for field in defaults if field not in shared and f"`{field}`" not in page] == []
     for names, shown in re.findall(r"^\| ((?:`\w+`(?:, )?)+) \| ([^|]*) \|", page, re.MULTILINE):
         for field in re.findall(r"`(\w+)`", names):
-            try:
-                value = ast.literal_eval(shown.strip().strip("`").capitalize())
-            except (ValueError, SyntaxError):
-                value = shown.strip().strip("`")
-                if not isinstance(defaults[field], str):
-                    continue  # in words
+            value = shown.strip().strip("`")
+            if re.fullmatch(r"[\d.]+|true|false", value):
+                value = ast.literal_eval(value.capitalize())
+            elif not isinstance(defaults[field], str):
+                continue  # in words
             assert defaults[field] == value, field
 
 

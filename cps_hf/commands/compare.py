@@ -68,8 +68,8 @@ LAYOUT_OPTIONS = ("images", "masks", "image_suffix", "mask_suffix")
 SAVES = 8
 """Checkpoints of each run, where the command line says nothing of them: what a kill costs at most is an eighth."""
 FIRST = (
-    *("dataset", "data_root", "unlabeled_root", "validation", "group_by", "class_names", "backbone"),
-    *("output_dir", "time", "eval_dir", "seed", "max_steps", "pretrain_steps"),
+    *("time", "dataset", "unlabeled_root", "validation", "class_names", "backbone"),
+    *("output_dir", "eval_dir", "seed", "max_steps"),
 )
 
 
@@ -146,9 +146,9 @@ def begin(out: Path, argv: Sequence[str]) -> dict[str, Any] | None:
         ValueError: the folder holds something else, or a comparison with other options.
     """
     words = {name: value for name, value in parser.read_words(argv).items() if name != "output_dir"}
-    if not (out / COMMAND).is_file():
-        if out.is_dir() and any(out.iterdir()):
-            raise ValueError(f"`--output_dir {out}` is not empty, and holds no comparison. Give another folder.")
+    if not (out / COMMAND).is_file() and out.is_dir() and any(out.iterdir()):
+        raise ValueError(f"`--output_dir {out}` is not empty, and holds no comparison. Give another folder.")
+    if not (out / PLAN).is_file():  # nothing was trained, so nothing is lost
         out.mkdir(parents=True, exist_ok=True)
         write_atomically(out / COMMAND, json.dumps(words, indent=1))
     before = json.loads((out / COMMAND).read_text(encoding="utf-8"))

@@ -97,6 +97,7 @@ def complete(
         return time_steps(
             lambda clock, **others: make_trainer(trial.with_values(**others), sets, models_of(trial), [clock]),
             two_stages,
+            timed=5 if seconds > 300 else 3,
         )
 
     seconds = None if limit is None else share * (seconds_of(limit) - (time.monotonic() - began))

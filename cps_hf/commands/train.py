@@ -66,8 +66,8 @@ DEFAULTS = {
 }
 # What `--help` shows; `--help-all` shows everything.
 FIRST = (
-    *("time", "dataset", "unlabeled_root", "validation", "class_names", "models", "backbone", "init_from"),
-    *("output_dir", "max_steps", "per_device_train_batch_size", "learning_rate", "crop_size"),
+    *("time", "dataset", "unlabeled_root", "validation", "class_names", "backbone", "init_from"),
+    *("output_dir", "max_steps", "crop_size"),
 )
 ONE_CLASS = 0.98
 """From this share of one class on, branches that agree are told to have collapsed."""

@@ -37,6 +37,10 @@ class Pair(NamedTuple):
     split: str | None
 
 
+class NoMasksError(ValueError):
+    """A folder holds images, and nothing that looks like a mask."""
+
+
 @dataclass
 class Layout:
     """What lies below a folder.
@@ -269,7 +273,7 @@ def _image_folder(
     return candidates[chosen], f"{chosen}/" if chosen else "the folder itself"
 
 
-def _no_masks(root: Path, files: Sequence[NamedFile], looked: Walk) -> ValueError:
+def _no_masks(root: Path, files: Sequence[NamedFile], looked: Walk) -> NoMasksError:
     folders: dict[str, Counter] = {}
     told, strange = [], []
     for file in files:
@@ -288,7 +292,7 @@ def _no_masks(root: Path, files: Sequence[NamedFile], looked: Walk) -> ValueErro
     ]
     drawn = f" {first_few(shapes, 1)}: boxes and polygons must be drawn as masks first." if shapes else ""
     here, truth = (next((name for name in sorted(names) if name), None) for names in (told, strange))
-    return ValueError(
+    return NoMasksError(
         f"Nothing in {root} looks like masks; found images in {first_few(there)}. Expected folders such as images/ "
         "and masks/, with one name for an image and its mask, or a.jpg and a_mask.png side by side. If the masks are "
         f"there under other names: {typed(images=here or 'IMAGES', masks=truth or 'MASKS')} or "

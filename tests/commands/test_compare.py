@@ -22,7 +22,17 @@ from cps_hf.training.trainer import CPSTrainer
 STEPS, BORDER = 6, 4
 SIZE = (32, 40)
 COLORS = np.array([[10, 20, 30], [200, 0, 0], [0, 0, 200]], np.uint8)
-SMALL = ("--max_steps", str(STEPS), "--crop_size", "32", "32", "--per_device_train_batch_size", "2")
+SMALL = (
+    "--max_steps",
+    str(STEPS),
+    "--pretrain_steps",
+    str(BORDER),
+    "--crop_size",
+    "32",
+    "32",
+    "--per_device_train_batch_size",
+    "2",
+)
 SMALL += ("--dataloader_num_workers", "0", "--disable_tqdm", "--num_pictures", "0", "--agreement_images", "0")
 KEYS = {"mean_iou", "seconds", "steps"}
 
@@ -281,7 +291,9 @@ def test_a_mistake_ends_with_one_line_and_no_traceback(world, tmp_path, capsys, 
 
 def test_a_folder_that_holds_something_else_is_left_alone(tmp_path):
     out = tmp_path / "out"
+    assert compare.begin(out, ["--seed", "3"]) is None  # a mistake, say: nothing was trained
     assert compare.begin(out, ["--seed", "1", "--output_dir", str(out)]) is None
+    (out / "plan.yaml").touch()
     assert compare.begin(out, ["--output_dir", "elsewhere", "--seed", "1"]) is None
     with pytest.raises(ValueError, match="`--seed` was '1', and is '2' now"):
         compare.begin(out, ["--seed", "2"])

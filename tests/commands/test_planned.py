@@ -198,7 +198,7 @@ def test_a_run_does_not_start_from_the_folder_that_it_writes(tmp_path):
     (tmp_path / "best" / "config.json").write_text("{}")
     settings = parsed("--init_from", str(tmp_path), "--output_dir", str(tmp_path))
     with pytest.raises(ValueError, match="write the new run somewhere else"):
-        planned.check(settings)
+        planned.check(settings, plans=True)
 
 
 def test_which_networks_an_earlier_run_gives(tmp_path):
