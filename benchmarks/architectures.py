@@ -360,6 +360,35 @@ The same code, a few channels wide, from random weights, on the CPU.
   they fill no whole patch; the logits of the others are stretched over the image. A crop of whole patches avoids it.
 
 {tiny_table}
+
+## Mask-classification networks
+
+Of `AutoModelForUniversalSegmentation` these can be branches, also beside a network of the first table:
+
+| Model type | Logits stride | Input sizes | Frozen, since the scores do not depend on it | Semantic map of the exported processor |
+| :-- | --: | :-- | :-- | :-- |
+| `mask2former` | 4 | any | the last norm of a Swin backbone | masks go through 384 x 384: nearly ours |
+| `maskformer` | 4 | any | the last norm of a Swin backbone | ours, to the pixel |
+| `eomt` | 16 / 2^`num_upscale_blocks` | `image_size` only | nothing | masks go through the input's size: nearly ours |
+| `eomt_dinov3` | 16 / 2^`num_upscale_blocks` | `image_size` only | nothing | masks go through the input's size: nearly ours |
+
+- A class's score at a pixel is the sum over queries of class probability (without the no-object class) times mask
+  probability. The scores are resized to the image, and the logits are log((s + 1e-6) / sum over classes of
+  (s + 1e-6)) in float32. Losses, pseudo labels, windows and ensembles all take these. The networks' own set loss is
+  not run.
+- The "semantic map" column is about one network and a whole image in one pass, in which some query speaks for every
+  pixel: where all scores are below 1e-6, the constant decides. The processors of Mask2Former and EoMT resize the
+  masks' logits before the scores are summed, so pixels along boundaries may differ; `cps-hf predict` and `evaluate`
+  give the same as training's evaluation. `pipeline("image-segmentation")` needs `subtask="semantic"`.
+- EoMT takes images of `image_size` only. Training needs `crop_size` to be that (a sentence says so before it starts);
+  evaluation and prediction see other images in windows of that size, every two thirds of it, without being told. Its
+  exported image processor resizes the shorter side to that size and cuts windows, as the library's own checkpoints do;
+  `cps-hf evaluate --own_size` leaves out the resizing, as training's evaluation does.
+- An EoMT that is built from a configuration trains without masked attention: a loss on pixels does not train the masks
+  of the earlier blocks. A checkpoint keeps its `attn_mask_probs`.
+- EoMT cannot be started from the weights of a plain vision transformer (`backbone`), and has no decoder whose input
+  could be dropped (`feature_dropout`).
+- `oneformer` needs a task text beside each image, and is refused.
 """
 
 

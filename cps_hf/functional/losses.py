@@ -213,10 +213,10 @@ def _mean_softmax(*logits: Tensor) -> Tensor:
 def soft_target(logits: Logits, *, temperature: float = 1.0) -> Tensor | StridedLogits:
     """The soft-max of logits / temperature as a target, without gradient: what the next two losses take.
 
-    Of strided logits it is not made here but in the loss, a piece at a time: they come back, divided.
+    Of strided logits it is not made here but in the loss, a piece at a time: they come back with the temperature.
     """
     if isinstance(logits, StridedLogits):
-        return logits._replace(values=logits.values.detach() / temperature)
+        return logits._replace(values=logits.values.detach(), temperature=logits.temperature * temperature)
     return (at_least_float32(logits.detach()) / temperature).softmax(1)
 
 

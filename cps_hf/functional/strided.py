@@ -22,6 +22,10 @@ PIECE = {"cpu": 2**19, "cuda": 2**27}
 images. (Both measured: benchmarks/LOG.md.)"""
 
 
+EPSILON = 1e-6
+"""What is added to every score before the logarithm."""
+
+
 class StridedLogits(NamedTuple):
     """Logits that stand for full-size ones.
 
@@ -29,11 +33,17 @@ class StridedLogits(NamedTuple):
         values: (B, C, h, w), any float type.
         size: (H, W), what they are resized to, bilinearly.
         align_corners: how they are resized.
+        scores: the values are no logits but scores of classes, at least 0, as mask-classification networks give them.
+            They are resized as they are, and the logits are the logarithm of their shares,
+            log((s + 1e-6) / sum over classes of (s + 1e-6)), whose soft-max is these shares.
+        temperature: what the logits are divided by at last.
     """
 
     values: Tensor
     size: tuple[int, int]
     align_corners: bool = False
+    scores: bool = False
+    temperature: float = 1.0
 
     @property
     def shape(self) -> torch.Size:
@@ -43,9 +53,20 @@ class StridedLogits(NamedTuple):
     def resized(self) -> Tensor:
         """The full-size logits, (B, C, H, W) float32 (float64 stays): the plain way."""
         values = at_least_float32(self.values)
-        if values.shape == self.shape:
-            return values
-        return F.interpolate(values, size=self.size, mode="bilinear", align_corners=self.align_corners)
+        if values.shape != self.shape:
+            values = F.interpolate(values, size=self.size, mode="bilinear", align_corners=self.align_corners)
+        return self.logits_of(values)
+
+    def coarse(self) -> Tensor:
+        """The logits at the values' own size, (B, C, h, w): nothing is resized."""
+        return self.logits_of(self.values)
+
+    def logits_of(self, values: Tensor) -> Tensor:
+        """Values (B, C, ...) that were resized, or some rows of them, as logits."""
+        if self.scores:
+            values = at_least_float32(values) + EPSILON
+            values = (values / values.sum(1, keepdim=True)).log()
+        return values if self.temperature == 1 else values / self.temperature
 
 
 Logits = Tensor | StridedLogits
@@ -175,8 +196,8 @@ class _Piece(NamedTuple):
         return at_least_float32(values[self.part(logits)]).contiguous()
 
     def resized(self, source: Tensor, logits: StridedLogits) -> Tensor:
-        """(b, C, coarse rows, w) -> (b, C, rows, W)."""
-        return resize_rows(
+        """(b, C, coarse rows, w) -> logits (b, C, rows, W)."""
+        resized = resize_rows(
             source,
             self.rows,
             first=self.part(logits)[2].start,
@@ -184,6 +205,7 @@ class _Piece(NamedTuple):
             size=logits.size,
             align_corners=logits.align_corners,
         )
+        return logits.logits_of(resized)
 
 
 def _pieces(logits: StridedLogits) -> Iterator[_Piece]:

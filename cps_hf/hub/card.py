@@ -15,6 +15,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from ..metrics.scored import over_classes
+from .loading import auto_class_name
 
 _FACTS = (
     *("model_name", "branch", "architecture", "base_model", "license", "id2label", "trust_remote_code", "directory"),
@@ -63,6 +64,7 @@ def render_card(facts: Mapping[str, Any]) -> str:
         _metadata(facts, own.get(facts["branch"], {})),
         template_str=(files("cps_hf") / "model_card_template.md").read_text(encoding="utf-8"),
         **{name: _shown(value) for name, value in facts.items() if name not in ("scores", "best", "absent")},
+        auto_class=auto_class_name(facts["architecture"]),
         model_id=json.dumps(without_paths(facts["directory"])),
         networks=networks,
         own=own,

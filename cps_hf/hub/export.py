@@ -9,11 +9,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, SegformerImageProcessor
+from transformers import (
+    EomtImageProcessor,
+    Mask2FormerImageProcessor,
+    MaskFormerImageProcessor,
+    PreTrainedModel,
+    SegformerImageProcessor,
+)
 
 from ..files import filled_whole, share_weights
 from .card import hub_id, render_card
-from .image_processors import SQUARE_MODELS, check_processor
+from .image_processors import SQUARE_MODELS, WINDOW_MODELS, check_processor
+from .loading import auto_class_name
 
 
 def export_branch(
@@ -29,7 +36,7 @@ def export_branch(
     processing_class: Any | None = None,
     card: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write what `AutoModelForSemanticSegmentation.from_pretrained(directory)` and `pipeline` need, and no more.
+    """Write what `from_pretrained(directory)` of its Auto class and `pipeline` need, and no more.
 
     The folder is filled beside and renamed, so it is never half-written; an earlier export of the same name is
     replaced as a whole.
@@ -42,8 +49,9 @@ def export_branch(
         image_mean, image_std: of the three colours, for images in [0, 1], as in training.
         do_reduce_labels: whether masks were read so that 0 is ignored and k is class k - 1.
         input_shrink: what a DeepLabV3+ shrinks its input by, which training showed it shrunk (`eval_shrink`).
-        processing_class: an image processor to save, which must do the same; none: a `SegformerImageProcessor` that
-            normalises and does not resize, unless the model takes one size only.
+        processing_class: an image processor to save, which must do the same. `None`, or one whose post-processing is
+            for the other kind of output (logits, or queries with masks): a processor that normalises and does not
+            resize, unless the model takes one size only.
         card: the facts of `render_card`, to write README.md; none: no README.md. A file under "picture" is copied.
 
     Returns:
@@ -56,10 +64,10 @@ def export_branch(
     """
     directory = Path(directory)
     _check_export(model, directory, id2label)
-    if processing_class is None:
-        processing_class = _image_processor(model, image_mean, image_std, do_reduce_labels)
-    else:
+    if processing_class is not None:
         check_processor(processing_class, model.config.model_type, image_mean, image_std, reduces=do_reduce_labels)
+    if processing_class is None or not _reads_output(processing_class, model):
+        processing_class = _image_processor(model, image_mean, image_std, do_reduce_labels)
     with filled_whole(directory, replace=True) as folder:
         # Not model.state_dict(): the names in a file may differ from those in memory.
         model.save_pretrained(folder, state_dict=state_dict)
@@ -118,18 +126,40 @@ def _rewrite_config(path: Path, id2label: Mapping[int, str] | None, input_shrink
     return config
 
 
-def _image_processor(model: PreTrainedModel, image_mean, image_std, do_reduce_labels) -> SegformerImageProcessor:
+def _reads_output(processor: Any, model: PreTrainedModel) -> bool:
+    """Whether a processor's post-processing is for what the model gives: logits, or queries with masks."""
+    of_queries = auto_class_name(type(model).__name__) == "AutoModelForUniversalSegmentation"
+    processor = getattr(processor, "image_processor", processor)
+    return hasattr(processor, "post_process_panoptic_segmentation") == of_queries
+
+
+def _image_processor(model: PreTrainedModel, image_mean, image_std, do_reduce_labels):
+    """The architecture's own where its post-processing is; none resizes, where the model takes any size."""
+    kind = model.config.model_type
+    numbers = {
+        "do_rescale": True,
+        "do_normalize": True,
+        "image_mean": [float(v) for v in image_mean],
+        "image_std": [float(v) for v in image_std],
+    }
+    if kind in WINDOW_MODELS:
+        size = {"shortest_edge": _input_size(model)[0], "longest_edge": None}
+        return EomtImageProcessor(do_resize=True, size=size, do_split_image=True, do_pad=False, **numbers)
+    of_queries = {"mask2former": Mask2FormerImageProcessor, "maskformer": MaskFormerImageProcessor}
+    if kind in of_queries:
+        return of_queries[kind](do_resize=False, ignore_index=255, do_reduce_labels=do_reduce_labels, **numbers)
     size = None
-    if model.config.model_type in SQUARE_MODELS:
-        side = getattr(model.config, "image_size", None) or model.config.backbone_config.image_size
-        height, width = (side, side) if isinstance(side, int) else side
+    if kind in SQUARE_MODELS:
+        height, width = _input_size(model)
         size = {"height": height, "width": width}
     return SegformerImageProcessor(
         do_resize=size is not None,  # the default would squash every image to 512 x 512
         **({"size": size} if size else {}),
-        do_rescale=True,
-        do_normalize=True,
-        image_mean=[float(v) for v in image_mean],
-        image_std=[float(v) for v in image_std],
         do_reduce_labels=do_reduce_labels,
+        **numbers,
     )
+
+
+def _input_size(model: PreTrainedModel) -> tuple[int, int]:
+    side = getattr(model.config, "image_size", None) or model.config.backbone_config.image_size
+    return (side, side) if isinstance(side, int) else tuple(side)

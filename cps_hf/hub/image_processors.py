@@ -18,6 +18,8 @@ logger = logging.getLogger(__name__)
 
 SQUARE_MODELS = ("dpt", "data2vec-vision")
 """These take one input size only, so their images must be resized: oblong ones are refused."""
+WINDOW_MODELS = ("eomt", "eomt_dinov3")
+"""These take one input size only, too; their own processor resizes the shorter side to it and cuts windows."""
 
 HEIGHT, WIDTH = 60, 132  # of the images that are given: sides that no one squashes images to
 LARGEST = 20.0  # a number beyond it is no normalised pixel
@@ -63,7 +65,8 @@ def read_processor(processor: Any) -> Reading:
     colors = np.array([[0, 0, 0], [255, 255, 255], [128, 128, 128], [255, 0, 0]], np.uint8)
     images = [np.broadcast_to(color, (HEIGHT, WIDTH, 3)).copy() for color in colors]
     try:
-        made = processor(images=[*images, _ramp()], return_tensors="pt")["pixel_values"].float()
+        whole = {"do_split_image": False} if getattr(processor, "do_split_image", False) else {}  # EoMT's windows
+        made = processor(images=[*images, _ramp()], return_tensors="pt", **whole)["pixel_values"].float()
     except Exception as error:  # a processor may be anybody's
         raise ValueError(f"The {name} cannot be given images: {type(error).__name__}: {error}") from error
     if made.ndim != 4 or made.shape[1] != 3:
@@ -150,7 +153,7 @@ def check_processor(
             f"`processing_class` would not read masks as training does, where 0 is {zero}. Set "
             f"`processing_class.do_reduce_labels = {reduces}`."
         )
-    if reading.size != (HEIGHT, WIDTH) and model_type not in SQUARE_MODELS:
+    if reading.size != (HEIGHT, WIDTH) and model_type not in (*SQUARE_MODELS, *WINDOW_MODELS):
         height, width = reading.size
         squashes = abs(height / HEIGHT - width / WIDTH) > 0.05 * height / HEIGHT
         what = f"squashes every image to {height} x {width}, whatever its shape"

@@ -6,6 +6,13 @@ import json
 import os
 from pathlib import Path
 
+_OF_QUERIES = ("ForUniversalSegmentation", "ForInstanceSegmentation")
+
+
+def auto_class_name(architecture: str) -> str:
+    """The Auto class of transformers that loads a model of this class."""
+    return f"AutoModelFor{'Universal' if architecture.endswith(_OF_QUERIES) else 'Semantic'}Segmentation"
+
 
 def loading_lines(branch: str | os.PathLike) -> list[str]:
     """The lines that load a branch where cps_hf is not installed, to be printed and copied.
@@ -17,12 +24,16 @@ def loading_lines(branch: str | os.PathLike) -> list[str]:
         An import, `processor = ...` and `model = ...`.
     """
     folder = Path(branch)
-    name, code = repr(str(folder)), ""
+    name, code, architectures = repr(str(folder)), "", None
     config = folder / "config.json"
-    if config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("auto_map"):
-        code = ", trust_remote_code=True"  # the architecture's code lies beside the weights
+    if config.is_file():
+        fields = json.loads(config.read_text(encoding="utf-8"))
+        architectures = fields.get("architectures")
+        if fields.get("auto_map"):
+            code = ", trust_remote_code=True"  # the architecture's code lies beside the weights
+    auto_class = auto_class_name((architectures or [""])[0])
     return [
-        "from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation",
+        f"from transformers import AutoImageProcessor, {auto_class}",
         f"processor = AutoImageProcessor.from_pretrained({name})",
-        f"model = AutoModelForSemanticSegmentation.from_pretrained({name}{code})",
+        f"model = {auto_class}.from_pretrained({name}{code})",
     ]

@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+from transformers import AutoConfig, AutoImageProcessor
 
 from ..modeling.branches import Branch
 from ..modeling.channels import check_channels
+from ..modeling.universal import auto_class, refuse_other_universal
 from .windows import class_ids, default_stride, predict_each, predict_logits, predict_rows
 
 logger = logging.getLogger(__name__)
@@ -23,7 +24,7 @@ WINDOW = 512
 
 
 class Ensemble:
-    """One or several models of `AutoModelForSemanticSegmentation`, each with its own image processor.
+    """One or several models that a `Branch` can be made of, each with its own image processor.
 
     Args:
         models: with the same classes.
@@ -77,7 +78,9 @@ class Ensemble:
         options = {"revision": revision, "trust_remote_code": trust_remote_code}
         for source in sources:
             try:
-                models.append(AutoModelForSemanticSegmentation.from_pretrained(source, **options))
+                config = AutoConfig.from_pretrained(source, **options)
+                refuse_other_universal(config, f"`{source}`")
+                models.append(auto_class(config).from_pretrained(source, **options))
                 processors.append(AutoImageProcessor.from_pretrained(source, **options))
             except (OSError, ValueError, KeyError, ImportError) as error:
                 missing = "model" if len(models) == len(processors) else "image processor (preprocessor_config.json)"
@@ -206,7 +209,7 @@ def _usable(name: str | torch.device) -> torch.device:
 
 def _processed(processor: Any, image: Tensor, own_size: bool) -> Tensor:
     """float (1, 3, h, w): what the processor makes of an image, without what would lose pixels."""
-    off = ["do_center_crop", *(["do_resize", "do_pad"] if own_size else [])]
+    off = ["do_center_crop", "do_split_image", *(["do_resize", "do_pad"] if own_size else [])]
     kept_off = {name: False for name in off if getattr(processor, name, None)}
     made = processor(images=image, return_tensors="pt", input_data_format="channels_first", **kept_off)
     return made["pixel_values"].float()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import bisect
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -58,7 +58,8 @@ def predict_logits(
         pixel_values: the images; or, for several callables, the same images once for each, when their image processors
             differ.
         target_size: (height, width) of the maps, e.g. the label's. None: the (first) images' size.
-        mode: "whole", or "sliding": windows of `crop_size` every `stride` pixels, the last ones shifted so that they
+        mode: "whole" (a network that takes one size only, as EoMT does, sees windows of that size every two thirds of
+            it), or "sliding": windows of `crop_size` every `stride` pixels, the last ones shifted so that they
             end with the image. An image smaller than the window is padded with zeros (the mean colour) on all sides,
             as the CPS release pads it, and as training pads its crops.
         crop_size, stride: (height, width) in pixels; for "sliding". They stay the same at every scale.
@@ -270,7 +271,8 @@ def _checked(logits_fn, pixel_values, target_size) -> tuple[list[LogitsFn], list
 def _maps(networks: list[LogitsFn], inputs: list[Tensor], how: _How, size: tuple[int, int], wanted: slice) -> Tensor:
     """What `predict_logits` returns, of the wanted rows."""
     alone, versions = how.once and len(networks) == 1, how.versions
-    if alone and how.mode == "whole" and wanted == slice(0, size[0]) and tuple(inputs[0].shape[-2:]) == size:
+    as_it_is = wanted == slice(0, size[0]) and tuple(inputs[0].shape[-2:]) == size
+    if alone and as_it_is and _how_seen(how, networks[0], size).mode == "whole":
         return _logits(networks[0], inputs[0])
     maps = None
     for network, images in zip(networks, inputs, strict=True):
@@ -301,6 +303,7 @@ def _pass(
     """One network's logits of one version of the images, at most `STRIP` rows at a time: (rows of the maps, they)."""
     seen = tuple(max(1, round(side * scale)) if scale != 1 else side for side in images.shape[-2:])
     view, align_corners = partial(_view, images, seen, mirrored), False
+    how, as_logits = _how_seen(how, network, seen), None
     if how.mode == "sliding":
         height = seen[0]
         strips = _slide(network, view, how, seen, source_rows(height, size[0], wanted))
@@ -309,10 +312,20 @@ def _pass(
         logits = _strided(network, full)
         height, align_corners = logits.values.shape[2], logits.align_corners
         needed = source_rows(height, size[0], wanted, align_corners=align_corners)
+        as_logits = logits._replace(values=None).logits_of
         strips = iter(logits.values[:, :, needed].split(STRIP, dim=2))
         del logits
     for rows, logits in _resized(strips, height, size, wanted, align_corners):
+        logits = logits if as_logits is None else as_logits(logits)
         yield rows, logits.flip(-1) if mirrored else logits
+
+
+def _how_seen(how: _How, network: LogitsFn, size: tuple[int, int]) -> _How:
+    """How a network sees images of this size: a `Branch` of one input size sees others in windows."""
+    window = network.window if isinstance(network, Branch) else None
+    if how.mode == "sliding" or window is None or window == tuple(size):
+        return how
+    return replace(how, mode="sliding", crop_size=window, stride=default_stride(window), average=True)
 
 
 def _view(images: Tensor, size: tuple[int, int], mirrored: bool, rows: slice) -> Tensor:

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from . import offline_backbone
+from .universal import OF_ONE_SIZE, backbone_module, is_universal
 
 logger = logging.getLogger("cps_hf")
 
@@ -22,6 +23,8 @@ def backbone_of(model: PreTrainedModel) -> nn.Module:
     Raises:
         ValueError: the model has neither.
     """
+    if is_universal(model.config):
+        return backbone_module(model)
     for name in ("backbone", model.base_model_prefix):
         if name and isinstance(getattr(model, name, None), nn.Module):
             return getattr(model, name)
@@ -54,6 +57,11 @@ def load_backbone_weights(model: PreTrainedModel, source: str | PathLike) -> Non
     Raises:
         ValueError: the weights do not fit, or cannot be had.
     """
+    if model.config.model_type in OF_ONE_SIZE:
+        raise ValueError(
+            f"`backbone` {str(source)!r}: the weights of a vision transformer cannot be put into a "
+            f"{type(model).__name__}. Give a whole checkpoint of this kind as the model; its classes may be others."
+        )
     backbone = backbone_of(model)
     network = timm_network(backbone)
     if offline_backbone.is_packaged(source):

@@ -11,9 +11,9 @@ A branch starts from as much pretrained weight as there is, and no two branches 
 
 A model that is passed is used as it is.
 
-Heads are initialised by kaiming normal (fan-in, relu), those without norm layers by torch's default (see
-initialization.py), also where the library initialises the rest from a configuration. Which of these happened is
-logged, one message a branch, by the logger "cps_hf".
+Heads are initialised by kaiming normal (fan-in, relu), those without norm layers by torch's default, those of
+universal models by the library's rule (see initialization.py); the first two also where the library initialises the
+rest from a configuration. Which of these happened is logged, one message a branch, by the logger "cps_hf".
 """
 
 from __future__ import annotations
@@ -42,6 +42,16 @@ from .classes import (
 )
 from .initialization import branch_seed, head_has_norms, initialize_weights
 from .twins import tell_apart
+from .universal import (
+    UNIVERSAL,
+    auto_class,
+    decoder_module,
+    input_window,
+    is_universal,
+    refuse_other_universal,
+    said_of_pixels,
+    switch_masked_attention_off,
+)
 
 HEAD_NAMES = ("decode_head", "segmentation_head", "head", "decoder")
 """What transformers' models (and ours) call the module that the backbone's feature maps go into."""
@@ -53,8 +63,12 @@ class Branch(nn.Module):
     """A segmentation model whose logits have the size of its input.
 
     Args:
-        model: any model of `AutoModelForSemanticSegmentation`; kept as `.model`. `align_corners` is its
-            configuration's, false where that does not say.
+        model: any model of `AutoModelForSemanticSegmentation`, or a Mask2Former, MaskFormer or EoMT of
+            `AutoModelForUniversalSegmentation`, whose queries give class scores (universal.py); kept as `.model`.
+            `align_corners` is its configuration's, false where that does not say.
+
+    Attributes:
+        window: (height, width) of the only images that the model takes, where its positions fit one size; else `None`.
     """
 
     def __init__(self, model: PreTrainedModel):
@@ -62,7 +76,9 @@ class Branch(nn.Module):
         self.model = model
         self.align_corners = bool(getattr(model.config, "align_corners", False))
         self._feature_dropout = _FeatureDropout()
+        self.scores, self.window = is_universal(model.config), input_window(model.config)
         head = next((getattr(model, name) for name in HEAD_NAMES if hasattr(model, name)), None)
+        head = decoder_module(model) if self.scores else head
         self._has_head = head is not None
         self._compiled = None
         if head is not None:
@@ -92,7 +108,7 @@ class Branch(nn.Module):
                 maps are dropped. A channel is doubled in one view and zero in the other, or the reverse, with equal
                 chance (UniMatch V2, TPAMI 2025, has 0.5); in evaluation mode too. Maps with as many channels share a
                 draw: those of a vision transformer are one stream, in which a channel is gone when it is gone in all.
-            resize: false: leave the logits at the model's own size, for a caller that resizes them.
+            resize: false: what `strided` resizes: the model's logits or class scores at its own size.
 
         Returns:
             (B, C, H, W) float32: resized bilinearly, with `align_corners`.
@@ -121,18 +137,17 @@ class Branch(nn.Module):
         self._feature_dropout.p, self._feature_dropout.complementary = feature_dropout, complementary_dropout
         network = self._compiled if self._compiled is not None and self.training else self.model
         try:
-            logits = network(pixel_values=pixel_values.to(next(self.model.parameters()).dtype)).logits.float()
+            values = said_of_pixels(self.model, pixel_values.to(next(self.model.parameters()).dtype), network)
         finally:
             self._feature_dropout.p = self._feature_dropout.complementary = 0.0
-        size = pixel_values.shape[-2:]
-        if not resize or logits.shape[-2:] == size:
-            return logits
-        return F.interpolate(logits, size=size, mode="bilinear", align_corners=self.align_corners)
+        return self._strided(values, pixel_values).resized() if resize else values
 
     def strided(self, pixel_values: Tensor, **dropout: float) -> StridedLogits:
         """The logits at the model's own size, with the size of the input: what the losses resize a piece at a time."""
-        values = self(pixel_values, **dropout, resize=False)
-        return StridedLogits(values, tuple(pixel_values.shape[-2:]), self.align_corners)
+        return self._strided(self(pixel_values, **dropout, resize=False), pixel_values)
+
+    def _strided(self, values: Tensor, pixel_values: Tensor) -> StridedLogits:
+        return StridedLogits(values, tuple(pixel_values.shape[-2:]), self.align_corners, self.scores)
 
 
 class _FeatureDropout:
@@ -287,6 +302,7 @@ def _build(source, index, seed, id2label, weights, reinit_heads, options, build)
             to_initialize = head_parameters(model)
         if to_initialize:
             rule = "kaiming normal" if head_has_norms(model) else "torch's default, as it has no norm layers"
+            rule = "the library's own rule" if is_universal(model.config) else rule
             drawn = "head" if to_initialize == head_parameters(model) else _listed(to_initialize)
             said += f", {drawn} drawn by {rule}"
         if to_initialize or from_config:
@@ -359,9 +375,10 @@ def _read_config(source, options: dict) -> PreTrainedConfig:
                 f"and the connection (HF_HUB_OFFLINE forbids it); a gated or private one needs HF_TOKEN; one with "
                 f"code of its own needs trust_remote_code=True. transformers said: {error}"
             ) from error
-    known = type(config) in AutoModelForSemanticSegmentation._model_mapping
+    refuse_other_universal(config, _named(source))
+    known = type(config) in AutoModelForSemanticSegmentation._model_mapping or is_universal(config)
     if not known and "AutoModelForSemanticSegmentation" not in (getattr(config, "auto_map", None) or {}):
-        names = sorted(kind.model_type for kind in AutoModelForSemanticSegmentation._model_mapping)
+        names = sorted({kind.model_type for kind in AutoModelForSemanticSegmentation._model_mapping} | {*UNIVERSAL})
         raise ValueError(
             f"{_named(source)} is a {config.model_type!r}, which has no semantic segmentation head in transformers. "
             f"Those that have: {', '.join(names)}. To use it as a backbone, give a UperNetConfig or "
@@ -385,6 +402,8 @@ def _adapted_config(config: PreTrainedConfig, source, id2label: dict[int, str] |
         config.label2id = {name: index for index, name in id2label.items()}
     if hasattr(config, "use_auxiliary_head"):
         config.use_auxiliary_head = False  # it would get no gradient from our losses, and stop DDP
+    if config.model_type == "maskformer":
+        config.use_auxiliary_loss = False  # it makes masks of every layer, for the set loss, which is not run
     for field in ("semantic_loss_ignore_index", "loss_ignore_index"):  # the second is UperNet's
         if hasattr(config, field):
             setattr(config, field, IGNORE_INDEX)
@@ -394,9 +413,7 @@ def _adapted_config(config: PreTrainedConfig, source, id2label: dict[int, str] |
 def _from_config(config: PreTrainedConfig, options: dict, build: dict) -> PreTrainedModel:
     kwargs = {name: value for name, value in build.items() if value is not None}
     try:
-        return AutoModelForSemanticSegmentation.from_config(
-            config, trust_remote_code=options["trust_remote_code"], **kwargs
-        )
+        model = auto_class(config).from_config(config, trust_remote_code=options["trust_remote_code"], **kwargs)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, AssertionError) as error:
         hint = "Often the backbone does not give the stages that the head needs (`out_features`, `out_indices`)."
         if "attention implementation" in str(error) or "attn_implementation" in str(error):
@@ -405,13 +422,15 @@ def _from_config(config: PreTrainedConfig, options: dict, build: dict) -> PreTra
             f"A {config.model_type!r} cannot be built from its configuration. {hint} The library said: "
             f"{type(error).__name__}: {error}"
         ) from error
+    switch_masked_attention_off(model)
+    return model
 
 
 def _from_checkpoint(source, config: PreTrainedConfig, options: dict, build: dict):
     """The model, the names of the parameters that the checkpoint did not fill, and what was done in words."""
     kwargs = {name: value for name, value in {**options, **build}.items() if value is not None}
     try:
-        model, info = AutoModelForSemanticSegmentation.from_pretrained(
+        model, info = auto_class(config).from_pretrained(
             source, config=config, ignore_mismatched_sizes=True, output_loading_info=True, **kwargs
         )
     except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError) as error:
@@ -447,7 +466,7 @@ def _parameters_by_class(config: PreTrainedConfig, options: dict) -> set[str]:
         other = copy.deepcopy(config)
         other.num_labels = count
         with torch.device("meta"), torch.random.fork_rng(devices=[]):
-            model = AutoModelForSemanticSegmentation.from_config(other, trust_remote_code=options["trust_remote_code"])
+            model = auto_class(other).from_config(other, trust_remote_code=options["trust_remote_code"])
         shapes.append({name: parameter.shape for name, parameter in model.named_parameters()})
     return {name for name, shape in shapes[0].items() if shapes[1].get(name) != shape}
 

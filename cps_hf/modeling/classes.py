@@ -125,7 +125,8 @@ def refuse_classes_of_another_task(config: PreTrainedConfig, name: str, made_in_
         ValueError: the configuration is such a checkpoint's.
     """
     architectures = getattr(config, "architectures", None) or []
-    if not architectures or any("SemanticSegmentation" in architecture for architecture in architectures):
+    tasks = ("SemanticSegmentation", "UniversalSegmentation", "InstanceSegmentation")
+    if not architectures or any(task in architecture for task in tasks for architecture in architectures):
         return
     if made_in_python and not are_named(config.id2label):
         return

@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from .universal import check_window
+
 
 def error_at(
     model: PreTrainedModel, height: int, width: int, *, batch_size: int = 1, training: bool = False
@@ -17,6 +19,7 @@ def error_at(
     dtype = next(model.parameters()).dtype
     pixel_values = torch.empty(batch_size, 3, height, width, device="meta", dtype=dtype)
     try:
+        check_window(model.config, height, width)
         with torch.no_grad(), in_mode(model, training=training), torch.random.fork_rng(devices=[]):
             torch.func.functional_call(model, tensors, kwargs={"pixel_values": pixel_values})
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
@@ -28,8 +31,11 @@ def meta_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """All parameters and buffers as shapes without values; tied ones stay tied."""
     shapes: dict[int, torch.Tensor] = {}
     named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    for _, tensor in named:
+    for name, tensor in named:
         if id(tensor) not in shapes:
+            if name.endswith("attn_mask_probs"):  # EoMT's code branches by these few numbers
+                shapes[id(tensor)] = tensor
+                continue
             shapes[id(tensor)] = torch.empty_like(tensor, device="meta").requires_grad_(tensor.requires_grad)
     return {name: shapes[id(tensor)] for name, tensor in named}
 

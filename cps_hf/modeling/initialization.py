@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from .backbones import backbone_of
 from .norms import NORMS
+from .universal import initialize_by_own_rule, is_universal
 
 
 def branch_seed(seed: int, index: int) -> int:
@@ -34,7 +35,12 @@ def initialize_weights(model: PreTrainedModel, names: set[str]) -> None:
     In a head without norm layers (Tipsv2Dpt's) convolutions, transposed ones and linear layers get torch's default
     instead: kaiming normal keeps the variance through every layer, so a deep stack's residual sums grow it. A
     DPT head on DINOv2 would start with logits of a deviation in the hundreds; by torch's default it is below 0.1.
+
+    Universal models have decoders with rules of their own, which are kept.
     """
+    if is_universal(model.config):
+        initialize_by_own_rule(model, names, backbone_of(model))
+        return
     plain = not head_has_norms(model)
     in_backbone = set(backbone_of(model).modules())
     for prefix, module in model.named_modules():

@@ -208,7 +208,7 @@ class Watched:
     def __call__(self, pixel_values: Tensor, **options) -> Logits:
         logits = self.network(pixel_values, **options)
         if pixel_values is not self.labeled_images:
-            values = (logits.values if isinstance(logits, StridedLogits) else logits).detach()
+            values = (logits.coarse() if isinstance(logits, StridedLogits) else logits).detach()
             sample, self.num_labels = values[..., ::4, ::4], values.shape[1]
             self._labels.append(sample.argmax(1).flatten())
             sure = pseudo_label(sample, confidence_threshold=self.least_confidence)

@@ -214,7 +214,7 @@ def build_models(
             modeling.set_norm_momentum(model, model_config.norm_momentum)
         model_checks.check_trainable(model, index)
         check_channels(model.config, type(model).__name__)
-        modeling.check_input_size(model, *crop_size)
+        _check_crop(model, crop_size)
         if args.gradient_checkpointing:
             modeling.enable_gradient_checkpointing(model)
         if args.sync_batchnorm and accelerator.num_processes > 1 and accelerator.device.type == "cuda":
@@ -230,6 +230,13 @@ def build_models(
             model.to(memory_format=torch.channels_last)
         model.train()
     return built
+
+
+def _check_crop(model: PreTrainedModel, crop_size: Sequence[int]) -> None:
+    try:
+        modeling.check_input_size(model, *crop_size)
+    except ValueError as error:
+        raise ValueError(f"{error} Training shows it crops: set `crop_size` to a size that it takes.") from error
 
 
 def _warn_of_idle_ohem(crop_size: Sequence[int], objective: Objective) -> None:

@@ -13,7 +13,7 @@ from cps_hf.functional.losses import (
     soft_cross_entropy,
     soft_target,
 )
-from cps_hf.functional.strided import StridedLogits
+from cps_hf.functional.strided import StridedLogits, full_size, mirrored, split_images
 
 SIZES = {"4x": ((6, 8), (24, 32)), "odd": ((7, 5), (25, 18)), "same": ((9, 6), (9, 6)), "one row": ((1, 3), (5, 9))}
 
@@ -69,6 +69,53 @@ def test_every_loss_and_its_gradient_are_those_of_the_resized_logits(piece, by_l
         torch.testing.assert_close(ours, reference, rtol=1e-5, atol=1e-6)
         gradients = [torch.autograd.grad(3 * loss, values, retain_graph=True)[0] for loss in (ours, reference)]
         torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
+
+
+def logits_of_scores(scores, size):
+    """The reference for scores, typed by hand: these are resized, and the logits are their shares' logarithm."""
+    scores = resized(scores, size, False) + 1e-6
+    return torch.log(scores / scores.sum(1, keepdim=True))
+
+
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
+def test_scores_are_resized_and_their_shares_are_the_probabilities_in_every_loss(piece, by_lines, sizes):
+    """A network that gives scores and one that gives logits teach each other, both ways."""
+    logits, labels, valid, size = case(sizes)
+    scores = case(sizes, seed=1)[0].detach().exp().requires_grad_()
+    with torch.no_grad():
+        scores[:, :2, 0] = 0.0  # a pixel that no query speaks for
+    weights = torch.tensor([0.5, 1.0, 2.0, 0.0, 3.0])
+
+    def all_of(taught, teacher):
+        kwargs = {"valid": valid, "count": 7.5}
+        yield pixel_cross_entropy(taught, labels)
+        yield pixel_cross_entropy(taught, pseudo_label(teacher), class_weights=weights, **kwargs)
+        yield ohem_cross_entropy(taught, labels, threshold=0.2, min_kept=20)
+        yield losses.focal_loss(taught, labels, gamma=2.0, count=7.5)
+        yield losses.dice_loss(taught, labels)
+        yield soft_cross_entropy(taught, soft_target(teacher, temperature=0.5), **kwargs)
+        yield losses.squared_difference(taught, soft_target(teacher, temperature=2.0), **kwargs)
+
+    lean = StridedLogits(logits, size), StridedLogits(scores, size, scores=True)
+    plain = resized(logits, size, False), logits_of_scores(scores, size)
+    for first, second, values in ((0, 1, logits), (1, 0, scores)):
+        for ours, reference in zip(
+            all_of(lean[first], lean[second]), all_of(plain[first], plain[second]), strict=True
+        ):
+            torch.testing.assert_close(ours, reference, rtol=1e-5, atol=1e-6)
+            gradients = [torch.autograd.grad(loss, values, retain_graph=True)[0] for loss in (ours, reference)]
+            torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(full_size(lean[1]), plain[1])
+    torch.testing.assert_close(full_size(mirrored(lean[1])), plain[1].flip(-1))
+    first, rest = split_images(lean[1], [1, 2])
+    torch.testing.assert_close(full_size(rest), plain[1][1:])
+    assert first.shape == (1, 5, *size)
+    torch.testing.assert_close(losses.probabilities(*lean), sum(one.softmax(1) for one in plain) / 2)
+    assert torch.equal(
+        pseudo_label(lean[1], confidence_threshold=0.5), pseudo_label(plain[1], confidence_threshold=0.5)
+    )
+    torch.testing.assert_close(lean[1].coarse(), logits_of_scores(scores, scores.shape[-2:]))
+    assert losses.probabilities(lean[1]).sum(1).sub(1).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("target_align_corners", [False, True])

@@ -111,6 +111,37 @@ _ALL = [
 ]
 ARCHITECTURES = [architecture for architecture in _ALL if architecture.model_type in KNOWN]
 
+MASK2FORMER = {
+    **{"feature_size": 32, "mask_feature_size": 32, "hidden_dim": 32, "encoder_feedforward_dim": 32},
+    **{"dim_feedforward": 32, "encoder_layers": 1, "decoder_layers": 3, "num_attention_heads": 2, "num_queries": 6},
+}
+DETR = {
+    **{"d_model": 16, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "num_queries": 6, "dropout": 0.0},
+    **{"encoder_layers": 1, "decoder_layers": 2, "encoder_attention_heads": 2, "decoder_attention_heads": 2},
+}
+EOMT = {**VIT, "hidden_size": 32, "num_blocks": 2, "num_queries": 6, "num_upscale_blocks": 1}
+del EOMT["intermediate_size"]
+
+
+def universal_swin() -> PreTrainedConfig:
+    return swin(out_features=STAGES, drop_path_rate=0.0)
+
+
+UNIVERSAL = [
+    Architecture("mask2former-swin", "mask2former", lambda: {**MASK2FORMER, "backbone_config": universal_swin()}),
+    Architecture(
+        "maskformer-swin",
+        "maskformer",
+        lambda: {
+            **{"fpn_feature_size": 32, "mask_feature_size": 32, "backbone_config": universal_swin()},
+            "decoder_config": AutoConfig.for_model("detr", **DETR),
+        },
+    ),
+    Architecture("eomt", "eomt", lambda: {**EOMT, "mlp_ratio": 2}, takes_oblong=False),
+    Architecture("eomt_dinov3", "eomt_dinov3", lambda: {**EOMT, "intermediate_size": 64}, takes_oblong=False),
+]
+"""Of AutoModelForUniversalSegmentation; all of their randomness is off, so that steps can be compared."""
+
 
 @dataclass(frozen=True)
 class FullSize:

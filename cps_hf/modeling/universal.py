@@ -1,0 +1,170 @@
+"""Mask-classification networks (Mask2Former, MaskFormer, EoMT) as branches: class scores of pixels from queries.
+
+Such a network gives queries, each with class logits and a mask, and no logits of pixels. A class's score at a pixel is
+the sum over queries of class probability times mask probability, as in the networks' papers and in the library's
+`post_process_semantic_segmentation`. The scores are resized to the image, and a pixel's logits are the logarithm of
+its scores' shares (`StridedLogits.scores`). The networks' own set loss is not run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForSemanticSegmentation,
+    AutoModelForUniversalSegmentation,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+WITH_DECODER = ("mask2former", "maskformer")
+"""A backbone, a pixel decoder that its feature maps go into, and a transformer decoder."""
+OF_ONE_SIZE = ("eomt", "eomt_dinov3")
+"""A vision transformer whose last blocks see the queries too; its positions fit one input size."""
+UNIVERSAL = (*WITH_DECODER, *OF_ONE_SIZE)
+
+
+def is_universal(config: PreTrainedConfig) -> bool:
+    """Whether a configuration is of a mask-classification network that can be a branch."""
+    return config.model_type in UNIVERSAL
+
+
+def auto_class(config: PreTrainedConfig) -> type:
+    """The Auto class of transformers that builds and loads this kind of network."""
+    return AutoModelForUniversalSegmentation if is_universal(config) else AutoModelForSemanticSegmentation
+
+
+def refuse_other_universal(config: PreTrainedConfig, name: str) -> None:
+    """Raise a `ValueError` for a universal model that cannot be a branch.
+
+    Args:
+        name: of the model, for the error.
+    """
+    known = type(config) in AutoModelForUniversalSegmentation._model_mapping
+    if known and not is_universal(config):
+        why = "needs a task text beside each image" if config.model_type == "oneformer" else "has no such scores"
+        raise ValueError(
+            f"{name} is a {config.model_type!r}, which {why}. Of the models of AutoModelForUniversalSegmentation "
+            f"these can be branches: {', '.join(UNIVERSAL)}."
+        )
+
+
+def input_window(config: PreTrainedConfig) -> tuple[int, int] | None:
+    """(height, width) of the only images that a network of positions takes; `None`: it takes others."""
+    if config.model_type not in OF_ONE_SIZE:
+        return None
+    size = config.image_size
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def check_window(config: PreTrainedConfig, height: int, width: int) -> None:
+    """Raise a `ValueError` where a network takes images of one size, and not of this. Of another size with as many
+    patches, the library would put them in wrong places."""
+    window = input_window(config)
+    if window is not None and window != (height, width):
+        raise ValueError(f"its positions are those of {window[0]} x {window[1]} pixels, got {height} x {width}")
+
+
+def said_of_pixels(model: PreTrainedModel, pixel_values: Tensor, network: Callable[..., Any] | None = None) -> Tensor:
+    """What a segmentation model says of each pixel, at its own size: logits, or the class scores of a universal model.
+
+    Args:
+        model: of semantic or universal segmentation.
+        pixel_values: (B, 3, H, W).
+        network: what is called in the model's place, e.g. the model compiled.
+
+    Returns:
+        (B, C, h, w) float32.
+
+    Raises:
+        ValueError: images of a size that the model does not take.
+    """
+    network = network or model
+    if not is_universal(model.config):
+        return network(pixel_values=pixel_values).logits.float()
+    check_window(model.config, *pixel_values.shape[-2:])
+    with _without_masks_of_blocks(model):
+        output = network(pixel_values=pixel_values)
+    return class_scores(output.class_queries_logits, output.masks_queries_logits)
+
+
+def class_scores(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
+    """The sum over queries of class probability times mask probability, in float32 under autocast too.
+
+    Args:
+        class_logits: (B, Q, C + 1), the last for no object.
+        mask_logits: (B, Q, h, w).
+
+    Returns:
+        (B, C, h, w), in [0, Q].
+    """
+    device = class_logits.device.type  # "meta" has no autocast
+    with torch.autocast(device if torch.amp.is_autocast_available(device) else "cpu", enabled=False):
+        classes = class_logits.float().softmax(-1)[..., :-1]
+        return torch.einsum("bqc,bqhw->bchw", classes, mask_logits.float().sigmoid())
+
+
+def backbone_module(model: PreTrainedModel) -> nn.Module:
+    """The part of a universal model that pretraining fills. EoMT has no such module: its parts come side by side."""
+    if model.config.model_type in WITH_DECODER:
+        return model.model.pixel_level_module.encoder
+    return nn.ModuleDict({name: getattr(model, name) for name in ("embeddings", "layers", "layernorm")})
+
+
+def decoder_module(model: PreTrainedModel) -> nn.Module | None:
+    """What the backbone's feature maps go into; `None`: EoMT has no such module."""
+    return model.model.pixel_level_module.decoder if model.config.model_type in WITH_DECODER else None
+
+
+def switch_masked_attention_off(model: PreTrainedModel) -> None:
+    """An EoMT that is built anew starts where its published training ends: its queries see every patch.
+
+    While that training goes on, the masks that a block predicts hide patches from the next one, and the set loss
+    trains these masks. A loss on pixels trains the last masks only, so the hidden patches would be any.
+    """
+    if model.config.model_type in OF_ONE_SIZE:
+        model.attn_mask_probs.zero_()
+
+
+@contextlib.contextmanager
+def _without_masks_of_blocks(model: PreTrainedModel) -> Iterator[None]:
+    """In training mode EoMT predicts masks in every block, for its set loss, also where these hide nothing
+    (`attn_mask_probs` 0). The outermost module's mode decides that alone; dropout is in those inside."""
+    training, model.training = model.training, model.training and model.config.model_type not in OF_ONE_SIZE
+    try:
+        yield
+    finally:
+        model.training = training
+
+
+@torch.no_grad()
+def initialize_by_own_rule(model: PreTrainedModel, names: set[str], backbone: nn.Module) -> None:
+    """Draws the named parameters anew as the library draws them, in place.
+
+    Its rules stand in whole layers (a decoder layer draws its attentions), and torch's attention is drawn whatever is
+    marked as initialised. So every module outside the backbone is drawn, and what is to stay is put back.
+    """
+    if not names:
+        return
+    inside, backbones = set(backbone.modules()), {id(tensor) for tensor in backbone.parameters()}
+    tensors = {name: p for name, p in [*model.named_parameters(), *model.named_buffers()] if id(p) not in backbones}
+    kept = {name: tensor.clone() for name, tensor in tensors.items() if name not in names}
+    marks = {name: getattr(tensor, "_is_hf_initialized", False) for name, tensor in tensors.items()}
+    for tensor in tensors.values():
+        tensor._is_hf_initialized = False  # transformers passes over tensors with this flag
+
+    def draw(module: nn.Module) -> None:
+        for child in module.children():
+            draw(child)
+        if module not in inside:
+            model._init_weights(module)
+
+    draw(model)
+    for name, tensor in tensors.items():
+        tensor._is_hf_initialized = marks[name]
+        if name in kept:
+            tensor.copy_(kept[name])
