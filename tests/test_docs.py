@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import functools
 import importlib
 import re
 import shlex
@@ -84,14 +85,17 @@ def test_commands_with_a_wrong_option_do_not_parse(capsys):
     assert len(COMMAND_LINES) > 40
 
 
+@functools.cache
+def known_options() -> set[str]:
+    ours = {option.lstrip("-") for command in COMMANDS for option in options_of(command)}
+    return ours | OTHERS_OPTIONS | {"help", "help-all", "version"}
+
+
 @pytest.mark.parametrize("page", [p for p in PAGES if p.is_relative_to(DOCS)], ids=name_of)
 def test_an_option_that_the_text_names_exists(page):
-    known = OTHERS_OPTIONS | {"help", "help-all", "version"}
-    for command in COMMANDS:
-        known |= {option.lstrip("-") for option in options_of(command)}
     launched = {name for block in blocks(page, "bash") for name in re.findall(r"--([\w-]+)", block)}
     named = re.findall(r"(?<![\w-])--([a-z][\w-]*)", " ".join(re.findall(r"`([^`\n]+)`", prose(page))))
-    assert [name for name in named if name not in known and name not in launched] == []
+    assert [name for name in named if name not in known_options() | launched] == []
 
 
 # ------------------------------------------------------------------------------------------------ Python
@@ -193,6 +197,14 @@ def test_a_relative_link_leads_to_a_file(page):
     if page.name == "model_card_example.md":  # as it stands in a branch's folder
         targets = []
     assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+def test_the_licence_of_every_model_that_a_recipe_or_readme_names_is_told():
+    sources = [ROOT / "README.md", *(ROOT / "examples").rglob("*.*"), *(ROOT / "cps_hf" / "planning").glob("*.py")]
+    text = "\n".join(path.read_text(encoding="utf-8") for path in sources if path.suffix != ".pyc")
+    named = set(re.findall(r"\b(?:timm|nvidia|facebook|microsoft|openmmlab|google)/[\w.-]*\w", text))
+    told = (DOCS / "licences.md").read_text(encoding="utf-8")
+    assert len(named) > 6 and [name for name in named if name not in told] == []
 
 
 @pytest.mark.slow
