@@ -365,12 +365,12 @@ The same code, a few channels wide, from random weights, on the CPU.
 
 Of `AutoModelForUniversalSegmentation` these can be branches, also beside a network of the first table:
 
-| Model type | Logits stride | Input sizes | Frozen, since the scores do not depend on it | Semantic map of the exported processor |
+| Model type | Logits stride | Input sizes | Frozen: no effect on scores | Semantic map of the exported processor |
 | :-- | --: | :-- | :-- | :-- |
-| `mask2former` | 4 | any | the last norm of a Swin backbone | masks go through 384 x 384: nearly ours |
+| `mask2former` | 4 | any | the last norm of a Swin backbone | through 384 x 384: nearly ours |
 | `maskformer` | 4 | any | the last norm of a Swin backbone | ours, to the pixel |
-| `eomt` | 16 / 2^`num_upscale_blocks` | `image_size` only | nothing | masks go through the input's size: nearly ours |
-| `eomt_dinov3` | 16 / 2^`num_upscale_blocks` | `image_size` only | nothing | masks go through the input's size: nearly ours |
+| `eomt` | 16 / 2^`num_upscale_blocks` | `image_size` only | nothing | through the input's size: nearly ours |
+| `eomt_dinov3` | 16 / 2^`num_upscale_blocks` | `image_size` only | nothing | through the input's size: nearly ours |
 
 - A class's score at a pixel is the sum over queries of class probability (without the no-object class) times mask
   probability. The scores are resized to the image, and the logits are log((s + 1e-6) / sum over classes of
