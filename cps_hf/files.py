@@ -99,10 +99,11 @@ def link_tree(source: Path, target: Path) -> None:
 
     Safe since nothing here changes a file in place: all is written beside and renamed.
     """
-    shutil.copytree(source, target, copy_function=_link)
+    shutil.copytree(source, target, copy_function=link_file)
 
 
-def _link(source: str, target: str) -> None:
+def link_file(source: str | Path, target: str | Path) -> None:
+    """A second name for a file, or a copy where the file system gives it none."""
     try:
         os.link(source, target)
     except OSError:

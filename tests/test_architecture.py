@@ -29,6 +29,7 @@ LAW = {
         {"config", "functional", "files", "visualization"},
         {"datasets", "torchvision", "PIL", "huggingface_hub"},
     ),
+    "annotations": ({"functional", "files", "visualization", "data"}, {"PIL", "yaml"}),
     "scenes": ({"functional", "files", "data"}, {"PIL", "huggingface_hub"}),
     "inference": ({"functional", "files", "modeling"}, {"transformers", "onnx", "onnxruntime"}),
     "planning": (
@@ -52,7 +53,7 @@ LAW = {
     "commands": (
         {
             *("functional", "files", "config", "visualization", "metrics", "objectives", "modeling", "data", "scenes"),
-            *("inference", "checkpointing", "hub", "report", "app", "training", "planning"),
+            *("inference", "checkpointing", "hub", "report", "app", "training", "planning", "annotations"),
         },
         HEAVY,
     ),

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from ..inference.ensemble import Ensemble
 from ..inference.windows import check_options, default_stride
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of a command that predicts: which branches, and how."""
+def add_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """The options of a command that predicts: which branches, and how; `required`: whether `--branches` must be."""
     group = parser.add_argument_group("branches")
-    group.add_argument("--branches", nargs="+", required=True, help="folders or Hub ids; several: their mean")
+    group.add_argument("--branches", nargs="+", required=required, help="folders or Hub ids; several: their mean")
+    _add_how(group)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Those of `add_arguments` that say how, where the command names its branches otherwise."""
+    _add_how(parser.add_argument_group("how branches predict"))
+
+
+def _add_how(group: Any) -> None:
     group.add_argument("--mode", choices=("whole", "sliding"), default="whole", help="whole images or windows")
     group.add_argument("--crop_size", type=int, nargs=2, metavar=("H", "W"), help="the window, in pixels")
     group.add_argument("--stride", type=int, nargs=2, metavar=("H", "W"), help="default: two thirds of the window")
@@ -24,6 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--device", help="default: a GPU where there is one")
     group.add_argument("--revision", help="of the Hub ids")
     group.add_argument("--trust_remote_code", action="store_true", help="run model code that comes with a branch")
+
+
+def branch_of(run: str) -> str:
+    """The better branch of a run's folder; what is no such folder is a branch itself."""
+    best = Path(run) / "best"
+    return str(best) if (best / "config.json").is_file() else run
 
 
 def from_arguments(arguments: argparse.Namespace) -> tuple[Ensemble, dict[str, Any]]:

@@ -31,6 +31,7 @@ from ..metrics.bootstrap import MINIMUM_IMAGES
 from ..objectives import OBJECTIVES, Supervised
 from ..report.page import write_report
 from ..training import setup
+from . import main as command_line
 from . import parser, planned
 from .comparison_report import CONTROL, EQUAL_TIME, METHOD, REPORT, RESULT, Part, count_by_image, write
 from .console import print_any_text
@@ -42,7 +43,6 @@ from .timing import TimeLimit, time_steps
 from .train import (
     MENDABLE,
     build,
-    check_before_loading,
     check_unlabeled,
     folder_as_options,
     join_processes,
@@ -58,16 +58,17 @@ PLAN = "plan.yaml"
 TIMING = "timing.json"
 """How long a step of the single network takes, and so how many it gets."""
 TIMED_STEPS = 20
-SHARE_OF_TIME = 0.48
-"""Of what is left of `--time`, what the two-stage run gets. The other run takes as long; the scores get the rest."""
-AFTER_TRAINING = 10.0
-"""Seconds that a run takes after its last step, about."""
+PLANNED_SHARE, LARGEST_SHARE = 0.48, 0.52
+"""Of what is left of `--time`, what the two-stage run is planned to take, and what it may take where the machine has
+become slower. The other run takes as long; the scores get the rest."""
+AFTER_TRAINING, AFTER_SHARE = 10.0, 0.06
+"""Seconds of a run after its last step, about, or this share of `--time` where it is more: then all is larger."""
 LAYOUT_OPTIONS = ("images", "masks", "image_suffix", "mask_suffix")
 SAVES = 8
 """Checkpoints of each run, where the command line says nothing of them: what a kill costs at most is an eighth."""
 FIRST = (
-    *("dataset", "data_root", "unlabeled_root", "validation", "group_by", "class_names", "backbone"),
-    *("output_dir", "time", "eval_dir", "seed", "max_steps", "pretrain_steps"),
+    *("time", "dataset", "unlabeled_root", "validation", "class_names", "backbone"),
+    *("output_dir", "eval_dir", "seed", "max_steps"),
 )
 
 
@@ -92,7 +93,7 @@ class ComparisonSettings(Settings):
 
 def main(argv: Sequence[str]) -> dict[str, Any]:
     """Compare as a command line says; what comparison.json holds."""
-    began = time.monotonic()
+    began = command_line.STARTED or time.monotonic()
     print_any_text()
     options = {"command": "compare", "description": COMMANDS["compare"], "first": FIRST}
     settings = parse(argv, ComparisonSettings, **options)
@@ -144,9 +145,9 @@ def begin(out: Path, argv: Sequence[str]) -> dict[str, Any] | None:
         ValueError: the folder holds something else, or a comparison with other options.
     """
     words = {name: value for name, value in parser.read_words(argv).items() if name != "output_dir"}
-    if not (out / COMMAND).is_file():
-        if out.is_dir() and any(out.iterdir()):
-            raise ValueError(f"`--output_dir {out}` is not empty, and holds no comparison. Give another folder.")
+    if not (out / COMMAND).is_file() and out.is_dir() and any(out.iterdir()):
+        raise ValueError(f"`--output_dir {out}` is not empty, and holds no comparison. Give another folder.")
+    if not (out / PLAN).is_file():  # nothing was trained, so nothing is lost
         out.mkdir(parents=True, exist_ok=True)
         write_atomically(out / COMMAND, json.dumps(words, indent=1))
     before = json.loads((out / COMMAND).read_text(encoding="utf-8"))
@@ -178,7 +179,7 @@ def plan(settings: ComparisonSettings, sets: TrainingSets, typed: Collection[str
     settings = settings.with_values(baseline=True)
     if "config" not in typed and not settings.data.dataset.endswith("_scenes") and _names_of(sets) is not None:
         try:
-            settings, found = planned.complete(settings, sets, typed, began=began, share=SHARE_OF_TIME)
+            settings, found = planned.complete(settings, sets, typed, began=began, share=PLANNED_SHARE)
         except ValueError as error:
             if "`--time`" not in str(error):
                 raise
@@ -215,7 +216,9 @@ def compare(settings: ComparisonSettings, sets: TrainingSets, out: Path, began: 
             "`--validation`.",
             *(len(judged), MINIMUM_IMAGES),
         )
-    semi, results = run(settings.with_values(output_dir=str(out / METHOD)), sets, deadline(settings, began, share=0.5))
+    semi, results = run(
+        settings.with_values(output_dir=str(out / METHOD)), sets, deadline(settings, began, LARGEST_SHARE)
+    )
     control = out / METHOD / "supervised_0"
     if not control.is_dir():
         raise ValueError(
@@ -228,10 +231,17 @@ def compare(settings: ComparisonSettings, sets: TrainingSets, out: Path, began: 
 
 
 def deadline(settings: ComparisonSettings, began: float, share: float = 1.0) -> list[TrainerCallback]:
-    """What ends a run that takes longer than its share of `--time`; of one process, as of `train`."""
+    """What ends a run that would take more than its share of what is left of `--time`; of one process, as of `train`.
+
+    Args:
+        began: when the command began (`time.monotonic`).
+    """
     if settings.plan.time is None or PartialState().num_processes > 1:
         return []
-    return [TimeLimit(began + share * planned.seconds_of(settings.plan.time) - AFTER_TRAINING)]
+    now = time.monotonic()
+    time_given = planned.seconds_of(settings.plan.time)
+    left = time_given - (now - began)
+    return [TimeLimit(now + share * left - max(AFTER_TRAINING, AFTER_SHARE * time_given))]
 
 
 def restartable(settings: ComparisonSettings) -> ComparisonSettings:
@@ -273,7 +283,6 @@ def run(
     folder = Path(settings.args.output_dir)
     results = on_main_process(PartialState(), lambda: finished(folder, sets))
     if results is None:
-        check_before_loading(settings)
         results = build(settings, sets, callbacks)[0].train()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

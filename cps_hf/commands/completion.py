@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from ..objectives import OBJECTIVES
 from .arguments import ArgumentParser
+from .compare import ComparisonSettings
 from .datasets import LOADERS, OWN
 from .help import make_help
 from .main import COMMANDS
@@ -36,12 +37,13 @@ def main(argv: Sequence[str]) -> None:
 
 
 def options_of(command: str) -> Options:
-    """All options of a command; of `train` those of every objective."""
-    if command != "train":
+    """All options of a command; of those that train, those of every objective."""
+    if command not in ("train", "compare"):
         return importlib.import_module(f"{__package__}.{command}").make_parser().options()
+    settings = ComparisonSettings if command == "compare" else Settings
     found: dict[str, tuple[str, ...]] = {}
     for name in OBJECTIVES:
-        found |= make_help("train", "", groups_of(Settings, name).values(), name, {}, first=()).options()
+        found |= make_help(command, "", groups_of(settings, name).values(), name, {}, first=()).options()
     return found | {"--dataset": (OWN, *LOADERS)}
 
 

@@ -17,7 +17,7 @@ from ..data.labels import LabelEncoding
 from ..objectives import OBJECTIVES
 from ..planning import FIRST_STAGE_SHARE, UNLABELED, DataFacts, Machine, Plan, Timings, make_plan
 from ..training.trainer import CPSTrainer
-from .datasets import TrainingSets
+from .datasets import OWN, TrainingSets
 from .models import branches_of, chosen_models, num_branches
 from .settings import Settings
 from .timing import TimeLimit, time_steps
@@ -42,11 +42,11 @@ def seconds_of(text: str) -> float:
     return seconds
 
 
-def check(settings: Settings, *, plans: bool) -> None:
+def check(settings: Settings, *, plans: bool | None = None) -> None:
     """What can be wrong with `--time` and `--init_from` before there are data.
 
     Args:
-        plans: whether a plan is made, whose length `--time` decides.
+        plans: whether a plan is made, whose length `--time` decides; `None`: for a folder of own images.
 
     Raises:
         ValueError: it is.
@@ -54,7 +54,7 @@ def check(settings: Settings, *, plans: bool) -> None:
     wanted, run = settings.plan.time, settings.plan.init_from
     if wanted is not None:
         seconds_of(wanted)
-        if not plans:
+        if not (settings.data.dataset == OWN if plans is None else plans):
             raise ValueError(
                 "`time` goes with a folder of your own (`cps-hf train DIR --time 10m`), for which a plan is made. "
                 "Otherwise say how long with `max_steps`."
@@ -93,10 +93,11 @@ def complete(
 
     def measure(chosen: dict[str, Any]) -> Timings:
         trial = with_choices(settings, {name: value for name, value in chosen.items() if name not in given}, typed)
-        two_stages = bool(trial.objective.views) and trial.args.pretrain_steps != 0
+        two_stages = bool(trial.objective.views) and bool(given.get("pretrain_steps", True))
         return time_steps(
             lambda clock, **others: make_trainer(trial.with_values(**others), sets, models_of(trial), [clock]),
             two_stages,
+            timed=5 if seconds > 300 else 3,
         )
 
     seconds = None if limit is None else share * (seconds_of(limit) - (time.monotonic() - began))

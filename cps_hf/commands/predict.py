@@ -1,4 +1,7 @@
-"""`cps-hf predict`: masks, overlays with a legend and, on demand, the probability of every class.
+"""`cps-hf predict`: masks, overlays with a legend and, on demand, the probability of every class, or labeling drafts.
+
+    cps-hf predict outputs/train_cps photos --format labelme
+        the better branch of a run on a folder of images, its masks also as what LabelMe opens.
 
     cps-hf predict --branches outputs/train_cps/best --inputs photos 'more/*/img_*.jpg' one.png
         image files, folders with all that lies below them, and globs (quoted, so that names keep their sub-folders).
@@ -9,7 +12,8 @@
 Any model of AutoModelForSemanticSegmentation will do. Written to `--output_dir`, each with its image's name and
 sub-folders: masks/ (PNGs whose pixels hold class ids, in the classes' colours), overlays/ and probabilities/ (float16
 (C, H, W) at the image's size). Started again, it leaves out what is done: finished images are listed in
-predicted.jsonl, and no file has its name before it is whole.
+predicted.jsonl, and no file has its name before it is whole. With `--format`, the masks of these images are also
+written as polygons for an annotation tool: coco.json, cvat.xml or labelme/ (`png`: classes.json, beside the masks).
 """
 
 from __future__ import annotations
@@ -31,6 +35,7 @@ from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
 from .. import visualization
+from ..annotations.drafts import FORMATS, Draft, write_drafts
 from ..data.masks import output_path, write_mask, write_probabilities
 from ..data.palettes import palette_of
 from ..data.streams import EvaluationStream, undecoded
@@ -52,11 +57,13 @@ SUFFIXES = {"masks": ".png", "overlays": ".png", "probabilities": ".npy"}
 
 def make_parser() -> ArgumentParser:
     first = ("branches", "mode", "crop_size", "inputs", "dataset", "data_root", "split", "output_dir", "probabilities")
-    usage = "--branches BRANCH [BRANCH ...] --inputs PATH [PATH ...] [--option value ...]"
-    parser = ArgumentParser("predict", COMMANDS["predict"], first=first, usage=usage)
-    chosen.add_arguments(parser)
+    usage = "RUN IMAGES [IMAGES ...] [--option value ...]"
+    parser = ArgumentParser("predict", COMMANDS["predict"], first=(*first, "format"), usage=usage)
+    parser.add_argument("run", metavar="RUN", nargs="?", help="a run's folder (its better branch) or a branch")
+    parser.add_argument("images", metavar="IMAGES", nargs="*", help="image files, folders, globs")
+    chosen.add_arguments(parser, required=False)
     group = parser.add_argument_group("images")
-    group.add_argument("--inputs", nargs="+", default=[], help="image files, folders, globs; or name a data set:")
+    group.add_argument("--inputs", nargs="+", default=[], help="as IMAGES; or name a data set:")
     named.add_arguments(parser, default=None)
     group = parser.add_argument_group("output")
     group.add_argument("--output_dir", default="outputs/predictions", help="where everything is written")
@@ -69,6 +76,11 @@ def make_parser() -> ArgumentParser:
     group.add_argument("--keep_suffix", action="store_true", help="a.jpg becomes a.jpg.png, so that a.png may be too")
     group.add_argument("--skip_bad_images", action="store_true", help="leave out and count what cannot be read")
     group.add_argument("--overwrite", action="store_true", help="first remove what this command wrote there before")
+    group = parser.add_argument_group("drafts for annotation tools")
+    group.add_argument("--format", choices=FORMATS, help="also write what a tool imports; png: classes.json")
+    group.add_argument("--tolerance", type=float, default=1.0, help="how far outlines may be simplified, in pixels")
+    group.add_argument("--min_area", type=int, default=0, help="fill smaller regions from around, in pixels")
+    group.add_argument("--background", default="background", help="the class that is not drawn")
     return parser
 
 
@@ -84,8 +96,14 @@ def main(argv: Sequence[str]) -> dict[str, int]:
 
 def predict(options: argparse.Namespace) -> dict[str, int]:
     """Everything; returns how many images were predicted, were done before, and could not be read."""
+    _settle_words(options)
     if not 0 <= options.overlay_alpha <= 1:
         raise ValueError(f"`--overlay_alpha` must be from 0 to 1, got {options.overlay_alpha}.")
+    for name in ("tolerance", "min_area"):
+        if not getattr(options, name) >= 0:
+            raise ValueError(f"`--{name}` must be 0 or more, got {getattr(options, name)}.")
+    if options.format and not options.inputs:
+        raise ValueError(f"`--format {options.format}` goes with image files, which the tool opens too: give IMAGES.")
     images = Images.from_files(options) if options.inputs else Images.from_dataset(options)
     branches, how = chosen.from_arguments(options)
     names = [*branches.id2label.values()]
@@ -146,7 +164,27 @@ def predict(options: argparse.Namespace) -> dict[str, int]:
         bar.update()
     bar.close()
     print(", ".join(f"{count} {what}" for what, count in counts.items()) + f". Written to {options.output_dir}.")
+    if options.format:
+        settled = {name: getattr(options, name) for name in ("format", "tolerance", "min_area", "background")}
+        print(f"Drafts: {', '.join(map(str, write_drafts(outputs.folder, images.drafts(outputs), names, **settled)))}")
     return counts
+
+
+def _settle_words(options: argparse.Namespace) -> None:
+    """RUN and IMAGES stand for `--branches` and `--inputs`.
+
+    Raises:
+        ValueError: one of them is given twice, or no branch at all.
+    """
+    if options.run and options.branches:
+        raise ValueError("Give RUN or `--branches`, not both.")
+    if options.images and options.inputs:
+        raise ValueError("Give IMAGES or `--inputs`, not both.")
+    if options.run:
+        options.branches = [chosen.branch_of(options.run)]
+    if not options.branches:
+        raise ValueError("Which branch predicts? Give RUN, a run's folder or a branch, or `--branches`.")
+    options.inputs = options.images or options.inputs
 
 
 @dataclass
@@ -184,6 +222,16 @@ class Images:
 
     def source(self, name: str) -> str:
         return self.sources[name] if self.sources is not None else f"{self.origin}: {name}"
+
+    def drafts(self, outputs: Outputs) -> list[Draft]:
+        """Of files: those that are predicted."""
+        done = [(name, Path(path)) for name, path in self.sources.items() if outputs.is_done(name, path)]
+        found = []
+        for name, path in done:
+            # With `--keep_suffix` the name has its image's ending already.
+            called = name if name.endswith(path.suffix) else f"{name}{path.suffix}"
+            found.append(Draft(name, path, called, outputs.paths(name)["masks"]))
+        return found
 
     def samples(self, outputs: Outputs, counts: dict, bar: tqdm, num_workers: int) -> Iterator[dict | Exception]:
         """The images that are not done; of those that are only the ids are read."""

@@ -22,6 +22,7 @@ from ..checkpointing.checkpoints import check_output_dir
 from ..config import CPSConfig
 from ..files import write_atomically
 from ..hub.loading import loading_lines
+from ..planning import LABELED
 from ..planning.plan import Plan
 from ..report.page import REPORT
 from ..training import comparison, setup
@@ -37,7 +38,7 @@ from .datasets import OWN, TrainingSets, load_data
 from .errors import fail, mendable
 from .main import COMMANDS
 from .models import warn_of_random_weights
-from .planned import make_trainer, models_of
+from .planned import models_of
 from .settings import Settings
 from .smoke import shrink
 
@@ -65,8 +66,8 @@ DEFAULTS = {
 }
 # What `--help` shows; `--help-all` shows everything.
 FIRST = (
-    *("time", "dataset", "unlabeled_root", "validation", "class_names", "models", "backbone", "init_from"),
-    *("output_dir", "max_steps", "per_device_train_batch_size", "learning_rate", "crop_size"),
+    *("time", "dataset", "unlabeled_root", "validation", "class_names", "backbone", "init_from"),
+    *("output_dir", "max_steps", "crop_size"),
 )
 ONE_CLASS = 0.98
 """From this share of one class on, branches that agree are told to have collapsed."""
@@ -132,7 +133,7 @@ def parse(
         argv,
         description=description,
         first=first,
-        defaults=lambda given: defaults if is_demonstration(given) else {},
+        defaults=lambda given: _defaults(given, defaults),
         **options,
     )
     config = parser.read_words(argv).get("config")
@@ -144,6 +145,13 @@ def is_demonstration(given: Mapping[str, Any]) -> bool:
     """Whether a command line leaves the data to be drawn, and the settings to this file."""
     drawn = given.get("dataset", "street_scenes") in ("street_scenes", "object_scenes")
     return drawn and not given.keys() & {"config", "data_root"}
+
+
+def _defaults(given: Mapping[str, Any], of_demonstration: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A recipe and a data set have the classes' own. A plan's optimizer is known: its options may be given alone."""
+    if given.get("dataset") == OWN:
+        return {"optim": LABELED["optim"]}
+    return of_demonstration if is_demonstration(given) else {}
 
 
 def folder_as_options(argv: Sequence[str]) -> list[str]:
@@ -193,7 +201,7 @@ def join_processes(ddp_timeout: int) -> bool:
 def check_before_loading(settings: Settings) -> None:
     """What needs neither data nor models to be wrong; a checkpoint to resume from is looked at with them."""
     args = settings.args
-    planned.check(settings, plans=settings.data.dataset == OWN)
+    planned.check(settings)
     check_output_dir(args.output_dir, overwrite=args.overwrite_output_dir, resuming=bool(args.resume_from_checkpoint))
     setup.check_trackers(args)
     setup.check_schedule(args)
@@ -238,7 +246,14 @@ def build(
     # The demonstration shows how far one gets from nothing; a plan has said it already.
     if not settings.data.dataset.endswith("_scenes") and (settings.data.models or settings.data.dataset != OWN):
         warn_of_random_weights(models, settings.model_config.backbone, setup.length(sets.labeled))
-    trainer = make_trainer(settings, sets, models, [write, *lists, *callbacks])
+    trainer = CPSTrainer(
+        models,
+        **settings.for_trainer(),
+        train_dataset=sets.labeled,
+        unlabeled_dataset=sets.unlabeled,
+        eval_dataset=sets.evaluation,
+        callbacks=[write, *lists, *callbacks],
+    )
     write.settings = settings = replace(settings, model_config=trainer.model_config)  # with the checkpoint's mean
     return trainer, settings
 

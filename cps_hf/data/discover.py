@@ -25,7 +25,8 @@ from .discovered import Discovered
 from .folder import load_folder
 from .holdout import FEW, group_of, hold_out, suggested_groups
 from .labels import IGNORE_INDEX
-from .layout import SPLITS, Layout, Pair, find_layout, images_alone
+from .layout import Layout, Pair, find_layout, images_alone
+from .layout_names import SPLITS
 from .mask_codes import Coding, class_pixels, look_at_masks, settle
 from .partitions import read_list
 from .table import build, first_few

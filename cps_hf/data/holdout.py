@@ -78,7 +78,7 @@ def _taken(names: Sequence[str], images: np.ndarray, sizes: np.ndarray, count: i
             break
         new = ((images > 0) & (have == 0) & (units > 1)).sum(1)
         lack = (images * ((wanted - have) / np.maximum(total, 1))).sum(1).round(9)
-        best = min(np.flatnonzero(allowed).tolist(), key=lambda i: (-new[i], -lack[i], rank[i]))
+        best = int(np.lexsort((rank, -lack, -new, ~allowed))[0])
         taken.append(best)
         free[best] = False
         left -= images[best] > 0

@@ -22,6 +22,7 @@ from .raster import open_raster
 from .table import first_few
 
 MOST_COLORS = 1024  # in one mask; a picture has more
+FEW_VALUES = 20  # that are no consecutive ids, and still are classes where nothing names them
 BETWEEN = 10  # values between black and white, from which they are no classes
 Color = tuple[int, int, int]
 
@@ -223,6 +224,8 @@ def _by_values(
         names = table.names
         values = None if table.values is None else {v: i for i, v in enumerate(table.values)}
         _refuse_unnamed(readable, found - {*(values or range(len(names)))}, table)
+    if values is not None and IGNORE_INDEX in pixels:
+        values.setdefault(IGNORE_INDEX, IGNORE_INDEX)
     if len(names) < 2:
         raise ValueError(
             f"{table.path} names one class, {names[0]!r}, and the masks hold {first_few(sorted(pixels))}: name the "
@@ -234,13 +237,12 @@ def _by_values(
             f"No class names were found, so that classes are called {first_few(names, 3)}. Name them with "
             "`--class_names NAME NAME ...`, or in a file classes.txt, a name a line, in this order."
         )
-    if IGNORE_INDEX in pixels and (values is None or IGNORE_INDEX not in values):
+    if IGNORE_INDEX in pixels and (values is None or values[IGNORE_INDEX] == IGNORE_INDEX):
         share = 100 * pixels[IGNORE_INDEX] / sum(pixels.values())
         notes.append(f"255 is ignored: {share:.1f} % of the masks' pixels.")
     if in_grey:
         table_of = values or {i: i for i in range(len(names))}
-        ignored = {} if IGNORE_INDEX in table_of else {IGNORE_INDEX: IGNORE_INDEX}
-        colors = {(v, v, v): class_id for v, class_id in {**table_of, **ignored}.items()}
+        colors = {(v, v, v): class_id for v, class_id in ({IGNORE_INDEX: IGNORE_INDEX} | table_of).items()}
         return Coding(LabelEncoding(names, colors=colors), ["The masks are grey, saved as RGB.", *notes])
     return Coding(LabelEncoding(names, values=values), notes)
 
@@ -260,6 +262,13 @@ def _numbered(found: set[int]) -> tuple[tuple[str, ...], dict[int, int] | None]:
         )
     if 2 * len(found) > max(found):
         return tuple(f"class_{i}" for i in range(max(found) + 1)), None
+    if len(found) > FEW_VALUES:
+        raise ValueError(
+            f"The masks hold {len(found)} values with gaps between them: {first_few(sorted(found), 9)}. Without "
+            f"names, up to {FEW_VALUES} such values are taken for classes. Where masks were smoothed or resized, save "
+            'them without that; else name the classes, and say with `--load_options` (`{"values": {"7": 0}}`) which '
+            "class each value is."
+        )
     return tuple(f"class_{v}" for v in sorted(found)), {v: i for i, v in enumerate(sorted(found))}
 
 

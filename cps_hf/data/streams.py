@@ -35,9 +35,9 @@ class TrainStream:
 
     Iterating yields micro-batches without end, from `start` on: uint8 images, "labels" uint8 (B, H, W) or the views,
     "valid" bool (B, H, W), "ids" (a list of str) and "bad_samples" (a list of dicts, empty unless samples were
-    replaced). The unlabeled stream never looks at a label column; the view "pseudo_labels" is made of the column
-    "pseudo_label". A batch of an odd size that needs CutMix partners
-    holds them too: "partner_weak", "partner_strong", ... as the views are, and "partner_valid".
+    replaced). The unlabeled stream never looks at the column "label"; the view "pseudo_labels" is made of the column
+    "pseudo_label". A batch of an odd size that needs CutMix partners holds them too: "partner_weak",
+    "partner_strong", ... as the views are, and "partner_valid".
 
     Args:
         name: how errors call the data set; also part of the seed.

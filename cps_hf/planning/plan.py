@@ -26,7 +26,7 @@ CPU_SIDE = 256
 GPU_SIDE = 1024
 CPU_CROP, GPU_CROP = 160, 512
 CPU_STEPS, GPU_STEPS = 1500, 6000
-"""Without a time limit. At 1,500 steps 23 street photos taught a small network most of what they do at 3,000."""
+"""Without a time limit: a first length, not a tuned one."""
 MOST_STEPS = 40_000
 FEWEST_STEPS = 60
 WHOLE_PIXELS = {False: 1.5e6, True: 6e6}  # on a GPU or not: what is evaluated in one piece
@@ -148,7 +148,7 @@ class _Planner:
     def method(self) -> None:
         facts = self.facts
         if facts.num_unlabeled == 0:
-            self.choose("objective", "supervised", "there are no unlabeled images")
+            self.choose("objective", "supervised", "there are no unlabeled images; `--unlabeled_root` names a folder")
         else:
             count = "a stream of" if facts.num_unlabeled is None else f"{facts.num_unlabeled}"
             self.choose(
@@ -274,7 +274,7 @@ class _Planner:
     # -------------------------------------------------------------------------------------------- how long
 
     def length(self, seconds: float | None, measure: Callable[[dict[str, Any]], Timings] | None) -> None:
-        two_stages = self.has_unlabeled and self.settings.get("pretrain_steps") != 0
+        two_stages = self.has_unlabeled and bool(self.given.get("pretrain_steps", True))
         evaluations = 2
         if "max_steps" in self.given:
             steps = self.given["max_steps"]

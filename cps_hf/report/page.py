@@ -10,6 +10,7 @@ import base64
 import functools
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -103,7 +104,7 @@ def _facts(results: Mapping[str, Any], settings: Mapping[str, Any]) -> list[tupl
         if results.get(key)
     ]
     found = [
-        ("Method", results["objective"]["name"]),
+        ("Method", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", results["objective"]["name"])),
         ("Images", ", ".join(images)),
         ("Steps", f"{results['steps']}"),
         ("Training time", "" if seconds is None else f"{_duration(seconds)} on {training['device']}"),

@@ -77,8 +77,9 @@ def check_sources(sources: Sequence[str], *, option: str = "labelers") -> None:
             continue
         inside = sorted(found.parent.name for found in path.glob("*/config.json")) if path.is_dir() else []
         if inside:
+            one = next((name for name in inside if name.startswith("branch")), inside[0])
             raise ValueError(
-                f"`{option}`: {source} is the folder of a run. Name networks in it, like {path / inside[0]} (it has "
+                f"`{option}`: {source} is the folder of a run. Name networks in it, like {path / one} (it has "
                 f"{', '.join(inside)})."
             )
         if path.is_dir():

@@ -313,22 +313,23 @@ def scores_table(scores: Mapping[str, Mapping[str, Any]], names: Sequence[str]) 
     """Per-class IoU and the means in percent, a column a branch. Classes without a pixel show a dash, and where there
     are any, a line says over how many the means are."""
     columns = [row.replace("_", " ") for row in scores]
+    column = max(11, *(len(name) + 2 for name in columns))
     width = max([len(name) for name in names] + [16])
-    lines = [f"{'IoU, %':<{width}}" + "".join(f"{c:>11}" for c in columns)]
+    lines = [f"{'IoU, %':<{width}}" + "".join(f"{name:>{column}}" for name in columns)]
     rule = "-" * len(lines[0])
     lines.append(rule)
     for index, name in enumerate(names):
-        lines.append(_line(name, [s["per_category_iou"][index] for s in scores.values()], width))
+        lines.append(_line(name, [s["per_category_iou"][index] for s in scores.values()], width, column))
     lines.append(rule)
     for key, title in (
         ("mean_iou", "mIoU"),
         ("mean_accuracy", "mean accuracy"),
         ("overall_accuracy", "pixel accuracy"),
     ):
-        lines.append(_line(title, [s[key] for s in scores.values()], width))
+        lines.append(_line(title, [s[key] for s in scores.values()], width, column))
         if any(over_classes(s, key) for s in scores.values()):
             counts = (f"{scored_classes(s, key)} of {len(names)}" for s in scores.values())
-            lines.append(f"{'  over classes':<{width}}" + "".join(f"{count:>11}" for count in counts))
+            lines.append(f"{'  over classes':<{width}}" + "".join(f"{count:>{column}}" for count in counts))
     return "\n".join(lines)
 
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
-from support.resume_cases import BrokenOff
+from support.resume_cases import BrokenOff, without_cards_and_pictures
 from support.toy import NAMES, draw, tiny_upernet
 
 from cps_hf.commands import compare, evaluate, train
@@ -16,12 +16,23 @@ from cps_hf.commands.datasets import TrainingSets
 from cps_hf.data.folder import load_folder
 from cps_hf.metrics.bootstrap import ImageCounts
 from cps_hf.objectives import Supervised
+from cps_hf.training.export import BranchExporter
 from cps_hf.training.trainer import CPSTrainer
 
 STEPS, BORDER = 6, 4
 SIZE = (32, 40)
 COLORS = np.array([[10, 20, 30], [200, 0, 0], [0, 0, 200]], np.uint8)
-SMALL = ("--max_steps", str(STEPS), "--crop_size", "32", "32", "--per_device_train_batch_size", "2")
+SMALL = (
+    "--max_steps",
+    str(STEPS),
+    "--pretrain_steps",
+    str(BORDER),
+    "--crop_size",
+    "32",
+    "32",
+    "--per_device_train_batch_size",
+    "2",
+)
 SMALL += ("--dataloader_num_workers", "0", "--disable_tqdm", "--num_pictures", "0", "--agreement_images", "0")
 KEYS = {"mean_iou", "seconds", "steps"}
 
@@ -58,7 +69,8 @@ def words_of(world: Path, out: Path, *more: str) -> list[str]:
 @pytest.fixture(scope="module")
 def compared(world, tmp_path_factory):
     out = tmp_path_factory.mktemp("compared") / "out"
-    return out, compare.main(words_of(world, out))
+    with without_cards_and_pictures():
+        return out, compare.main(words_of(world, out, "--save_steps", "100"))
 
 
 @pytest.mark.slow
@@ -107,7 +119,7 @@ def test_the_scores_are_those_of_cps_hf_evaluate_on_the_exported_networks(compar
 @pytest.mark.slow
 def test_the_answer_is_printed_and_kept_in_words(compared, world, capsys):
     out, found = compared
-    again = compare.main(words_of(world, out))
+    again = compare.main(words_of(world, out, "--save_steps", "100"))
     said = capsys.readouterr().out
     assert again == found and (out / "comparison.md").read_text() in said
     for part in ("Learning from the unlabeled images changed the network's mean IoU by", "12 images of", *NAMES):
@@ -134,6 +146,7 @@ def test_a_comparison_that_was_stopped_goes_on_and_runs_nothing_twice(world, tmp
     CPSTrainer_forward = CPSTrainer._forward_backward
     monkeypatch.setattr(compare, "time_steps", lambda *_, **__: SimpleNamespace(first_stage=1e9))
     words = words_of(world, out, "--save_steps", "1")
+    monkeypatch.setattr(BranchExporter, "_card", lambda *_: None)
     for after in (5, 1, 0):  # steps from here on: 5 of 6; the 6th; none of the single step of equal time
         with monkeypatch.context() as patched, pytest.raises(BrokenOff):
             patched.setattr(CPSTrainer, "_forward_backward", stopping(after))
@@ -150,9 +163,7 @@ def test_a_comparison_that_was_stopped_goes_on_and_runs_nothing_twice(world, tmp
 
 @pytest.mark.slow
 def test_hub_sets_and_streams_are_compared(world, tmp_path):
-    """Parquet shards of images, labels and unlabeled images, streamed, scored on their own validation split."""
-    from datasets import Dataset
-
+    """Parquet shards of labeled and unlabeled images, read as streams, scored on their own validation split."""
     for split, indices in (("train", range(8)), ("val", range(30, 34))):
         folder = tmp_path / split
         write_images(folder, indices, masked=len(indices))
@@ -163,10 +174,10 @@ def test_hub_sets_and_streams_are_compared(world, tmp_path):
     (tmp_path / "unlabeled").mkdir()
     unlabeled = _embedded(load_folder(tmp_path / "more", with_labels=False))
     unlabeled.to_parquet(str(tmp_path / "unlabeled" / "train-00000-of-00001.parquet"))
-    assert isinstance(unlabeled, Dataset)
     words = ["--dataset", "hub", "--data_root", str(tmp_path / "hub"), "--unlabeled_root", str(tmp_path / "unlabeled")]
-    words += ["--streaming", "--class_names", *NAMES, "--models", str(world / "model.json"), *SMALL]
-    found = compare.main([*words, "--output_dir", str(tmp_path / "out")])
+    words += ["--streaming", "--models", str(world / "model.json"), *SMALL]
+    with without_cards_and_pictures():
+        found = compare.main([*words, "--save_steps", "100", "--output_dir", str(tmp_path / "out")])
     assert found["images"] == 4 and found["supervised"]["steps"] == BORDER
     assert "with 4 validation images it cannot be told" in (tmp_path / "out" / "comparison.md").read_text()
 
@@ -249,11 +260,12 @@ def test_the_windows_are_those_that_the_runs_evaluate_with():
     }
 
 
-def test_half_of_the_time_is_each_runs(monkeypatch):
+def test_a_run_has_a_share_of_the_time_that_is_left(monkeypatch):
     settings = parsed("--time", "100s", "--data_root", "x", "--dataset", "own")
-    (first,) = compare.deadline(settings, 1000.0, share=0.5)
+    monkeypatch.setattr(compare.time, "monotonic", lambda: 1040.0)
+    (first,) = compare.deadline(settings, 1000.0, 0.5)
     (second,) = compare.deadline(settings, 1000.0)
-    assert (first.deadline, second.deadline) == (1040.0, 1090.0)
+    assert (first.deadline, second.deadline) == (1060.0, 1090.0)
     assert compare.deadline(parsed(), 1000.0) == []
 
 
@@ -279,7 +291,9 @@ def test_a_mistake_ends_with_one_line_and_no_traceback(world, tmp_path, capsys, 
 
 def test_a_folder_that_holds_something_else_is_left_alone(tmp_path):
     out = tmp_path / "out"
+    assert compare.begin(out, ["--seed", "3"]) is None  # a mistake, say: nothing was trained
     assert compare.begin(out, ["--seed", "1", "--output_dir", str(out)]) is None
+    (out / "plan.yaml").touch()
     assert compare.begin(out, ["--output_dir", "elsewhere", "--seed", "1"]) is None
     with pytest.raises(ValueError, match="`--seed` was '1', and is '2' now"):
         compare.begin(out, ["--seed", "2"])

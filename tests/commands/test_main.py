@@ -60,7 +60,7 @@ def test_the_package_hands_out_what_it_names_and_nothing_else():
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "which command? There are train, check, "),
+        ([], "which command? There are train, compare, check, "),
         (["trian"], "there is no command 'trian'. Did you mean `train`?"),
         (["--objective", "cps"], "there is no command '--objective'. There are train, "),
         (["train", "--max_step", "5"], "Did you mean `max_steps`?"),
@@ -85,6 +85,8 @@ def test_the_package_hands_out_what_it_names_and_nothing_else():
         (["evaluate", "--branches", "a", "--out", "b"], "there is no option `--out`. Did you mean `--output_dir`?"),
         (["evaluate", "--branches", "a", "--mode", "half"], "argument --mode: invalid choice: 'half'"),
         (["predict", "--branches", "a", "--output-dir=b", "--output_dir", "b"], "`--output_dir` is given twice"),
+        (["predict"], "Which branch predicts? Give RUN, a run's folder or a branch, or `--branches`"),
+        (["convert", "a"], "the following arguments are required: OUT"),
         (["prepare", "--dataset", "voc"], "give either --output_dir or --push_to_hub"),
         (["export", "a"], "the following arguments are required: OUT.onnx"),
         (["app"], "the following arguments are required: BRANCH"),
@@ -113,9 +115,9 @@ def test_each_command_has_a_short_help_and_a_whole_one(capsys, command):
     assert COMMANDS[command][1:] in " ".join(short.split())
     status, whole, _ = run(capsys, command, "--help-all")
     shown, all_of_them = ({*re.findall(r"^  (?:-h, )?(--[\w-]+)", text, re.M)} for text in (short, whole))
-    known = {*completion.options_of(command)}  # of `train`: those of every objective
+    known = {*completion.options_of(command)}  # of those that train: the options of every objective
     assert status == 0 and {"--help", "--help-all"} <= shown <= all_of_them <= known and len(shown) <= 14
-    assert all_of_them == known or command == "train"
+    assert all_of_them == known or command in ("train", "compare")
     assert ("shows all options" in short) == (shown != all_of_them) and "shows all options" not in whole
 
 

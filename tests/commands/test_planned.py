@@ -161,6 +161,11 @@ def test_typed_options_of_a_method_survive_the_choice_of_another(tmp_path):
     assert chosen.objective == Supervised(labeled_loss="focal", focal_gamma=3.0)
 
 
+def test_options_of_the_plans_optimizer_may_be_given_without_it():
+    assert parsed("DIR", "--adam_beta2", "0.95").args.adam_beta2 == 0.95
+    assert parsed("DIR", "--optim", "sgd", "--momentum", "0.8").args.momentum == 0.8
+
+
 # ---------------------------------------------------------------------------------------------- parts of it
 
 
@@ -193,7 +198,7 @@ def test_a_run_does_not_start_from_the_folder_that_it_writes(tmp_path):
     (tmp_path / "best" / "config.json").write_text("{}")
     settings = parsed("--init_from", str(tmp_path), "--output_dir", str(tmp_path))
     with pytest.raises(ValueError, match="write the new run somewhere else"):
-        planned.check(settings)
+        planned.check(settings, plans=True)
 
 
 def test_which_networks_an_earlier_run_gives(tmp_path):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.convert import masks_of
 from support.full_disk import full_disk
 from support.toy import predict_by_hand, tiny_branch, write_world
 
@@ -245,6 +246,9 @@ def test_official_classes_have_official_colours(tmp_path, photos):
         (["--inputs", "PHOTOS", "--overlay_alpha", "2"], "from 0 to 1, got 2.0"),
         (["--inputs", "PHOTOS", "--mode", "sliding"], "needs `--crop_size H W`"),
         (["--inputs", "PHOTOS/notes.txt"], "notes.txt.*of no kind that PIL knows"),
+        (["--dataset", "voc", "--format", "coco"], "`--format coco` goes with image files"),
+        (["--inputs", "PHOTOS", "--tolerance", "-1"], "`--tolerance` must be 0 or more, got -1.0"),
+        (["--flip", "somewhere", "--inputs", "PHOTOS"], "Give RUN or `--branches`, not both"),
         (["--inputs", "PHOTOS", "--branches", "nowhere"], "`nowhere`: no model could be read"),
     ],
 )
@@ -257,6 +261,26 @@ def test_a_name_that_no_file_can_have_is_refused(tmp_path):
     for name in ("", "a/", "a/..", "."):
         with pytest.raises(ValueError, match="no name that a file can have"):
             output_path(tmp_path, name, ".png")
+
+
+def test_drafts_for_tools_are_what_was_predicted_also_of_images_that_were_done_before(
+    tmp_path, branch, photos, capsys
+):
+    run_folder = tmp_path / "run"
+    os.symlink(branch.parent, run_folder)
+    out, names = tmp_path / "out", ("ground", "disc", "bar")
+    words = (str(run_folder), str(photos), "--output_dir", str(out), "--num_workers", "0", "--no_overlays")
+    predict.main([*words])
+    for format, path in (("coco", "coco.json"), ("labelme", "labelme"), ("cvat", "cvat.xml"), ("png", "classes.json")):
+        counts = predict.main([*words, "--format", format, "--tolerance", "0", "--background", "ground"])
+        assert counts["done before"] == 3 and f"Drafts: {out / path}" in capsys.readouterr().out
+        if format == "png":
+            assert json.loads((out / path).read_text()) == [*names]
+            continue
+        found, masks = masks_of(out / path, images=photos, table={"classes": names, "background": "ground"})
+        assert found == names and {*masks} == {"a", "deep/a", "deep/b"}
+        for name, ids in masks.items():
+            assert np.array_equal(ids, np.asarray(Image.open(out / "masks" / f"{name}.png")))
 
 
 @pytest.mark.slow

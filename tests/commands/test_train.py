@@ -368,7 +368,7 @@ def test_a_set_without_unlabeled_images_says_how_to_get_some(own, tmp_path, caps
     for i in range(6, 10):
         (tmp_path / "set" / f"{i}.jpg").unlink()
     with pytest.raises(SystemExit):
-        train.main([str(tmp_path / "set"), "--output_dir", str(tmp_path / "out")])
+        train.main([str(tmp_path / "set"), "--output_dir", str(tmp_path / "out"), "--objective", "cps"])
     out, err = capsys.readouterr()
     assert "labeled           5" in out and "unlabeled         0" in out  # the table comes first
     assert "all images to train on in" in err and "`--unlabeled_root`" in err and "`--objective supervised`" in err

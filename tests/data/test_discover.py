@@ -61,7 +61,7 @@ def test_the_table_says_what_was_found(tmp_path):
         "passed over: 1 hidden or of the system",
     ):
         assert said in table, table
-    assert max(map(len, table.splitlines())) < 120
+    assert max(map(len, table.splitlines()[1:])) < 120  # the first line is the folder's own path
 
 
 def test_few_labeled_images_work_and_what_is_lost_is_said(tmp_path):

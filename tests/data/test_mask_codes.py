@@ -67,6 +67,15 @@ def test_grey_levels_without_names_are_one_class_each(tmp_path):
     assert pixels[:3].tolist() == [HALF, 0, HALF]
 
 
+@pytest.mark.parametrize("table", [None, ClassTable(Path("_classes.csv"), ("ground", "car"), values=(0, 90))])
+def test_255_stays_ignored_where_values_are_listed(tmp_path, table):
+    ids = BANDS * 90
+    ids[0] = 255
+    coding, pixels = settled(tmp_path, ids, tables=[table] if table else [])
+    assert coding.encoding.values == {0: 0, 90: 1, 255: 255}
+    assert pixels[[0, 1, 255]].tolist() == [HALF - 10, HALF, 10] and "255 is ignored" in coding.notes[-1]
+
+
 @pytest.mark.parametrize("given", [None, ["road", "not road"]])
 def test_black_and_white_are_two_classes(tmp_path, given):
     coding, pixels = settled(tmp_path, BANDS * 255, given=given and given_classes(given))
@@ -169,6 +178,11 @@ def smoothed():
             [BANDS * 255],
             {"given": given_classes(["road"])},
             "hold 0, 255: name the background too, .* background road`",
+        ),
+        (
+            [np.arange(0, 240, 10).repeat(9).reshape(24, 9)],
+            {},
+            "The masks hold 24 values with gaps between them: 0, 10, 20",
         ),
         ([BANDS * 0], {}, "The masks hold 0 alone: at least two classes"),
         ([BANDS * 0 + 255], {}, "no value but 255, which is ignored"),

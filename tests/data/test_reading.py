@@ -199,6 +199,13 @@ def test_a_label_of_the_same_aspect_is_resized_where_its_coding_says_so(factor, 
             read_sample(row, LabelEncoding(("ground", "corner")), with_label=True)
 
 
+def test_a_resized_label_holds_no_class_between_two_others():
+    small = np.random.default_rng(0).choice(np.array([0, 2, 255], np.uint8), (6, 9))
+    row = {"id": "a", "image": encoded(Image.new("RGB", (18, 12))), "label": encoded(Image.fromarray(small))}
+    _, label = read_sample(row, LabelEncoding(("a", "b", "c"), resize_masks=True), with_label=True)
+    assert np.array_equal(label.numpy(), small.repeat(2, 0).repeat(2, 1))
+
+
 def test_a_label_of_another_aspect_stays_an_error():
     image, label = halves((120, 180))
     row = {"id": "a", "image": encoded(Image.fromarray(image)), "label": encoded(Image.fromarray(label[:90]))}

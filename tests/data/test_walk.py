@@ -92,6 +92,15 @@ def test_links_to_folders_are_followed_and_circles_are_not(tmp_path, caplog):
     assert "2 passed over, links to a folder above them" in caplog.text
 
 
+def test_a_folder_is_walked_once_for_each_link_to_it(tmp_path):
+    elsewhere = picture(tmp_path / "elsewhere" / "s0.png").parent
+    (tmp_path / "album" / "sub").mkdir(parents=True)
+    for name in ("one", "two", "sub/three"):
+        os.symlink(elsewhere, tmp_path / "album" / name)
+    found = walk(tmp_path / "album", IMAGE_SUFFIXES)
+    assert [*found.files] == ["one/s0.png", "sub/three/s0.png", "two/s0.png"] and not found.passed_over
+
+
 def test_a_link_to_itself_leads_nowhere_and_ends_no_walk(tmp_path):
     picture(tmp_path / "a.png")
     for name in ("loop", "loop.png"):

@@ -67,6 +67,10 @@ def test_the_method_follows_from_the_unlabeled_images():
 def test_the_first_stage_has_its_share_of_the_steps():
     chosen = values()
     assert chosen["pretrain_steps"] == round(FIRST_STAGE_SHARE * chosen["max_steps"])
+    for none in (None, 0):  # CPS from the start
+        one_stage = values(given={"pretrain_steps": none})
+        groups(one_stage | {"pretrain_steps": none})
+        assert "second_stage_learning_rate_factor" not in one_stage
     assert values(given={"max_steps": 300})["pretrain_steps"] == round(FIRST_STAGE_SHARE * 300)
 
 

@@ -116,11 +116,12 @@ def test_it_shows_the_plan_the_answer_the_classes_and_how_to_load_it(tmp_path):
     text = Page(render_report(write_run(tmp_path / "run"))).text
     flat = " ".join(text.split())
     for said in (
-        "crop size 160, 160 images are 240 x 180",
+        "crop_size 160, 160 images are 240 x 180",
         "branch 0 at step 40",
         "61.2 %",
         "12 labeled, 388 unlabeled",
         "1 h 07 min on cpu",
+        "Cross Pseudo Supervision",
         "by +2.0 points.",
         "with unlabeled images 53.4 40 12",
         "Difference: +3.4 points (95 % interval +1.0 to +6.0)",
@@ -141,7 +142,7 @@ def test_what_is_not_there_is_left_out(tmp_path):
     text = render_report(run)
     for title in ("Did the unlabeled", "<h2>Curves", "<h2>Classes", "<h2>Images", "<h2>Confusion"):
         assert title not in text, title
-    assert "learning rate" in text and "0.004" in text  # of config.yaml, where there is no plan
+    assert "learning_rate" in text and "0.004" in text  # of config.yaml, where there is no plan
     (run / "config.yaml").unlink()
     assert "Load the result" in render_report(run)
 

@@ -225,7 +225,10 @@ def _umask():
     return mask
 
 
-def test_progress_shows_only_while_drawing(tmp_path, capfd):
+def test_progress_shows_only_while_drawing_and_on_a_terminal(tmp_path, capfd, monkeypatch):
+    write_object_scenes(tmp_path / "a_file", **{**FEW_OBJECTS, "progress": True})
+    assert capfd.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     write_object_scenes(tmp_path / "root", **{**FEW_OBJECTS, "progress": True})
     assert "object scenes" in capfd.readouterr().err
     write_object_scenes(tmp_path / "root", **{**FEW_OBJECTS, "progress": True})

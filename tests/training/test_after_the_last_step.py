@@ -380,9 +380,14 @@ def test_a_terminal_that_is_gone_ends_no_run(tmp_path, monkeypatch):
         flush = isatty = fileno = write
 
     bar = trainer_module.RunLog.__init__.__globals__["tqdm"]
-    monkeypatch.setitem(
-        trainer_module.RunLog.__init__.__globals__, "tqdm", lambda **k: bar(**{**k, "mininterval": 0, "file": None})
-    )
+
+    class Eager(bar):
+        """Draws at each step, here where there is no terminal."""
+
+        def __init__(self, **options):
+            super().__init__(**{**options, "mininterval": 0, "file": None, "disable": False})
+
+    monkeypatch.setitem(trainer_module.RunLog.__init__.__globals__, "tqdm", Eager)
     trainer = trainer_for(tmp_path, tmp_path / "out", disable_tqdm=False)
 
     class Leave(TrainerCallback):

@@ -195,6 +195,11 @@ def test_a_mean_over_fewer_classes_than_are_named_is_never_printed_bare():
         ["pixel", "accuracy", "70.00", "70.00"],
     ]
     assert "over classes" not in scores_table({"branch_0": ALL}, NAMES)
+
+
+def test_the_columns_of_a_table_of_scores_stay_apart():
+    lines = scores_table({"branch_0_average": ALL, "branch_1_average": ALL}, NAMES).splitlines()
+    assert "branch 0 average  branch 1 average" in lines[0] and len({len(line) for line in lines}) == 1
     lines = class_table(PART, NAMES).splitlines()
     assert lines[-2].split() == ["over", "classes", *"2 of 3".split(), *"1 of 3".split(), *"2 of 3".split()]
     assert "over classes" not in class_table(ALL, NAMES)

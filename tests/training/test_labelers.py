@@ -14,6 +14,7 @@ from transformers import AutoImageProcessor, MobileViTImageProcessor
 
 from cps_hf.commands import parser
 from cps_hf.commands.settings import Settings
+from cps_hf.data.labels import LabelEncoding
 from cps_hf.data.transforms import normalize
 from cps_hf.hub.card import render_card
 from cps_hf.inference.windows import predict
@@ -238,6 +239,12 @@ def test_without_labelers_the_unlabeled_set_must_bring_labels(root, tmp_path):
     bare = trainer.unlabeled_dataset.remove_columns("pseudo_label")
     with pytest.raises(ValueError, match="FixedTeacher needs labels of the unlabeled images. Name the finished netw"):
         make_trainer(root, CASE, tmp_path / "out", unlabeled_dataset=bare)
+    others = LabelEncoding(names=("ground", "disc", "tree")).to_feature()
+    other = trainer.unlabeled_dataset.cast_column("pseudo_label", others)
+    with pytest.raises(
+        ValueError, match="'pseudo_label' of `unlabeled_dataset` have different classes: .*'bar'.*'tree'"
+    ):
+        make_trainer(root, CASE, tmp_path / "out", unlabeled_dataset=other)
 
 
 def test_one_or_several_are_named_on_the_command_line(root, tmp_path):

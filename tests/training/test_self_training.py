@@ -306,14 +306,14 @@ def test_a_branch_and_its_average_label_for_one_fresh_network_with_strong_views(
     out = tmp_path / "out"
     labelers = ["branch_0", "branch_0_average"]
     words = words_for(streets, out, "--num_branches", "1", "--ema_decay", "0.5", "--first_stage_labelers", *labelers)
-    words += ["--pseudo_label_scales", "1.0", "1.5", "--eval_mode", "sliding", "--pseudo_label_threshold", "0.1"]
+    words += ["--pseudo_label_scales", "1.0", "0.5", "--eval_mode", "sliding", "--eval_crop_size", "64"]
     results = script("self_training").main(words)
     assert [*trained] == [str(out / "labeling"), str(out)]
     assert results["num_labeled"] == 3 and results["num_unlabeled"] == 4
     assert results["objective"]["name"] == "FixedTeacher" and "branch_0" in results["final"]
     manifest = json.loads((out / "pseudo_labels" / "manifest.json").read_text())
     assert manifest["network"] == [str(out / "labeling" / name) for name in labelers]
-    for said in ("'flip': True", "'scales': [1.0, 1.5]", "'mode': 'sliding'", "'crop_size': (32, 32)"):
+    for said in ("'flip': True", "'scales': [1.0, 0.5]", "'mode': 'sliding'", "'crop_size': (64, 64)"):
         assert said in manifest["options"]
     [[_, sets]] = trained[str(out)]
     assert sets.unlabeled.column_names == ["image", "pseudo_label", "id"]

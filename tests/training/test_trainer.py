@@ -93,7 +93,7 @@ def test_a_run_writes_what_the_readme_says(finished):
     found = {p.name for p in out.iterdir()}
     assert found == {
         *("config.yaml", "metrics.jsonl", "results.json", "branch_0", "branch_1", "best", "pictures"),
-        *("checkpoint-3", "checkpoint-5"),
+        *("checkpoint-3", "checkpoint-5", "evaluation.json", "report.html"),
     }
     for branch in ("branch_0", "branch_1", "best"):
         files = {p.name for p in (out / branch).iterdir()}

@@ -1,0 +1,152 @@
+"""COCO: a JSON file with "images", "annotations" and "categories" (https://cocodataset.org/#format-data).
+
+Outlines, runs and compressed runs are read. The parts of an object are joined; a crowd is ignored and lies below all
+objects. The files have no order of drawing, so the smaller object is on top.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from . import rle
+from .project import (
+    Project,
+    ProjectBuilder,
+    ReadOptions,
+    Shape,
+    clean,
+    field_of,
+    numbers_of,
+    points_of,
+    read_json,
+    size_of,
+)
+from .shapes import Region, bitmap, polygon, rectangle, union
+
+
+def is_coco(content: Any) -> bool:
+    return isinstance(content, dict) and {"images", "annotations", "categories"} <= content.keys()
+
+
+def read_coco(source: Path, options: ReadOptions) -> Project:
+    """One file, or all in a folder (`train/_annotations.coco.json`, `annotations/instances_val.json`).
+
+    Raises:
+        ValueError: a file is cut off or no COCO file, or says of an object what cannot be.
+    """
+    builder = ProjectBuilder("coco", source, options)
+    files = [source] if source.is_file() else sorted(source.rglob("*.json"))
+    contents = [(path, read_json(path)) for path in files]
+    found = [(path, content) for path, content in contents if is_coco(content)]
+    if not found:
+        raise ValueError(
+            f"{source} holds no COCO file: expected a JSON file with `images`, `annotations` and `categories`."
+        )
+    unlabeled = 0
+    for path, content in found:
+        unlabeled += _read_file(path, content, builder)
+    if unlabeled:
+        builder.notes.append(f"{unlabeled} objects have a box and no outline, and are drawn as boxes")
+    return builder.project(overlap="area")
+
+
+def _read_file(path: Path, content: dict[str, Any], builder: ProjectBuilder) -> int:
+    """Read one file; how many boxes were drawn."""
+    images = _by_id(content, "images", "file_name", path)
+    categories = _by_id(content, "categories", "name", path)
+    annotations = _by_image(content, images, categories, path)
+    used = {row["category_id"] for found in annotations.values() for _, row in found}
+    # Roboflow lists its project as a category above the others, which no object has.
+    above = {str(row.get("supercategory")) for row in categories.values()}
+    builder.declare(row["name"] for key, row in categories.items() if key in used or row["name"] not in above)
+    boxes = 0
+    for key, row in images.items():
+        called, size = row["file_name"], size_of(row.get("height"), row.get("width"))
+        shapes, raw = [], [size]
+        for where, annotation in annotations[key]:
+            has_box_alone = not annotation.get("segmentation")
+            boxes += has_box_alone
+            draw = _box(annotation, where, builder.options) if has_box_alone else _outline(annotation, size, where)
+            label, crowd = clean(categories[annotation["category_id"]]["name"]), bool(annotation.get("iscrowd"))
+            shapes.append(Shape(None if crowd else label, draw, under=crowd))
+            raw.append([label, crowd, annotation.get("segmentation") or annotation.get("bbox")])
+        image, where = builder.find(called, path.parent), f"{path}, image {called}"
+        builder.add(image, shapes, called=called, where=where, raw=raw, size=size)
+    return boxes
+
+
+def _by_id(content: dict[str, Any], key: str, name: str, path: Path) -> dict[int | str, dict[str, Any]]:
+    """The rows of a list by their ids; each has a text `name`."""
+    found: dict[int | str, dict[str, Any]] = {}
+    for row in field_of(content, key, list, str(path)):
+        id_ = field_of(row, "id", (int, str), f"{path}, `{key}`")
+        named = field_of(row, name, str, f"{path}, `{key}`, id {id_}")
+        if id_ in found and found[id_][name] != named:
+            raise ValueError(
+                f"{path}: {found[id_][name]!r} and {named!r} of its `{key}` have one id, {id_!r}. Two exports were "
+                "joined without numbering them anew."
+            )
+        found[id_] = row
+    return found
+
+
+def _by_image(
+    content: dict[str, Any], images: Collection[Any], categories: Collection[Any], path: Path
+) -> dict[int | str, list[tuple[str, dict[str, Any]]]]:
+    """The annotations of each image, and what errors call them."""
+    found = defaultdict(list)
+    for number, row in enumerate(field_of(content, "annotations", list, str(path))):
+        where = f"{path}, annotation {row.get('id', number) if isinstance(row, dict) else number}"
+        image, category = (field_of(row, key, (int, str), where) for key in ("image_id", "category_id"))
+        if image not in images:
+            raise ValueError(f"{where}: no image has the id {image!r}. Images and annotations are of two exports.")
+        if category not in categories:
+            raise ValueError(
+                f"{where}: no category has the id {category!r}; there are {sorted(categories, key=str)[:8]}. "
+                "Categories and annotations are of two exports."
+            )
+        found[image].append((where, row))
+    return found
+
+
+def _outline(annotation: dict[str, Any], size: tuple[int, int] | None, where: str):
+    segmentation = field_of(annotation, "segmentation", (list, dict), where)
+    if isinstance(segmentation, list):
+        # COCO's own files hold outlines of two points; they cover no pixel.
+        parts = [points_of(part, where, least=2) for part in segmentation]
+        return partial(_parts, parts)
+    height, width = numbers_of(field_of(segmentation, "size", list, where), where, count=2)
+    counts = field_of(segmentation, "counts", (list, str), where)
+    if size is not None and size != (height, width):
+        raise ValueError(
+            f"{where}: its runs are of {height:.0f} x {width:.0f} pixels (height x width), the image of {size[0]} x "
+            f"{size[1]}. Export it anew."
+        )
+    return partial(_runs, counts, int(height), int(width), where)
+
+
+def _parts(parts, height: int, width: int) -> Region:
+    return union([polygon([part], height, width) for part in parts])
+
+
+def _runs(counts, own_height: int, own_width: int, where: str, height: int, width: int) -> Region:
+    try:
+        runs = rle.decompress(counts) if isinstance(counts, str) else counts
+        mask = rle.from_runs(runs, own_height, own_width, by_columns=True)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}.") from error
+    return bitmap(mask, 0, 0, height, width)
+
+
+def _box(annotation: dict[str, Any], where: str, options: ReadOptions):
+    if not options.boxes:
+        raise ValueError(
+            f"{where} has no outline (`segmentation` is empty), and a box is no mask. Draw outlines in the tool, or "
+            "take boxes for masks, `--boxes`."
+        )
+    x, y, width, height = numbers_of(field_of(annotation, "bbox", list, where), where, count=4)
+    return partial(rectangle, (x, y), (x + width, y + height))

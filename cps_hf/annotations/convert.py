@@ -1,0 +1,275 @@
+"""A tool's export as a folder that `load_folder` reads: images/, masks/ and classes.json.
+
+All labels are read before anything is written. Then each mask is written beside and renamed, and its image linked (or
+copied, to another disk); `converted.jsonl` lists what is done, so that a second call goes on, and does again what has
+been labeled anew.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from ..data.check import check_dataset
+from ..data.folder import CLASSES, load_folder
+from ..data.masks import output_path, write_mask
+from ..data.palettes import palette_of
+from ..data.raster import Raster, open_raster, turn
+from ..data.table import first_few
+from ..files import link_file, write_atomically, written_whole
+from ..functional import IGNORE_INDEX
+from .classes import IGNORED, ClassTable
+from .project import LabeledImage, Project, Shape
+
+SETTINGS, INDEX, SHEET, REPORT = "convert.json", "converted.jsonl", "contact_sheet.png", "report.json"
+ORDER, AREA = "order", "area"
+ON_SHEET = 24  # images
+
+
+@dataclass
+class Painted:
+    """A mask, and what happened while it was painted.
+
+    Attributes:
+        ids: uint8 (H, W).
+        shapes: how many were drawn, by label; those that are ignored are "".
+        contested: pixels on which shapes of different classes lie.
+        cut: shapes that reach beyond the image. lost: shapes that hold no pixel's centre.
+    """
+
+    ids: np.ndarray
+    shapes: Counter[str] = field(default_factory=Counter)
+    contested: int = 0
+    cut: int = 0
+    lost: int = 0
+
+
+def paint(shapes: Sequence[Shape], table: ClassTable, height: int, width: int, *, overlap: str) -> Painted:
+    """The shapes of one image on each other.
+
+    Args:
+        overlap: "order": by their z, then as they come; "area": the smaller ones above.
+
+    Raises:
+        ValueError: a shape cannot be drawn.
+    """
+    painted = Painted(np.full((height, width), table.background, np.uint8))
+    labeled = np.zeros((height, width), bool)
+    regions = [(shape, shape.draw(height, width)) for shape in shapes]
+    if overlap == AREA:
+        regions.sort(key=lambda pair: (not pair[0].under, -pair[1].area))
+    else:
+        regions.sort(key=lambda pair: (not pair[0].under, pair[0].z))
+    for shape, region in regions:
+        painted.shapes[shape.label or ""] += 1
+        painted.cut += region.cut
+        painted.lost += not region.pixels.any()
+        id_ = IGNORE_INDEX if shape.label is None else table.ids[shape.label]
+        window, inside = painted.ids[region.window], region.pixels
+        painted.contested += int(np.count_nonzero(labeled[region.window] & inside & (window != id_)))
+        window[inside] = id_
+        if not shape.under:
+            labeled[region.window] |= inside
+    return painted
+
+
+def paint_image(image: LabeledImage, raster: Raster, table: ClassTable, *, overlap: str) -> Painted:
+    """The mask of an image as a viewer shows it.
+
+    Shapes that were drawn on the image as it is stored turn with it, as its EXIF says.
+
+    Raises:
+        ValueError: they were drawn on an image of another size.
+    """
+    size = image.size or raster.size
+    if size not in (raster.size, raster.stored_size):
+        raise ValueError(
+            f"{image.where}: its shapes were drawn on {size[0]} x {size[1]} pixels (height x width), and "
+            f"{image.image} has {raster.size[0]} x {raster.size[1]}. Give the images that were labeled, "
+            "`--images DIR`."
+        )
+    painted = paint(image.shapes(), table, *size, overlap=overlap)
+    if size != raster.size:
+        painted.ids = np.ascontiguousarray(turn(painted.ids, raster.orientation))
+    return painted
+
+
+def convert(
+    project: Project, table: ClassTable, out: Path, *, overlap: str | None = None, overwrite: bool = False
+) -> dict[str, Any]:
+    """Write a project's images and masks.
+
+    Args:
+        out: gets images/, masks/, classes.json, contact_sheet.png and report.json.
+        overlap: "order" or "area"; `None`: as the tool draws.
+        overwrite: first remove what an earlier call wrote there.
+
+    Returns:
+        The report: counts of "images" ("written", "done before"), of "shapes" by label, "contested" pixels, shapes
+        "cut" and "lost", images that are "empty", and "notes".
+
+    Raises:
+        ValueError: `out` holds something else or was made with other settings, or an image cannot be read.
+    """
+    overlap = overlap or project.overlap
+    outputs = Outputs(out, project, table, overlap, overwrite=overwrite)
+    palette = palette_of(None, table.names)
+    done_before = 0
+    for image in tqdm(project.images, desc="converting", unit="image", dynamic_ncols=True):
+        if outputs.is_done(image):
+            done_before += 1
+            continue
+        raster = open_raster({"path": str(image.image)}, repr(image.name), "image")
+        painted = paint_image(image, raster, table, overlap=overlap)
+        outputs.write(image, painted, palette)
+    report = outputs.report(project) | {"written": len(project.images) - done_before, "done before": done_before}
+    write_atomically(out / REPORT, json.dumps(report, indent=1, ensure_ascii=False))
+    dataset = load_folder(out)
+    step = max(1, -(-len(dataset) // ON_SHEET))
+    check_dataset(dataset.select(range(0, len(dataset), step)), sheet=out / SHEET, progress=False)
+    return report
+
+
+class Outputs:
+    """The files of one output folder, and which of them are done.
+
+    Raises:
+        ValueError: the folder holds what this command did not write, or wrote with other settings.
+    """
+
+    def __init__(self, folder: Path, project: Project, table: ClassTable, overlap: str, *, overwrite: bool):
+        self.folder = folder
+        settings = {
+            "classes": [*table.names],
+            "background": IGNORED if table.background == IGNORE_INDEX else table.names[table.background],
+            "overlap": overlap,
+            "labels": dict(table.ids),
+        }
+        about = folder / SETTINGS
+        strange = [n for n in ("images", "masks", CLASSES) if not about.is_file() and (folder / n).exists()]
+        if strange:
+            raise ValueError(f"{folder / strange[0]} was not written by this command. Choose another OUT.")
+        there = json.loads(about.read_text(encoding="utf-8")) if about.is_file() else settings
+        self.done = self._read_index()
+        if self.done and not overwrite:
+            _check_settings(folder, there, settings)
+        if overwrite:
+            for entry in self.done.values():
+                for path in self._files(entry["name"], entry["suffix"]):
+                    path.unlink(missing_ok=True)
+            (folder / INDEX).unlink(missing_ok=True)
+            self.done = {}
+        for image in project.images:  # before anything is written: a name that cannot be
+            self._files(image.name, image.image.suffix)
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.done:
+            settings["labels"] = there["labels"] | settings["labels"]
+        write_atomically(about, json.dumps(settings, indent=1, ensure_ascii=False))
+        write_atomically(folder / CLASSES, json.dumps([*table.names], ensure_ascii=False))
+
+    def _files(self, name: str, suffix: str) -> tuple[Path, Path]:
+        return output_path(self.folder / "images", name, suffix), output_path(self.folder / "masks", name, ".png")
+
+    def _read_index(self) -> dict[str, dict[str, Any]]:
+        path = self.folder / INDEX
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+        if lines and not lines[-1].endswith("\n"):  # cut off while it was written
+            lines.pop()
+            write_atomically(path, "".join(lines))
+        return {entry["name"]: entry for entry in map(json.loads, lines)}
+
+    def is_done(self, image: LabeledImage) -> bool:
+        """Both files are there, and neither image nor labels have changed since."""
+        entry = self.done.get(image.name)
+        return (
+            entry is not None
+            and entry["stamp"] == _stamp(image)
+            and all(path.is_file() for path in self._files(image.name, image.image.suffix))
+        )
+
+    def write(self, image: LabeledImage, painted: Painted, palette: Sequence[tuple[int, int, int]]) -> None:
+        link, mask = self._files(image.name, image.image.suffix)
+        before = self.done.get(image.name)
+        if before is not None and before["suffix"] != image.image.suffix:  # a.jpg has become a.png
+            self._files(image.name, before["suffix"])[0].unlink(missing_ok=True)
+        write_mask(mask, painted.ids, palette)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(link) as temporary:
+            link_file(image.image.resolve(), temporary)
+        self.done[image.name] = entry = {
+            "name": image.name,
+            "suffix": image.image.suffix,
+            "stamp": _stamp(image),
+            "source": str(image.image),
+            "shapes": dict(painted.shapes),
+            "contested": painted.contested,
+            "cut": painted.cut,
+            "lost": painted.lost,
+        }
+        with open(self.folder / INDEX, "a", encoding="utf-8") as file:
+            file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+
+    def report(self, project: Project) -> dict[str, Any]:
+        """Counts over all images of the project, whenever they were written."""
+        names = [image.name for image in project.images]
+        entries = [self.done[name] for name in names]
+        shapes = sum((Counter(entry["shapes"]) for entry in entries), Counter())
+        found: dict[str, Any] = {"format": project.format, "source": str(project.source), "images": len(entries)}
+        found["shapes"] = {name or "(ignored)": count for name, count in shapes.most_common()}
+        for key in ("contested", "cut", "lost"):
+            found[key] = sum(entry[key] for entry in entries)
+            found[f"{key} in"] = [entry["name"] for entry in entries if entry[key]]
+        found["empty"] = [entry["name"] for entry in entries if not entry["shapes"]]
+        gone = sorted(self.done.keys() - {*names})
+        notes = list(project.notes)
+        if gone:
+            notes.append(
+                f"{len(gone)} images of an earlier call are no longer in this export, and are kept: "
+                f"{first_few(gone, 3)}"
+            )
+        return found | {"notes": notes}
+
+
+def _check_settings(folder: Path, there: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    other = f"Choose another OUT, or `--overwrite` what {folder} holds"
+    if there["classes"] != now["classes"]:
+        raise ValueError(
+            f"{folder} holds masks of the classes {', '.join(there['classes'])}; now they are "
+            f"{', '.join(now['classes'])}, so that ids would change their meaning. {other}; `--classes` fixes them."
+        )
+    for key in ("background", "overlap"):
+        if there[key] != now[key]:
+            raise ValueError(f"{folder} was made with `--{key}` {there[key]}, now it is {now[key]}. {other}.")
+    for label, id_ in now["labels"].items():
+        if there["labels"].get(label, id_) != id_:
+            raise ValueError(f"{folder} holds masks in which {label!r} is another class than now. {other}.")
+
+
+def _stamp(image: LabeledImage) -> list[Any]:
+    status = image.image.stat()
+    return [image.stamp, status.st_size, status.st_mtime_ns]
+
+
+def format_report(report: Mapping[str, Any]) -> str:
+    """For a terminal."""
+    lines = [f"{report['images']} images: {report['written']} written, {report['done before']} done before"]
+    if report["shapes"]:
+        lines.append("shapes: " + ", ".join(f"{name} {count}" for name, count in report["shapes"].items()))
+    said = {
+        "contested": "pixels have two labels (`--overlap` says which counts), in",
+        "cut": "shapes reach beyond their image and are cut at its edge, in",
+        "lost": "shapes cover no pixel, in",
+    }
+    for key, what in said.items():
+        if report[key]:
+            lines.append(f"{report[key]} {what} {first_few(report[f'{key} in'], 3)}")
+    if report["empty"]:
+        lines.append(f"{len(report['empty'])} images have no label at all: {first_few(report['empty'], 3)}")
+    return "\n".join([*lines, *report["notes"]])

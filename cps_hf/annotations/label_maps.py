@@ -1,0 +1,237 @@
+"""Masks that hold a label in every pixel: by colour, by number, or in black and white. Also Roboflow's masks.
+
+How a mask file is read is `cps_hf.data.reading`'s: lossy files are refused, one of the stored size turns with its
+image.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..data.labels import BLACK_AND_WHITE, IGNORE_INDEX, LabelEncoding
+from ..data.reading import examine
+from ..data.table import first_few
+from ..data.walk import IMAGE_SUFFIXES, MASK_SUFFIXES, walk
+from .project import IMAGE_FOLDERS, Project, ProjectBuilder, ReadOptions, Shape, clean
+from .shapes import Region
+
+OTHER_MASKS = ("SegmentationObject", "SegmentationClass", "masks_machine", "masks_human")
+"""Folders whose files are no images."""
+
+Color = tuple[int, int, int]
+
+
+def read_colors(source: Path, options: ReadOptions) -> Project:
+    """RGB masks and a table of colours, `options.colors`.
+
+    Raises:
+        ValueError: no table, one that cannot be read, or a mask with another colour.
+    """
+    builder = ProjectBuilder("colors", source, options)
+    if options.colors is None:
+        raise ValueError(
+            'RGB masks need a table of colours, `--colors FILE`: JSON like {"road": [128, 64, 128]} or {"#804080": '
+            '"road"}, CSV with the columns name, r, g, b, or a labelmap.txt of CVAT.'
+        )
+    add_label_maps(builder, options.masks, colors=read_color_table(options.colors))
+    return builder.project(background=None)
+
+
+def read_ids(source: Path, options: ReadOptions) -> Project:
+    """Masks of class ids; `options.first_id` is the first class's, and what lies below has no label.
+
+    Raises:
+        ValueError: no class names, or a mask holds another id.
+    """
+    builder = ProjectBuilder("ids", source, options)
+    if not options.classes:
+        raise ValueError("Masks of ids need the names of their classes, from the first id on: `--classes NAME ...`.")
+    first = options.first_id
+    values = {first + i: name for i, name in enumerate(options.classes)}
+    values |= dict.fromkeys(range(first), "") | {IGNORE_INDEX: None}
+    add_label_maps(builder, options.masks, values=values)
+    return builder.project(background="background" if first else None)
+
+
+def read_binary(source: Path, options: ReadOptions) -> Project:
+    """Masks of 0 and 255 (or 1): `options.classes` names the two.
+
+    Raises:
+        ValueError: other than two names, or a mask holds another value.
+    """
+    builder = ProjectBuilder("binary", source, options)
+    names = options.classes or ("background", "foreground")
+    if len(names) != 2:
+        raise ValueError(f"`--format binary` has two classes, of 0 and of 255; `--classes` names {len(names)}.")
+    values = {value: names[index] for value, index in {**BLACK_AND_WHITE, 1: 1}.items()}
+    add_label_maps(builder, options.masks, values=values)
+    return builder.project(background=None)
+
+
+ROBOFLOW_CLASSES = "_classes.csv"
+
+
+def read_roboflow_masks(source: Path, options: ReadOptions) -> Project:
+    """Roboflow's "Semantic Segmentation Masks": in each split images, `<image>_mask.png`, and _classes.csv.
+
+    Its other exports are COCO and YOLO, and are read as such.
+
+    Raises:
+        ValueError: no table, one that cannot be read, tables that differ, or a mask with another value.
+    """
+    builder = ProjectBuilder("roboflow_masks", source, options)
+    tables: dict[Path, dict[int, str]] = {}
+    for path in sorted(source.rglob(ROBOFLOW_CLASSES)):
+        rows = [row for row in csv.reader(path.read_text(encoding="utf-8-sig").splitlines()) if row]
+        try:
+            tables[path] = {int(row[0]): clean(row[1]) for row in rows[1:]}
+        except (ValueError, IndexError) as error:
+            raise ValueError(f'{path}: expected the columns "Pixel Value, Class", found {rows[:3]}.') from error
+    if not tables:
+        raise ValueError(f"{source} holds no {ROBOFLOW_CLASSES}, in which Roboflow says what its values mean.")
+    (path, table), *others = tables.items()
+    for other, differing in others:
+        if differing != table:
+            raise ValueError(f"{path} and {other} name other classes: the splits are of two exports.")
+    add_label_maps(builder, None, values=dict(table), mask_suffix="_mask")
+    return builder.project(background=None)
+
+
+def add_label_maps(
+    builder: ProjectBuilder,
+    folder: str | None,
+    *,
+    colors: Mapping[Color, str | None] | None = None,
+    values: Mapping[int, str | None] | None = None,
+    mask_suffix: str = "",
+) -> None:
+    """All masks of a source, each with its image.
+
+    Args:
+        folder: what the masks' folder is called, in the source or in each of its splits; `None` or ".": masks lie
+            beside the images.
+        colors, values: what a colour or a number means: a label, `None` (ignored), "" (no label).
+        mask_suffix: of the masks' names, unless the options say one.
+
+    Raises:
+        ValueError: no mask is there.
+    """
+    table = colors if colors is not None else values
+    names = [name for name in dict.fromkeys(table.values()) if name]
+    builder.declare(names)
+    builder.uses.update(names)
+    index = {name: i for i, name in enumerate(names)} | {"": len(names), None: IGNORE_INDEX}
+    coded = {code: index[name] for code, name in table.items()}
+    encoding = LabelEncoding((*names, "(no label)"), **{"colors" if colors is not None else "values": coded})
+    for name, image, mask in _pairs(builder, folder, builder.options.mask_suffix or mask_suffix):
+        status = mask.stat()
+        raw = [str(mask), status.st_size, status.st_mtime_ns, sorted(map(str, table.items()))]
+        shapes = _reader(name, image, mask, encoding, names) if image else ()
+        builder.add(image, shapes, called=name, where=str(mask), raw=raw)
+
+
+def _reader(
+    name: str, image: Path, mask: Path, encoding: LabelEncoding, names: Sequence[str]
+) -> Callable[[], list[Shape]]:
+    def shapes() -> list[Shape]:
+        row = {"image": {"path": str(image)}, "label": {"path": str(mask)}, "id": name}
+        ids = examine(row, encoding, with_label=True, whole=False).ids
+        found = [i for i in np.unique(ids).tolist() if i != len(names)]
+        return [Shape(None if i == IGNORE_INDEX else names[i], _drawn(ids == i)) for i in found]
+
+    return shapes
+
+
+def _drawn(pixels: np.ndarray) -> Callable[[int, int], Region]:
+    return lambda height, width: Region(0, 0, pixels)
+
+
+def _pairs(builder: ProjectBuilder, folder: str | None, mask_suffix: str) -> list[tuple[str, Path | None, Path]]:
+    """(name, image where there is one, mask)."""
+    image_suffix = builder.options.image_suffix
+    inner = Path(folder or ".").name or None
+    masks: dict[str, Path] = {}
+    for below, path in walk(builder.source, MASK_SUFFIXES).files.items():
+        parts = Path(below).parts
+        name = str(Path(*(part for part in parts[:-1] if part not in (inner, *IMAGE_FOLDERS)), path.stem))
+        if (inner is None or inner in parts[:-1]) and name.endswith(mask_suffix):
+            masks[clean(name.removesuffix(mask_suffix))] = path
+    if not masks:
+        there = f"a folder {inner!r}" if inner is not None else f"files *{mask_suffix}.png"
+        raise ValueError(
+            f"{builder.source} holds no masks: looked for {there} with files of {', '.join(MASK_SUFFIXES)}. Say where "
+            "they are, `--masks NAME`; JPEG changes values and is not read."
+        )
+    no_images = {inner, *OTHER_MASKS}
+    images: dict[str, Path] = {}
+    for below, path in walk(builder.root, IMAGE_SUFFIXES).files.items():
+        parts = Path(below).parts
+        if path in masks.values() or not no_images.isdisjoint(parts[:-1]):
+            continue
+        name = str(Path(*(part for part in parts[:-1] if part not in IMAGE_FOLDERS), path.stem))
+        images[clean(name.removesuffix(image_suffix))] = path
+    alone = [name for name in images if name not in masks]
+    if alone:
+        builder.notes.append(f"{len(alone)} images have no mask and are left out: {first_few(alone, 3)}")
+    return [(name, images.get(name), mask) for name, mask in masks.items()]
+
+
+def read_color_table(path: Path) -> dict[Color, str | None]:
+    """What colours mean, from JSON, CSV or CVAT's labelmap.txt.
+
+    Raises:
+        ValueError: it cannot be read, or one colour has two labels.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        pairs = _json_table(text) if path.suffix.lower() == ".json" else _text_table(text)
+        if not pairs:
+            raise ValueError("it is empty")
+    except (ValueError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        raise ValueError(
+            f'{path} is no table of colours ({error}): expected JSON like {{"road": [128, 64, 128]}} or {{"#804080": '
+            '"road"}, CSV with the columns name, r, g, b, or lines like `road:128,64,128::`.'
+        ) from error
+    table: dict[Color, str | None] = {}
+    for color, name in pairs:
+        if color in table and table[color] != name:
+            raise ValueError(f"{path}: the colour {color} means {table[color]!r} and {name!r}. Give each its own.")
+        table[color] = name
+    return table
+
+
+def _json_table(text: str) -> list[tuple[Color, str | None]]:
+    rows = json.loads(text)
+    return [
+        (_color(key), None if value is None else clean(value))
+        if isinstance(value, str | None)
+        else (_color(value), clean(key))
+        for key, value in rows.items()
+    ]
+
+
+def _text_table(text: str) -> list[tuple[Color, str | None]]:
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    if all(re.match(r".+:\d+,\d+,\d+(:|$)", line) for line in lines):
+        parts = [line.split(":") for line in lines]
+        return [(_color(part[1]), clean(part[0])) for part in parts]
+    rows = [[cell.strip() for cell in row] for row in csv.reader(lines)]
+    if not rows[0][-1].isdigit():
+        rows = rows[1:]  # what the columns are called
+    return [(_color(row[-3:]), clean(row[0])) for row in rows]
+
+
+def _color(value: object) -> Color:
+    if isinstance(value, str) and re.fullmatch("#?[0-9a-fA-F]{6}", value):
+        return tuple(bytes.fromhex(value[-6:]))
+    parts = value.split(",") if isinstance(value, str) else value
+    color = tuple(int(part) for part in parts)
+    if len(color) != 3 or not all(0 <= part <= 255 for part in color):
+        raise ValueError(f"{value!r} is no colour (red, green, blue), each from 0 to 255")
+    return color

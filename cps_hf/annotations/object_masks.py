@@ -1,0 +1,113 @@
+"""One mask a class or an object: files in which a single thing is not 0.
+
+    masks/road/a.png          a folder a class, files named after their images
+    masks/a/road.png          a folder an image, files named after classes; road_1.png, road_2.png: two objects
+    masks/a_road_2.png        beside each other, named after image, class and object
+
+Where `--classes` names one class beside the background, every file is an object of it, whatever it is called.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from ..data.labels import LabelEncoding, stored_values
+from ..data.raster import open_raster
+from ..data.reading import examine
+from ..data.table import first_few
+from ..data.walk import IMAGE_SUFFIXES, MASK_SUFFIXES, walk
+from .project import IMAGE_FOLDERS, Project, ProjectBuilder, ReadOptions, Shape, clean
+from .shapes import Region
+
+_NUMBER = re.compile(r"[-_. ]*\d+$")
+
+
+def read_object_masks(source: Path, options: ReadOptions) -> Project:
+    """All masks of `<source>/<masks>`, which are drawn the smaller ones above.
+
+    Raises:
+        ValueError: no mask is there, one belongs to no image or says no class, or holds more than two values.
+    """
+    builder = ProjectBuilder("objects", source, options)
+    folder = source / options.masks
+    files = walk(folder, MASK_SUFFIXES).files if folder.is_dir() else {}
+    if not files:
+        raise ValueError(f"{folder} holds no masks ({', '.join(MASK_SUFFIXES)}). Say where they are, `--masks NAME`.")
+    images = {}
+    for below, path in walk(builder.root, IMAGE_SUFFIXES).files.items():
+        if not path.is_relative_to(folder):
+            parts = [part for part in PurePosixPath(below).parts[:-1] if part not in IMAGE_FOLDERS]
+            images[clean(str(PurePosixPath(*parts, path.stem)))] = path
+    single = [name for name in options.classes or () if name != "background"]
+    single = single[0] if len(single) == 1 else None
+    masks: dict[str, list[tuple[str, Path]]] = defaultdict(list)
+    lost = []
+    for below, path in files.items():
+        name, label = _place(clean(str(PurePosixPath(below).with_suffix(""))), images, single)
+        if name is None or not label:
+            lost.append(below)
+        else:
+            masks[name].append((label, path))
+    if lost:
+        raise ValueError(
+            f"{len(lost)} of {len(files)} masks in {folder} belong to no image or name no class: "
+            f"{first_few(lost, 3)}. Expected masks/CLASS/IMAGE.png, masks/IMAGE/CLASS.png or "
+            "masks/IMAGE_CLASS.png, with numbers behind the class; or name the one class that all are of: "
+            "`--classes background NAME`."
+        )
+    builder.declare(sorted({label for found in masks.values() for label, _ in found}))
+    builder.uses.update(label for found in masks.values() for label, _ in found)
+    for name, found in masks.items():
+        stamps = [[label, str(path), path.stat().st_size, path.stat().st_mtime_ns] for label, path in found]
+        shapes = partial(_shapes, name, images[name], found)
+        builder.add(images[name], shapes, called=name, where=str(folder), raw=stamps)
+    alone = [name for name in images if name not in masks]
+    if alone:
+        builder.notes.append(f"{len(alone)} images have no mask and are left out: {first_few(alone, 3)}")
+    return builder.project(overlap="area")
+
+
+def _place(name: str, images: dict[str, Path], single: str | None) -> tuple[str | None, str | None]:
+    """(the image, the label) of a mask by its path."""
+    first, _, rest = name.partition("/")
+    above, _, last = name.rpartition("/")
+    if above in images:  # masks/IMAGE/CLASS.png
+        return above, single or _without_number(last)
+    if rest in images:  # masks/CLASS/IMAGE.png
+        return rest, single or first
+    begun = [image for image in images if name.startswith(image) and name[len(image) : len(image) + 1] in "_-. "]
+    image = max(begun, key=len, default=None)
+    if image is None:
+        return None, None
+    return image, single or _without_number(name[len(image) :].lstrip("_-. "))
+
+
+def _without_number(text: str) -> str:
+    return _NUMBER.sub("", text).strip()
+
+
+def _shapes(name: str, image: Path, masks: list[tuple[str, Path]]) -> list[Shape]:
+    shapes = []
+    for label, path in masks:
+        stored = stored_values(open_raster({"path": str(path)}, name, "label").stored(), name=f"{name} ({path})")
+        found = np.unique(stored).tolist()
+        if len(found) > 2 or (len(found) == 2 and 0 not in found):
+            raise ValueError(
+                f"{path} holds the values {first_few(found)}; the mask of one object holds 0 and one other value. "
+                "Masks with a value a class are `--format ids`."
+            )
+        encoding = LabelEncoding(("outside", "inside"), values={value: int(value != 0) for value in found})
+        row = {"image": {"path": str(image)}, "label": {"path": str(path)}, "id": name}
+        ids = examine(row, encoding, with_label=True, whole=False).ids
+        shapes.append(Shape(label, _drawn(ids == 1)))
+    return shapes
+
+
+def _drawn(pixels: np.ndarray) -> Callable[[int, int], Region]:
+    return lambda height, width: Region(0, 0, pixels)

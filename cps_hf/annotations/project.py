@@ -1,0 +1,332 @@
+"""What a tool's export holds, whatever the tool: images, and the labeled shapes on each.
+
+A reader (`coco.py`, `labelme.py`, ...) fills a `ProjectBuilder`; `convert.py` makes masks of the `Project`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from ..data.table import first_few
+from ..data.walk import IMAGE_SUFFIXES, walk
+from .shapes import Region
+
+IMAGE_FOLDERS = ("images", "image", "imgs", "img", "JPEGImages")
+"""What tools call the folder of images; it is no part of an image's name."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A labeled shape.
+
+    Attributes:
+        label: as the tool calls it; `None`: its pixels are to be ignored.
+        draw: its pixels in an image of a height and width.
+        z: shapes of a higher one lie above.
+        under: it lies below all others, whatever its size (a crowd).
+    """
+
+    label: str | None
+    draw: Callable[[int, int], Region]
+    z: float = 0
+    under: bool = False
+
+
+@dataclass(frozen=True)
+class LabeledImage:
+    """An image and its shapes.
+
+    Attributes:
+        name: what its mask is called, without an ending; it may hold folders.
+        image: the file.
+        shapes: gives the shapes, those drawn later last. Of masks the file is read then.
+        size: height and width on which the shapes were drawn, where the tool says it.
+        stamp: another one where the labels have changed.
+        where: how errors call what holds the labels.
+    """
+
+    name: str
+    image: Path
+    shapes: Callable[[], Sequence[Shape]]
+    size: tuple[int, int] | None
+    stamp: str
+    where: str
+
+
+@dataclass
+class Project:
+    """A tool's export.
+
+    Attributes:
+        format: one of `readers.READERS`.
+        source: where it was read from.
+        labels: those the tool declares, in its order, then those that occur beside them.
+        uses: shapes by label; of masks, which are not read yet, every declared label counts as one.
+        images: sorted by name.
+        background: the class of the pixels without a label, unless told otherwise; `None`: every pixel has one.
+        overlap: which shape is on top, unless told otherwise: the later one ("order"), or the smaller one ("area").
+        notes: what was left out, in sentences.
+    """
+
+    format: str
+    source: Path
+    labels: list[str]
+    uses: Counter[str]
+    images: list[LabeledImage]
+    background: str | None = "background"
+    overlap: str = "order"
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """What may be said of an export beside its place.
+
+    Args:
+        images: the folder of images, where it lies elsewhere.
+        masks: of formats of masks: their folder, in the source.
+        image_suffix, mask_suffix: what an image's and its mask's name have after what both share.
+        classes: the classes in the order of their ids; some formats need them.
+        colors: a table of colours, a file.
+        first_id: of masks of ids: the lowest that is a class.
+        attribute: of VIA: which region attribute is the label.
+        line_width: how thick lines are, and points, in pixels.
+        boxes: draw the box of an object that has no outline.
+        skip_bad_images: leave out images that are not there.
+        skip_empty: leave out images without a shape.
+    """
+
+    images: Path | None = None
+    masks: str = "masks"
+    image_suffix: str = ""
+    mask_suffix: str = ""
+    classes: tuple[str, ...] | None = None
+    colors: Path | None = None
+    first_id: int = 0
+    attribute: str | None = None
+    line_width: float = 10
+    boxes: bool = False
+    skip_bad_images: bool = False
+    skip_empty: bool = False
+
+
+class ProjectBuilder:
+    """Gathers a `Project`: finds the images, names them, and keeps count of what is amiss.
+
+    Args:
+        format: the reader's name.
+        source: a folder, or a file in one.
+    """
+
+    def __init__(self, format: str, source: Path, options: ReadOptions):
+        self.format, self.source, self.options = format, source, options
+        self.root = options.images or (source if source.is_dir() else source.parent)
+        self.labels: dict[str, None] = {}
+        self.uses: Counter[str] = Counter()
+        self.notes: list[str] = []
+        self._images: dict[str, LabeledImage] = {}
+        self._missing: list[str] = []
+        self._empty: list[str] = []
+        self._files: dict[str, list[Path]] | None = None
+
+    def declare(self, labels: Iterable[str]) -> None:
+        """The labels that the tool lists, in its order."""
+        self.labels |= dict.fromkeys(map(clean, labels))
+
+    def find(self, name: str, *near: Path) -> Path | None:
+        """The image file that an export calls `name`: beside the labels, in the folders that tools use, or, where one
+        alone fits best, anywhere in the source.
+
+        Raises:
+            ValueError: several fit as well.
+        """
+        name = clean(name).replace("\\", "/")
+        for folder in (*near, self.root, *(self.root / sub for sub in IMAGE_FOLDERS)):
+            if name and (folder / name).is_file():
+                return folder / name
+        if self._files is None:
+            self._files = {}
+            for path in walk(self.root, IMAGE_SUFFIXES).files.values() if self.root.is_dir() else ():
+                self._files.setdefault(clean(path.name), []).append(path)
+        wanted = PurePosixPath(name).parts[::-1]
+        found = self._files.get(wanted[0], []) if wanted else []
+        ranked = sorted(found, key=lambda path: -_shared(wanted, path.parts[::-1]))
+        if len(ranked) > 1 and _shared(wanted, ranked[0].parts[::-1]) == _shared(wanted, ranked[1].parts[::-1]):
+            raise ValueError(
+                f"The labels name the image {name!r}, and two files may be it: {ranked[0]} and {ranked[1]}. Give the "
+                "folder of images, `--images DIR`."
+            )
+        return ranked[0] if ranked else None
+
+    def add(
+        self,
+        image: Path | None,
+        shapes: Sequence[Shape] | Callable[[], Sequence[Shape]],
+        *,
+        called: str,
+        where: str,
+        raw: Any,
+        size: tuple[int, int] | None = None,
+    ) -> None:
+        """One image and its shapes.
+
+        Args:
+            image: the file; `None`: it was not found.
+            shapes: or, of masks, what reads them.
+            called: the image's name in the labels.
+            where: what holds the labels, for errors.
+            raw: what the labels are made of, to tell whether they have changed.
+        """
+        if image is None:
+            self._missing.append(called)
+            return
+        if not callable(shapes):
+            if not shapes and self.options.skip_empty:
+                self._empty.append(called)
+                return
+            used = Counter(shape.label for shape in shapes if shape.label is not None)
+            if "" in used:
+                raise ValueError(f"{where}: {used['']} shapes have no label. Give them one in the tool.")
+            self.uses += used
+        name = self._name_of(image)
+        if name in self._images:
+            raise ValueError(
+                f"Two entries have one mask, {name}.png: {self._images[name].image} in {self._images[name].where}, "
+                f"and {image} in {where}. Remove or rename one."
+            )
+        text = json.dumps(raw, sort_keys=True, ensure_ascii=False, default=str)
+        stamp = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+        fixed = None if callable(shapes) else tuple(shapes)
+        given = shapes if fixed is None else lambda: fixed
+        self._images[name] = LabeledImage(name, image, given, size, stamp, where)
+
+    def project(self, **fields: Any) -> Project:
+        """All of it.
+
+        Raises:
+            ValueError: images are missing, or there is none.
+        """
+        if self._missing:
+            said = f"{len(self._missing)} of {len(self._missing) + len(self._images)} labeled images are not there"
+            if not self.options.skip_bad_images:
+                raise ValueError(
+                    f"{self.source}: {said}: {first_few(self._missing, 3)}. Looked in {self.root} and below. Give "
+                    "their folder, `--images DIR`, or leave them out, `--skip_bad_images`."
+                )
+            self.notes.append(f"{said} and left out: {first_few(self._missing, 3)}")
+        if self._empty:
+            self.notes.append(f"{len(self._empty)} images without a shape are left out: {first_few(self._empty, 3)}")
+        if not self._images:
+            raise ValueError(f"{self.source}: no labeled image is in this export, read as `--format {self.format}`.")
+        images = [self._images[name] for name in sorted(self._images)]
+        labels = [*self.labels, *sorted(self.uses.keys() - self.labels.keys())]
+        return Project(self.format, self.source, labels, self.uses, images, notes=self.notes, **fields)
+
+    def _name_of(self, image: Path) -> str:
+        """The image's path below the root, without its ending and the folders that only say "images"."""
+        # Links are not followed: images that are links to a store keep their names.
+        path, root = Path(os.path.abspath(image)), Path(os.path.abspath(self.root))
+        parts = path.relative_to(root).parts if path.is_relative_to(root) else (path.name,)
+        kept = [part for part in parts[:-1] if part not in IMAGE_FOLDERS]
+        return clean(str(PurePosixPath(*kept, PurePath(parts[-1]).stem)))
+
+
+def clean(text: str) -> str:
+    """One spelling of what Unicode spells in two ways (macOS does in file names), without spaces around."""
+    return unicodedata.normalize("NFC", str(text)).strip()
+
+
+def _shared(a: Sequence[str], b: Sequence[str]) -> int:
+    """How many parts are the same from the first on."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != clean(y)), min(len(a), len(b)))
+
+
+# ------------------------------------------------------------------------------------------------ reading parts
+
+_MOST = 1e12  # no coordinate is as far, and none of its products overflows
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file.
+
+    Raises:
+        ValueError: it is cut off, or none.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is no whole JSON file: {error}. Export it anew; a download may have been cut off."
+        ) from error
+
+
+def field_of(row: Any, name: str, kind: type | tuple[type, ...], where: str) -> Any:
+    """`row[name]`, which must be of some type.
+
+    Raises:
+        ValueError: it is missing or of another type.
+    """
+    value = row.get(name) if isinstance(row, dict) else None
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        words = {list: "a list", dict: "a mapping", str: "a text", int: "a number", float: "a number"}
+        expected = " or ".join(dict.fromkeys(words.get(k, k.__name__) for k in kinds))
+        raise ValueError(f"{where}: `{name}` must be {expected}, found {_shown(value)}.")
+    return value
+
+
+def points_of(value: Any, where: str, *, least: int = 1) -> np.ndarray:
+    """Points (N, 2), from pairs or from one flat list.
+
+    Raises:
+        ValueError: they are no numbers, or no pairs, or fewer than `least`.
+    """
+    try:
+        points = np.array(value, dtype=np.float64)
+        points = points.reshape(-1, 2) if points.ndim == 1 else points
+    except (TypeError, ValueError, OverflowError):
+        points = np.zeros((0, 0))
+    if points.ndim != 2 or points.shape[1] != 2 or not (abs(points) < _MOST).all() or len(points) < least:
+        raise ValueError(f"{where}: expected at least {least} points (x, y), found {_shown(value)}.")
+    return points
+
+
+def numbers_of(values: Iterable[Any], where: str, *, count: int | None = None) -> list[float]:
+    """Numbers, as many as `count`.
+
+    Raises:
+        ValueError: one is none, or there are more or fewer.
+    """
+    values = list(values)
+    try:
+        numbers = [float(value) for value in values]
+    except (TypeError, ValueError, OverflowError):
+        numbers = [math.nan]
+    if not all(abs(number) < _MOST for number in numbers) or len(numbers) != (count or len(numbers)):
+        raise ValueError(f"{where}: expected {count or ''}{' ' * bool(count)}numbers, found {_shown(values)}.")
+    return numbers
+
+
+def size_of(height: Any, width: Any) -> tuple[int, int] | None:
+    """Height and width where both are told."""
+    try:
+        size = int(height), int(width)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return size if min(size) > 0 else None
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

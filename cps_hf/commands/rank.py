@@ -1,0 +1,210 @@
+"""`cps-hf rank`: which images to label next, by what the branches of a run disagree on.
+
+cps-hf rank outputs/run DIR --count 12
+    DIR may be the training folder: images that have a mask are left out. Written: ranking.csv, all images, best
+    first, and beside it ranking.png, the first ones with the disagreement drawn in.
+
+cps-hf rank BRANCH photos 'more/*.jpg' --output next.csv
+    one network: by the entropy of its prediction.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+from transformers.utils import logging as transformers_logging
+
+from .. import visualization
+from ..data.layout import NoMasksError, find_layout
+from ..data.palettes import palette_of
+from ..data.streams import EvaluationStream
+from ..data.table import build
+from ..data.walk import find_images
+from ..files import write_atomically
+from ..inference.ensemble import Ensemble
+from ..inference.ranking import descriptor, spread, uncertainty
+from ..inference.windows import add_probabilities, class_ids
+from . import branches as chosen
+from .arguments import ArgumentParser
+from .errors import mendable
+from .main import COMMANDS
+
+COLUMNS = ("rank", "image", "score", "disagreement", "entropy", "different_pixels")
+
+
+def make_parser() -> ArgumentParser:
+    first = ("run", "images", "output", "count", "mode", "crop_size")
+    parser = ArgumentParser(
+        "rank", COMMANDS["rank"], first=first, usage="RUN IMAGES [IMAGES ...] [--option value ...]"
+    )
+    parser.add_argument("run", metavar="RUN", help="a run's folder, whose branches are compared, or a single branch")
+    parser.add_argument("images", metavar="IMAGES", nargs="+", help="a folder, also the training folder; files, globs")
+    group = parser.add_argument_group("output")
+    group.add_argument("--output", default="ranking.csv", help="the table; the contact sheet is beside it, as .png")
+    group.add_argument("--count", type=int, default=12, help="how many you want to label; as many are drawn")
+    group.add_argument("--no_spread", action="store_true", help="by score alone, near-duplicates side by side")
+    group.add_argument("--skip_bad_images", action="store_true", help="leave out and count what cannot be read")
+    group.add_argument("--num_workers", type=int, default=1, help="processes that read images")
+    chosen.add_options(parser)
+    return parser
+
+
+def main(argv: Sequence[str]) -> list[str]:
+    """Rank as a command line says; the images' paths, best first."""
+    options = make_parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    with mendable(options.output):
+        return rank(options)
+
+
+def rank(options: argparse.Namespace) -> list[str]:
+    """Everything; returns the images' paths, best first."""
+    if options.count < 1:
+        raise ValueError(f"`--count` must be at least 1, got {options.count}.")
+    output = Path(options.output)
+    if output.suffix != ".csv" or output.is_dir():
+        raise ValueError(f"`--output` must name a .csv file, got `{output}`.")
+    sources, left_out = unlabeled_images(options.images)
+    options.branches = branches_of(options.run)
+    ensemble, how = chosen.from_arguments(options)
+    scored = score(ensemble, how, sources, options)
+    if not scored:
+        raise ValueError("None of the images could be read.")
+    key = "disagreement" if len(ensemble.networks) > 1 else "entropy"
+    scores = [one.means[key] for one in scored]
+    if options.no_spread:
+        order = [int(i) for i in np.argsort(-np.asarray(scores), kind="stable")]
+    else:
+        order = spread(scores, np.stack([one.descriptor for one in scored]), options.count)
+    ranked = [scored[i] for i in order]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(output, table(ranked, sources, key))
+    sheet = output.with_suffix(".png")
+    contact_sheet(ensemble, how, ranked[: options.count], sources, key, sheet)
+    print(f"{len(ranked)} images ranked by {key}{left_out}; the first {min(options.count, len(ranked))}:")
+    for place, one in enumerate(ranked[: options.count], 1):
+        print(f"  {place:3}  {one.means[key]:.4f}  {sources[one.name]}")
+    print(f"Written: {output}, {sheet}.")
+    return [str(sources[one.name]) for one in ranked]
+
+
+def unlabeled_images(given: Sequence[str]) -> tuple[dict[str, Path], str]:
+    """Name -> path of the images without a mask, and how many have one, in words.
+
+    Raises:
+        ValueError: there is none, or a folder has masks of which it cannot be told whose they are.
+    """
+    if len(given) > 1 or not Path(given[0]).is_dir():
+        return find_images(given), ""
+    try:
+        layout = find_layout(Path(given[0]))
+    except NoMasksError:
+        return find_images(given), ""
+    bare = {pair.path: Path(pair.image) for pair in layout.pairs if pair.mask is None}
+    if not bare:
+        raise ValueError(f"Every image of {given[0]} has a mask: none is left to label.")
+    return bare, f", {len(layout.pairs) - len(bare)} that have a mask left out"
+
+
+def branches_of(run: str) -> list[str]:
+    """The branches of a run's folder; anything else is a branch itself, a folder or a Hub id."""
+    found = sorted(path for path in Path(run).glob("branch_[0-9]*") if path.name.removeprefix("branch_").isdigit())
+    return [str(path) for path in found] or [run]
+
+
+@dataclass
+class Scored:
+    """An image: its name, the means of its maps, the share of pixels that two networks see differently, and what it
+    looks like."""
+
+    name: str
+    means: dict[str, float]
+    different: float | None
+    descriptor: np.ndarray
+
+
+def score(ensemble: Ensemble, how: dict[str, Any], sources: dict[str, Path], options) -> list[Scored]:
+    """Each image, read and predicted once."""
+    stream = EvaluationStream(
+        build([*sources], [*sources.values()]),
+        name="IMAGES",
+        with_label=False,
+        num_workers=options.num_workers,
+        keep_errors=True,
+    )
+    found, bad = [], 0
+    bar = tqdm(total=len(sources), desc="ranking", unit="image", dynamic_ncols=True)
+    for batch in stream:
+        for sample in batch:
+            if isinstance(sample, ValueError) and options.skip_bad_images:
+                bad += 1
+                bar.write(f"left out: {sample}", file=sys.stderr)
+            elif isinstance(sample, Exception):
+                hint = " `--skip_bad_images` leaves such images out." if isinstance(sample, ValueError) else ""
+                raise type(sample)(f"{sample}{hint}") from sample
+            else:
+                _, predictions, maps = look(ensemble, how, sample["image"])
+                means = {name: float(values.mean()) for name, values in maps.items()}
+                different = float((predictions[0] != predictions[1]).mean()) if len(predictions) > 1 else None
+                found.append(Scored(sample["id"], means, different, descriptor(sample["image"])))
+            bar.update()
+    bar.close()
+    return found
+
+
+def look(ensemble: Ensemble, how: dict[str, Any], image) -> tuple[Any, list[np.ndarray], dict[str, np.ndarray]]:
+    """The image, each network's class map (H, W), and the maps of `uncertainty`."""
+    probabilities, predictions = [], []
+    for index in range(len(ensemble.networks)):
+        logits = ensemble.logits(image, only=index, **how)
+        predictions.append(class_ids(logits)[0].cpu().numpy())
+        probabilities.append(add_probabilities(None, logits)[0].cpu())
+    return image, predictions, {name: values.numpy() for name, values in uncertainty(probabilities).items()}
+
+
+def table(ranked: Sequence[Scored], sources: dict[str, Path], key: str) -> str:
+    """The CSV."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for place, one in enumerate(ranked, 1):
+        numbers = (one.means[key], one.means.get("disagreement"), one.means["entropy"], one.different)
+        shown = ("" if number is None else f"{number:.6f}" for number in numbers)
+        writer.writerow([place, sources[one.name], *shown])
+    return text.getvalue()
+
+
+def contact_sheet(ensemble, how, ranked: Sequence[Scored], sources: dict[str, Path], key: str, path: Path) -> None:
+    """The first images, what the networks see in them, and where they are unsure: brighter is more."""
+    names = [*ensemble.id2label.values()]
+    stream = EvaluationStream(
+        build([one.name for one in ranked], [sources[one.name] for one in ranked]), name="IMAGES", with_label=False
+    )
+    rows = []
+    for batch in stream:
+        for sample in batch:
+            image, predictions, maps = look(ensemble, how, sample["image"])
+            rows.append([image.numpy(), *predictions, heat(maps[key])])
+    titles = ["image", *(f"branch {i}" for i in range(len(ensemble.networks))), key]
+    captions = [f"{place}  {one.name}" for place, one in enumerate(ranked, 1)]
+    visualization.panel(rows, titles, names, palette_of(None, names), path, captions=captions)
+
+
+def heat(values: np.ndarray) -> np.ndarray:
+    """A map of shares as a picture, uint8 (3, H, W): black is 0, white 1 (matplotlib's "inferno")."""
+    from matplotlib import colormaps
+
+    colors = colormaps["inferno"](np.clip(np.sqrt(values), 0, 1))[..., :3]  # the root: small values are the many
+    return np.ascontiguousarray(np.moveaxis((255 * colors).round().astype(np.uint8), -1, 0))

@@ -1,0 +1,167 @@
+"""Masks as files: by colour, by number, in black and white, one for each object, and Roboflow's."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from support.convert import masks_of, picture, refused
+from support.exports import objects
+
+from cps_hf.annotations.label_maps import read_color_table
+from cps_hf.annotations.project import ReadOptions
+from cps_hf.annotations.readers import read_project
+
+IDS = (np.indices((20, 30)).sum(0) // 17 % 3).astype(np.uint8)
+
+
+def write(tmp_path, values, name="a", masks="masks", image="images/{}.png"):
+    source = tmp_path / "set"
+    picture(source / image.format(name))
+    (source / masks).mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.asarray(values, np.uint8)).save(source / masks / f"{name}.png")
+    return source
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("t.json", '{"road": [128, 64, 128], "sky": [70, 130, 180]}'),
+        ("t.json", '{"#804080": "road", "#4682b4": "sky"}'),
+        ("t.json", '{"128, 64, 128": "road", "4682B4": "sky"}'),
+        ("class_dict.csv", "name,r,g,b\nroad,128,64,128\nsky,70,130,180\n"),
+        ("t.csv", "\ufeffroad, 128, 64, 128\nsky, 70, 130, 180"),
+        ("labelmap.txt", "# label:color_rgb:parts:actions\nroad:128,64,128::\nsky:70,130,180::\n"),
+        ("t.txt", "road:128,64,128\nsky:70,130,180"),
+    ],
+)
+def test_a_table_of_colours_is_read_in_every_usual_form(tmp_path, name, text):
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    assert read_color_table(tmp_path / name) == {(128, 64, 128): "road", (70, 130, 180): "sky"}
+
+
+@pytest.mark.parametrize("text", ["[1]", '{"road": [1, 2]}', '{"road": [1, 2, 300]}', '{"#80408": "road"}', "{", "{}"])
+def test_a_table_that_is_none_is_one_sentence(tmp_path, text):
+    (tmp_path / "t.json").write_text(text)
+    with pytest.raises(ValueError, match="t.json is no table of colours .*expected JSON like"):
+        read_color_table(tmp_path / "t.json")
+
+
+def test_colours_lead_to_labels_and_null_is_ignored(tmp_path):
+    colors = np.array([(0, 0, 0), (128, 64, 128), (9, 9, 9)], np.uint8)
+    source = write(tmp_path, colors[IDS])
+    table = tmp_path / "table.json"
+    table.write_text('{"#000000": "other", "#804080": "road", "#090909": null}')
+    names, masks = masks_of(source, format="colors", colors=table)
+    assert names == ("other", "road") and np.array_equal(masks["a"], np.array([0, 1, 255])[IDS])
+    table.write_text('{"#000000": "other", "#804080": "road"}')
+    refused(source, r"\(9, 9, 9\) \(\d+ pixels\); expected the 2 colours", format="colors", colors=table)
+    refused(source, "RGB masks need a table of colours, `--colors FILE`", format="colors")
+
+
+def test_ids_begin_at_the_first_one_and_what_is_below_has_no_label(tmp_path):
+    source = write(tmp_path, IDS)
+    zero = {"format": "ids", "classes": ("x", "y", "z")}
+    assert np.array_equal(masks_of(source, **zero)[1]["a"], IDS) and masks_of(source, **zero)[0] == ("x", "y", "z")
+    one = {"format": "ids", "classes": ("y", "z"), "first_id": 1}
+    names, masks = masks_of(source, **one)
+    assert names == ("background", "y", "z") and np.array_equal(masks["a"], IDS)
+    names, masks = masks_of(source, **one, table={"background": "ignored"})
+    assert names == ("y", "z") and np.array_equal(masks["a"], np.array([255, 0, 1])[IDS])
+    source = write(tmp_path, np.where(IDS == 2, 255, IDS))
+    assert np.array_equal(masks_of(source, **zero)[1]["a"], np.array([0, 1, 255])[IDS])
+    refused(source, "need the names of their classes", format="ids")
+    refused(write(tmp_path, IDS * 7), r"holds 7 \(", **zero)
+
+
+def test_black_and_white_is_two_classes(tmp_path):
+    for white in (255, 1):
+        names, masks = masks_of(write(tmp_path, (IDS == 1) * white), format="binary", classes=("ground", "crack"))
+        assert names == ("ground", "crack") and np.array_equal(masks["a"], IDS == 1)
+    assert masks_of(write(tmp_path, (IDS == 1) * 255), format="binary")[0] == ("background", "foreground")
+    refused(write(tmp_path, (IDS == 1) * 128), r"holds 128 \(", format="binary")
+    refused(write(tmp_path, IDS), "`--classes` names 3", format="binary", classes=("a", "b", "c"))
+
+
+def test_masks_are_matched_with_images_in_every_usual_place(tmp_path):
+    words = {"format": "binary"}
+    white = np.full((20, 30), 255)
+    inner = write(tmp_path / "1", white, masks="train/masks", image="train/images/{}.jpg")
+    assert [*masks_of(inner, **words)[1]] == ["train/a"]
+    outer = write(tmp_path / "2", white, masks="masks/train", image="images/train/{}.jpg")
+    assert [*masks_of(outer, **words)[1]] == ["train/a"]
+    beside = write(tmp_path / "3", white, name="a_mask", masks=".", image="a.jpg")
+    assert [*masks_of(beside, **words, mask_suffix="_mask", masks=".")[1]] == ["a"]
+    named = write(tmp_path / "4", white, name="a_gt", masks="gt", image="rgb/a_img.png")
+    words |= {"images": named / "rgb", "masks": "gt", "mask_suffix": "_gt", "image_suffix": "_img"}
+    assert [*masks_of(named, **words)[1]] == ["a_img"]  # a mask is written under its image's name
+    project = read_project(write(tmp_path / "5", white, name="b"), ReadOptions(), format="binary")
+    picture(tmp_path / "5" / "set" / "images" / "c.png")
+    project = read_project(tmp_path / "5" / "set", ReadOptions(), format="binary")
+    assert "1 images have no mask and are left out: c" in project.notes
+    refused(tmp_path / "5" / "set", "holds no masks: looked for a folder 'labels'", format="binary", masks="labels")
+
+
+def test_a_lossy_mask_is_refused_and_one_of_the_stored_size_turns_with_its_image(tmp_path):
+    source = write(tmp_path, np.zeros((20, 30)))
+    Image.fromarray(np.zeros((20, 30), np.uint8)).save(source / "masks" / "a.png", format="JPEG")
+    refused(source, "is stored as JPEG, which changes values", format="binary")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise
+    picture(source / "images" / "a.png", exif=exif)
+    Image.fromarray(((IDS == 1) * 255).astype(np.uint8)).save(source / "masks" / "a.png")
+    assert np.array_equal(masks_of(source, format="binary")[1]["a"], np.rot90(IDS == 1, -1))
+
+
+@pytest.mark.parametrize(
+    "layout",
+    ["{image}/{label}.png", "{image}/{label}_{number}.png", "{label}/{image}.png", "{image}_{label}_{number}.png"],
+)
+def test_a_file_an_object_says_its_image_and_class_by_its_place(tmp_path, layout):
+    objects(tmp_path, layout)
+    names, masks = masks_of(tmp_path, format="objects")
+    assert names == ("background", "Bäume", "car", "road") and {*masks} == {"a", "ümlaut b"}
+    assert all((masks["a"] == index).any() for index in range(4))
+
+
+def test_with_one_class_every_file_is_an_object_of_it(tmp_path):
+    objects(tmp_path, "{image}/3fa85f64{number}.png")
+    options = {"format": "objects", "classes": ("background", "nucleus")}
+    names, masks = masks_of(tmp_path, **options, table={"classes": ("background", "nucleus")})
+    assert names == ("background", "nucleus") and 0 < (masks["a"] == 1).sum() < masks["a"].size
+    (tmp_path / "masks" / "nobody_road.png").write_bytes((next((tmp_path / "masks").rglob("*.png"))).read_bytes())
+    refused(tmp_path, "1 of 6 masks .* belong to no image or name no class: nobody_road.png", **options)
+    (tmp_path / "masks" / "nobody_road.png").unlink()
+    many = np.arange(48 * 64).reshape(48, 64).astype(np.uint8)
+    Image.fromarray(many).save(next((tmp_path / "masks" / "a").iterdir()))
+    refused(tmp_path, "the mask of one object holds 0 and one other value", **options)
+    refused(tmp_path, "nothing holds no masks", format="objects", masks="nothing")
+
+
+def test_roboflows_splits_must_name_the_same_classes(tmp_path):
+    source = write(tmp_path, IDS, name="a_mask", masks="train", image="train/a.jpg")
+    for split, text in (
+        ("train", "Pixel Value, Class\n0, background\n1, road\n2, car\n"),
+        ("test", "Pixel Value, Class\n0, x\n"),
+    ):
+        (source / split).mkdir(exist_ok=True)
+        (source / split / "_classes.csv").write_text(text)
+    refused(source, "name other classes: the splits are of two exports")
+    (source / "test" / "_classes.csv").write_text("nonsense\nx\n")
+    refused(source, "expected the columns")
+    (source / "test" / "_classes.csv").unlink()
+    names, masks = masks_of(source)
+    assert names == ("background", "road", "car") and np.array_equal(masks["train/a"], IDS)
+
+
+def test_what_lies_there_cannot_be_told_from_pngs(tmp_path):
+    source = write(tmp_path, IDS)
+    refused(source, r"holds no export that tells itself. Say what it is, `--format coco\|.*masks as PNGs are colors")
+    (source / "a.json").write_text(json.dumps({"shapes": [], "imagePath": "a.png"}))
+    (source / "b.json").write_text(json.dumps({"images": [], "annotations": [], "categories": []}))
+    refused(source, "may be coco or labelme")
+    refused(source / "a.json", "reads a folder, and .* is a file", format="binary")
+    (tmp_path / "x.zip").touch()
+    refused(tmp_path / "x.zip", "is packed. Unpack it.*: `unzip x.zip -d x`")
+    refused(tmp_path / "nowhere", "No such file or folder")
+    refused(source, "`--images`: no folder", images=tmp_path / "nowhere")
