@@ -104,6 +104,9 @@ def test_what_does_not_go_with_a_huge_image_is_said_before_anything_is_written(t
     said = fails(capsys, run, tmp_path, branches[:1], *words, "--probabilities")
     assert re.search(r"scan\.tif: more than 100 pixels, predicted by rows; `--probabilities` would hold all", said)
     assert "`--scales` must be 1" in fails(capsys, run, tmp_path, branches[:1], *words, "--scales", 1, 2)
+    assert "`--format` draws whole masks. Cut it" in fails(
+        capsys, run, tmp_path, branches[:1], *words, "--format", "coco"
+    )
     assert not (tmp_path / "out").exists()
     run(tmp_path, branches[:1], *words)
     said = fails(capsys, run, tmp_path, branches[:1], *words, *WORDS)
