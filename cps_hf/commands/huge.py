@@ -46,11 +46,13 @@ def windows_for(
     """How huge images are predicted: as the command line says, or in windows of a usual size, which is said.
 
     Raises:
-        ValueError: probabilities or scales were chosen.
+        ValueError: probabilities, drafts or scales were chosen.
     """
     what = f"{first_few([*images.values()], 2)}: more than {options.huge_from} pixels, predicted by rows"
     if options.probabilities:
         raise ValueError(f"{what}; `--probabilities` would hold all of them. Leave it out, or cut the image.")
+    if options.format:
+        raise ValueError(f"{what}; `--format` draws whole masks. Cut it first: `cps-hf prepare --tile 1024 DIR OUT`.")
     if [*how["scales"]] != [1.0]:
         raise ValueError(f"{what}; `--scales` must be 1.")
     found = {key: value for key, value in how.items() if key != "own_size"}

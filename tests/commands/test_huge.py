@@ -104,10 +104,13 @@ def test_what_does_not_go_with_a_huge_image_is_said_before_anything_is_written(t
     said = fails(capsys, run, tmp_path, branches[:1], *words, "--probabilities")
     assert re.search(r"scan\.tif: more than 100 pixels, predicted by rows; `--probabilities` would hold all", said)
     assert "`--scales` must be 1" in fails(capsys, run, tmp_path, branches[:1], *words, "--scales", 1, 2)
+    assert "`--format` draws whole masks. Cut it" in fails(
+        capsys, run, tmp_path, branches[:1], *words, "--format", "coco"
+    )
     assert not (tmp_path / "out").exists()
     run(tmp_path, branches[:1], *words)
     said = fails(capsys, run, tmp_path, branches[:1], *words, *WORDS)
-    assert "holds predictions made with other windows over huge images" in said
+    assert "holds predictions made with other mode (whole there, sliding now)" in said
 
 
 def test_a_folder_of_masks_takes_a_huge_image_later_and_keeps_its_windows(tmp_path, branches, scan, capsys):
