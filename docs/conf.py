@@ -69,7 +69,7 @@ def readable(app, what, name, obj, options, lines: list[str]) -> None:
     each field gets its default. And a property's docstring is a sentence, in which what is before a colon is no type.
     """
     if what in ("property", "attribute", "data"):
-        lines.insert(0, "")
+        lines[:1] = [line.replace(": ", " – ", 1) for line in lines[:1]]
     if what != "class" or not name.startswith("cps_hf.config."):
         return
     defaults = {field.name: field for field in dataclasses.fields(obj)}
@@ -86,6 +86,11 @@ def readable(app, what, name, obj, options, lines: list[str]) -> None:
         else:
             found.append(line)
     lines[:] = found
+
+
+def without_signature(app, what, name, obj, options, signature, returned) -> tuple[str, None] | None:
+    """Settings have some eighty fields, which are listed with their defaults below."""
+    return ("", None) if what == "class" and name.startswith("cps_hf.config.") else None
 
 
 def visit_math(self, node: nodes.math) -> None:
@@ -114,4 +119,5 @@ def setup(app) -> None:
     app.add_directive("mermaid", Diagram)
     app.connect("source-read", links_beyond)
     app.add_html_math_renderer("mathml", (visit_math, None), (visit_math_block, None))
+    app.connect("autodoc-process-signature", without_signature)
     app.connect("autodoc-process-docstring", readable, priority=400)  # before napoleon
