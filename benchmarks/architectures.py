@@ -389,7 +389,7 @@ Of `AutoModelForUniversalSegmentation` these can be branches, also beside a netw
 - EoMT cannot be started from the weights of a plain vision transformer (`backbone`), and has no decoder whose input
   could be dropped (`feature_dropout`).
 - `oneformer` needs a task text beside each image, and is refused.
-"""
+"""  # noqa: E501 (a table)
 
 
 def main() -> None:

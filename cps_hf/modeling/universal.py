@@ -30,7 +30,7 @@ UNIVERSAL = (*WITH_DECODER, *OF_ONE_SIZE)
 
 def is_universal(config: PreTrainedConfig) -> bool:
     """Whether a configuration is of a mask-classification network that can be a branch."""
-    return config.model_type in UNIVERSAL
+    return getattr(config, "model_type", None) in UNIVERSAL
 
 
 def auto_class(config: PreTrainedConfig) -> type:
@@ -55,7 +55,7 @@ def refuse_other_universal(config: PreTrainedConfig, name: str) -> None:
 
 def input_window(config: PreTrainedConfig) -> tuple[int, int] | None:
     """(height, width) of the only images that a network of positions takes; `None`: it takes others."""
-    if config.model_type not in OF_ONE_SIZE:
+    if getattr(config, "model_type", None) not in OF_ONE_SIZE:
         return None
     size = config.image_size
     return (size, size) if isinstance(size, int) else tuple(size)

@@ -338,7 +338,7 @@ def test_classes_that_do_not_fit_the_scores_are_an_error():
 def test_the_template_uses_no_name_that_is_not_given():
     source = (cards.files("cps_hf") / "model_card_template.md").read_text(encoding="utf-8")
     used = jinja2.meta.find_undeclared_variables(jinja2.Environment().parse(source))
-    given = {"card_data", "model_id", "networks", "own", "citations", "percent", "over"}
+    given = {"card_data", "auto_class", "model_id", "networks", "own", "citations", "percent", "over"}
     assert used <= given | set(facts()), used - given - set(facts())
     assert set(facts()) - used <= {"license", "directory", "citation"}, "a fact that no one reads"
 

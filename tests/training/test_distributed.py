@@ -47,9 +47,9 @@ def test_so_do_mask_classification_networks(tmp_path):
     accumulated = steps(tmp_path, "accumulated", "--batch", "2", "--accumulation", "2", *words)
     local = steps(tmp_path, "local", "--batch", "2", "--local_counts", *words, processes=2)
     for name, expected in one["parameters"].items():
-        torch.testing.assert_close(two["parameters"][name], expected, rtol=1e-4, atol=4e-6)
-        torch.testing.assert_close(accumulated["parameters"][name], expected, rtol=1e-4, atol=4e-6)
-    assert max((local["parameters"][n] - p).abs().max().item() for n, p in one["parameters"].items()) > 1e-4
+        torch.testing.assert_close(two["parameters"][name], expected, rtol=1e-3, atol=5e-5)
+        torch.testing.assert_close(accumulated["parameters"][name], expected, rtol=1e-3, atol=5e-5)
+    assert max((local["parameters"][n] - p).abs().max().item() for n, p in one["parameters"].items()) > 2e-4
 
 
 @pytest.mark.slow
