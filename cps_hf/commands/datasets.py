@@ -30,6 +30,9 @@ logger = logging.getLogger(__name__)
 OWN = "own"
 """`dataset`: a folder as people have it, in which images, masks and splits are found (data/discover.py)."""
 
+HELD_OUT = "validation.txt"
+"""In a run's folder: the labeled images that it held out, one per line. `validation` reads it too."""
+
 SPLITS = {
     "street_scenes": cityscapes.splits_of,
     "object_scenes": voc.splits_of,
@@ -301,6 +304,29 @@ def warn_of_shared_images(
             )
     if trained and trained == more:
         logger.warning("The %d unlabeled images are the labeled ones and no others: they add nothing.", len(more))
+
+
+def warn_of_earlier_training(sets: TrainingSets, earlier: str | Path | None) -> None:
+    """Validation images that were not held out in the run that this one starts from: it may have been trained on them.
+
+    A share is drawn anew when there are more labeled images, as in the next round of labelling.
+
+    Args:
+        earlier: the run's folder, or a branch in it; `None`: this run starts from no other.
+    """
+    if earlier is None or sets.found is None or not sets.found.held_out:
+        return
+    run = next((path for path in (Path(earlier), Path(earlier).parent) if (path / HELD_OUT).is_file()), None)
+    if run is None:
+        return
+    before = {*(run / HELD_OUT).read_text(encoding="utf-8").splitlines()}
+    now = {*sets.found.held_out}
+    if new := sorted(now - before) if before & {*now, *sets.labeled["id"]} else []:
+        logger.warning(
+            "%d of the %d validation images were not held out in %s, from whose networks this run starts, e.g. %s: "
+            "where it was trained on them, scores on them are too good. `--validation %s` keeps that run's.",
+            *(len(new), len(now), run, new[0], run / HELD_OUT),
+        )
 
 
 def _image_files(dataset: Dataset | IterableDataset | None) -> set[str]:

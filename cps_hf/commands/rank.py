@@ -4,6 +4,10 @@ cps-hf rank outputs/run DIR --count 12
     DIR may be the training folder: images that have a mask are left out. Written: ranking.csv, all images, best
     first, and beside it ranking.png, the first ones with the disagreement drawn in.
 
+cps-hf rank outputs/run photos --labeled DIR
+    photos are where they were taken from, DIR is what `cps-hf convert` made of the labels: what has a mask there is
+    left out.
+
 cps-hf rank BRANCH photos 'more/*.jpg' --output next.csv
     one network: by the entropy of its prediction.
 """
@@ -27,6 +31,7 @@ from transformers.utils import logging as transformers_logging
 from .. import visualization
 from ..data.layout import NoMasksError, find_layout
 from ..data.palettes import palette_of
+from ..data.same_files import KnownFiles
 from ..data.streams import EvaluationStream
 from ..data.table import build
 from ..data.walk import find_images
@@ -43,12 +48,13 @@ COLUMNS = ("rank", "image", "score", "disagreement", "entropy", "different_pixel
 
 
 def make_parser() -> ArgumentParser:
-    first = ("run", "images", "output", "count", "mode", "crop_size")
+    first = ("run", "images", "labeled", "output", "count", "mode", "crop_size")
     parser = ArgumentParser(
         "rank", COMMANDS["rank"], first=first, usage="RUN IMAGES [IMAGES ...] [--option value ...]"
     )
     parser.add_argument("run", metavar="RUN", help="a run's folder, whose branches are compared, or a single branch")
     parser.add_argument("images", metavar="IMAGES", nargs="+", help="a folder, also the training folder; files, globs")
+    parser.add_argument("--labeled", metavar="DIR", help="leave out images that have a mask in this training folder")
     group = parser.add_argument_group("output")
     group.add_argument("--output", default="ranking.csv", help="the table; the contact sheet is beside it, as .png")
     group.add_argument("--count", type=int, default=12, help="how many you want to label; as many are drawn")
@@ -76,7 +82,7 @@ def rank(options: argparse.Namespace) -> list[str]:
     output = Path(options.output)
     if output.suffix != ".csv" or output.is_dir():
         raise ValueError(f"`--output` must name a .csv file, got `{output}`.")
-    sources, left_out = unlabeled_images(options.images)
+    sources, left_out = unlabeled_images(options.images, options.labeled)
     options.branches = branches_of(options.run)
     ensemble, how = chosen.from_arguments(options)
     scored = score(ensemble, how, sources, options)
@@ -100,28 +106,53 @@ def rank(options: argparse.Namespace) -> list[str]:
     return [str(sources[one.name]) for one in ranked]
 
 
-def unlabeled_images(given: Sequence[str]) -> tuple[dict[str, Path], str]:
+def unlabeled_images(given: Sequence[str], labeled: str | None = None) -> tuple[dict[str, Path], str]:
     """Name -> path of the images without a mask, and how many have one, in words.
+
+    Args:
+        given: a folder, files, globs. labeled: a training folder; images that have a mask there, under whatever path,
+            are left out too.
 
     Raises:
         ValueError: there is none, or a folder has masks of which it cannot be told whose they are.
     """
+    found, count = _without_mask(given)
+    if labeled is not None:
+        known = KnownFiles(pair.image for pair in find_layout(labeled).pairs if pair.mask is not None)
+        everything, found = found, {name: path for name, path in found.items() if path not in known}
+        count += len(everything) - len(found)
+    if not found:
+        raise ValueError(f"Every image of {' '.join(given)} has a mask: none is left to label.")
+    return found, f", {count} that have a mask left out" if count else ""
+
+
+def _without_mask(given: Sequence[str]) -> tuple[dict[str, Path], int]:
+    """Of a folder that holds masks those without one, and how many have one; of all else everything."""
     if len(given) > 1 or not Path(given[0]).is_dir():
-        return find_images(given), ""
+        return find_images(given), 0
     try:
-        layout = find_layout(Path(given[0]))
+        layout = find_layout(given[0])
     except NoMasksError:
-        return find_images(given), ""
-    bare = {pair.path: Path(pair.image) for pair in layout.pairs if pair.mask is None}
-    if not bare:
-        raise ValueError(f"Every image of {given[0]} has a mask: none is left to label.")
-    return bare, f", {len(layout.pairs) - len(bare)} that have a mask left out"
+        return find_images(given), 0
+    bare = {pair.path: pair.image for pair in layout.pairs if pair.mask is None}
+    return bare, len(layout.pairs) - len(bare)
 
 
 def branches_of(run: str) -> list[str]:
-    """The branches of a run's folder; anything else is a branch itself, a folder or a Hub id."""
-    found = sorted(path for path in Path(run).glob("branch_[0-9]*") if path.name.removeprefix("branch_").isdigit())
-    return [str(path) for path in found] or [run]
+    """The branches of a run's folder; anything else is a branch itself, a folder or a Hub id.
+
+    Raises:
+        ValueError: a folder that is neither.
+    """
+    folder = Path(run)
+    numbers = {path.name.removeprefix("branch_"): path for path in folder.glob("branch_[0-9]*")}
+    whole = {int(n): path for n, path in numbers.items() if n.isdigit() and (path / "config.json").is_file()}
+    if not whole and folder.is_dir() and not (folder / "config.json").is_file():
+        raise ValueError(
+            f"{run} holds no branch: expected branch_0/ and branch_1/ of a run that has ended, or the config.json of "
+            "a single branch. Give the output folder of `cps-hf train`, or a branch in it."
+        )
+    return [str(path) for _, path in sorted(whole.items())] or [run]
 
 
 @dataclass
@@ -155,7 +186,10 @@ def score(ensemble: Ensemble, how: dict[str, Any], sources: dict[str, Path], opt
                 hint = " `--skip_bad_images` leaves such images out." if isinstance(sample, ValueError) else ""
                 raise type(sample)(f"{sample}{hint}") from sample
             else:
-                _, predictions, maps = look(ensemble, how, sample["image"])
+                try:
+                    _, predictions, maps = look(ensemble, how, sample["image"])
+                except ValueError as error:
+                    raise ValueError(f"{sources[sample['id']]}: {error}") from error
                 means = {name: float(values.mean()) for name, values in maps.items()}
                 different = float((predictions[0] != predictions[1]).mean()) if len(predictions) > 1 else None
                 found.append(Scored(sample["id"], means, different, descriptor(sample["image"])))

@@ -34,7 +34,7 @@ from ..training.trainer import CPSTrainer
 from . import main as command_line
 from . import parser, planned
 from .console import print_any_text
-from .datasets import OWN, TrainingSets, load_data
+from .datasets import HELD_OUT, OWN, TrainingSets, load_data, warn_of_earlier_training
 from .errors import fail, mendable
 from .main import COMMANDS
 from .models import warn_of_random_weights
@@ -89,6 +89,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         sets = load_data(settings.data)
         if sets.found is not None and is_main:
             print(f"\n{sets.found.table()}\n", flush=True)
+        warn_of_earlier_training(sets, settings.plan.init_from)
         limits: list[TrainerCallback] = []
         if settings.data.dataset == OWN:
             typed = parser.given_names(folder_as_options(argv))
@@ -290,7 +291,7 @@ class WriteHeldOut(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            write_atomically(Path(args.output_dir) / "validation.txt", "".join(f"{name}\n" for name in self.ids))
+            write_atomically(Path(args.output_dir) / HELD_OUT, "".join(f"{name}\n" for name in self.ids))
 
 
 def _called(settings: Settings) -> str:

@@ -29,6 +29,7 @@ from .layout import Layout, Pair, find_layout, images_alone
 from .layout_names import SPLITS
 from .mask_codes import Coding, class_pixels, look_at_masks, settle
 from .partitions import read_list
+from .same_files import KnownFiles
 from .table import build, first_few
 
 SHARE = 0.2  # of the labeled images, where there is no validation split
@@ -163,9 +164,9 @@ class _Sides:
 
     def add_unlabeled(self, folder: Path, evaluation: Sequence[Pair]) -> list[str]:
         """Further images, without those that are in use already; sentences."""
-        known = {os.path.realpath(pair.image) for pair in [*self.labeled, *self.unlabeled, *evaluation]}
+        known = KnownFiles(pair.image for pair in [*self.labeled, *self.unlabeled, *evaluation])
         taken, further = {pair.id for pair in self.unlabeled}, images_alone(folder)
-        new = [pair for pair in further if os.path.realpath(pair.image) not in known]
+        new = [pair for pair in further if pair.image not in known]
         if any(pair.id in taken for pair in new):
             new = [pair._replace(id=f"{folder.name}/{pair.id}") for pair in new]
         self.unlabeled = [*self.unlabeled, *new]

@@ -78,10 +78,11 @@ class Ensemble:
                 processors.append(AutoImageProcessor.from_pretrained(source, **options))
             except (OSError, ValueError, KeyError, ImportError) as error:
                 missing = "model" if len(models) == len(processors) else "image processor (preprocessor_config.json)"
+                absent = "" if Path(source).exists() else ": there is no such folder, and the Hub gave none"
                 raise ValueError(
-                    f"`{source}`: no {missing} could be read. Give a folder that `save_pretrained` or this package "
-                    "wrote, or a Hub id; a private or gated one needs HF_TOKEN, one with code of its own "
-                    f"`trust_remote_code`. transformers said: {error}"
+                    f"`{source}`: no {missing} could be read{absent}. Give a folder that `save_pretrained` or this "
+                    "package wrote, or a Hub id; a private or gated one needs HF_TOKEN, one with code of its own "
+                    f"`trust_remote_code`. transformers said: {' '.join(str(error).split())}"
                 ) from error
         return cls(models, processors, sources, device=device)
 

@@ -13,7 +13,7 @@ from support.toy import NAMES, tiny_upernet
 from transformers import PreTrainedConfig
 
 from cps_hf.commands import planned, train
-from cps_hf.commands.datasets import load_data
+from cps_hf.commands.datasets import load_data, warn_of_earlier_training
 from cps_hf.commands.models import branches_of, chosen_models
 from cps_hf.commands.planned import seconds_of, with_choices
 from cps_hf.commands.timing import TimeLimit, time_steps
@@ -99,6 +99,32 @@ def test_an_earlier_run_is_the_start_of_the_next_one(ran, folder, tmp_path, capl
     with caplog.at_level("INFO", logger="cps_hf"):
         train.build(settings, load_data(settings.data))
     assert "but for the class count (now 4)" in caplog.text
+
+
+@pytest.mark.parametrize("a_branch", [False, True])
+def test_validation_images_that_the_earlier_run_may_have_been_trained_on_are_warned_of(
+    folder, tmp_path, caplog, a_branch
+):
+    def warned(*words):
+        caplog.clear()
+        settings = parsed(
+            str(folder / "set"), "--init_from", str(tmp_path / "branch_0" if a_branch else tmp_path), *words
+        )
+        warn_of_earlier_training(load_data(settings.data), settings.plan.init_from)
+        return "were not held out in" in caplog.text and caplog.text
+
+    listed = tmp_path / "validation.txt"
+    assert not warned()  # nothing is known of it
+    held = load_data(parsed(str(folder / "set")).data).found.held_out
+    others = [str(index) for index in range(8) if str(index) not in held]
+    listed.write_text("\n".join(others[:2]))
+    said = warned()
+    assert f"{len(held)} of the {len(held)} validation images" in said and f"`--validation {listed}` keeps" in said
+    assert not warned("--validation", str(listed)) and not warned("--validation", "none")
+    listed.write_text("\n".join(held))
+    assert not warned()
+    listed.write_text("other_1\nother_2")  # of another data set
+    assert not warned()
 
 
 @pytest.mark.slow

@@ -1,6 +1,8 @@
 """`cps-hf rank`: images without a mask, in the order of what two branches disagree on, in a table and on a page."""
 
 import csv
+import os
+import shutil
 
 import numpy as np
 import pytest
@@ -68,6 +70,39 @@ def test_one_branch_is_ranked_by_entropy_and_a_folder_without_masks_is_taken_who
     ranked(run_folder / "branch_0", photos / "images", output=tmp_path / "next.csv")
     rows = read(tmp_path / "next.csv")
     assert len(rows) == 5 and all(row["disagreement"] == "" and row["score"] == row["entropy"] for row in rows)
+
+
+def test_what_has_a_mask_in_the_training_folder_is_left_out_wherever_it_lies(tmp_path, run_folder, photos, capsys):
+    taken = tmp_path / "photos"  # where they were taken from: converting links or copies them
+    taken.mkdir()
+    for index, bring in enumerate((os.link, shutil.copy, os.link, shutil.copy, shutil.copy)):
+        bring(photos / "images" / f"{index}.png", taken / f"{index}.png")
+    order = ranked(run_folder, taken, output=tmp_path / "next.csv", labeled=photos)
+    assert sorted(path.rsplit("/", 1)[-1] for path in order) == ["2.png", "3.png", "4.png"]
+    assert "3 images ranked by disagreement, 2 that have a mask left out" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        ranked(run_folder, taken / "0.png", taken / "1.png", output=tmp_path / "next.csv", labeled=photos)
+    assert "none is left to label" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_no_run_is_told_from_a_run(tmp_path, run_folder, photos, capsys):
+    (tmp_path / "run" / "checkpoint-10").mkdir(parents=True)
+    (tmp_path / "run" / "branch_0").mkdir()  # of a run that was cut off while it exported
+    with pytest.raises(SystemExit):
+        ranked(tmp_path / "run", photos, output=tmp_path / "next.csv")
+    error = capsys.readouterr().err
+    assert "run holds no branch: expected branch_0/" in error and error.count("\n") == 1
+    assert rank.branches_of(str(run_folder)) == [str(run_folder / f"branch_{index}") for index in range(2)]
+
+
+def test_an_image_that_a_network_cannot_take_is_named(tmp_path, run_folder, photos, capsys, monkeypatch):
+    def refuse(*_, **__):
+        raise ValueError("cannot predict an image of 30 x 30 pixels.")
+
+    monkeypatch.setattr(rank, "look", refuse)
+    with pytest.raises(SystemExit):
+        ranked(run_folder, photos, output=tmp_path / "next.csv")
+    assert ".png: cannot predict an image of" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

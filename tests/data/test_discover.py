@@ -1,6 +1,8 @@
 """A folder as people have it: who is labeled, unlabeled and validated on, what the classes are, and the table."""
 
+import os
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -74,8 +76,8 @@ def test_few_labeled_images_work_and_what_is_lost_is_said(tmp_path):
 
 
 def test_a_validation_split_is_used_and_a_test_split_left_alone_until_it_is_named(tmp_path):
-    for split, labeled in (("train", 6), ("valid", 3), ("test", 4)):
-        write_set(tmp_path, labeled, 2, split)
+    for start, (split, labeled) in enumerate((("train", 6), ("valid", 3), ("test", 4))):
+        write_set(tmp_path, labeled, 2, split, start=10 * start)  # no image of one is a copy of another's
     found = discover(tmp_path)
     assert [len(ids) for ids in ids_of(found)] == [6, 2, 3] and found.held_out == []
     table = found.table()
@@ -127,11 +129,25 @@ def test_groups_stay_whole_and_their_unlabeled_images_stay_out(tmp_path):
 
 def test_further_unlabeled_images_are_added_once(tmp_path):
     write_set(tmp_path / "set")
-    write_files(tmp_path / "more", "p10.jpg", "x/q.jpg", "masks/q.png")
+    write_files(tmp_path / "more", "x/q.jpg", "masks/q.png")
+    write_image(tmp_path / "more" / "p10.jpg", (9, 11))  # another image than the set's of that name
     found = discover(tmp_path / "set", unlabeled_root=tmp_path / "more")
     assert found.unlabeled["id"][5:] == ["more/p10", "more/x/q"] and len(found.unlabeled) == 7
     found = discover(tmp_path / "set", unlabeled_root=tmp_path / "set" / "images")
     assert len(found.unlabeled) == 5 and "15 images of" in found.table() and "are not added" in found.table()
+
+
+@pytest.mark.parametrize("bring", [os.link, shutil.copy])
+def test_photographs_that_were_converted_into_the_set_are_not_unlabeled_images_too(tmp_path, bring):
+    """`cps-hf convert` links images, or copies them; those that are held out must not be trained on either."""
+    write_set(tmp_path / "set", unlabeled=0)
+    (tmp_path / "photos").mkdir()
+    for image in (tmp_path / "set" / "images").iterdir():
+        bring(image, tmp_path / "photos" / image.name)
+    write_files(tmp_path / "photos", "new_1.jpg", "new_2.jpg")
+    found = discover(tmp_path / "set", unlabeled_root=tmp_path / "photos")
+    assert sorted(found.unlabeled["id"]) == ["new_1", "new_2"] and len(found.evaluation) > 0
+    assert f"{len(found.labeled) + len(found.evaluation)} images of" in found.table()
 
 
 def test_names_of_two_folders_stay_apart(tmp_path):
