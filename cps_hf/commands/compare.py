@@ -109,7 +109,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
                 sets = load_data(settings.data)
             else:
                 sets = load_data(settings.data)
-                settings = plan(settings, sets, parser.given_names(folder_as_options(argv)), began)
+                settings = plan(settings, sets, typed_names(argv), began)
                 on_main_process(PartialState(), lambda: write_atomically(out / PLAN, settings.to_yaml()))
             found = compare(settings, sets, out, began)
     if is_main:
@@ -160,6 +160,12 @@ def begin(out: Path, argv: Sequence[str]) -> dict[str, Any] | None:
         )
     done = out / RESULT
     return json.loads(done.read_text(encoding="utf-8")) if done.is_file() else None
+
+
+def typed_names(argv: Sequence[str]) -> set[str]:
+    """The options that a command line and its file give, "config" among them where there is a file."""
+    words = folder_as_options(argv)
+    return parser.given_names(words) | (parser.read_words(words).keys() & {"config"})
 
 
 def plan(settings: ComparisonSettings, sets: TrainingSets, typed: Collection[str], began: float) -> ComparisonSettings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import time
 from collections.abc import Collection
@@ -26,6 +27,8 @@ SomeSettings = TypeVar("SomeSettings", bound=Settings)
 
 SLOWER = 1.3
 """What follows the last step is given so much of the time that it took in the trial."""
+UNTIMED_END = 10.0
+"""Seconds of a run after its last step, about, where no step was timed."""
 UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
 
 
@@ -100,7 +103,13 @@ def complete(
             timed=5 if seconds > 300 else 3,
         )
 
-    seconds = None if limit is None else share * (seconds_of(limit) - (time.monotonic() - began))
+    passed = time.monotonic() - began
+    seconds = None if limit is None else share * (seconds_of(limit) - passed)
+    if seconds is not None and seconds <= 0 and "max_steps" not in given:  # before the trial, which takes longer still
+        raise ValueError(
+            f"`--time` {limit}: starting and reading the images alone took {math.ceil(passed)} s. Give some minutes, "
+            "or say how long with `--max_steps`."
+        )
     plan = make_plan(facts, machine, given, network=_network_of(settings), seconds=seconds, measure=measure)
     plan = broadcast_object_list([plan])[0]  # times differ between processes
     return with_choices(settings, plan.values(), typed), plan
@@ -128,15 +137,18 @@ def with_baseline(settings: SomeSettings) -> SomeSettings:
 
 
 def time_limit(settings: Settings, plan: Plan, *, began: float) -> list[TrainerCallback]:
-    """The callback that ends training in time, of a run whose length was fitted to `--time`.
+    """The callback that ends training in time: steps may become slower than the timed ones, and `--max_steps` may name
+    more than fit.
 
     Of one process: several would have to agree on the time.
     """
     timings = plan.timings
-    if timings is None or settings.plan.time is None or PartialState().num_processes > 1:
+    if settings.plan.time is None or PartialState().num_processes > 1:
         return []
-    last = SLOWER * (timings.evaluation + timings.end)
-    return [TimeLimit(began + seconds_of(settings.plan.time) - last)]
+    # Without timings it is not known how long the end takes; a fixed reserve must not eat up a short time.
+    whole = seconds_of(settings.plan.time)
+    last = min(UNTIMED_END, 0.1 * whole) if timings is None else SLOWER * (timings.evaluation + timings.end)
+    return [TimeLimit(began + whole - last)]
 
 
 def with_choices(settings: SomeSettings, choices: dict[str, Any], typed: Collection[str]) -> SomeSettings:

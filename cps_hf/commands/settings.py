@@ -28,7 +28,7 @@ class PlanConfig:
 
     Plan
         time: how long the whole command may take, with a folder of own images: 90s, 10m or 1.5h. A step is timed, and
-            the schedule fits. None: a first length.
+            the schedule fits. With `max_steps` the run ends at whichever comes first. None: a first length.
         init_from: the output folder of an earlier run, whose networks this one starts from (the next round of
             labelling, say), or one of the branches in it. Heads are kept where the classes are the same.
         baseline: train on the labels alone first; the method starts from these networks, and the end says what the

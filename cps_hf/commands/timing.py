@@ -44,7 +44,7 @@ class StepTimes(TrainerCallback):
 
 
 class TimeLimit(TrainerCallback):
-    """Ends training where the machine has become slower than the plan: what is there is then saved and evaluated.
+    """Ends training when the time is nearly over: what is there is then saved and evaluated.
 
     Args:
         deadline: by `time.monotonic`, when the last step must be done.
@@ -57,8 +57,8 @@ class TimeLimit(TrainerCallback):
         """Looks at the clock."""
         if time.monotonic() > self.deadline and state.global_step < state.max_steps:
             logger.warning(
-                "`--time` is nearly over at step %d of %d: steps took longer than those that were timed. Training "
-                "ends here.",
+                "`--time` is nearly over at step %d of %d, so training ends here: steps were slower than expected, or "
+                "`--max_steps` is more than fits.",
                 *(state.global_step, state.max_steps),
             )
             control.should_training_stop = True

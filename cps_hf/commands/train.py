@@ -92,9 +92,12 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         warn_of_earlier_training(sets, settings.plan.init_from)
         limits: list[TrainerCallback] = []
         if settings.data.dataset == OWN:
-            typed = parser.given_names(folder_as_options(argv))
+            words = folder_as_options(argv)
+            typed = parser.given_names(words)
             settings, plan = planned.complete(settings, sets, typed, began=began)
-            limits = planned.time_limit(settings, plan, began=began)
+            # The config.yaml of an earlier run repeats its steps, also on a slower machine.
+            repeats = "config" in parser.read_words(words)
+            limits = [] if repeats else planned.time_limit(settings, plan, began=began)
             limits += [WritePlan(plan)] if plan.choices else []
             if is_main and plan.choices:
                 print(

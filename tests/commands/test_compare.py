@@ -343,3 +343,14 @@ def test_a_single_image_has_no_interval_and_the_file_stays_json(tmp_path):
     write(tmp_path, parts, {name: counts(0.6, 1) for name in parts}, ["a", "b"], method="cps", images="images")
     text = (tmp_path / "comparison.json").read_text()
     assert json.loads(text)["difference"] == {"mean_iou": 0.0, "low": None, "high": None} and "NaN" not in text
+
+
+def test_with_a_recipe_no_plan_is_made(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("max_steps: 40\nlearning_rate: 0.05\n")
+    words = ["DIR", "--output_dir", str(tmp_path / "out"), "--config", str(recipe)]
+    settings = compare.parse(words, compare.ComparisonSettings)
+    sets = SimpleNamespace(found=None, unlabeled=object())  # a plan would need labels, too
+    planned = compare.plan(settings, sets, compare.typed_names(words), 0.0)
+    assert planned.args.learning_rate == 0.05 and planned.args.pretrain_steps == 20
+    assert "config" not in compare.typed_names(words[:-2])

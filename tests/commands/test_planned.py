@@ -169,6 +169,27 @@ def test_the_length_is_what_fits_the_time_that_is_left(folder, tmp_path, monkeyp
     assert planned.time_limit(*planned.complete(without, sets, typed - {"time"}, began=began), began=began) == []
 
 
+def test_a_time_also_limits_a_run_whose_steps_are_given(folder, tmp_path):
+    words = [str(folder / "set"), "--models", str(folder / "tiny"), "--output_dir", str(tmp_path)]
+    settings = parsed(*words, "--time", "5m", "--max_steps", "1000000")
+    typed = {"time", "max_steps", "models", "output_dir", "dataset", "data_root"}
+    chosen, plan = planned.complete(settings, load_data(settings.data), typed, began=time.monotonic())
+    assert chosen.args.max_steps == 1_000_000 and plan.timings is None
+    (limit,) = planned.time_limit(chosen, plan, began=50.0)
+    assert limit.deadline == pytest.approx(50 + 300 - 10)
+    (limit,) = planned.time_limit(chosen.with_values(time="20s"), plan, began=50.0)
+    assert limit.deadline == pytest.approx(50 + 20 - 2)
+
+
+def test_a_time_that_is_over_before_the_trial_is_an_error_at_once(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(planned, "time_steps", lambda *_, **__: pytest.fail("a trial was run"))
+    settings = parsed(str(folder / "set"), "--models", str(folder / "tiny"), "--time", "5")
+    with pytest.raises(ValueError, match="`--time` 5: starting and reading the images alone took [2-9][0-9] s"):
+        planned.complete(
+            settings, load_data(settings.data), {"time", "models", "dataset", "data_root"}, began=time.monotonic() - 20
+        )
+
+
 def test_without_unlabeled_images_the_run_is_supervised_and_says_what_does_not_fit(folder, tmp_path):
     settings = parsed(str(folder / "set"), "--models", str(folder / "tiny"), "--weight", "2")
     sets = load_data(settings.data)._replace(unlabeled=None)
