@@ -1,6 +1,7 @@
 """`cps-hf check`: walk a data set before training: counts, sizes, class shares, broken files, a contact sheet.
 
     cps-hf check DIR                                     # every split: DIR/train/{images,masks}, DIR/val/...
+                                                         # some images without masks: as `cps-hf train DIR` sees them
     cps-hf check DIR --split train                       # one of them
     cps-hf check DIR --dataset cityscapes --split train
     cps-hf check DIR --images_only                       # unlabeled images: DIR/images
@@ -18,7 +19,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
+
 from ..data.check import check_dataset, check_splits, format_report
+from ..data.discover import discover
+from ..data.layout import find_layout
 from .arguments import ArgumentParser
 from .datasets import LOADERS, SPLITS, find_dataset, options_from_json
 from .errors import fail, mendable
@@ -29,7 +34,7 @@ def make_parser() -> ArgumentParser:
     first = ("dataset", "split", "images_only", "output_dir")
     parser = ArgumentParser("check", COMMANDS["check"], first=first, usage="[DIR] [--option value ...]")
     parser.add_argument("data_root", metavar="DIR", nargs="?", help="folder or Hub id; for the drawn scenes none")
-    parser.add_argument("--dataset", choices=LOADERS, default="folder", help="what lies there")
+    parser.add_argument("--dataset", choices=LOADERS, help="what lies there; default: folder")
     parser.add_argument("--split", help="default: every one")
     parser.add_argument("--images_only", action="store_true", help="leave labels unread")
     parser.add_argument("--load_options", default="{}", help="further arguments of the loader, as JSON")
@@ -44,13 +49,19 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("cps_hf").setLevel(logging.INFO)  # also which files are passed over
     output = Path(options.output_dir)
+    told = options.dataset or options.split or options.images_only or options.load_options != "{}"
+    options.dataset = options.dataset or "folder"
     if options.data_root is None and not options.dataset.endswith("_scenes"):
         fail(f"DIR is missing: the folder or Hub id of `--dataset {options.dataset}`, as the first word.")
     with mendable(output, (ValueError, TypeError, OSError)):
         extra = options_from_json(options.load_options) | ({"with_labels": False} if options.images_only else {})
         load, root = find_dataset(options.dataset, options.data_root, extra)
         own = {"images": extra["images"]} if options.dataset == "folder" and "images" in extra else {}
-        splits = [options.split] if options.split else SPLITS[options.dataset](root, **own)
+        found = None if told else partly_labeled(root)
+        if found is None:
+            splits = [options.split] if options.split else SPLITS[options.dataset](root, **own)
+        else:
+            splits, load = [*found], lambda root, split: found[split]
         several = len(splits) > 1
         dataset = None if several else load(root, split=splits[0])
         output.mkdir(parents=True, exist_ok=True)  # before the walk, which may take long
@@ -72,3 +83,17 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     if report["problems"]:
         sys.exit(1)
     return report
+
+
+def partly_labeled(root: str | Path) -> dict[str, Dataset] | None:
+    """The labeled, validation and unlabeled images as `cps-hf train DIR` finds them; `None` where every image has a
+    mask, or where the folder's layout cannot be told."""
+    try:
+        complete = all(pair.mask is not None for pair in find_layout(root).pairs)
+    except ValueError:
+        return None
+    if complete:
+        return None
+    found = discover(root)
+    sets = {"labeled": found.labeled, "validation": found.evaluation, "unlabeled": found.unlabeled}
+    return {name: dataset for name, dataset in sets.items() if dataset is not None}

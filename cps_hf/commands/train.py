@@ -97,7 +97,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
             settings, plan = planned.complete(settings, sets, typed, began=began)
             # The config.yaml of an earlier run repeats its steps, also on a slower machine.
             repeats = "config" in parser.read_words(words)
-            limits = [] if repeats else planned.time_limit(settings, plan, began=began)
+            limits = [] if repeats and plan.timings is None else planned.time_limit(settings, plan, began=began)
             limits += [WritePlan(plan)] if plan.choices else []
             if is_main and plan.choices:
                 print(

@@ -70,3 +70,19 @@ def test_without_a_split_every_one_is_walked_and_one_that_is_wrong_is_told(tmp_p
     assert status_of(*words, "--load_options", '{"images": "photos"}', "--num_workers", "2") == 1
     assert "== val ==" in capsys.readouterr().out
     assert caplog.text.count("1 passed over, of a kind that is not read (.heic: 1): x.heic") == 2
+
+
+def test_a_folder_in_which_some_images_have_no_mask_is_checked_as_train_finds_it(tmp_path, capsys):
+    write_world(tmp_path / "set" / "images", [(20, 31)] * 12, labels=False)
+    (tmp_path / "set" / "masks").mkdir()
+    for number in range(12):
+        label = tmp_path / "set" / "images" / f"{number}_label.png"
+        label.rename(tmp_path / "set" / "masks" / f"{number}.png") if number < 6 else label.unlink()
+    words = [str(tmp_path / "set"), "--output_dir", str(tmp_path / "out")]
+    report = check.main(words)
+    counts = {name: part["samples"] for name, part in report["splits"].items()}
+    assert counts == {"labeled": 5, "validation": 1, "unlabeled": 6}
+    assert "no problems" in capsys.readouterr().out
+    (tmp_path / "set" / "images" / "9.png").write_bytes(b"no image")  # an unlabeled one
+    assert status_of(*words) == 1 and "9" in capsys.readouterr().out
+    assert status_of(*words, "--dataset", "folder") == 2 and "have no mask" in capsys.readouterr().err
