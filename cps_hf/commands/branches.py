@@ -42,6 +42,20 @@ def branch_of(run: str) -> str:
     return str(best) if (best / "config.json").is_file() else run
 
 
+def settle_run(options: argparse.Namespace, *, what: str) -> None:
+    """RUN stands for `--branches`.
+
+    Raises:
+        ValueError: both are given, or none.
+    """
+    if options.run and options.branches:
+        raise ValueError("Give RUN or `--branches`, not both.")
+    if options.run:
+        options.branches = [branch_of(options.run)]
+    if not options.branches:
+        raise ValueError(f"Which branch {what}? Give RUN, a run's folder or a branch, or `--branches`.")
+
+
 def from_arguments(arguments: argparse.Namespace) -> tuple[Ensemble, dict[str, Any]]:
     """The ensemble, and the options of `Ensemble.logits`, that `add_arguments` asked for.
 

@@ -91,9 +91,10 @@ class Worst:
 
 def make_parser() -> ArgumentParser:
     first = ("branches", "mode", "crop_size", "dataset", "data_root", "split", "output_dir", "export", "each")
-    usage = "--branches BRANCH [BRANCH ...] [--option value ...]"
+    usage = "RUN [--option value ...]"
     parser = ArgumentParser("evaluate", COMMANDS["evaluate"], first=first, usage=usage)
-    chosen.add_arguments(parser)
+    parser.add_argument("run", metavar="RUN", nargs="?", help="a run's folder (its better branch) or a branch")
+    chosen.add_arguments(parser, required=False)
     named.add_arguments(parser, default="street_scenes")
     group = parser.add_argument_group("output")
     group.add_argument("--output_dir", default="outputs/evaluation", help="where everything is written")
@@ -111,6 +112,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     transformers_logging.disable_progress_bar()
     output = Path(options.output_dir)
     with mendable(output):
+        chosen.settle_run(options, what="is scored")
         results, worst, palette = evaluate(options)
         report(results, options)  # first, so that the scores outlive a full disk
         write(results, worst, palette, output)

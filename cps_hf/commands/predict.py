@@ -176,14 +176,9 @@ def _settle_words(options: argparse.Namespace) -> None:
     Raises:
         ValueError: one of them is given twice, or no branch at all.
     """
-    if options.run and options.branches:
-        raise ValueError("Give RUN or `--branches`, not both.")
     if options.images and options.inputs:
         raise ValueError("Give IMAGES or `--inputs`, not both.")
-    if options.run:
-        options.branches = [chosen.branch_of(options.run)]
-    if not options.branches:
-        raise ValueError("Which branch predicts? Give RUN, a run's folder or a branch, or `--branches`.")
+    chosen.settle_run(options, what="predicts")
     options.inputs = options.images or options.inputs
 
 

@@ -76,7 +76,7 @@ def test_the_package_hands_out_what_it_names_and_nothing_else():
         (["check"], "DIR is missing: the folder or Hub id of `--dataset folder`"),
         (["check", "a", "b"], "'b' belongs to no option"),
         (["check", "a", "--splits", "x"], "there is no option `--splits`. Did you mean `--split`?"),
-        (["evaluate"], "the following arguments are required: --branches"),
+        (["evaluate"], "Which branch is scored? Give RUN, a run's folder or a branch, or `--branches`."),
         (["evaluate", "--branchs", "a"], "there is no option `--branchs`. Did you mean `--branches`?"),
         (["evaluate", "--branches"], "argument --branches: expected at least one argument"),
         (["evaluate", "--branches", "a", "--num-workers", "no"], "argument --num_workers: invalid int value: 'no'"),
