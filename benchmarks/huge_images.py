@@ -1,6 +1,6 @@
 """Peak memory of cutting and predicting a tiled TIFF of 20,000 x 20,000 pixels, above what the imports take.
 
-    python benchmarks/huge_images.py [--side 20000] [--folder /tmp/huge_data]
+    python benchmarks/huge_images.py [--side 20000] [--folder DIR]
 
 Each way runs in a process of its own, whose peak resident memory is read from the operating system. The network is one
 convolution to logits at a quarter of the size, so that what is measured is this package's: rows of the image, sums of
@@ -14,6 +14,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import zlib
 from collections.abc import Sequence
@@ -105,7 +106,7 @@ def measure(way: str, folder: Path, side: int) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--side", type=int, default=20_000, help="height and width in pixels")
-    parser.add_argument("--folder", type=Path, default=Path("/tmp/huge_data"), help="where files are for a while")
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "cps_hf_huge", help="where files are for a while")
     parser.add_argument("--way", choices=WAYS, help="default: all")
     options = parser.parse_args(argv)
     made = options.folder / "in"
