@@ -106,7 +106,8 @@ def measure(way: str, folder: Path, side: int) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--side", type=int, default=20_000, help="height and width in pixels")
-    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "cps_hf_huge", help="where files are for a while")
+    folder = Path(tempfile.gettempdir()) / "cps_hf_huge"
+    parser.add_argument("--folder", type=Path, default=folder, help="where files are for a while")
     parser.add_argument("--way", choices=WAYS, help="default: all")
     options = parser.parse_args(argv)
     made = options.folder / "in"
