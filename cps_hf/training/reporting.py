@@ -257,7 +257,7 @@ class Averages:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.steps, self.sums = state["steps"], dict(state["sums"])
-        self.counts = dict(state.get("counts", {}))  # checkpoints of before version 0.3 have none
+        self.counts = dict(state.get("counts", {}))  # older checkpoints have none
 
 
 class Stopwatch:

@@ -100,7 +100,7 @@ class RunState(TrainerState):
         self.agreement, self.skipped_steps = saved["agreement"], saved["skipped_steps"]
         self.commonest_class = saved.get("commonest_class", {})
         self.pending = saved.get("pending", {})  # checkpoints of before version 0.2 have none
-        self.unlabeled_weight = saved.get("unlabeled_weight", 1.0)  # checkpoints of before version 0.3 have none
+        self.unlabeled_weight = saved.get("unlabeled_weight", 1.0)  # older checkpoints have none
         self.unlabeled_end = saved.get("unlabeled_end")
         self.watch = saved.get("watch", {}) if same_set else {}
         self.averages.load_state_dict(saved["averages"])
