@@ -40,16 +40,17 @@ def test_one_process_two_processes_and_accumulation_take_the_same_steps(tmp_path
 
 @pytest.mark.slow
 def test_so_do_mask_classification_networks(tmp_path):
-    """A Mask2Former and an EoMT that teach each other; the crop holds all of half of the images and more."""
-    words = ["--universal", "--settings", json.dumps({"max_steps": 2})]
+    """A Mask2Former and an EoMT that teach each other. One step: a Mask2Former attends where a mask is above one half,
+    which rounding flips at single pixels, and later steps differ."""
+    words = ["--universal", "--settings", json.dumps({"max_steps": 1})]
     one = steps(tmp_path, "one", "--batch", "4", *words)
     two = steps(tmp_path, "two", "--batch", "2", *words, processes=2)
     accumulated = steps(tmp_path, "accumulated", "--batch", "2", "--accumulation", "2", *words)
     local = steps(tmp_path, "local", "--batch", "2", "--local_counts", *words, processes=2)
     for name, expected in one["parameters"].items():
-        torch.testing.assert_close(two["parameters"][name], expected, rtol=1e-3, atol=5e-5)
-        torch.testing.assert_close(accumulated["parameters"][name], expected, rtol=1e-3, atol=5e-5)
-    assert max((local["parameters"][n] - p).abs().max().item() for n, p in one["parameters"].items()) > 2e-4
+        torch.testing.assert_close(two["parameters"][name], expected, rtol=1e-3, atol=2e-5)
+        torch.testing.assert_close(accumulated["parameters"][name], expected, rtol=1e-3, atol=2e-5)
+    assert max((local["parameters"][n] - p).abs().max().item() for n, p in one["parameters"].items()) > 1e-4
 
 
 @pytest.mark.slow
