@@ -205,7 +205,7 @@ def test_a_push_that_hangs_is_ended_after_the_time_given(hub, tmp_path, caplog):
 
 def test_a_full_disk_stops_no_training(hub, tmp_path, caplog, monkeypatch):
     pushes = pushes_for(tmp_path)
-    monkeypatch.setattr("cps_hf.files._link", lambda *paths: (_ for _ in ()).throw(OSError("no space left")))
+    monkeypatch.setattr("cps_hf.files.link_file", lambda *paths: (_ for _ in ()).throw(OSError("no space left")))
     branch = export(tmp_path / "out" / "best", card=facts())
     assert pushes.finish(branch, "End of training") is None
     assert "no space left" in caplog.text and "To push it later" in caplog.text
