@@ -14,6 +14,7 @@ from datasets import Dataset
 from transformers import TrainerCallback
 
 from ..planning import Timings
+from ..training.evaluation import Evaluator
 from ..training.setup import evenly_spaced
 from ..training.trainer import CPSTrainer
 
@@ -97,7 +98,7 @@ def time_steps(make_trainer: Callable[..., CPSTrainer], two_stages: bool, *, tim
         evaluation, trainer.eval_dataset = trainer.eval_dataset, None
         trainer.train()
         trained = time.monotonic()
-        an_image = _seconds_an_image(trainer, evaluation)
+        an_image = _seconds_an_image(trainer.evaluator, evaluation)
     count = len(evaluation) if isinstance(evaluation, Dataset) else 0
     # the agreement of the branches is measured twice, on 16 images
     agreement = 2 * 16 * an_image if two_stages else 0.0
@@ -116,14 +117,14 @@ def time_steps(make_trainer: Callable[..., CPSTrainer], two_stages: bool, *, tim
     return Timings(**{name: max(found[name] for found in everywhere) for name in names})
 
 
-def _seconds_an_image(trainer: CPSTrainer, evaluation) -> float:
+def _seconds_an_image(evaluator: Evaluator, evaluation) -> float:
     """Of scoring all networks; 0 without an evaluation set."""
     if evaluation is None:
         return 0.0
     few = evenly_spaced(evaluation, 4)
-    trainer.evaluator.scores(evenly_spaced(evaluation, 1))  # the first one finds nothing in the caches
+    evaluator.scores(evenly_spaced(evaluation, 1))  # the first one finds nothing in the caches
     start = time.monotonic()
-    trainer.evaluator.scores(few)
+    evaluator.scores(few)
     return (time.monotonic() - start) / (len(few) if isinstance(few, Dataset) else 4)
 
 

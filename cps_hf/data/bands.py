@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import struct
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -72,7 +73,7 @@ def is_georeferenced(path: str | Path) -> bool:
     return tiff is not None and tiff.is_in_parts and any(tag in tiff.tags for tag in GEO_TAGS)
 
 
-class Bands:
+class Bands(ABC):
     """An image or a mask that gives some rows at a time.
 
     Attributes:
@@ -86,21 +87,21 @@ class Bands:
     order = "<"
     palette: bytes | None = None
 
+    @abstractmethod
     def image_rows(self, start: int, stop: int) -> np.ndarray:
         """uint8 (stop - start, W, 3), as `read_image` gives them.
 
         Raises:
             ValueError: these rows are damaged.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def mask_rows(self, start: int, stop: int) -> np.ndarray:
         """The stored values (stop - start, W), or colours (stop - start, W, C).
 
         Raises:
             ValueError: these rows are damaged, or are no values that a mask may have.
         """
-        raise NotImplementedError
 
 
 class WholeBands(Bands):

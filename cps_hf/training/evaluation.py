@@ -263,7 +263,7 @@ class _Counted:
 
     def __init__(self, num_labels: int):
         self.metric = IoUCounter(num_labels)
-        self._own: list[tuple[int, np.ndarray]] = []  # (the image's number, (3, C))
+        self._own: list[tuple[int, Tensor]] = []  # (the image's number, (3, C) where the predictions are)
         self.too_many = False
 
     def add(self, predictions: Tensor, labels: Tensor, numbers: Sequence[int]) -> None:
@@ -278,13 +278,12 @@ class _Counted:
             if self.too_many:
                 self._own.clear()
             else:
-                counts = torch.stack([matrix.diagonal(), matrix.sum(1), matrix.sum(0)])
-                self._own.append((number, counts.cpu().numpy()))
+                self._own.append((number, torch.stack([matrix.diagonal(), matrix.sum(1), matrix.sum(0)])))
 
     def by_number(self) -> np.ndarray:
         """int64 (n, 3, C), in the order of the images' numbers."""
         own = [counts for _, counts in sorted(self._own, key=lambda entry: entry[0])]
-        return np.stack(own) if own else np.zeros((0, 3, self.metric.num_labels), np.int64)
+        return torch.stack(own).cpu().numpy() if own else np.zeros((0, 3, self.metric.num_labels), np.int64)
 
 
 def _in_order(shares: Sequence[np.ndarray], num_processes: int) -> ImageCounts:

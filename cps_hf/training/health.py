@@ -218,10 +218,8 @@ class Watched:
 
     def one_class(self) -> Tensor | None:
         """1.0 or 0.0, a scalar; `None` where the branch saw no unlabeled image."""
-        if not self._labels:
-            return None
-        labels = torch.cat(self._labels)
-        return (labels == labels[0]).all().float()
+        share = self.commonest_class()
+        return None if share is None else (share == 1).float()
 
     def commonest_class(self) -> Tensor | None:
         """The share of the commonest class among all that it predicted, a scalar; `None` as in `one_class`."""
