@@ -17,13 +17,14 @@ from cps_hf.files import write_atomically
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571}  # Student's t of n - 1 degrees of freedom, two-sided
 AGAINST = {"recommended": ("control_equal_time", "plain_equal_time", "control", "plain")}
 OTHERS_AGAINST = ("control", "plain")
+COLORS = {"control_equal_time": "#0072b2", "plain_equal_time": "#999999"}
 
 Cells = dict[tuple[str, int, int, str], dict[int, dict[str, Any]]]
 """(set, labels, length, arm) -> seed -> the cell's JSON."""
 
 
 def write(cells: Path, out: Path) -> str:
-    """OUT/test.md, OUT/val.md and OUT/gain.png; the text of the first."""
+    """OUT/test.md, OUT/val.md and, with two lengths, OUT/gain.png; the text of the first."""
     texts = {split: markdown(read(cells, split)) for split in ("test", "val")}
     for split, text in texts.items():
         write_atomically(out / f"{split}.md", text)
@@ -127,25 +128,40 @@ def _per_class(arms: Mapping[str, Mapping[int, Any]]) -> list[str]:
 
 
 def gain_figure(cells: Cells) -> Figure | None:
-    """The gain of `recommended` over the controls at equal time against training length; a panel per set."""
-    sets = sorted({(key[0], key[1]) for key in cells if key[3] == "recommended"})
-    if not sets:
+    """The gain of `recommended` over the controls at equal time against training length; a panel per set.
+
+    None while no set has two lengths: a single point is no curve.
+    """
+    gains = _gains(cells)
+    if not any(len(by_length) > 1 for by_other in gains.values() for by_length in by_other.values()):
         return None
-    figure = Figure(figsize=(4.5 * len(sets), 3.4), layout="constrained")
-    for axes, (dataset, labels) in zip(figure.subplots(1, len(sets), squeeze=False)[0], sets, strict=True):
-        for other, color in (("control_equal_time", "#0072b2"), ("plain_equal_time", "#999999")):
-            points = []
-            for length in sorted({key[2] for key in cells if key[:2] == (dataset, labels)}):
-                mine = cells.get((dataset, labels, length, "recommended"), {})
-                theirs = cells.get((dataset, labels, length, other), {})
-                points += [(length, single(mine[s]) - single(theirs[s])) for s in sorted(mine.keys() & theirs.keys())]
-            means = {x: statistics.mean(y for at, y in points if at == x) for x, _ in points}
-            axes.scatter(*zip(*points, strict=True), color=color, s=14, alpha=0.6) if points else None
-            axes.plot([*means], [*means.values()], color=color, marker="o", label=f"over {other.replace('_', ' ')}")
+    figure = Figure(figsize=(4.5 * len(gains), 3.4), layout="constrained")
+    for axes, ((dataset, labels), by_other) in zip(
+        figure.subplots(1, len(gains), squeeze=False)[0], gains.items(), strict=True
+    ):
+        for other, by_length in by_other.items():
+            color = COLORS[other]
+            each = [(length, gain) for length, found in by_length.items() for gain in found]
+            axes.scatter(*zip(*each, strict=True), color=color, s=14, alpha=0.6)
+            means = [statistics.mean(found) for found in by_length.values()]
+            axes.plot([*by_length], means, color=color, marker="o", label=f"over {other.replace('_', ' ')}")
         axes.axhline(0, color="black", linewidth=0.8)
         axes.set(title=f"{dataset}, {labels} labels", xlabel="optimizer steps", ylabel="gain in mIoU, points")
         axes.legend(fontsize=8)
     return figure
+
+
+def _gains(cells: Cells) -> dict[tuple[str, int], dict[str, dict[int, list[float]]]]:
+    """(set, labels) -> the other arm -> length -> the gain on each seed that both arms have."""
+    found: dict[tuple[str, int], dict[str, dict[int, list[float]]]] = {}
+    for dataset, labels, length in sorted({key[:3] for key in cells if key[3] == "recommended"}):
+        mine = cells[dataset, labels, length, "recommended"]
+        for other in COLORS:
+            theirs = cells.get((dataset, labels, length, other), {})
+            if seeds := sorted(mine.keys() & theirs.keys()):
+                gains = [single(mine[seed]) - single(theirs[seed]) for seed in seeds]
+                found.setdefault((dataset, labels), {}).setdefault(other, {})[length] = gains
+    return found
 
 
 def _mean(by_seed: Mapping[int, Mapping[str, Any]]) -> float:

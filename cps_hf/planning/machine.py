@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from huggingface_hub import hf_hub_download
+from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from ..modeling import offline_backbone
 
 logger = logging.getLogger(__name__)
 
+WEIGHTS = "model.safetensors"
 SMALL = "timm/tf_efficientnet_lite0.in1k"
 """The Hub's name of the weights that the package holds."""
 
@@ -72,7 +74,7 @@ def candidates(machine: Machine) -> list[str]:
 def first_available(names: Sequence[str]) -> str | None:
     """The first of these backbones whose weights are here or can be fetched; None: none of them.
 
-    After one that the Hub did not give, no other is asked for: without a connection each costs half a minute.
+    After one that the Hub did not give, no other is asked for.
     """
     hub_answers = True
     for name in names:
@@ -81,12 +83,22 @@ def first_available(names: Sequence[str]) -> str | None:
                 return name
         elif hub_answers:
             try:
-                hf_hub_download(name, "model.safetensors")
+                _fetch(name)
                 return name
             except Exception as error:  # the client and what is beneath it raise a dozen kinds
                 logger.info("%s cannot be fetched from the Hub: %s.", name, str(error).strip().split("\n")[0])
                 hub_answers = False
     return None
+
+
+def _fetch(name: str) -> None:
+    """From the cache or the Hub, which is asked once first: without a connection a download is tried for half a
+    minute."""
+    try:
+        hf_hub_download(name, WEIGHTS, local_files_only=True)
+    except LocalEntryNotFoundError:
+        get_hf_file_metadata(hf_hub_url(name, WEIGHTS), timeout=10)
+        hf_hub_download(name, WEIGHTS)
 
 
 def _cores() -> int:

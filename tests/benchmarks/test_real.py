@@ -54,11 +54,11 @@ def test_equal_time_is_the_whole_of_both_stages():
     assert arms.ARMS["control"].max_steps(1500, seconds, arms.ARMS) == 1500
 
 
-def cell(arm, seed, score, supervised=None):
+def cell(arm, seed, score, supervised=None, length=1500):
     rows = {"branch_0": {"mean_iou": score, "per_category_iou": [score, score]}}
     staged = {"branch_0": {"mean_iou": supervised, "per_category_iou": []}} if supervised else {}
     return {
-        **{"dataset": "steel", "labels": 24, "seed": seed, "arm": arm, "length": 1500, "split": "test"},
+        **{"dataset": "steel", "labels": 24, "seed": seed, "arm": arm, "length": length, "split": "test"},
         **{"steps": 1500, "pretrain_steps": 1000, "scores": rows, "supervised_scores": staged},
         "training": {"cpu_seconds": 60.0},
     }
@@ -75,7 +75,23 @@ def test_differences_are_paired_by_seed_with_students_interval(tmp_path):
     half = 4.303 * statistics.stdev(differences) / math.sqrt(3)
     mean = sum(differences) / 3
     assert f"{mean:+.1f} (+3.0, +1.0, +6.0; 95 % interval over seeds {mean - half:+.1f} to {mean + half:+.1f})" in text
-    assert (tmp_path / "gain.png").stat().st_size > 1000
+    assert not (tmp_path / "gain.png").exists()  # a single length is no curve
+
+
+def test_the_curve_of_gains_has_a_point_per_length_and_arm():
+    cells = {
+        ("steel", 24, length, arm): {1: cell(arm, 1, score, length=length)}
+        for length, arm, score in (
+            (1500, "recommended", 0.60),
+            (1500, "control_equal_time", 0.62),
+            (3000, "recommended", 0.65),
+            (3000, "control_equal_time", 0.63),
+        )
+    }
+    (axes,) = report.gain_figure(cells).axes
+    means = [line for line in axes.lines if line.get_label().startswith("over")]
+    assert [[*map(round, line.get_ydata())] for line in means] == [[-2, 2]]
+    assert [*means[0].get_xdata()] == [1500, 3000]
 
 
 def test_a_teacher_is_scored_where_the_method_has_one():

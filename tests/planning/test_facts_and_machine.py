@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
 from PIL import Image
 from support.toy import NAMES, write_world
 
@@ -49,12 +50,12 @@ def test_larger_gpus_get_larger_backbones():
 def test_the_first_backbone_that_can_be_had_is_taken(monkeypatch):
     asked = []
 
-    def download(name, file):
+    def fetch(name):
         asked.append(name)
         if name != "timm/there":
             raise OSError("no connection")
 
-    monkeypatch.setattr(machine, "hf_hub_download", download)
+    monkeypatch.setattr(machine, "_fetch", fetch)
     monkeypatch.setattr(machine.offline_backbone, "is_installed", lambda: True)
     assert machine.first_available(["timm/there", "package:efficientnet-lite0"]) == "timm/there"
     assert machine.first_available(["timm/gone", "timm/there", "package:efficientnet-lite0"]) == (
@@ -63,3 +64,24 @@ def test_the_first_backbone_that_can_be_had_is_taken(monkeypatch):
     assert asked == ["timm/there", "timm/gone"]  # after one without an answer, no other is asked for
     monkeypatch.setattr(machine.offline_backbone, "is_installed", lambda: False)
     assert machine.first_available(["timm/gone", "package:efficientnet-lite0"]) is None
+
+
+def test_without_a_connection_the_hub_is_asked_once_and_a_cached_backbone_is_taken(monkeypatch):
+    asked, cached = [], set()
+
+    def download(name, file, *, local_files_only=False):
+        asked.append((name, local_files_only))
+        if name not in cached:
+            raise LocalEntryNotFoundError("not in the cache")
+
+    def no_answer(url, timeout):
+        asked.append((url.split("/resolve")[0].split("/", 3)[3], "header"))
+        raise ConnectionError("no connection")
+
+    monkeypatch.setattr(machine, "hf_hub_download", download)
+    monkeypatch.setattr(machine, "get_hf_file_metadata", no_answer)
+    monkeypatch.setattr(machine.offline_backbone, "is_installed", lambda: False)
+    assert machine.first_available(["timm/a", "timm/b"]) is None
+    assert asked == [("timm/a", True), ("timm/a", "header")]  # no download is tried again and again
+    cached.add("timm/a")
+    assert machine.first_available(["timm/a", "timm/b"]) == "timm/a"
