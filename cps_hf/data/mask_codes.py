@@ -82,7 +82,10 @@ def _look_at_colors(pixels: np.ndarray, name: str) -> MaskLook:
     packed = pixels.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
     values, counts = np.unique(packed, return_counts=True)
     if len(values) > MOST_COLORS:
-        return MaskLook(problem=f"The mask of {name!r} has {len(values)} colours, as a picture has and no mask.")
+        return MaskLook(
+            problem=f"The mask of {name!r} has {len(values)} colours, as a picture has and no mask. Give masks of "
+            "class ids, PNGs without anti-aliasing; photos in place of masks, or JPEGs saved as PNG, look like this."
+        )
     colors = [(v >> 16, v >> 8 & 255, v & 255) for v in values.tolist()]
     return MaskLook(None, dict(zip(colors, counts.tolist(), strict=True)))
 
