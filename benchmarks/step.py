@@ -130,7 +130,7 @@ class Measuring(TrainerCallback):
             (batches, "to_device", "transfer"),
             (batches, "share_counts", "counts"),
             (trainer.guard, "judge", "check and clip"),
-            (trainer, "_log_evaluate_save", "logging"),
+            (trainer, "_save_log_evaluate", "logging"),
             (trainer.accelerator, "backward", "backward"),
             (trainer.optimizer, "step", "optimizer"),
             (trainer.optimizer, "zero_grad", "optimizer"),
