@@ -79,7 +79,11 @@ def main(argv: list[str] | None = None) -> int:
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--real", type=Path, help="the folder that holds camvid/ and steel/")
-    parser.add_argument("--backbone", help="weights of tf_efficientnet_lite0: a file, or a name that --backbone takes")
+    parser.add_argument(
+        "--backbone",
+        default="package:efficientnet-lite0",
+        help="weights of tf_efficientnet_lite0: a file, or what `cps-hf train --backbone` takes",
+    )
     parser.add_argument("--runs", type=Path, default=Path("outputs/real"), help="the runs' folders")
     parser.add_argument("--cells", type=Path, default=CELLS, help="where each finished run's JSON is kept")
     parser.add_argument("--sets", nargs="+", choices=LABELS, default=[*LABELS])
