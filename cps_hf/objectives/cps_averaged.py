@@ -56,7 +56,6 @@ class AveragedCPS(Objective):
     ramp_up: float = 0.0
 
     min_branches: ClassVar[int] = 2
-    averages: ClassVar[bool] = True
     citation: ClassVar[str] = f"{CrossPseudoSupervision.citation}\n{UniMatchV2.citation}"
 
     def __post_init__(self):
@@ -74,6 +73,10 @@ class AveragedCPS(Objective):
                 "`complementary_dropout` to 0, or `strong_views` to 2."
             )
         check_pairs_alone(self)
+
+    @property
+    def averages(self) -> bool:
+        return self.teachers != "branches"
 
     @property
     def _taught(self) -> tuple[tuple[str, str], ...]:
