@@ -32,7 +32,8 @@ class AveragedCPS(Objective):
     Args:
         weight: of Lcps.
         teachers: "averages": the other branches' averages. "branches": the other branches themselves, in training
-            mode, as in CPS. "own_average": a branch's own, so that each is trained by itself, as in UniMatch V2.
+            mode, as in CPS; no averages are needed then. "own_average": a branch's own, so that each is trained by
+            itself, as in UniMatch V2.
         strong_views: how many strong views of an image are taught, 0, 1 or 2; 0: the weak view is, CutMixed.
         confidence_threshold: a pixel teaches only where the teacher's probability of its prediction is at least this.
             0.95, as in UniMatch V2; 0, as in CPS: everywhere. The loss is divided by all valid pixels in any case.
