@@ -150,7 +150,7 @@ class CPSTrainer:
         id2label = setup.check_data(args, train_dataset, unlabeled_dataset, eval_dataset, self.objective)
         unlabeled_weight.check(args, self.objective, eval_dataset)
 
-        # Swappable training components
+        # The networks and what trains them
         crop_size = self.augmentation.crop_size
         self.models = setup.build_models(
             models, self.model_config, args, crop_size, self.objective, id2label, accelerator
