@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from datasets import Dataset
 from transformers import PreTrainedModel
 
-from ..config import flat, names_of_kind
+from ..config import EvaluationConfig, flat, names_of_kind
 from ..data.streams import id_of, undecoded
 
 IDS_OF_A_STREAM = 8  # a streamed set is told by its first rows: reading all of it may take hours
@@ -94,7 +94,7 @@ def fingerprint(
 
 def _judged_by(settings: Mapping[str, Any], eval_dataset: Any) -> dict[str, Any]:
     """With `unlabeled_weight="auto"` evaluations decide how a run goes on."""
-    names = ("eval_steps", "eval_mode", "eval_crop_size", "eval_stride")
+    names = ["eval_steps", *sorted(names_of_kind("choice", EvaluationConfig))]
     return {name: settings[name] for name in names} | _dataset("eval_dataset", eval_dataset, with_label=True)
 
 

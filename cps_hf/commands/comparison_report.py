@@ -93,7 +93,7 @@ def write(
         images: what the images are called.
     """
     entries: dict[str, dict[str, Any]] = {
-        name: {"mean_iou": comparison.mean_iou(counts[name]), "seconds": part.seconds, "steps": part.steps}
+        name: {"mean_iou": counts[name].mean_iou(), "seconds": part.seconds, "steps": part.steps}
         for name, part in parts.items()
     }
     entries[METHOD]["method"] = method

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoImageProcessor
 
 from ..modeling.branches import Branch
 from ..modeling.channels import check_channels
+from ..modeling.classes import letters
 from ..modeling.universal import auto_class, refuse_other_universal
 from .windows import class_ids, default_stride, predict_each, predict_logits, predict_rows
 
@@ -228,7 +229,7 @@ def check_classes(found: Sequence[str], expected: Mapping[int, str], what: str) 
             f"{what} have different classes: {len(found)} ({', '.join(found[:3])}, ...) and {len(names)} "
             f"({', '.join(names[:3])}, ...)."
         )
-    ours, theirs = ([re.sub(r"[\W_]", "", name.lower()) for name in some] for some in (found, names))
+    ours, theirs = ([letters(name) for name in some] for some in (found, names))
     if ours != theirs and sorted(ours) == sorted(theirs):
         first = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b)
         raise ValueError(

@@ -50,6 +50,15 @@ class ImageCounts:
     def __len__(self) -> int:
         return len(self.truth)
 
+    def mean_iou(self) -> float:
+        """Over all images together, as `MeanIoU` gives it; NaN without a pixel that counts."""
+        summed = (one.sum(0, keepdims=True) for one in (self.correct, self.truth, self.predicted))
+        return float(_scores(*summed, "mean_iou")[0][0])
+
+    def mean_iou_by_image(self) -> list[float]:
+        """Of each image over the classes that occur in it or are predicted; NaN where all its pixels are ignored."""
+        return _scores(self.correct, self.truth, self.predicted, "mean_iou")[0].tolist()
+
 
 @dataclass(frozen=True)
 class Interval:

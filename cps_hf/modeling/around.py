@@ -8,11 +8,12 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
-from transformers import AutoModelForSemanticSegmentation, PreTrainedConfig, TimmBackboneConfig
+from transformers import PreTrainedConfig, TimmBackboneConfig
 
 from . import offline_backbone
 from .backbones import backbone_of
 from .configuration_deeplabv3_plus import DeepLabV3PlusConfig
+from .universal import auto_class
 
 SMALL = 10e6
 """Up to so many parameters a backbone gets a head of 64 channels, which costs less than the backbone; else 256."""
@@ -71,7 +72,7 @@ def architecture_around(backbone: str | PathLike) -> Around:
 def has_batch_norms(config: PreTrainedConfig) -> bool:
     """Whether the backbone of the network that this configuration describes has batch norms."""
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
-        model = AutoModelForSemanticSegmentation.from_config(config)
+        model = auto_class(config).from_config(config)
     return _any_batch_norm(backbone_of(model))
 
 

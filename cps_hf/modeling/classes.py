@@ -63,6 +63,11 @@ def same_names(one: Mapping[int, str], other: Mapping[int, str]) -> bool:
     )
 
 
+def letters(name: str) -> str:
+    """A name's letters and digits in small, by which "Traffic light" and "traffic_light" are one class."""
+    return re.sub(r"[\W_]", "", name.lower())
+
+
 def names_otherwise(own: Mapping[Any, str], id2label: Mapping[int, str]) -> bool:
     """Whether a checkpoint's table names as many classes as `id2label`, but others, or in another order."""
     own, ours = ({str(key): name for key, name in table.items()} for table in (own, id2label))

@@ -32,7 +32,8 @@ class AveragedCPS(Objective):
     Args:
         weight: of Lcps.
         teachers: "averages": the other branches' averages. "branches": the other branches themselves, in training
-            mode, as in CPS. "own_average": a branch's own, so that each is trained by itself, as in UniMatch V2.
+            mode, as in CPS; no averages are needed then. "own_average": a branch's own, so that each is trained by
+            itself, as in UniMatch V2.
         strong_views: how many strong views of an image are taught, 0, 1 or 2; 0: the weak view is, CutMixed.
         confidence_threshold: a pixel teaches only where the teacher's probability of its prediction is at least this.
             0.95, as in UniMatch V2; 0, as in CPS: everywhere. The loss is divided by all valid pixels in any case.
@@ -56,7 +57,6 @@ class AveragedCPS(Objective):
     ramp_up: float = 0.0
 
     min_branches: ClassVar[int] = 2
-    averages: ClassVar[bool] = True
     citation: ClassVar[str] = f"{CrossPseudoSupervision.citation}\n{UniMatchV2.citation}"
 
     def __post_init__(self):
@@ -74,6 +74,10 @@ class AveragedCPS(Objective):
                 "`complementary_dropout` to 0, or `strong_views` to 2."
             )
         check_pairs_alone(self)
+
+    @property
+    def averages(self) -> bool:
+        return self.teachers != "branches"
 
     @property
     def _taught(self) -> tuple[tuple[str, str], ...]:

@@ -73,7 +73,7 @@ def render_report(run: str | os.PathLike) -> str:
         curves=_data_uri(run / "pictures" / "curves.png"),
         collapse=_collapse(read_records(run)),
         evaluation=evaluation,
-        classes=_classes(evaluation, results),
+        classes=_classes(evaluation),
         images=_images(run, evaluation),
         matrix=_matrix(evaluation),
         matrix_picture=_data_uri(run / "pictures" / "confusion_matrix.png"),
@@ -173,7 +173,7 @@ def _collapse(records: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
     return {"agreement": measured[-1]["eval_agreement"], "commonest": commonest}
 
 
-def _classes(evaluation: Mapping[str, Any] | None, results: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _classes(evaluation: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     rows = class_rows(evaluation) if evaluation else []
     return [{**row, "color": "#{:02x}{:02x}{:02x}".format(*map(int, row["color"]))} for row in rows]
 

@@ -7,7 +7,6 @@ is a difference with its 95 % interval (`cps_hf.metrics.bootstrap`), and whether
 from __future__ import annotations
 
 import base64
-import math
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..metrics.bootstrap import MINIMUM_IMAGES, ImageCounts, Interval, images_needed, paired_bootstrap
+from ..metrics.scored import is_missing
 
 VERDICTS = {1: "better", 0: "within chance", -1: "worse"}
 TOO_FEW = "too few images"
@@ -67,8 +67,8 @@ def describe(before: ImageCounts, after: ImageCounts, names: Sequence[str]) -> d
     """
     found = paired_bootstrap(before, after)
     return {
-        "before": mean_iou(before),
-        "after": mean_iou(after),
+        "before": before.mean_iou(),
+        "after": after.mean_iou(),
         "difference": {"mean_iou": found.difference, "low": found.low, "high": found.high},
         "verdict": _verdict(found),
         "classes": [
@@ -79,13 +79,6 @@ def describe(before: ImageCounts, after: ImageCounts, names: Sequence[str]) -> d
         "images": found.images,
         "images_needed": images_needed(found),
     }
-
-
-def mean_iou(counts: ImageCounts) -> float:
-    """Over all images, as `MeanIoU` gives it."""
-    correct, truth, predicted = (one.sum(0) for one in (counts.correct, counts.truth, counts.predicted))
-    union = truth + predicted - correct
-    return float(np.mean(correct[union > 0] / union[union > 0])) if union.any() else math.nan
 
 
 def _verdict(interval: Interval) -> str:
@@ -145,14 +138,14 @@ def table(found: Mapping[str, Any]) -> str:
     lines.append("-" * len(lines[0]))
     mean = {"name": "mIoU", "difference": found["difference"]["mean_iou"], "verdict": found["verdict"]}
     for one in [*found["classes"], mean | {end: found["difference"][end] for end in ("low", "high")}]:
-        interval = "-" if _missing(one["low"]) else f"{_signed(one['low'])} to {_signed(one['high'])}"
-        verdict = "" if _missing(one["difference"]) else one["verdict"]
+        interval = "-" if is_missing(one["low"]) else f"{_signed(one['low'])} to {_signed(one['high'])}"
+        verdict = "" if is_missing(one["difference"]) else one["verdict"]
         lines.append(f"{one['name']:<{width}}{_signed(one['difference']):>12}{interval:>20}  {verdict}".rstrip())
     return "\n".join(lines)
 
 
 def _percent(value: float | None) -> str:
-    return "-" if _missing(value) else f"{100 * value:.1f} %"
+    return "-" if is_missing(value) else f"{100 * value:.1f} %"
 
 
 def _points(value: float | None) -> str:
@@ -160,8 +153,4 @@ def _points(value: float | None) -> str:
 
 
 def _signed(value: float | None) -> str:
-    return "-" if _missing(value) else f"{100 * value:+.1f}"
-
-
-def _missing(value: float | None) -> bool:
-    return value is None or math.isnan(value)  # None: as results.json has it
+    return "-" if is_missing(value) else f"{100 * value:+.1f}"

@@ -141,8 +141,8 @@ class Evaluator:
         Raises:
             ValueError: an image cannot be read, or none of them.
         """
-        counts = torch.zeros(2, dtype=torch.int64)
-        by_class = torch.zeros(len(self.branches), self.num_labels, dtype=torch.int64)
+        counts = torch.zeros(2, dtype=torch.int64, device=self.device)
+        by_class = torch.zeros(len(self.branches), self.num_labels, dtype=torch.int64, device=self.device)
         with together(self.accelerator), whole(self.module), self.accelerator.autocast(), evaluating(self.branches):
             skip = self.skip_bad_samples
             samples = self.stream(dataset, name="unlabeled_dataset", with_label=False, keep_errors=skip)
@@ -152,9 +152,10 @@ class Evaluator:
                 same = torch.ones_like(first, dtype=torch.bool)
                 for other in others:
                     same &= first == other
-                counts += torch.tensor([same.sum().item(), same.numel()])
+                counts[0] += same.sum()
+                counts[1] += same.numel()
                 found = [one.flatten().bincount(minlength=self.num_labels) for one in predicted]
-                by_class += torch.stack(found).cpu()
+                by_class += torch.stack(found)
         by_class = self._sum(by_class)
         agreed, total = self._sum(counts).tolist()
         if total == 0:

@@ -237,14 +237,17 @@ def watch(networks: Sequence[Branch], labeled: LabeledBatch, objective: Objectiv
     return [Watched(network, labeled.pixel_values, least_confidence=least) for network in networks]
 
 
-def with_class_pixels(output: ObjectiveOutput, watched: Sequence[Watched], labels: Tensor) -> ObjectiveOutput:
+def with_class_pixels(
+    output: ObjectiveOutput, watched: Sequence[Watched], labels: Tensor, given: Tensor | None = None
+) -> ObjectiveOutput:
     """The output with how many pixels each class has in the pseudo labels and in the labels (B, H, W), a sample of
     both.
 
-    Pseudo labels are what networks predict for unlabeled images without gradient, or, in a method that has no such
-    pass, what they predict for them at all.
+    Pseudo labels are the given ones (B, H, W), which were made before training; else what networks predict for
+    unlabeled images without gradient; or, in a method that has no such pass, what they predict for them at all.
     """
-    found = [one for network in watched for one in network.sure[False]]
+    found = [] if given is None else [given[:, ::4, ::4].flatten()]
+    found = found or [one for network in watched for one in network.sure[False]]
     found = found or [one for network in watched for one in network.sure[True]]
     if not found:
         return output

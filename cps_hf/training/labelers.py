@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from ..hub.image_processors import read_processor
 from ..inference.ensemble import Ensemble
 from ..modeling import check_input_size
 from ..modeling.branches import Branch
-from ..modeling.classes import are_named, listed
+from ..modeling.classes import are_named, letters, listed
 
 
 class Labeler:
@@ -145,14 +144,10 @@ def _check_classes(own: Mapping[int, str], id2label: Mapping[int, str], source: 
         )
     if not (are_named(own) and are_named(id2label)):
         return
-    other = next((key for key in id2label if _letters(own[key]) != _letters(id2label[key])), None)
+    other = next((key for key in id2label if letters(own[key]) != letters(id2label[key])), None)
     if other is not None:
         raise ValueError(
             f"`labelers`: class {other} of {source} is {own[other]!r}, and of this run {id2label[other]!r}. A labeler "
             "needs the run's classes in the same order. If they mean the same, write the run's names into "
             "`id2label` of its config.json."
         )
-
-
-def _letters(name: str) -> str:
-    return re.sub(r"[\W_]", "", name.lower())

@@ -97,7 +97,8 @@ class TrainingModule(nn.Module):
         teacher = teachers[0] if teachers else None
         output = self.objective(branches, labeled, unlabeled, teacher=teacher, progress=progress, **asked_for)
         if unlabeled is not None:
-            output = health.with_class_pixels(output, [*branches, *teachers, *averages, *labelers], labeled.labels)
+            networks = [*branches, *teachers, *averages, *labelers]
+            output = health.with_class_pixels(output, networks, labeled.labels, unlabeled.pseudo_labels)
         return health.with_one_class(output, branches)
 
     def share_buffers(self, accelerator: Accelerator) -> None:

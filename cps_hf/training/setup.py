@@ -110,8 +110,10 @@ def keeps_averages(args: CPSConfig, objective: Objective) -> bool:
     return args.ema_decay is not None
 
 
-def check_data(train_dataset, unlabeled_dataset, eval_dataset, objective: Objective) -> dict[int, str] | None:
-    """Which sets the objective needs, and the classes that they agree on.
+def check_data(
+    args: CPSConfig, train_dataset, unlabeled_dataset, eval_dataset, objective: Objective
+) -> dict[int, str] | None:
+    """Which sets the settings and the objective need, and the classes that they agree on.
 
     Returns:
         The class names, where the training set's label feature carries them.
@@ -124,6 +126,8 @@ def check_data(train_dataset, unlabeled_dataset, eval_dataset, objective: Object
     for what, dataset in sets.items():
         if dataset is not None and (objective.views or what != "unlabeled_dataset"):
             check_columns(dataset, with_label=what != "unlabeled_dataset", what=what)
+    if args.early_stopping_patience and eval_dataset is None:
+        raise ValueError("`early_stopping_patience` needs scores: give `eval_dataset`, or leave it out.")
     if objective.views and unlabeled_dataset is None:
         raise ValueError(f"{name} learns from unlabeled images: pass `unlabeled_dataset`, or use `Supervised()`.")
     if not objective.views and unlabeled_dataset is not None:

@@ -147,10 +147,10 @@ class CPSTrainer:
         self.accelerator = accelerator = _accelerator(args)
         setup.check_launch(accelerator, args)
         check_sources(self.objective.labelers)
-        id2label = setup.check_data(train_dataset, unlabeled_dataset, eval_dataset, self.objective)
+        id2label = setup.check_data(args, train_dataset, unlabeled_dataset, eval_dataset, self.objective)
         unlabeled_weight.check(args, self.objective, eval_dataset)
 
-        # Swappable training components
+        # The networks and what trains them
         crop_size = self.augmentation.crop_size
         self.models = setup.build_models(
             models, self.model_config, args, crop_size, self.objective, id2label, accelerator
@@ -584,11 +584,13 @@ class CPSTrainer:
 
     def _ious_by_class(self, prefix: str) -> dict[str, float]:
         """Of the newest scores."""
-        found: dict[str, float] = {}
+        if not self._newest_scores:
+            return {}
+        best, found = self.best.row_of(self._newest_scores), {}
         for row, scores in self._newest_scores.items():
             for name, iou in zip(self.id2label.values(), scores["per_category_iou"], strict=True):
                 found[f"{prefix}_{row}_iou_{name}"] = iou
-                if row == self.best.row_of(self._newest_scores):
+                if row == best:
                     found[f"{prefix}_iou_{name}"] = iou
         return found
 
@@ -767,8 +769,6 @@ class CPSTrainer:
         report = ReportCallback(pictures, self.accelerator, args.output_dir, metric=args.metric_for_best_model)
         ours = [CollapseCallback(), draw, report, ModelCardCallback(self.exporter)]
         if args.early_stopping_patience:
-            if self.eval_dataset is None:
-                raise ValueError("`early_stopping_patience` needs scores: give `eval_dataset`, or leave it out.")
             ours.append(EarlyStopping(args.early_stopping_patience, self.stages.border))
         ours = [callback for callback in ours if not any(_derives(one, type(callback)) for one in own)]
         if self.hub.push_to_hub and not any(_derives(one, PushCallback) for one in own):

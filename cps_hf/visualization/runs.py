@@ -155,18 +155,6 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path} is not whole or no JSON: {error}.") from error
 
 
-def mean_iou_by_image(correct: np.ndarray, truth: np.ndarray, predicted: np.ndarray) -> list[float | None]:
-    """Each image's mean IoU over the classes that occur in it; None where all its pixels are ignored.
-
-    Args:
-        correct, truth, predicted: int (n, C), pixels by image and class.
-    """
-    union = truth + predicted - correct
-    counts = (union > 0).sum(1)
-    total = np.divide(correct, union, where=union > 0, out=np.zeros(union.shape)).sum(1)
-    return [float(part / count) if count else None for part, count in zip(total, counts, strict=True)]
-
-
 def worst_and_best(scores: Sequence[float | None], count: int) -> tuple[list[int], list[int]]:
     """The positions of the `count` lowest scores and of the `count` highest, each from the end of the list inwards; no
     image is in both."""

@@ -37,6 +37,14 @@ def world(seed: int, images: int, classes: int = 4, gain: float = 0.25):
     return network(0.0), network(gain)
 
 
+def test_counts_give_the_mean_iou_of_each_image_and_of_all_together():
+    rows = [[2, 0], [0, 0], [1, 1]], [[4, 0], [0, 0], [1, 1]], [[2, 2], [0, 0], [1, 1]]
+    counts = ImageCounts(*(np.array(one) for one in rows))
+    expected = [0.25, math.nan, 1.0]  # (2 / 4 + 0 / 2) / 2
+    assert counts.mean_iou_by_image() == pytest.approx(expected, nan_ok=True)
+    assert counts.mean_iou() == pytest.approx((3 / 5 + 1 / 3) / 2)
+
+
 def typed_out(first, second, samples: int, seed: int, tail: float):
     """Image by image and sample by sample, each scored by the metric itself."""
     rng, n = np.random.default_rng(seed), len(first)

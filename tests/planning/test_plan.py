@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+from support.architectures import UNIVERSAL
 
 from cps_hf.config import AugmentationConfig, CPSConfig, EvaluationConfig, ModelConfig
 from cps_hf.modeling.around import architecture_around
@@ -203,6 +204,12 @@ def test_norms_are_frozen_where_the_backbone_has_batch_norms():
     network = architecture_around("resnet18").config
     plan = make_plan(STREETS, CPU, {"models": ["config.json"]}, network=network)
     assert plan.values()["freeze_norms"] is True and "backbone" not in plan.values()
+
+
+@pytest.mark.parametrize("kind", UNIVERSAL, ids=lambda kind: kind.model_type)
+def test_the_network_may_be_one_of_mask_classification(kind):
+    plan = make_plan(STREETS, CPU, {"models": ["config.json"]}, network=kind.config())
+    assert "freeze_norms" not in plan.values()  # layer norms
 
 
 def test_without_a_pretrained_backbone_the_plan_says_what_to_do():

@@ -69,7 +69,7 @@ def test_the_counts_of_each_image_are_in_the_sets_order_and_add_up_to_the_scores
         assert (row.correct[i] == matrix.diagonal()).all() and (row.truth[i] == matrix.sum(1)).all()
         assert (row.predicted[i] == matrix.sum(0)).all()
     for row, of_images in found.items():
-        assert comparison.mean_iou(of_images) == pytest.approx(scores[row]["mean_iou"])
+        assert of_images.mean_iou() == pytest.approx(scores[row]["mean_iou"])
         total = trainer.evaluator.confusion_matrices[row].numpy()
         assert (of_images.predicted.sum(0) == total.sum(0)).all()
 

@@ -21,7 +21,8 @@ from support.resume_cases import (
 )
 from support.toy import SUPPORT, settings, toy_models, write_world
 
-from cps_hf.config import CPSConfig
+from cps_hf.checkpointing.fingerprint import _judged_by
+from cps_hf.config import CPSConfig, EvaluationConfig, flat
 from cps_hf.objectives import CrossPseudoSupervision, MeanTeacher, Supervised
 from cps_hf.training import watch
 from cps_hf.training.state import RunState
@@ -204,6 +205,12 @@ def test_what_evaluations_look_at_is_part_of_such_a_run(root, tmp_path):
         fields = {**AUTO, "eval_steps": 3, "resume_from_checkpoint": "auto"}
         with pytest.raises(ValueError, match="(?s)run with other settings.*eval_steps: 1 -> 3"):
             make_trainer(root, CPS, tmp_path / "out", **fields).train()
+
+
+def test_how_images_are_evaluated_is_part_of_such_a_run():
+    """Settings that otherwise matter for the choice of the best branch alone."""
+    fixed = _judged_by(flat(CPSConfig(), EvaluationConfig()), None)
+    assert fixed.keys() >= {"eval_steps", "eval_mode", "eval_shrink", "eval_crop_size", "eval_stride"}
 
 
 @pytest.mark.slow

@@ -7,9 +7,18 @@ import pytest
 import torch
 from support.by_hand import C, TinyBranch, batches, log_softmax
 from support.resume_cases import Case, make_trainer, without_cards_and_pictures, write_resume_world
+from support.toy import toy_models
 
-from cps_hf.objectives import AveragedCPS, CrossPseudoSupervision, FixMatch, MeanTeacher, ObjectiveOutput
+from cps_hf.objectives import (
+    AveragedCPS,
+    CrossPseudoSupervision,
+    FixedTeacher,
+    FixMatch,
+    MeanTeacher,
+    ObjectiveOutput,
+)
 from cps_hf.training import health
+from cps_hf.training.module import TrainingModule
 from cps_hf.training.state import RunState
 from cps_hf.training.watch import Level, Watch, watched
 
@@ -72,6 +81,20 @@ def test_a_teachers_pseudo_labels_are_its_own_and_its_threshold_leaves_none_out(
     expected = pixels_by_class([teacher], unlabeled.weak)
     assert logs["class_pixels_pseudo_labels"].tolist() == expected
     assert expected != pixels_by_class([student], unlabeled.weak)
+
+
+def test_labels_that_were_made_before_are_counted_as_they_are():
+    """And not what the network that learns from them predicts."""
+    labeled, unlabeled = batches(FixedTeacher().views)
+    logs = TrainingModule(toy_models(1), FixedTeacher())(labeled, unlabeled, torch.zeros(())).logs
+    given = unlabeled.pseudo_labels[:, ::4, ::4].flatten().tolist()
+    assert logs["class_pixels_pseudo_labels"].tolist() == [given.count(c) for c in range(C)] and len({*given}) > 1
+
+
+@pytest.mark.parametrize("teachers", ["averages", "own_average", "branches"])
+def test_averages_label_where_they_teach(teachers):
+    names = TrainingModule(toy_models(2), AveragedCPS(teachers=teachers), averages=True).labeling
+    assert names == (["branch_0", "branch_1"] if teachers == "branches" else ["branch_0_average", "branch_1_average"])
 
 
 def test_without_an_unlabeled_pass_nothing_is_counted():

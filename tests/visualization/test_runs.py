@@ -2,13 +2,12 @@
 
 import json
 
-import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
 from cps_hf.visualization import classes_figure, confusion_figure, curves_figure, images_figure
-from cps_hf.visualization.runs import class_rows, mean_iou_by_image, read_records, worst_and_best
+from cps_hf.visualization.runs import class_rows, read_records, worst_and_best
 
 
 @pytest.fixture
@@ -67,10 +66,6 @@ def test_a_folder_of_something_else_is_an_error_that_says_what_to_give(run, tmp_
 
 
 def test_images_are_ranked_and_none_is_shown_twice():
-    counts = [
-        np.array(rows) for rows in ([[2, 0], [0, 0], [1, 1]], [[4, 0], [0, 0], [1, 1]], [[2, 2], [0, 0], [1, 1]])
-    ]
-    assert mean_iou_by_image(*counts) == [pytest.approx(0.25), None, 1.0]  # (2 / 4 + 0 / 2) / 2
     assert worst_and_best([0.5, None, 0.1, 0.9, float("nan")], 2) == ([2, 0], [3])
     assert worst_and_best([0.5, 0.1, 0.9, 0.3, 0.7], 2) == ([1, 3], [2, 4])
     assert worst_and_best([], 2) == ([], []) and worst_and_best([0.4], 3) == ([0], [])

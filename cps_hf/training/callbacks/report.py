@@ -21,7 +21,7 @@ from ...data.palettes import palette_of
 from ...data.streams import EvaluationStream
 from ...files import write_atomically, written_whole
 from ...report.page import write_report
-from ...visualization.runs import EVALUATION, mean_iou_by_image, worst_and_best
+from ...visualization.runs import EVALUATION, worst_and_best
 from ..evaluation import Evaluator, evaluating
 from ..sharding import whole
 from .optional import optional
@@ -72,7 +72,7 @@ class ReportCallback(TrainerCallback):
         evaluator, pictures = self.pictures.evaluator, self.pictures
         palette = palette_of(pictures.dataset.features["label"], pictures.class_names)
         counts = evaluator.image_counts.get(row)
-        scores = None if counts is None else mean_iou_by_image(counts.correct, counts.truth, counts.predicted)
+        scores = None if counts is None else counts.mean_iou_by_image()
         shutil.rmtree(self.output_dir / FOLDER, ignore_errors=True)
         evaluation = {
             "network": row,
