@@ -41,7 +41,7 @@ from ..data.palettes import palette_of
 from ..data.streams import EvaluationStream, undecoded
 from ..data.table import build
 from ..data.walk import find_images
-from ..files import write_atomically
+from ..files import append_record, read_records, stamp_of, write_atomically
 from ..inference.ensemble import Ensemble
 from ..inference.windows import add_probabilities, class_ids
 from . import branches as chosen
@@ -289,7 +289,7 @@ class Outputs:
                 f"{folder} holds predictions made with other {other[0]}{values}. Choose another `--output_dir`, or "
                 "`--overwrite` them."
             )
-        self.done = self._read_index()
+        self.done = {entry["name"]: entry for entry in read_records(self.index)}
         if overwrite:
             for name in self.done:
                 output_path(folder / "masks", name, ".tif").unlink(missing_ok=True)  # of a huge image
@@ -301,13 +301,6 @@ class Outputs:
             settings |= kept
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(about, json.dumps(settings, indent=1, ensure_ascii=False))
-
-    def _read_index(self) -> dict[str, dict[str, Any]]:
-        lines = self.index.read_text(encoding="utf-8").splitlines(keepends=True) if self.index.is_file() else []
-        if lines and not lines[-1].endswith("\n"):  # cut off while it was written
-            lines.pop()
-            write_atomically(self.index, "".join(lines))
-        return {entry["name"]: entry for entry in map(json.loads, lines)}
 
     def paths(self, name: str) -> dict[str, Path]:
         return {kind: output_path(self.folder / kind, name, SUFFIXES[kind]) for kind in self.kinds}
@@ -330,17 +323,15 @@ class Outputs:
 
     def record(self, name: str, source: str) -> None:
         self.done[name] = {"name": name, "source": source, "stamp": stamp(source)}
-        with open(self.index, "a", encoding="utf-8") as file:
-            file.write(json.dumps(self.done[name], ensure_ascii=False) + "\n")
+        append_record(self.index, self.done[name])
 
 
 def stamp(source: str) -> list[int] | None:
     """A file's size and time of change; none for rows of a data set."""
     try:
-        status = os.stat(source)
+        return stamp_of(source)
     except OSError:
         return None
-    return [status.st_size, status.st_mtime_ns]
 
 
 def fingerprint(branches: Ensemble) -> str:
