@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -32,7 +31,6 @@ from typing import Any
 import torch
 from datasets import Dataset
 from tqdm.auto import tqdm
-from transformers.utils import logging as transformers_logging
 
 from .. import visualization
 from ..annotations.drafts import FORMATS, Draft, write_drafts
@@ -47,6 +45,7 @@ from ..inference.windows import add_probabilities, class_ids
 from . import branches as chosen
 from . import datasets as named
 from .arguments import ArgumentParser
+from .console import log_warnings_alone
 from .errors import mendable
 from .huge import HUGE, UnreadableError, huge_paths, is_huge, predict_huge, windows_for
 from .main import COMMANDS
@@ -87,9 +86,7 @@ def make_parser() -> ArgumentParser:
 def main(argv: Sequence[str]) -> dict[str, int]:
     """Predict as a command line says; how many images were predicted, were done before, and could not be read."""
     options = make_parser().parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    log_warnings_alone()
     with mendable(options.output_dir):
         return predict(options)
 

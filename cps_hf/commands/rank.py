@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +25,6 @@ from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
-from transformers.utils import logging as transformers_logging
 
 from .. import visualization
 from ..data.layout import NoMasksError, find_layout
@@ -41,6 +39,7 @@ from ..inference.ranking import descriptor, spread, uncertainty
 from ..inference.windows import add_probabilities, class_ids
 from . import branches as chosen
 from .arguments import ArgumentParser
+from .console import log_warnings_alone
 from .errors import mendable
 from .main import COMMANDS
 
@@ -68,9 +67,7 @@ def make_parser() -> ArgumentParser:
 def main(argv: Sequence[str]) -> list[str]:
     """Rank as a command line says; the images' paths, best first."""
     options = make_parser().parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    log_warnings_alone()
     with mendable(options.output):
         return rank(options)
 
