@@ -10,7 +10,6 @@ logits over one row of windows, the mask on its way to the disk. The files (0.6 
 from __future__ import annotations
 
 import argparse
-import resource
 import shutil
 import subprocess
 import sys
@@ -22,10 +21,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from inference_memory import Quarter, peak
 from PIL import Image
-from torch import nn
-from transformers import PreTrainedConfig, SegformerImageProcessor
-from transformers.modeling_outputs import SemanticSegmenterOutput
+from transformers import SegformerImageProcessor
 
 from cps_hf.commands.huge import predict_huge
 from cps_hf.data.bands import long_tag, short_tag, tiff_directory, tiff_header
@@ -35,18 +33,6 @@ from cps_hf.inference.ensemble import Ensemble
 
 CLASSES, TILE = 5, 256
 WAYS = ("decoded as a whole", "cut into tiles of 1024", "predicted by rows", "predicted by rows, two networks, flip")
-
-
-class Quarter(nn.Module):
-    """One convolution of stride 4: a network that takes next to no memory itself."""
-
-    def __init__(self):
-        super().__init__()
-        self.config = PreTrainedConfig(num_labels=CLASSES)
-        self.convolution = nn.Conv2d(3, CLASSES, 4, stride=4)
-
-    def forward(self, pixel_values):
-        return SemanticSegmenterOutput(logits=self.convolution(pixel_values))
 
 
 def write(path: Path, side: int, bands: int) -> None:
@@ -77,15 +63,10 @@ def write(path: Path, side: int, bands: int) -> None:
         file.write(tiff_header("<", at))
 
 
-def peak() -> float:
-    """Of this process so far, in GB (10^9 bytes); Linux counts in KiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-
-
 def measure(way: str, folder: Path, side: int) -> None:
     torch.set_num_threads(1)
     image, out = folder / "in" / "images" / "scan.tif", folder / "out"
-    models = [Quarter() for _ in range(2 if "two" in way else 1)]
+    models = [Quarter(CLASSES) for _ in range(2 if "two" in way else 1)]
     processors = [SegformerImageProcessor(do_resize=False) for _ in models]
     branches = Ensemble(models, processors, [f"network {i}" for i in range(len(models))], device="cpu")
     branches.predict(torch.zeros(3, 64, 64, dtype=torch.uint8))  # what libraries load lazily is loaded

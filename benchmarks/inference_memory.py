@@ -55,10 +55,10 @@ WAYS = {
 class Quarter(nn.Module):
     """One convolution of stride 4: a network that takes next to no memory itself."""
 
-    def __init__(self):
+    def __init__(self, num_labels: int = CLASSES):
         super().__init__()
-        self.config = PreTrainedConfig(num_labels=CLASSES)
-        self.convolution = nn.Conv2d(3, CLASSES, 4, stride=4)
+        self.config = PreTrainedConfig(num_labels=num_labels)
+        self.convolution = nn.Conv2d(3, num_labels, 4, stride=4)
 
     def forward(self, pixel_values):
         return SemanticSegmenterOutput(logits=self.convolution(pixel_values))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import secrets
 import shutil
@@ -12,6 +13,7 @@ import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 
 @contextlib.contextmanager
@@ -64,6 +66,27 @@ def write_atomically(path: Path, text: str) -> None:
     """The file has the old text or the new one, whatever happens meanwhile; of several writers the last one's."""
     with written_whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """What `append_record` wrote; a last line that was cut off while it was written is removed from the file."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+    if lines and not lines[-1].endswith("\n"):
+        lines.pop()
+        write_atomically(path, "".join(lines))
+    return [json.loads(line) for line in lines]
+
+
+def append_record(path: Path, record: dict[str, Any]) -> None:
+    """One more line of JSON at a file's end, such as an image that is done."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def stamp_of(path: str | Path) -> list[int]:
+    """A file's size in bytes and its time of change in nanoseconds: others where it has changed."""
+    status = os.stat(path)
+    return [status.st_size, status.st_mtime_ns]
 
 
 def replace_folder(source: Path, target: Path) -> None:

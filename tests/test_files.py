@@ -13,7 +13,17 @@ import pytest
 from support.full_disk import full_disk
 
 from cps_hf import files
-from cps_hf.files import filled_whole, link_tree, replace_folder, sha256_of, write_atomically, written_whole
+from cps_hf.files import (
+    append_record,
+    filled_whole,
+    link_tree,
+    read_records,
+    replace_folder,
+    sha256_of,
+    stamp_of,
+    write_atomically,
+    written_whole,
+)
 
 
 class StopHere(BaseException):
@@ -229,3 +239,24 @@ def test_a_rename_waits_on_windows_for_who_has_a_file_open_and_nowhere_else(tmp_
         with pytest.raises(PermissionError):
             files.rename(source, target)
         assert len(calls) == (6 if system == "nt" else 1)
+
+
+def test_a_record_that_was_cut_off_is_removed_and_the_next_one_stands_on_a_line_of_its_own(tmp_path):
+    path = tmp_path / "done.jsonl"
+    assert read_records(path) == [] and not path.exists()
+    for name in ("ä", "b"):
+        append_record(path, {"name": name})
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"name": "c')
+    assert read_records(path) == [{"name": "ä"}, {"name": "b"}] and path.read_bytes() == whole
+    append_record(path, {"name": "d"})
+    assert [record["name"] for record in read_records(path)] == ["ä", "b", "d"]
+
+
+def test_the_stamp_of_a_file_is_another_one_when_its_size_or_its_time_changes(tmp_path):
+    path = tmp_path / "a"
+    path.write_text("one")
+    os.utime(path, ns=(0, 1))
+    before = stamp_of(path)
+    os.utime(path, ns=(0, 2))
+    assert before == [3, 1] and stamp_of(path) == [3, 2]

@@ -121,14 +121,15 @@ class Benchmark:
 
     def run(self) -> list[Cell]:
         """Run what has no cell yet; the runs that failed."""
-        wanted = [key for key in self._keys() if not self._is_kept(key)]
-        cells = {self._cell(key).name: key for key in wanted}
-        failed = []
-        for batch in _in_turn([self._cell(key) for key in wanted], self.options.jobs):
-            failed += run_all(batch, jobs=self.options.jobs)
-            for cell in batch:
+        values = {key: self._values(key) for key in self._keys()}
+        wanted = [key for key in values if not self._is_kept(key, values[key])]
+        jobs, failed = self.options.jobs, []
+        for start in range(0, len(wanted), jobs):  # so many run at a time, and each is kept as soon as they are done
+            batch = {key: self._cell(key, values[key]) for key in wanted[start : start + jobs]}
+            failed += run_all([*batch.values()], jobs=jobs)
+            for key, cell in batch.items():
                 if cell.finished:
-                    self._keep(cells[cell.name], cell)
+                    self._keep(key, values[key], cell)
         return failed
 
     def _keys(self) -> Iterator[Key]:
@@ -140,17 +141,17 @@ class Benchmark:
                         for arm in options.arms:
                             yield Key(name, labels, seed, arm, length, options.split)
 
-    def _cell(self, key: Key) -> Cell:
-        return Cell(key.name, self._settings(key, self.options.runs / key.name))
+    def _cell(self, key: Key, values: dict[str, Any]) -> Cell:
+        return Cell(key.name, self._settings(key, values, self.options.runs / key.name))
 
-    def _settings(self, key: Key, folder: Path) -> Settings:
+    def _settings(self, key: Key, values: dict[str, Any], folder: Path) -> Settings:
         words = [
             f"--objective={ARMS[key.arm].objective}",
             "--dataset=folder",
             f"--data_root={self.roots[key.dataset]}",
         ]
         return train.parse(words).with_values(
-            **self._values(key),
+            **values,
             models=[str(self.model)],
             backbone=self.options.backbone,
             output_dir=str(folder),
@@ -207,11 +208,11 @@ class Benchmark:
         for steps in (2, 2 + TIMED_STEPS):  # the difference leaves out what the first steps take longer
             folder = self.options.runs / "timing" / f"{dataset}-{kind}-{turn}-{steps}"
             shutil.rmtree(folder, ignore_errors=True)
-            settings = self._settings(Key(dataset, LABELS[dataset], 0, arm, steps, "timing"), folder)
-            settings = settings.with_values(pretrain_steps=None, second_stage_learning_rate_factor=1.0)
+            key = Key(dataset, LABELS[dataset], 0, arm, steps, "timing")
+            values = self._values(key) | {"pretrain_steps": None, "second_stage_learning_rate_factor": 1.0}
             if kind == "supervised_2":
-                settings = settings.with_values(num_branches=2)
-            cell = Cell(folder.name, settings)
+                values["num_branches"] = 2
+            cell = Cell(folder.name, self._settings(key, values, folder))
             if run_all([cell]):
                 raise SystemExit(f"{folder}/log.txt says why a step of {kind} cannot be timed.")
             training = cell.results()["training"]
@@ -223,30 +224,26 @@ class Benchmark:
     def _path(self, key: Key) -> Path:
         return self.options.cells / f"{key.name}.json"
 
-    def _hash(self, key: Key) -> str:
-        text = json.dumps(self._values(key), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-    def _is_kept(self, key: Key) -> bool:
+    def _is_kept(self, key: Key, values: dict[str, Any]) -> bool:
         path = self._path(key)
         if not path.is_file():
             return False
         kept = json.loads(path.read_text(encoding="utf-8"))["settings_hash"]
-        if kept != self._hash(key):
+        if kept != _hash(values):
             raise SystemExit(f"{path} was made with other settings ({kept}): remove it, or take another `--cells`.")
         return True
 
-    def _keep(self, key: Key, cell: Cell) -> None:
-        results, settings = cell.results(), cell.settings
+    def _keep(self, key: Key, values: dict[str, Any], cell: Cell) -> None:
+        results = cell.results()
         content: dict[str, Any] = {
             **vars(key),
-            "settings_hash": self._hash(key),
+            "settings_hash": _hash(values),
             "steps": results["steps"],
-            "pretrain_steps": settings.args.pretrain_steps,
+            "pretrain_steps": values["pretrain_steps"],
             "scores": _scores(results["final"]),
             "supervised_scores": _scores(results.get("stages", {}).get("supervised", {})),
             "training": {k: results["training"][k] for k in ("seconds", "cpu_seconds", "device")},
-            "settings": self._values(key),
+            "settings": values,
             "date": str(date.today()),
             "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         }
@@ -261,10 +258,8 @@ def _scores(rows: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _in_turn(cells: list[Cell], jobs: int) -> Iterator[list[Cell]]:
-    """As many at a time as run at a time, so that each is kept as soon as it is finished."""
-    for start in range(0, len(cells), jobs):
-        yield cells[start : start + jobs]
+def _hash(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 if __name__ == "__main__":

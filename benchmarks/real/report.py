@@ -25,17 +25,18 @@ Cells = dict[tuple[str, int, int, str], dict[int, dict[str, Any]]]
 
 def write(cells: Path, out: Path) -> str:
     """OUT/test.md, OUT/val.md and, with two lengths, OUT/gain.png; the text of the first."""
-    texts = {split: markdown(read(cells, split)) for split in ("test", "val")}
+    found = {split: read(cells, split) for split in ("test", "val")}
+    texts = {split: markdown(of_split) for split, of_split in found.items()}
     for split, text in texts.items():
         write_atomically(out / f"{split}.md", text)
-    figure = gain_figure(read(cells, "test"))
+    figure = gain_figure(found["test"])
     if figure is not None:
         figure.savefig(out / "gain.png", dpi=150)
     return texts["test"]
 
 
 def read(folder: Path, split: str) -> Cells:
-    """The cells of a split, settings overridden in none of them first."""
+    """The cells of a split."""
     found: Cells = defaultdict(dict)
     for path in sorted(folder.glob("*.json")):
         cell = json.loads(path.read_text(encoding="utf-8"))

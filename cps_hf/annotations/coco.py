@@ -19,10 +19,10 @@ from .project import (
     ReadOptions,
     Shape,
     clean,
+    exports_in,
     field_of,
     numbers_of,
     points_of,
-    read_json,
     size_of,
 )
 from .shapes import Region, bitmap, polygon, rectangle, union
@@ -39,9 +39,7 @@ def read_coco(source: Path, options: ReadOptions) -> Project:
         ValueError: a file is cut off or no COCO file, or says of an object what cannot be.
     """
     builder = ProjectBuilder("coco", source, options)
-    files = [source] if source.is_file() else sorted(source.rglob("*.json"))
-    contents = [(path, read_json(path)) for path in files]
-    found = [(path, content) for path, content in contents if is_coco(content)]
+    found = exports_in(source, is_coco)
     if not found:
         raise ValueError(
             f"{source} holds no COCO file: expected a JSON file with `images`, `annotations` and `categories`."

@@ -23,7 +23,7 @@ from ..data.masks import output_path, write_mask
 from ..data.palettes import palette_of
 from ..data.raster import Raster, open_raster, turn
 from ..data.table import first_few
-from ..files import link_file, write_atomically, written_whole
+from ..files import append_record, link_file, read_records, stamp_of, write_atomically, written_whole
 from ..functional import IGNORE_INDEX
 from .classes import IGNORED, ClassTable
 from .project import LabeledImage, Project, Shape
@@ -157,7 +157,7 @@ class Outputs:
         if strange:
             raise ValueError(f"{folder / strange[0]} was not written by this command. Choose another OUT.")
         there = json.loads(about.read_text(encoding="utf-8")) if about.is_file() else settings
-        self.done = self._read_index()
+        self.done = {entry["name"]: entry for entry in read_records(folder / INDEX)}
         if self.done and not overwrite:
             _check_settings(folder, there, settings)
         if overwrite:
@@ -176,14 +176,6 @@ class Outputs:
 
     def _files(self, name: str, suffix: str) -> tuple[Path, Path]:
         return output_path(self.folder / "images", name, suffix), output_path(self.folder / "masks", name, ".png")
-
-    def _read_index(self) -> dict[str, dict[str, Any]]:
-        path = self.folder / INDEX
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
-        if lines and not lines[-1].endswith("\n"):  # cut off while it was written
-            lines.pop()
-            write_atomically(path, "".join(lines))
-        return {entry["name"]: entry for entry in map(json.loads, lines)}
 
     def is_done(self, image: LabeledImage) -> bool:
         """Both files are there, and neither image nor labels have changed since."""
@@ -213,8 +205,7 @@ class Outputs:
             "cut": painted.cut,
             "lost": painted.lost,
         }
-        with open(self.folder / INDEX, "a", encoding="utf-8") as file:
-            file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        append_record(self.folder / INDEX, entry)
 
     def report(self, project: Project) -> dict[str, Any]:
         """Counts over all images of the project, whenever they were written."""
@@ -253,8 +244,7 @@ def _check_settings(folder: Path, there: Mapping[str, Any], now: Mapping[str, An
 
 
 def _stamp(image: LabeledImage) -> list[Any]:
-    status = image.image.stat()
-    return [image.stamp, status.st_size, status.st_mtime_ns]
+    return [image.stamp, *stamp_of(image.image)]
 
 
 def format_report(report: Mapping[str, Any]) -> str:

@@ -18,6 +18,7 @@ from ..data.labels import BLACK_AND_WHITE, IGNORE_INDEX, LabelEncoding
 from ..data.reading import examine
 from ..data.table import first_few
 from ..data.walk import IMAGE_SUFFIXES, MASK_SUFFIXES, walk
+from ..files import stamp_of
 from .project import IMAGE_FOLDERS, Project, ProjectBuilder, ReadOptions, Shape, clean
 from .shapes import Region
 
@@ -130,8 +131,7 @@ def add_label_maps(
     coded = {code: index[name] for code, name in table.items()}
     encoding = LabelEncoding((*names, "(no label)"), **{"colors" if colors is not None else "values": coded})
     for name, image, mask in _pairs(builder, folder, builder.options.mask_suffix or mask_suffix):
-        status = mask.stat()
-        raw = [str(mask), status.st_size, status.st_mtime_ns, sorted(map(str, table.items()))]
+        raw = [str(mask), *stamp_of(mask), sorted(map(str, table.items()))]
         shapes = _reader(name, image, mask, encoding, names) if image else ()
         builder.add(image, shapes, called=name, where=str(mask), raw=raw)
 

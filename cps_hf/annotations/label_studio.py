@@ -17,7 +17,7 @@ import numpy as np
 
 from ..data.walk import IMAGE_SUFFIXES
 from . import rle
-from .project import Project, ProjectBuilder, ReadOptions, Shape, clean, field_of, numbers_of, points_of, read_json
+from .project import Project, ProjectBuilder, ReadOptions, Shape, clean, exports_in, field_of, numbers_of, points_of
 from .shapes import bitmap, ellipse, line, polygon
 
 _UPLOAD = re.compile(r"^[0-9a-f]{8}-")
@@ -38,9 +38,7 @@ def read_label_studio(source: Path, options: ReadOptions) -> Project:
         ValueError: the file is cut off or another export, or a shape cannot be read.
     """
     builder = ProjectBuilder("label_studio", source, options)
-    files = [source] if source.is_file() else sorted(source.rglob("*.json"))
-    contents = [(path, read_json(path)) for path in files]
-    found = [(path, content) for path, content in contents if is_label_studio(content)]
+    found = exports_in(source, is_label_studio)
     if not found:
         raise ValueError(f'{source} holds no export of Label Studio: choose "JSON", not JSON-MIN or CSV.')
     several, unlabeled = 0, 0

@@ -22,6 +22,7 @@ from ..data.raster import open_raster
 from ..data.reading import examine
 from ..data.table import first_few
 from ..data.walk import IMAGE_SUFFIXES, MASK_SUFFIXES, walk
+from ..files import stamp_of
 from .project import IMAGE_FOLDERS, Project, ProjectBuilder, ReadOptions, Shape, clean
 from .shapes import Region
 
@@ -64,7 +65,7 @@ def read_object_masks(source: Path, options: ReadOptions) -> Project:
     builder.declare(sorted({label for found in masks.values() for label, _ in found}))
     builder.uses.update(label for found in masks.values() for label, _ in found)
     for name, found in masks.items():
-        stamps = [[label, str(path), path.stat().st_size, path.stat().st_mtime_ns] for label, path in found]
+        stamps = [[label, str(path), *stamp_of(path)] for label, path in found]
         shapes = partial(_shapes, name, images[name], found)
         builder.add(images[name], shapes, called=name, where=str(folder), raw=stamps)
     alone = [name for name in images if name not in masks]

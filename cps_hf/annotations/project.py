@@ -271,6 +271,17 @@ def read_json(path: Path) -> Any:
         ) from error
 
 
+def exports_in(source: Path, is_export: Callable[[Any], bool]) -> list[tuple[Path, Any]]:
+    """(path, content) of the JSON files that are a tool's: `source` itself, or those at any depth in it.
+
+    Raises:
+        ValueError: a JSON file is cut off.
+    """
+    files = [source] if source.is_file() else sorted(source.rglob("*.json"))
+    contents = [(path, read_json(path)) for path in files]
+    return [(path, content) for path, content in contents if is_export(content)]
+
+
 def field_of(row: Any, name: str, kind: type | tuple[type, ...], where: str) -> Any:
     """`row[name]`, which must be of some type.
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .project import Project, ProjectBuilder, ReadOptions, Shape, clean, field_of, numbers_of, points_of, read_json
+from .project import Project, ProjectBuilder, ReadOptions, Shape, clean, exports_in, field_of, numbers_of, points_of
 from .shapes import ellipse, line, polygon, rectangle
 
 PROJECT = "_via_img_metadata"
@@ -38,9 +38,7 @@ def read_via(source: Path, options: ReadOptions) -> Project:
             none.
     """
     builder = ProjectBuilder("via", source, options)
-    files = [source] if source.is_file() else sorted(source.rglob("*.json"))
-    contents = [(path, read_json(path)) for path in files]
-    found = [(path, content) for path, content in contents if is_via(content)]
+    found = exports_in(source, is_via)
     if not found:
         raise ValueError(f'{source} holds no file of VIA: save the project, or export "annotations (as JSON)".')
     used = {

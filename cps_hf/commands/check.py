@@ -19,10 +19,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
-
 from ..data.check import check_dataset, check_splits, format_report
 from ..data.discover import discover
+from ..data.discovered import Discovered
 from ..data.layout import find_layout
 from .arguments import ArgumentParser
 from .datasets import LOADERS, SPLITS, find_dataset, options_from_json
@@ -61,7 +60,9 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         if found is None:
             splits = [options.split] if options.split else SPLITS[options.dataset](root, **own)
         else:
-            splits, load = [*found], lambda root, split: found[split]
+            sets = {"labeled": found.labeled, "validation": found.evaluation, "unlabeled": found.unlabeled}
+            sets = {name: dataset for name, dataset in sets.items() if dataset is not None}
+            splits, load = [*sets], lambda root, split: sets[split]
         several = len(splits) > 1
         dataset = None if several else load(root, split=splits[0])
         output.mkdir(parents=True, exist_ok=True)  # before the walk, which may take long
@@ -71,6 +72,8 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
             report = check_splits(lambda split: load(root, split=split), splits, **how)
         else:
             report = check_dataset(dataset, sheet=sheet, num_workers=options.num_workers)
+    if found is not None and found.notes:  # a split that is left alone is not walked
+        print(*found.notes, sep="\n", end="\n\n")
     print(format_report(report))
     with mendable(output / "report.json"):  # on a full disk
         (output / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
@@ -85,15 +88,11 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     return report
 
 
-def partly_labeled(root: str | Path) -> dict[str, Dataset] | None:
-    """The labeled, validation and unlabeled images as `cps-hf train DIR` finds them; `None` where every image has a
-    mask, or where the folder's layout cannot be told."""
+def partly_labeled(root: str | Path) -> Discovered | None:
+    """What `cps-hf train DIR` finds; `None` where every image has a mask, or where the folder's layout cannot be
+    told."""
     try:
         complete = all(pair.mask is not None for pair in find_layout(root).pairs)
     except ValueError:
         return None
-    if complete:
-        return None
-    found = discover(root)
-    sets = {"labeled": found.labeled, "validation": found.evaluation, "unlabeled": found.unlabeled}
-    return {name: dataset for name, dataset in sets.items() if dataset is not None}
+    return None if complete else discover(root)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 
 
@@ -14,3 +15,13 @@ def print_any_text() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # not where there is no console, or a program catches what is printed
             stream.reconfigure(errors="backslashreplace")
+
+
+def log_warnings_alone() -> None:
+    """Of a command that loads branches: what this package warns of is printed as it is, without what Transformers
+    says and draws while it loads each."""
+    from transformers.utils import logging as transformers_logging  # slow, and this module is imported for `--help`
+
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()

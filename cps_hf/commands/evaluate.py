@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,6 @@ from typing import Any
 import numpy as np
 import torch
 from tqdm.auto import tqdm
-from transformers.utils import logging as transformers_logging
 
 from .. import visualization
 from ..checkpointing.fingerprint import versions
@@ -49,6 +47,7 @@ from ..training.reporting import class_table, mean_iou_in_words, scores_table, w
 from . import branches as chosen
 from . import datasets as named
 from .arguments import ArgumentParser
+from .console import log_warnings_alone
 from .errors import mendable
 from .main import COMMANDS
 
@@ -107,9 +106,7 @@ def make_parser() -> ArgumentParser:
 def main(argv: Sequence[str]) -> dict[str, Any]:
     """Score as a command line says; what results.json holds."""
     options = make_parser().parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    log_warnings_alone()
     output = Path(options.output_dir)
     with mendable(output):
         chosen.settle_run(options, what="is scored")

@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -32,7 +31,6 @@ from typing import Any
 import torch
 from datasets import Dataset
 from tqdm.auto import tqdm
-from transformers.utils import logging as transformers_logging
 
 from .. import visualization
 from ..annotations.drafts import FORMATS, Draft, write_drafts
@@ -41,12 +39,13 @@ from ..data.palettes import palette_of
 from ..data.streams import EvaluationStream, undecoded
 from ..data.table import build
 from ..data.walk import find_images
-from ..files import write_atomically
+from ..files import append_record, read_records, stamp_of, write_atomically
 from ..inference.ensemble import Ensemble
 from ..inference.windows import add_probabilities, class_ids
 from . import branches as chosen
 from . import datasets as named
 from .arguments import ArgumentParser
+from .console import log_warnings_alone
 from .errors import mendable
 from .huge import HUGE, UnreadableError, huge_paths, is_huge, predict_huge, windows_for
 from .main import COMMANDS
@@ -87,9 +86,7 @@ def make_parser() -> ArgumentParser:
 def main(argv: Sequence[str]) -> dict[str, int]:
     """Predict as a command line says; how many images were predicted, were done before, and could not be read."""
     options = make_parser().parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    log_warnings_alone()
     with mendable(options.output_dir):
         return predict(options)
 
@@ -97,6 +94,34 @@ def main(argv: Sequence[str]) -> dict[str, int]:
 def predict(options: argparse.Namespace) -> dict[str, int]:
     """Everything; returns how many images were predicted, were done before, and could not be read."""
     _settle_words(options)
+    _check_values(options)
+    images = Images.from_files(options) if options.inputs else Images.from_dataset(options)
+    branches, how = chosen.from_arguments(options)
+    how_huge = windows_for(images.huge, branches, how, options) if images.huge else None
+    kinds = ["probabilities"] * options.probabilities + ["overlays"] * (not options.no_overlays) + ["masks"]
+    settings = _settings(options, branches, how, how_huge)
+    outputs = Outputs(Path(options.output_dir), kinds, settings, overwrite=options.overwrite)
+    progress = Progress(images.count, skip_bad_images=options.skip_bad_images)
+    names = [*branches.id2label.values()]
+    shown = names, palette_of(None, names), options.overlay_alpha
+    for sample in images.samples(outputs, progress, options.num_workers):
+        if isinstance(sample, Exception):
+            progress.leave_out(sample)
+            continue
+        _predict_one(sample, images.source(sample["id"]), outputs, branches, how, shown)
+        progress.count("predicted")
+    for name, path in images.huge.items():
+        _predict_huge(name, path, outputs, progress, branches, how_huge, shown)
+    progress.bar.close()
+    print(f"{progress}. Written to {options.output_dir}.")
+    if options.format:
+        settled = {name: getattr(options, name) for name in ("format", "tolerance", "min_area", "background")}
+        drafts = images.drafts(outputs, keep_suffix=options.keep_suffix)
+        print(f"Drafts: {', '.join(map(str, write_drafts(outputs.folder, drafts, names, **settled)))}")
+    return progress.counts
+
+
+def _check_values(options: argparse.Namespace) -> None:
     if not 0 <= options.overlay_alpha <= 1:
         raise ValueError(f"`--overlay_alpha` must be from 0 to 1, got {options.overlay_alpha}.")
     for name in ("tolerance", "min_area"):
@@ -104,70 +129,95 @@ def predict(options: argparse.Namespace) -> dict[str, int]:
             raise ValueError(f"`--{name}` must be 0 or more, got {getattr(options, name)}.")
     if options.format and not options.inputs:
         raise ValueError(f"`--format {options.format}` goes with image files, which the tool opens too: give IMAGES.")
-    images = Images.from_files(options) if options.inputs else Images.from_dataset(options)
-    branches, how = chosen.from_arguments(options)
-    names = [*branches.id2label.values()]
-    palette = palette_of(None, names)
-    kinds = ["probabilities"] * options.probabilities + ["overlays"] * (not options.no_overlays) + ["masks"]
-    settings = {"weights": fingerprint(branches), "classes": names, **how, "overlay_alpha": options.overlay_alpha}
-    settings.pop("window_batch_size", None)
-    if images.huge:
-        how_huge = windows_for(images.huge, branches, how, options)
-        windows = {key: how_huge[key] for key in ("crop_size", "stride")}
-        settings[OF_HUGE] = {"pixels": options.huge_from, **windows}
-    outputs = Outputs(Path(options.output_dir), kinds, settings, overwrite=options.overwrite)
 
-    counts = {"predicted": 0, "done before": 0, "not readable": 0}
-    bar = tqdm(total=images.count, desc="predicting", unit="image", dynamic_ncols=True)
-    for sample in images.samples(outputs, counts, bar, options.num_workers):
-        if isinstance(sample, ValueError):
-            if not options.skip_bad_images:
-                raise ValueError(f"{sample} `--skip_bad_images` leaves such images out.")
-            counts["not readable"] += 1
-            bar.write(f"left out: {sample}", file=sys.stderr)
-            bar.update()
-            continue
-        if isinstance(sample, Exception):
-            raise sample
-        try:
-            logits = branches.logits(sample["image"], **how)
-        except ValueError as error:
-            raise ValueError(f"{images.source(sample['id'])}: {error}") from error
-        prediction = class_ids(logits)[0].to(torch.uint8).cpu().numpy()
-        paths = outputs.paths(sample["id"])
-        if options.probabilities:
-            write_probabilities(paths["probabilities"], add_probabilities(None, logits)[0].half().cpu().numpy())
-        del logits
-        if not options.no_overlays:
-            page = (sample["image"], prediction, names, palette, paths["overlays"])
-            visualization.overlay_page(*page, alpha=options.overlay_alpha)
-        write_mask(paths["masks"], prediction, palette)
-        outputs.record(sample["id"], images.source(sample["id"]))
-        counts["predicted"] += 1
-        bar.update()
-    for name, path in images.huge.items():
-        paths = huge_paths(outputs.paths(name), path)
-        if outputs.is_done(name, path, paths):
-            counts["done before"] += 1
-        else:
-            try:
-                predict_huge(path, paths, branches, how_huge, names, palette, options.overlay_alpha)
-            except UnreadableError as error:
-                if not options.skip_bad_images:
-                    raise ValueError(f"{error} `--skip_bad_images` leaves such images out.") from error
-                counts["not readable"] += 1
-                bar.write(f"left out: {error}", file=sys.stderr)
-                bar.update()
-                continue
-            outputs.record(name, path)
-            counts["predicted"] += 1
-        bar.update()
-    bar.close()
-    print(", ".join(f"{count} {what}" for what, count in counts.items()) + f". Written to {options.output_dir}.")
-    if options.format:
-        settled = {name: getattr(options, name) for name in ("format", "tolerance", "min_area", "background")}
-        print(f"Drafts: {', '.join(map(str, write_drafts(outputs.folder, images.drafts(outputs), names, **settled)))}")
-    return counts
+
+def _settings(
+    options: argparse.Namespace, branches: Ensemble, how: dict[str, Any], how_huge: dict[str, Any] | None
+) -> dict[str, Any]:
+    """What decides how the outputs look; of windows over huge images only where there is such an image."""
+    found = {"weights": fingerprint(branches), "classes": [*branches.id2label.values()], **how}
+    found["overlay_alpha"] = options.overlay_alpha
+    found.pop("window_batch_size", None)
+    if how_huge is not None:
+        windows = {key: how_huge[key] for key in ("crop_size", "stride")}
+        found[OF_HUGE] = {"pixels": options.huge_from, **windows}
+    return found
+
+
+class Progress:
+    """How many images were predicted, were done before, and could not be read; and the bar that shows it."""
+
+    def __init__(self, total: int | None, *, skip_bad_images: bool):
+        self.counts = {"predicted": 0, "done before": 0, "not readable": 0}
+        self.bar = tqdm(total=total, desc="predicting", unit="image", dynamic_ncols=True)
+        self._skips = skip_bad_images
+
+    def __str__(self) -> str:
+        return ", ".join(f"{count} {what}" for what, count in self.counts.items())
+
+    def count(self, what: str) -> None:
+        self.counts[what] += 1
+        self.bar.update()
+
+    def leave_out(self, error: Exception) -> None:
+        """An image that cannot be read.
+
+        Raises:
+            ValueError: such images are not to be left out.
+            Exception: `error`, where it is not the image's fault.
+        """
+        if not isinstance(error, ValueError):
+            raise error
+        if not self._skips:
+            raise ValueError(f"{error} `--skip_bad_images` leaves such images out.") from error
+        self.bar.write(f"left out: {error}", file=sys.stderr)
+        self.count("not readable")
+
+
+Shown = tuple[list[str], Sequence[tuple[int, int, int]], float]
+"""The classes' names and colours, and how much of a colour is seen on an overlay."""
+
+
+def _predict_one(
+    sample: dict[str, Any], source: str, outputs: Outputs, branches: Ensemble, how: dict[str, Any], shown: Shown
+) -> None:
+    """Predict an image as a whole and write its outputs, the mask last."""
+    try:
+        logits = branches.logits(sample["image"], **how)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+    prediction = class_ids(logits)[0].to(torch.uint8).cpu().numpy()
+    paths, (names, palette, alpha) = outputs.paths(sample["id"]), shown
+    if "probabilities" in paths:
+        write_probabilities(paths["probabilities"], add_probabilities(None, logits)[0].half().cpu().numpy())
+    del logits
+    if "overlays" in paths:
+        visualization.overlay_page(sample["image"], prediction, names, palette, paths["overlays"], alpha=alpha)
+    write_mask(paths["masks"], prediction, palette)
+    outputs.record(sample["id"], source)
+
+
+def _predict_huge(
+    name: str,
+    path: str,
+    outputs: Outputs,
+    progress: Progress,
+    branches: Ensemble,
+    how: dict[str, Any],
+    shown: Shown,
+) -> None:
+    """Predict an image by rows, unless it is done."""
+    paths = huge_paths(outputs.paths(name), path)
+    if outputs.is_done(name, path, paths):
+        progress.count("done before")
+        return
+    try:
+        predict_huge(path, paths, branches, how, *shown)
+    except UnreadableError as error:
+        progress.leave_out(error)
+        return
+    outputs.record(name, path)
+    progress.count("predicted")
 
 
 def _settle_words(options: argparse.Namespace) -> None:
@@ -218,17 +268,16 @@ class Images:
     def source(self, name: str) -> str:
         return self.sources[name] if self.sources is not None else f"{self.origin}: {name}"
 
-    def drafts(self, outputs: Outputs) -> list[Draft]:
-        """Of files: those that are predicted."""
+    def drafts(self, outputs: Outputs, *, keep_suffix: bool) -> list[Draft]:
+        """Of files: those that are predicted; `keep_suffix`: names have their images' endings already."""
         done = [(name, Path(path)) for name, path in self.sources.items() if outputs.is_done(name, path)]
         found = []
         for name, path in done:
-            # With `--keep_suffix` the name has its image's ending already.
-            called = name if name.endswith(path.suffix) else f"{name}{path.suffix}"
+            called = name if keep_suffix else f"{name}{path.suffix}"
             found.append(Draft(name, path, called, outputs.paths(name)["masks"]))
         return found
 
-    def samples(self, outputs: Outputs, counts: dict, bar: tqdm, num_workers: int) -> Iterator[dict | Exception]:
+    def samples(self, outputs: Outputs, progress: Progress, num_workers: int) -> Iterator[dict | Exception]:
         """The images that are not done; of those that are only the ids are read."""
 
         seen = set()
@@ -238,8 +287,8 @@ class Images:
                 raise ValueError(f"Two rows have the id {name!r}, and one mask would overwrite the other.")
             seen.add(os.path.normpath(name))
             done = outputs.is_done(name, self.source(name))
-            counts["done before"] += done
-            bar.update(int(done))
+            if done:
+                progress.count("done before")
             return not done
 
         if isinstance(self.dataset, Dataset):
@@ -289,7 +338,7 @@ class Outputs:
                 f"{folder} holds predictions made with other {other[0]}{values}. Choose another `--output_dir`, or "
                 "`--overwrite` them."
             )
-        self.done = self._read_index()
+        self.done = {entry["name"]: entry for entry in read_records(self.index)}
         if overwrite:
             for name in self.done:
                 output_path(folder / "masks", name, ".tif").unlink(missing_ok=True)  # of a huge image
@@ -301,13 +350,6 @@ class Outputs:
             settings |= kept
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(about, json.dumps(settings, indent=1, ensure_ascii=False))
-
-    def _read_index(self) -> dict[str, dict[str, Any]]:
-        lines = self.index.read_text(encoding="utf-8").splitlines(keepends=True) if self.index.is_file() else []
-        if lines and not lines[-1].endswith("\n"):  # cut off while it was written
-            lines.pop()
-            write_atomically(self.index, "".join(lines))
-        return {entry["name"]: entry for entry in map(json.loads, lines)}
 
     def paths(self, name: str) -> dict[str, Path]:
         return {kind: output_path(self.folder / kind, name, SUFFIXES[kind]) for kind in self.kinds}
@@ -330,17 +372,15 @@ class Outputs:
 
     def record(self, name: str, source: str) -> None:
         self.done[name] = {"name": name, "source": source, "stamp": stamp(source)}
-        with open(self.index, "a", encoding="utf-8") as file:
-            file.write(json.dumps(self.done[name], ensure_ascii=False) + "\n")
+        append_record(self.index, self.done[name])
 
 
 def stamp(source: str) -> list[int] | None:
     """A file's size and time of change; none for rows of a data set."""
     try:
-        status = os.stat(source)
+        return stamp_of(source)
     except OSError:
         return None
-    return [status.st_size, status.st_mtime_ns]
 
 
 def fingerprint(branches: Ensemble) -> str:

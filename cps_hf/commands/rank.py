@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +25,6 @@ from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
-from transformers.utils import logging as transformers_logging
 
 from .. import visualization
 from ..data.layout import NoMasksError, find_layout
@@ -41,6 +39,7 @@ from ..inference.ranking import descriptor, spread, uncertainty
 from ..inference.windows import add_probabilities, class_ids
 from . import branches as chosen
 from .arguments import ArgumentParser
+from .console import log_warnings_alone
 from .errors import mendable
 from .main import COMMANDS
 
@@ -68,9 +67,7 @@ def make_parser() -> ArgumentParser:
 def main(argv: Sequence[str]) -> list[str]:
     """Rank as a command line says; the images' paths, best first."""
     options = make_parser().parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    log_warnings_alone()
     with mendable(options.output):
         return rank(options)
 
@@ -175,19 +172,19 @@ def score(ensemble: Ensemble, how: dict[str, Any], sources: dict[str, Path], opt
         num_workers=options.num_workers,
         keep_errors=True,
     )
-    found, bad = [], 0
+    found = []
     bar = tqdm(total=len(sources), desc="ranking", unit="image", dynamic_ncols=True)
     for batch in stream:
         for sample in batch:
-            if isinstance(sample, ValueError) and options.skip_bad_images:
-                bad += 1
+            if isinstance(sample, ValueError):
+                if not options.skip_bad_images:
+                    raise ValueError(f"{sample} `--skip_bad_images` leaves such images out.") from sample
                 bar.write(f"left out: {sample}", file=sys.stderr)
             elif isinstance(sample, Exception):
-                hint = " `--skip_bad_images` leaves such images out." if isinstance(sample, ValueError) else ""
-                raise type(sample)(f"{sample}{hint}") from sample
+                raise sample
             else:
                 try:
-                    _, predictions, maps = look(ensemble, how, sample["image"])
+                    predictions, maps = look(ensemble, how, sample["image"])
                 except ValueError as error:
                     raise ValueError(f"{sources[sample['id']]}: {error}") from error
                 means = {name: float(values.mean()) for name, values in maps.items()}
@@ -198,14 +195,14 @@ def score(ensemble: Ensemble, how: dict[str, Any], sources: dict[str, Path], opt
     return found
 
 
-def look(ensemble: Ensemble, how: dict[str, Any], image) -> tuple[Any, list[np.ndarray], dict[str, np.ndarray]]:
-    """The image, each network's class map (H, W), and the maps of `uncertainty`."""
+def look(ensemble: Ensemble, how: dict[str, Any], image) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
+    """Each network's class map (H, W), and the maps of `uncertainty`."""
     probabilities, predictions = [], []
     for index in range(len(ensemble.networks)):
         logits = ensemble.logits(image, only=index, **how)
         predictions.append(class_ids(logits)[0].cpu().numpy())
         probabilities.append(add_probabilities(None, logits)[0].cpu())
-    return image, predictions, {name: values.numpy() for name, values in uncertainty(probabilities).items()}
+    return predictions, {name: values.numpy() for name, values in uncertainty(probabilities).items()}
 
 
 def table(ranked: Sequence[Scored], sources: dict[str, Path], key: str) -> str:
@@ -229,8 +226,8 @@ def contact_sheet(ensemble, how, ranked: Sequence[Scored], sources: dict[str, Pa
     rows = []
     for batch in stream:
         for sample in batch:
-            image, predictions, maps = look(ensemble, how, sample["image"])
-            rows.append([image.numpy(), *predictions, heat(maps[key])])
+            predictions, maps = look(ensemble, how, sample["image"])
+            rows.append([sample["image"].numpy(), *predictions, heat(maps[key])])
     titles = ["image", *(f"branch {i}" for i in range(len(ensemble.networks))), key]
     captions = [f"{place}  {one.name}" for place, one in enumerate(ranked, 1)]
     visualization.panel(rows, titles, names, palette_of(None, names), path, captions=captions)

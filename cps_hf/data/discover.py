@@ -271,15 +271,15 @@ def _held_out(
     paths = [pair.path for pair in usable]
     groups = None if group_by is None else group_of(group_by, paths)
     notes = []
-    names: list[str] = []
+    chosen: set[str] = set()
     if usable:
         holds = np.stack([pixels[path][:IGNORE_INDEX] > 0 for path in paths])
-        names = hold_out(paths, holds, share, groups=groups, seed=seed)
-    held = [pair for pair in usable if pair.path in {*names}]
+        chosen = {*hold_out(paths, holds, share, groups=groups, seed=seed)}
+    held = [pair for pair in usable if pair.path in chosen]
     if not held:
         notes.append(f"With {len(usable)} labeled images none is held out (from {FEW} on there is one).")
     elif groups is not None:
-        theirs = {group for group, path in zip(groups, paths, strict=True) if path in {*names}}
+        theirs = {group for group, path in zip(groups, paths, strict=True) if path in chosen}
         of_unlabeled = group_of(group_by, [pair.path for pair in sides.unlabeled], strict=False)
         kept = [p for p, group in zip(sides.unlabeled, of_unlabeled, strict=True) if group not in theirs]
         notes.append(f"Held out as wholes: {first_few(sorted(theirs))} (of {len({*groups})} groups).")

@@ -49,6 +49,7 @@ def hold_out(
             f"`group_by` finds one group, {names[0]!r}, in all {len(ids)} labeled images, so that none can be held "
             "out. Give another pattern, a list of images as `validation`, or `validation` none."
         )
+    holds = holds[:, holds.any(0)]  # a mask may hold any of 255 classes; most sets have few
     number = {name: i for i, name in enumerate(names)}
     of_image = np.array([number[name] for name in (ids if groups is None else groups)])
     images = np.zeros((len(names), holds.shape[1]), np.int64)  # of each unit, how many hold each class
@@ -65,10 +66,11 @@ def _taken(names: Sequence[str], images: np.ndarray, sizes: np.ndarray, count: i
     by_hash = sorted(range(len(names)), key=lambda i: hashlib.sha256(f"{seed}/{names[i]}".encode()).digest())
     rank = np.argsort(by_hash)
     free, left, have = np.ones(len(names), bool), units.copy(), np.zeros_like(total)
+    has, counts = (images > 0).astype(float), images.astype(float)  # products of floats are fast
     taken: list[int] = []
     held = 0
     while held < count and free.sum() > 1:
-        lost = ((images > 0) & (left <= 1)).sum(1)  # classes that training would have no more
+        lost = has @ (left <= 1)  # classes that training would have no more
         nearer = np.abs(count - held - sizes) < count - held
         allowed = free & (lost == 0) & nearer
         if not allowed.any() and not taken:  # one is needed: that which costs training least, then the smallest
@@ -76,9 +78,12 @@ def _taken(names: Sequence[str], images: np.ndarray, sizes: np.ndarray, count: i
             allowed &= sizes == sizes[allowed].min()
         if not allowed.any():
             break
-        new = ((images > 0) & (have == 0) & (units > 1)).sum(1)
-        lack = (images * ((wanted - have) / np.maximum(total, 1))).sum(1).round(9)
-        best = int(np.lexsort((rank, -lack, -new, ~allowed))[0])
+        new = has @ ((have == 0) & (units > 1))
+        lack = (counts @ ((wanted - have) / np.maximum(total, 1))).round(9)
+        alike = np.flatnonzero(allowed)
+        for merit in (new, lack, -rank):
+            alike = alike[merit[alike] == merit[alike].max()]
+        best = int(alike[0])
         taken.append(best)
         free[best] = False
         left -= images[best] > 0

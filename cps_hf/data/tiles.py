@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image as PILImage
 from tqdm.auto import tqdm
 
-from ..files import write_atomically, written_whole
+from ..files import append_record, read_records, stamp_of, write_atomically, written_whole
 from .bands import Bands, WholeBands, open_bands
 from .class_tables import READERS
 from .labels import IGNORE_INDEX
@@ -96,15 +96,14 @@ def cut_tiles(
     result = Tiled(images=len(pairs))
     stems: dict[str, list[str]] = {}
     for pair, name in tqdm([*zip(pairs, names, strict=True)], desc="cutting", unit="image", disable=not progress):
-        stamp = [_stamp(path) for path in (pair.image, pair.mask) if path is not None]
+        stamp = [stamp_of(path) for path in (pair.image, pair.mask) if path is not None]
         entry = done.get(pair.path)
         if entry is not None and entry["stamp"] != stamp:
             raise ValueError(f"{pair.path} has changed since it was cut into {out}. Choose another folder.")
         if entry is None:
             kept, left_out = _cut_one(pair, name, out, tile, overlap, ignored)
             entry = {"image": pair.path, "stamp": stamp, "tiles": kept, "left_out": left_out}
-            with open(out / DONE, "a", encoding="utf-8") as file:
-                file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+            append_record(out / DONE, entry)
         else:
             result.done_before += 1
         result.tiles["unlabeled" if pair.mask is None else "labeled"] += len(entry["tiles"])
@@ -175,17 +174,7 @@ def _open_folder(out: Path, settings: dict[str, Any]) -> dict[str, dict[str, Any
         raise ValueError(f"{out} is not empty, and holds no tiles of this command. Choose another folder.")
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(about, json.dumps(settings, indent=1, ensure_ascii=False))
-    path = out / DONE
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
-    if lines and not lines[-1].endswith("\n"):  # cut off while it was written
-        lines.pop()
-        write_atomically(path, "".join(lines))
-    return {entry["image"]: entry for entry in map(json.loads, lines)}
-
-
-def _stamp(path: Path) -> list[int]:
-    status = path.stat()
-    return [status.st_size, status.st_mtime_ns]
+    return {entry["image"]: entry for entry in read_records(out / DONE)}
 
 
 # ------------------------------------------------------------------------------------------------ one image

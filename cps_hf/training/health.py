@@ -207,9 +207,10 @@ class Watched:
 
     def __call__(self, pixel_values: Tensor, **options) -> Logits:
         logits = self.network(pixel_values, **options)
+        values = (logits.coarse() if isinstance(logits, StridedLogits) else logits).detach()
+        self.num_labels = values.shape[1]
         if pixel_values is not self.labeled_images:
-            values = (logits.coarse() if isinstance(logits, StridedLogits) else logits).detach()
-            sample, self.num_labels = values[..., ::4, ::4], values.shape[1]
+            sample = values[..., ::4, ::4]
             self._labels.append(sample.argmax(1).flatten())
             sure = pseudo_label(sample, confidence_threshold=self.least_confidence)
             padding = (F.interpolate(pixel_values, size=values.shape[-2:])[..., ::4, ::4] == 0).all(1)

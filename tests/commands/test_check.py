@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 from support.toy import write_world
@@ -82,7 +83,14 @@ def test_a_folder_in_which_some_images_have_no_mask_is_checked_as_train_finds_it
     report = check.main(words)
     counts = {name: part["samples"] for name, part in report["splits"].items()}
     assert counts == {"labeled": 5, "validation": 1, "unlabeled": 6}
-    assert "no problems" in capsys.readouterr().out
+    assert "no problems" in (said := capsys.readouterr().out) and "No class names were found" in said
+    for kind in ("images", "masks"):
+        (tmp_path / "set" / "test" / kind).mkdir(parents=True)
+    write_world(tmp_path / "set" / "test" / "images", [(20, 31)], labels=False)
+    (tmp_path / "set" / "test" / "images" / "0_label.png").rename(tmp_path / "set" / "test" / "masks" / "0.png")
+    assert check.main(words)["splits"].keys() == report["splits"].keys()
+    assert "The test split (1 images, 1 with a mask) is left alone" in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "set" / "test")
     (tmp_path / "set" / "images" / "9.png").write_bytes(b"no image")  # an unlabeled one
     assert status_of(*words) == 1 and "9" in capsys.readouterr().out
     assert status_of(*words, "--dataset", "folder") == 2 and "have no mask" in capsys.readouterr().err

@@ -169,7 +169,7 @@ def test_the_length_is_what_fits_the_time_that_is_left(folder, tmp_path, monkeyp
     assert planned.time_limit(*planned.complete(without, sets, typed - {"time"}, began=began), began=began) == []
 
 
-def test_a_time_also_limits_a_run_whose_steps_are_given(folder, tmp_path):
+def test_a_time_also_limits_a_run_whose_steps_are_given(folder, tmp_path, monkeypatch):
     words = [str(folder / "set"), "--models", str(folder / "tiny"), "--output_dir", str(tmp_path)]
     settings = parsed(*words, "--time", "5m", "--max_steps", "1000000")
     typed = {"time", "max_steps", "models", "output_dir", "dataset", "data_root"}
@@ -179,6 +179,8 @@ def test_a_time_also_limits_a_run_whose_steps_are_given(folder, tmp_path):
     assert limit.deadline == pytest.approx(50 + 300 - 10)
     (limit,) = planned.time_limit(chosen.with_values(time="20s"), plan, began=50.0)
     assert limit.deadline == pytest.approx(50 + 20 - 2)
+    monkeypatch.setattr(planned, "PartialState", lambda: SimpleNamespace(num_processes=2))
+    assert planned.time_limit(chosen, plan, began=50.0) == []  # they would have to agree
 
 
 def test_a_time_that_is_over_before_the_trial_is_an_error_at_once(folder, tmp_path, monkeypatch):

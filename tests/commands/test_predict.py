@@ -283,6 +283,18 @@ def test_drafts_for_tools_are_what_was_predicted_also_of_images_that_were_done_b
             assert np.array_equal(ids, np.asarray(Image.open(out / "masks" / f"{name}.png")))
 
 
+def test_a_draft_names_its_image_as_it_is_called_also_with_two_endings(tmp_path, branch):
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (40, 40)).save(tmp_path / "photos" / "a.jpg.jpg")
+    for more, mask in ((), "a.jpg.png"), (("--keep_suffix",), "a.jpg.jpg.png"):
+        out = tmp_path / f"out{len(more)}"
+        words = (branch, tmp_path / "photos", "--format", "coco", "--output_dir", out, "--num_workers", 0, *more)
+        predict.main([*map(str, words)])
+        assert (out / "masks" / mask).is_file()
+        [image] = json.loads((out / "coco.json").read_text())["images"]
+        assert image["file_name"] == "a.jpg.jpg"
+
+
 @pytest.mark.slow
 def test_branches_in_windows_by_workers(tmp_path, branch, photos, capsys):
     words = ("--branches", branch, branch, "--inputs", photos, "--mode", "sliding", "--crop_size", 20, 24)

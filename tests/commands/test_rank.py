@@ -66,6 +66,16 @@ def test_the_score_is_the_mean_divergence_of_both_branches_predictions(tmp_path,
         assert sheet.width > 600
 
 
+def test_a_copy_of_what_is_ahead_comes_late_unless_the_score_alone_counts(tmp_path, run_folder, photos):
+    first, *_ = ranked(run_folder, photos, output=tmp_path / "next.csv")
+    copy = photos / "images" / "9.png"
+    shutil.copy(first, copy)
+    order = ranked(run_folder, photos, output=tmp_path / "next.csv")
+    assert len(order) == 4 and {order[0], order[-1]} == {first, str(copy)}
+    words = [str(run_folder), str(photos), "--output", str(tmp_path / "next.csv"), "--num_workers", "0", "--no_spread"]
+    assert {*rank.main(words)[:2]} == {first, str(copy)}
+
+
 def test_one_branch_is_ranked_by_entropy_and_a_folder_without_masks_is_taken_whole(tmp_path, run_folder, photos):
     ranked(run_folder / "branch_0", photos / "images", output=tmp_path / "next.csv")
     rows = read(tmp_path / "next.csv")

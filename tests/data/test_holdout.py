@@ -40,6 +40,14 @@ def test_a_class_of_two_images_is_on_both_sides_and_one_of_one_image_is_trained_
         assert len({"3", "11"} & {*held}) == 1 and "7" not in held and len(held) == 4
 
 
+def test_a_class_that_is_not_held_out_yet_goes_before_many_that_are():
+    ids, holds = [f"{i}" for i in range(10)], np.zeros((10, 11), bool)
+    holds[:7, :10], holds[7:, 10] = True, True  # seven images hold ten classes each, three the eleventh alone
+    for seed in range(5):
+        held = hold_out(ids, holds, 0.2, seed=seed)
+        assert len(held) == 2 and holds[list(map(int, held))].any(0).all()
+
+
 def test_a_common_class_keeps_its_share():
     ids = [f"{i}" for i in range(200)]
     holds = np.ones((200, 2), bool)

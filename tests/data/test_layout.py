@@ -194,6 +194,10 @@ def test_a_suffix_that_is_named_tells_masks_side_by_side(tmp_path):
             r"images \(1 \.jpg\), truth \(1 \.png\).*{\"images\": \"images\", \"masks\": \"truth\"}",
         ),
         (("images/a.jpg", "masks/a.png", "masks/b.png"), r"1 of 2 masks in .* belong to no image: masks/b\.png"),
+        (
+            ("train/images/a.jpg", "train/masks/a.png", "train/masks/b.png", "val/images/b.jpg"),
+            r"1 of 2 masks in .* belong to no image: train/masks/b\.png",
+        ),
         (("a.jpg", "a_mask.png", "b_mask.png"), r"1 of 2 masks in .* belong to no image: b_mask\.png"),
         (
             ("images/a.jpg", "masks/a_color.png", "masks/a.png", "masks/a_mask.png"),

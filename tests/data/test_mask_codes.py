@@ -47,6 +47,16 @@ def test_ids_with_names_are_as_they_are(tmp_path):
     assert pixels.tolist()[:3] == [HALF, HALF, 0]
 
 
+def test_values_below_zero_are_ignored_and_no_class(tmp_path):
+    stored = BANDS.astype(np.int32) * 200
+    stored[0, 0] = -1
+    Image.fromarray(stored).save(tmp_path / "a.tif")
+    [look] = look_at_masks(["a.tif"], [tmp_path / "a.tif"])
+    coding = settle(["a.tif"], [look], ())
+    assert coding.encoding.names == ("class_0", "class_200")
+    assert class_pixels(look, coding.encoding)[[0, 1, 255]].tolist() == [HALF - 1, HALF, 1]
+
+
 def test_what_the_user_says_wins_over_files(tmp_path):
     coding, _ = settled(tmp_path, BANDS, tables=[NAMES], given=given_classes(["a", "b"]))
     assert coding.encoding.names == ("a", "b")

@@ -97,6 +97,13 @@ def test_slow_evaluations_are_few():
     assert chosen["max_steps"] / chosen["eval_steps"] <= 2
 
 
+def test_the_evaluation_between_the_stages_is_part_of_the_time():
+    slow = dataclasses.replace(TIMINGS, evaluation=60.0)
+    chosen = values(seconds=600, measure=lambda settings: slow)
+    steps, first = chosen["max_steps"], chosen["pretrain_steps"]
+    assert 0.88 * 600 < first * 0.5 + (steps - first) * 1.0 + 3 * 60 + 20 + 10 < 600
+
+
 def test_a_time_that_is_too_short_says_how_much_is_needed():
     with pytest.raises(ValueError, match="fewer than 60 teach nothing. Give at least (\\d+) s") as error:
         values(seconds=50, measure=lambda settings: TIMINGS)
