@@ -41,7 +41,7 @@ class Painted:
         ids: uint8 (H, W).
         shapes: how many were drawn, by label; ignored ones count as "".
         contested: pixels covered by shapes of different classes.
-        cut: shapes that extend beyond the image. lost: shapes that contain no pixel center.
+        cut: shapes that extend beyond the image. lost: shapes that contain no pixel centre.
     """
 
     ids: np.ndarray

@@ -102,7 +102,7 @@ def read_cvat_masks(source: Path, options: ReadOptions) -> Project:
     """The folder with labelmap.txt; images are in JPEGImages or elsewhere (`images`).
 
     Raises:
-        ValueError: the table cannot be read, a mask has no image, or it contains a color that is not in the table.
+        ValueError: the table cannot be read, a mask has no image, or it contains a colour that is not in the table.
     """
     builder = ProjectBuilder("cvat_masks", source, options)
     table = read_color_table(source / LABELMAP)

@@ -1,4 +1,4 @@
-"""Masks with a label in every pixel: by color, by number, or in black and white. Also Roboflow's masks.
+"""Masks with a label in every pixel: by colour, by number, or in black and white. Also Roboflow's masks.
 
 `cps_hf.data.reading` reads the mask files: lossy files are rejected, and a mask of the stored size is rotated with its
 image.
@@ -29,15 +29,15 @@ Color = tuple[int, int, int]
 
 
 def read_colors(source: Path, options: ReadOptions) -> Project:
-    """RGB masks and a color table, `options.colors`.
+    """RGB masks and a colour table, `options.colors`.
 
     Raises:
-        ValueError: the table is missing or cannot be read, or a mask contains another color.
+        ValueError: the table is missing or cannot be read, or a mask contains another colour.
     """
     builder = ProjectBuilder("colors", source, options)
     if options.colors is None:
         raise ValueError(
-            'RGB masks need a color table, `--colors FILE`: JSON like {"road": [128, 64, 128]} or {"#804080": '
+            'RGB masks need a colour table, `--colors FILE`: JSON like {"road": [128, 64, 128]} or {"#804080": '
             '"road"}, CSV with the columns name, r, g, b, or a labelmap.txt of CVAT.'
         )
     add_label_maps(builder, options.masks, colors=read_color_table(options.colors))
@@ -117,7 +117,7 @@ def add_label_maps(
     Args:
         folder: name of the masks' folder, in the source or in each of its splits. If `None` or ".", masks are next to
             the images.
-        colors, values: the meaning of a color or a number: a label, `None` (ignored), "" (no label).
+        colors, values: the meaning of a colour or a number: a label, `None` (ignored), "" (no label).
         mask_suffix: of the masks' names, unless the options set one.
 
     Raises:
@@ -183,10 +183,10 @@ def _pairs(builder: ProjectBuilder, folder: str | None, mask_suffix: str) -> lis
 
 
 def read_color_table(path: Path) -> dict[Color, str | None]:
-    """The meaning of colors, from JSON, CSV or CVAT's labelmap.txt.
+    """The meaning of colours, from JSON, CSV or CVAT's labelmap.txt.
 
     Raises:
-        ValueError: the table cannot be read, or one color has two labels.
+        ValueError: the table cannot be read, or one colour has two labels.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -195,13 +195,13 @@ def read_color_table(path: Path) -> dict[Color, str | None]:
             raise ValueError("it is empty")
     except (ValueError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise ValueError(
-            f'{path} is not a color table ({error}): expected JSON like {{"road": [128, 64, 128]}} or {{"#804080": '
+            f'{path} is not a colour table ({error}): expected JSON like {{"road": [128, 64, 128]}} or {{"#804080": '
             '"road"}, CSV with the columns name, r, g, b, or lines like `road:128,64,128::`.'
         ) from error
     table: dict[Color, str | None] = {}
     for color, name in pairs:
         if color in table and table[color] != name:
-            raise ValueError(f"{path}: the color {color} means {table[color]!r} and {name!r}. Give each its own.")
+            raise ValueError(f"{path}: the colour {color} means {table[color]!r} and {name!r}. Give each its own.")
         table[color] = name
     return table
 
@@ -233,5 +233,5 @@ def _color(value: object) -> Color:
     parts = value.split(",") if isinstance(value, str) else value
     color = tuple(int(part) for part in parts)
     if len(color) != 3 or not all(0 <= part <= 255 for part in color):
-        raise ValueError(f"{value!r} is not a color (red, green, blue), each from 0 to 255")
+        raise ValueError(f"{value!r} is not a colour (red, green, blue), each from 0 to 255")
     return color

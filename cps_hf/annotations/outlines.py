@@ -1,9 +1,9 @@
-"""Outlines of the regions of a mask, exact or simplified, such that neighbors keep sharing their edges.
+"""Outlines of the regions of a mask, exact or simplified, such that neighbours keep sharing their edges.
 
 Outlines run along the edges between pixels, so that `shapes.polygon` fills exactly the region again. They are
-simplified (Douglas and Peucker, 1973) in arcs, from one point where three regions meet to the next. Both neighbors of
+simplified (Douglas and Peucker, 1973) in arcs, from one point where three regions meet to the next. Both neighbours of
 an arc keep the same points, so that no gap opens between them. No point of an outline moves by more than the
-tolerance, so a pixel whose center is farther than that from every boundary keeps its class.
+tolerance, so a pixel whose centre is farther than that from every boundary keeps its class.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def trace(ids: np.ndarray, *, tolerance: float = 0) -> list[Outline]:
 
 
 def without_specks(ids: np.ndarray, least: int) -> np.ndarray:
-    """The mask without regions of fewer than `least` pixels: each of their pixels takes a neighbor's class.
+    """The mask without regions of fewer than `least` pixels: each of their pixels takes a neighbour's class.
 
     A mask that consists only of such regions is returned unchanged.
     """

@@ -98,7 +98,7 @@ class ReadOptions:
         masks: for mask formats: their folder in the source.
         image_suffix, mask_suffix: what an image's and its mask's name have in addition to their common part.
         classes: the classes in the order of their ids; required by some formats.
-        colors: a file with a color table.
+        colors: a file with a colour table.
         first_id: for masks of ids: the lowest value that is a class.
         attribute: for VIA: the region attribute that contains the label.
         line_width: width of lines and points, in pixels.

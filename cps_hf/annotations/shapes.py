@@ -1,6 +1,6 @@
-"""Rasterize shapes by one rule: a pixel belongs to a shape if the shape contains the pixel's center.
+"""Rasterize shapes by one rule: a pixel belongs to a shape if the shape contains the pixel's centre.
 
-Coordinates are (x, y) in pixels from the image's upper left corner. The first pixel's center is (0.5, 0.5), and a
+Coordinates are (x, y) in pixels from the image's upper left corner. The first pixel's centre is (0.5, 0.5), and a
 rectangle from (0, 0) to (10, 10) has 100 pixels. The inside follows the even-odd rule, as in LabelMe and COCO: an area
 that an outline surrounds twice is outside. If two shapes share an edge, each pixel belongs to exactly one of them.
 """
@@ -49,7 +49,7 @@ def polygon(rings: Sequence[np.ndarray], height: int, width: int) -> Region:
     count = np.ceil(y1 - 0.5).clip(top, bottom).astype(int) - first
     edge = np.repeat(np.arange(len(count)), count)
     row = np.arange(len(edge)) - np.repeat(np.cumsum(count) - count, count) + first[edge]
-    slope = (x1 - x0)[edge] / (y1 - y0)[edge]  # edges between two rows of centers are already excluded
+    slope = (x1 - x0)[edge] / (y1 - y0)[edge]  # edges between two rows of centres are already excluded
     crossing = x0[edge] + (row + 0.5 - y0[edge]) * slope
     column = np.ceil(crossing - 0.5).clip(left, right).astype(int)
     at = (row - top) * (columns + 1) + column - left
@@ -58,7 +58,7 @@ def polygon(rings: Sequence[np.ndarray], height: int, width: int) -> Region:
 
 
 def rectangle(a: Sequence[float], b: Sequence[float], height: int, width: int, *, degrees: float = 0) -> Region:
-    """A rectangle between two opposite corners, rotated clockwise about its center."""
+    """A rectangle between two opposite corners, rotated clockwise about its centre."""
     (x0, y0), (x1, y1) = a, b
     corners = np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], float)
     center = corners.mean(axis=0)
@@ -68,7 +68,7 @@ def rectangle(a: Sequence[float], b: Sequence[float], height: int, width: int, *
 
 
 def ellipse(center: Sequence[float], radii: Sequence[float], height: int, width: int, *, degrees: float = 0) -> Region:
-    """An ellipse (with equal radii, a circle), rotated clockwise about its center."""
+    """An ellipse (with equal radii, a circle), rotated clockwise about its centre."""
     (cx, cy), (rx, ry) = center, radii
     cos, sin = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
     reach = np.hypot(rx * cos, ry * sin), np.hypot(rx * sin, ry * cos)

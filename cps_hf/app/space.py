@@ -57,7 +57,7 @@ def write_space(
         branches: Hub ids (or folders, to try it locally); the first is shown first.
         classes: the branches' class names, which decide what the examples show.
         title: if None, "Segmentation with" and the first branch's name.
-        license: a license identifier of the Hub for the header. If None, the header has none.
+        license: a licence identifier of the Hub for the header. If None, the header has none.
         private: explain what a Space needs to read a private branch.
 
     Raises:

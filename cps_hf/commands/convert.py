@@ -42,7 +42,7 @@ def make_parser() -> ArgumentParser:
         "--mask_suffix", metavar="TEXT", default="", help="for masks: a suffix of mask names that images lack"
     )
     group.add_argument(
-        "--colors", metavar="FILE", type=Path, help="for RGB masks: the color table as JSON, CSV or labelmap.txt"
+        "--colors", metavar="FILE", type=Path, help="for RGB masks: the colour table as JSON, CSV or labelmap.txt"
     )
     group.add_argument("--first_id", type=int, default=0, help="for masks of ids: first class id; 1: 0 is no label")
     group.add_argument("--attribute", metavar="NAME", help="for VIA: the region attribute that contains the label")

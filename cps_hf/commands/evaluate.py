@@ -118,7 +118,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
 
 
 def evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], Worst, Palette]:
-    """The content of results.json (NaN for absent classes), the worst images, and the class colors."""
+    """The content of results.json (NaN for absent classes), the worst images, and the class colours."""
     if options.num_pictures < 0:
         raise ValueError(f"`--num_pictures` must be 0 or more, got {options.num_pictures}.")
     output = Path(options.output_dir)

@@ -18,7 +18,7 @@ COMMANDS = {
     "train": "train two networks on each other's pseudo labels; without options, a demonstration on drawn data",
     "compare": "did the unlabeled images help? train with and without them for the same time, and score both",
     "check": "check a data set before training: broken files, sizes, class shares, a contact sheet",
-    "convert": "turn exports of annotation tools into masks: COCO, LabelMe, CVAT, YOLO, colors and others",
+    "convert": "turn exports of annotation tools into masks: COCO, LabelMe, CVAT, YOLO, colours and others",
     "evaluate": "score a branch, or the mean of several, on a labeled set; or write predictions for a server",
     "predict": "predict images: masks, overlays with a legend and, optionally, the probability of every class",
     "rank": "which images to label next: the images on which a run's branches disagree most, with a contact sheet",

@@ -10,7 +10,7 @@
         the mean of two branches on a data set from the Hub, on parquet files, or on any other named data set.
 
 Works with any AutoModelForSemanticSegmentation model. Written to `--output_dir`, each with its image's name and
-subfolders: masks/ (PNGs of class ids in the class colors), overlays/ and probabilities/ (float16 (C, H, W) at the
+subfolders: masks/ (PNGs of class ids in the class colours), overlays/ and probabilities/ (float16 (C, H, W) at the
 image's size). Run again, it skips finished images, which predicted.jsonl lists; incomplete files never have their
 final name. With `--format`, the masks are also written as polygons for an annotation tool: coco.json, cvat.xml or
 labelme/ (`png`: classes.json, next to the masks).
@@ -71,7 +71,7 @@ def make_parser() -> ArgumentParser:
     )
     group.add_argument("--probabilities", action="store_true", help="also write every class's probability; large")
     group.add_argument("--no_overlays", action="store_true", help="write no overlays")
-    group.add_argument("--overlay_alpha", type=float, default=0.5, help="opacity of the class colors, 0 to 1")
+    group.add_argument("--overlay_alpha", type=float, default=0.5, help="opacity of the class colours, 0 to 1")
     group.add_argument("--keep_suffix", action="store_true", help="a.jpg becomes a.jpg.png, to allow a.png as well")
     group.add_argument("--skip_bad_images", action="store_true", help="skip and count unreadable images")
     group.add_argument("--overwrite", action="store_true", help="first remove this command's earlier output")
@@ -175,7 +175,7 @@ class Progress:
 
 
 Shown = tuple[list[str], Sequence[tuple[int, int, int]], float]
-"""The class names and colors, and the opacity of the colors on an overlay."""
+"""The class names and colours, and the opacity of the colours on an overlay."""
 
 
 def _predict_one(

@@ -26,7 +26,7 @@ _USAGE = "--dataset NAME [--option value ...] | --tile PIXELS [--overlap PIXELS]
 CITYSCAPES_TERMS = (
     "Cityscapes may be used for research, teaching and personal experiments only, and may not be passed on to others, "
     "in whole or in part. Pushing it, even privately, gives copies to everyone who can read the repository. If your "
-    "license allows that, add `--i_may_share`."
+    "licence allows that, add `--i_may_share`."
 )
 
 
@@ -42,7 +42,7 @@ def make_parser() -> ArgumentParser:
     group.add_argument("--load_options", default="{}", help="additional loader arguments, as JSON")
     group = parser.add_argument_group("tiles")
     group.add_argument("--tile", type=int, metavar="PIXELS", help="side of the square tiles, a multiple of 16")
-    group.add_argument("--overlap", type=int, metavar="PIXELS", help="overlap of neighboring tiles; default: 0")
+    group.add_argument("--overlap", type=int, metavar="PIXELS", help="overlap of neighbouring tiles; default: 0")
     group.add_argument(
         "--ignored", type=int, nargs="+", metavar="VALUE", help="mask values that are not a class; default: 255"
     )

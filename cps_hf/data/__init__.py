@@ -1,4 +1,4 @@
-"""Data sets as `datasets` with the columns image, label and id; which images are labeled; views and streams."""
+"""Data sets as `datasets` with the columns image, label and id; labeled and unlabeled splits; views and streams."""
 
 from .cityscapes import load_cityscapes
 from .folder import load_folder

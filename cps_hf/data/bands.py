@@ -1,9 +1,9 @@
-"""An image or a mask of any size, read some rows at a time.
+"""Images and masks of any size, read a few rows at a time.
 
-PIL decodes the whole of a TIFF. Here the tiles (or strips) of some rows are copied, still compressed, into a small
-TIFF in memory, which PIL decodes: every codec of libtiff and every rule of raster.py holds, and no further library is
-needed. (tifffile reads LZW and JPEG only with imagecodecs; rasterio brings GDAL.) Tiled and striped TIFFs, COGs and
-BigTIFFs are read this way. Other files, and TIFFs of a single compressed strip, are decoded whole.
+PIL can only decode a whole TIFF. Here the tiles (or strips) of some rows are copied, still compressed, into a small
+TIFF in memory, which PIL decodes. So all codecs of libtiff and all rules of raster.py apply, without another library.
+(tifffile needs imagecodecs for LZW and JPEG; rasterio needs GDAL.) Tiled and striped TIFFs, COGs and BigTIFFs are read
+this way. Other files, and TIFFs with a single compressed strip, are decoded whole.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from PIL import Image as PILImage
 from .raster import Raster, most_pixels, open_raster, turn
 
 PIXELS_AT_ONCE = 2**23  # decoded at a time, or one row of tiles
-MOST_OF_A_BLOCK = 2**26  # pixels of a row of tiles or of a strip; a file of larger ones is decoded whole
+MOST_OF_A_BLOCK = 2**26  # pixels in a row of tiles or in a strip; a file with larger ones is decoded whole
 
 TIFF_SUFFIXES = (".tif", ".tiff")
 GEO_TAGS = (33550, 33922, 34264, 34735, 34736, 34737)
-"""Where a GeoTIFF says what place on Earth it shows."""
+"""TIFF tags with the georeference of a GeoTIFF."""
 _NO_DATA = 42113
 _DECODING = (258, 259, 262, 266, 277, 284, 292, 293, 317, 320, 338, 339, 347, 529, 530, 531, 532, _NO_DATA)
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
@@ -38,10 +38,10 @@ _INTEGERS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q"}
 def open_bands(path: str | Path, *, name: str, what: str) -> Bands:
     """
     Args:
-        name: what errors call the row. what: "image" or "label".
+        name: the row's name in error messages. what: "image" or "label".
 
     Raises:
-        ValueError: the file cannot be read, or has to be decoded whole and has more pixels than the limit.
+        ValueError: the file cannot be read, or it must be decoded whole and has more pixels than the limit.
     """
     path = Path(path)
     found = _Tiff.of(path, name, what)
@@ -49,37 +49,37 @@ def open_bands(path: str | Path, *, name: str, what: str) -> Bands:
 
 
 def pixels_of(path: str | Path) -> int | None:
-    """How many pixels an image file has, from its header; `None` where it does not tell, or PIL refuses to."""
+    """The number of pixels of an image file, from its header. `None` if it cannot be read or exceeds PIL's limit."""
     path = Path(path)
     try:
         if path.suffix.lower() in TIFF_SUFFIXES:
             tiff = _Tiff.of(path, str(path), "image")
             return None if tiff is None else tiff.height * tiff.width
-        most_pixels()  # lets the environment variable raise PIL's limit
+        most_pixels()  # apply the environment variable to PIL's limit
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", PILImage.DecompressionBombWarning)
             with PILImage.open(path) as image:
                 return image.width * image.height
-    except Exception:  # whatever is wrong with the file is said where it is read
+    except Exception:  # the error is reported when the file is read
         return None
 
 
 def is_georeferenced(path: str | Path) -> bool:
-    """Whether `open_bands` finds geo-tags in the file."""
+    """Whether `open_bands` finds a georeference in the file."""
     try:
         tiff = _Tiff.of(Path(path), str(path), "image")
-    except ValueError:  # said where it is read
+    except ValueError:  # reported when the file is read
         return False
     return tiff is not None and tiff.is_in_parts and any(tag in tiff.tags for tag in GEO_TAGS)
 
 
 class Bands(ABC):
-    """An image or a mask that gives some rows at a time.
+    """An image or a mask that is read by rows.
 
     Attributes:
-        size: height and width as a viewer shows it.
-        geo: by tag of `GEO_TAGS`, (type, count, bytes) as the file holds them; and `order`, its byte order.
-        palette: after `mask_rows`, the mask's palette (256 x 3 bytes), where it has one.
+        size: height and width as displayed.
+        geo: by tag of `GEO_TAGS`, (type, count, bytes) as stored in the file; `order` is its byte order.
+        palette: after `mask_rows`, the mask's palette (256 x 3 bytes), if any.
     """
 
     size: tuple[int, int]
@@ -89,7 +89,7 @@ class Bands(ABC):
 
     @abstractmethod
     def image_rows(self, start: int, stop: int) -> np.ndarray:
-        """uint8 (stop - start, W, 3), as `read_image` gives them.
+        """uint8 (stop - start, W, 3), as from `read_image`.
 
         Raises:
             ValueError: these rows are damaged.
@@ -100,7 +100,7 @@ class Bands(ABC):
         """The stored values (stop - start, W), or colours (stop - start, W, C).
 
         Raises:
-            ValueError: these rows are damaged, or are no values that a mask may have.
+            ValueError: these rows are damaged, or their values are not allowed in a mask.
         """
 
 
@@ -120,7 +120,7 @@ class WholeBands(Bands):
         return self._rows(self._mask_of, start, stop)
 
     def turn(self, orientation: int) -> None:
-        """Turn a mask as its image is turned."""
+        """Rotate a mask as its image is rotated."""
         self.orientation = orientation
         height, width = self.stored_size
         self.size = (width, height) if orientation >= 5 else (height, width)
@@ -134,12 +134,12 @@ class WholeBands(Bands):
             pixels = take(self._raster)
             is_turned_already = self._raster.is_upright and self._raster.orientation == self.orientation
             self._pixels = pixels if is_turned_already else turn(pixels, self.orientation)
-            self._raster = None  # with its bytes, and PIL's copy of the pixels
+            self._raster = None  # frees its bytes and PIL's copy of the pixels
         return np.ascontiguousarray(self._pixels[start:stop])
 
 
 class TiffBands(Bands):
-    """A TIFF, of which only the tiles or strips of the wanted rows are read."""
+    """A TIFF of which only the tiles or strips of the requested rows are read."""
 
     orientation = 1
 
@@ -162,7 +162,7 @@ class TiffBands(Bands):
 
     @cached_property
     def _largest(self) -> int:
-        """Of more than 8 bits, the image's largest value: how many bits are in use is a question to the whole."""
+        """The image's largest value if it has more than 8 bits: the bits in use can only be found from all pixels."""
         found, height = 0, self._tiff.height
         step = max(1, PIXELS_AT_ONCE // self._tiff.width)
         for start in range(0, height, step):
@@ -188,7 +188,7 @@ class TiffBands(Bands):
                     top, end = max(part.top, start), min(part.top + pixels.shape[0], stop)
                     columns = slice(part.left, part.left + pixels.shape[1])
                     out[top - start : end - start, columns] = pixels[top - part.top : end - part.top]
-        if out is None:  # the file leaves out all tiles of these rows
+        if out is None:  # all tiles of these rows are missing from the file
             pixels = take(open_raster({"bytes": tiff.empty()}, self._where, self._what))
             shape = (stop - start, tiff.width, *pixels.shape[2:])
             out = np.full(shape, tiff.missing_value(pixels.dtype), pixels.dtype)
@@ -200,18 +200,18 @@ class TiffBands(Bands):
 
 
 def _stored(raster: Raster) -> tuple[np.ndarray, bytes | None]:
-    """(a mask's values, its palette), so that a PNG or TIFF of both is read as the mask itself is."""
+    """(a mask's values, its palette), such that a PNG or TIFF of both is read like the mask."""
     image = raster.shown()
     if image.mode in ("1", "L", "P", "I", "F") or image.mode.startswith("I;16"):
         of_gif = image.mode == "P" and raster.format == "GIF"
         if of_gif and any(color != (i, i, i) for i, color in _shown_colors(image).items()):
-            return np.asarray(image.convert("RGB")), None  # indices of a GIF mean nothing, colours may
+            return np.asarray(image.convert("RGB")), None  # GIF indices mean nothing, but colours may
         image = raster.stored()
         return np.asarray(image), bytes(image.getpalette("RGB")) if image.mode == "P" else None
     if raster.bits > 8 or image.mode not in ("LA", "RGB", "RGBA", "RGBX"):
         raise ValueError(
-            f"{raster.where}, the label, has mode {image.mode!r} with {raster.bits} bits a channel, which cannot be "
-            "cut without loss. Save it as a PNG of class ids or of colours, 8 bits a channel."
+            f"{raster.where}, the label, has mode {image.mode!r} with {raster.bits} bits per channel, which cannot be "
+            "cut without loss. Save it as a PNG of class ids or of colours, 8 bits per channel."
         )
     return np.asarray(image.convert("RGB") if image.mode == "RGBX" else image), None
 
@@ -226,7 +226,7 @@ def _shown_colors(image: PILImage.Image) -> dict[int, tuple[int, ...]]:
 
 @dataclass
 class _Part:
-    """A small TIFF, and where in the image its upper left corner lies."""
+    """A small TIFF, and the position of its upper left corner in the image."""
 
     data: bytes
     top: int
@@ -234,10 +234,10 @@ class _Part:
 
 
 class _Tiff:
-    """The first directory of a TIFF: where its tiles or strips are.
+    """The first directory of a TIFF: the positions of its tiles or strips.
 
     Attributes:
-        order: "<" or ">", as `struct` says it.
+        order: "<" or ">", as in `struct`.
         tags: by number, (type, count, bytes), in the file's byte order.
     """
 
@@ -258,7 +258,7 @@ class _Tiff:
 
     @classmethod
     def of(cls, path: Path, name: str, what: str) -> _Tiff | None:
-        """None where the file is no TIFF, or its directory is broken: PIL then says what is wrong."""
+        """None if the file is not a TIFF or its directory is broken: PIL then reports the error."""
         if path.suffix.lower() not in TIFF_SUFFIXES:
             return None
         try:
@@ -273,10 +273,10 @@ class _Tiff:
 
     @property
     def is_in_parts(self) -> bool:
-        """Whether rows can be read without the rest: upright, in tiles or strips that are small, all of them known."""
+        """Whether rows can be read without the rest: not rotated, and in small tiles or strips of a known layout."""
         known = self.rows * self.columns * self.planes == len(self.offsets) == len(self.counts)
         small = self.block_height * self.columns * self.block_width <= MOST_OF_A_BLOCK
-        apart = self.planes > 1 and self.one(258, 1) > 8  # how many bits are in use PIL does not tell
+        apart = self.planes > 1 and self.one(258, 1) > 8  # PIL does not give the number of bits in use
         return known and small and not apart and self.one(274, 1) in (0, 1) and self.one(259, 1) != 6
 
     def numbers(self, tag: int) -> list[int]:
@@ -287,7 +287,7 @@ class _Tiff:
         return default if tag not in self.tags and default is not None else self.numbers(tag)[0]
 
     def _divide_plain_strip(self) -> None:
-        """One strip of pixels that are not compressed is as good as many."""
+        """Treat a single uncompressed strip as many strips."""
         if len(self.offsets) != 1 or self.planes != 1 or self.one(259, 1) != 1 or self.height < 2:
             return
         row = -(-self.width * self.one(277, 1) * self.one(258, 1) // 8)
@@ -297,7 +297,7 @@ class _Tiff:
         self.counts = [min(self.block_height, self.height - start) * row for start in starts]
 
     def missing_value(self, dtype: np.dtype) -> int:
-        """What tiles hold that the file leaves out: what it calls missing, or 0."""
+        """The value of tiles that are missing from the file: its no-data value, or 0."""
         try:
             value = int(float(self.tags[_NO_DATA][2].strip(b"\0 ")))
             return value if np.iinfo(dtype).min <= value <= np.iinfo(dtype).max else 0
@@ -305,7 +305,7 @@ class _Tiff:
             return 0
 
     def parts(self, file: BinaryIO, first: int, end: int, where: str) -> list[_Part]:
-        """Some rows of tiles as one part; each tile as its own where some are left out of the file."""
+        """Some rows of tiles as one part, or each tile as its own part if some are missing from the file."""
         blocks = [first * self.columns + i for i in range((end - first) * self.columns)]
         whole = all(self.counts[block + plane] for block in blocks for plane in self._planes())
         if whole:
@@ -333,19 +333,19 @@ class _Tiff:
             offset, count = self.offsets[index], self.counts[index]
             if offset + count > self.length:
                 raise ValueError(
-                    f"Cannot decode {where}: it breaks off. Its tile or strip {index} ends at byte {offset + count} "
-                    f"and the file at {self.length}. Restore the file or leave it out."
+                    f"Cannot decode {where}: it is truncated. Tile or strip {index} ends at byte {offset + count}, "
+                    f"but the file ends at byte {self.length}. Restore the file or remove it."
                 )
             file.seek(offset)
             found.append(file.read(count))
         return self._tiff_of(found, height, width)
 
     def empty(self) -> bytes:
-        """A TIFF of one zero pixel of this kind, not compressed."""
+        """A TIFF of one zero pixel of this kind, uncompressed."""
         bits = -(-self.one(277, 1) * self.one(258, 1) // 8)
         plain = {259: (3, 1, struct.pack(f"{self.order}H", 1)), 317: (3, 1, struct.pack(f"{self.order}H", 1))}
         plain |= {284: (3, 1, struct.pack(f"{self.order}H", 1))}
-        if self.one(262, 1) == 6:  # of JPEG
+        if self.one(262, 1) == 6:  # JPEG
             plain |= {262: (3, 1, struct.pack(f"{self.order}H", 2))}
         plain_tiff = _Tiff.__new__(_Tiff)
         plain_tiff.order, plain_tiff.tags, plain_tiff.is_tiled = self.order, {**self.tags, **plain}, False
@@ -374,7 +374,7 @@ class _Tiff:
 
 
 def _directory(file: BinaryIO) -> tuple[str, dict[int, tuple[int, int, bytes]]]:
-    """The byte order and the tags of the first directory, of a TIFF or a BigTIFF."""
+    """The byte order and the tags of the first directory of a TIFF or a BigTIFF."""
     head = file.read(16)
     order = {b"II": "<", b"MM": ">"}[head[:2]]
     is_big = {42: False, 43: True}[struct.unpack_from(f"{order}H", head, 2)[0]]
@@ -382,7 +382,7 @@ def _directory(file: BinaryIO) -> tuple[str, dict[int, tuple[int, int, bytes]]]:
     file.seek(struct.unpack_from(f"{order}{'Q' if is_big else 'I'}", head, start)[0])
     count = struct.unpack(f"{order}{'Q' if is_big else 'H'}", file.read(8 if is_big else 2))[0]
     if count > 4096:
-        raise ValueError("no directory of a TIFF")
+        raise ValueError("no TIFF directory")
     raw = file.read(count * struct.calcsize(order + entry))
     tags = {}
     for tag, kind, number, value in struct.iter_unpack(order + entry, raw):
@@ -391,7 +391,7 @@ def _directory(file: BinaryIO) -> tuple[str, dict[int, tuple[int, int, bytes]]]:
             file.seek(struct.unpack(f"{order}{'Q' if is_big else 'I'}", value)[0])
             data = file.read(length) if length < 2**28 else b""
             if len(data) != length:
-                raise ValueError("the directory of the TIFF breaks off")
+                raise ValueError("the TIFF directory is truncated")
         else:
             data = value[:length]
         tags.setdefault(tag, (kind, number, data))
@@ -399,22 +399,22 @@ def _directory(file: BinaryIO) -> tuple[str, dict[int, tuple[int, int, bytes]]]:
 
 
 def long_tag(order: str, values: list[int]) -> tuple[int, int, bytes]:
-    """Whole numbers of 32 bits as (type, count, bytes)."""
+    """Integers of 32 bits as (type, count, bytes)."""
     return 4, len(values), struct.pack(f"{order}{len(values)}I", *values)
 
 
 def short_tag(order: str, values: list[int]) -> tuple[int, int, bytes]:
-    """Whole numbers of 16 bits as (type, count, bytes)."""
+    """Integers of 16 bits as (type, count, bytes)."""
     return 3, len(values), struct.pack(f"{order}{len(values)}H", *values)
 
 
 def tiff_header(order: str, directory: int) -> bytes:
-    """The first 8 bytes of a TIFF whose directory is at that byte."""
+    """The first 8 bytes of a TIFF with its directory at that byte."""
     return struct.pack(f"{order}2sHI", b"II" if order == "<" else b"MM", 42, directory)
 
 
 def tiff_directory(order: str, tags: dict[int, tuple[int, int, bytes]], at: int) -> bytes:
-    """A directory that stands at byte `at`, with the values that do not fit into it behind it."""
+    """A directory at byte `at`, followed by the values that do not fit into it."""
     entries, rest = [], b""
     behind = at + 2 + 12 * len(tags) + 4
     for tag, (kind, count, data) in sorted(tags.items()):

@@ -1,4 +1,4 @@
-"""Masks of two classes that are drawn in black and white: 0 and 255, where 255 would be ignored."""
+"""Masks of two classes drawn in black and white: 0 and 255, where 255 would be ignored."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from .table import as_typed
 
 logger = logging.getLogger(__name__)
 
-MASKS = 100  # looked at, evenly spaced; the first other value ends it
+MASKS = 100  # sampled, evenly spaced; sampling stops at the first other value
 
 
 def settled(dataset: Dataset, what: str) -> Dataset:
-    """The data set, its labels coded as `{0: 0, 255: 1}` where two classes are named, nobody said how they are coded,
-    and the masks hold 0 and 255 alone. It is said.
+    """The data set, with labels coded as `{0: 0, 255: 1}` if there are two named classes, no coding is given, and the
+    masks contain only 0 and 255. This is logged.
 
-    Of a large set some masks are looked at. A 1 in another one is an error when it is read, so that nothing is
-    silently taken for what it is not.
+    Only some masks of a large set are sampled. If another mask contains a 1, reading it is an error, so that nothing
+    is silently misread.
 
     Args:
-        what: how the log calls it.
+        what: the set's name in the log.
     """
     encoding = LabelEncoding.from_feature(dataset.features["label"])
     if encoding is None or len(encoding.names) != 2 or encoding.has_table:
@@ -37,13 +37,13 @@ def settled(dataset: Dataset, what: str) -> Dataset:
         try:
             found |= set(np.unique(read_label(masks[index]["label"], encoding, name=f"row {index}")).tolist())
         except ValueError:
-            continue  # whoever reads it for good says what is wrong
+            continue  # reported when the mask is used
         if found - {0, IGNORE_INDEX}:
             return dataset
     if found != {0, IGNORE_INDEX}:
         return dataset
     logger.warning(
-        "%s: the masks hold 0 and 255 alone, so that 255 is %r and nothing is ignored. If 255 means ignored: %s.",
+        "%s: the masks contain only 0 and 255, so 255 is %r and nothing is ignored. If 255 means ignored: %s.",
         *(what, encoding.names[1], as_typed(values={0: 0, 1: 1, IGNORE_INDEX: IGNORE_INDEX})),
     )
     return dataset.cast_column("label", replace(encoding, values=dict(BLACK_AND_WHITE)).to_feature())

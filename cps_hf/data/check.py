@@ -1,4 +1,4 @@
-"""Walking a data set before training: what is in it, and all that is wrong with it, by file."""
+"""Check a data set before training: its content, and everything that is wrong with it, by file."""
 
 from __future__ import annotations
 
@@ -23,38 +23,38 @@ from .streams import id_of, undecoded
 from .survey import Survey, survey
 
 THUMBNAIL = 160  # pixels of the longer side on the contact sheet
-LINE = 16  # pixels of a caption, and of a line of the legend
+LINE = 16  # height in pixels of a caption and of a line of the legend
 SHEET_COLUMNS = 6
-WHOLE_SET = "the whole set"  # where a problem has no sample
+WHOLE_SET = "the whole set"  # for problems that concern no single sample
 
 
 def check_dataset(
     dataset: Dataset, *, sheet: str | Path | None = None, progress: bool = True, num_workers: int = 0
 ) -> dict[str, Any]:
-    """Read every sample as training would, and judge the whole.
+    """Read every sample as training would, and check the whole set.
 
     Args:
-        dataset: as the `load_*` functions give it, with or without "label".
-        sheet: where to write a contact sheet (PNG) of some samples, labels laid over them, ignored pixels in white.
-        num_workers: processes that read.
+        dataset: from a `load_*` function, with or without "label".
+        sheet: where to write a contact sheet (PNG) of some samples, with labels overlaid and ignored pixels in white.
+        num_workers: processes that read images.
 
     Returns:
         "samples", "readable", "sizes" (height and width: smallest, median, largest), "orientations", "classes" (name,
-        share of labeled pixels, share of images that have it; "stored" where 255 in the masks is that class),
-        "ignored_share", "notes" (what is read rightly and is unusual, or may be a mistake: "what", "count", "first"
-        ids), "contact_sheet" (its path) or, where it could not be written, "contact_sheet_error", and "problems": a
-        list of {"id", "problem"}, one for every sample that cannot be read and for what is wrong with all of them.
+        share of labeled pixels, share of images with the class; "stored" if 255 in the masks is that class),
+        "ignored_share", "notes" (what is unusual or may be a mistake but is read correctly: "what", "count", "first"
+        ids), "contact_sheet" (its path) or, if it could not be written, "contact_sheet_error", and "problems": a list
+        of {"id", "problem"}, one per sample that cannot be read and one per problem of the whole set.
 
     Raises:
         ValueError: the data set is streamed, or lacks a column.
     """
     if isinstance(dataset, IterableDataset):
-        raise ValueError("A data set is checked whole, not as a stream: load it with `streaming=False`.")
+        raise ValueError("A stream cannot be checked. Load the data set with `streaming=False`.")
     found = survey(dataset, what="the set", whole=True, num_workers=num_workers, progress=progress)
     problems = [*found.problems, *({"id": WHOLE_SET, "problem": sentence} for sentence in found.faults())]
     rows = undecoded(dataset, with_label=found.with_label, what="dataset")
     repeated = [name for name, count in Counter(map(str, rows["id"])).items() if count > 1]
-    problems += [{"id": name, "problem": "this id stands more than once"} for name in repeated]
+    problems += [{"id": name, "problem": "this id occurs more than once"} for name in repeated]
     report: dict[str, Any] = {"samples": len(rows), "readable": found.readable}
     report |= _sizes(found.sizes) | (_classes(found) if found.with_label else {})
     report["notes"] = [{"what": note.what, "count": note.count, "first": note.first} for note in found.notes()]
@@ -67,11 +67,11 @@ def check_splits(load: Callable[[str], Dataset], splits: Sequence[str], **option
     """`check_dataset` of each split.
 
     Args:
-        load: gives the data set of a split.
-        options: those of `check_dataset`; a `sheet` gets the split's name before its ending.
+        load: returns the data set of a split.
+        options: of `check_dataset`. The name of `sheet` gets the split's name before its suffix.
 
     Returns:
-        "splits": by name, what `check_dataset` gives; and "problems" of all, each with its "split". A split that
+        "splits": the result of `check_dataset` by split; and "problems" of all, each with its "split". A split that
         cannot be opened is a problem.
     """
     sheet, reports, problems = options.pop("sheet", None), {}, []
@@ -86,7 +86,7 @@ def check_splits(load: Callable[[str], Dataset], splits: Sequence[str], **option
 
 
 def _contact_sheet(dataset: Dataset, rows: Dataset, found: Survey, path: Path) -> dict[str, Any]:
-    """Some samples, read once more; "contact_sheet" or "contact_sheet_error", or nothing where none can be read."""
+    """Draw some samples, read again. "contact_sheet" or "contact_sheet_error"; empty if no sample can be read."""
     colors = palette_of(dataset.features["label"], found.names) if found.with_label else ()
     step = max(1, len(rows) // (4 * SHEET_COLUMNS))
     thumbnails = []
@@ -97,7 +97,7 @@ def _contact_sheet(dataset: Dataset, rows: Dataset, found: Survey, path: Path) -
         try:
             image, label = read_sample(row, found.encoding, with_label=found.with_label)
         except ValueError:
-            continue  # a problem already
+            continue  # already a problem
         thumbnails.append(_thumbnail(image, label, colors, id_of(row)))
     if not thumbnails:
         return {}
@@ -109,7 +109,7 @@ def _contact_sheet(dataset: Dataset, rows: Dataset, found: Survey, path: Path) -
     try:
         _write_sheet(thumbnails, legend, path)
         return {"contact_sheet": str(path)}
-    except OSError as error:  # a full disk: what the walk found is not lost
+    except OSError as error:  # a full disk: keep the results of the check
         return {"contact_sheet_error": f"{path}: {error.strerror or error}."}
 
 
@@ -140,7 +140,7 @@ def _classes(found: Survey) -> dict[str, Any]:
 
 
 def _thumbnail(image, label, colors: Sequence[Color], name: str) -> Image.Image:
-    """The image, and below it the same with its label laid over (but for black classes); the id as a caption."""
+    """The image, and below it the same image with its label overlaid (except black classes); the id as a caption."""
     picture = Image.fromarray(image.permute(1, 2, 0).numpy())
     height, width = image.shape[-2:]
     scale = THUMBNAIL / max(height, width)
@@ -157,7 +157,7 @@ def _thumbnail(image, label, colors: Sequence[Color], name: str) -> Image.Image:
     for i, part in enumerate(parts):
         tile.paste(part, ((THUMBNAIL - part.width) // 2, i * THUMBNAIL + (THUMBNAIL - part.height) // 2))
     font, caption = lettering.font(LINE - 5), " ".join(name.split())
-    while font.getlength(caption) > THUMBNAIL - 6:  # its end tells images apart
+    while font.getlength(caption) > THUMBNAIL - 6:  # keep the end, which distinguishes images
         caption = "…" + caption[2:]
     ImageDraw.Draw(tile).text((3, tile.height - LINE // 2), caption, fill=(230, 230, 230), font=font, anchor="lm")
     return tile
@@ -187,8 +187,8 @@ def _write_sheet(tiles: list[Image.Image], legend: list[tuple[str, Color]], path
 
 
 def format_report(report: Mapping[str, Any]) -> str:
-    """The report of `check_dataset` or `check_splits` as text for a terminal; at most twenty problems of a set are
-    spelled out."""
+    """The report of `check_dataset` or `check_splits` as text for a terminal, with at most twenty problems per set
+    in full."""
     if "splits" in report:
         return "\n\n".join(f"== {split} ==\n{format_report(part)}" for split, part in report["splits"].items())
     lines = [f"{_counted(report['samples'], 'sample')}, {report['readable']} readable"]
@@ -216,10 +216,10 @@ def format_report(report: Mapping[str, Any]) -> str:
 
 
 def _problem_lines(problems: Sequence[Mapping[str, str]]) -> list[str]:
-    """A line for each problem. What to do stands once below those that have it in common."""
+    """A line per problem. Advice that several problems share is printed once below them."""
     by_advice: dict[str, list[tuple[str, str]]] = {}
     for problem in problems:
-        found, *advice = re.split(r"(?<=\.) (?=[A-Z])", problem["problem"], maxsplit=1)  # sentences but the first
+        found, *advice = re.split(r"(?<=\.) (?=[A-Z])", problem["problem"], maxsplit=1)  # first sentence, the rest
         by_advice.setdefault(" ".join(advice), []).append((problem["id"], found))
     lines = []
     for advice, alike in by_advice.items():

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 class Label(NamedTuple):
-    """A row of the official table. `train_id` is 255 where a label is not evaluated."""
+    """A row of the official table. `train_id` is 255 if a label is not evaluated."""
 
     name: str
     id: int
@@ -62,7 +62,7 @@ LABELS = (
     Label("motorcycle", 32, 17, (0, 0, 230)),
     Label("bicycle", 33, 18, (119, 11, 32)),
 )
-"""The official ids 0 to 33. (License plates have the id -1 there and are not drawn into label images: 255 here.)"""
+"""The official ids 0 to 33. (License plates have the official id -1 and are not drawn into label images: 255 here.)"""
 
 _EVALUATED = sorted((label for label in LABELS if label.train_id != IGNORE_INDEX), key=lambda label: label.train_id)
 NAMES = tuple(label.name for label in _EVALUATED)
@@ -70,7 +70,7 @@ PALETTE = tuple(label.color for label in _EVALUATED)
 ID2LABEL = dict(enumerate(NAMES))
 
 ENCODINGS = {
-    # An 8-bit image cannot hold -1: a tool that tries writes 255.
+    # An 8-bit image cannot store -1: tools write 255 instead.
     "labelIds": LabelEncoding(
         NAMES, values={**{label.id: label.train_id for label in LABELS}, IGNORE_INDEX: IGNORE_INDEX}, palette=PALETTE
     ),
@@ -91,15 +91,15 @@ def load_cityscapes(
     """Cityscapes: columns "image", "label" (19 classes, 255 ignored) and "id" (`<city>_<sequence>_<frame>`).
 
     Args:
-        root: the folder that holds `leftImg8bit/` and `gtFine/` (or `gtCoarse/`).
+        root: the folder that contains `leftImg8bit/` and `gtFine/` (or `gtCoarse/`).
         split: train, val, test or train_extra.
-        annotations: "fine" or "coarse". `train_extra` has coarse ones only.
-        with_labels: none: labels where the official data set has them, so none for test, nor for train_extra unless
-            `annotations="coarse"`. False: no label file is looked for.
-        only_ids: leave out all other images, whose labels then need not be there.
-        streaming: give an `IterableDataset`.
+        annotations: "fine" or "coarse". `train_extra` only has coarse ones.
+        with_labels: if None, labels are read where the official data set has them: not for test, and for train_extra
+            only with `annotations="coarse"`. If False, no label file is read.
+        only_ids: skip all other images, whose labels may then be missing.
+        streaming: return an `IterableDataset`.
 
-    Labels are read from `*_labelIds.png`, or, where there are none, from `*_labelTrainIds.png`.
+    Labels are read from `*_labelIds.png` or, if there are none, from `*_labelTrainIds.png`.
 
     Raises:
         ValueError: a folder, all images or some labels are missing.
@@ -116,10 +116,10 @@ def load_cityscapes(
         there = first_few(sorted(p.name for p in root.iterdir())) if root.is_dir() else "no such folder"
         raise ValueError(
             f"No folder {folder}. Expected the official layout, {root}/leftImg8bit/{split}/<city>/*_leftImg8bit.png; "
-            f"found in {root}: {there}. Give the folder that holds leftImg8bit/ as `root`."
+            f"found in {root}: {there}. Give the folder that contains leftImg8bit/ as `root`."
         )
     images = sorted(folder.glob("*/*_leftImg8bit.png"), key=lambda path: path.name)
-    images = [path for path in images if not is_hidden(path.name)]  # "._..." of an archive made on a Mac
+    images = [path for path in images if not is_hidden(path.name)]  # "._..." from an archive made on a Mac
     if not images:
         raise ValueError(f"No image <city>/*_leftImg8bit.png below {folder}.")
     if only_ids is not None:
@@ -132,7 +132,7 @@ def load_cityscapes(
 
 
 def splits_of(root: str | Path) -> list[str]:
-    """The splits whose images are there."""
+    """The splits whose images are present."""
     return [split for split in SPLITS if (Path(root) / "leftImg8bit" / split).is_dir()]
 
 

@@ -1,4 +1,4 @@
-"""How many pixels each class has in a labeled set: read once, before training, for class weights."""
+"""Count the pixels of each class in a labeled set, once before training, for class weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .streams import check_label_range, id_of, undecoded
 logger = logging.getLogger(__name__)
 
 ROWS_OF_A_STREAM = 1000
-"""A streamed set is judged by its first rows: reading all of it may take hours."""
+"""Only this many rows of a stream are counted: reading all of it may take hours."""
 
 
 def count_class_pixels(
@@ -34,18 +34,18 @@ def count_class_pixels(
     num_threads: int = 2,
     skip_bad_samples: bool = False,
 ) -> Tensor:
-    """The pixels by class, int64 (num_labels,), of this process's share of the rows; no image is opened.
+    """The pixels per class, int64 (num_labels,), in this process's share of the rows. No image is opened.
 
-    The shares of all processes together are the whole set, or of a streamed one its first `ROWS_OF_A_STREAM` rows.
+    The shares of all processes together are the whole set, or the first `ROWS_OF_A_STREAM` rows of a stream.
 
     Args:
         dataset: with "image" and "label".
-        name: how errors call it.
-        num_threads: how many labels are decoded at a time.
-        skip_bad_samples: whether a label that cannot be read is left out, with a warning.
+        name: the set's name in error messages.
+        num_threads: number of labels decoded in parallel.
+        skip_bad_samples: skip unreadable labels with a warning.
 
     Raises:
-        ValueError: a label cannot be read or holds what is no class; it names the sample.
+        ValueError: a label cannot be read or contains an invalid class; the message names the sample.
     """
     dataset = undecoded(dataset, with_label=True, what=name)
     encoding = LabelEncoding.from_feature(dataset.features["label"])
@@ -62,7 +62,7 @@ def count_class_pixels(
         except ValueError as error:
             if not skip_bad_samples:
                 raise
-            logger.warning("Class weights are counted without a label: %s", error)
+            logger.warning("Class weights are counted without an unreadable label: %s", error)
             return None
         return torch.bincount(label[label != IGNORE_INDEX].long(), minlength=num_labels)
 
@@ -73,7 +73,7 @@ def count_class_pixels(
 
 
 def _in_threads(call: Callable[[Any], Any], items: Iterable[Any], count: int) -> Iterator[Any]:
-    """`map`, a few items ahead: not all rows are held at once."""
+    """`map`, only a few items ahead, so that not all rows are in memory at once."""
     with ThreadPoolExecutor(count) as pool:
         waiting: deque = deque()
         for item in items:

@@ -1,4 +1,4 @@
-"""Class names, and the colours or values that masks have for them, from the files that labelling tools leave."""
+"""Class names, and their colours or values in masks, from the files that annotation tools write."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import NamedTuple
 from .folder import read_class_names
 
 IGNORED_NAMES = {"void", "ignore", "ignored"}
-"""Entries of a colour table that are no class: their pixels are ignored."""
+"""Entries of a colour table that are not classes: their pixels are ignored."""
 
 
 class ClassTable(NamedTuple):
-    """What a file says of the classes.
+    """The classes as a file describes them.
 
     Attributes:
         names: in the order of the file.
         colors: the colour of each name in masks, or none.
-        values: the stored value of each name in masks, or none: its place in the list.
+        values: the stored value of each name in masks; if none, its position in the list.
     """
 
     path: Path
@@ -30,10 +30,10 @@ class ClassTable(NamedTuple):
 
 
 def find_class_tables(folders: Sequence[Path]) -> list[ClassTable]:
-    """The files of `READERS` in these folders, the most telling name first.
+    """The files of `READERS` in these folders, the most specific file name first.
 
     Raises:
-        ValueError: one cannot be read, or two of one name say different things.
+        ValueError: a file cannot be read, or two files with the same name disagree.
     """
     found: list[ClassTable] = []
     for name, read in READERS.items():
@@ -41,8 +41,8 @@ def find_class_tables(folders: Sequence[Path]) -> list[ClassTable]:
         for other in tables[1:]:
             if other[1:] != tables[0][1:]:
                 raise ValueError(
-                    f"{tables[0].path} and {other.path} say different things of the classes. Make them the same, or "
-                    "give `class_names`."
+                    f"{tables[0].path} and {other.path} describe different classes. Make them equal, or set "
+                    "`class_names`."
                 )
         found += tables[:1]
     return found
@@ -53,12 +53,12 @@ def _read_json(path: Path) -> ClassTable:
 
 
 def _read_text(path: Path) -> ClassTable:
-    """A name a line."""
+    """One name per line."""
     return ClassTable(path, tuple(_lines(path)))
 
 
 def _read_labelmap(path: Path) -> ClassTable:
-    """CVAT's and Datumaro's, `name:red,green,blue:parts:actions`; the colour may be left out."""
+    """CVAT's and Datumaro's, `name:red,green,blue:parts:actions`; the colour is optional."""
     names, colors = [], []
     for line in _lines(path):
         name, _, rest = line.partition(":")
@@ -67,7 +67,7 @@ def _read_labelmap(path: Path) -> ClassTable:
         if color:
             colors.append(_color(color.split(","), path, line))
     if colors and len(colors) < len(names):
-        raise ValueError(f"{path}: {len(colors)} of {len(names)} lines have a colour. Give all of them one, or none.")
+        raise ValueError(f"{path}: {len(colors)} of {len(names)} lines have a colour. Add one to all lines or none.")
     return ClassTable(path, tuple(names), tuple(colors) or None)
 
 
@@ -82,7 +82,7 @@ def _read_label_colors(path: Path) -> ClassTable:
 
 
 def _read_csv(path: Path) -> ClassTable:
-    """`Pixel Value, Class` (Roboflow's), or `name, r, g, b`, below a line that names the columns."""
+    """`Pixel Value, Class` (Roboflow's), or `name, r, g, b`, below a header line."""
     rows = [[cell.strip() for cell in row] for row in csv.reader(_lines(path))]
     head, body = [cell.casefold() for cell in (rows or [[]])[0]], rows[1:]
     name = next((i for i, cell in enumerate(head) if cell in ("class", "name", "label", "class_name")), None)
@@ -98,7 +98,7 @@ def _read_csv(path: Path) -> ClassTable:
             plain = values == tuple(range(len(values)))
             return ClassTable(path, tuple(text for _, text in found), values=None if plain else values)
     raise ValueError(
-        f"{path}: expected lines of `Pixel Value, Class` or `name, r, g, b` below a line that says so, found "
+        f"{path}: expected lines of `Pixel Value, Class` or `name, r, g, b` below such a header, found "
         f"{', '.join(head) or 'nothing'}."
     )
 
@@ -111,11 +111,11 @@ def _color(cells: Sequence[str], path: Path, line: str) -> tuple[int, int, int]:
 
 
 def _lines(path: Path) -> list[str]:
-    """Without empty lines and comments."""
+    """The lines without empty lines and comments."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no UTF-8 text: {error}.") from error
+        raise ValueError(f"{path} is not UTF-8 text: {error}.") from error
     return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
 
 
@@ -130,10 +130,10 @@ READERS: dict[str, Callable[[Path], ClassTable]] = {
 
 
 def given_classes(given: str | Path | Sequence[str] | Mapping[int | str, str]) -> ClassTable:
-    """What `class_names` says: names, or a file of them: one of `READERS`, JSON, a table, or a name a line.
+    """`class_names` as a table: names, or a file of them (one of `READERS`, JSON, a table, or one name per line).
 
     Raises:
-        ValueError: the file cannot be read, or holds no names.
+        ValueError: the file cannot be read, or contains no names.
     """
     if not isinstance(given, str | Path):
         return ClassTable(Path("class_names"), read_class_names(given))
@@ -143,7 +143,7 @@ def given_classes(given: str | Path | Sequence[str] | Mapping[int | str, str]) -
 
 
 def without_ignored(table: ClassTable) -> tuple[tuple[str, ...], dict[tuple[int, int, int], int]]:
-    """(the classes, colour -> class id) of a table of colours; a name of `IGNORED_NAMES` is no class, but 255."""
+    """(the classes, colour -> class id) of a colour table. Names in `IGNORED_NAMES` are not classes; their id: 255."""
     names = tuple(name for name in table.names if name.casefold() not in IGNORED_NAMES)
     ids = {name: i for i, name in enumerate(names)}
     return names, {color: ids.get(name, 255) for name, color in zip(table.names, table.colors or (), strict=True)}

@@ -1,10 +1,10 @@
-"""A folder as people have it: an image with a mask is labeled, one without is unlabeled, and a part of the labeled
-images is held out for validation.
+"""A user's folder: images with a mask are labeled, the others unlabeled, and part of the labeled images is held out
+for validation.
 
     found = discover("DIR")
     print(found.table())
 
-What is where is told in `layout.py`, what masks mean in `mask_codes.py`, who is held out in `holdout.py`.
+`layout.py` detects the layout, `mask_codes.py` the meaning of masks, and `holdout.py` chooses what is held out.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from .partitions import read_list
 from .same_files import KnownFiles
 from .table import build, first_few
 
-SHARE = 0.2  # of the labeled images, where there is no validation split
-SIZES_OF = 1000  # images of a set, evenly spaced: what is known of its sizes
+SHARE = 0.2  # of the labeled images, if there is no validation split
+SIZES_OF = 1000  # images of a set, evenly spaced, whose sizes are read
 _LAYOUT_OPTIONS = ("images", "masks", "image_suffix", "mask_suffix")
 _CODING_OPTIONS = ("values", "colors", "reduce_labels")
 _LATER_OPTIONS = ("palette", "resize_masks")
 OPTIONS = (*_LAYOUT_OPTIONS, "class_names", *_CODING_OPTIONS, *_LATER_OPTIONS)
-"""What `load_options` may hold: what `load_folder` calls so."""
+"""The supported `load_options`, with the names of `load_folder`."""
 assert {*OPTIONS} <= {*inspect.signature(load_folder).parameters}
 
 
@@ -55,26 +55,26 @@ def discover(
     """Find the labeled, unlabeled and validation images of a folder.
 
     Args:
-        root: the folder. Its layouts are listed in docs/data.md.
-        unlabeled_root: a folder of further images without masks, at any depth.
-        validation: which labeled images are held out: a share (0.2), a file with an image a line, the name of a split
-            ("val", "test"), "none", or "auto": the validation split, or 0.2 where there is none.
-        group_by: a regular expression, searched in each image's path below `root`; images for which its first group
-            finds the same stay on one side. Unlabeled images of a group that is held out are left out.
-        seed: which images are held out.
-        class_names: names, or a file of them; `None`: those of a file beside the images, else `class_0` ...
-        load_options: `OPTIONS`, as `load_folder` takes them, for what is not told by usual names.
+        root: the folder. Supported layouts are listed in docs/data.md.
+        unlabeled_root: a folder of additional images without masks, at any depth.
+        validation: which labeled images are held out: a share (0.2), a file with one image per line, the name of a
+            split ("val", "test"), "none", or "auto": the validation split if any, otherwise 0.2.
+        group_by: a regular expression, searched in each image's path below `root`. Images with the same first group
+            stay on one side. Unlabeled images of a held-out group are skipped.
+        seed: draws the held-out images.
+        class_names: names, or a file of them. If `None`, from a file next to the images, otherwise `class_0`, ...
+        load_options: `OPTIONS`, as in `load_folder`, for what common names do not reveal.
 
     Raises:
-        ValueError: something is missing, or cannot be told; says what was found and what to do.
+        ValueError: something is missing or ambiguous; the message says what was found and what to do.
     """
     root, options = Path(root), dict(load_options or {})
     unknown = [name for name in options if name not in OPTIONS]
     if unknown:
-        raise ValueError(f"`load_options` of a folder as it is: no {unknown[0]!r}; there are {', '.join(OPTIONS)}.")
+        raise ValueError(f"`load_options` of an own folder: no {unknown[0]!r}, only {', '.join(OPTIONS)}.")
     layout = find_layout(root, **{name: options[name] for name in _LAYOUT_OPTIONS if name in options})
     sides = _sides(layout)
-    wish = _wish(sides, validation)  # what is wrong with it is said before masks are read
+    wish = _wish(sides, validation)  # its errors come before masks are read
     notes = sides.left_alone(wish.split)
     if unlabeled_root is not None:
         notes += sides.add_unlabeled(Path(unlabeled_root), wish.pairs or [])
@@ -86,7 +86,7 @@ def discover(
         evaluation, more = _held_out(sides, pixels, wish.share, group_by, seed)
         notes += more
     elif group_by is not None:
-        notes.append("`group_by` has nothing to do: no share of the labeled images is held out.")
+        notes.append("`group_by` has no effect: no share of the labeled images is held out.")
     out = {pair.path for pair in evaluation}
     train = [pair for pair in sides.labeled if pair.path not in out]
     if not train:
@@ -114,7 +114,7 @@ def discover(
 def _read_masks(
     layout: Layout, pairs: Sequence[Pair], class_names: Any, options: Mapping[str, Any]
 ) -> tuple[Coding, dict[str, np.ndarray]]:
-    """(how masks are read, by path the pixels of each class)."""
+    """(how masks are read, the pixels of each class by path)."""
     names = [pair.path for pair in pairs]
     looks = look_at_masks(names, [pair.mask for pair in pairs])
     coding = settle(
@@ -139,8 +139,7 @@ def _read_masks(
 
 @dataclass
 class _Sides:
-    """The images of a folder: those to train on with a mask and without, and those of splits that have a use of their
-    own."""
+    """The images of a folder: training images with and without a mask, and the images of other splits."""
 
     root: Path
     labeled: list[Pair]
@@ -148,22 +147,22 @@ class _Sides:
     splits: dict[str, list[Pair]]
 
     def left_alone(self, chosen: str | None) -> list[str]:
-        """Of the splits that are no part of the run, sentences; `chosen`: the one that is validated on."""
+        """Sentences about splits that the run does not use. `chosen`: the validation split."""
         found = []
         for name, pairs in self.splits.items():
             bare = sum(pair.mask is None for pair in pairs)
             if name == chosen and bare:
-                found.append(f"{bare} images of the {name} split have no mask and are left alone.")
+                found.append(f"{bare} images of the {name} split have no mask and are not used.")
             elif name != chosen and pairs:
                 score = f" `--validation {name}` scores on it." if bare < len(pairs) else ""
                 found.append(
-                    f"The {name} split ({len(pairs)} images, {len(pairs) - bare} with a mask) is left alone: neither "
-                    f"trained nor validated on.{score}"
+                    f"The {name} split ({len(pairs)} images, {len(pairs) - bare} with a mask) is not used for "
+                    f"training or validation.{score}"
                 )
         return found
 
     def add_unlabeled(self, folder: Path, evaluation: Sequence[Pair]) -> list[str]:
-        """Further images, without those that are in use already; sentences."""
+        """Add unlabeled images that are not in use already. Returns sentences."""
         known = KnownFiles(pair.image for pair in [*self.labeled, *self.unlabeled, *evaluation])
         taken, further = {pair.id for pair in self.unlabeled}, images_alone(folder)
         new = [pair for pair in further if pair.image not in known]
@@ -171,13 +170,13 @@ class _Sides:
             new = [pair._replace(id=f"{folder.name}/{pair.id}") for pair in new]
         self.unlabeled = [*self.unlabeled, *new]
         same = len(further) - len(new)
-        return [f"{same} images of {folder} are in {self.root} already and are not added."] if same else []
+        return [f"{same} images of {folder} are already in {self.root} and are not added."] if same else []
 
 
 def _sides(layout: Layout) -> _Sides:
     """
     Raises:
-        ValueError: no image to train on has a mask.
+        ValueError: no training image has a mask.
     """
     pool = [pair for pair in layout.pairs if pair.split in (None, "train")]
     labeled, unlabeled = ([p for p in pool if (p.mask is not None) == with_mask] for with_mask in (True, False))
@@ -186,13 +185,13 @@ def _sides(layout: Layout) -> _Sides:
         there = ", ".join(f"{sum(p.mask is not None for p in pairs)} in {name}" for name, pairs in splits.items())
         raise ValueError(
             f"{layout.root}: {len(pool)} images to train on, and none of them has a mask ({layout.sentence}; images "
-            f"with masks: {there}). Put masks of some of them where those of the others are."
+            f"with masks: {there}). Add masks of some of them next to the other masks."
         )
     return _Sides(layout.root, _with_own_ids(labeled), _with_own_ids(unlabeled), splits)
 
 
 def _with_own_ids(pairs: list[Pair]) -> list[Pair]:
-    """No two with one id: else all have their whole paths."""
+    """Make ids unique: if two are equal, all use the whole path."""
     for make in (lambda pair: pair.id, lambda pair: os.path.splitext(pair.path)[0]):
         if len({make(pair) for pair in pairs}) == len(pairs):
             return [pair._replace(id=make(pair)) for pair in pairs]
@@ -200,7 +199,7 @@ def _with_own_ids(pairs: list[Pair]) -> list[Pair]:
 
 
 def _folders_of(layout: Layout) -> list[Path]:
-    """Where files of classes may lie: the folder itself, and those on the way to labeled images and masks."""
+    """Where class files may be: the folder itself, and all folders on the way to labeled images and masks."""
     found = {layout.root: None}
     for pair in layout.pairs:
         for path in [pair.image, pair.mask] if pair.mask is not None else []:
@@ -216,8 +215,8 @@ def _folders_of(layout: Layout) -> list[Path]:
 
 @dataclass
 class _Wish:
-    """Which images are validation images: a share of the labeled ones, or these, of a split or of those that are to be
-    held out; `words` say whence."""
+    """Which images are validation images: a share of the labeled ones, or the given pairs (a split or a list).
+    `words` describes the source."""
 
     share: float | None = None
     pairs: list[Pair] | None = None
@@ -235,10 +234,10 @@ def _wish(sides: _Sides, validation: str | float | Path) -> _Wish:
     split = SPLITS.get(text.casefold())
     if split in with_masks:
         if not with_masks[split]:
-            raise ValueError(f"`validation` {text}: no image of such a split of {sides.root} has a mask.")
-        return _Wish(pairs=with_masks[split], words=f"the {split} split, as `validation` says", split=split)
+            raise ValueError(f"`validation` {text}: {sides.root} has no images with masks in such a split.")
+        return _Wish(pairs=with_masks[split], words=f"the {split} split, as set by `validation`", split=split)
     if text != "auto" and Path(text).is_file():
-        return _Wish(pairs=_listed(sides, Path(text)), words=f"those that {Path(text).name} lists")
+        return _Wish(pairs=_listed(sides, Path(text)), words=f"the images listed in {Path(text).name}")
     try:
         share = SHARE if text == "auto" else float(text)
     except ValueError:
@@ -257,8 +256,8 @@ def _listed(sides: _Sides, file: Path) -> list[Pair]:
     missing = [name for name in dict.fromkeys(ids) if name not in by_id]
     if missing or not ids:
         raise ValueError(
-            f"{file}: {len(missing)} of {len(ids)} listed images are no labeled images of {sides.root}: "
-            f"{first_few(missing, 3) or 'it is empty'}; there are {first_few([*by_id], 3)}. Give an image a line."
+            f"{file}: {len(missing)} of {len(ids)} listed images are not labeled images of {sides.root}: "
+            f"{first_few(missing, 3) or 'it is empty'}; there are {first_few([*by_id], 3)}. Write one image per line."
         )
     return [by_id[name] for name in sorted({*ids})]
 
@@ -266,7 +265,7 @@ def _listed(sides: _Sides, file: Path) -> list[Pair]:
 def _held_out(
     sides: _Sides, pixels: Mapping[str, np.ndarray], share: float, group_by: str | None, seed: int
 ) -> tuple[list[Pair], list[str]]:
-    """(the held out images, sentences); `sides` loses unlabeled ones of their groups."""
+    """(the held-out images, sentences). Removes unlabeled images of held-out groups from `sides`."""
     usable = [pair for pair in sides.labeled if pixels[pair.path][:IGNORE_INDEX].any()]
     paths = [pair.path for pair in usable]
     groups = None if group_by is None else group_of(group_by, paths)
@@ -277,33 +276,33 @@ def _held_out(
         chosen = {*hold_out(paths, holds, share, groups=groups, seed=seed)}
     held = [pair for pair in usable if pair.path in chosen]
     if not held:
-        notes.append(f"With {len(usable)} labeled images none is held out (from {FEW} on there is one).")
+        notes.append(f"With {len(usable)} labeled images, none is held out ({FEW} or more are needed).")
     elif groups is not None:
         theirs = {group for group, path in zip(groups, paths, strict=True) if path in chosen}
         of_unlabeled = group_of(group_by, [pair.path for pair in sides.unlabeled], strict=False)
         kept = [p for p, group in zip(sides.unlabeled, of_unlabeled, strict=True) if group not in theirs]
-        notes.append(f"Held out as wholes: {first_few(sorted(theirs))} (of {len({*groups})} groups).")
+        notes.append(f"Held out as whole groups: {first_few(sorted(theirs))} (of {len({*groups})} groups).")
         if len(kept) < len(sides.unlabeled):
             left_out = len(sides.unlabeled) - len(kept)
-            notes.append(f"{left_out} unlabeled images of these groups are left out.")
+            notes.append(f"{left_out} unlabeled images of these groups are skipped.")
         sides.unlabeled = kept
     elif suggested := suggested_groups(paths):
         pattern, found = suggested
         notes.append(
             f"The names look like numbered frames of {len(found)} sequences ({first_few(found, 3)}). Neighbouring "
-            "frames are alike, which makes scores on held out ones too good. To hold out whole sequences: "
+            "frames are similar, so scores on held-out frames are too good. To hold out whole sequences: "
             f"`--group_by '{pattern}'`."
         )
     return held, notes
 
 
 NO_VALIDATION = (
-    "WARNING: there is no validation image. No score will tell how good the networks are, none can be chosen as the "
-    "best, and whether the unlabeled images helped cannot be told."
+    "WARNING: there is no validation image. No scores can be computed, no best network can be chosen, and the effect "
+    "of the unlabeled images cannot be measured."
 )
 
 
-# ------------------------------------------------------------------------------------------------ what is said of it
+# ------------------------------------------------------------------------------------------------ what is reported
 
 
 def _total(pixels: Mapping[str, np.ndarray], pairs: Sequence[Pair]) -> np.ndarray:
@@ -312,21 +311,21 @@ def _total(pixels: Mapping[str, np.ndarray], pairs: Sequence[Pair]) -> np.ndarra
 
 def _absent(names: Sequence[str], pixels: Mapping[str, np.ndarray]) -> list[str]:
     notes = []
-    for name, what in (("labeled", "no labeled image to train on holds"), ("validation", "no validation image holds")):
+    for name, what in (("labeled", "no labeled training image has"), ("validation", "no validation image has")):
         if name in pixels and (absent := [c for c, n in zip(names, pixels[name], strict=False) if n == 0]):
             notes.append(f"{what[0].upper()}{what[1:]}: {first_few(absent, 8)}.")
     return notes
 
 
 def _sizes(images: Sequence[Path]) -> list[tuple[int, int]]:
-    """(height, width) as a viewer shows them, from the headers of at most `SIZES_OF`; unreadable ones are left out."""
+    """(height, width) as displayed, from the headers of at most `SIZES_OF` images; unreadable ones are skipped."""
     found = []
     for path in images[:: max(1, -(-len(images) // SIZES_OF))]:
         try:
             with PILImage.open(path) as image:
                 turned = image.format in ("JPEG", "MPO") and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
                 found.append((image.width, image.height) if turned else (image.height, image.width))
-        except Exception:  # whatever PIL raises of a damaged file: the look at all samples says what is wrong with it
+        except Exception:  # PIL's error for a damaged file: the survey of all samples reports it
             continue
     return found
 

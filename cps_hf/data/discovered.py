@@ -1,4 +1,4 @@
-"""What was found in a folder, and how it is told on a terminal."""
+"""What was found in a folder, and its table for a terminal."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ MOST_CLASSES = 40  # rows
 
 @dataclass
 class Discovered:
-    """What a folder holds.
+    """The content of a folder.
 
     Attributes:
-        labeled, unlabeled, evaluation: with "image", "id" and, but for the unlabeled, "label", as `load_folder` makes
-            them; `None` where there is none.
+        labeled, unlabeled, evaluation: with "image", "id" and, except for the unlabeled, "label", as from
+            `load_folder`; `None` if there is none.
         class_names: by class id.
-        layout: how the folder is laid out, in words.
-        held_out: the ids of the images of `evaluation`, where a part of the labeled ones is held out.
-        passed_over: by reason, how many files.
-        sizes: by "labeled", "unlabeled" and "validation", (height, width) of each image that was looked at.
-        pixels: by "labeled" and "validation", int64 (256,), pixels by class id, 255 for ignored ones.
-        judged_on: where the validation images come from, in words.
-        notes: sentences to know.
+        layout: a description of the folder's layout.
+        held_out: the ids of the images of `evaluation`, if part of the labeled images is held out.
+        passed_over: number of skipped files by reason.
+        sizes: by "labeled", "unlabeled" and "validation", (height, width) of each sampled image.
+        pixels: by "labeled" and "validation", int64 (256,), pixels by class id; 255 counts ignored pixels.
+        judged_on: a description of where the validation images come from.
+        notes: sentences for the user.
     """
 
     root: Path
@@ -47,7 +47,7 @@ class Discovered:
     notes: list[str] = field(default_factory=list)
 
     def table(self) -> str:
-        """Counts, sizes, classes with their shares of pixels, and what to know."""
+        """Counts, sizes, classes with their shares of pixels, and notes."""
         sections = [[f"{self.root}: {self.layout}."], _counts(self), _classes(self), _below(self)]
         return "\n\n".join("\n".join(lines) for lines in sections if lines)
 
@@ -104,7 +104,7 @@ def _below(found: Discovered) -> list[str]:
         lines.append(f"held out: {first_few(found.held_out, 6)}")
     if found.passed_over:
         told = "; ".join(f"{count} {reason}" for reason, count in found.passed_over.items())
-        lines.append(f"passed over: {told}")
+        lines.append(f"skipped: {told}")
     return lines + list(found.notes)
 
 

@@ -1,4 +1,4 @@
-"""One's own images in a folder, with or without masks."""
+"""A folder of a user's own images, with or without masks."""
 
 from __future__ import annotations
 
@@ -41,36 +41,37 @@ def load_folder(
     only_ids: Collection[str] | None = None,
     streaming: bool = False,
 ) -> Dataset | IterableDataset:
-    """Images of `<root>/images` and masks of `<root>/masks`, matched by name; subfolders are kept, links to folders
-    followed. Hidden files, thumbnails and what is of no kind that is read are passed over and logged.
+    """Images of `<root>/images` and masks of `<root>/masks`, matched by name. Subfolders are kept, links to folders
+    followed. Hidden files, thumbnails and unsupported file types are skipped and logged.
 
     With a `split`, `<root>/<split>/images` is read, or `<root>/images/<split>`, and masks likewise. With
-    `with_labels=False`, images may lie in that folder itself. A `metadata.jsonl` there (lines with "file_name" and,
-    where labeled, "mask_file_name") is followed instead of names.
+    `with_labels=False`, images may be directly in that folder. If there is a `metadata.jsonl` (lines with "file_name"
+    and, if labeled, "mask_file_name"), it is used instead of names.
 
     Args:
-        image_suffix, mask_suffix: what an image's and a mask's name have after what both share: "" and "_mask" for
-            `a.jpg` and `a_mask.png`, which may lie in one folder; "_training" and "_manual1" for `21_training.tif` and
-            `21_manual1.gif`.
-        class_names: a list, {id: name}, or a JSON file of either; none: `<root>/classes.json` where there is one.
-            Without any, masks are read as class ids as they are.
-        values: stored value -> class id or 255 (ignored), e.g. `{0: 0, 255: 1}` for masks of 0 and 255. That is also
-            what is taken, and said, of two classes where no coding is given and the masks hold 0 and 255 alone.
-        colors: colour -> class id or 255, for masks that are RGB pictures, or GIFs of any palette but plain grey:
-            {(128, 64, 128): 0}; in JSON, which has text for keys, {"128, 64, 128": 0} or {"#804080": 0}.
-        reduce_labels: 0 is no class, k is class k - 1.
-        palette: the colour that each class is shown in.
-        resize_masks: masks of another size than their images, but of the same aspect, are resized to them by the
-            nearest pixel; training, evaluation and check see the same. Needs `class_names`.
-        with_labels: false: no mask is looked for.
-        only_ids: leave out all other images, whose masks then need not be there.
-        streaming: give an `IterableDataset`.
+        image_suffix, mask_suffix: what an image's and a mask's name have in addition to their common part: "" and
+            "_mask" for `a.jpg` and `a_mask.png`, which may be in one folder; "_training" and "_manual1" for
+            `21_training.tif` and `21_manual1.gif`.
+        class_names: a list, {id: name}, or a JSON file of either. If None, `<root>/classes.json` if it exists.
+            Without names, the values in masks are class ids.
+        values: stored value -> class id or 255 (ignored), e.g. `{0: 0, 255: 1}` for masks of 0 and 255. This is also
+            assumed, and logged, for two classes if no coding is given and the masks contain only 0 and 255.
+        colors: colour -> class id or 255, for masks that are RGB pictures, or GIFs with a palette other than plain
+            grey: {(128, 64, 128): 0}. JSON needs text keys: {"128, 64, 128": 0} or {"#804080": 0}.
+        reduce_labels: 0 is not a class, k is class k - 1.
+        palette: the display colour of each class.
+        resize_masks: masks with the aspect ratio of their images but another size are resized to them by the nearest
+            pixel, in training, evaluation and check alike. Needs `class_names`.
+        with_labels: if False, no mask is read.
+        only_ids: skip all other images, whose masks may then be missing.
+        streaming: return an `IterableDataset`.
 
     Returns:
-        Columns "image", "label" (unless `with_labels` is false) and "id" (the image's path without its ending).
+        Columns "image", "label" (unless `with_labels` is False) and "id" (the image's path without its suffix).
 
     Raises:
-        ValueError: nothing is there, an image has no mask, two images have one name, or the class names do not fit.
+        ValueError: the folder is empty, an image has no mask, two images have the same name, or the class names do
+            not fit.
     """
     folder, images, masks = _place_of(Path(root), split, images, masks)
     if (folder / METADATA).is_file():
@@ -87,7 +88,7 @@ def load_folder(
     feature = label_feature(names, **coding, resize_masks=resize_masks)
     if names is None:
         logger.info(
-            "%s: no class names given; masks are read as class ids, and models say how many there are.", folder
+            "%s: no class names given; mask values are class ids, and models define the number of classes.", folder
         )
     dataset = settled(build(ids, files, [mask for _, _, mask in pairs], feature), str(folder))
     return as_stream(dataset) if streaming else dataset
@@ -102,24 +103,24 @@ def label_feature(
     palette: Sequence[tuple[int, int, int]] | None = None,
     resize_masks: bool = False,
 ) -> Image:
-    """The feature of a label column, from what a user may say of it.
+    """The feature of a label column, from the user's options.
 
     Raises:
-        ValueError: two ways of coding are given, one without class names, or one that cannot be read.
+        ValueError: two codings are given, one is given without class names, or one is invalid.
     """
     ways = {"values": values, "colors": colors, "reduce_labels": reduce_labels or None}
     given = [name for name, value in ways.items() if value is not None]
     if len(given) > 1:
-        raise ValueError(f"Give one way of coding labels, not {' and '.join(given)}.")
+        raise ValueError(f"Give only one coding of labels, not {' and '.join(given)}.")
     if names is None:
         if given or palette:
-            raise ValueError(f"`{(given or ['palette'])[0]}` needs `class_names`: which classes does it lead to?")
-        if resize_masks:  # there is no coding to write it into
-            raise ValueError("`resize_masks` needs `class_names`: it is kept beside them, with the labels.")
+            raise ValueError(f"`{(given or ['palette'])[0]}` needs `class_names`: which classes does it refer to?")
+        if resize_masks:  # it is stored in the coding, which needs names
+            raise ValueError("`resize_masks` needs `class_names`: it is stored together with them.")
         return Image()
     if reduce_labels:
         values = reduced_values(len(names))
-    try:  # JSON has text for keys
+    try:  # JSON keys are text
         if values is not None:
             values = {int(key): int(value) for key, value in values.items()}
         if colors is not None:
@@ -174,7 +175,7 @@ def read_class_names(given, *, default: Sequence[Path] = ()) -> tuple[str, ...] 
 
 
 def _place_of(root: Path, split: str | None, images: str, masks: str) -> tuple[Path, str, str]:
-    """(the folder, and the names in it of those of images and of masks) of a split."""
+    """(the folder of a split, and the names of its image and mask folders)."""
     if not root.is_dir():
         raise ValueError(f"No folder {root}.")
     if split is None:
@@ -198,7 +199,7 @@ def _named_pairs(
         source = folder
     everything, _ = _files_by_stem(source, IMAGE_SUFFIXES)
     together = masks is not None and source.resolve() == (folder / masks).resolve()
-    if together and mask_suffix:  # of what lies in one folder the masks are no images
+    if together and mask_suffix:  # in a shared folder, masks are not images
         everything = {name: path for name, path in everything.items() if not name.endswith(mask_suffix)}
     mask_of = {name: name.removesuffix(image_suffix) + mask_suffix for name in everything}
     found = {name: path for name, path in everything.items() if only_ids is None or name in only_ids}
@@ -214,8 +215,8 @@ def _named_pairs(
         there = f" There are {first_few(lossy, 3)}: masks are read as {', '.join(MASK_SUFFIXES)}." if lossy else ""
         raise ValueError(
             f"{len(missing)} of {len(found)} images in {folder / images} have no mask in {folder / masks} (expected "
-            f"e.g. {mask_of[missing[0]]}.png): {first_few(missing)}.{there} Add them; or say what names have after "
-            "what an image and its mask share, like "
+            f"e.g. {mask_of[missing[0]]}.png): {first_few(missing)}.{there} Add them; or set what names have after "
+            "the common part of an image and its mask, like "
             f"{as_typed(image_suffix='_image', mask_suffix='_mask')}; or read the "
             "images alone with `with_labels=False` (`cps-hf check --images_only`)."
         )
@@ -226,18 +227,18 @@ def _named_pairs(
 
 
 def _holds_only_images(folder: Path) -> bool:
-    """Images, and no subfolder, which might hold masks."""
+    """Whether the folder has images and no subfolder, which might contain masks."""
     entries = [path for path in folder.iterdir() if not is_hidden(path.name)]
     return any(path.suffix.lower() in IMAGE_SUFFIXES for path in entries) and not any(p.is_dir() for p in entries)
 
 
 def _files_by_stem(folder: Path, suffixes: tuple[str, ...], *, say: bool = True) -> tuple[dict[str, Path], Walk]:
-    """(the files by their path without its ending, the walk); what was passed over is logged."""
+    """(the files by their path without its suffix, the walk). Logs skipped files."""
     if not folder.is_dir():
         there = sorted(path.name for path in folder.parent.iterdir()) if folder.parent.is_dir() else []
         splits = [name for name in there if (folder.parent / name / folder.name).is_dir()]
-        hint = f" Give `split`, one of {first_few(splits)}; or that folder itself." if splits else ""
-        raise ValueError(f"No folder {folder}; {folder.parent} holds: {first_few(there) or 'nothing'}.{hint}")
+        hint = f" Set `split` to one of {first_few(splits)}; or give that folder itself." if splits else ""
+        raise ValueError(f"No folder {folder}; {folder.parent} contains: {first_few(there) or 'nothing'}.{hint}")
     looked = walk(folder, suffixes)
     if say:
         looked.say()
@@ -246,21 +247,19 @@ def _files_by_stem(folder: Path, suffixes: tuple[str, ...], *, say: bool = True)
         name = path.relative_to(folder).with_suffix("").as_posix()
         if name in found:
             raise ValueError(
-                f"Two files have one name: {found[name]} and {path}. Rename one: names match images and masks."
+                f"Two files have the same name: {found[name]} and {path}. Rename one: names match images and masks."
             )
         found[name] = path
     if not found:
-        passed = f" Passed over: {'; '.join(looked.lines())}." if looked.passed_over else ""
-        lossless = (
-            " A mask must be of a kind that keeps its values, as JPEG does not." if suffixes == MASK_SUFFIXES else ""
-        )
+        passed = f" Skipped: {'; '.join(looked.lines())}." if looked.passed_over else ""
+        lossless = " Masks need a lossless file type, unlike JPEG." if suffixes == MASK_SUFFIXES else ""
         raise ValueError(f"No image in {folder}: looked for {', '.join(suffixes)}.{lossless}{passed}")
     return found, looked
 
 
 def splits_of(root: str | Path, images: str = "images") -> list[str | None]:
-    """The splits that `load_folder` finds in `root`: sub-folders with a folder of images or a list of files in them;
-    None: `root` itself, where it is such a folder or has no split."""
+    """The splits that `load_folder` finds in `root`: subfolders with a folder of images or a list of files. None
+    stands for `root` itself, if it is such a folder or has no splits."""
     root = Path(root)
     folders = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
     splits = [path.name for path in folders if not is_hidden(path.name) and _is_a_set(path, images)]
@@ -278,7 +277,7 @@ def _listed_pairs(
     try:
         lines = (folder / METADATA).read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{folder / METADATA} is no UTF-8 text: {error}.") from error
+        raise ValueError(f"{folder / METADATA} is not UTF-8 text: {error}.") from error
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -291,7 +290,7 @@ def _listed_pairs(
                 continue
             mask = row["mask_file_name"] if with_labels else ""
             if not isinstance(image, str) or not isinstance(mask, str):
-                raise TypeError("a file name is no text")
+                raise TypeError("a file name is not text")
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             wanted = '{"file_name": ..., "mask_file_name": ...}' if with_labels else '{"file_name": ...}'
             raise ValueError(f"{where}: expected {wanted}, found {line[:80]!r} ({error}).") from error
@@ -299,15 +298,13 @@ def _listed_pairs(
         mask_path = _inside(folder, mask, where) if with_labels else None
         pairs.append((Path(image).with_suffix("").as_posix(), path, mask_path))
     if not pairs:
-        raise ValueError(f"{folder / METADATA} lists no image.")
+        raise ValueError(f"{folder / METADATA} lists no images.")
     repeated = [name for name, count in Counter(name for name, _, _ in pairs).items() if count > 1]
     if repeated:
         raise ValueError(f"{folder / METADATA} lists images more than once: {first_few(repeated)}.")
     beside = [name for name in walk(folder, IMAGE_SUFFIXES).files if os.path.normpath(name) not in listed]
     if beside:
-        logger.info(
-            "%s does not list %d images that lie there: %s.", folder / METADATA, len(beside), first_few(beside)
-        )
+        logger.info("%s does not list %d images of its folder: %s.", folder / METADATA, len(beside), first_few(beside))
     return pairs
 
 
@@ -315,9 +312,9 @@ def _inside(folder: Path, name: str, where: str) -> Path:
     try:
         path = (folder / name).resolve()
     except (ValueError, OSError) as error:  # a zero byte, or a name that is too long
-        raise ValueError(f"{where}: {name[:80]!r} is no file name ({error}).") from error
+        raise ValueError(f"{where}: {name[:80]!r} is not a file name ({error}).") from error
     if not path.is_relative_to(folder.resolve()):
-        raise ValueError(f"{where}: {name!r} leads out of {folder}.")
+        raise ValueError(f"{where}: {name!r} is outside {folder}.")
     if not path.is_file():
         raise ValueError(f"{where}: no file {folder / name}.")
     return path

@@ -1,4 +1,4 @@
-"""Any data set of the Hub, or local parquet files, with an image column and perhaps a label column."""
+"""Any data set from the Hub, or local parquet files, with an image column and optionally a label column."""
 
 from __future__ import annotations
 
@@ -51,27 +51,27 @@ def load_hub(
     """A data set that `datasets.load_dataset` reads: a Hub id, a local folder, or a parquet file.
 
     Args:
-        path: `user/name`; a folder with shards as `cps-hf prepare` writes them
-            (`<split>-00000-of-00003.parquet`, any number of splits) or of another layout that `load_dataset` knows; or
-            one parquet file, which then is the split.
-        split: as `load_dataset` takes it.
+        path: `user/name`; a folder with shards written by `cps-hf prepare` (`<split>-00000-of-00003.parquet`, any
+            number of splits) or another layout that `load_dataset` supports; or a single parquet file, which is the
+            split.
+        split: as for `load_dataset`.
         name: the Hub data set's configuration.
-        image_column, label_column, id_column: what columns are called there; they become "image", "label" and "id".
-            Without an `id_column` a column "id" is used, or else rows are numbered (not when streaming).
-        class_names, values, colors, reduce_labels, resize_masks: as for `load_folder`; not needed for shards that
-            `cps-hf prepare` wrote, which carry them, nor names where a column lists each image's classes
-            (a list of ClassLabel).
-        with_labels: false: the label column is dropped unread.
+        image_column, label_column, id_column: names of the columns there; they become "image", "label" and "id".
+            Without an `id_column`, a column "id" is used; if there is none, rows are numbered (not when streaming).
+        class_names, values, colors, reduce_labels, resize_masks: as for `load_folder`. Not needed for shards written
+            by `cps-hf prepare`, which contain them. Names are not needed if a column lists each image's classes (a
+            list of ClassLabel).
+        with_labels: if False, the label column is dropped without reading it.
 
-    A column of encoded files without Hugging Face's metadata ({"bytes", "path"}, or bytes alone, as other writers of
-    parquet leave it) is taken for images.
+    A column of encoded files without Hugging Face's metadata ({"bytes", "path"}, or only bytes, as other parquet
+    writers store them) is read as images.
 
     Raises:
-        ValueError: no such data set, split or column, shards are missing, or labels are coded in two ways.
+        ValueError: there is no such data set, split or column, shards are missing, or two label codings are given.
     """
     dataset = _load(str(path), name, split, streaming, revision)
     if dataset.features is None:
-        raise ValueError(f"{path} is streamed without saying its columns' types: read it with `streaming=False`.")
+        raise ValueError(f"{path} is streamed without column types. Read it with `streaming=False`.")
     listed = _class_label_names(dataset.features) if with_labels and class_names is None else None
     columns = {image_column: "image"} | ({label_column: "label"} if with_labels else {})
     dataset = _with_our_columns(dataset, columns, id_column, str(path), split)
@@ -89,10 +89,10 @@ def load_hub(
 
 
 def splits_of(path: str | Path, name: str | None = None) -> list[str]:
-    """The splits of a folder of shards, a folder that `load_dataset` reads, or a data set of the Hub.
+    """The splits of a folder of shards, a folder that `load_dataset` reads, or a data set on the Hub.
 
     Raises:
-        ValueError: no such data set.
+        ValueError: there is no such data set.
     """
     if str(path).endswith(".parquet"):
         return ["train"]
@@ -100,11 +100,11 @@ def splits_of(path: str | Path, name: str | None = None) -> list[str]:
     try:
         return sorted(names) or get_dataset_split_names(str(path), name)
     except (ValueError, OSError) as error:
-        raise ValueError(f"Cannot tell the splits of {str(path)!r}: {type(error).__name__}: {error}") from error
+        raise ValueError(f"Cannot find the splits of {str(path)!r}: {type(error).__name__}: {error}") from error
 
 
 def _load(path: str, name: str | None, split: str, streaming: bool, revision: str | None) -> Any:
-    wanted = [part.split("[")[0].strip() for part in split.split("+")]  # of "train[:100]+val", say
+    wanted = [part.split("[")[0].strip() for part in split.split("+")]  # of "train[:100]+val", for example
     files = {wanted[0]: [path]} if path.endswith(".parquet") else _shards(Path(path), wanted)
     try:
         if files:
@@ -112,17 +112,17 @@ def _load(path: str, name: str | None, split: str, streaming: bool, revision: st
         return load_dataset(path, name, split=split, streaming=streaming, revision=revision)
     except DatasetNotFoundError as error:
         raise ValueError(
-            f"No data set {path!r}: neither a folder here nor a data set of the Hub that can be read. Check the "
-            f"spelling; a gated or private one needs HF_TOKEN. The library said: {error}"
+            f"No data set {path!r}: neither a local folder nor a data set that can be read from the Hub. Check the "
+            f"spelling; a gated or private one needs HF_TOKEN. The library's error: {error}"
         ) from error
     except (ValueError, OSError) as error:
         raise ValueError(f"Cannot load split {split!r} of {path!r}: {type(error).__name__}: {error}") from error
 
 
 def _shards(folder: Path, wanted: Sequence[str]) -> dict[str, list[str]]:
-    """The shards of each wanted split in a local folder, in order; {} where the folder holds no such files.
+    """The shards of each requested split in a local folder, in order; {} if the folder has no such files.
 
-    `load_dataset` would guess splits from the names: to it, `train_extra-*` and `train_aug-*` are "train" as well.
+    `load_dataset` would guess splits from the names and treat `train_extra-*` and `train_aug-*` as "train" too.
     """
     splits: dict[str, list[tuple[int, int, str]]] = {}
     for path in sorted(folder.glob("*.parquet")):
@@ -135,21 +135,21 @@ def _shards(folder: Path, wanted: Sequence[str]) -> dict[str, list[str]]:
             raise ValueError(f"No split {split!r} in {folder}; there are: {first_few(sorted(splits))}.")
         counts = sorted({count for _, count, _ in splits[split]})
         if len(counts) > 1:
-            raise ValueError(f"{folder} holds {split!r} cut into {counts[0]} and into {counts[1]} shards: remove one.")
+            raise ValueError(f"{folder} has {split!r} both in {counts[0]} and in {counts[1]} shards. Remove one set.")
         missing = sorted(set(range(counts[0])) - {index for index, _, _ in splits[split]})
         if missing:
             raise ValueError(
                 f"{folder} lacks {len(missing)} of {counts[0]} shards of {split!r}: {first_few(missing)}. Copy them, "
-                "or call `cps-hf prepare` again: it goes on where it stopped."
+                "or run `cps-hf prepare` again: it resumes."
             )
     return {split: [path for _, _, path in splits[split]] for split in wanted}
 
 
 def _with_our_columns(dataset, columns: dict[str, str], id_column: str | None, path: str, split: str):
-    """The data set with "image", "label" where it is wanted, and "id" as text; all else is dropped.
+    """The data set with "image", "label" if requested, and "id" as text; other columns are dropped.
 
     Args:
-        columns: what they are called there -> "image" or "label".
+        columns: their names there -> "image" or "label".
     """
     for column, role in columns.items():
         dataset = _as_images(dataset, column)
@@ -169,21 +169,21 @@ def _with_our_columns(dataset, columns: dict[str, str], id_column: str | None, p
 
 
 def _require_untold(options: Mapping[str, Any], carried: LabelEncoding, path: str) -> None:
-    """Labels that say how they are coded need not be told."""
+    """Reject codings for labels that already carry one."""
     told = [name for name, value in options.items() if value is not None and value is not False]
     if told:
         raise ValueError(
-            f"The labels of {path} say how they are coded ({len(carried.names)} classes); leave out `{told[0]}`."
+            f"The labels of {path} already contain their coding ({len(carried.names)} classes). Remove `{told[0]}`."
         )
 
 
 def _as_images(dataset, column: str):
-    """The data set, its column an Image where it holds encoded files and nobody wrote down that it does."""
+    """The data set, with its column cast to Image if it contains encoded files without that type."""
     feature = (dataset.features or {}).get(column)
     holds_files = isinstance(feature, dict) and "bytes" in feature and set(feature) <= {"bytes", "path"}
     if not holds_files and not (isinstance(feature, Value) and feature.dtype in ("binary", "large_binary")):
         return dataset
-    logger.info("Column %r holds encoded files without saying so: it is taken for images.", column)
+    logger.info("Column %r contains encoded files without the type Image: it is read as images.", column)
     return dataset.cast_column(column, Image())
 
 
@@ -198,26 +198,26 @@ def _require_image_column(dataset, column: str, role: str, path: str) -> None:
         found = type(dataset.features[column]).__name__
         raise ValueError(
             f"Column {column!r} of {path} is of type {found}, expected Image.{_columns(dataset, column)} "
-            f"Give another {option}. Parquet files that were written without Hugging Face's metadata are read where "
-            "that column holds the bytes of image files (PNG, JPEG ...); write them so, or in Python "
-            f'`datasets.load_dataset(...).cast_column("{column}", datasets.Image())` where it holds paths.'
+            f"Give another {option}. Parquet files without Hugging Face's metadata are supported if that column "
+            "contains the bytes of image files (PNG, JPEG, ...). If it contains paths, use in Python "
+            f'`datasets.load_dataset(...).cast_column("{column}", datasets.Image())`.'
         )
 
 
 def _with_text_ids(dataset, path: str, column: str | None):
-    """Numbers become text: partitions and errors call images by text."""
+    """Numbers become text: partitions and error messages use text ids."""
     feature = dataset.features["id"]
     if feature == Value("string"):
         return dataset
     if not isinstance(feature, Value) or not ("int" in feature.dtype or "string" in feature.dtype):
         found = getattr(feature, "dtype", type(feature).__name__)
         raise ValueError(
-            f"Column {column!r} of {path} is of type {found}, expected text or whole numbers for `id_column`. Give "
+            f"Column {column!r} of {path} is of type {found}, expected text or integers for `id_column`. Choose "
             "another one."
         )
     if isinstance(dataset, IterableDataset):
         return dataset.cast_column("id", Value("string"))
-    ids = [str(value) for value in dataset["id"]]  # a cast would write all images anew, into the cache
+    ids = [str(value) for value in dataset["id"]]  # a cast would write all images to the cache again
     return dataset.remove_columns("id").add_column("id", ids)
 
 
@@ -228,9 +228,9 @@ def _columns(dataset, wanted: str) -> str:
 
 
 def _class_label_names(features) -> tuple[str, ...] | None:
-    """Class names of a column that lists the classes of an image; `None` without exactly one such column.
+    """Class names from a column that lists the classes of an image; `None` unless there is exactly one.
 
-    A single ClassLabel is none: it says what the whole image shows (a scene, the weather), not what its pixels do.
+    A single ClassLabel does not count: it describes the whole image (a scene, the weather), not its pixels.
     """
     found = {
         column: tuple(feature.feature.names)
@@ -240,5 +240,5 @@ def _class_label_names(features) -> tuple[str, ...] | None:
     if len(found) != 1:
         return None
     ((column, names),) = found.items()
-    logger.info("Class names are those of the column %r: %s.", column, first_few(names))
+    logger.info("Class names are from the column %r: %s.", column, first_few(names))
     return names

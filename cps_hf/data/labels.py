@@ -1,7 +1,7 @@
-"""How a stored label map becomes class ids, and where that knowledge travels.
+"""How a stored label map becomes class ids, and how that coding travels with the data.
 
 `datasets.Image` has a free text field, `id`, which survives select, filter, map, parquet and the Hub. The label
-feature of a data set carries its `LabelEncoding` there, as JSON: a shard, a subset or a stream needs no telling.
+feature of a data set stores its `LabelEncoding` there, as JSON, so that shards, subsets and streams keep it.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ from .table import as_typed
 _KEY = "cps_hf.label_encoding"
 _UNKNOWN = -1
 LOWEST, HIGHEST = -32768, 65535  # of stored values
-BLACK_AND_WHITE = {0: 0, 255: 1}  # what masks of two classes that hold 0 and 255 alone mean
+BLACK_AND_WHITE = {0: 0, 255: 1}  # the meaning of masks of two classes that contain only 0 and 255
 
 
 @dataclass(frozen=True)
 class LabelEncoding:
-    """The classes of a data set, and how its label images code them.
+    """The classes of a data set, and their coding in its label images.
 
     Args:
         names: class names; the index is the class id. At most 255, since 255 means ignored.
-        values: stored value -> class id or 255. None: stored values are class ids, and 255 is ignored.
+        values: stored value -> class id or 255. If None, stored values are class ids, and 255 is ignored.
         colors: for RGB-coded masks: colour -> class id or 255.
-        palette: the colour that each class is shown in.
-        resize_masks: a mask of another size than its image, but of its aspect, is resized to it (nearest pixel).
+        palette: the display colour of each class.
+        resize_masks: a mask with its image's aspect ratio but another size is resized to it (nearest pixel).
 
-    A value of -1, and NaN, is ignored unless `values` says otherwise: it can be no class, and stands for missing data.
+    -1 and NaN are ignored unless `values` maps them: they cannot be classes, and stand for missing data.
 
-    Where no value (colour) leads to 255, ignored pixels, e.g. of pseudo labels, still have a code, one that masks of
-    8 bits cannot hold by chance: the highest 16-bit value that is not in `values`, 65535; with `colors`, a wholly
-    transparent pixel of a colour that is not in it.
+    If no value (colour) maps to 255, ignored pixels, e.g. of pseudo labels, still need a code that does not occur in
+    masks of 8 bits: the highest 16-bit value that is not in `values`, 65535; with `colors`, a fully transparent pixel
+    of a colour that is not in it.
 
     Raises:
-        ValueError: names repeat, a value or colour cannot be or leads to no class, or the palette has another length.
+        ValueError: names repeat, a value or colour is invalid or maps to no class, or the palette has another length.
     """
 
     names: tuple[str, ...]
@@ -62,18 +62,18 @@ class LabelEncoding:
             raise ValueError(f"Class names must differ; these appear more than once: {', '.join(repeated[:5])}.")
         if self.values is not None and self.colors is not None:
             raise ValueError(
-                "A label encoding has `values` (grey or palette masks) or `colors` (RGB masks), not both."
+                "A label encoding has either `values` (grey or palette masks) or `colors` (RGB masks), not both."
             )
         for field, table in (("values", self.values), ("colors", self.colors)):
             bad = {k: v for k, v in (table or {}).items() if not (0 <= v < len(self.names) or v == IGNORE_INDEX)}
             if bad:
                 raise ValueError(
-                    f"`{field}` must lead to class ids 0 to {len(self.names) - 1} or to {IGNORE_INDEX} (ignored), "
+                    f"`{field}` must map to class ids 0 to {len(self.names) - 1} or to {IGNORE_INDEX} (ignored), "
                     f"found {dict(list(bad.items())[:5])}."
                 )
         for value in self.values or ():
             if not LOWEST <= value <= HIGHEST:
-                raise ValueError(f"`values`: a stored value is {LOWEST} to {HIGHEST}, got {value}.")
+                raise ValueError(f"`values`: stored values are {LOWEST} to {HIGHEST}, got {value}.")
         for color in self.colors or ():
             if len(color) != 3 or not all(0 <= v <= 255 for v in color):
                 raise ValueError(f"`colors`: a colour is (red, green, blue), each 0 to 255, got {color}.")
@@ -82,16 +82,16 @@ class LabelEncoding:
 
     @property
     def has_table(self) -> bool:
-        """Whether `values` or `colors` say what is stored; else class ids are."""
+        """Whether `values` or `colors` define the coding; otherwise stored values are class ids."""
         return self.values is not None or self.colors is not None
 
     @property
     def id2label(self) -> dict[int, str]:
-        """What a model's configuration takes."""
+        """The mapping for a model's configuration."""
         return dict(enumerate(self.names))
 
     def to_feature(self, decode: bool = True) -> Image:
-        """The `datasets` feature of a label column that is coded like this."""
+        """The `datasets` feature of a label column with this coding."""
         value = {
             "names": list(self.names),
             "values": None if self.values is None else [[int(k), int(v)] for k, v in self.values.items()],
@@ -104,10 +104,10 @@ class LabelEncoding:
 
     @classmethod
     def from_feature(cls, feature) -> LabelEncoding | None:
-        """The encoding that a label feature carries; `None` when it carries none of ours.
+        """The encoding stored in a label feature; `None` if it has none of ours.
 
         Raises:
-            ValueError: it carries one that this version cannot read; labels taken as they are would be wrong.
+            ValueError: this version cannot read it; reading the labels without it would be wrong.
         """
         try:
             value = json.loads(getattr(feature, "id", None) or "")
@@ -127,18 +127,18 @@ class LabelEncoding:
             )
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
-                f"The label column says how it is coded in a way that this version of cps_hf cannot read ({error}); "
-                "expected version 1. Update cps_hf, or write the data set anew."
+                f"The label column has a coding that this version of cps_hf cannot read ({error}); "
+                "expected version 1. Update cps_hf, or write the data set again."
             ) from error
 
     def decode(self, image: PILImage.Image, *, name: str) -> np.ndarray:
         """A label image as uint8 (H, W): class ids, and 255 where ignored.
 
         Args:
-            name: what an error calls the image.
+            name: the image's name in error messages.
 
         Raises:
-            ValueError: the image holds values or colours that this encoding does not know.
+            ValueError: the image contains values or colours that this encoding does not define.
         """
         if self.colors is not None:
             return self._decode_colors(image, name)
@@ -162,13 +162,13 @@ class LabelEncoding:
         """A label image that `decode` turns into these class ids, uint8 (H, W) with 255 where ignored.
 
         Raises:
-            ValueError: no stored value or colour stands for a class that occurs.
+            ValueError: a class that occurs has no stored value or colour.
         """
         if not self.has_table:
             return PILImage.fromarray(ids)
         table = self._values if self.values is not None else self._colors
         table = {code: class_id for code, class_id in table.items() if isinstance(code, tuple) or code >= 0}
-        stored = {class_id: code for code, class_id in reversed(table.items())}  # of several the first
+        stored = {class_id: code for code, class_id in reversed(table.items())}  # the first one if there are several
         occurring = np.unique(ids).tolist()
         missing = [i for i in occurring if i not in stored]
         if missing:
@@ -202,7 +202,7 @@ class LabelEncoding:
                 f"The label of {name} has mode {image.mode!r}; `colors` reads RGB, palette and grey masks of 8 bits. "
                 "Save it as such a PNG."
             )
-        # Four bytes a pixel, read as one number; alpha, the highest byte, counts only where a colour is unknown.
+        # Four bytes per pixel, read as one number; alpha, the highest byte, only counts if a colour is unknown.
         rgba = np.asarray(image.convert("RGBA")).view("<u4")[..., 0]
         packed = rgba & 0xFFFFFF
         decoded = self._color_table[packed]
@@ -216,7 +216,7 @@ class LabelEncoding:
 
     @cached_property
     def _color_table(self) -> np.ndarray:
-        """Class ids by red + 256 green + 65536 blue: 32 MB, made once."""
+        """Class ids by red + 256 green + 65536 blue: 32 MB, created once."""
         table = np.full(1 << 24, _UNKNOWN, np.int16)
         for (r, g, b), class_id in self.colors.items():
             table[r | g << 8 | b << 16] = class_id
@@ -231,46 +231,44 @@ class LabelEncoding:
         else:
             expected = f"class ids 0 to {len(self.names) - 1}, or {IGNORE_INDEX} for pixels to ignore"
         hint = (
-            "say how labels are coded where the data set is loaded: `class_names`, `reduce_labels`, `values` or "
+            "set the coding of labels when loading the data set: `class_names`, `reduce_labels`, `values` or "
             f"`colors`, for instance {as_typed(reduce_labels=True)}"
         )
         if self.colors is None and any(value < 0 for value in found):
             table = {min(found): IGNORE_INDEX} | (dict(self.values or {}) or {i: i for i in range(len(self.names))})
-            hint = f"say, where it means missing data: {as_typed(values=table)}"
+            hint = f"if it means missing data, set {as_typed(values=table)}"
         elif self.values == BLACK_AND_WHITE and 1 in found:
-            hint = (
-                f"say what each value means, for instance {as_typed(values={0: 0, 1: 1, 255: 1})}; 255: 255 ignores it"
-            )
+            hint = f"define each value, for instance {as_typed(values={0: 0, 1: 1, 255: 1})}; 255: 255 ignores it"
         return ValueError(
-            f"The label of {name} holds {first}{' ...' if len(found) > 5 else ''}; expected {expected}. Mend the "
+            f"The label of {name} contains {first}{' ...' if len(found) > 5 else ''}; expected {expected}. Fix the "
             f"file, or {hint}."
         )
 
 
 def reduced_values(num_labels: int) -> dict[int, int]:
-    """`reduce_labels`: 0 is background to ignore, k is class k - 1, 255 stays ignored (ADE20K's way).
+    """`reduce_labels`: 0 is background and ignored, k is class k - 1, 255 stays ignored (as in ADE20K).
 
     Raises:
         ValueError: there are 255 classes; the last one's value would be 255.
     """
     if num_labels >= IGNORE_INDEX:
         raise ValueError(
-            f"`reduce_labels` takes up to {IGNORE_INDEX - 1} classes, got {num_labels}: the stored value 255 is for "
-            "ignored pixels, so that none is left for the last class. Give `values` for masks of 16 bits."
+            f"`reduce_labels` supports up to {IGNORE_INDEX - 1} classes, got {num_labels}: the stored value 255 is "
+            "for ignored pixels, so none is left for the last class. Use `values` for masks of 16 bits."
         )
     return {0: IGNORE_INDEX, **{k + 1: k for k in range(num_labels)}, IGNORE_INDEX: IGNORE_INDEX}
 
 
 def stored_values(image: PILImage.Image, *, name: str) -> np.ndarray:
-    """The integers that a label image holds (H, W): palette indices, grey values, 16-bit values, 0/1 of a bitmap.
+    """The integers in a label image (H, W): palette indices, grey values, 16-bit values, 0/1 of a bitmap.
 
-    Floating-point numbers that are whole are taken, NaN as -1. The indices of a GIF are taken only where they are its
-    grey values too: who writes a GIF may number the palette anew (PIL does), so that an index, a grey value, or
-    neither may be meant, and nothing in the file says which.
+    Floating-point numbers are accepted if they are integers; NaN becomes -1. The indices of a GIF are accepted only if
+    they equal its grey values: programs that write GIFs may renumber the palette (PIL does), so that the index, the
+    grey value, or neither may be the class, and the file does not say which.
 
     Raises:
-        ValueError: it has several channels, or fractions, or values that no class can have, or is a GIF whose palette
-            shows other values than it holds.
+        ValueError: the image has several channels, fractions or values that no class can have, or is a GIF whose
+            palette shows other values than it stores.
     """
     if image.mode == "1":
         return np.asarray(image).astype(np.uint8)
@@ -288,14 +286,14 @@ def stored_values(image: PILImage.Image, *, name: str) -> np.ndarray:
         if (values != np.floor(values)).any():
             share = 100 * float((values != np.floor(values)).mean())
             raise ValueError(
-                f"The label of {name} holds fractions in {share:.1f} % of its pixels, from {values.min():g} to "
+                f"The label of {name} contains fractions in {share:.1f} % of its pixels, from {values.min():g} to "
                 f"{values.max():g}; expected class ids. If they are probabilities or scaled to 0 to 1, save the class "
                 "ids instead, as a PNG of 8 bits."
             )
     if values.min(initial=0) < LOWEST or values.max(initial=0) > HIGHEST:
         raise ValueError(
-            f"The label of {name} holds values from {values.min():.10g} to {values.max():.10g}; expected whole "
-            f"numbers from {LOWEST} to {HIGHEST}. Save class ids as a PNG of 8 bits, with 255 for missing data."
+            f"The label of {name} contains values from {values.min():.10g} to {values.max():.10g}; expected integers "
+            f"from {LOWEST} to {HIGHEST}. Save class ids as a PNG of 8 bits, with 255 for missing data."
         )
     return values if values.dtype == np.uint8 else values.astype(np.int32)
 
@@ -308,9 +306,9 @@ def _check_gif(image: PILImage.Image, name: str) -> None:
         found = ", ".join(f"{color} at index {i}" for i, color in list(other.items())[:3])
         table = ", ".join(f"{color}: class id" for color in [*shown.values()][:3])
         raise ValueError(
-            f"The label of {name} is a GIF with the colours {found}{' ...' if len(other) > 3 else ''}: indices of a "
-            "GIF may have been numbered anew when it was written, so they do not tell the class. Say what the colours "
-            f"mean, `colors={{{table}, ...}}`, or convert the masks to PNG."
+            f"The label of {name} is a GIF with the colours {found}{' ...' if len(other) > 3 else ''}: GIF indices "
+            "may have been renumbered when the file was written, so they do not tell the class. Define the colours, "
+            f"`colors={{{table}, ...}}`, or convert the masks to PNG."
         )
 
 

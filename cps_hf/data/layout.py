@@ -1,8 +1,8 @@
-"""Which files below a folder are images, which are masks, and which belong together: the layouts that people have.
+"""Find the images and masks in a folder, and which belong together: the layouts that users have.
 
-Folders tell by their names (`images`, `masks`, `SegmentationClass`, `train_masks` ...), files by what their names have
-beside what an image and its mask share (`a.jpg` and `a_mask.png`). What cannot be told is an error that lists what was
-found: a wrong guess would train on wrong labels without a word.
+Folders are recognized by their names (`images`, `masks`, `SegmentationClass`, `train_masks`, ...), files by the parts
+of their names that images and masks do not share (`a.jpg` and `a_mask.png`). Anything ambiguous is an error that lists
+what was found: a wrong guess would silently train on wrong labels.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from .walk import IMAGE_SUFFIXES, MASK_SUFFIXES, OTHER_KIND, Walk, walk
 
 
 class Pair(NamedTuple):
-    """An image, and its mask where there is one.
+    """An image, and its mask if any.
 
     Attributes:
-        id: the image's path below the folder, without the folders that tell image from mask and the split.
+        id: the image's path below the folder, without the split and without folders that only mark images or masks.
         path: the image's whole path below the folder.
         split: "train", "val", "test", or none.
     """
@@ -38,16 +38,16 @@ class Pair(NamedTuple):
 
 
 class NoMasksError(ValueError):
-    """A folder holds images, and nothing that looks like a mask."""
+    """A folder has images, but nothing that looks like a mask."""
 
 
 @dataclass
 class Layout:
-    """What lies below a folder.
+    """The content of a folder.
 
     Attributes:
-        sentence: how it is laid out, in words.
-        passed_over: by reason, how many files.
+        sentence: a description of the layout.
+        passed_over: number of skipped files by reason.
     """
 
     root: Path
@@ -67,23 +67,24 @@ def find_layout(
     """Images and masks below `root`, matched.
 
     Args:
-        images, masks: the names of the folders that hold them; `None`: told by the names that are usual.
-        image_suffix, mask_suffix: what names have after what an image and its mask share; `None`: what is usual.
+        images, masks: the names of their folders. If `None`, common names are recognized.
+        image_suffix, mask_suffix: what names have after the common part of an image and its mask. If `None`, common
+            suffixes are recognized.
 
     Raises:
-        ValueError: there is nothing, or something cannot be told: which files are masks, which images; an image has
+        ValueError: there is nothing, or something is ambiguous: which files are masks, which are images; an image has
             two masks, or a mask no image. The message lists what was found.
     """
     root = Path(root)
     if not root.is_dir():
         raise ValueError(
-            f"No folder {root}. Expected a folder of images and masks; a data set of the Hub is read with `--dataset "
+            f"No folder {root}. Expected a folder of images and masks; a data set on the Hub is read with `--dataset "
             "hub --data_root ID`."
         )
     looked = _walk(root)
-    _refuse_other_loaders(root, looked)
+    _reject_other_layouts(root, looked)
     if not looked.files:
-        passed = f" Passed over: {'; '.join(looked.lines())}." if looked.passed_over else ""
+        passed = f" Skipped: {'; '.join(looked.lines())}." if looked.passed_over else ""
         raise ValueError(f"No image in {root}: looked for {', '.join(IMAGE_SUFFIXES)}.{passed}")
     place = Places(root, looked, images, masks)
     files = [place(path, file) for path, file in looked.files.items()]
@@ -117,7 +118,7 @@ def find_layout(
 
 
 def _walk(folder: Path) -> Walk:
-    """Without what earlier runs wrote there: `cps-hf train .` leaves pictures below the folder."""
+    """The files below the folder, without the output of earlier runs: `cps-hf train .` leaves pictures there."""
     looked = walk(folder, IMAGE_SUFFIXES)
     others = [PurePosixPath(name) for name in looked.passed_over.get(OTHER_KIND, [])]
     runs = set.intersection(
@@ -131,12 +132,12 @@ def _walk(folder: Path) -> Walk:
 
 
 def _counted(looked: Walk) -> dict[str, int]:
-    """By reason, how many files were passed over, without those that say something here."""
+    """Number of skipped files by reason, without files that are used here, such as lists."""
     found = {}
     for reason, names in looked.passed_over.items():
         if reason == OTHER_KIND:
             names = [name for name in names if PurePosixPath(name).name not in READERS and not _is_list(name)]
-            kinds = sorted({PurePosixPath(name).suffix.lower() or "no ending" for name in names})
+            kinds = sorted({PurePosixPath(name).suffix.lower() or "no suffix" for name in names})
             reason = f"{reason} ({first_few(kinds)})"
         if names:
             found[reason] = len(names)
@@ -144,10 +145,10 @@ def _counted(looked: Walk) -> dict[str, int]:
 
 
 def images_alone(folder: str | Path) -> list[Pair]:
-    """The images below a folder of unlabeled ones, at any depth; masks and what else their folders say is left out.
+    """The images below a folder of unlabeled ones, at any depth, without masks according to their folders' names.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there are none.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -164,19 +165,19 @@ def images_alone(folder: str | Path) -> list[Pair]:
         if not (affixes.is_mask(file.path) and (file.rest, affixes.bare_mask(file.stem)) in stems)
     ]
     if not found:
-        passed = f" Passed over: {'; '.join(looked.lines())}." if looked.passed_over else ""
+        passed = f" Skipped: {'; '.join(looked.lines())}." if looked.passed_over else ""
         raise ValueError(f"`unlabeled_root`: no image in {folder}.{passed}")
     return found
 
 
-def _refuse_other_loaders(root: Path, looked: Walk) -> None:
-    """Layouts that another loader knows better."""
+def _reject_other_layouts(root: Path, looked: Walk) -> None:
+    """Raise an error for layouts that have their own loader."""
     others = looked.passed_over.get(OTHER_KIND, [])
     listed = [name for name in others if PurePosixPath(name).name == "metadata.jsonl"]
     if listed:
         raise ValueError(
             f"{root / listed[0]} lists files: read them with `--dataset folder --data_root "
-            f"{(root / listed[0]).parent}`, or take the list away."
+            f"{(root / listed[0]).parent}`, or remove the list."
         )
     if any("gtFine" in PurePosixPath(name).parts for name in looked.files):
         raise ValueError(f"{root} has Cityscapes' folders: read it with `--dataset cityscapes --data_root {root}`.")
@@ -188,7 +189,7 @@ def _refuse_other_loaders(root: Path, looked: Walk) -> None:
 def _sides(
     root: Path, files: list[NamedFile], affixes: Affixes, looked: Walk
 ) -> tuple[list[NamedFile], list[NamedFile], str]:
-    """(masks, images, the layout in words)."""
+    """(masks, images, a description of the layout)."""
     by_role: dict[str | None, list[NamedFile]] = {}
     for file in files:
         by_role.setdefault(file.role, []).append(file)
@@ -197,7 +198,7 @@ def _sides(
     if labels:
         if affixes.mask_suffix:
             labels = [file for file in labels if file.stem.endswith(affixes.mask_suffix)] or labels
-        _refuse_lossy(root, labels)
+        _reject_lossy(root, labels)
         where = "masks in " + _folders(labels)
         if not pictures:
             pictures, told = _image_folder(root, rest, labels, affixes)
@@ -206,13 +207,13 @@ def _sides(
     together = [*pictures, *rest]
     labels = [file for file in together if affixes.is_mask(file.path)]
     if labels:
-        _refuse_lossy(root, labels)
+        _reject_lossy(root, labels)
         named = {file.path for file in labels}
         pictures = [file for file in together if file.path not in named]
         return labels, [*pictures, *unlabeled], "images and masks side by side"
     labels, pictures = _by_kind(together)
     if labels:
-        return labels, [*pictures, *unlabeled], "images and masks side by side, told by their kind (a.jpg, a.png)"
+        return labels, [*pictures, *unlabeled], "images and masks side by side, told apart by file type (a.jpg, a.png)"
     raise _no_masks(root, files, looked)
 
 
@@ -221,18 +222,18 @@ def _folders(files: Sequence[NamedFile]) -> str:
     return first_few(names, 3)
 
 
-def _refuse_lossy(root: Path, labels: Sequence[NamedFile]) -> None:
+def _reject_lossy(root: Path, labels: Sequence[NamedFile]) -> None:
     lossy = [file.path for file in labels if PurePosixPath(file.path).suffix.lower() not in MASK_SUFFIXES]
     if lossy:
         raise ValueError(
             f"{len(lossy)} of {len(labels)} masks in {root} are of a kind that may change values: "
-            f"{first_few(lossy, 3)}. Masks are read as {', '.join(MASK_SUFFIXES)}: save them as PNG from what they "
-            "were made of, not from these files."
+            f"{first_few(lossy, 3)}. Masks are read as {', '.join(MASK_SUFFIXES)}: save them as PNG from the original "
+            "annotations, not from these files."
         )
 
 
 def _by_kind(files: Sequence[NamedFile]) -> tuple[list[NamedFile], list[NamedFile]]:
-    """(masks, images) of one name in one folder, where one of two files is of a kind that loses values."""
+    """(masks, images) with equal names in one folder, where one of two files has a lossy file type."""
     twins: dict[tuple, list[NamedFile]] = {}
     for file in files:
         twins.setdefault((str(PurePosixPath(file.path).parent), file.stem), []).append(file)
@@ -248,8 +249,8 @@ def _by_kind(files: Sequence[NamedFile]) -> tuple[list[NamedFile], list[NamedFil
 def _image_folder(
     root: Path, rest: Sequence[NamedFile], labels: Sequence[NamedFile], affixes: Affixes
 ) -> tuple[list[NamedFile], str]:
-    """The images that masks belong to, where no folder's name says it: in the folder itself, or in the one folder
-    whose names fit."""
+    """The images that masks belong to, if no folder name reveals them: in the folder itself, or in the only folder
+    whose names match."""
     candidates: dict[str, list[NamedFile]] = {"": list(rest)} if rest else {}
     for file in rest:
         if file.rest:
@@ -261,12 +262,12 @@ def _image_folder(
     }
     best = max(fits.values(), default=0)
     names = [name for name, count in fits.items() if count == best]
-    there = ", ".join(f"{name or '.'}/ ({len(candidates[name])} files, {fits[name]} fit)" for name in sorted(fits))
+    there = ", ".join(f"{name or '.'}/ ({len(candidates[name])} files, {fits[name]} match)" for name in sorted(fits))
     if best == 0 or len(names) > 1:
-        what = "no image has the name of a mask" if best == 0 else f"{' and '.join(names)} fit equally well"
+        what = "no image has the name of a mask" if best == 0 else f"{' and '.join(names)} match equally well"
         raise ValueError(
-            f"Masks were found in {root} ({_folders(labels)}, {len(labels)}), but not where their images are: {what}; "
-            f"images lie in {there or 'no other folder'}. Name the folder: "
+            f"Masks were found in {root} ({_folders(labels)}, {len(labels)}), but not their images: {what}; "
+            f"images are in {there or 'no other folder'}. Name the folder: "
             f"{typed(images=next((n for n in names if n), 'FOLDER'))}."
         )
     chosen = names[0]
@@ -290,18 +291,18 @@ def _no_masks(root: Path, files: Sequence[NamedFile], looked: Walk) -> NoMasksEr
         if PurePosixPath(name).suffix.lower() in (".json", ".xml", ".txt")
         and any((words_of(part) or (None, None))[1] == "mask" for part in PurePosixPath(name).parts[:-1])
     ]
-    drawn = f" {first_few(shapes, 1)}: boxes and polygons must be drawn as masks first." if shapes else ""
+    drawn = f" {first_few(shapes, 1)}: boxes and polygons must first be converted to masks." if shapes else ""
     here, truth = (next((name for name in sorted(names) if name), None) for names in (told, strange))
     return NoMasksError(
         f"Nothing in {root} looks like masks; found images in {first_few(there)}. Expected folders such as images/ "
-        "and masks/, with one name for an image and its mask, or a.jpg and a_mask.png side by side. If the masks are "
-        f"there under other names: {typed(images=here or 'IMAGES', masks=truth or 'MASKS')} or "
+        "and masks/, with the same name for an image and its mask, or a.jpg and a_mask.png side by side. If the masks "
+        f"have other names: {typed(images=here or 'IMAGES', masks=truth or 'MASKS')} or "
         f"{typed(mask_suffix='_seg')}.{drawn}"
     )
 
 
 def _listed_splits(root: Path, looked: Walk) -> dict[str, str]:
-    """The split of an image by its name, where ImageSets/Segmentation lists a validation set (Pascal VOC's way)."""
+    """The split of each image by name, if ImageSets/Segmentation lists a validation set (as in Pascal VOC)."""
     found: dict[str, str] = {}
     lists = [name for name in looked.passed_over.get(OTHER_KIND, []) if _is_list(name)]
     for split in ("train", "val", "test"):
@@ -310,7 +311,7 @@ def _listed_splits(root: Path, looked: Walk) -> dict[str, str]:
                 try:
                     lines = (root / name).read_text(encoding="utf-8-sig").splitlines()
                 except (OSError, UnicodeDecodeError) as error:
-                    raise ValueError(f"{root / name} is no list of images in UTF-8 text: {error}.") from error
+                    raise ValueError(f"{root / name} is not a list of images in UTF-8 text: {error}.") from error
                 found |= {
                     unicodedata.normalize("NFC", PurePosixPath(line.strip()).name): split
                     for line in lines

@@ -1,4 +1,4 @@
-"""Which mask belongs to which image, by their names."""
+"""Match masks with images by their names."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from .table import first_few
 def match(
     root: Path, pictures: Sequence[NamedFile], labels: Sequence[NamedFile], affixes: Affixes
 ) -> tuple[dict[str, NamedFile], str]:
-    """(by an image's path, its mask; how the names differ, in words).
+    """({image path: mask}, a description of how the names differ).
 
-    Names that are equal go first, then those that are equal without the usual endings, then without folders that all
-    masks or all images lie in, then without what all of them end in.
+    Equal names are matched first, then names that are equal without common suffixes, then without folders that all
+    masks or all images share, then without a common ending.
 
     Raises:
-        ValueError: an image has several masks, a mask several images, or none (but for those of a test split).
+        ValueError: an image has several masks, a mask has several images, or none (except in a test split).
     """
     ways: list[tuple[Callable[[str], str], Callable[[str], str]]] = [
         (str, str),
@@ -52,14 +52,14 @@ def match(
         )
         raise ValueError(
             f"{len(several)} images in {root} have more than one mask, e.g. {image}: "
-            f"{' and '.join(label.path for label in found[:4])}. Say which is meant: {hint}; or move the others away."
+            f"{' and '.join(label.path for label in found[:4])}. Choose one: {hint}; or move the others away."
         )
     alone = [label.path for label in labels if label.path not in images_of and label.split != "test"]
     if alone:
         example = next((file.path for file in pictures), "none")
         raise ValueError(
             f"{len(alone)} of {len(labels)} masks in {root} belong to no image: {first_few(alone, 3)}; an image is "
-            f"called e.g. {example}. Rename or remove them, or say what names have after what both share: "
+            f"called e.g. {example}. Rename or remove them, or set what names have after their common part: "
             f"{typed(image_suffix='_image', mask_suffix='_mask')}."
         )
     matched = {image: found[0] for image, found in masks_of.items()}
@@ -72,8 +72,8 @@ def _assigned(
     labels: Sequence[NamedFile],
     ways: Sequence[tuple[Callable[[str], str], Callable[[str], str]]],
 ) -> dict[str, str]:
-    """By a mask's path that of its image: the first way of comparing names that finds one. Where one of both lies
-    outside of split folders, the other one may lie in any."""
+    """{mask path: image path}, from the first way of comparing names that finds an image. If one of the two is outside
+    of split folders, the other may be in any split."""
     found: dict[str, str] = {}
     for of_image, of_mask in ways:
         index: dict[tuple, list[NamedFile]] = {}
@@ -88,7 +88,7 @@ def _assigned(
             hits = index.get((label.split, name)) or index.get(("any" if label.split is None else None, name)) or []
             if len(hits) > 1:
                 raise ValueError(
-                    f"The mask {label.path} in {root} fits more than one image: "
+                    f"The mask {label.path} in {root} matches more than one image: "
                     f"{' and '.join(file.path for file in hits[:4])}. Rename or remove all but one."
                 )
             if hits:
@@ -97,13 +97,13 @@ def _assigned(
 
 
 def _without_common_folders(files: Sequence[NamedFile]) -> list[NamedFile]:
-    """`annotations/trimaps/a.png` -> `annotations/a.png`, where all masks lie in `trimaps`."""
+    """`annotations/trimaps/a.png` -> `annotations/a.png`, if all masks are in `trimaps`."""
     common = len(os.path.commonprefix([file.rest for file in files])) if files else 0
     return [file._replace(rest=file.rest[common:]) for file in files]
 
 
 def _common_end(stems: Sequence[str]) -> str:
-    """What all names end in, from a separator on: "_manual1"."""
+    """The common ending of all names, from a separator on: "_manual1"."""
     if len(stems) < 2:
         return ""
     end = os.path.commonprefix([stem[::-1] for stem in stems])[::-1]
@@ -112,7 +112,7 @@ def _common_end(stems: Sequence[str]) -> str:
 
 
 def _ending(image: str, label: NamedFile) -> str:
-    """What a mask's name has after its image's."""
+    """What a mask's name has in addition to its image's."""
     start = os.path.commonprefix([stem_of(image), label.stem])
     separator = re.search(r"[_\-. ]$", start)  # 1_sat.jpg and 1_mask.png
     return label.stem[len(start) - bool(separator) :] if len(start) < len(label.stem) else ""
@@ -125,5 +125,5 @@ def _naming(matched: Sequence[tuple[str, NamedFile]]) -> str:
 
 
 def typed(**options: str) -> str:
-    """As a command line takes them."""
+    """The options as typed on a command line."""
     return f"`--load_options '{json.dumps(options, ensure_ascii=False)}'`"

@@ -1,5 +1,5 @@
-"""What the names of folders and files say: which hold images, which masks, which split; and what of a file's name an
-image and its mask share."""
+"""The meaning of folder and file names: images, masks and splits; and the common part of an image's and its mask's
+name."""
 
 from __future__ import annotations
 
@@ -30,25 +30,25 @@ ROLES = {
     **dict.fromkeys(("visualization", "visualizations", "predictions"), "other"),
 }
 _NEUTRAL = {"png", "jpg", "jpeg", "tif", "tiff", "semantic", "seg", "ground", "truth", "dir", "data", "set"}
-"""Words that a folder's name may have beside the telling one: `images_png`, `semantic_masks`."""
+"""Words that a folder's name may contain in addition: `images_png`, `semantic_masks`."""
 
 _MASK_AFFIX = (
     "masks?|labels?|gt|groundtruth|ground_truth|seg|segmentation|annotations?|annot|semantic|"
     "(?:gtFine_)?label(?:Train)?Ids"
 )
 _IMAGE_AFFIX = "images?|imgs?|img|rgb|photo|sat|leftImg8bit"
-_IN_A_MASK_FOLDER = f"{_MASK_AFFIX}|L"  # CamVid's; beside images it may be the left one of two
+_IN_A_MASK_FOLDER = f"{_MASK_AFFIX}|L"  # CamVid's; next to images it may mean the left camera
 
 
 class NamedFile(NamedTuple):
-    """An image file, and what its folders say of it; `rest`: those that say nothing."""
+    """An image file, and what its folders' names mean; `rest`: folders without a meaning."""
 
     path: str
     file: Path
     role: str | None
     split: str | None
     rest: tuple[str, ...]
-    told_by: str  # the folder that told the role
+    told_by: str  # the folder that determines the role
 
     @property
     def stem(self) -> str:
@@ -56,7 +56,7 @@ class NamedFile(NamedTuple):
 
 
 class Places:
-    """What the folders of a file say of it."""
+    """The meaning of a file's folders."""
 
     def __init__(self, root: Path, looked: Walk, images: str | None, masks: str | None):
         self.given = {
@@ -78,7 +78,7 @@ class Places:
         dirs = PurePosixPath(path).parts[self.wrappers : -1]
         role, start, end = self._role(dirs)
         said = {i: words_of(part)[0] for i, part in enumerate(dirs) if words_of(part) and words_of(part)[0]}
-        near = {0, start - 1, *range(start, end + 1)} if role else {0}  # a deeper `test` may be a field test's
+        near = {0, start - 1, *range(start, end + 1)} if role else {0}  # a deeper `test` may mean something else
         at = next((i for i in sorted(said) if i in near), None)
         drop = {*range(start, end)} if role and role != "unlabeled" else set()
         drop |= {i for i, part in enumerate(dirs) if role and (words_of(part) or ("", ""))[1] in ("image", "mask")}
@@ -87,13 +87,13 @@ class Places:
         return NamedFile(path, file, role, None if at is None else said[at], rest, told_by)
 
     def _role(self, dirs: Sequence[str]) -> tuple[str | None, int, int]:
-        """(role, and which of the folders say so): as given, or by the deepest name that is usual."""
+        """(role, and the range of folders that determine it): as given, or by the deepest common name."""
         for role in ("mask", "image"):
             wanted = self.given.get(role)
             if wanted and (at := _position(dirs, wanted)) is not None:
                 return role, at, at + len(wanted)
         said = {i: words_of(part)[1] for i, part in enumerate(dirs) if words_of(part) and words_of(part)[1]}
-        said = {i: role for i, role in said.items() if role not in self.given}  # where it was named, no other is it
+        said = {i: role for i, role in said.items() if role not in self.given}  # a given folder replaces common names
         for i in reversed(said):
             if said[i] != "unlabeled" or not {"image", "mask"} & {*said.values()}:
                 return said[i], i, i + 1
@@ -101,7 +101,7 @@ class Places:
 
 
 def _wrappers(dirs: Iterable[tuple[str, ...]], named: Collection[str]) -> int:
-    """How many folders lead to all files and say nothing, as those that an archive was packed in."""
+    """The number of leading folders without a meaning that contain all files, as from an unpacked archive."""
     common = os.path.commonprefix(list(dirs))
     return next((i for i, part in enumerate(common) if part in named or words_of(part)), len(common))
 
@@ -112,7 +112,7 @@ def _position(dirs: Sequence[str], wanted: Sequence[str]) -> int | None:
 
 @cache
 def words_of(name: str) -> tuple[str | None, str | None] | None:
-    """(split, role) that a folder's name says; none where it says neither, or says more than that."""
+    """(split, role) from a folder's name; none if it names neither, or contains other words."""
     whole = name.casefold()
     if whole in ROLES or whole in SPLITS:
         annot = re.fullmatch("(train|val|test)annot", whole)
@@ -128,7 +128,7 @@ def words_of(name: str) -> tuple[str | None, str | None] | None:
 
 
 class Affixes:
-    """What a name has beside what an image and its mask share."""
+    """The parts of names that an image and its mask do not share."""
 
     def __init__(self, image_suffix: str | None, mask_suffix: str | None):
         self.image_suffix, self.mask_suffix = image_suffix, mask_suffix
@@ -146,7 +146,7 @@ class Affixes:
         return inner.stem if inner.suffix.lower() in IMAGE_SUFFIXES else stem  # a.jpg.png
 
     def is_mask(self, path: str) -> bool:
-        """Of a file among images."""
+        """Whether a file among images is a mask."""
         stem, kind = stem_of(path), PurePosixPath(path).suffix.lower()
         if self.mask_suffix is not None:
             return bool(self.mask_suffix) and stem.endswith(self.mask_suffix)
@@ -154,7 +154,7 @@ class Affixes:
 
 
 def _without_affix(stem: str, words: str) -> str:
-    """ "a_mask", "mask_a", "a-Mask" -> "a"; what would leave nothing stays."""
+    """ "a_mask", "mask_a", "a-Mask" -> "a"; unchanged if nothing would be left."""
     bare = re.sub(rf"[_\-. ](?:{words})$", "", stem, flags=re.IGNORECASE)
     bare = bare if bare != stem else re.sub(rf"^(?:{words})[_\-. ]", "", stem, flags=re.IGNORECASE)
     return bare or stem
@@ -165,5 +165,5 @@ def stem_of(path: str) -> str:
 
 
 def _composed(name: str) -> str:
-    """macOS writes an ü as two characters."""
+    """The composed Unicode form: macOS writes an ü as two characters."""
     return unicodedata.normalize("NFC", name)

@@ -1,6 +1,6 @@
-"""How the masks of a folder code their classes: told by the masks themselves, and by a table of classes if any.
+"""Find out how a folder's masks code their classes: from the masks themselves, and from a class table if any.
 
-One look at each mask counts what it stores; what that means is decided once, for all of them.
+Each mask is read once to count its values. Their meaning is then decided once, for all masks.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from .labels import BLACK_AND_WHITE, IGNORE_INDEX, LabelEncoding, stored_values
 from .raster import open_raster
 from .table import first_few
 
-MOST_COLORS = 1024  # in one mask; a picture has more
-FEW_VALUES = 20  # that are no consecutive ids, and still are classes where nothing names them
-BETWEEN = 10  # values between black and white, from which they are no classes
+MOST_COLORS = 1024  # in a mask; pictures have more
+FEW_VALUES = 20  # values with gaps that still count as classes without a table
+BETWEEN = 10  # number of values between black and white from which a mask counts as smoothed
 Color = tuple[int, int, int]
 
 
 @dataclass
 class MaskLook:
-    """What one mask stores.
+    """The stored values of one mask.
 
     Attributes:
-        values: pixels by stored value, where it has one channel.
-        colors: pixels by colour as a viewer shows it.
-        has_palette: whether its values are places in a palette of its own.
-        void: the colour that it shows its value 255 in, where it has it.
+        values: pixels by stored value, if it has one channel.
+        colors: pixels by displayed colour.
+        has_palette: whether its values are indices of a palette.
+        void: the displayed colour of the value 255, if it occurs.
         problem: why it cannot be read.
     """
 
@@ -48,14 +48,14 @@ class MaskLook:
 
 @dataclass
 class Coding:
-    """The classes, how masks code them, and what to know of it: sentences."""
+    """The classes, their coding in masks, and notes: sentences."""
 
     encoding: LabelEncoding
     notes: list[str] = field(default_factory=list)
 
 
 def look_at_masks(names: Sequence[str], masks: Sequence[Path], *, num_threads: int = 2) -> list[MaskLook]:
-    """What each mask stores; `names`: how errors call them."""
+    """The stored values of each mask. `names`: their names in error messages."""
     with ThreadPoolExecutor(num_threads) as pool:
         return list(pool.map(_look, names, masks))
 
@@ -83,8 +83,8 @@ def _look_at_colors(pixels: np.ndarray, name: str) -> MaskLook:
     values, counts = np.unique(packed, return_counts=True)
     if len(values) > MOST_COLORS:
         return MaskLook(
-            problem=f"The mask of {name!r} has {len(values)} colours, as a picture has and no mask. Give masks of "
-            "class ids, PNGs without anti-aliasing; photos in place of masks, or JPEGs saved as PNG, look like this."
+            problem=f"The mask of {name!r} has {len(values)} colours, like a picture, not a mask. Use masks of "
+            "class ids, PNGs without anti-aliasing. Photos in place of masks, or JPEGs saved as PNG, look like this."
         )
     colors = [(v >> 16, v >> 8 & 255, v & 255) for v in values.tolist()]
     return MaskLook(None, dict(zip(colors, counts.tolist(), strict=True)))
@@ -98,16 +98,16 @@ def settle(
     given: ClassTable | None = None,
     coding: Mapping[str, Any] | None = None,
 ) -> Coding:
-    """How the masks are read.
+    """Decide how the masks are read.
 
     Args:
-        names: of the masks, for errors.
-        tables: the files of classes that lie beside them.
-        given: what the user says of the classes, which wins over `tables`.
-        coding: one of the ways that `label_feature` takes, where the user says how labels are coded.
+        names: of the masks, for error messages.
+        tables: the class files next to the masks.
+        given: the user's classes, which override `tables`.
+        coding: a coding from the user, as `label_feature` takes it.
 
     Raises:
-        ValueError: no mask can be read, or it cannot be told what they mean; says what was found and what to do.
+        ValueError: no mask can be read, or their meaning is unclear; the message says what was found and what to do.
     """
     readable = [(name, look) for name, look in zip(names, looks, strict=True) if look.problem is None]
     if not readable:
@@ -130,7 +130,7 @@ def settle(
 
 
 def class_pixels(look: MaskLook, encoding: LabelEncoding) -> np.ndarray:
-    """Pixels by class id (256,), 255 for what is ignored; nothing of a mask that holds what the encoding lacks."""
+    """Pixels by class id (256,); 255 counts ignored pixels. Zero for a mask with values that the encoding lacks."""
     found = np.zeros(256, np.int64)
     if look.problem is not None or (look.values is None and encoding.colors is None):
         return found
@@ -153,7 +153,7 @@ def class_pixels(look: MaskLook, encoding: LabelEncoding) -> np.ndarray:
 
 
 def _is_colored(readable: Sequence[tuple[str, MaskLook]], table: ClassTable) -> bool:
-    """Whether the masks show the table's colours: pictures do, others where all they show is listed."""
+    """Whether the masks use the table's colours. Colour pictures do; others only if all their colours are listed."""
     if any(look.values is None for _, look in readable):
         return True
     shown = {color for _, look in readable for color in look.colors} - {look.void for _, look in readable}
@@ -165,8 +165,8 @@ def _by_colors(readable: Sequence[tuple[str, MaskLook]], table: ClassTable, give
     if given is not None and given.colors is None:
         if len(given.names) != len(names):
             raise ValueError(
-                f"`class_names` has {len(given.names)} names, and {table.path} {len(names)} classes: give as many, in "
-                "its order."
+                f"`class_names` has {len(given.names)} names, but {table.path} has {len(names)} classes. Give as "
+                "many, in its order."
             )
         names = given.names
     colors |= {look.void: IGNORE_INDEX for _, look in readable if look.void and look.void not in colors}
@@ -177,14 +177,14 @@ def _by_colors(readable: Sequence[tuple[str, MaskLook]], table: ClassTable, give
     if strange:
         (color, name), *_ = strange.items()
         raise ValueError(
-            f"Masks hold {len(strange)} colours that {table.path} does not list: {first_few([*strange], 3)}, e.g. "
+            f"Masks contain {len(strange)} colours that {table.path} does not list: {first_few([*strange], 3)}, e.g. "
             f"{color} in that of {name!r}. Add them there, or save the masks without smoothed edges."
         )
     palette = {class_id: color for color, class_id in reversed(colors.items()) if class_id != IGNORE_INDEX}
     shown = tuple(palette[i] for i in range(len(names)))
     ignored = [f"{n} {c}" for n, c in zip(table.names, table.colors, strict=True) if colors.get(c) == IGNORE_INDEX]
-    notes = [f"Classes and their colours are those of {table.path.name}."]
-    notes += [f"Ignored, by its name there: {', '.join(ignored)}."] if ignored else []
+    notes = [f"Classes and their colours are from {table.path.name}."]
+    notes += [f"Ignored because of their names there: {', '.join(ignored)}."] if ignored else []
     return Coding(LabelEncoding(names, colors=colors, palette=shown), notes)
 
 
@@ -196,9 +196,9 @@ def _no_color_table(
     typed = {"class_names": names, "colors": {", ".join(map(str, c)): i for i, c in enumerate(common[: len(names)])}}
     mixed = "" if len(colored) == count else f" (the other {count - len(colored)} have one channel)"
     return ValueError(
-        f"{len(colored)} of {count} masks{mixed} are colour pictures, e.g. that of {colored[0]!r}; together they show "
-        f"{len(shown)} colours: {first_few(common, 4)}. Say which class each colour is, in a `labelmap.txt` beside "
-        "the folders, a line `name:red,green,blue` for each, or with `--load_options "
+        f"{len(colored)} of {count} masks{mixed} are colour pictures, e.g. that of {colored[0]!r}; together they use "
+        f"{len(shown)} colours: {first_few(common, 4)}. Define the class of each colour in a `labelmap.txt` next to "
+        "the folders, with a line `name:red,green,blue` for each, or with `--load_options "
         f"'{json.dumps(typed, ensure_ascii=False)}'`."
     )
 
@@ -209,16 +209,16 @@ def _no_color_table(
 def _by_values(
     readable: Sequence[tuple[str, MaskLook]], pixels: Mapping[int, int], table: ClassTable | None, *, in_grey: bool
 ) -> Coding:
-    """Of masks of one channel; or (`in_grey`) of pictures that are grey, whose colours then stand for the values."""
+    """For masks of one channel; or (`in_grey`) for grey pictures, whose colours then stand for the values."""
     found = {value for value in pixels if value >= 0} - {IGNORE_INDEX}
-    _refuse_smoothed(pixels)
+    _reject_smoothed(pixels)
     notes: list[str] = []
     values: dict[int, int] | None = None
     if found == {0} and IGNORE_INDEX in pixels and (table is None or len(table.names) == 2):
         names = table.names if table else ("class_0", "class_1")
         values = dict(BLACK_AND_WHITE)
         notes.append(
-            f"The masks hold 0 and 255 alone: 255 is {names[1]!r}, and nothing is ignored. If 255 means ignored: "
+            f"The masks contain only 0 and 255: 255 is {names[1]!r}, and nothing is ignored. If 255 means ignored: "
             '`--load_options \'{"values": {"0": 0, "1": 1, "255": 255}}\'`.'
         )
     elif table is None:
@@ -226,19 +226,19 @@ def _by_values(
     else:
         names = table.names
         values = None if table.values is None else {v: i for i, v in enumerate(table.values)}
-        _refuse_unnamed(readable, found - {*(values or range(len(names)))}, table)
+        _reject_unnamed(readable, found - {*(values or range(len(names)))}, table)
     if values is not None and IGNORE_INDEX in pixels:
         values.setdefault(IGNORE_INDEX, IGNORE_INDEX)
     if len(names) < 2:
         raise ValueError(
-            f"{table.path} names one class, {names[0]!r}, and the masks hold {first_few(sorted(pixels))}: name the "
+            f"{table.path} names one class, {names[0]!r}, but the masks contain {first_few(sorted(pixels))}: name the "
             "background too, e.g. `--class_names background "
             f"{names[0]}`."
         )
     if table is None:
         notes.append(
-            f"No class names were found, so that classes are called {first_few(names, 3)}. Name them with "
-            "`--class_names NAME NAME ...`, or in a file classes.txt, a name a line, in this order."
+            f"No class names were found, so classes are called {first_few(names, 3)}. Name them with "
+            "`--class_names NAME NAME ...`, or in a file classes.txt, one name per line, in this order."
         )
     if IGNORE_INDEX in pixels and (values is None or values[IGNORE_INDEX] == IGNORE_INDEX):
         share = 100 * pixels[IGNORE_INDEX] / sum(pixels.values())
@@ -251,50 +251,50 @@ def _by_values(
 
 
 def _numbered(found: set[int]) -> tuple[tuple[str, ...], dict[int, int] | None]:
-    """(names, values) of masks whose classes have no names. Values that leave few gaps are class ids; others, such as
-    0, 128 and 200, each stand for one class."""
+    """(names, values) for masks without class names. Values with few gaps are class ids; others, such as 0, 128 and
+    200, each stand for one class."""
     if len(found) < 2:
         raise ValueError(
-            f"The masks hold {', '.join(map(str, found)) or 'no value but 255, which is ignored'}"
+            f"The masks contain {', '.join(map(str, found)) or 'no value but 255, which is ignored'}"
             f"{' alone' if found else ''}: at least two classes are needed, one of which may be the background."
         )
     if len(found) > IGNORE_INDEX:
         raise ValueError(
-            f"The masks hold {len(found)} values; there can be {IGNORE_INDEX} classes. Are these numbers of objects? "
-            "Save masks of class ids."
+            f"The masks contain {len(found)} values, but at most {IGNORE_INDEX} classes are possible. "
+            "Are these numbers of objects? Save masks of class ids."
         )
     if 2 * len(found) > max(found):
         return tuple(f"class_{i}" for i in range(max(found) + 1)), None
     if len(found) > FEW_VALUES:
         raise ValueError(
-            f"The masks hold {len(found)} values with gaps between them: {first_few(sorted(found), 9)}. Without "
-            f"names, up to {FEW_VALUES} such values are taken for classes. Where masks were smoothed or resized, save "
-            'them without that; else name the classes, and say with `--load_options` (`{"values": {"7": 0}}`) which '
-            "class each value is."
+            f"The masks contain {len(found)} values with gaps between them: {first_few(sorted(found), 9)}. Without "
+            f"names, up to {FEW_VALUES} such values count as classes. If masks were smoothed or resized, save "
+            'them without that; otherwise name the classes, and set with `--load_options` (`{"values": {"7": 0}}`) '
+            "which class each value is."
         )
     return tuple(f"class_{v}" for v in sorted(found)), {v: i for i, v in enumerate(sorted(found))}
 
 
-def _refuse_smoothed(pixels: Mapping[int, int]) -> None:
-    """Black and white with many values between them, as lossy compression and interpolation leave it."""
+def _reject_smoothed(pixels: Mapping[int, int]) -> None:
+    """Raise an error for black and white with many values in between, from lossy compression or interpolation."""
     between = {v: count for v, count in pixels.items() if v not in (0, 255)}
     ends = pixels.get(0, 0) + pixels.get(255, 0)
     if len(between) >= BETWEEN and pixels.get(0) and pixels.get(255) and ends > 0.8 * sum(pixels.values()):
         raise ValueError(
-            f"{100 * ends / sum(pixels.values()):.1f} % of the masks' pixels are 0 or 255, and the others hold "
-            f"{len(between)} values between: masks of two classes with smoothed edges. Save them with a threshold, "
+            f"{100 * ends / sum(pixels.values()):.1f} % of the masks' pixels are 0 or 255, and the others have "
+            f"{len(between)} values in between: masks of two classes with smoothed edges. Save them with a threshold, "
             "e.g. values from 128 on as 255, the others as 0."
         )
 
 
-def _refuse_unnamed(readable: Sequence[tuple[str, MaskLook]], unnamed: set[int], table: ClassTable) -> None:
+def _reject_unnamed(readable: Sequence[tuple[str, MaskLook]], unnamed: set[int], table: ClassTable) -> None:
     if unnamed:
         codes = [look.values if look.values is not None else {r for r, _, _ in look.colors} for _, look in readable]
         name = next(name for (name, _), held in zip(readable, codes, strict=True) if unnamed & {*held})
         known = f"the values {first_few(table.values)}" if table.values else f"classes 0 to {len(table.names) - 1}"
         raise ValueError(
-            f"Masks hold {first_few(sorted(unnamed))}, e.g. that of {name!r}, but {table.path} names {known}: "
-            f"{first_few(table.names)}. Name all classes, the background (0) included; or say with `--load_options` "
+            f"Masks contain {first_few(sorted(unnamed))}, e.g. that of {name!r}, but {table.path} names {known}: "
+            f"{first_few(table.names)}. Name all classes, including the background (0); or set with `--load_options` "
             '(`{"values": {"7": 0, "8": 255}}`) which class each value is, 255 for none.'
         )
 

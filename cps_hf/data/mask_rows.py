@@ -1,6 +1,6 @@
-"""Writing a mask that memory does not hold: row by row into a palette PNG, or into a tiled palette TIFF with geo-tags.
+"""Write a mask that does not fit into memory: row by row into a palette PNG, or a tiled palette TIFF with geo-tags.
 
-PIL writes whole images only. Both formats are deflated 8-bit indices with a table of colours.
+PIL can only write whole images. Both formats store deflated 8-bit indices and a colour table.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ def mask_writer(
     geo: dict[int, tuple[int, int, bytes]] | None = None,
     order: str = "<",
 ) -> Iterator[PngRows | TiffRows]:
-    """Write a mask by `writer.write(ids)`, from the top down. The file appears when the block ends, whole.
+    """Write a mask by `writer.write(ids)`, from the top down. The file appears, complete, when the block ends.
 
     Args:
-        path: of `.png` or `.tif`. size: height and width.
+        path: a `.png` or `.tif` file. size: height and width.
         palette: the colour of each class id; 255 is white.
         geo: tags for a TIFF, in byte order `order`.
 
     Raises:
-        ValueError: more or fewer rows than `size` says were written, or a TIFF grows beyond 4 GiB.
+        ValueError: the number of written rows differs from `size`, or a TIFF exceeds 4 GiB.
     """
     table = np.zeros((256, 3), np.uint8)
     table[: len(palette)] = palette
@@ -67,7 +67,7 @@ class PngRows:
 
     def write(self, ids: np.ndarray) -> None:
         """uint8 (rows, W)."""
-        rows = np.zeros((ids.shape[0], ids.shape[1] + 1), np.uint8)  # each behind a 0: not filtered
+        rows = np.zeros((ids.shape[0], ids.shape[1] + 1), np.uint8)  # each row starts with a 0: no filter
         rows[:, 1:] = ids
         self.done += len(ids)
         if data := self._deflate.compress(rows.tobytes()):
@@ -114,7 +114,7 @@ class TiffRows:
             self._write_tiles()
         at = self._file.tell() + self._file.tell() % 2
         if at > 2**32 - 2**24:
-            raise ValueError("The mask needs more than 4 GiB, which a TIFF of this kind cannot hold. Cut the image.")
+            raise ValueError("The mask needs more than 4 GiB, the limit of this kind of TIFF. Cut the image.")
         colors = (self._table.T.astype(np.uint16) * 257).flatten().tolist()
         short = {258: [8], 259: [8], 262: [3], 277: [1], 284: [1], 320: colors, 339: [1]}
         long = {256: [self._size[1]], 257: [self._size[0]], 322: [TILE], 323: [TILE]}

@@ -1,6 +1,6 @@
-"""Writing what was predicted: palette masks (Pascal VOC's way), Cityscapes' labelIds, probabilities.
+"""Write predictions: palette masks (as in Pascal VOC), Cityscapes' labelIds, probabilities.
 
-Files are written beside and renamed, so that one that is there is whole.
+Files are written under a temporary name and renamed, so that every file is complete.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from ..files import written_whole
 from ..functional import IGNORE_INDEX
 from .cityscapes import LABELS
 
-_LABEL_IDS = np.zeros(256, np.uint8)  # by class id; 255 and what is no class become 0, "unlabeled"
+_LABEL_IDS = np.zeros(256, np.uint8)  # by class id; 255 and other values become 0, "unlabeled"
 for _label in LABELS:
     if _label.train_id != IGNORE_INDEX:
         _LABEL_IDS[_label.train_id] = _label.id
 
 
 def write_mask(path: Path, class_ids: np.ndarray, palette: Sequence[tuple[int, int, int]]) -> None:
-    """A palette PNG: pixels hold class ids (H, W) and viewers show the palette; 255, where it occurs, is white."""
+    """A palette PNG of class ids (H, W), displayed in the palette's colours; 255, if it occurs, is white."""
     image = Image.fromarray(np.ascontiguousarray(class_ids, np.uint8)).convert("L")
     table = np.zeros((256, 3), np.uint8)
     table[: len(palette)] = palette
     table[IGNORE_INDEX] = 255
-    image.putpalette(table.tobytes())  # turns "L" into "P" without touching the pixels
+    image.putpalette(table.tobytes())  # turns "L" into "P" without changing the pixels
     _write(path, lambda file: image.save(file, format="PNG"))
 
 
@@ -44,16 +44,16 @@ def write_probabilities(path: Path, probabilities: np.ndarray) -> None:
 
 
 def output_path(folder: Path, name: str, suffix: str) -> Path:
-    """`<folder>/<name><suffix>`; the name may hold folders.
+    """`<folder>/<name><suffix>`; the name may include folders.
 
     Raises:
-        ValueError: it leads out of the folder, or it is no name of a file.
+        ValueError: the path is outside the folder, or the name is not a valid file name.
     """
     if not name.rpartition("/")[2].strip(". "):
-        raise ValueError(f"The image id {name!r} is no name that a file can have. Rename the id.")
+        raise ValueError(f"The image id {name!r} is not a valid file name. Rename the id.")
     path = folder / f"{name}{suffix}"
     if not os.path.normpath(path).startswith(os.path.normpath(folder) + os.sep):
-        raise ValueError(f"The image id {name!r} leads out of {folder}: no file is written for it. Rename the id.")
+        raise ValueError(f"The image id {name!r} leads outside {folder}, so no file is written for it. Rename the id.")
     return path
 
 

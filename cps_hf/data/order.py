@@ -1,9 +1,9 @@
-"""The global order of a training stream: which sample stands at which position, and whose share it is.
+"""The global order of a training stream: which sample is at which position, and which process gets it.
 
-A training stream never ends and is counted in *positions* of one global order. Which sample stands at position p
-depends on the seed and p alone: not on workers, processes or on where the run was resumed. Step k takes the positions
-[k * G, (k + 1) * G), G being the global batch; process r and micro-batch m take the B consecutive ones from
-k * G + (r * accumulation steps + m) * B, B being the batch of one process.
+A training stream never ends and is counted in *positions* of one global order. The sample at position p depends only
+on the seed and p: not on workers, processes or where the run was resumed. Step k takes the positions
+[k * G, (k + 1) * G), where G is the global batch. Process r and micro-batch m take the B consecutive positions from
+k * G + (r * accumulation steps + m) * B, where B is the batch per process.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
-Source = int | dict[str, Any]  # an index into a map-style data set, or the row itself where rows are streamed
+Source = int | dict[str, Any]  # an index into a map-style data set, or the row itself if rows are streamed
 
 
 class Plan(NamedTuple):
-    """One micro-batch: (position, source) of its samples, and of the CutMix partners that lie outside it."""
+    """One micro-batch: (position, source) of its samples, and of CutMix partners outside of it."""
 
     samples: list[tuple[int, Source]]
     partners: list[tuple[int, Source]]
@@ -36,7 +36,7 @@ class Plan(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """Which part of the global order is this process's: its batch, its rank, and how often it accumulates."""
+    """This process's part of the global order: its batch size, its rank, and its number of accumulation steps."""
 
     batch_size: int
     accumulation_steps: int = 1
@@ -56,32 +56,32 @@ class Shard:
 
 
 def check_length(length: int, shard: Shard, name: str) -> None:
-    """A data set that is smaller than an optimizer step is passed over more than once in it, which is told.
+    """Warn if an optimizer step takes more samples than the data set has.
 
     Raises:
-        ValueError: it is empty.
+        ValueError: the data set is empty.
     """
     if length == 0:
         raise ValueError(f"`{name}` is empty.")
     if length < shard.global_batch_size and shard.rank == 0:
         logger.warning(
-            "`%s` has %d image%s and an optimizer step takes %d (%d a process x %d processes x %d accumulation "
-            "steps): a step sees the same ones more than once, each time in another crop.",
+            "`%s` has %d image%s, but an optimizer step takes %d (%d per process x %d processes x %d accumulation "
+            "steps): a step uses images more than once, each time with another crop.",
             *(name, length, "" if length == 1 else "s", shard.global_batch_size),
             *(shard.batch_size, shard.num_processes, shard.accumulation_steps),
         )
 
 
 def seeded_generator(seed: int, stream: str, *keys: int) -> torch.Generator:
-    """A generator that depends on its arguments alone, the same on every machine."""
-    # The lengths keep (1, 2) and (1,) + (2,) apart; the closing 1 since trailing zeros do not count in a SeedSequence.
+    """A generator that depends only on its arguments, the same on every machine."""
+    # The lengths distinguish (1, 2) from (1,) + (2,); the final 1 is needed as SeedSequence ignores trailing zeros.
     entropy = [seed, len(stream), *stream.encode(), len(keys), *keys, 1]
     words = np.random.SeedSequence(entropy).generate_state(2, np.uint64)
     return torch.Generator().manual_seed(int(words[0] >> 1))
 
 
 class MapReader:
-    """The global order of a map-style data set: a fresh permutation each pass; `reshuffle=False`: one for all."""
+    """The global order of a map-style data set: a new permutation per pass, or the same if `reshuffle=False`."""
 
     def __init__(self, dataset: Dataset, seed: int, stream: str, *, reshuffle: bool = True):
         self.length = len(dataset)
@@ -107,19 +107,19 @@ class MapReader:
         return [self._ids[self.source_at(position)] for position in range(start, start + count)]
 
     def spares(self, count: int) -> list[Source]:
-        """What may stand in for samples that cannot be read: any."""
+        """Sources that may replace samples that cannot be read: any."""
         return list(range(self.length))
 
 
 class IterableReader:
     """The global order of a streamed data set.
 
-    A pass is `shuffle(seed, buffer)` with a seed drawn from the run's seed, the stream's name and the pass. Where the
-    whole set fits into the buffer, its rows, still encoded, are kept from the second pass on and permuted, since
-    opening a stream takes seconds and a labeled set may be passed over every few steps. Every process reads all rows
-    and keeps its own; only decoding and transforms run in workers. `length`, the rows of a pass, is known once a pass
-    has ended; a resumed run is given it, since it needs to know in which pass its position lies. With
-    `reshuffle=False` each pass is like the first.
+    A pass is `shuffle(seed, buffer)` with a seed drawn from the run's seed, the stream's name and the pass. If the
+    whole set fits into the buffer, its rows are kept, still encoded, from the second pass on and permuted: opening a
+    stream takes seconds, and a pass over a labeled set may last only a few steps. Every process reads all rows and
+    keeps its own; only decoding and transforms run in workers. `length`, the number of rows per pass, is known once a
+    pass has ended. A resumed run is given it, since it determines the pass of a position. With `reshuffle=False`,
+    every pass is like the first.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class IterableReader:
         """The rows of the global order from `position` on, without end.
 
         Raises:
-            ValueError: the set is empty, or not as long as when it was first read.
+            ValueError: the set is empty, or its length has changed since it was first read.
         """
         epoch, offset = (0, position) if self.length is None else divmod(position, self.length)
         if offset or epoch:
@@ -162,7 +162,7 @@ class IterableReader:
             if seen == 0 or seen != self.length:
                 raise ValueError(
                     f"`{self.stream}` gave {seen} rows in pass {epoch}, "
-                    + (f"and {self.length} before: it must stay the same." if self.length else "so it is empty.")
+                    + (f"but {self.length} before: it must not change." if self.length else "so it is empty.")
                 )
             epoch, offset = epoch + 1, 0
 
@@ -180,7 +180,7 @@ class IterableReader:
             yield from shuffled.skip(offset) if offset else shuffled
 
     def _shuffled(self, epoch: int) -> IterableDataset:
-        # A fresh shuffle a pass: `repeat()` after a shuffle would replay one order for ever.
+        # Shuffle again for each pass: `repeat()` after a shuffle would repeat the same order.
         generator = seeded_generator(self.seed, self.stream + "/order", epoch if self.reshuffle else 0)
         return self.dataset.shuffle(seed=generator.initial_seed(), buffer_size=self.buffer_size)
 
@@ -196,23 +196,23 @@ class IterableReader:
                 rows[next_position] = next(stream)
                 next_position += 1
             yield Plan([(p, rows[p]) for p in positions], [(p, rows[p]) for p in partners])
-            # The next batch's first sample may have its partner just before it, hence one position of grace.
+            # The next batch's first sample may have its partner just before it, hence one extra position.
             rows = {p: row for p, row in rows.items() if p >= positions[-1]}
 
     def rows(self, start: int, count: int) -> list[dict[str, Any]]:
-        """The rows at `count` positions, read anew."""
-        if self.length is None:  # in which pass `start` lies is known only by reading up to it
+        """The rows at `count` positions, read again."""
+        if self.length is None:  # the pass of `start` is only known after reading up to it
             return list(itertools.islice(self.rows_from(0), start, start + count))
         return list(itertools.islice(self.rows_from(start), count))
 
     def spares(self, count: int) -> list[Source]:
-        """What may stand in for samples that cannot be read: the first rows of the first pass."""
+        """Sources that may replace samples that cannot be read: the first rows of the first pass."""
         return list(itertools.islice(self._shuffled(0), count))
 
 
 def read_ahead(plans: Iterator[Plan], count: int) -> Iterator[Plan]:
-    """The plans, `count` of them read before they are asked for, by one thread: the rows of a streamed set come over
-    the network, and the loop would wait for them."""
+    """The plans, with `count` of them read in advance by a thread: the rows of a streamed set come over the network,
+    and the training loop would have to wait for them."""
     with ThreadPoolExecutor(1, "rows ahead") as thread:
         ahead = deque(thread.submit(next, plans) for _ in range(count))
         try:

@@ -1,4 +1,4 @@
-"""The colours in which a data set's classes are shown."""
+"""The display colours of a data set's classes."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from .labels import LabelEncoding
 
 
 def official_palette(names: Sequence[str]) -> tuple[tuple[int, int, int], ...] | None:
-    """The colours of Cityscapes or VOC where the class names are theirs, in their order; else `None`."""
+    """The colours of Cityscapes or VOC if the class names are theirs, in their order; otherwise `None`."""
     known = {cityscapes.NAMES: cityscapes.PALETTE, voc.NAMES: voc.PALETTE}
     return known.get(tuple(names))
 
 
 def palette_of(feature: Any, names: Sequence[str]) -> Sequence[Color]:
-    """The data set's own colours, else those of the official set that has these classes, else colours for all eyes.
+    """The data set's own colours, or those of the official set with these classes, or colour-blind-safe colours.
 
     Args:
         feature: of the label column, or none.

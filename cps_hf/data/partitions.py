@@ -1,7 +1,8 @@
 """Which images are labeled: published partitions, seeded ratios and counts, and list files.
 
-A published partition is a formula over the ids, or a list from its authors' repository. Such a list is fetched once
-into the Hugging Face cache, and refused when its SHA-256 is not the one below: a paper's number belongs to one list.
+A published partition is a formula over the ids, or a list from its authors' repository. Such a list is downloaded once
+into the Hugging Face cache and rejected if its SHA-256 differs from the one below: a published number belongs to one
+list.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from .table import first_few
 logger = logging.getLogger(__name__)
 
 URL_VARIABLE = "CPS_HF_LISTS_URL"
-"""An environment variable: what to fetch from instead of `https://raw.githubusercontent.com`, with the same paths."""
+"""An environment variable: where to download from instead of `https://raw.githubusercontent.com`, with equal paths."""
 
 TRAIN_AUG_SIZE = 10_582
 TRAIN_AUG_SHA256 = "d1326bd532648d73bc4b1bd275434eba81930982dc7401a65a8cecb26c028e24"
@@ -36,7 +37,7 @@ _SOURCES = {
     "T": "charlesCXK/TorchSemiSeg/5e0c29c02738728b6848a732817db15620a6e034/DATA",
     "U": "LiheYoung/UniMatch/0324f3dd4a22128105a5eb135d2586c0bb3cc647/splits",
 }
-# Source and path of every list that is read -> its SHA-256.
+# Repository and path of every list that is read -> its SHA-256.
 _SHA256 = {
     "T/city/config_new/train.txt": "b45be91d3bf8ebcc84214dc2b6c3867cd604a3d2ae493f1b42e7a3a211e1ebc3",
     "T/city/config_new/coarse_split/train_extra_3000.txt": (
@@ -95,7 +96,7 @@ _CITYSCAPES_TRAIN = "T/city/config_new/train.txt"
 _PSEUDOSEG = {"92": "1-16", "183": "1-8", "366": "1-4", "732": "1-2"}
 
 # Every r-th id is labeled: of the sorted train_aug ids, or of Cityscapes' train.txt in its own order.
-# (UniMatch's lists of these names hold the same ids.)
+# (UniMatch's lists with these names contain the same ids.)
 _EVERY_RTH = {
     **{f"cps/voc/1-{r}": r for r in (2, 4, 8, 16)},
     **{f"unimatch/voc/1-{r}": r for r in (4, 8, 16)},
@@ -121,7 +122,7 @@ _LISTS = {
         f"u2pl/voc/1-{r}": (f"U/pascal/u2pl_1_{r}/labeled.txt", f"U/pascal/u2pl_1_{r}/unlabeled.txt")
         for r in (4, 8, 16)
     },
-    # All of Cityscapes' train set is labeled, images of train_extra are added.
+    # All of Cityscapes' train set is labeled; images of train_extra are added.
     **{
         f"coarse-{count}": (_CITYSCAPES_TRAIN, f"T/city/config_new/coarse_split/train_extra_{count}.txt")
         for count in (3000, 6000, 9000)
@@ -133,10 +134,10 @@ NAMES = (*_EVERY_RTH, *_LISTS)
 
 @dataclass(frozen=True)
 class Partition:
-    """Two lists of ids without a common one; unpacks to `labeled_ids, unlabeled_ids`.
+    """Two disjoint lists of ids; unpacks to `labeled_ids, unlabeled_ids`.
 
     Args:
-        name: how it can be asked for again; of list files only their names, not where they lie.
+        name: a value that selects it again; for list files only their names without folders.
     """
 
     name: str
@@ -148,8 +149,8 @@ class Partition:
 
     @property
     def sha256(self) -> str:
-        """Of the sets, whatever their order: the line "labeled", the sorted labeled ids, the line "unlabeled", the
-        sorted unlabeled ids, each line ended by a line feed, in UTF-8."""
+        """Hash of the sets, independent of their order: the line "labeled", the sorted labeled ids, the line
+        "unlabeled", the sorted unlabeled ids, each line ended by a line feed, in UTF-8."""
         return _sha256_of_lines(["labeled", *sorted(self.labeled_ids), "unlabeled", *sorted(self.unlabeled_ids)])
 
 
@@ -166,30 +167,31 @@ def partition(
     Args:
         spec: one of
             a published name (`NAMES`), like "cps/voc/1-8" or "pseudoseg/voc/92";
-            a ratio, "1-8" or "1/8": so many of `ids`, rounded up, drawn by `seed`;
-            a count, "12": so many, drawn by `seed`. For one seed, fewer are always a part of more;
-            a list file, "labeled.txt", or two, "labeled.txt,unlabeled.txt": an image a line, as its id or as its
-            path, perhaps followed by its label's path, which is never opened. Without the second file all other
-            `ids` are unlabeled.
-        ids: of all images that there are.
+            a ratio, "1-8" or "1/8": this share of `ids`, rounded up, drawn by `seed`;
+            a count, "12": this many, drawn by `seed`. For the same seed, smaller sets are part of larger ones;
+            a list file, "labeled.txt", or two, "labeled.txt,unlabeled.txt": one image per line, as its id or its path,
+            optionally followed by its label's path, which is never opened. Without the second file, all other `ids`
+            are unlabeled.
+        ids: of all images in the data set.
         lists_dir: a folder with copies of published lists, at any depth (a clone of their repository, say); they are
-            recognised by their content. Nothing is fetched then.
-        base_url: fetch published lists from there instead of `$CPS_HF_LISTS_URL` or https://raw.githubusercontent.com.
+            recognized by their content. Nothing is downloaded then.
+        base_url: where to download published lists, instead of `$CPS_HF_LISTS_URL` or
+            https://raw.githubusercontent.com.
 
     Returns:
-        The partition. Ids that a list leaves out are on neither side.
+        The partition. Ids that a list omits are on neither side.
 
     Raises:
-        ValueError: no such partition; `ids` are not those that a formula is defined on; a listed id is not in `ids`;
-            a list has another hash than the published one; nothing is labeled.
-        ConnectionError: a list cannot be fetched; the message says how to get it otherwise.
+        ValueError: there is no such partition; a formula is not defined for `ids`; a listed id is not in `ids`; a
+            list has another hash than the published one; or nothing is labeled.
+        ConnectionError: a list cannot be downloaded; the message says how to get it otherwise.
     """
     ids = list(ids)
     spec = str(spec).strip()
     name = spec.replace("_", "-")
     if len(set(ids)) < len(ids):
         twice = [image for image, count in Counter(ids).items() if count > 1]
-        raise ValueError(f"`ids` must differ from each other; given more than once: {first_few(twice)}.")
+        raise ValueError(f"`ids` must be unique; these occur more than once: {first_few(twice)}.")
     if name in _EVERY_RTH:
         if "/voc/" in name:
             _require_train_aug(name, ids)
@@ -232,7 +234,7 @@ def _checked(name: str, labeled: Sequence[str], unlabeled: Sequence[str], ids: S
     both = [image for image in dict.fromkeys(unlabeled) if image in chosen]
     if both:
         logger.warning(
-            "Partition %s: listed as labeled and as unlabeled, so taken out of the unlabeled images: %s.",
+            "Partition %s: listed both as labeled and as unlabeled, so removed from the unlabeled images: %s.",
             name,
             first_few(both, 20),
         )
@@ -255,24 +257,24 @@ def _require_train_aug(name: str, ids: Sequence[str]) -> None:
         raise ValueError(
             f"{name} is defined on the {TRAIN_AUG_SIZE} ids of VOC's train_aug (SHA-256 {TRAIN_AUG_SHA256}); the data "
             f"set has {len(ids)} ids ({found}). Build train_aug with `python -m cps_hf.data.voc --help`, or draw a "
-            f"partition of these images with the ratio alone: {name.rsplit('/', 1)[1]}."
+            f"partition of these images by the ratio alone: {name.rsplit('/', 1)[1]}."
         )
 
 
 def _drawn(name: str, ids: Sequence[str], seed: int) -> tuple[list[str], list[str]]:
-    """So many ids, the first ones in an order that hashing gives: no random generator, the same everywhere and always.
+    """The first ids in an order given by hashes: no random generator, so the result is the same everywhere.
 
     Both sides keep the order of `ids`.
     """
     if "-" in name:
         denominator = int(name.split("-")[1])
         if denominator < 1:
-            raise ValueError(f"The ratio {name} is none: give one like 1-8.")
+            raise ValueError(f"The ratio {name} is invalid. Give one like 1-8.")
         count = -(-len(ids) // denominator)  # rounded up, as every r-th id would give
     else:
         count = int(name)
         if count > len(ids):
-            raise ValueError(f"{count} labeled images are asked for, but there are {len(ids)} in all.")
+            raise ValueError(f"{count} labeled images are requested, but there are only {len(ids)}.")
     order = sorted(ids, key=lambda image: hashlib.sha256(f"{seed}/{image}".encode()).digest())
     chosen = set(order[:count])
     return [image for image in ids if image in chosen], [image for image in ids if image not in chosen]
@@ -283,7 +285,7 @@ def _require_files(spec: str, files: Sequence[Path]) -> None:
     if absent or len(files) > 2:
         near = difflib.get_close_matches(spec.replace("_", "-"), NAMES, n=3, cutoff=0.6)
         raise ValueError(
-            f"`partition` {spec!r} is no published partition, no ratio (1-8), no count (12) and no list file"
+            f"`partition` {spec!r} is not a published partition, a ratio (1-8), a count (12) or a list file"
             + (f" ({', '.join(absent)} does not exist)" if absent else "")
             + (f". Did you mean {' or '.join(near)}?" if near else f". Published ones: {', '.join(NAMES)}.")
         )
@@ -293,15 +295,15 @@ def _require_files(spec: str, files: Sequence[Path]) -> None:
 
 
 def read_list(content: bytes, source: str, ids: Collection[str]) -> list[str]:
-    """The ids of a list, in its order. Lines may end in CRLF; empty lines do not count.
+    """The ids of a list, in its order. Lines may end in CRLF; empty lines are ignored.
 
     Raises:
-        ValueError: it is not text, or a line is no image name.
+        ValueError: it is not text, or a line is not an image name.
     """
     try:
         lines = content.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{source} is no list of images in UTF-8 text: {error}.") from error
+        raise ValueError(f"{source} is not a list of images in UTF-8 text: {error}.") from error
     known, found = set(ids), []
     for number, line in enumerate(lines, 1):
         line = line.strip()
@@ -309,16 +311,16 @@ def read_list(content: bytes, source: str, ids: Collection[str]) -> list[str]:
             continue
         image = _id_of(line, known)
         if not image or ".." in re.split(r"[/\\\s]", line) or re.search(r"[\x00-\x08\x0e-\x1f\x7f]", line):
-            raise ValueError(f"{source}, line {number}: {line[:80]!r} is no image's id or path.")
+            raise ValueError(f"{source}, line {number}: {line[:80]!r} is not an image id or path.")
         found.append(image)
     return found
 
 
 def _id_of(line: str, known: Collection[str]) -> str:
-    """The id that a line of a list means. The line is only ever compared with ids, never opened.
+    """The id that a line of a list means. The line is only compared with ids, never opened.
 
-    Tried against the known ids: the whole line, the text before a tab, the text before a space; each as it is, without
-    the image's suffix, and with leading folders dropped one by one. If none is known, the shortest of these.
+    These are compared with the known ids: the whole line, the text before a tab, the text before a space; each as it
+    is, without the image's suffix, and without leading folders one by one. If none is known, the shortest of these.
     """
     image = ""
     for text in (line, line.split("\t")[0], line.split()[0]):
@@ -347,41 +349,39 @@ def _from_folder(file: str, folder: Path) -> bytes:
             return content
         wrong.append(f"{path} has {found}")
     raise ValueError(
-        f"{folder} holds no {file[2:]} as it was published (SHA-256 {_SHA256[file]}): "
+        f"{folder} contains no {file[2:]} as published (SHA-256 {_SHA256[file]}): "
         + (first_few(wrong, 3) if wrong else f"no file there is called {Path(file).name}")
         + f". Get it from {_url(file, None)}."
     )
 
 
 def _from_cache(file: str, base_url: str | None) -> bytes:
-    """The list, fetched if the cache has none that is right."""
+    """The list, downloaded unless the cache has the right one."""
     path = Path(constants.HF_HOME) / "cps_hf" / "partitions" / file
     if path.is_file():
         content = path.read_bytes()
         if hashlib.sha256(content).hexdigest() == _SHA256[file]:
             return content
-        logger.warning("%s is not the published list: fetched again.", path)
+        logger.warning("%s is not the published list: downloading it again.", path)
     url = _url(file, base_url)
-    otherwise = (
-        f"Fetch it where there is a network and put it at {path}, or pass the folder that holds it as `lists_dir`."
-    )
+    otherwise = f"Download it where there is a network and put it at {path}, or pass its folder as `lists_dir`."
     if constants.HF_HUB_OFFLINE:
         raise ConnectionError(f"{url} is not in the cache, and HF_HUB_OFFLINE is set. {otherwise}")
-    logger.info("Fetching %s.", url)
+    logger.info("Downloading %s.", url)
     try:
         with urllib.request.urlopen(url, timeout=30) as answer:
             content = answer.read()
     except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: not a URL
-        raise ConnectionError(f"{url} cannot be fetched: {type(error).__name__}: {error}. {otherwise}") from error
+        raise ConnectionError(f"{url} cannot be downloaded: {type(error).__name__}: {error}. {otherwise}") from error
     found = hashlib.sha256(content).hexdigest()
     if found != _SHA256[file]:
-        raise ValueError(f"{url} gave SHA-256 {found}, the published list has {_SHA256[file]}: refused. {otherwise}")
+        raise ValueError(f"{url} has SHA-256 {found}, expected {_SHA256[file]}: rejected. {otherwise}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(path) as temporary:  # processes may fetch at the same time
+        with written_whole(path) as temporary:  # processes may download at the same time
             temporary.write_bytes(content)
-    except OSError as error:  # a full or read-only disk; the list itself is here and right
-        logger.warning("%s cannot be kept for the next time: %s.", path, error)
+    except OSError as error:  # a full or read-only disk; the list itself was downloaded
+        logger.warning("%s cannot be cached: %s.", path, error)
     return content
 
 

@@ -1,8 +1,8 @@
-"""Reading one row: an image and its label as arrays, by the same rules wherever an image is read.
+"""Read a row: an image and its label as arrays, by the same rules everywhere.
 
-An image is turned as its EXIF says, always. A mask is taken as it is drawn in a viewer where it has the turned image's
-size; one of the stored size turns with its image; where both sizes are the same (180 degrees, mirrored, square), it is
-taken as drawn in a viewer, and `examine` says so.
+An image is always rotated according to its EXIF orientation. A mask that has the rotated image's size is taken as
+displayed; one that has the stored size is rotated with its image. If both sizes are equal (180 degrees, mirrored,
+square), it is taken as displayed, and `examine` reports it.
 """
 
 from __future__ import annotations
@@ -20,35 +20,35 @@ from .raster import Raster, open_raster, turn
 from .table import as_typed
 
 NO_ID = "a row without an id"
-_UNDO = {6: 8, 8: 6}  # the other orientations undo themselves
+_UNDO = {6: 8, 8: 6}  # the other orientations are their own inverse
 
 
 def read_image(value: Any, *, name: str) -> Tensor:
-    """An image as a viewer shows it: uint8 (3, H, W), EXIF rotation applied, grey and RGBA made RGB (alpha dropped).
+    """An image as displayed: uint8 (3, H, W), EXIF rotation applied, grey and RGBA converted to RGB (alpha dropped).
 
-    Of 16 bits the upper 8 are kept, also of colour. Those of an image without any value above 255 are kept as they
-    are: 8 bits stored in 16 or 32. Of 12 bits stored in 16 only 4 remain, nearly black, which is said once; multiply
-    by 16. Of several pages or frames the first is read.
+    Of 16 bits, the upper 8 are kept, also for colour. If no value exceeds 255 (8 bits stored in 16 or 32), values are
+    kept unchanged. Of 12 bits stored in 16, only 4 remain, nearly black, which is logged once; multiply by 16. Of
+    several pages or frames, the first is read.
 
     Args:
         value: {"bytes", "path"} of an undecoded `datasets` row, or a PIL image.
-        name: what an error calls it.
+        name: its name in error messages.
 
     Raises:
-        ValueError: missing, empty, truncated, no image, of a kind that is not read, or with more pixels than the
+        ValueError: it is missing, empty, truncated, not an image, of an unsupported kind, or has more pixels than the
             limit (`raster.MAX_PIXELS`).
     """
     return _upright(open_raster(value, name, "image"))
 
 
 def read_label(value: Any, encoding: LabelEncoding | None, *, name: str) -> Tensor:
-    """A label map as a viewer shows it: uint8 (H, W) of class ids, 255 where ignored.
+    """A label map as displayed: uint8 (H, W) of class ids, 255 where ignored.
 
     Args:
-        encoding: how it is coded; `None`: the stored values are class ids.
+        encoding: its coding. If `None`, the stored values are class ids.
 
     Raises:
-        ValueError: as `read_image`; a lossy compression; values that the encoding does not know.
+        ValueError: as for `read_image`; a lossy compression; values that the encoding does not define.
     """
     raster = open_raster(value, name, "label")
     ids = _class_ids(raster, encoding)
@@ -58,10 +58,10 @@ def read_label(value: Any, encoding: LabelEncoding | None, *, name: str) -> Tens
 def read_sample(
     row: dict[str, Any], encoding: LabelEncoding | None = None, *, with_label: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Image (3, H, W) and label (H, W) of a row whose image columns are not decoded, both uint8.
+    """Image (3, H, W) and label (H, W) of a row with undecoded image columns, both uint8.
 
     Raises:
-        ValueError: a file cannot be read, or the two sizes do not fit.
+        ValueError: a file cannot be read, or the sizes differ.
     """
     name, image = _opened_image(row)
     if not with_label:
@@ -74,13 +74,13 @@ def read_sample(
 
 @dataclass
 class Examined:
-    """What a row holds, for who walks over a data set.
+    """The content of a row, for checks of a data set.
 
     Attributes:
         size: the image's height and width, upright.
-        ids: the label's class ids (H, W); none where no label was looked at.
-        unusual: what is read otherwise than it may look, of "image" and of "label": keys of `survey.UNUSUAL`.
-        palette: the colours that the mask's palette gives its values, where it has a palette.
+        ids: the label's class ids (H, W); none if no label was read.
+        unusual: what is read differently than it may look, for "image" and for "label": keys of `survey.UNUSUAL`.
+        palette: the palette's colours for the mask's values, if it has a palette.
     """
 
     size: tuple[int, int]
@@ -90,13 +90,13 @@ class Examined:
 
 
 def examine(row: dict[str, Any], encoding: LabelEncoding | None, *, with_label: bool, whole: bool) -> Examined:
-    """What `read_sample` would give, and what is unusual about it.
+    """What `read_sample` would return, and what is unusual about it.
 
     Args:
-        whole: decode the image's pixels too; else its header alone is read.
+        whole: also decode the image's pixels; otherwise only its header is read.
 
     Raises:
-        ValueError: as `read_sample`; of damaged pixels only with `whole`.
+        ValueError: as for `read_sample`; for damaged pixels only with `whole`.
     """
     name, image = _opened_image(row)
     found = Examined(image.size)
@@ -115,7 +115,7 @@ def examine(row: dict[str, Any], encoding: LabelEncoding | None, *, with_label: 
 
 
 def _opened_image(row: dict[str, Any]) -> tuple[str, Raster]:
-    """(how errors call the row, its image)."""
+    """(the row's name in error messages, its image)."""
     name = repr(str(row.get("id", NO_ID)))
     return name, open_raster(row["image"], name, "image")
 
@@ -128,11 +128,11 @@ def _upright(raster: Raster) -> Tensor:
 
 
 def _class_ids(raster: Raster, encoding: LabelEncoding | None) -> np.ndarray:
-    """uint8 (H, W), not turned but for a TIFF's."""
+    """uint8 (H, W), not rotated, except by PIL for a TIFF."""
     if encoding is not None and encoding.colors is not None:
         if raster.bits == 16:
             raise ValueError(
-                f"The label of {raster.where} has 16 bits a channel, and `colors` are of 8. Save it with 8 bits."
+                f"The label of {raster.where} has 16 bits per channel, but `colors` have 8. Save it with 8 bits."
             )
         return encoding.decode(raster.shown(), name=raster.where)
     if encoding is not None:
@@ -141,9 +141,9 @@ def _class_ids(raster: Raster, encoding: LabelEncoding | None) -> np.ndarray:
     values = np.where(values == -1, IGNORE_INDEX, values) if values.min(initial=0) < 0 else values
     if not 0 <= values.min(initial=0) <= values.max(initial=0) <= 255:
         raise ValueError(
-            f"The label of {raster.where} holds values from {values.min()} to {values.max()}; expected class ids 0 to "
-            "254, or 255 or -1 for pixels to ignore. Say how labels are coded where the data set is loaded: "
-            f"`class_names` and what each value means, for instance {as_typed(values={0: 0, int(values.max()): 1})}."
+            f"The label of {raster.where} contains values from {values.min()} to {values.max()}; expected class ids 0 "
+            "to 254, or 255 or -1 for pixels to ignore. Set the coding of labels when loading the data set: "
+            f"`class_names` and the class of each value, for instance {as_typed(values={0: 0, int(values.max()): 1})}."
         )
     return values.astype(np.uint8)
 
@@ -155,9 +155,9 @@ class _Fitted:
 
 
 def _fitted(raster: Raster, encoding: LabelEncoding | None, image: Raster) -> _Fitted:
-    """The class ids of a mask on the upright pixels of its image, as this module's head says.
+    """The class ids of a mask on the upright pixels of its image, as described at the top of this module.
 
-    A mask may say itself that it is to be turned. It is, as a viewer would, unless only its stored size fits.
+    If a mask has its own EXIF orientation, it is rotated, as in a viewer, unless only its stored size fits.
 
     Raises:
         ValueError: it has another size.
@@ -187,7 +187,7 @@ def _fits(shape: tuple[int, int], size: tuple[int, int], resizes: bool) -> bool:
 
 
 def same_aspect(shape: tuple[int, int], size: tuple[int, int]) -> bool:
-    """Whether one factor leads from one height and width to the other, each to less than a pixel."""
+    """Whether both sizes have the same aspect ratio, up to less than a pixel."""
     (a, b), (height, width) = shape, size
     return (a - 1) / height < (b + 1) / width and (b - 1) / width < (a + 1) / height
 
@@ -198,12 +198,12 @@ def _other_size(shape: tuple[int, int], raster: Raster, image: Raster) -> ValueE
         f"label {raster.where} is {shape[0]} x {shape[1]}. "
     )
     if image.orientation >= 5:
-        said += "(The image is turned as its EXIF says.) "
+        said += "(The image is rotated according to its EXIF orientation.) "
     if same_aspect(shape, image.size) or same_aspect(shape, image.stored_size):
         factor = max(image.size) / max(shape)
         how = f"smaller by {factor:.3g}" if factor > 1 else f"larger by {1 / factor:.3g}"
         return ValueError(
-            f"{said}It has the same aspect, {how}. Masks that were made at another size than their images are resized "
-            f"to them, nearest pixel, with {as_typed(resize_masks=True)}."
+            f"{said}It has the same aspect, {how}. To resize masks of another size to their images by the nearest "
+            f"pixel, set {as_typed(resize_masks=True)}."
         )
     return ValueError(f"{said}Each pixel needs a label: replace one of the files.")

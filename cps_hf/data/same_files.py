@@ -1,4 +1,4 @@
-"""Whether an image is one of those that are known already, though it lies in another folder under another path."""
+"""Find out whether an image is already known, even under another path."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 
 
 class KnownFiles:
-    """Files, by what they are and not by their paths: `path in known`.
+    """Files, compared by identity instead of path: `path in known`.
 
-    A path is in it that leads to one of the files, by whatever symbolic or hard link, or to a copy that has the same
-    name. `cps-hf convert` links images into its output, and copies them where the disk has no links.
+    A path is contained if it leads to one of the files, by any symbolic or hard link, or to a copy with the same name.
+    `cps-hf convert` links images into its output, or copies them if the disk does not support links.
 
     Args:
-        paths: of files that exist.
+        paths: of existing files.
     """
 
     def __init__(self, paths: Iterable[str | os.PathLike]):
@@ -28,7 +28,7 @@ class KnownFiles:
     def __contains__(self, path: str | os.PathLike) -> bool:
         """
         Raises:
-            OSError: a file is gone or cannot be read.
+            OSError: a file is missing or cannot be read.
         """
         path = Path(path)
         if _place(path) in self._places:
@@ -37,6 +37,6 @@ class KnownFiles:
 
 
 def _place(path: Path) -> tuple[int, int]:
-    """The disk and the place on it, which all links to a file share."""
+    """The disk and the inode, which all links to a file share."""
     status = path.stat()
     return status.st_dev, status.st_ino

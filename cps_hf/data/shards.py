@@ -1,6 +1,6 @@
-"""Parquet shards of a data set: images and labels as the bytes that their files hold, class codes riding along.
+"""Parquet shards of a data set: images and labels as the bytes of their files, together with the label coding.
 
-A shard is written beside and renamed, so an interrupted call goes on where it stopped. `load_hub(folder)` reads the
+A shard is written under a temporary name and renamed, so an interrupted call resumes. `load_hub(folder)` reads the
 shards back, as a data set or as a stream.
 """
 
@@ -25,7 +25,7 @@ from ..files import write_atomically, written_whole
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest-{split}.json"
-ROW_GROUP = 8  # rows that a reader of the stream holds at a time
+ROW_GROUP = 8  # rows that a reader of the stream keeps in memory at once
 
 
 def write_shards(
@@ -37,23 +37,24 @@ def write_shards(
     progress: bool = True,
     on_shard: Callable[[Path, int], None] | None = None,
 ) -> tuple[list[Path], int]:
-    """Write `<split>-00000-of-00003.parquet`, ... into a folder. Shards that are there already and whole are left as
-    they are: after changing an image, remove its shard.
+    """Write `<split>-00000-of-00003.parquet`, ... into a folder. Complete shards that already exist are kept: after
+    changing an image, remove its shard.
 
     Args:
-        dataset: with "image", "id" and perhaps "label", as the `load_*` functions give it.
-        split: what the shards are called; letters, digits and underscores.
-        rows_per_shard: images a file.
-        on_shard: called with each shard and its rows once it is there.
+        dataset: with "image", "id" and optionally "label", from a `load_*` function.
+        split: the name of the shards; letters, digits and underscores.
+        rows_per_shard: images per file.
+        on_shard: called with each complete shard and its number of rows.
 
     Returns:
-        (all shards, how many of them were written by this call; the others were there already).
+        (all shards, how many of them this call wrote; the others already existed).
 
     Raises:
-        ValueError: the data set is streamed or empty, `split` is no name, or the folder holds shards of another set.
+        ValueError: the data set is streamed or empty, `split` is not a valid name, or the folder contains shards of
+            another set.
     """
     if isinstance(dataset, IterableDataset):
-        raise ValueError("Shards are written from a data set that is not streamed: load it with `streaming=False`.")
+        raise ValueError("Shards cannot be written from a stream. Load the data set with `streaming=False`.")
     if not re.fullmatch(r"\w+", split):
         raise ValueError(f"`split` names the shards: expected letters, digits and underscores, got {split!r}.")
     _require_rows(rows_per_shard)
@@ -82,7 +83,7 @@ def _require_rows(rows_per_shard: int) -> None:
 
 
 def _is_whole(path: Path, rows: int) -> bool:
-    """There, with the table of contents that stands at a parquet file's end, and all rows."""
+    """Whether the shard exists with a readable footer and all rows."""
     if not path.is_file():
         return False
     try:
@@ -90,14 +91,14 @@ def _is_whole(path: Path, rows: int) -> bool:
     except (OSError, ArrowInvalid) as error:
         found = str(error)
     if found != f"{rows} rows of {rows}":
-        logger.warning("%s is damaged (%s): it is written anew.", path, found)
+        logger.warning("%s is damaged (%s): writing it again.", path, found)
         return False
     return True
 
 
 def _write_one(part: Dataset, path: Path) -> None:
-    """Few rows at a time, so that memory holds no shard, and past `datasets`' cache, which would keep a second copy of
-    all images and give it again after a file was mended. (`to_parquet` would write this machine's paths.)"""
+    """Write a few rows at a time, so that no whole shard is in memory, and without `datasets`' cache, which would keep
+    a second copy of all images and return it even after a file was fixed. (`to_parquet` would write local paths.)"""
     with written_whole(path) as temporary, open(temporary, "wb") as file:
         with pq.ParquetWriter(file, part.features.arrow_schema) as writer:
             for rows in part.with_format("arrow").iter(ROW_GROUP):
@@ -107,7 +108,7 @@ def _write_one(part: Dataset, path: Path) -> None:
 
 
 def _check_manifest(dataset: Dataset, folder: Path, split: str, count: int) -> None:
-    """Which rows the shards hold; going on with other ones would mix two data sets."""
+    """Check which rows the shards contain: resuming with other rows would mix two data sets."""
     ids = hashlib.sha256("".join(f"{name}\n" for name in dataset["id"]).encode()).hexdigest()
     label = dataset.features.get("label")
     wanted = {"rows": len(dataset), "shards": count, "ids_sha256": ids, "columns": dataset.column_names}
@@ -118,14 +119,12 @@ def _check_manifest(dataset: Dataset, folder: Path, split: str, count: int) -> N
         other = [key for key in wanted if found.get(key) != wanted[key]]
         if other:
             raise ValueError(
-                f"{folder} holds shards of another {split!r}: {other[0]} is {found.get(other[0])!r:.80} there and "
+                f"{folder} contains shards of another {split!r}: {other[0]} is {found.get(other[0])!r:.80} there and "
                 f"{wanted[other[0]]!r:.80} here. Choose another folder, or remove its {split}-*.parquet and "
                 f"{path.name}."
             )
     elif any(folder.glob(f"{split}-*.parquet")):
-        raise ValueError(
-            f"{folder} holds {split}-*.parquet files that were not written by this. Choose another folder."
-        )
+        raise ValueError(f"{folder} contains {split}-*.parquet files of another program. Choose another folder.")
     else:
         write_atomically(path, json.dumps(wanted, indent=1))
 
@@ -139,10 +138,10 @@ def push_shards(
     private: bool = True,
     token: str | None = None,
 ) -> int:
-    """Push a data set to the Hub as parquet shards, images embedded; how many shards.
+    """Push a data set to the Hub as parquet shards with embedded images. Returns the number of shards.
 
     Raises:
-        ValueError: nobody is logged in, the data set is empty, or it is to be private and the repository is public.
+        ValueError: there is no token, the data set is empty, or it should be private but the repository is public.
     """
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import RepositoryNotFoundError
@@ -152,15 +151,15 @@ def push_shards(
         raise ValueError("The data set is empty: there is nothing to push.")
     if (token or get_token()) is None:
         raise ValueError("Pushing needs a token: `hf auth login`, or set HF_TOKEN.")
-    if private:  # `push_to_hub(private=True)` alone writes into a public repository, if there is one
+    if private:  # `push_to_hub(private=True)` alone writes to an existing public repository
         try:
             public = not HfApi(token=token).repo_info(repo_id, repo_type="dataset").private
         except RepositoryNotFoundError:
-            public = False  # it will be made, private
+            public = False  # it will be created as private
         if public:
             raise ValueError(
-                f"{repo_id} exists and is public, and the data set is to be private. Choose another name, make the "
-                "repository private, or say that it may be public (`private=False`, `--public`)."
+                f"{repo_id} exists and is public, but the data set should be private. Choose another name, make the "
+                "repository private, or allow a public one (`private=False`, `--public`)."
             )
     count = -(-len(dataset) // rows_per_shard)
     dataset.push_to_hub(

@@ -1,7 +1,7 @@
-"""The labeled, the unlabeled and the evaluation stream of one process.
+"""The labeled, unlabeled and evaluation streams of one process.
 
-The order is in order.py; here samples are read, augmented and batched. How a sample is cropped, flipped, jittered and
-CutMixed depends on the seed and its position alone, so nothing depends on the number of workers.
+The order is defined in order.py; here samples are read, augmented and batched. Crops, flips, jitter and CutMix of a
+sample depend only on the seed and its position, so nothing depends on the number of workers.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from .transforms import labeled_sample, unlabeled_views
 from .workers import allowed_workers, outlive_signals
 
 MAX_ATTEMPTS = 10  # replacements for one bad sample before giving up
-NUM_SPARES = 32  # rows of a streamed data set that stand in for bad ones
-SHARE_COUNTED_OVER = 200  # samples; one bad sample among the first few is no verdict
+NUM_SPARES = 32  # rows of a streamed data set that may replace bad ones
+SHARE_COUNTED_OVER = 200  # samples; a bad one among the first few proves nothing
 PSEUDO_LABEL = "pseudo_label"
-"""The column of an unlabeled set that holds labels made by a network, coded as the labeled set's are."""
+"""The column of an unlabeled set with labels from a network, coded like those of the labeled set."""
 
 
 class TrainStream:
@@ -35,22 +35,22 @@ class TrainStream:
 
     Iterating yields micro-batches without end, from `start` on: uint8 images, "labels" uint8 (B, H, W) or the views,
     "valid" bool (B, H, W), "ids" (a list of str) and "bad_samples" (a list of dicts, empty unless samples were
-    replaced). The unlabeled stream never looks at the column "label"; the view "pseudo_labels" is made of the column
-    "pseudo_label". A batch of an odd size that needs CutMix partners holds them too: "partner_weak",
-    "partner_strong", ... as the views are, and "partner_valid".
+    replaced). The unlabeled stream never reads the column "label"; the view "pseudo_labels" is made from the column
+    "pseudo_label". A batch of an odd size that needs CutMix partners also contains them: "partner_weak",
+    "partner_strong", ... like the views, and "partner_valid".
 
     Args:
-        name: how errors call the data set; also part of the seed.
-        start: the position to begin at: what a checkpoint says.
-        length: for a streamed data set that is resumed, what `state()["length"]` said; `None` in a new run.
+        name: the data set's name in error messages; also part of the seed.
+        start: the position to begin at, from a checkpoint.
+        length: for a resumed stream, the value of `state()["length"]`; `None` in a new run.
         cutmix_masks: keyword arguments of `draw_cutmix_masks` for the views that are masks.
-        reshuffle: draw a fresh order for each pass; else the first pass's order is repeated (crops stay fresh).
+        reshuffle: draw a new order for each pass; otherwise the first order is repeated (crops still vary).
         num_labels: a label outside [0, num_labels) that is not 255 is an error.
-        skip_bad_samples: replace a sample that cannot be read by one that depends on (seed, position, attempt) alone.
-        max_bad_sample_share: more bad samples than this end the run.
+        skip_bad_samples: replace a sample that cannot be read by one that depends only on (seed, position, attempt).
+        max_bad_sample_share: a larger share of bad samples ends the run.
 
     Raises:
-        ValueError: while iterating: a sample cannot be read (names it), or too many cannot.
+        ValueError: while iterating: a sample cannot be read (the message names it), or too many cannot.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class TrainStream:
         self.name, self.shard, self.start = name, shard, start
         self.plans_ahead = prefetch_factor * max(1, num_workers)
         self.max_bad_sample_share = max_bad_sample_share
-        # With an odd batch some neighbours, (0, 1), (2, 3), ..., fall into different batches.
+        # With an odd batch size, some neighbours, (0, 1), (2, 3), ..., are in different batches.
         self.sends_partners = views is not None and "cutmix_mask" in views and shard.batch_size % 2 == 1
         if isinstance(dataset, Dataset):
             check_length(len(dataset), shard, name)
@@ -103,18 +103,18 @@ class TrainStream:
         self._loader = DataLoader(
             maker,
             sampler=_Plans(self),
-            batch_size=None,  # a plan is a whole batch already
+            batch_size=None,  # a plan is already a whole batch
             num_workers=num_workers,
             prefetch_factor=prefetch_factor if num_workers else None,
             pin_memory=pin_memory,
-            generator=torch.Generator().manual_seed(seed),  # else the loader draws from the global generator
+            generator=torch.Generator().manual_seed(seed),  # otherwise the loader draws from the global generator
             worker_init_fn=outlive_signals,
         )
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         seen = bad = 0
         for batch in self._loader:
-            if isinstance(batch, Exception):  # carried over from a worker as it was, without the worker's traceback
+            if isinstance(batch, Exception):  # returned by a worker, without the worker's traceback
                 raise batch
             seen, bad = seen + len(batch["ids"]), bad + len(batch["bad_samples"])
             if bad > self.max_bad_sample_share * max(seen, SHARE_COUNTED_OVER):
@@ -122,20 +122,20 @@ class TrainStream:
                     f"`{self.name}`: {bad} of the last {seen} samples could not be read, more than "
                     f"`max_bad_sample_share={self.max_bad_sample_share}` allows. "
                     f"The newest: {batch['bad_samples'][-1:]}. "
-                    "OUT/bad_samples.jsonl lists them; mend the data set or raise the limit."
+                    "OUT/bad_samples.jsonl lists them. Fix the data set or raise the limit."
                 )
             yield batch
 
     def plans(self) -> Iterator[Plan]:
-        """What each micro-batch is made of, without end."""
+        """The content of each micro-batch, without end."""
         return self.reader.plans(self._positions())
 
     def ids(self, start: int, count: int) -> list[str]:
-        """What stands at the positions `start`, ... `start + count - 1` of the global order, all processes' shares."""
+        """The ids at the positions `start`, ... `start + count - 1` of the global order, for all processes."""
         return [id_of(row) for row in self.reader.rows(start, count)]
 
     def state(self) -> dict[str, Any]:
-        """What a resumed stream needs beside its position."""
+        """What a resumed stream needs in addition to its position."""
         return {"length": self.reader.length}
 
     def _positions(self) -> Iterator[tuple[range, list[int]]]:
@@ -145,7 +145,7 @@ class TrainStream:
 
 
 class _Plans(torch.utils.data.Sampler):
-    """A sampler that yields plans: the DataLoader sends each to a worker as if it were an index."""
+    """A sampler that yields plans: the DataLoader passes each to a worker as if it were an index."""
 
     def __init__(self, stream: TrainStream):
         self.stream = stream
@@ -156,7 +156,7 @@ class _Plans(torch.utils.data.Sampler):
 
 
 class SampleMaker(torch.utils.data.Dataset):
-    """What runs in the workers: a plan becomes a batch of uint8 tensors, or the error that it meets."""
+    """Runs in the workers: turns a plan into a batch of uint8 tensors, or returns the error."""
 
     def __init__(
         self,
@@ -174,7 +174,7 @@ class SampleMaker(torch.utils.data.Dataset):
         self.views, self.cutmix_masks = views, cutmix_masks  # no views: the labeled stream
         self.with_label = label_column_of(views) is not None
         self.encoding = LabelEncoding.from_feature(dataset.features["label"]) if self.with_label else None
-        self.spares: list[Source] = []  # what bad samples are replaced by; empty: they are errors
+        self.spares: list[Source] = []  # replacements for bad samples; if empty, bad samples are errors
 
     def __getitem__(self, plan: Plan) -> dict[str, Any] | Exception:
         try:
@@ -187,7 +187,7 @@ class SampleMaker(torch.utils.data.Dataset):
         samples = {position: self.sample(position, source, bad) for position, source in plan.samples}
         batch = _stack(list(samples.values()))
         if plan.partners:
-            # Another batch lists these too when they are bad.
+            # If these are bad, another batch lists them too.
             outside = {position: self.sample(position, source, []) for position, source in plan.partners}
             partners = [(samples | outside)[position ^ 1] for position in samples]
             for view in {"weak", "strong", "strong_2", "pseudo_labels", "valid"} & set(partners[0]):
@@ -195,7 +195,7 @@ class SampleMaker(torch.utils.data.Dataset):
         return {**batch, "bad_samples": bad}
 
     def sample(self, position: int, source: Source, bad: list[dict[str, Any]]) -> dict[str, Any]:
-        """The sample at a position, or what replaces it; each failure is added to `bad`."""
+        """The sample at a position, or its replacement; each failure is added to `bad`."""
         for attempt in range(MAX_ATTEMPTS):
             generator = seeded_generator(self.seed, self.name + "/augmentation", position, attempt)
             row = None
@@ -230,30 +230,30 @@ class SampleMaker(torch.utils.data.Dataset):
 
 
 def label_column_of(views: tuple[str, ...] | None) -> str | None:
-    """Which column of labels a stream of these views reads; none: it reads images alone."""
+    """The label column that a stream with these views reads; none if it only reads images."""
     if views is None:
         return "label"
     return PSEUDO_LABEL if "pseudo_labels" in views else None
 
 
 def check_label_range(label: Tensor, num_labels: int | None, sample_id: str) -> None:
-    """Every class id must be below `num_labels` or 255 (ignored)."""
+    """Check that every class id is below `num_labels` or 255 (ignored)."""
     if num_labels is None:
         return
     if torch.where(label == IGNORE_INDEX, 0, label).max() >= num_labels:
         values, counts = label[(label != IGNORE_INDEX) & (label >= num_labels)].unique(return_counts=True)
         found = ", ".join(f"{v} ({c} pixels)" for v, c in zip(values.tolist()[:5], counts.tolist()[:5], strict=True))
         raise ValueError(
-            f"The label of {sample_id!r} holds the values {found}, but the models have {num_labels} classes: "
-            f"expected 0 to {num_labels - 1}, or {IGNORE_INDEX} for pixels to ignore. If these are classes, name all: "
-            f'in the data set\'s folder, a `classes.json` like ["background", ...] with a name for each of 0 to '
-            f"{values.max()}, or `class_names`. If not, say how labels are coded: `reduce_labels`, `values` or "
+            f"The label of {sample_id!r} contains the values {found}, but the models have {num_labels} classes: "
+            f"expected 0 to {num_labels - 1}, or {IGNORE_INDEX} for pixels to ignore. If these are classes, name all "
+            f'of them: in the data set\'s folder, a `classes.json` like ["background", ...] with a name for each of 0 '
+            f"to {values.max()}, or `class_names`. If not, set the coding of labels: `reduce_labels`, `values` or "
             f"`colors`, for instance {as_typed(reduce_labels=True)}."
         )
 
 
 def _stack(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """One batch of many samples: tensors are stacked, ids listed."""
+    """One batch from several samples: tensors are stacked, ids listed."""
     return {
         key: torch.stack([s[key] for s in samples]) if isinstance(value, Tensor) else [s[key] for s in samples]
         for key, value in samples[0].items()
@@ -261,14 +261,14 @@ def _stack(samples: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def check_columns(dataset, *, with_label: bool, what: str, label_column: str = "label") -> None:
-    """Refuse what is no data set of images.
+    """Check that this is a data set of images.
 
     Args:
-        what: how an error calls this data set, e.g. "train_dataset".
-        label_column: where the labels are.
+        what: the data set's name in error messages, e.g. "train_dataset".
+        label_column: the name of the label column.
 
     Raises:
-        ValueError: it is no data set, or a column is missing or is no image.
+        ValueError: it is not a data set, or a column is missing or does not contain images.
     """
     if not isinstance(dataset, Dataset | IterableDataset):
         hint = ' Choose a split: `dataset["train"]`.' if isinstance(dataset, dict) else ""
@@ -278,8 +278,8 @@ def check_columns(dataset, *, with_label: bool, what: str, label_column: str = "
         )
     if dataset.features is None:
         raise ValueError(
-            f"`{what}` is streamed without features, as `map` leaves it, so that its columns and how labels are coded "
-            "are unknown. Give `map` those of the stream that it was called on: `stream.map(..., "
+            f"`{what}` is streamed without features, as after `map`, so its columns and label coding are unknown. "
+            "Pass the features of the original stream to `map`: `stream.map(..., "
             "features=stream.features)`."
         )
     for column in ["image", label_column] if with_label else ["image"]:
@@ -287,11 +287,11 @@ def check_columns(dataset, *, with_label: bool, what: str, label_column: str = "
             found = ", ".join(f"{name} ({type(f).__name__})" for name, f in dataset.features.items())
             cast = "datasets.Image()"
             kept = ""
-            if column == label_column:  # how labels are coded rides on their feature
+            if column == label_column:  # the feature contains the label coding
                 cast = f'loaded.features["{column}"]'
                 kept = (
-                    " `loaded` is what `load_folder` or `load_hub` gave: its feature says how labels are coded; of "
-                    "your own labels it is `LabelEncoding(class_names).to_feature()` of `cps_hf.data`."
+                    " `loaded` is the result of `load_folder` or `load_hub`: its feature contains the label coding; "
+                    "for your own labels, use `LabelEncoding(class_names).to_feature()` of `cps_hf.data`."
                 )
             raise ValueError(
                 f"`{what}` needs a column {column!r} of type Image, found {found}. Rename or cast yours: "
@@ -300,44 +300,44 @@ def check_columns(dataset, *, with_label: bool, what: str, label_column: str = "
 
 
 def undecoded(dataset, *, with_label: bool, what: str, label_column: str = "label"):
-    """The data set with its images as bytes and paths, an "id" column, and nothing that is not needed.
+    """The data set with its images as bytes and paths, an "id" column, and no unneeded columns.
 
     Args:
-        what, label_column: as of `check_columns`; the labels are called "label" afterwards.
+        what, label_column: as for `check_columns`; the label column is renamed to "label".
 
     Raises:
-        ValueError: as `check_columns`.
+        ValueError: as for `check_columns`.
     """
     check_columns(dataset, with_label=with_label, what=what, label_column=label_column)
     wanted = ["image", label_column] if with_label else ["image"]
     if "id" not in dataset.features and isinstance(dataset, Dataset):
         dataset = dataset.add_column("id", [str(i) for i in range(len(dataset))])
-    # A streamed set without ids stays so: numbering rows that are then shuffled would number them anew in each shard.
+    # A streamed set without ids stays so: rows numbered before shuffling would be renumbered in each shard.
     features = dataset.features
     dataset = dataset.select_columns([name for name in (*wanted, "id") if name in features]).with_format(None)
     for column in wanted:
-        # `id` carries how the label is coded
+        # `id` contains the label coding
         dataset = dataset.cast_column(column, Image(decode=False, id=features[column].id))
     return dataset.rename_column(label_column, "label") if with_label and label_column != "label" else dataset
 
 
 def id_of(row: dict[str, Any]) -> str:
-    """What a row is called: its id, or in a streamed set without ids its file."""
+    """A row's name: its id or, in a streamed set without ids, its file."""
     return str(row["id"] if "id" in row else (row["image"] or {}).get("path") or NO_ID)
 
 
 class EvaluationStream:
-    """Whole images, once each, without padding or duplicates: this process's are `rank`, `rank + num_processes`, ...
+    """Whole images, once each, without padding or duplicates: this process gets `rank`, `rank + num_processes`, ...
 
     Yields lists of at most `batch_size` samples {"image": uint8 (3, H, W), "label": uint8 (H, W) or absent,
     "id": str}, since whole images differ in size.
 
     Args:
-        keep_errors: what cannot be read comes as the error, in the sample's place, and is not raised.
-        may_be_empty: a streamed data set without a row is no error.
+        keep_errors: yield the error in place of a sample that cannot be read, instead of raising it.
+        may_be_empty: a streamed data set without rows is not an error.
 
     Raises:
-        ValueError: while iterating: a sample cannot be read (names it), or there is none at all.
+        ValueError: while iterating: a sample cannot be read (the message names it), or there are none.
     """
 
     def __init__(
@@ -381,10 +381,10 @@ class EvaluationStream:
 
 
 class _EveryNth:
-    """The rows of a streamed data set that are this process's, sent to the workers as they are.
+    """This process's rows of a streamed data set, passed to the workers unchanged.
 
     Args:
-        name: how the error calls a data set without a row; None: there may be none.
+        name: the name of a data set without rows in the error message. If None, there may be none.
     """
 
     def __init__(self, dataset: IterableDataset, rank: int, num_processes: int, name: str | None):

@@ -1,6 +1,7 @@
-"""Looking at a whole data set before it is used: what is in it, and what no single sample shows.
+"""Survey a whole data set before it is used: its content, and problems that no single sample shows.
 
-One walk and one judge: `check` tells all of it, and a run refuses before its first step what it cannot train on.
+The same walk serves `check`, which reports everything, and a run, which stops before its first step if it cannot train
+on the data.
 """
 
 from __future__ import annotations
@@ -22,42 +23,42 @@ from .streams import check_label_range, id_of, undecoded
 from .table import as_typed
 from .workers import allowed_workers, outlive_signals
 
-FIRST_ROWS = 64  # of a stream, whose end may be far
-LINES = 64  # rows and columns of a mask on which seams are looked for
-SEAM = 12  # pixels: how wide one may be, and a twentieth of the mask
-SHARE_OF_SEAMS = 0.8  # of a class's pixels; one that has more of them there is no class
-AT_LEAST = 30  # pixels, before that is said
+FIRST_ROWS = 64  # of a stream, which may be long
+LINES = 64  # rows and columns of a mask that are searched for seams
+SEAM = 12  # largest width of a seam in pixels; at most a twentieth of the mask
+SHARE_OF_SEAMS = 0.8  # of a class's pixels in a mask; with a larger share in seams, it is not a real class
+AT_LEAST = 30  # pixels needed before that is reported
 
 UNUSUAL = {
-    ("image", "turned"): "images turned as their EXIF says",
-    ("label", "turned with image"): "masks of their images' stored size, turned with them",
+    ("image", "turned"): "images rotated according to their EXIF orientation",
+    ("label", "turned with image"): "masks of their images' stored size, rotated with them",
     ("label", "cannot tell"): (
-        "masks of turned images whose sizes cannot tell whether they were drawn turned: taken as drawn in a viewer"
+        "masks of rotated images whose sizes do not show whether they are rotated too: taken as displayed in a viewer"
     ),
-    ("label", "turned itself"): "masks with an EXIF orientation of their own",
+    ("label", "turned itself"): "masks with their own EXIF orientation",
     ("label", "resized"): "masks resized to their images",
     ("label", "seams"): (
-        "masks with a class that lies in seams between a lower and a higher one alone, as resizing with interpolation "
-        "leaves it: resize masks by the nearest pixel"
+        "masks with a class that only occurs in seams between a lower and a higher one, as from resizing with "
+        "interpolation: resize masks by the nearest pixel"
     ),
-    ("label", "white"): "masks that hold 0 and 255 alone, where others hold 1: 255 is ignored in them",
+    ("label", "white"): "masks that contain only 0 and 255, where others contain 1: 255 is ignored in them",
     ("label", "all ignored"): "masks without a labeled pixel",
     ("image", "pages"): "images with further pages or frames, which are not read",
     ("label", "pages"): "masks with further pages or frames, which are not read",
-    ("image", "depth"): "images of more than 8 bits a channel, reduced to 8",
+    ("image", "depth"): "images of more than 8 bits per channel, reduced to 8",
     ("image", "few bits"): "images that use few of their 16 bits and become nearly black: scale them, 12 bits by 16",
     ("image", "alpha"): "images with transparency, which is dropped",
     ("image", "bands"): "images with further bands, which are dropped",
-    ("image", "colour space"): "images in another colour space (CMYK, LAB ...), converted to RGB",
-    ("image", "white is zero"): "images that store white as 0, shown as a viewer does",
-    ("label", "white is zero"): "masks of 1 bit that store white as 0; white is taken as 1, as a viewer shows it",
+    ("image", "colour space"): "images in another colour space (CMYK, LAB, ...), converted to RGB",
+    ("image", "white is zero"): "images that store white as 0, read as displayed in a viewer",
+    ("label", "white is zero"): "masks of 1 bit that store white as 0; white is read as 1, as displayed in a viewer",
 }
-"""What is read rightly and is unusual all the same, in words that follow a count."""
+"""What is read correctly but is unusual, as text that follows a count."""
 
 
 class Note(NamedTuple):
-    """What is read rightly and is unusual, or may be a mistake: its key in `UNUSUAL`, words that follow the count, how
-    many, the first ids."""
+    """What is unusual or may be a mistake but is read correctly: its key in `UNUSUAL`, text that follows the count,
+    the count, the first ids."""
 
     kind: tuple[str, str]
     what: str
@@ -67,17 +68,17 @@ class Note(NamedTuple):
 
 @dataclass
 class Survey:
-    """What a walk over a data set found.
+    """The result of a walk over a data set.
 
     Attributes:
-        what: how errors call the set. names: of its classes.
-        encoding: how its labels are coded, or none.
-        rows: how many it has; none: a stream. looked_at: of them.
+        what: the set's name in error messages. names: of its classes.
+        encoding: the coding of its labels, or none.
+        rows: its number of rows, none for a stream. looked_at: how many of them were read.
         sizes: (height, width) of each image that can be read.
-        pixels, images: by class id (256, 255 is ignored), how many pixels have it and how many images hold it.
+        pixels, images: by class id (256; 255 is ignored), the number of pixels and of images with the class.
         problems: {"id", "problem"} of each sample that cannot be read.
         unusual: by the keys of `UNUSUAL`, the ids of the samples.
-        palettes: value -> colour in the masks' palettes -> the id that shows it first.
+        palettes: value -> colour in the masks' palettes -> the first id with it.
     """
 
     what: str
@@ -95,7 +96,7 @@ class Survey:
 
     @property
     def called(self) -> str:
-        """How a sentence calls the set."""
+        """The set's name in a sentence."""
         return self.what if " " in self.what else f"`{self.what}`"
 
     @property
@@ -115,7 +116,7 @@ class Survey:
 
     @property
     def absent(self) -> list[str]:
-        """The named classes without a pixel in what was looked at."""
+        """The named classes without a pixel in the samples that were read."""
         if not self.with_label or not self.readable:
             return []
         return [name for name, count in zip(self.names, self.pixels, strict=False) if count == 0]
@@ -126,16 +127,16 @@ class Survey:
         return self.encoding is not None and self.encoding.values == BLACK_AND_WHITE
 
     def faults(self) -> list[str]:
-        """What is wrong with the set as a whole: sentences. Nothing of it shows in one sample."""
+        """Problems of the whole set that no single sample shows, as sentences."""
         if not self.with_label or not self.readable:
             return []
         found = [self._all_ignored(), self._black_and_white(), self._palettes()]
         return [sentence for sentence in found if sentence]
 
     def notes(self) -> list[Note]:
-        """What to know of the set although it is read."""
+        """What is worth knowing about the set although it can be read."""
         unusual = dict(self.unusual)
-        if not self.pixels[1]:  # with a 1 somewhere 255 is ignored; without, that is a fault of the set, or settled
+        if not self.pixels[1]:  # without a 1, black and white masks are a problem of the set, or already handled
             unusual.pop(("label", "white"), None)
         return [
             Note(kind, text, len(unusual[kind]), unusual[kind][:5])
@@ -148,38 +149,38 @@ class Survey:
             return None
         table = {IGNORE_INDEX: len(self.names) - 1}
         return (
-            f"No pixel of {self.called} is labeled: the masks of {self.scope} hold ignored pixels ({IGNORE_INDEX}) "
-            "alone. Give masks with class ids, or, if these values mean classes, say which, for instance "
+            f"No pixel of {self.called} is labeled: the masks of {self.scope} contain only ignored pixels "
+            f"({IGNORE_INDEX}). Provide masks with class ids, or, if these values mean classes, define them, e.g. "
             f"{as_typed(values=table)}."
         )
 
     def _black_and_white(self) -> str | None:
-        """Masks of two classes are often drawn in black and white, and white, 255, is what is ignored."""
+        """Masks of two classes are often drawn in black and white, but white, 255, means ignored."""
         coded = _has_table(self.encoding)
         if coded or len(self.names) != 2 or set(np.flatnonzero(self.pixels).tolist()) != {0, IGNORE_INDEX}:
             return None
         ignored = {0: 0, 1: 1, IGNORE_INDEX: IGNORE_INDEX}
         return (
-            f"The masks of {self.scope} of {self.called} hold 0 and 255 alone, and 255 is ignored: no pixel would be "
-            f"{self.names[1]!r}. If 255 means that class: {as_typed(values=BLACK_AND_WHITE)}. If it is to be ignored: "
+            f"The masks of {self.scope} of {self.called} contain only 0 and 255, and 255 is ignored: no pixel would "
+            f"be {self.names[1]!r}. If 255 means that class: {as_typed(values=BLACK_AND_WHITE)}. If it means ignored: "
             f"{as_typed(values=ignored)}."
         )
 
     def _palettes(self) -> str | None:
-        """Indices that mean other colours in other files were numbered by whoever saved the file, not by a class."""
+        """Indices with other colours in other files were numbered by the program that saved them, not by class."""
         told = None if _has_table(self.encoding) else self._first_difference()
         if told is None:
             return None
         table = {color: "class id" for colors in self.palettes.values() for color in colors}
         ids = {i: i for i in range(min(len(self.names), 256))}
         return (
-            f"The palettes of the masks of {self.called} differ: {told}, so that a value is not the same class in all "
-            "files; programs that reduce colours number them anew in each. If the colours tell the class, say which: "
+            f"The palettes of the masks of {self.called} differ: {told}, so a value is not the same class in all "
+            "files; programs that reduce colours renumber them in each file. If the colours define the class, set "
             f"{as_typed(colors=table)}. If the stored values do: {as_typed(values=ids)}."
         )
 
     def _first_difference(self) -> str | None:
-        """Between two masks' palettes, or else between one and that of the classes."""
+        """A difference between two masks' palettes, or between one and that of the classes."""
         by_value = sorted(self.palettes.items())
         for index, colors in by_value:
             if index != IGNORE_INDEX and len(colors) > 1:
@@ -204,18 +205,18 @@ def survey(
     num_workers: int = 0,
     progress: bool = True,
 ) -> Survey:
-    """Look at every sample: the label's values, the sizes of both, what is unusual.
+    """Read every sample: the label's values, both sizes, what is unusual.
 
     Args:
-        dataset: with "image" and perhaps "label"; of a stream the first `FIRST_ROWS` are looked at.
-        what: how errors call it.
-        names: the classes that there are; none: those that its labels' coding names.
-        whole: decode images too; else their headers are read, and their labels.
-        seconds: stop after so long; samples are then those of a fixed random choice. None: no limit.
-        num_workers: processes that read.
+        dataset: with "image" and optionally "label"; only the first `FIRST_ROWS` of a stream are read.
+        what: its name in error messages.
+        names: the class names. If None, those of its label coding.
+        whole: also decode images; otherwise only their headers and labels are read.
+        seconds: stop after this time; the samples read are then a fixed random choice. If None, no limit.
+        num_workers: processes that read images.
 
     Raises:
-        ValueError: it is no data set of images.
+        ValueError: it is not a data set of images.
     """
     with_label = "label" in (dataset.features or {})
     rows = undecoded(dataset, with_label=with_label, what=what)
@@ -231,7 +232,7 @@ def survey(
     results = looks.of_rows(order, num_workers) if length is not None else looks.of_stream()
     bar = {"total": length, "desc": f"looking at {what}", "unit": "sample", "leave": False}
     end, seen = None if seconds is None else time.monotonic() + seconds, []
-    for look in tqdm(results, **bar, disable=not progress or None):  # None: where the output is a terminal
+    for look in tqdm(results, **bar, disable=not progress or None):  # None: only on a terminal
         if isinstance(look, Exception):
             raise look
         seen.append(_count(found, look))
@@ -244,7 +245,7 @@ def survey(
 
 
 class _Looks(torch.utils.data.Dataset):
-    """What runs in the workers."""
+    """Runs in the workers."""
 
     def __init__(self, rows, encoding: LabelEncoding | None, with_label: bool, num_labels: int | None, whole: bool):
         self.rows, self.encoding, self.with_label = rows, encoding, with_label
@@ -253,11 +254,11 @@ class _Looks(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict[str, Any] | Exception:
         try:
             return self.look(self.rows[index])
-        except Exception as error:  # carried over as it is, without the worker's traceback
+        except Exception as error:  # returned, without the worker's traceback
             return error
 
     def _suspicious(self, pixels: np.ndarray, ids: np.ndarray) -> Iterator[str]:
-        """What may be a mistake of this mask."""
+        """What may be a mistake in this mask."""
         if not pixels[:IGNORE_INDEX].any():
             yield "all ignored"
         coded = _has_table(self.encoding)
@@ -272,7 +273,7 @@ class _Looks(torch.utils.data.Dataset):
             sampler=order,
             batch_size=None,
             collate_fn=_as_it_is,
-            num_workers=allowed_workers(min(num_workers, len(order) // 8)),  # starting one takes a few looks' time
+            num_workers=allowed_workers(min(num_workers, len(order) // 8)),  # starting one takes time
             generator=torch.Generator(),
             worker_init_fn=outlive_signals,
         )
@@ -300,19 +301,20 @@ def _has_table(encoding: LabelEncoding | None) -> bool:
 
 
 def _as_it_is(look: Any) -> Any:
-    return look  # the loader would make tensors of arrays
+    return look  # the default loader would turn arrays into tensors
 
 
 def holds_seams(ids: np.ndarray) -> bool:
-    """Whether a class of a label map uint8 (H, W) is the seam between others: what interpolation makes of a mask."""
+    """Whether a class of a label map uint8 (H, W) is only a seam between others, as from interpolating a mask."""
     rows, in_rows, columns, in_columns = seams(ids)[:, :IGNORE_INDEX]
-    share = in_rows / np.maximum(rows, 1) + in_columns / np.maximum(columns, 1)  # a row crosses it, or a column
+    share = in_rows / np.maximum(rows, 1) + in_columns / np.maximum(columns, 1)  # seams across rows or across columns
     return bool(((rows + columns >= AT_LEAST) & (share >= SHARE_OF_SEAMS)).any())
 
 
 def seams(ids: np.ndarray) -> np.ndarray:
-    """Pixels of a label map uint8 (H, W) by class id, (4, 256): on some of its rows, and of those the ones in short
-    runs between a lower and a higher value; the same on some of its columns. Ignored neighbours do not count."""
+    """Pixels of a label map uint8 (H, W) by class id, (4, 256): on some of its rows, and the pixels among them in
+    short runs between a lower and a higher value; then the same for some of its columns. Runs next to ignored pixels
+    do not count."""
     found = np.zeros((4, 256), np.int64)
     for i, lines in enumerate((ids[:: max(1, ids.shape[0] // LINES)], ids[:, :: max(1, ids.shape[1] // LINES)].T)):
         starts = np.ones(lines.shape, bool)
@@ -329,7 +331,7 @@ def seams(ids: np.ndarray) -> np.ndarray:
 
 
 def _count(found: Survey, look: dict[str, Any]) -> dict[str, Any]:
-    """Add up what can be added; what is left of the look is small."""
+    """Add up the counts; the rest of the result is small."""
     found.looked_at += 1
     if "pixels" in look:
         pixels = look.pop("pixels")
@@ -339,7 +341,7 @@ def _count(found: Survey, look: dict[str, Any]) -> dict[str, Any]:
 
 
 def _note(found: Survey, look: dict[str, Any]) -> None:
-    """What has names, in the order of the rows."""
+    """Record what has names, in the order of the rows."""
     if "problem" in look:
         found.problems.append({"id": look["id"], "problem": look["problem"]})
         return

@@ -1,4 +1,4 @@
-"""From lists of files to a data set with the columns that everything here expects."""
+"""Build a data set with the standard columns from lists of files."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def build(
     *,
     streaming: bool = False,
 ) -> Dataset | IterableDataset:
-    """A data set over files: "image" and "label" (lazily decoded; absent when `labels` is `None`) and "id".
+    """A data set over files: "image" and "label" (lazily decoded; absent if `labels` is `None`) and "id".
 
     Args:
-        label_feature: carries how labels are coded (`LabelEncoding.to_feature()`).
-        streaming: an `IterableDataset`, in shards of at most a thousand files.
+        label_feature: contains the label coding (`LabelEncoding.to_feature()`).
+        streaming: return an `IterableDataset`, in shards of at most a thousand files.
     """
     columns = {"image": [str(path) for path in images]}
     features = {"image": Image()}
@@ -34,18 +34,18 @@ def build(
 
 
 def as_stream(dataset: Dataset) -> IterableDataset:
-    """In shards of at most a thousand files."""
+    """A stream in shards of at most a thousand files."""
     return dataset.to_iterable_dataset(num_shards=max(1, len(dataset) // 1000))
 
 
 def first_few(names: Sequence[object], most: int = 5) -> str:
-    """For errors: "a, b, c ... (17 in all)"."""
+    """For error messages: "a, b, c ... (17 in all)"."""
     listed = ", ".join(str(name) for name in names[:most])
     return listed if len(names) <= most else f"{listed} ... ({len(names)} in all)"
 
 
 def as_typed(**options: Any) -> str:
-    """For errors: arguments of a loader as Python takes them, and as a command line does.
+    """For error messages: arguments of a loader in Python and on a command line.
 
     `as_typed(values={0: 0, 255: 1})` is "`values={0: 0, 255: 1}` (on a command line `--load_options '{"values": {"0":
     0, "255": 1}}'`)".

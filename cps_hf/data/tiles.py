@@ -1,7 +1,7 @@
-"""Cutting a folder of large images and their masks into tiles that are read as a folder of small ones.
+"""Cut a folder of large images and their masks into tiles, which are read like a folder of small images.
 
-Tiles lie in the same sub-folders, and are called `<image>_r<row>_c<column>` by the pixel of the upper left corner. The
-last ones of a row or column are shifted so that they end with the image: all tiles of an image have one size.
+Tiles keep the subfolders and are named `<image>_r<row>_c<column>` after the pixel in their upper left corner. The last
+tiles of a row or column are shifted to end with the image, so that all tiles of an image have the same size.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from .table import first_few
 
 ABOUT, DONE, LEFT_OUT = "tiles.json", "tiles.jsonl", "left_out.csv"
 GROUP_BY = r"^(.*)_r\d+_c\d+\."
-"""For `--group_by`: all tiles of one image stay on one side of a split."""
+"""For `--group_by`: keeps all tiles of an image on one side of a split."""
 
 EMPTY, IGNORED = "empty: one colour", "all pixels of the mask are ignored"
 
 
 @dataclass
 class Tiled:
-    """What `cut_tiles` did.
+    """The result of `cut_tiles`.
 
     Attributes:
-        images: how many images were cut, and how many of them were cut before this call.
-        tiles: by "labeled" and "unlabeled", how many tiles there are.
-        left_out: (the tile's name, why).
-        scans: how many images have labeled tiles.
+        images: number of images that were cut. done_before: those cut before this call.
+        tiles: by "labeled" and "unlabeled", the number of tiles.
+        left_out: (the tile's name, the reason) of skipped tiles.
+        scans: number of images with labeled tiles.
     """
 
     images: int = 0
@@ -63,20 +63,20 @@ def cut_tiles(
 ) -> Tiled:
     """Cut the images and masks of `root`, as `find_layout` finds them, into square tiles below `out`.
 
-    Image tiles are RGB PNGs of 8 bits, read as training reads images. Mask tiles hold the stored values (or colours)
-    of the mask, with its palette. An image tile of one colour, and one whose mask is ignored as a whole, is left out
-    and listed in `out/left_out.csv`. An interrupted call goes on with the images that are not cut yet.
+    Image tiles are RGB PNGs of 8 bits, read as training reads images. Mask tiles contain the stored values (or
+    colours) of the mask, with its palette. Image tiles of a single colour and tiles whose mask is entirely ignored are
+    skipped and listed in `out/left_out.csv`. An interrupted call resumes with the images that are not cut yet.
 
     Args:
-        tile: height and width in pixels, a multiple of 16. Of a smaller image one tile is made, smaller too.
+        tile: height and width in pixels, a multiple of 16. A smaller image becomes a single smaller tile.
         overlap: pixels that neighbouring tiles share.
-        ignored: stored values of masks that are no class.
-        images_only: leave masks out; `root` may hold none.
+        ignored: stored values of masks that are not classes.
+        images_only: omit masks; `root` may have none.
         layout_options: `images`, `masks`, `image_suffix` and `mask_suffix` of `find_layout`.
 
     Raises:
-        ValueError: an option makes no sense, a file cannot be read, a mask has another size than its image, or `out`
-            holds something else.
+        ValueError: an option is invalid, a file cannot be read, a mask has another size than its image, or `out`
+            contains something else.
     """
     root, out, options = Path(root), Path(out), dict(layout_options or {})
     if tile < 16 or tile % 16:
@@ -84,7 +84,7 @@ def cut_tiles(
     if not 0 <= overlap < tile:
         raise ValueError(f"`--overlap` must be from 0 to less than `--tile` ({tile}), got {overlap}.")
     if out.resolve() == root.resolve() or out.resolve().is_relative_to(root.resolve()):
-        raise ValueError(f"{out} lies in {root}, whose images are read. Choose a folder outside.")
+        raise ValueError(f"{out} is inside {root}, whose images are read. Choose a folder outside.")
     layout = None if images_only else find_layout(root, **options)
     pairs = images_alone(root) if layout is None else layout.pairs
     by_list = layout is not None and layout.sentence.endswith("of ImageSets/Segmentation")
@@ -123,7 +123,7 @@ def cut_tiles(
 
 @dataclass
 class _Names:
-    """Where an image's tiles lie, and the tiles of its mask: folder below the output, and what names begin with."""
+    """Where the tiles of an image and its mask are: the folder below the output, and the beginning of their names."""
 
     image: PurePosixPath
     mask: PurePosixPath | None
@@ -131,7 +131,7 @@ class _Names:
 
     @classmethod
     def of(cls, pair: Pair, root: Path, mask_suffix: str | None) -> _Names:
-        """A mask's tile has the name of the image's tile; in one folder, with an ending."""
+        """A mask's tile has the name of the image's tile, plus a suffix if both are in one folder."""
         image = PurePosixPath(pair.path).with_suffix("")
         if pair.mask is None:
             return cls(image, None)
@@ -140,7 +140,7 @@ class _Names:
         return cls(image, folder / image.name, end)
 
     def tile(self, top: int, left: int) -> tuple[str, str]:
-        """(the image tile's path below the output, that of the mask's tile), without the mask's kind."""
+        """(the image tile's path below the output, the mask tile's), without the mask's file type."""
         place = f"_r{top:06d}_c{left:06d}"
         mask = "" if self.mask is None else f"{self.mask}{place}{self.mask_end}"
         return f"{self.image}{place}.png", mask
@@ -151,15 +151,15 @@ def _check_names(names: Sequence[_Names], root: Path) -> None:
     for name in names:
         for path in (str(name.image), *([f"{name.mask}{name.mask_end}"] if name.mask is not None else [])):
             if path in seen:
-                raise ValueError(f"Two files in {root} are called {path}, but for their endings. Rename one.")
+                raise ValueError(f"Two files in {root} are called {path}, except for their suffixes. Rename one.")
             seen.add(path)
 
 
 def _open_folder(out: Path, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """What is done, by image.
+    """The finished images.
 
     Raises:
-        ValueError: the folder holds tiles of other settings, or something else.
+        ValueError: the folder contains tiles with other settings, or something else.
     """
     about = out / ABOUT
     if about.is_file():
@@ -167,11 +167,11 @@ def _open_folder(out: Path, settings: dict[str, Any]) -> dict[str, dict[str, Any
         other = [key for key in settings if there.get(key) != settings[key]]
         if other:
             raise ValueError(
-                f"{out} holds tiles of another {other[0]} ({there.get(other[0])} there, {settings[other[0]]} here). "
-                "Choose another folder."
+                f"{out} contains tiles with another {other[0]} ({there.get(other[0])} there, "
+                f"{settings[other[0]]} here). Choose another folder."
             )
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} is not empty, and holds no tiles of this command. Choose another folder.")
+        raise ValueError(f"{out} is not empty and contains no tiles of this command. Choose another folder.")
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(about, json.dumps(settings, indent=1, ensure_ascii=False))
     return {entry["image"]: entry for entry in read_records(out / DONE)}
@@ -183,7 +183,7 @@ def _open_folder(out: Path, settings: dict[str, Any]) -> dict[str, dict[str, Any
 def _cut_one(
     pair: Pair, name: _Names, out: Path, tile: int, overlap: int, ignored: Sequence[int]
 ) -> tuple[list[str], list[tuple[str, str]]]:
-    """(the tiles that were written, those that were left out and why), one row of tiles at a time."""
+    """(the written tiles, the skipped ones with reasons), one row of tiles at a time."""
     image = open_bands(pair.image, name=repr(pair.path), what="image")
     mask = None if pair.mask is None else _mask_of(pair, image)
     height, width = image.size
@@ -203,7 +203,7 @@ def _cut_one(
             if reason is not None:
                 left_out.append((image_path, reason))
                 continue
-            if stored is not None:  # first: an image without a mask would be taken for an unlabeled one
+            if stored is not None:  # first: an image without a mask would count as unlabeled
                 _save_mask(out / mask_path, stored, mask.palette)
             _save(out / image_path, PILImage.fromarray(np.ascontiguousarray(part)), compress_level=3)
             kept.append(image_path)
@@ -219,7 +219,7 @@ def starts(side: int, tile: int, overlap: int) -> list[int]:
 
 
 def _mask_of(pair: Pair, image: Bands) -> Bands:
-    """The mask, turned as its image where only that fits."""
+    """The mask, rotated with its image if it only fits then."""
     mask = open_bands(pair.mask, name=repr(pair.path), what="label")
     if mask.size != image.size and isinstance(mask, WholeBands) and mask.orientation == 1:
         if mask.size == image.stored_size:
@@ -246,11 +246,11 @@ def _save(path: Path, image: PILImage.Image, **options: Any) -> None:
         image.save(temporary, **options)
 
 
-# ------------------------------------------------------------------------------------------------ what rides along
+# ------------------------------------------------------------------------------------------------ class names
 
 
 def _copy_class_tables(root: Path, out: Path, pairs: Sequence[Pair]) -> None:
-    """The files that name the classes, where the tiles' folders are."""
+    """Copy the files that name the classes to the tiles' folders."""
     files = [path for pair in pairs for path in (pair.image, pair.mask) if path is not None]
     folders = {folder for path in files for folder in path.parents if folder.is_relative_to(root)}
     for folder in sorted(folders):
@@ -263,7 +263,7 @@ def _copy_class_tables(root: Path, out: Path, pairs: Sequence[Pair]) -> None:
 
 
 def said(result: Tiled, out: str | os.PathLike) -> str:
-    """What was done, and how to train on it."""
+    """A summary, and how to train on the tiles."""
     total = sum(result.tiles.values())
     reasons = [why for _, why in result.left_out]
     told = first_few([f"{reasons.count(why)} {why}" for why in sorted({*reasons})])
@@ -272,12 +272,12 @@ def said(result: Tiled, out: str | os.PathLike) -> str:
         f"{result.tiles['unlabeled']} without. {result.done_before} images were cut before.",
     ]
     if reasons:
-        lines.append(f"{len(reasons)} tiles were left out ({told}), listed in {Path(out) / LEFT_OUT}.")
+        lines.append(f"{len(reasons)} tiles were skipped ({told}), listed in {Path(out) / LEFT_OUT}.")
     if result.scans > 1:
         lines.append(f"To train: cps-hf train {out} --group_by '{GROUP_BY}' (tiles of one image stay on one side)")
     elif result.scans == 1:
         lines.append(
-            f"To train: cps-hf train {out}. All masks are of one image: held out tiles are its neighbours, and their "
-            "scores too good. Masks of a second image tell more."
+            f"To train: cps-hf train {out}. All masks are of one image: held-out tiles are next to training tiles, so "
+            "their scores are too good. Masks of a second image would give better estimates."
         )
     return "\n".join(lines)

@@ -1,7 +1,7 @@
-"""Joint geometry of image and label, the views an objective asks for, and normalising on the device.
+"""Joint geometry of image and label, the views that an objective requests, and normalization on the device.
 
-Everything random is drawn from a generator that the caller seeds with (seed, position in the stream), so a sample does
-not depend on the worker that made it. Images stay uint8 until they are on the device.
+All randomness comes from a generator that the caller seeds with (seed, position in the stream), so a sample does not
+depend on the worker that makes it. Images stay uint8 until they are on the device.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ def random_crop(
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """Flip, scale and crop an image and its label alike.
 
-    The crop's box is found in the source image and only that box is resized: the result is what resizing the whole
-    image and cropping it gives, up to a rounding of the box to whole source pixels.
+    The crop's box is found in the source image, and only that box is resized. The result equals resizing the whole
+    image and cropping it, up to rounding the box to whole source pixels.
 
     Args:
         image: uint8 (3, H, W). label: uint8 (H, W) or `None`.
 
     Returns:
         image uint8 (3, h, w) with 0 on padding, label uint8 (h, w) with 255 on padding, and valid bool (h, w), false
-        on padding; (h, w) is the crop size. The padding is centred.
+        on padding; (h, w) is the crop size. The image is centred in the padding.
     """
     crop_height, crop_width = augmentation.crop_size
     height, width = image.shape[-2:]
@@ -77,7 +77,7 @@ def random_crop(
 
 
 def _along_one_side(size: int, crop: int, scale: float) -> tuple[int, int]:
-    """How many source pixels the crop shows, and how many of its own pixels they fill (the rest is padding)."""
+    """How many source pixels the crop shows, and how many pixels of the crop they fill (the rest is padding)."""
     box = max(1, round(crop / scale))
     if box <= size:
         return box, crop
@@ -92,7 +92,7 @@ def _pick_scale(augmentation: AugmentationConfig, u: float) -> float:
 
 
 def strong_view(image: Tensor, augmentation: AugmentationConfig, generator: torch.Generator) -> Tensor:
-    """Colour jitter, grey and blur on a uint8 (3, h, w) image; the geometry is left alone."""
+    """Colour jitter, grayscale and blur on a uint8 (3, h, w) image; the geometry is unchanged."""
     chain = v2.Compose(
         [
             v2.RandomApply([v2.ColorJitter(0.5, 0.5, 0.5, 0.25)], p=augmentation.color_jitter),
@@ -106,7 +106,7 @@ def strong_view(image: Tensor, augmentation: AugmentationConfig, generator: torc
 
 @contextmanager
 def _torchvision_draws_from(generator: torch.Generator) -> Iterator[None]:
-    """torchvision's transforms draw from torch's global generator: lend it a seed, and give it back as it was."""
+    """Make torchvision's transforms, which use torch's global generator, draw from this one; restore it afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
         yield
@@ -117,7 +117,7 @@ def labeled_sample(
 ) -> dict[str, Tensor]:
     """ "pixel_values" uint8 (3, h, w), "labels" uint8 (h, w), "valid" bool (h, w)."""
     image, label, valid = random_crop(image, label, augmentation, generator)
-    if augmentation.labeled_color_jitter:  # else nothing is drawn
+    if augmentation.labeled_color_jitter:  # otherwise nothing is drawn
         if torch.rand((), generator=generator).item() < augmentation.labeled_color_jitter:
             image = strong_view(image, augmentation, generator)
     return {"pixel_values": image, "labels": label, "valid": valid}
@@ -152,14 +152,14 @@ def unlabeled_views(
         elif view == "second_crop":
             sample[view], _, sample["second_valid"] = random_crop(image, None, augmentation, generator)
         else:
-            raise ValueError(f"Unknown view {view!r}. Known are {', '.join(VIEWS)}.")
+            raise ValueError(f"Unknown view {view!r}. Known views: {', '.join(VIEWS)}.")
     return sample
 
 
 def normalize(images: Tensor, mean: Tensor, std: Tensor, valid: Tensor | None = None) -> Tensor:
     """uint8 (B, 3, H, W) to float32: divided by 255, minus `mean`, over `std` (both (3,), on the images' device).
 
-    Padding (`valid` (B, H, W) false) is 0 afterwards.
+    Padding (`valid` (B, H, W) false) becomes 0.
     """
     images = (images.float() - 255 * mean.view(1, 3, 1, 1)) / (255 * std.view(1, 3, 1, 1))
     return images if valid is None else images * valid.unsqueeze(1)

@@ -2,7 +2,7 @@
 
     python -m cps_hf.data.voc --voc_root VOCdevkit/VOC2012 --sbd_root benchmark_RELEASE/dataset
 
-writes `SegmentationClassAug/` and `ImageSets/Segmentation/train_aug.txt` beside VOC's own (10,582 images).
+writes `SegmentationClassAug/` and `ImageSets/Segmentation/train_aug.txt` next to VOC's own (10,582 images).
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ TRAIN_AUG_SIZE = 10_582
 
 
 def voc_folder(root: str | Path) -> Path:
-    """`root` itself, or the `VOC2012` folder below it, whichever holds `JPEGImages/`.
+    """`root` itself, or the `VOC2012` folder below it, whichever contains `JPEGImages/`.
 
     Raises:
         ValueError: neither does.
@@ -95,13 +95,13 @@ def load_voc(
     """VOC 2012: columns "image", "label" (21 classes, 255 void) and "id" (like `2007_000032`).
 
     Args:
-        root: the VOC2012 folder, or the folder that holds `VOCdevkit/VOC2012`.
-        split: a file of `ImageSets/Segmentation/`: train, val, trainval, or train_aug once it was built.
+        root: the VOC2012 folder, or the folder that contains `VOCdevkit/VOC2012`.
+        split: a file of `ImageSets/Segmentation/`: train, val, trainval, or train_aug once it has been built.
         annotations: the label folder: "SegmentationClass" (palette PNGs) or "SegmentationClassAug" (greyscale PNGs).
-            None: the latter for train_aug.
-        with_labels: false: no label file is looked for.
-        only_ids: leave out all other images, whose labels then need not be there.
-        streaming: give an `IterableDataset`.
+            If None, the latter for train_aug, otherwise the former.
+        with_labels: if False, no label file is read.
+        only_ids: skip all other images, whose labels may then be missing.
+        streaming: return an `IterableDataset`.
 
     Raises:
         ValueError: a folder, the split's file, or images or labels that it lists are missing.
@@ -114,7 +114,7 @@ def load_voc(
         raise ValueError(f"VOC split {split!r} has no file {listing}; there are: {there}.{hint}")
     ids = _read_ids(listing)
     if not ids:
-        raise ValueError(f"{listing} lists no image.")
+        raise ValueError(f"{listing} lists no images.")
     ids = ids if only_ids is None else [name for name in ids if name in only_ids]
     images = [folder / "JPEGImages" / f"{name}.jpg" for name in ids]
     _require_files(images, f"VOC {split}: images that {listing.name} lists")
@@ -128,10 +128,10 @@ def load_voc(
 
 
 def splits_of(root: str | Path) -> list[str]:
-    """The lists of images that are there, without those that hold what others hold.
+    """The image lists that exist, without lists that are contained in others.
 
     Raises:
-        ValueError: no VOC2012 is there.
+        ValueError: there is no VOC2012.
     """
     found = sorted(path.stem for path in (voc_folder(root) / "ImageSets" / "Segmentation").glob("*.txt"))
     both = {"trainval"} if {"train", "val"} <= set(found) else set()
@@ -142,13 +142,13 @@ def _read_ids(listing: Path) -> list[str]:
     try:
         lines = listing.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{listing} is no list of image names in UTF-8 text: {error}.") from error
+        raise ValueError(f"{listing} is not a list of image names in UTF-8 text: {error}.") from error
     ids = []
     for number, line in enumerate(lines, 1):
         if line.strip():
             name = line.split()[0]
-            if not re.fullmatch(r"[\w.-]+", name) or name.startswith("."):  # nor does any lead out of its folder
-                raise ValueError(f"{listing}, line {number}: {line[:80]!r} is no name of an image like 2007_000032.")
+            if not re.fullmatch(r"[\w.-]+", name) or name.startswith("."):  # also keeps paths inside the folder
+                raise ValueError(f"{listing}, line {number}: {line[:80]!r} is not an image name like 2007_000032.")
             ids.append(name)
     return ids
 
@@ -160,17 +160,17 @@ def _require_files(paths: list[Path], what: str) -> None:
 
 
 def build_train_aug(voc_root: str | Path, sbd_root: str | Path, *, progress: bool = True) -> int:
-    """Write train_aug: VOC's train labels, and SBD's for the further images that are not in VOC's val.
+    """Write train_aug: VOC's train labels, and SBD's for additional images that are not in VOC's val.
 
-    Labels, also those of val, become greyscale PNGs in `SegmentationClassAug/` (0-20, 255 void); the sorted ids go to
-    `ImageSets/Segmentation/train_aug.txt`. VOC's own labels win over SBD's. Files that are there already are kept, so
-    an interrupted call goes on; the id list is written last.
+    All labels, including those of val, become greyscale PNGs in `SegmentationClassAug/` (0-20, 255 void); the sorted
+    ids go to `ImageSets/Segmentation/train_aug.txt`. VOC's own labels win over SBD's. Existing files are kept, so an
+    interrupted call resumes; the id list is written last.
 
     Args:
-        sbd_root: the folder that holds SBD's `cls/*.mat`.
+        sbd_root: the folder that contains SBD's `cls/*.mat`.
 
     Returns:
-        The number of ids; 10,582 with the real data, and a warning otherwise.
+        The number of ids: 10,582 with the real data, and a warning otherwise.
 
     Raises:
         ValueError: a folder, list or label is missing, or a label or `.mat` file cannot be read.
@@ -182,7 +182,7 @@ def build_train_aug(voc_root: str | Path, sbd_root: str | Path, *, progress: boo
         raise ImportError('SBD\'s .mat files are read with scipy: `pip install "cps_hf[sbd]"`.') from error
     folder, mats = voc_folder(voc_root), Path(sbd_root) / "cls"
     if not mats.is_dir():
-        raise ValueError(f"No folder {mats}: give SBD's `dataset` folder, which holds cls/*.mat, as `sbd_root`.")
+        raise ValueError(f"No folder {mats}. Give SBD's `dataset` folder, which contains cls/*.mat, as `sbd_root`.")
     lists = folder / "ImageSets" / "Segmentation"
     _require_files([lists / "train.txt", lists / "val.txt"], "VOC's lists of its own images")
     voc = {split: set(_read_ids(lists / f"{split}.txt")) for split in ("train", "val")}
@@ -224,14 +224,14 @@ def _read_sbd(path: Path) -> np.ndarray:
         raise ValueError(f"Cannot read GTcls.Segmentation of {path}: {type(error).__name__}: {error}.") from error
     label = np.asarray(label)
     if label.ndim != 2 or not ((label < len(NAMES)) | (label == IGNORE_INDEX)).all():
-        raise ValueError(f"{path} holds no map of classes 0 to 20: shape {label.shape}, maximum {label.max()}.")
+        raise ValueError(f"{path} is not a map of classes 0 to 20: shape {label.shape}, maximum {label.max()}.")
     return label.astype(np.uint8)
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Build VOC's train_aug (10,582 images) from VOC 2012 and SBD.")
-    parser.add_argument("--voc_root", required=True, help="VOC2012, or the folder that holds VOCdevkit/VOC2012")
-    parser.add_argument("--sbd_root", required=True, help="SBD's `dataset` folder, which holds cls/*.mat")
+    parser.add_argument("--voc_root", required=True, help="VOC2012, or the folder that contains VOCdevkit/VOC2012")
+    parser.add_argument("--sbd_root", required=True, help="SBD's `dataset` folder, which contains cls/*.mat")
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:

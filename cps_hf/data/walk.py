@@ -1,8 +1,8 @@
-"""The one walk over a folder of images: which files are taken, and which are passed over and why.
+"""The only walk over a folder of images: which files are used, and which are skipped and why.
 
-Sub-folders that are links are followed; one that leads back to a folder above it is not. Hidden files and folders and
-those that systems and programs leave (thumbnails, `__MACOSX`) are passed over, and so is what is of no kind that is
-read. Whoever walks says what was passed over.
+Subfolders that are links are followed, unless they lead back to a parent folder. Hidden files and folders, files of
+the system or of programs (thumbnails, `__MACOSX`), and unsupported file types are skipped. Callers report what was
+skipped.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ IMAGE_SUFFIXES = (
     *(".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".pnm", ".tga"),
 )
 MASK_SUFFIXES = (".png", ".bmp", ".dib", ".tif", ".tiff", ".gif", ".pgm", ".pbm", ".pnm")
-"""Kinds that hold values as they were. A mask of another kind that a list or a table names is read if lossless."""
+"""Lossless file types. A mask of another type that a list or a table names is read if it is lossless."""
 
 _UNREAD_IMAGES = {
     *(".heic", ".heif", ".jxl", ".psd", ".svg", ".exr", ".hdr", ".dng", ".nef", ".cr2", ".cr3", ".arw", ".orf"),
@@ -40,20 +40,20 @@ _OF_SYSTEMS = {
 
 _TRIVIAL = {".ds_store", ".directory", ".gitkeep", ".gitignore", "thumbs.db", "ehthumbs.db", "desktop.ini"}
 
-HIDDEN = "hidden or of the system"
-CIRCLE = "links to a folder above them"
-NOWHERE = "links that lead nowhere"
-OTHER_KIND = "of a kind that is not read"
-NO_FILE = "folders or devices, no files"
+HIDDEN = "hidden or system files"
+CIRCLE = "links to a parent folder"
+NOWHERE = "broken links"
+OTHER_KIND = "unsupported file types"
+NO_FILE = "folders or devices, not files"
 
 
 @dataclass
 class Walk:
-    """What lies below a folder.
+    """The content of a folder.
 
     Attributes:
         files: by path below it (posix), in order.
-        passed_over: by reason, paths below it; a folder stands for all that is in it.
+        passed_over: skipped paths below it, by reason; a folder stands for its whole content.
     """
 
     folder: Path
@@ -64,19 +64,19 @@ class Walk:
         self.passed_over.setdefault(reason, []).append(name)
 
     def say(self) -> None:
-        """Log what was passed over: a warning where images may be among it."""
+        """Log what was skipped: as a warning if it may include images."""
         for reason, names in self.passed_over.items():
             logger.log(logging.WARNING if self._matters(reason) else logging.INFO, "%s", self._line(reason, names))
 
     def lines(self) -> list[str]:
-        """What was passed over, one line a reason."""
+        """What was skipped, one line per reason."""
         return [self._line(reason, names) for reason, names in self.passed_over.items()]
 
     def _line(self, reason: str, names: Sequence[str]) -> str:
-        kinds = Counter(PurePosixPath(name).suffix.lower() or "no ending" for name in names)
+        kinds = Counter(PurePosixPath(name).suffix.lower() or "no suffix" for name in names)
         common = sorted(kinds.items(), key=lambda item: (-item[1], item[0]))[:6]
         told = f" ({', '.join(f'{kind}: {n}' for kind, n in common)})" if reason == OTHER_KIND else ""
-        return f"{self.folder}: {len(names)} passed over, {reason}{told}: {first_few(names, 3)}"
+        return f"{self.folder}: {len(names)} skipped, {reason}{told}: {first_few(names, 3)}"
 
     def _matters(self, reason: str) -> bool:
         names = self.passed_over[reason]
@@ -88,10 +88,10 @@ class Walk:
 
 
 def walk(folder: str | Path, suffixes: Sequence[str]) -> Walk:
-    """All files with these endings (in any case) below a folder, sub-folders too.
+    """All files with these suffixes (in any case) below a folder, including subfolders.
 
     Raises:
-        ValueError: a folder in it cannot be looked into.
+        ValueError: a folder in it cannot be read.
     """
     found = Walk(Path(folder))
     _into(Path(folder), "", (os.path.realpath(folder),), suffixes, found)
@@ -124,22 +124,22 @@ def _is_folder(entry: os.DirEntry) -> bool:
     try:
         return entry.is_dir()
     except OSError as error:
-        if error.errno == errno.ELOOP:  # a link to itself leads nowhere
+        if error.errno == errno.ELOOP:  # a link to itself is broken
             return False
         raise _unreadable(entry.path, error) from error
 
 
 def _unreadable(folder: str | Path, error: OSError) -> ValueError:
-    return ValueError(f"Cannot look into {folder}: {error.strerror}. Make it readable, or move it away.")
+    return ValueError(f"Cannot read the folder {folder}: {error.strerror}. Make it readable, or move it away.")
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder of this name is passed over wherever it lies."""
+    """Whether a file or folder with this name is skipped everywhere."""
     return name.startswith(".") or name.casefold() in _OF_SYSTEMS
 
 
 def _reason(path: Path, suffixes: Sequence[str]) -> str | None:
-    """Why a file is passed over; none: it is taken."""
+    """Why a file is skipped; none if it is used."""
     if path.suffix.lower() not in suffixes:
         return OTHER_KIND
     if not path.exists():
@@ -147,19 +147,19 @@ def _reason(path: Path, suffixes: Sequence[str]) -> str | None:
     return None if path.is_file() else NO_FILE
 
 
-# ------------------------------------------------------------------------------------------------ what a user names
+# ------------------------------------------------------------------------------------------------ given paths
 
 
 def find_images(inputs: Sequence[str], *, keep_suffix: bool = False, leave_out: Path | None = None) -> dict[str, Path]:
-    """Image files by the name that their outputs get: what lies below a folder, or below a glob's fixed part, keeps
-    its sub-folders; a file that is named itself has its own name. What is passed over is logged.
+    """Image files by the name of their outputs. Files below a folder, or below a glob's fixed part, keep their
+    subfolders; a file that is given itself keeps only its name. Skipped files are logged.
 
     Args:
-        inputs: files (of any ending), folders, globs.
-        leave_out: a folder of which nothing is taken, that of the outputs.
+        inputs: files (with any suffix), folders, globs.
+        leave_out: a folder to exclude: that of the outputs.
 
     Raises:
-        ValueError: nothing is there, or two images would have outputs of one name.
+        ValueError: there are no images, or two images would have the same output name.
     """
     found: dict[str, Path] = {}
     for given in inputs:
@@ -167,14 +167,14 @@ def find_images(inputs: Sequence[str], *, keep_suffix: bool = False, leave_out: 
             name = name if keep_suffix else str(Path(name).with_suffix(""))
             if found.setdefault(name, path) != path:
                 raise ValueError(
-                    f"Two images would be written to one name, {name!r}: {found[name]} and {path}. Give a folder "
-                    "above both or a quoted glob, which keep sub-folders, or `--keep_suffix` if only endings differ."
+                    f"Two images would be written to the same name, {name!r}: {found[name]} and {path}. Give a folder "
+                    "above both or a quoted glob, which keep subfolders, or `--keep_suffix` if only suffixes differ."
                 )
     return found
 
 
 def _given(given: str, leave_out: Path | None) -> Iterator[tuple[str, Path]]:
-    """(name below what is fixed in `given`, absolute path), in order."""
+    """(name below the fixed part of `given`, absolute path), in order."""
     path = Path(given)
     if path.is_file():
         yield path.name, path.resolve()
@@ -191,23 +191,23 @@ def _given(given: str, leave_out: Path | None) -> Iterator[tuple[str, Path]]:
     inputs = [(name, file) for name, file in images if out is None or not file.is_relative_to(out)]
     if images and not inputs:  # an earlier run's masks
         raise ValueError(
-            f"All {len(images)} images in {given} lie in `--output_dir`, whose files are taken for what this command "
-            "wrote. Choose another `--output_dir`."
+            f"All {len(images)} images in {given} are in `--output_dir`, whose files count as this command's outputs. "
+            "Choose another `--output_dir`."
         )
     if not images:
-        passed = f" Passed over: {'; '.join(found.lines())}." if found.passed_over else ""
+        passed = f" Skipped: {'; '.join(found.lines())}." if found.passed_over else ""
         raise ValueError(f"No image in {given}: looked for {', '.join(IMAGE_SUFFIXES)}.{passed}")
     yield from inputs
 
 
 def _matching(pattern: Path) -> Walk:
-    """The files that a glob matches, by the rule of `walk`."""
+    """The files that a glob matches, by the rules of `walk`."""
     parts = pattern.parts
     fixed = next(i for i, part in enumerate(parts) if glob.has_magic(part))
     root, pattern = Path(*parts[:fixed]), parts[fixed:]
     if "**" not in pattern:
         return _of_one_depth(root, "/".join(pattern))
-    # glob itself would follow links in circles, and of two circles in each other it would come to no end.
+    # glob itself would follow circular links, and might never end with two nested circles.
     everything = walk(root, IMAGE_SUFFIXES)
     found = Walk(root)
     found.files = {name: path for name, path in everything.files.items() if _matches(name.split("/"), pattern)}
@@ -232,7 +232,7 @@ def _of_one_depth(root: Path, pattern: str) -> Walk:
 
 
 def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
-    """Whether a path fits a glob in which "**" is any number of folders."""
+    """Whether a path matches a glob in which "**" is any number of folders."""
     if not pattern:
         return not parts
     if pattern[0] == "**":

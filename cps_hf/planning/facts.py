@@ -1,4 +1,4 @@
-"""What a plan needs to know about the images: how many, their sizes, their classes, gray or color."""
+"""What a plan needs to know about the images: how many, their sizes, their classes, grey or colour."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class DataFacts:
         height, width: the median image's, in pixels.
         largest: height and width of the sampled image with the most pixels.
         class_shares: shares of the labeled pixels, by class name.
-        grey: whether all sampled images are gray.
+        grey: whether all sampled images are grey.
     """
 
     num_labeled: int | None

@@ -224,7 +224,7 @@ class _Planner:
             self.choose("class_weights", None, "no class has more than twice the pixels of another")
         self.choose("labeled_color_jitter", LABELED["labeled_color_jitter"], "few labeled images: vary their colors")
         if facts.grey:
-            self.choose("grayscale", 0.0, "all sampled images are gray")
+            self.choose("grayscale", 0.0, "all sampled images are grey")
         if self.has_batch_norms:
             self.choose("freeze_norms", True, "small batches would spoil the backbone's pretrained statistics")
         if self.has_unlabeled:

@@ -14,7 +14,7 @@ LABELED: dict[str, Any] = {
     # With few labels, rare classes are learned worst. The frequency to the power of -0.5: +5 points of mean IoU on
     # steel surfaces with 24 labels, +3 on street photos with 23.
     "class_weights": 0.5,
-    # Few images are soon memorized; color changes slow that down. +4 points on steel.
+    # Few images are soon memorized; colour changes slow that down. +4 points on steel.
     "labeled_color_jitter": 0.5,
     "color_jitter": 0.8,
     "grayscale": 0.2,

@@ -13,7 +13,7 @@ _TILE = 512
 
 Color = tuple[int, int, int]
 
-# One set of paints for walls, clothes and vehicles alike: color alone must not reveal the class.
+# One set of paints for walls, clothes and vehicles alike: colour alone must not reveal the class.
 PAINTS: tuple[Color, ...] = (
     (240, 238, 232),
     (205, 200, 190),
@@ -51,7 +51,7 @@ def jitter(rng: np.random.Generator, color: Sequence[int], amount: float = 14) -
     return r, g, b
 
 
-# Favorite paints of a kind of object are drawn more often; every kind still uses any paint at times.
+# Favourite paints of a kind of object are drawn more often; every kind still uses any paint at times.
 FAVOURITES: dict[str, tuple[int, ...]] = {
     "building": (6, 7, 10),
     "wall": (15, 3, 2),
@@ -71,7 +71,7 @@ FAVOURITES: dict[str, tuple[int, ...]] = {
 
 
 def paint(rng: np.random.Generator, kind: str | None = None, amount: float = 9) -> Color:
-    """Any paint of the shared set or, nine times out of ten, a favorite of this kind of object."""
+    """Any paint of the shared set or, nine times out of ten, a favourite of this kind of object."""
     among = FAVOURITES[kind] if kind in FAVOURITES and rng.random() < 0.9 else range(len(PAINTS))
     return jitter(rng, PAINTS[among[rng.integers(len(among))]], amount)
 
@@ -90,7 +90,7 @@ def mixed(a: Sequence[int], b: Sequence[int], share: float) -> Color:
 
 @lru_cache(maxsize=1)
 def _tiles() -> dict[str, np.ndarray]:
-    """Gray textures of 512 x 512 pixels, about -1 to 1. Each use cuts out a piece at a random position."""
+    """Grey textures of 512 x 512 pixels, about -1 to 1. Each use cuts out a piece at a random position."""
     rng = np.random.default_rng(20210601)
     y, x = np.mgrid[:_TILE, :_TILE]
 
@@ -150,13 +150,13 @@ class Canvas:
         self.z: int | None = None
 
     def begin(self, label: int | None, *, z: float | None = None, instance: int | None = None) -> None:
-        """Paint what follows as this label, `z` meters away. If `label` is None, only the color changes."""
+        """Paint what follows as this label, `z` metres away. If `label` is None, only the colour changes."""
         self.label = label
         self.instance = instance
         self.z = None if z is None else int(255 * (1 - np.exp(-z / 60)))
 
     def polygon(self, points, color: Color | None, *, grain: tuple[str, float] | None = None) -> None:
-        """A filled polygon. If `color` is None, labels only. `grain`: a texture and its strength in gray levels."""
+        """A filled polygon. If `color` is None, labels only. `grain`: a texture and its strength in grey levels."""
         self._paint("polygon", [(x * SUPERSAMPLING, y * SUPERSAMPLING) for x, y in points], color, grain, {})
 
     def ellipse(self, box, color: Color | None, *, grain: tuple[str, float] | None = None, ring: float = 0) -> None:
@@ -210,14 +210,14 @@ class Canvas:
         self.rgb.paste(Image.fromarray(np.clip(patch, 0, 255).astype(np.uint8)), (left, top), mask)
 
     def darken(self, points, strength: float) -> None:
-        """A soft shadow over a polygon: only colors change."""
+        """A soft shadow over a polygon: only colours change."""
         points = [(x * SUPERSAMPLING, y * SUPERSAMPLING) for x, y in points]
         mask = Image.new("L", self.rgb.size, 0)
         ImageDraw.Draw(mask).polygon(points, fill=int(255 * strength))
         self.rgb.paste((12, 14, 22), (0, 0), mask.filter(ImageFilter.BoxBlur(2)))
 
     def picture(self) -> np.ndarray:
-        """The colors at their final size, float32 (H, W, 3), 0 to 255."""
+        """The colours at their final size, float32 (H, W, 3), 0 to 255."""
         return np.asarray(self.rgb.reduce(SUPERSAMPLING), np.float32)
 
     def plane(self, name: str) -> np.ndarray:
@@ -230,7 +230,7 @@ def photograph(picture: np.ndarray, rng: np.random.Generator, *, noise: float) -
 
     Args:
         picture: float32 (H, W, 3), 0 to 255.
-        noise: the strongest noise, in gray levels.
+        noise: the strongest noise, in grey levels.
     """
     height, width = picture.shape[:2]
     white_balance = rng.normal(1, 0.03, 3).astype(np.float32)

@@ -1,4 +1,4 @@
-"""What lines a drawn street on `side` (-1 left, 1 right), at X meters, from Z = `near` to `far`."""
+"""What lines a drawn street on `side` (-1 left, 1 right), at X metres, from Z = `near` to `far`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The objects in a drawn street. Each function paints one, at X meters to the right and Z meters ahead."""
+"""The objects in a drawn street. Each function paints one, at X metres to the right and Z metres ahead."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SURFACES = ("grain", "plaster", "blotch", "ribs", "weave")
 
 @dataclass(frozen=True)
 class Camera:
-    """A pinhole camera in a street that may bend: meters (X right, Y up from the ground, Z ahead) to pixels."""
+    """A pinhole camera in a street that may bend: metres (X right, Y up from the ground, Z ahead) to pixels."""
 
     center: float
     horizon: float
@@ -37,7 +37,7 @@ class Camera:
         return [self.project(x, y, z) for y, z in ((ys[0], zs[0]), (ys[0], zs[1]), (ys[1], zs[1]), (ys[1], zs[0]))]
 
     def upright(self, x: float, z: float, outline) -> list[tuple[float, float]]:
-        """An outline in meters (right, up) around the ground point (x, z), facing the camera."""
+        """An outline in metres (right, up) around the ground point (x, z), facing the camera."""
         return [self.project(x + dx, y, z) for dx, y in outline]
 
 
@@ -61,13 +61,13 @@ class Stage:
         return SURFACES[self.rng.integers(len(SURFACES))], self.rng.uniform(low, high)
 
     def disc(self, x: float, y: float, z: float, radius: float, color, *, grain=None, ring: float = 0) -> None:
-        """A circle; `radius` and `ring` in meters."""
+        """A circle; `radius` and `ring` in metres."""
         cx, cy = self.camera.project(x, y, z)
         r, width = radius * self.camera.focal / z, ring * self.camera.focal / z
         self.canvas.ellipse((cx - r, cy - r, cx + r, cy + r), color, grain=grain, ring=width)
 
     def rod(self, points, z: float, width: float, color) -> None:
-        """A line through points (X, Y) in meters, `width` meters thick."""
+        """A line through points (X, Y) in metres, `width` metres thick."""
         path = [self.camera.project(x, y, z) for x, y in points]
         self.canvas.line(path, color, width * self.camera.focal / z)
 
@@ -254,7 +254,7 @@ def tree(stage: Stage, x: float, z: float) -> None:
 
 
 def foliage(stage: Stage) -> Color:
-    """The color of leaves in a random season."""
+    """The colour of leaves in a random season."""
     seasons = ((62, 98, 44), (38, 66, 34), (112, 130, 58), (150, 120, 56), (60, 104, 52), (74, 104, 40))
     return stage.lit(seasons[stage.rng.integers(len(seasons))], 14)
 

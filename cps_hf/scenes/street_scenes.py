@@ -68,7 +68,7 @@ def draw_street_scene(
 
 
 class _Street:
-    """Where the bands of one street lie, in meters to the right of the camera: road, parking, sidewalks, fronts."""
+    """Where the bands of one street lie, in metres to the right of the camera: road, parking, sidewalks, fronts."""
 
     def __init__(self, rng: np.random.Generator):
         self.road = (-rng.uniform(2.2, 6.5), rng.uniform(2.2, 6.5))
@@ -87,7 +87,7 @@ class _Street:
 
 
 def _sky(stage: Stage) -> tuple[int, int, int]:
-    """Sky with clouds and a distant skyline. Returns the color at the horizon, which haze uses too."""
+    """Sky with clouds and a distant skyline. Returns the colour at the horizon, which haze uses too."""
     canvas, rng, camera = stage.canvas, stage.rng, stage.camera
     weathers = (
         ((70, 120, 190), (190, 210, 230)),

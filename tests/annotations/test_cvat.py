@@ -1,4 +1,4 @@
-"""CVAT: the shapes of its XML, their order, and its masks with a color table."""
+"""CVAT: the shapes of its XML, their order, and its masks with a colour table."""
 
 import numpy as np
 import pytest
@@ -111,8 +111,8 @@ def test_masks_are_read_by_their_table_with_images_anywhere(tmp_path):
 
 def test_an_invalid_color_table_is_an_error(tmp_path):
     assert_error(
-        write_masks(tmp_path, "background:0,0,0::\nother:0,0,0::\n"), r"the color \(0, 0, 0\) means 'background' and"
+        write_masks(tmp_path, "background:0,0,0::\nother:0,0,0::\n"), r"the colour \(0, 0, 0\) means 'background' and"
     )
     assert_error(write_masks(tmp_path, "background:0,0,0::\n"), r"\(128, 64, 128\) \(600 pixels\)")
-    assert_error(write_masks(tmp_path, "nonsense"), "labelmap.txt is not a color table")
-    assert_error(write_masks(tmp_path, ""), "labelmap.txt is not a color table .it is empty")
+    assert_error(write_masks(tmp_path, "nonsense"), "labelmap.txt is not a colour table")
+    assert_error(write_masks(tmp_path, ""), "labelmap.txt is not a colour table .it is empty")

@@ -1,4 +1,4 @@
-"""Mask files: by color, by number, in black and white, one per object, and Roboflow's."""
+"""Mask files: by colour, by number, in black and white, one per object, and Roboflow's."""
 
 import json
 
@@ -43,7 +43,7 @@ def test_color_tables_are_read_in_every_common_format(tmp_path, name, text):
 @pytest.mark.parametrize("text", ["[1]", '{"road": [1, 2]}', '{"road": [1, 2, 300]}', '{"#80408": "road"}', "{", "{}"])
 def test_an_invalid_color_table_is_an_error(tmp_path, text):
     (tmp_path / "t.json").write_text(text)
-    with pytest.raises(ValueError, match="t.json is not a color table .*expected JSON like"):
+    with pytest.raises(ValueError, match="t.json is not a colour table .*expected JSON like"):
         read_color_table(tmp_path / "t.json")
 
 
@@ -56,7 +56,7 @@ def test_colors_map_to_labels_and_null_is_ignored(tmp_path):
     assert names == ("other", "road") and np.array_equal(masks["a"], np.array([0, 1, 255])[IDS])
     table.write_text('{"#000000": "other", "#804080": "road"}')
     assert_error(source, r"\(9, 9, 9\) \(\d+ pixels\); expected the 2 colours", format="colors", colors=table)
-    assert_error(source, "RGB masks need a color table, `--colors FILE`", format="colors")
+    assert_error(source, "RGB masks need a colour table, `--colors FILE`", format="colors")
 
 
 def test_ids_start_at_first_id_and_lower_values_have_no_label(tmp_path):

@@ -1,4 +1,4 @@
-"""Rasterized shapes: pixel centers, compared with matplotlib's point test and with COCO's library."""
+"""Rasterized shapes: pixel centres, compared with matplotlib's point test and with COCO's library."""
 
 import numpy as np
 import pytest
@@ -58,7 +58,7 @@ def test_the_even_odd_rule_and_holes():
 def test_neighbors_split_the_pixels_on_their_common_edge():
     rng = np.random.default_rng(2)
     for _ in range(50):
-        middle = rng.integers(0, 20, (5, 2)) / 2 + (20, 10)  # also through pixel centers
+        middle = rng.integers(0, 20, (5, 2)) / 2 + (20, 10)  # also through pixel centres
         left = np.concatenate([[(0, 0), (26, 0)], middle, [(26, 37), (0, 37)]])
         right = np.concatenate([[(26, 0), (53, 0), (53, 37), (26, 37)], middle[::-1]])
         a, b = (whole(polygon([points], HEIGHT, WIDTH)).astype(int) for points in (left, right))

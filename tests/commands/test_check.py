@@ -70,7 +70,7 @@ def test_without_split_every_split_is_checked_and_a_wrong_name_fails(tmp_path, c
         (tmp_path / "set" / split / "photos" / "x.heic").write_bytes(b"x")
     assert status_of(*words, "--load_options", '{"images": "photos"}', "--num_workers", "2") == 1
     assert "== val ==" in capsys.readouterr().out
-    assert caplog.text.count("1 passed over, of a kind that is not read (.heic: 1): x.heic") == 2
+    assert caplog.text.count("1 skipped, unsupported file types (.heic: 1): x.heic") == 2
 
 
 def test_a_partly_labeled_folder_is_checked_as_train_reads_it(tmp_path, capsys):
@@ -89,7 +89,7 @@ def test_a_partly_labeled_folder_is_checked_as_train_reads_it(tmp_path, capsys):
     write_world(tmp_path / "set" / "test" / "images", [(20, 31)], labels=False)
     (tmp_path / "set" / "test" / "images" / "0_label.png").rename(tmp_path / "set" / "test" / "masks" / "0.png")
     assert check.main(words)["splits"].keys() == report["splits"].keys()
-    assert "The test split (1 images, 1 with a mask) is left alone" in capsys.readouterr().out
+    assert "The test split (1 images, 1 with a mask) is not used" in capsys.readouterr().out
     shutil.rmtree(tmp_path / "set" / "test")
     (tmp_path / "set" / "images" / "9.png").write_bytes(b"no image")  # an unlabeled one
     assert status_of(*words) == 1 and "9" in capsys.readouterr().out

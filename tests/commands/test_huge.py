@@ -130,7 +130,7 @@ def test_a_truncated_scan_leaves_no_mask(tmp_path, branches, scan, capsys):
     scan.write_bytes(data[: len(data) - 3000])
     words = ("--inputs", scan, *WORDS, "--huge_from", 100)
     said = fails(capsys, run, tmp_path, branches[:1], *words)
-    assert re.search(r"scan\.tif\): it breaks off\..*`--skip_bad_images` skips such images", said)
+    assert re.search(r"scan\.tif\): it is truncated\..*`--skip_bad_images` skips such images", said)
     assert not [path for path in (tmp_path / "out").rglob("*") if path.suffix == ".png"]
     assert run(tmp_path, branches[:1], *words, "--skip_bad_images")["not readable"] == 1
 

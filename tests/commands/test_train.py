@@ -344,7 +344,7 @@ def test_class_names_are_words_or_one_file(words, named):
         (["--dataset", "folder", "--group_by", "x"], "`group_by` requires a folder of your own"),
         (["--dataset", "voc", "--class_names", "x"], "`class_names` requires `dataset` own, folder or hub"),
         (["--data_root", "y"], "`--data_root` is given twice"),
-        (["--load_options", '{"colour": 1}'], "`load_options` of a folder as it is: no 'colour'"),
+        (["--load_options", '{"colour": 1}'], "`load_options` of an own folder: no 'colour'"),
         (["--validation", "7"], "`validation` must be a share between 0 and 1"),
     ],
 )

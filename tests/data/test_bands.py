@@ -1,4 +1,4 @@
-"""Rows of a TIFF without the rest of it are those of the whole, for every way of storing them."""
+"""Rows read from part of a TIFF equal those of the whole file, for every storage layout."""
 
 import struct
 
@@ -55,7 +55,7 @@ IMAGES = {
 
 
 @pytest.mark.parametrize("kind", IMAGES)
-def test_rows_of_an_image_are_those_of_the_whole(tmp_path, kind):
+def test_rows_of_an_image_equal_the_whole_image(tmp_path, kind):
     write, values, options = IMAGES[kind]
     path = tmp_path / "a.tif"
     write(path, values, **options)
@@ -67,9 +67,9 @@ def test_rows_of_an_image_are_those_of_the_whole(tmp_path, kind):
         assert rows.dtype == np.uint8 and np.array_equal(rows, whole[start:stop])
 
 
-def test_how_many_bits_are_in_use_is_a_question_to_the_whole_image(tmp_path):
+def test_the_bits_in_use_are_found_from_the_whole_image(tmp_path):
     values = np.full((HEIGHT, WIDTH), 200, np.uint16)
-    values[-1, -1] = 60_000  # of these 16 bits the upper 8 are kept, everywhere
+    values[-1, -1] = 60_000  # so the upper 8 of 16 bits are kept everywhere
     by_tifffile(tmp_path / "a.tif", values)
     found = open_bands(tmp_path / "a.tif", name="a", what="image")
     assert found.image_rows(0, 16).max() == 0 and found.image_rows(HEIGHT - 1, HEIGHT).max() == 60_000 >> 8
@@ -86,7 +86,7 @@ def test_how_many_bits_are_in_use_is_a_question_to_the_whole_image(tmp_path):
     ],
     ids=["8 bits", "16 bits", "32 bits", "fractions", "1 bit"],
 )
-def test_rows_of_a_mask_are_the_values_that_it_stores(tmp_path, values):
+def test_rows_of_a_mask_are_its_stored_values(tmp_path, values):
     Image.fromarray(values).save(tmp_path / "a.tif", compression="tiff_adobe_deflate", strip_size=WIDTH * 8)
     raster = open_raster({"path": str(tmp_path / "a.tif")}, "a", "label")
     whole = stored_values(raster.stored(), name="a")
@@ -104,13 +104,13 @@ def test_a_mask_keeps_its_palette_and_its_colours(tmp_path):
         assert found.palette[:9] == bytes(range(1, 10))
     by_tifffile(tmp_path / "b.tif", NOISE)
     assert np.array_equal(open_bands(tmp_path / "b.tif", name="b", what="label").mask_rows(3, 9), NOISE[3:9])
-    image.convert("RGB").quantize(3).save(tmp_path / "c.gif")  # numbers its palette anew
+    image.convert("RGB").quantize(3).save(tmp_path / "c.gif")  # renumbers its palette
     colors = open_bands(tmp_path / "c.gif", name="c", what="label").mask_rows(0, HEIGHT)
     assert np.array_equal(colors, np.asarray(image.convert("RGB")))
 
 
 def left_out(path, *tiles):
-    """Take tiles out of the file, as GDAL does with SPARSE_OK: offset and length are 0."""
+    """Remove tiles from the file, as GDAL does with SPARSE_OK: offset and length are 0."""
     with tifffile.TiffFile(path) as file:
         tags = [file.pages[0].tags[number] for number in (324, 325)]
         places = [(tag.valueoffset, {3: 2, 4: 4}[int(tag.dtype)]) for tag in tags]
@@ -121,11 +121,11 @@ def left_out(path, *tiles):
     path.write_bytes(data)
 
 
-def test_tiles_that_the_file_leaves_out_are_what_it_calls_missing(tmp_path):
+def test_missing_tiles_get_the_no_data_value(tmp_path):
     path = tmp_path / "a.tif"
     for tags, value in (((), 0), ([(42113, "s", 0, "7", True)], 7)):
         by_tifffile(path, NOISE, compression="zlib", extratags=tags)
-        left_out(path, 1, 2, 3)  # of two tiles a row
+        left_out(path, 1, 2, 3)  # with two tiles per row
         rows = open_bands(path, name="a", what="image").image_rows(0, HEIGHT)
         expected = NOISE.copy()
         expected[:16, 32:] = expected[16:32] = value
@@ -133,7 +133,7 @@ def test_tiles_that_the_file_leaves_out_are_what_it_calls_missing(tmp_path):
         assert np.array_equal(open_bands(path, name="a", what="image").image_rows(18, 20), expected[18:20])
 
 
-def test_a_file_that_breaks_off_is_named_and_so_is_what_is_missing(tmp_path):
+def test_a_truncated_file_is_named_with_its_missing_part(tmp_path):
     path = tmp_path / "a.tif"
     by_tifffile(path, NOISE, tile=None, rowsperstrip=8)
     whole = path.read_bytes()
@@ -142,16 +142,14 @@ def test_a_file_that_breaks_off_is_named_and_so_is_what_is_missing(tmp_path):
     path.write_bytes(whole[: last + 5])
     found = open_bands(path, name="'a'", what="image")
     assert np.array_equal(found.image_rows(0, 8), NOISE[:8])
-    with pytest.raises(
-        ValueError, match=r"Cannot decode 'a' \(.*a\.tif\): it breaks off\. Its tile or strip \d+ ends"
-    ):
+    with pytest.raises(ValueError, match=r"Cannot decode 'a' \(.*a\.tif\): it is truncated\. Tile or strip \d+ ends"):
         found.image_rows(0, HEIGHT)
     path.write_bytes(whole[:100])
     with pytest.raises(ValueError, match="'a'"):
         open_bands(path, name="'a'", what="image").image_rows(0, HEIGHT)
 
 
-def test_what_cannot_be_read_in_parts_is_decoded_as_a_whole(tmp_path, monkeypatch):
+def test_other_files_are_decoded_as_a_whole(tmp_path, monkeypatch):
     (tmp_path / "a.tif").write_bytes(tiff(NOISE, tags={274: (3, (6,))}))
     Image.fromarray(NOISE).save(tmp_path / "b.png")
     Image.fromarray(NOISE).save(tmp_path / "c.tif", compression="tiff_lzw", strip_size=2**20)
@@ -169,7 +167,7 @@ def test_what_cannot_be_read_in_parts_is_decoded_as_a_whole(tmp_path, monkeypatc
         assert np.array_equal(found.image_rows(4, 41), whole[4:41])
 
 
-def test_the_size_is_told_from_the_header_whatever_the_limit(tmp_path, monkeypatch):
+def test_the_size_is_read_from_the_header_despite_the_limit(tmp_path, monkeypatch):
     by_tifffile(tmp_path / "a.tif", NOISE)
     Image.fromarray(NOISE).save(tmp_path / "b.png")
     (tmp_path / "c.tif").write_bytes(b"II*\0" + struct.pack("<I", 8))

@@ -1,4 +1,4 @@
-"""The walk over a data set: counts by hand, every problem by file, a sheet that shows labels."""
+"""Checking a data set: expected counts, every problem by file, a contact sheet with labels."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from cps_hf.visualization import palette
 SIZES = [(20, 31), (33, 18), (25, 25), (12, 40), (31, 20)]
 
 
-def test_counts_sizes_and_shares_are_those_of_the_files(tmp_path):
+def test_counts_sizes_and_shares_match_the_files(tmp_path):
     dataset = write_world(tmp_path / "w", SIZES)
     report = check_dataset(dataset, progress=False)
     labels = [np.array(Image.open(tmp_path / "w" / f"{i}_label.png")) for i in range(5)]
@@ -42,8 +42,8 @@ def test_every_problem_is_listed_by_file(tmp_path):
     assert "4 problems" in text and "w-3" in text and "never occurs" not in text.split("disc")[0]
 
 
-def test_what_to_do_stands_once_below_the_problems_that_have_it_in_common():
-    advice = "Mend the file, or leave it out. Both will do."
+def test_shared_advice_is_printed_once_below_its_problems():
+    advice = "Fix the file, or remove it. Both will do."
     problems = [{"id": str(i), "problem": f"The label of {i} (a.B.png) is 7 x 7. {advice}"} for i in range(3)]
     problems.insert(1, {"id": "x", "problem": "Cannot decode x. It is corrupt."})
     report = {"samples": 1, "readable": 0, "problems": problems}
@@ -56,12 +56,12 @@ def test_what_to_do_stands_once_below_the_problems_that_have_it_in_common():
     assert "\n1 problem\n" in format_report({**report, "problems": problems[:1]})
 
 
-def test_ids_that_stand_twice_are_a_problem(tmp_path):
+def test_duplicate_ids_are_a_problem(tmp_path):
     from datasets import concatenate_datasets
 
     dataset = write_world(tmp_path / "w", SIZES[:2])
     report = check_dataset(concatenate_datasets([dataset, dataset.select([0])]), progress=False)
-    assert report["problems"] == [{"id": "w-0", "problem": "this id stands more than once"}]
+    assert report["problems"] == [{"id": "w-0", "problem": "this id occurs more than once"}]
 
 
 def test_the_sheet_shows_the_image_and_its_label_over_it(tmp_path):
@@ -80,11 +80,11 @@ def test_the_sheet_shows_the_image_and_its_label_over_it(tmp_path):
     scale, top = 160 / 60, (160 - round(40 * 160 / 60)) // 2
     y, x = 6 + top + round((row + 0.5) * scale), 6 + round((column + 0.5) * scale)
     assert np.abs(sheet[y, x] - image[row - 1 : row + 2, column - 1 : column + 2].mean((0, 1))).max() < 60
-    blended = 0.4 * sheet[y, x] + 0.6 * np.array(palette(3)[2])  # the class's colour lies over it, as on all pictures
+    blended = 0.4 * sheet[y, x] + 0.6 * np.array(palette(3)[2])  # the class colour is blended in, as in all pictures
     assert np.abs(sheet[y + 160, x] - blended).max() < 30
 
 
-def test_a_sheet_that_cannot_be_written_costs_no_report(tmp_path, monkeypatch):
+def test_an_unwritable_sheet_does_not_lose_the_report(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
@@ -94,6 +94,6 @@ def test_a_sheet_that_cannot_be_written_costs_no_report(tmp_path, monkeypatch):
     assert report["contact_sheet_error"] == f"{tmp_path / 'sheet.png'}: No space left on device."
 
 
-def test_a_stream_is_refused(tmp_path):
+def test_a_stream_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="streaming=False"):
         check_dataset(write_world(tmp_path / "w", SIZES[:1]).to_iterable_dataset(), progress=False)

@@ -1,4 +1,4 @@
-"""Cityscapes trees written by hand, read through the loader."""
+"""Small handmade Cityscapes trees, read through the loader."""
 
 import numpy as np
 import pytest
@@ -65,12 +65,12 @@ def test_label_ids_become_train_ids(tmp_path):
 
 
 def test_license_plates_are_ignored(tmp_path):
-    label = np.full((2, 17), 255, np.uint8)  # what -1 becomes in an 8-bit image
+    label = np.full((2, 17), 255, np.uint8)  # -1 in an 8-bit image
     _, decoded = first_sample(load_cityscapes(write_tree(tmp_path, label=label), "train"))
     assert (decoded == 255).all()
 
 
-def test_ready_made_train_ids_are_read_where_there_are_no_label_ids(tmp_path):
+def test_train_ids_are_read_if_there_are_no_label_ids(tmp_path):
     label = (np.arange(34, dtype=np.uint8).reshape(2, 17)) % 19
     _, decoded = first_sample(load_cityscapes(write_tree(tmp_path, suffixes=("labelTrainIds",), label=label), "val"))
     assert np.array_equal(decoded.numpy(), label)
@@ -93,7 +93,7 @@ def test_images_alone_never_open_a_label(tmp_path):
     assert image.shape == (3, 2, 17) and label is None
 
 
-def test_images_that_are_left_out_need_no_label(tmp_path):
+def test_skipped_images_need_no_label(tmp_path):
     write_tree(tmp_path)
     next((tmp_path / "gtFine" / "train" / "bonn").iterdir()).unlink()
     with pytest.raises(ValueError, match="1 of 2 label files are missing"):
@@ -124,7 +124,7 @@ def test_what_is_missing_is_named(tmp_path):
         load_cityscapes(tmp_path, "train")
 
 
-def test_what_a_mac_left_in_an_archive_is_no_image_and_the_splits_are_those_that_are_there(tmp_path):
+def test_mac_files_are_skipped_and_existing_splits_are_found(tmp_path):
     dataset = load_cityscapes(write_tree(tmp_path), "train")
     city = tmp_path / "leftImg8bit" / "train" / "aachen"
     (city / "._aachen_000002_000019_leftImg8bit.png").write_bytes(b"Mac OS X")

@@ -1,4 +1,4 @@
-"""The pixels by class of a labeled set."""
+"""The pixel counts per class of a labeled set."""
 
 import logging
 
@@ -21,7 +21,7 @@ def world(tmp_path):
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-def test_the_shares_of_all_processes_are_the_whole_set_without_ignored_pixels(world, streamed):
+def test_the_shares_of_all_processes_make_up_the_whole_set(world, streamed):
     _, dataset, expected = world
     dataset = dataset.to_iterable_dataset() if streamed else dataset
     assert count_class_pixels(dataset, 3).tolist() == np.sum(expected, 0).tolist()
@@ -29,13 +29,13 @@ def test_the_shares_of_all_processes_are_the_whole_set_without_ignored_pixels(wo
     assert shares == [np.add(expected[0], expected[2]).tolist(), expected[1]]
 
 
-def test_of_a_stream_the_first_rows_are_counted(world, monkeypatch):
+def test_only_the_first_rows_of_a_stream_are_counted(world, monkeypatch):
     _, dataset, expected = world
     monkeypatch.setattr(class_counts, "ROWS_OF_A_STREAM", 2)
     assert count_class_pixels(dataset.to_iterable_dataset(), 3).tolist() == np.add(*expected[:2]).tolist()
 
 
-def test_no_image_is_opened_and_a_label_that_cannot_be_read_is_named_or_left_out(world, caplog):
+def test_no_image_is_opened_and_bad_labels_are_named_or_skipped(world, caplog):
     folder, dataset, expected = world
     (folder / "0.png").write_bytes(b"no image")
     assert count_class_pixels(dataset, 3).tolist() == np.sum(expected, 0).tolist()
@@ -44,10 +44,10 @@ def test_no_image_is_opened_and_a_label_that_cannot_be_read_is_named_or_left_out
         count_class_pixels(dataset, 3)
     with caplog.at_level(logging.WARNING):
         found = count_class_pixels(dataset, 3, skip_bad_samples=True)
-    assert found.tolist() == np.add(expected[0], expected[2]).tolist() and "without a label" in caplog.text
+    assert found.tolist() == np.add(expected[0], expected[2]).tolist() and "without an unreadable label" in caplog.text
 
 
-def test_a_value_that_is_no_class_is_an_error(world):
+def test_a_value_that_is_not_a_class_is_an_error(world):
     folder, dataset, _ = world
     Image.fromarray(np.full(SIZES[0], 2, np.uint8)).save(folder / "0_label.png")
     with pytest.raises(ValueError, match=r"labeled-0.*2 \(2240 pixels\)"):

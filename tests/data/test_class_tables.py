@@ -1,4 +1,4 @@
-"""Class names, colours and values, from the files that labelling tools leave beside the images."""
+"""Class names, colours and values from the files that annotation tools write next to the images."""
 
 import pytest
 
@@ -40,7 +40,7 @@ def test_files_of_classes(tmp_path, file, text, names, colors, values):
     assert given_classes(tmp_path / file) == table and given_classes(list(names)).names == names
 
 
-def test_the_most_telling_file_comes_first_and_each_split_may_have_one(tmp_path):
+def test_the_most_specific_class_file_comes_first(tmp_path):
     folders = [tmp_path / "train", tmp_path / "valid"]
     for folder in folders:
         folder.mkdir()
@@ -50,7 +50,7 @@ def test_the_most_telling_file_comes_first_and_each_split_may_have_one(tmp_path)
     found = find_class_tables([tmp_path, *folders])
     assert [table.path.name for table in found] == ["classes.json", "labelmap.txt", "_classes.csv"]
     (folders[1] / "_classes.csv").write_text("Pixel Value, Class\n0, a\n1, c\n")
-    with pytest.raises(ValueError, match=r"train/_classes\.csv and .*valid/_classes\.csv say different things"):
+    with pytest.raises(ValueError, match=r"train/_classes\.csv and .*valid/_classes\.csv describe different classes"):
         find_class_tables([tmp_path, *folders])
 
 
@@ -66,7 +66,7 @@ def test_the_most_telling_file_comes_first_and_each_split_may_have_one(tmp_path)
         ("_classes.csv", "Pixel Value, Class\n0\n", "expected lines of `Pixel Value, Class`"),
         ("class_dict.csv", "name,r,g,b\na,0,0,x\n", "three numbers"),
         ("classes.json", "[", "Cannot read class names"),
-        ("classes.txt", b"\xff\xfe\x00", "is no UTF-8 text"),
+        ("classes.txt", b"\xff\xfe\x00", "is not UTF-8 text"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named(tmp_path, file, text, said):
@@ -75,7 +75,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, file, text, said):
         find_class_tables([tmp_path])
 
 
-def test_void_is_no_class(tmp_path):
+def test_void_is_not_a_class(tmp_path):
     (tmp_path / "label_colors.txt").write_text("128 0 0 Car\n0 0 0 Void\n0 128 0 Tree\n")
     (table,) = find_class_tables([tmp_path])
     assert without_ignored(table) == (("Car", "Tree"), {(128, 0, 0): 0, (0, 0, 0): 255, (0, 128, 0): 1})

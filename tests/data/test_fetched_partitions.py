@@ -1,4 +1,4 @@
-"""Published lists: fetched once, kept, refused where they are others, and read from a folder instead."""
+"""Published lists: downloaded once, cached, rejected if they differ, or read from a folder instead."""
 
 import hashlib
 import http.server
@@ -15,7 +15,7 @@ LABELED, UNLABELED = "".join(f"{i}\r\n" for i in IDS[:5]).encode(), "".join(f"{i
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """A server on loopback that has two lists of five and 85 images, under the real addresses' paths."""
+    """A loopback server with two lists of five and 85 images, under the real paths."""
     files = {
         f"/{partitions._SOURCES['U']}/pascal/92/labeled.txt": LABELED,
         f"/{partitions._SOURCES['U']}/pascal/92/unlabeled.txt": UNLABELED,
@@ -56,7 +56,7 @@ def cached(tmp_path):
     return sorted(str(p.relative_to(tmp_path / "home")) for p in (tmp_path / "home").rglob("*") if p.is_file())
 
 
-def test_a_list_is_fetched_once_and_then_read_from_the_cache(hub, tmp_path, monkeypatch):
+def test_a_list_is_downloaded_once_and_then_cached(hub, tmp_path, monkeypatch):
     first = partition("unimatch/voc/92", IDS)
     assert first.labeled_ids == tuple(IDS[:5]) and first.unlabeled_ids == tuple(IDS[5:90])
     assert [path.rsplit("/", 1)[1] for path in hub.requests] == ["labeled.txt", "unlabeled.txt"]
@@ -66,14 +66,14 @@ def test_a_list_is_fetched_once_and_then_read_from_the_cache(hub, tmp_path, monk
     assert partition("unimatch/voc/92", IDS) == first and len(hub.requests) == 2
 
 
-def test_a_damaged_cache_is_fetched_again(hub, tmp_path, caplog):
+def test_a_damaged_cache_is_downloaded_again(hub, tmp_path, caplog):
     first = partition("unimatch/voc/92", IDS)
     (tmp_path / "home" / "cps_hf" / "partitions" / "U" / "pascal" / "92" / "labeled.txt").write_text("img_050\n")
     assert partition("unimatch/voc/92", IDS) == first and len(hub.requests) == 3
     assert "is not the published list" in caplog.text
 
 
-def test_a_list_of_other_content_is_refused_with_both_hashes(hub, tmp_path):
+def test_a_list_with_another_hash_is_rejected(hub, tmp_path):
     address = next(path for path in hub.files if path.endswith("/labeled.txt"))
     hub.files[address] = LABELED.replace(b"\r\n", b"\n")
     with pytest.raises(ValueError) as error:
@@ -89,16 +89,16 @@ def test_a_list_of_other_content_is_refused_with_both_hashes(hub, tmp_path):
         assert hashlib.sha256(content).hexdigest() in str(error.value)
 
 
-def test_a_fetch_that_fails_says_how_to_get_the_list_otherwise(hub, tmp_path, monkeypatch):
+def test_a_failed_download_suggests_alternatives(hub, tmp_path, monkeypatch):
     advice = r"put it at .*cps_hf/partitions/U/pascal/92/labeled\.txt"
     hub.cut = True
     with pytest.raises(ConnectionError, match=rf"IncompleteRead.*{advice}"):
         partition("unimatch/voc/92", IDS)
-    with pytest.raises(ConnectionError, match=r"pascal/183/labeled.txt cannot be fetched: HTTPError.*404"):
+    with pytest.raises(ConnectionError, match=r"pascal/183/labeled.txt cannot be downloaded: HTTPError.*404"):
         partition("unimatch/voc/183", IDS)
     with pytest.raises(ConnectionError, match=rf"URLError.*refused.*{advice}"):
         partition("unimatch/voc/92", IDS, base_url="http://127.0.0.1:9")
-    with pytest.raises(ConnectionError, match="not-a-url.*cannot be fetched"):
+    with pytest.raises(ConnectionError, match="not-a-url.*cannot be downloaded"):
         partition("unimatch/voc/92", IDS, base_url="not-a-url")
     assert cached(tmp_path) == []
     asked = len(hub.requests)
@@ -106,7 +106,7 @@ def test_a_fetch_that_fails_says_how_to_get_the_list_otherwise(hub, tmp_path, mo
     with pytest.raises(ConnectionError, match=rf"HF_HUB_OFFLINE is set.*{advice}"):
         partition("unimatch/voc/92", IDS)
     assert len(hub.requests) == asked
-    # And doing what it says helps.
+    # Following the advice helps.
     folder = tmp_path / "home" / "cps_hf" / "partitions" / "U" / "pascal" / "92"
     folder.mkdir(parents=True)
     (folder / "labeled.txt").write_bytes(LABELED)
@@ -114,18 +114,18 @@ def test_a_fetch_that_fails_says_how_to_get_the_list_otherwise(hub, tmp_path, mo
     assert partition("unimatch/voc/92", IDS).labeled_ids == tuple(IDS[:5])
 
 
-def test_a_cache_that_cannot_be_written_costs_a_warning_only(hub, tmp_path, caplog):
+def test_an_unwritable_cache_is_only_a_warning(hub, tmp_path, caplog):
     (tmp_path / "home").write_text("a file where the folder should be")
     assert partition("unimatch/voc/92", IDS).labeled_ids == tuple(IDS[:5])
-    assert "cannot be kept for the next time" in caplog.text
+    assert "cannot be cached" in caplog.text
 
 
-def test_a_folder_of_lists_is_used_whatever_its_layout_and_nothing_is_fetched(hub, tmp_path):
+def test_a_folder_of_lists_replaces_the_download(hub, tmp_path):
     (tmp_path / "copy" / "a" / "b").mkdir(parents=True)
-    (tmp_path / "copy" / "labeled.txt").write_bytes(b"img_099\n")  # another list of the same name
+    (tmp_path / "copy" / "labeled.txt").write_bytes(b"img_099\n")  # another list with the same name
     (tmp_path / "copy" / "a" / "b" / "labeled.txt").write_bytes(LABELED)
     (tmp_path / "copy" / "a" / "unlabeled.txt").write_bytes(UNLABELED)
     assert partition("unimatch/voc/92", IDS, lists_dir=tmp_path / "copy").labeled_ids == tuple(IDS[:5])
-    with pytest.raises(ValueError, match="no pascal/183/labeled.txt as it was published"):
+    with pytest.raises(ValueError, match="no pascal/183/labeled.txt as published"):
         partition("unimatch/voc/183", IDS, lists_dir=tmp_path / "copy")
     assert hub.requests == []

@@ -1,4 +1,4 @@
-"""Folders of one's own: masks matched by name, class names, ways of coding, and what is said when one is missing."""
+"""A user's own folders: masks matched by name, class names, label codings, and error messages."""
 
 import json
 
@@ -40,7 +40,7 @@ def labels_of(dataset):
 
 
 @pytest.mark.parametrize("suffix", ["", "_mask"])
-def test_masks_are_matched_by_name_in_subfolders_too(tmp_path, suffix):
+def test_masks_are_matched_by_name_even_in_subfolders(tmp_path, suffix):
     dataset = load_folder(write_tree(tmp_path, mask_suffix=suffix), class_names=NAMES, mask_suffix=suffix)
     assert dataset["id"] == ["b", "c.v2", "trip/a"] and dataset.column_names == ["image", "label", "id"]
     assert LabelEncoding.from_feature(dataset.features["label"]).names == ("sky", "road")
@@ -63,30 +63,30 @@ def test_images_alone_need_no_mask(tmp_path):
     assert load_folder(tmp_path, with_labels=False).column_names == ["image", "id"]
 
 
-def test_images_that_are_left_out_need_no_mask(tmp_path, caplog):
+def test_skipped_images_need_no_mask(tmp_path, caplog):
     write_tree(tmp_path)
     (tmp_path / "masks" / "b.png").unlink()
     with pytest.raises(ValueError, match="1 of 3 images .* have no mask"):
         load_folder(tmp_path, class_names=NAMES)
     assert list(labels_of(load_folder(tmp_path, class_names=NAMES, only_ids={"trip/a"}))) == ["trip/a"]
-    assert "belong to no image" not in caplog.text  # the mask of c.v2 has one
+    assert "belong to no image" not in caplog.text  # the mask of c.v2 has an image
     lines = [{"file_name": "images/b.jpg"}, {"file_name": "images/c.v2.jpg", "mask_file_name": "masks/c.v2.png"}]
     (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert load_folder(tmp_path, class_names=NAMES, only_ids={"images/c.v2"})["id"] == ["images/c.v2"]
 
 
-def test_images_alone_may_lie_in_the_folder_itself_unless_masks_may_lie_there_too(tmp_path):
+def test_images_alone_may_be_directly_in_the_folder(tmp_path):
     for name in ("b", "a"):
         picture(tmp_path / f"{name}.jpg")
     assert load_folder(tmp_path, with_labels=False)["id"] == ["a", "b"]
     with pytest.raises(ValueError, match="No folder .*images"):
         load_folder(tmp_path, class_names=NAMES)
     mask(tmp_path / "annotations" / "a.png", np.zeros((6, 9)))
-    with pytest.raises(ValueError, match="No folder .*images; .* holds: a.jpg, annotations, b.jpg"):
+    with pytest.raises(ValueError, match="No folder .*images; .* contains: a.jpg, annotations, b.jpg"):
         load_folder(tmp_path, with_labels=False)
 
 
-def test_codes_may_come_from_json_which_has_text_for_keys(tmp_path):
+def test_codings_may_come_from_json_with_text_keys(tmp_path):
     write_tree(tmp_path / "rgb", label=np.full((6, 9, 3), (128, 64, 128)))
     told = json.loads('{"colors": {"128, 64, 128": 1, "0,0,0": 255}}')
     assert (labels_of(load_folder(tmp_path / "rgb", class_names=NAMES, **told))["b"] == 1).all()
@@ -95,12 +95,12 @@ def test_codes_may_come_from_json_which_has_text_for_keys(tmp_path):
     assert (labels_of(load_folder(tmp_path / "grey", class_names=NAMES, **told))["b"] == 1).all()
 
 
-def test_masks_of_two_classes_that_hold_0_and_255_alone_mean_0_and_1(tmp_path, caplog):
+def test_two_class_masks_of_only_0_and_255_mean_0_and_1(tmp_path, caplog):
     wanted = np.indices((6, 9)).sum(0) % 2
     write_tree(tmp_path, label=wanted * 255)
     for streaming in (False, True):
         assert np.array_equal(labels_of(load_folder(tmp_path, class_names=NAMES, streaming=streaming))["b"], wanted)
-    assert "the masks hold 0 and 255 alone, so that 255 is 'road'" in caplog.text
+    assert "the masks contain only 0 and 255, so 255 is 'road'" in caplog.text
     said = {0: 0, 1: 1, 255: 255}
     assert set(np.unique(labels_of(load_folder(tmp_path, class_names=NAMES, values=said))["b"])) == {0, 255}
     told = labels_of(load_folder(tmp_path, class_names=NAMES, values={0: 0, 255: 1}))["b"]
@@ -108,29 +108,29 @@ def test_masks_of_two_classes_that_hold_0_and_255_alone_mean_0_and_1(tmp_path, c
 
 
 @pytest.mark.parametrize("third", [0, 1, 77])
-def test_one_mask_decides_what_255_means(tmp_path, caplog, third):
-    """0 and 255 in two masks; the third holds 0 alone, or a 1, or what cannot be read: only the 1 tells otherwise."""
+def test_a_single_mask_decides_what_255_means(tmp_path, caplog, third):
+    """0 and 255 in two masks; the third has only 0, or a 1, or is unreadable. Only a 1 changes the meaning."""
     write_tree(tmp_path, label=(np.indices((6, 9)).sum(0) % 2) * 255)
     mask(tmp_path / "masks" / "trip" / "a.png", np.full((6, 9), third))
     feature = load_folder(tmp_path, class_names=NAMES).features["label"]
     assert LabelEncoding.from_feature(feature).values == (None if third == 1 else {0: 0, 255: 1})
-    assert ("255 alone" in caplog.text) == (third != 1)
+    assert ("only 0 and 255" in caplog.text) == (third != 1)
     assert (
         LabelEncoding.from_feature(load_folder(tmp_path, class_names=[*NAMES, "car"]).features["label"]).values is None
     )
 
 
-def test_a_1_among_masks_of_0_and_255_that_nobody_looked_at_is_an_error(tmp_path, monkeypatch):
+def test_a_1_in_an_unsampled_black_and_white_mask_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr("cps_hf.data.black_and_white.MASKS", 2)
     write_tree(tmp_path, label=(np.indices((6, 9)).sum(0) % 2) * 255)  # b, c.v2, trip/a
     mask(tmp_path / "masks" / "c.v2.png", np.ones((6, 9)))
-    with pytest.raises(ValueError, match=r"'c.v2' .* holds 1 \(54 pixels\).*`values={0: 0, 1: 1, 255: 1}`"):
+    with pytest.raises(ValueError, match=r"'c.v2' .* contains 1 \(54 pixels\).*`values={0: 0, 1: 1, 255: 1}`"):
         labels_of(load_folder(tmp_path, class_names=NAMES))
-    told = labels_of(load_folder(tmp_path, class_names=NAMES, values={0: 0, 1: 1, 255: 1}))  # as the error says
+    told = labels_of(load_folder(tmp_path, class_names=NAMES, values={0: 0, 1: 1, 255: 1}))  # as the error suggests
     assert (told["c.v2"] == 1).all()
 
 
-def test_colour_coded_masks_and_reduced_labels(tmp_path):
+def test_color_coded_masks_and_reduced_labels(tmp_path):
     red, black = (200, 0, 0), (0, 0, 0)
     rgb = np.where((np.indices((6, 9)).sum(0) % 2)[..., None] == 1, red, black)
     write_tree(tmp_path / "rgb", label=rgb)
@@ -144,7 +144,7 @@ def test_colour_coded_masks_and_reduced_labels(tmp_path):
 
 
 @pytest.mark.parametrize("content", [["sky", "road"], {"0": "sky", "1": "road"}, {"1": "road", "0": "sky"}])
-def test_class_names_come_from_a_file_beside_the_images_or_elsewhere(tmp_path, content):
+def test_class_names_come_from_a_file_anywhere(tmp_path, content):
     write_tree(tmp_path)
     (tmp_path / "classes.json").write_text(json.dumps(content))
     beside = load_folder(tmp_path)
@@ -155,7 +155,7 @@ def test_class_names_come_from_a_file_beside_the_images_or_elsewhere(tmp_path, c
     assert LabelEncoding.from_feature(load_folder(tmp_path).features["label"]) is None
 
 
-def test_metadata_lines_are_followed_and_may_not_lead_out(tmp_path):
+def test_metadata_lines_are_used_and_stay_inside_the_folder(tmp_path):
     picture(tmp_path / "set" / "x" / "1.png")
     mask(tmp_path / "set" / "y" / "other.png", np.zeros((6, 9)))
     lines = tmp_path / "set" / "metadata.jsonl"
@@ -163,21 +163,21 @@ def test_metadata_lines_are_followed_and_may_not_lead_out(tmp_path):
     assert load_folder(tmp_path / "set", class_names=NAMES)["id"] == ["x/1"]
     picture(tmp_path / "secret.png")
     for text, said in (
-        ('{"file_name": "../secret.png", "mask_file_name": "y/other.png"}', "line 1: '../secret.png' leads out"),
+        ('{"file_name": "../secret.png", "mask_file_name": "y/other.png"}', "line 1: '../secret.png' is outside"),
         ('{"file_name": "x/2.png", "mask_file_name": "y/other.png"}', "line 1: no file .*x/2.png"),
-        ('{"file_name": "x/1.png", "mask_file_name": null}', "line 1: expected .*file name is no text"),
-        ('{"file_name": 7, "mask_file_name": "y/other.png"}', "line 1: expected .*file name is no text"),
+        ('{"file_name": "x/1.png", "mask_file_name": null}', "line 1: expected .*file name is not text"),
+        ('{"file_name": 7, "mask_file_name": "y/other.png"}', "line 1: expected .*file name is not text"),
         ('{"file_name": "x/1.png"}', 'line 1: expected .*"mask_file_name"'),
         ("x/1.png", "line 1: expected"),
         ('{"file_name": "x/1.png", "mask_file_name": "y/other.png"}\n' * 2, "more than once: x/1"),
-        ("\n", "lists no image"),
+        ("\n", "lists no images"),
     ):
         lines.write_text(text)
         with pytest.raises(ValueError, match=said):
             load_folder(tmp_path / "set", class_names=NAMES)
 
 
-def test_what_is_missing_or_double_is_named(tmp_path, caplog):
+def test_missing_and_duplicate_files_are_named(tmp_path, caplog):
     write_tree(tmp_path)
     mask(tmp_path / "masks" / "alone.png", np.zeros((6, 9)))
     load_folder(tmp_path, class_names=NAMES)
@@ -186,12 +186,12 @@ def test_what_is_missing_or_double_is_named(tmp_path, caplog):
     with pytest.raises(ValueError, match=r"1 of 3 images .* have no mask .*b.png\): b\..*with_labels=False"):
         load_folder(tmp_path, class_names=NAMES)
     picture(tmp_path / "images" / "b.png")
-    with pytest.raises(ValueError, match="Two files have one name: .*b.jpg and .*b.png"):
+    with pytest.raises(ValueError, match="Two files have the same name: .*b.jpg and .*b.png"):
         load_folder(tmp_path, with_labels=False)
-    with pytest.raises(ValueError, match=r"No folder .*pictures; .* holds: images, masks"):
+    with pytest.raises(ValueError, match=r"No folder .*pictures; .* contains: images, masks"):
         load_folder(tmp_path, images="pictures")
     picture(tmp_path / "sets" / "train" / "images" / "a.jpg")
-    with pytest.raises(ValueError, match=r"No folder .*images; .*sets holds: train. Give `split`, one of train;"):
+    with pytest.raises(ValueError, match=r"No folder .*images; .*sets contains: train. Set `split` to one of train;"):
         load_folder(tmp_path / "sets")
     (tmp_path / "empty" / "images").mkdir(parents=True)
     with pytest.raises(ValueError, match="No image in .*looked for .jpg, .jpeg, .png"):
@@ -217,7 +217,7 @@ def test_what_is_missing_or_double_is_named(tmp_path, caplog):
         ({"class_names": ["a", "a"]}, "more than once: a"),
     ],
 )
-def test_class_names_and_codes_that_do_not_fit_are_refused(tmp_path, options, said):
+def test_invalid_class_names_and_codings_are_an_error(tmp_path, options, said):
     write_tree(tmp_path)
     with pytest.raises(ValueError, match=said):
         load_folder(tmp_path, **({"class_names": NAMES} | options))
@@ -227,7 +227,7 @@ def test_class_names_in_the_order_of_their_ids():
     assert read_class_names({2: "c", 0: "a", 1: "b"}) == ("a", "b", "c") and read_class_names(None) is None
 
 
-def test_a_split_may_lie_below_images_and_masks(tmp_path):
+def test_splits_may_be_below_images_and_masks(tmp_path):
     for split, name in (("train", "a"), ("val", "b")):
         for kind in ("images", "masks"):
             (tmp_path / kind / split).mkdir(parents=True)
@@ -238,16 +238,16 @@ def test_a_split_may_lie_below_images_and_masks(tmp_path):
         load_folder(tmp_path, "test", class_names=NAMES)
 
 
-def test_images_and_masks_may_lie_in_one_folder_where_a_suffix_tells_them_apart(tmp_path, caplog):
+def test_images_and_masks_may_share_a_folder_with_a_suffix(tmp_path, caplog):
     Image.new("RGB", (4, 3)).save(tmp_path / "a.jpg")
     Image.new("RGB", (4, 3)).save(tmp_path / "b.png")
     for name in ("a", "b"):
         Image.new("L", (4, 3)).save(tmp_path / f"{name}_mask.png")
     dataset = load_folder(tmp_path, images=".", masks=".", mask_suffix="_mask", class_names=NAMES)
-    assert dataset["id"] == ["a", "b"] and "passed over" not in caplog.text and "belong to no image" not in caplog.text
+    assert dataset["id"] == ["a", "b"] and "skipped" not in caplog.text and "belong to no image" not in caplog.text
 
 
-def test_names_may_differ_in_what_follows_what_they_share(tmp_path):
+def test_image_and_mask_names_may_have_different_suffixes(tmp_path):
     (tmp_path / "images").mkdir()
     (tmp_path / "masks").mkdir()
     Image.new("RGB", (4, 3)).save(tmp_path / "images" / "21_training.tif")
@@ -260,7 +260,7 @@ def test_names_may_differ_in_what_follows_what_they_share(tmp_path):
         load_folder(tmp_path, class_names=NAMES)
 
 
-def test_colours_in_json_are_text(tmp_path):
+def test_colors_in_json_are_text(tmp_path):
     table = {"#804080": 0, "0, 0, 255": 1}
     (tmp_path / "images").mkdir()
     (tmp_path / "masks").mkdir()

@@ -1,5 +1,5 @@
-"""One table of kinds of files through every entry point: an image is the same array wherever it is read, a mask the
-same classes, or each is refused for the same reason. It is the table of docs/data.md."""
+"""Every kind of file through every entry point: an image is the same array everywhere, a mask has the same classes, or
+both are rejected for the same reason. This is the table of docs/data.md."""
 
 import json
 import re
@@ -36,7 +36,7 @@ def as_array(image):
 
 
 def first_of(dataset, views=None):
-    """What the labeled stream (no views) or the unlabeled one makes of a set of one, neither scaled nor flipped."""
+    """The first image of the labeled stream (no views) or the unlabeled one, neither scaled nor flipped."""
     plain = AugmentationConfig(crop_size=[HEIGHT, WIDTH], random_scale=[1.0], horizontal_flip=0.0)
     name = "unlabeled_dataset" if views else "train_dataset"
     stream = TrainStream(dataset, name=name, shard=Shard(batch_size=1), augmentation=plain, seed=0, views=views)
@@ -55,7 +55,7 @@ def on_the_page(path):
 
 
 def image_entries(folder, path):
-    """By entry point, a call that gives the image as it is seen there."""
+    """By entry point, a function that returns the image as read there."""
 
     def labeled():
         return load_folder(folder, class_names=NAMES)
@@ -102,13 +102,13 @@ def shares(ids):
 
 
 def outcome(kind, call, *, of_mask=False, shared=False):
-    """What the table says: what becomes of the file, or "refused". The test fails where it is neither."""
+    """The table's text for the file, or "rejected". Fails if it is neither."""
     try:
         found = call()
     except ValueError as error:
         assert kind.expected is None, f"{kind.name}: {error}"
         assert kind.error in str(error) or "cannot be read" in str(error), f"{kind.name}: {error}"
-        return "refused"
+        return "rejected"
     assert kind.expected is not None, f"{kind.name} is read"
     expected = shares(kind.expected) if shared else kind.expected
     assert found.shape == expected.shape, f"{kind.name}: {found.shape}"
@@ -136,35 +136,35 @@ def row_of_mask(number, root):
     (folder / "images" / "x.png").write_bytes(png(np.zeros((*IDS.shape, 3), np.uint8)))
     (folder / "masks" / f"x{kind.suffix}").write_bytes(kind.data)
     line = {"file_name": "images/x.png", "mask_file_name": f"masks/x{kind.suffix}"}
-    (folder / "metadata.jsonl").write_text(json.dumps(line))  # which also names kinds that are not looked for
+    (folder / "metadata.jsonl").write_text(json.dumps(line))  # it also allows suffixes that are not searched for
     entries = mask_entries(folder, kind.options).items()
     cells = {entry: outcome(kind, call, of_mask=True, shared=entry == "check") for entry, call in entries}
     return kind.name, cells
 
 
 @pytest.mark.parametrize("number", range(len(IMAGES)), ids=lambda i: IMAGES[i].name)
-def test_an_image_is_the_same_array_wherever_it_is_read(number, roots):
+def test_an_image_is_the_same_array_everywhere(number, roots):
     _, cells = row_of_image(number, roots)
     assert len(set(cells.values())) == 1 and IMAGES[number].suffix in IMAGE_SUFFIXES
 
 
 @pytest.mark.parametrize("number", range(len(MASKS)), ids=lambda i: MASKS[i].name)
-def test_a_mask_is_the_same_classes_wherever_it_is_read(number, roots):
+def test_a_mask_has_the_same_classes_everywhere(number, roots):
     _, cells = row_of_mask(number, roots)
     assert len(set(cells.values())) == 1
 
 
-def test_every_kind_is_there_once():
+def test_every_kind_occurs_once():
     for kinds in (IMAGES, MASKS):
         assert len({(kind.name, kind.suffix) for kind in kinds}) == len(kinds)
 
 
 def table(kinds, rows):
-    """Markdown; rows that differ in the orientation alone are one."""
+    """Markdown; rows that differ only in the orientation are merged."""
     merged = {}
     for kind, (name, cells) in zip(kinds, rows, strict=True):
         found = re.fullmatch(r"(.*, EXIF orientation) \d", name)
-        read = tuple("refused" if cell == "refused" else "read" for cell in cells.values())
+        read = tuple("rejected" if cell == "rejected" else "read" for cell in cells.values())
         merged[f"{found[1]} 2 to 8" if found else name, read, kind.becomes or kind.error] = None
     columns = ["file", *rows[0][1], "as what, or why not"]
     lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
@@ -183,5 +183,5 @@ def test_the_page_shows_the_table(roots, request):
         if request.config.getoption("--write-docs"):
             DOCS.write_text(wanted, encoding="utf-8")
             page = wanted
-        assert page == wanted, f"docs/data.md shows other {what}: `pytest {Path(__file__).name} --write-docs` mends it"
+        assert page == wanted, f"docs/data.md shows other {what}: `pytest {Path(__file__).name} --write-docs` fixes it"
         assert page.count(f"<!-- {what}: written by") == 1

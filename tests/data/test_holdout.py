@@ -1,4 +1,4 @@
-"""Which labeled images are held out: the share, every class on both sides, groups as wholes, whatever the order."""
+"""Which labeled images are held out: the share, every class on both sides, whole groups, independent of order."""
 
 import random
 
@@ -18,20 +18,20 @@ def some_set(seed, count=40, classes=8):
 
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize(("count", "share"), [(10, 0.2), (20, 0.2), (40, 0.2), (41, 0.5), (60, 0.1)])
-def test_every_class_is_on_both_sides_where_that_can_be(seed, count, share):
+def test_every_class_is_on_both_sides_if_possible(seed, count, share):
     ids, holds = some_set(seed, count)
     held = hold_out(ids, holds, share, seed=seed)
     assert len(held) == int(share * count + 0.5) and held == sorted(held)
     inside = np.array([name in held for name in ids])
     images, in_held, in_train = holds.sum(0), holds[inside].sum(0), holds[~inside].sum(0)
-    assert (in_train[images > 0] > 0).all()  # none is lost to training
+    assert (in_train[images > 0] > 0).all()  # training loses none
     for missing in np.flatnonzero((images > 1) & (in_held == 0)):
-        last = holds[~inside] & (in_train == 1)  # by image, the classes that training would lose with it
+        last = holds[~inside] & (in_train == 1)  # per image, the classes that training would lose
         cannot = last[holds[~inside][:, missing]].any(1).all()
-        assert cannot or len(held) <= (in_held > 0).sum()  # each one held out brought a class of its own
+        assert cannot or len(held) <= (in_held > 0).sum()  # each held-out image added a class
 
 
-def test_a_class_of_two_images_is_on_both_sides_and_one_of_one_image_is_trained_on():
+def test_classes_with_one_image_are_trained_on():
     ids = [f"{i}" for i in range(20)]
     for seed in range(20):
         holds = np.zeros((20, 3), bool)
@@ -40,9 +40,9 @@ def test_a_class_of_two_images_is_on_both_sides_and_one_of_one_image_is_trained_
         assert len({"3", "11"} & {*held}) == 1 and "7" not in held and len(held) == 4
 
 
-def test_a_class_that_is_not_held_out_yet_goes_before_many_that_are():
+def test_a_new_class_is_held_out_before_many_known_ones():
     ids, holds = [f"{i}" for i in range(10)], np.zeros((10, 11), bool)
-    holds[:7, :10], holds[7:, 10] = True, True  # seven images hold ten classes each, three the eleventh alone
+    holds[:7, :10], holds[7:, 10] = True, True  # seven images have ten classes each, three only the eleventh
     for seed in range(5):
         held = hold_out(ids, holds, 0.2, seed=seed)
         assert len(held) == 2 and holds[list(map(int, held))].any(0).all()
@@ -56,7 +56,7 @@ def test_a_common_class_keeps_its_share():
     assert len(held) == 40 and sum(int(name) % 2 for name in held) == 20
 
 
-def test_the_split_depends_on_seed_and_names_alone():
+def test_the_split_depends_only_on_seed_and_names():
     ids, holds = some_set(1)
     first = hold_out(ids, holds, 0.2, seed=0)
     order = list(range(len(ids)))
@@ -74,13 +74,13 @@ def test_the_split_depends_on_seed_and_names_alone():
     ("count", "share", "held"),
     [(1, 0.2, 0), (4, 0.2, 0), (4, 0.5, 2), (5, 0.1, 1), (5, 0.2, 1), (5, 0.9, 4), (6, 0.99, 5)],
 )
-def test_of_few_images_one_is_held_out_from_five_on_and_never_all(count, share, held):
+def test_at_least_one_of_five_images_is_held_out_and_never_all(count, share, held):
     assert len(hold_out([f"{i}" for i in range(count)], np.ones((count, 2), bool), share)) == held
 
 
-def test_where_each_image_is_the_only_one_with_some_class_the_one_that_costs_least_is_held_out():
+def test_if_all_images_are_needed_the_least_costly_is_held_out():
     holds = np.eye(6, dtype=bool).repeat(2, 1)
-    holds[3, 6] = False  # of one class alone; the others of two
+    holds[3, 6] = False  # has a single class; the others have two
     assert hold_out([f"{i}" for i in range(6)], holds, 0.2) == ["3"]
 
 
@@ -94,24 +94,24 @@ def test_a_group_is_held_out_as_a_whole_or_not_at_all(seed):
     assert 5 <= len(held) <= 12 and 1 <= len(inside) <= 2
 
 
-def test_large_groups_leave_something_to_train_on_and_one_group_is_an_error():
+def test_large_groups_leave_training_images():
     ids, holds = [f"{i}" for i in range(10)], np.ones((10, 1), bool)
     assert hold_out(ids, holds, 0.2, groups=["a"] * 7 + ["b"] * 3) == ["7", "8", "9"]
     assert len(hold_out(ids, holds, 0.1, groups=["a"] * 5 + ["b"] * 5)) == 5
-    with pytest.raises(ValueError, match="`group_by` finds one group, 'a', in all 10 labeled images"):
+    with pytest.raises(ValueError, match="`group_by` finds a single group, 'a', in all 10 labeled images"):
         hold_out(ids, holds, 0.2, groups=["a"] * 10)
     for share in (0, 1, -0.5, float("nan")):
         with pytest.raises(ValueError, match="a share between 0 and 1"):
             hold_out(ids, holds, share)
 
 
-def test_groups_are_what_the_pattern_finds_in_paths():
+def test_groups_are_the_pattern_matches_in_paths():
     paths = ["images/p1/a.jpg", "images/p2/a.jpg"]
     assert group_of(r"(p\d)", paths) == ["p1", "p2"] and group_of(r"p\d", paths) == ["p1", "p2"]
     assert group_of("(p1)", paths, strict=False) == ["p1", None]
-    with pytest.raises(ValueError, match=r"fits 1 of 2 labeled images, not: images/p2/a\.jpg"):
+    with pytest.raises(ValueError, match=r"matches 1 of 2 labeled images, but not images/p2/a\.jpg"):
         group_of("(p1)", paths)
-    with pytest.raises(ValueError, match="`group_by` '\\(' is no regular expression"):
+    with pytest.raises(ValueError, match="`group_by` '\\(' is not a regular expression"):
         group_of("(", paths)
 
 
@@ -125,7 +125,7 @@ def test_groups_are_what_the_pattern_finds_in_paths():
         ([f"{name}_1.jpg" for name in ("anna", "bert", "carl", "dora", "emil", "fred")], None),
     ],
 )
-def test_names_that_look_like_frames_give_a_pattern_that_finds_them(paths, groups):
+def test_frame_like_names_suggest_a_group_pattern(paths, groups):
     found = suggested_groups(paths)
     if groups is None:
         assert found is None

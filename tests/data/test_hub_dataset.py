@@ -34,7 +34,7 @@ def write_parquet(folder, label_feature=None, *, columns=("image", "label", "id"
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_an_encoding_that_rides_along_is_found_again(tmp_path, streaming):
+def test_a_stored_encoding_is_found_again(tmp_path, streaming):
     labels = write_parquet(tmp_path / "set", ENCODING.to_feature())
     dataset = load_hub(tmp_path / "set", streaming=streaming)
     assert isinstance(dataset, IterableDataset) == streaming
@@ -58,21 +58,21 @@ def test_columns_are_renamed_and_others_dropped(tmp_path):
 def test_names_come_from_a_list_of_class_labels(tmp_path):
     write_parquet(tmp_path / "set", classes=["a", "b", "c"])
     assert LabelEncoding.from_feature(load_hub(tmp_path / "set").features["label"]).names == ("a", "b", "c")
-    write_parquet(tmp_path / "scenes", classes=[])  # what the whole image shows is no class of its pixels
+    write_parquet(tmp_path / "scenes", classes=[])  # a label of the whole image is not a class of its pixels
     assert LabelEncoding.from_feature(load_hub(tmp_path / "scenes").features["label"]) is None
 
 
-def test_what_does_not_fit_is_named(tmp_path):
+def test_mismatches_are_named(tmp_path):
     write_parquet(tmp_path / "set", ENCODING.to_feature())
     with pytest.raises(ValueError, match="no column 'labels'.*There are: image, label, id. Did you mean 'label'"):
         load_hub(tmp_path / "set", label_column="labels")
     with pytest.raises(ValueError, match="Column 'id' .* of type Value, expected Image"):
         load_hub(tmp_path / "set", image_column="id")
-    with pytest.raises(ValueError, match="Column 'image' .*expected text or whole numbers for `id_column`"):
+    with pytest.raises(ValueError, match="Column 'image' .*expected text or integers for `id_column`"):
         load_hub(tmp_path / "set", id_column="image")
     with pytest.raises(ValueError, match="no column 'key' for `id_column`"):
         load_hub(tmp_path / "set", id_column="key")
-    with pytest.raises(ValueError, match=r"say how they are coded \(2 classes\); leave out `values`"):
+    with pytest.raises(ValueError, match=r"already contain their coding \(2 classes\). Remove `values`"):
         load_hub(tmp_path / "set", values={0: 0})
     with pytest.raises(ValueError, match="No split 'val' in .*; there are: train"):
         load_hub(tmp_path / "set", "val")
@@ -105,7 +105,7 @@ def test_an_imagefolder_with_metadata_is_a_data_set(tmp_path, streaming):
 
 
 def plain_parquet(folder, labels, kind):
-    """As other writers of parquet leave it: no metadata of Hugging Face's."""
+    """As other parquet writers store it: without Hugging Face's metadata."""
     files = {"image": [png(np.zeros((*label.shape, 3), np.uint8)) for label in labels]}
     files["label"] = [png(label) for label in labels]
     made = {
@@ -129,16 +129,16 @@ def labels_of(dataset):
 
 @pytest.mark.parametrize("kind", ["bytes", "large bytes", "bytes and path", "path and bytes", "bytes in a struct"])
 @pytest.mark.parametrize("streaming", [False, True])
-def test_files_in_parquet_are_images_also_where_nobody_wrote_that_down(tmp_path, kind, streaming, caplog):
+def test_files_in_parquet_are_images_even_without_metadata(tmp_path, kind, streaming, caplog):
     labels = [np.full((4, 6), value, np.uint8) for value in (0, 1, 2)]
     plain_parquet(tmp_path / "set", labels, kind)
     caplog.set_level(logging.INFO, logger="cps_hf")
     dataset = load_hub(tmp_path / "set", class_names=["a", "b", "c"], streaming=streaming)
     assert labels_of(dataset) == [label.tolist() for label in labels]
-    assert "Column 'label' holds encoded files without saying so" in caplog.text
+    assert "Column 'label' contains encoded files without the type Image" in caplog.text
 
 
-def test_a_column_of_paths_or_pixels_says_how_to_cast_it(tmp_path):
+def test_a_column_of_paths_or_pixels_suggests_a_cast(tmp_path):
     for name, values in (("paths", ["a.png"]), ("pixels", [[[0, 1]]])):
         table = pa.table({"image": values, "label": values})
         pq.write_table(table, tmp_path / f"{name}.parquet")
@@ -148,7 +148,7 @@ def test_a_column_of_paths_or_pixels_says_how_to_cast_it(tmp_path):
             load_hub(tmp_path / f"{name}.parquet")
 
 
-def test_masks_of_two_classes_in_parquet_are_judged_together_and_resized_where_that_is_wanted(tmp_path):
+def test_black_and_white_masks_in_parquet_and_resizing(tmp_path):
     white = np.array([[0, 255]], np.uint8).repeat(2, 0)
     plain_parquet(tmp_path / "set", [white, white * 0], "bytes")
     two = {"class_names": ["a", "b"]}
@@ -156,13 +156,13 @@ def test_masks_of_two_classes_in_parquet_are_judged_together_and_resized_where_t
     feature = load_hub(tmp_path / "set", **two, resize_masks=True).features["label"]
     assert LabelEncoding.from_feature(feature) == LabelEncoding(("a", "b"), values={0: 0, 255: 1}, resize_masks=True)
     stream = load_hub(tmp_path / "set", **two, streaming=True).features["label"]
-    assert LabelEncoding.from_feature(stream).values is None, "of a stream nobody knows what is to come"
+    assert LabelEncoding.from_feature(stream).values is None, "the rest of a stream is unknown"
     write_parquet(tmp_path / "carried", ENCODING.to_feature())
     carried = load_hub(tmp_path / "carried", resize_masks=True).features["label"]
     assert LabelEncoding.from_feature(carried) == LabelEncoding(ENCODING.names, ENCODING.values, resize_masks=True)
 
 
-def test_the_splits_of_shards_of_a_file_and_of_an_imagefolder_are_found(tmp_path):
+def test_splits_of_shards_files_and_imagefolders_are_found(tmp_path):
     write_parquet(tmp_path / "set")
     data = (tmp_path / "set" / "train-00000-of-00001.parquet").read_bytes()
     (tmp_path / "set" / "train_extra-00000-of-00001.parquet").write_bytes(data)
@@ -172,5 +172,5 @@ def test_the_splits_of_shards_of_a_file_and_of_an_imagefolder_are_found(tmp_path
         (tmp_path / "folder" / split).mkdir(parents=True)
         PILImage.new("RGB", (4, 3)).save(tmp_path / "folder" / split / "0.png")
     assert sorted(splits_of(tmp_path / "folder")) == ["train", "validation"]
-    with pytest.raises(ValueError, match="Cannot tell the splits of '.*nowhere'"):
+    with pytest.raises(ValueError, match="Cannot find the splits of '.*nowhere'"):
         splits_of(tmp_path / "nowhere")

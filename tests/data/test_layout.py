@@ -1,4 +1,4 @@
-"""Which files are images, masks and splits, told by names; and what is said where it cannot be told."""
+"""Images, masks and splits recognized by names, and the error messages for ambiguous folders."""
 
 import unicodedata
 
@@ -91,7 +91,7 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_layouts_that_people_have(tmp_path, name):
+def test_common_layouts(tmp_path, name):
     expected = LAYOUTS[name]
     write_files(tmp_path, *expected)
     for mask, _ in expected.values():
@@ -100,7 +100,7 @@ def test_layouts_that_people_have(tmp_path, name):
     assert pairs_of(tmp_path) == expected
 
 
-def test_ids_are_short_and_what_folders_told_is_said(tmp_path):
+def test_ids_are_short_and_the_layout_is_described(tmp_path):
     write_files(
         tmp_path, "train/images/x/a.jpg", "train/masks/x/a_mask.png", "val/images/b.jpg", "val/masks/b_mask.png"
     )
@@ -111,14 +111,14 @@ def test_ids_are_short_and_what_folders_told_is_said(tmp_path):
     )
 
 
-def test_a_name_is_the_same_however_its_umlauts_are_written(tmp_path):
+def test_names_match_in_either_unicode_form(tmp_path):
     composed, apart = (unicodedata.normalize(form, "Köln straße") for form in ("NFC", "NFD"))
     write_files(tmp_path, f"images/{apart}/{apart} 道路.jpg", f"masks/{composed}/{composed} 道路_mask.png")
     (pair,) = find_layout(tmp_path).pairs
     assert pair.mask is not None and unicodedata.normalize("NFC", pair.id) == f"{composed}/{composed} 道路"
 
 
-def test_lists_of_voc_give_the_splits(tmp_path):
+def test_voc_lists_define_the_splits(tmp_path):
     names = [f"JPEGImages/{n}.jpg" for n in "abcd"] + [f"SegmentationClass/{n}.png" for n in "abc"]
     write_files(tmp_path, *names, "SegmentationObject/a.png")
     lists = tmp_path / "ImageSets" / "Segmentation"
@@ -137,7 +137,7 @@ def test_lists_of_voc_give_the_splits(tmp_path):
     assert find_layout(tmp_path).passed_over["images elsewhere, in SegmentationObject"] == 1
 
 
-def test_junk_is_passed_over_and_counted(tmp_path):
+def test_junk_is_skipped_and_counted(tmp_path):
     write_files(tmp_path, "images/a.jpg", "masks/a.png", "notes/sketch.jpg")
     for name in (".DS_Store", "Thumbs.db", "images/._a.jpg", "images/.hidden.jpg", "read me.md", "images/a.xmp"):
         (tmp_path / name).write_bytes(b"junk")
@@ -145,8 +145,8 @@ def test_junk_is_passed_over_and_counted(tmp_path):
     layout = find_layout(tmp_path)
     assert [pair.path for pair in layout.pairs] == ["images/a.jpg"]
     assert layout.passed_over == {
-        "hidden or of the system": 5,
-        "of a kind that is not read (.md, .xmp)": 2,
+        "hidden or system files": 5,
+        "unsupported file types (.md, .xmp)": 2,
         "images elsewhere, in notes": 1,
     }
 
@@ -159,7 +159,7 @@ def test_junk_is_passed_over_and_counted(tmp_path):
         ({"images": "photos", "masks": "drawn", "mask_suffix": "_2"}, {"photos/a.jpg": ("drawn/a_2.png", None)}),
     ],
 )
-def test_folders_and_endings_may_be_named(tmp_path, options, expected):
+def test_folders_and_suffixes_may_be_given(tmp_path, options, expected):
     write_files(tmp_path, "photos/a.jpg", "depth/a.jpg")
     write_mask(tmp_path / "drawn" / ("a_2.png" if "mask_suffix" in options else "a_mask.png"))
     if options.get("images") is None:
@@ -167,7 +167,7 @@ def test_folders_and_endings_may_be_named(tmp_path, options, expected):
     assert pairs_of(tmp_path, **options) == expected
 
 
-def test_a_folder_that_is_named_may_lie_deep_or_be_the_folder_itself(tmp_path):
+def test_a_given_folder_may_be_nested_or_the_root(tmp_path):
     write_files(tmp_path / "1", "train/raw/photos/a.jpg", "train/raw/drawn masks/a.png", "masks/a.png")
     options = {"images": "raw/photos", "masks": "raw/drawn masks"}
     assert pairs_of(tmp_path / "1", **options) == {"train/raw/photos/a.jpg": ("train/raw/drawn masks/a.png", "train")}
@@ -175,7 +175,7 @@ def test_a_folder_that_is_named_may_lie_deep_or_be_the_folder_itself(tmp_path):
     assert pairs_of(tmp_path / "2", images=".", masks="drawn masks") == {"a.jpg": ("drawn masks/a.png", None)}
 
 
-def test_a_suffix_that_is_named_tells_masks_side_by_side(tmp_path):
+def test_a_given_suffix_identifies_masks_side_by_side(tmp_path):
     write_files(tmp_path, "a.png", "b.png", "b_label.png")
     write_mask(tmp_path / "a_t.png")
     assert pairs_of(tmp_path, mask_suffix="_t")["a.png"] == ("a_t.png", None)
@@ -201,7 +201,7 @@ def test_a_suffix_that_is_named_tells_masks_side_by_side(tmp_path):
         (("a.jpg", "a_mask.png", "b_mask.png"), r"1 of 2 masks in .* belong to no image: b_mask\.png"),
         (
             ("images/a.jpg", "masks/a_color.png", "masks/a.png", "masks/a_mask.png"),
-            r"images/a\.jpg: masks/a\.png and masks/a_mask\.png\. Say which is meant: .*\"mask_suffix\"",
+            r"images/a\.jpg: masks/a\.png and masks/a_mask\.png\. Choose one: .*\"mask_suffix\"",
         ),
         (
             ("images/a.jpg", "masks/a.png", "labels/a.png"),
@@ -209,12 +209,12 @@ def test_a_suffix_that_is_named_tells_masks_side_by_side(tmp_path):
         ),
         (
             ("images/a.jpg", "images/a.png", "masks/a.png"),
-            r"masks/a\.png .* fits more than one image: images/a\.jpg an",
+            r"masks/a\.png .* matches more than one image: images/a\.jpg an",
         ),
         (("images/a.jpg", "masks/a.jpg"), r"1 of 1 masks .* may change values: masks/a\.jpg.*save them as PNG"),
         (
             ("shots/a.jpg", "depth/a.jpg", "masks/a.png"),
-            r"Masks were found .*, but not where their images are: .*fit equally.*\"images\": \"(shots|depth)\"",
+            r"Masks were found .*, but not their images: .*match equally.*\"images\": \"(shots|depth)\"",
         ),
         (("shots/x.jpg", "masks/a.png"), "no image has the name of a mask"),
         (
@@ -223,25 +223,25 @@ def test_a_suffix_that_is_named_tells_masks_side_by_side(tmp_path):
         ),
     ],
 )
-def test_what_cannot_be_told_ends_with_what_was_found_and_what_to_do(tmp_path, files, said):
+def test_ambiguous_layouts_report_findings_and_advice(tmp_path, files, said):
     write_files(tmp_path, *files)
     with pytest.raises(ValueError, match=said) as error:
         find_layout(tmp_path)
     assert "\n" not in str(error.value)
 
 
-def test_boxes_and_lists_are_told_from_masks(tmp_path):
+def test_boxes_and_lists_are_not_masks(tmp_path):
     write_files(tmp_path, "images/a.jpg")
     (tmp_path / "labels").mkdir()
     (tmp_path / "labels" / "a.txt").write_text("0 0.5 0.5 1 1")
-    with pytest.raises(ValueError, match=r"labels/a\.txt: boxes and polygons must be drawn as masks first"):
+    with pytest.raises(ValueError, match=r"labels/a\.txt: boxes and polygons must first be converted to masks"):
         find_layout(tmp_path)
     (tmp_path / "images" / "metadata.jsonl").write_text("{}")
     with pytest.raises(ValueError, match="--dataset folder --data_root .*images`"):
         find_layout(tmp_path)
 
 
-def test_a_missing_folder_and_a_wrong_name_are_said(tmp_path):
+def test_a_missing_folder_and_a_wrong_name_are_errors(tmp_path):
     with pytest.raises(ValueError, match="No folder .*nowhere"):
         find_layout(tmp_path / "nowhere")
     write_files(tmp_path, "images/a.jpg", "masks/a.png")
@@ -249,7 +249,7 @@ def test_a_missing_folder_and_a_wrong_name_are_said(tmp_path):
         find_layout(tmp_path, masks="truth")
 
 
-def test_further_images_may_lie_anywhere_without_their_masks(tmp_path):
+def test_unlabeled_images_may_be_anywhere_without_masks(tmp_path):
     write_files(tmp_path, "a.jpg", "a_mask.png", "x/b.jpg", "images/c_mask.jpg", "masks/c.png", "overlays/a.jpg")
     assert sorted(pair.id for pair in images_alone(tmp_path)) == ["a", "c_mask", "x/b"]
     (tmp_path / "none").mkdir()
@@ -259,6 +259,6 @@ def test_further_images_may_lie_anywhere_without_their_masks(tmp_path):
         images_alone(tmp_path / "nowhere")
 
 
-def test_masks_of_the_test_split_without_an_image_are_nobodys_business(tmp_path):
+def test_test_masks_without_images_are_ignored(tmp_path):
     write_files(tmp_path, "train/images/a.jpg", "train/masks/a.png", "test/masks/z.png")
     assert len(pairs_of(tmp_path)) == 1

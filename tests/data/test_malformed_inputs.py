@@ -1,6 +1,6 @@
-"""Hundreds of malformed files and rows, drawn by Hypothesis: each is read, or refused by a ValueError that names it.
+"""Hundreds of malformed files and rows, drawn by Hypothesis: each is read, or rejected with a ValueError naming it.
 
-Nothing else may come of one: no other exception, no hang, no file outside the folder that is written to.
+Nothing else may happen: no other exception, no hang, no file outside the output folder.
 """
 
 import io
@@ -54,7 +54,7 @@ def examples(count):
 
 @pytest.fixture(autouse=True)
 def small_limit(monkeypatch):
-    """A header that claims a gigapixel is refused as with PIL's own limit, and costs the test no gigabyte."""
+    """Reject headers that claim a gigapixel, as with PIL's own limit, without allocating a gigabyte."""
     monkeypatch.setattr(PILImage, "MAX_IMAGE_PIXELS", 1 << 16)
 
 
@@ -82,7 +82,7 @@ WHOLE = [
 
 @st.composite
 def damaged(draw):
-    """A whole file of some format after one to five accidents."""
+    """A complete file of some format after one to five random damages."""
     data = bytearray(draw(st.sampled_from(WHOLE)))
     for _ in range(draw(st.integers(1, 5))):
         at = draw(st.integers(0, max(len(data) - 1, 0)))
@@ -104,7 +104,7 @@ def damaged(draw):
 
 
 def with_checksums_mended(data: bytes) -> bytes:
-    """A damaged PNG whose chunks have right checksums again: the decoder itself meets the damage."""
+    """A damaged PNG with recomputed checksums, so that the damage reaches the decoder."""
     parts, start = [data[:8]], 8
     while start + 12 <= len(data):
         (length,) = struct.unpack_from(">I", data, start)
@@ -114,8 +114,8 @@ def with_checksums_mended(data: bytes) -> bytes:
     return b"".join(parts)
 
 
-def read_or_refused(read, *named):
-    """What is read; none where it is refused with one of these words; no words: by the row's name."""
+def read_or_rejected(read, *named):
+    """The result of `read`; None if it is rejected with one of these words (by default the row's name)."""
     try:
         return read()
     except ValueError as error:
@@ -126,13 +126,13 @@ def read_or_refused(read, *named):
 @examples(120)
 @given(data=st.one_of(damaged(), damaged().map(with_checksums_mended), st.binary(max_size=200)))
 @example(b"")
-def test_a_malformed_image_is_read_or_refused_by_name(data):
+def test_a_malformed_image_is_read_or_rejected_by_name(data):
     value = {"bytes": data, "path": None}
-    image = read_or_refused(lambda: read_image(value, name="'the row'"))
+    image = read_or_rejected(lambda: read_image(value, name="'the row'"))
     if image is not None:
         assert image.dtype == torch.uint8 and image.shape[0] == 3 and min(image.shape) > 0
     for encoding in (None, LabelEncoding(NAMES), LabelEncoding(NAMES, colors={(0, 0, 0): 1})):
-        label = read_or_refused(lambda encoding=encoding: read_label(value, encoding, name="'the row'"))
+        label = read_or_rejected(lambda encoding=encoding: read_label(value, encoding, name="'the row'"))
         if label is not None:
             assert label.dtype == torch.uint8 and label.dim() == 2
             assert encoding is None or ((label < 3) | (label == 255)).all()
@@ -156,26 +156,26 @@ FIELD = st.one_of(
 
 @examples(80)
 @given(image=FIELD, label=FIELD, with_label=st.booleans())
-def test_a_row_of_anything_is_read_or_refused_by_name(image, label, with_label):
+def test_any_row_is_read_or_rejected_by_name(image, label, with_label):
     row = {"id": "the row", "image": image, "label": label}
-    sample = read_or_refused(lambda: read_sample(row, LabelEncoding(NAMES), with_label=with_label))
+    sample = read_or_rejected(lambda: read_sample(row, LabelEncoding(NAMES), with_label=with_label))
     if sample is not None and with_label:
         assert sample[0].shape[-2:] == sample[1].shape
 
 
-def test_a_path_that_is_no_file_does_not_hang(tmp_path):
+def test_a_path_to_a_pipe_or_device_does_not_hang(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     for path in (tmp_path / "pipe.png", Path("/dev/zero"), tmp_path):
-        with pytest.raises(ValueError, match="'a'.*no regular file"):
+        with pytest.raises(ValueError, match="'a'.*not a regular file"):
             read_image({"bytes": None, "path": str(path)}, name="'a'")
 
 
 @examples(12)
 @given(images=st.lists(st.one_of(damaged(), st.sampled_from(WHOLE[:3])), min_size=8, max_size=8))
-def test_what_cannot_be_read_is_skipped_and_counted(images):
-    images = [WHOLE[0], *images]  # one at least can stand in
+def test_unreadable_samples_are_skipped_and_counted(images):
+    images = [WHOLE[0], *images]  # at least one can replace the others
     good = [
-        read_or_refused(lambda d=data: read_image({"bytes": d, "path": None}, name="'the row'")) for data in images
+        read_or_rejected(lambda d=data: read_image({"bytes": d, "path": None}, name="'the row'")) for data in images
     ]
     rows = {"image": [{"bytes": data, "path": None} for data in images], "id": [str(i) for i in range(len(images))]}
     dataset = Dataset.from_dict(rows, features=Features({"image": Image(), "id": Value("string")}))
@@ -211,7 +211,7 @@ LIST = st.one_of(st.binary(max_size=60), st.lists(LINE, max_size=6).map(lambda l
 
 @examples(120)
 @given(content=LIST)
-def test_a_malformed_partition_list_names_no_other_image_and_its_error_names_it(tmp_path, content):
+def test_a_malformed_partition_list_names_no_other_image(tmp_path, content):
     path = tmp_path / "labeled.txt"
     path.write_bytes(content)
     try:
@@ -224,7 +224,7 @@ def test_a_malformed_partition_list_names_no_other_image_and_its_error_names_it(
 
 @pytest.fixture(scope="module")
 def roots(tmp_path_factory):
-    """A folder of one's own and a VOC one, and beside them what is none of theirs."""
+    """An own folder and a VOC folder, and next to them files that belong to neither."""
     root = tmp_path_factory.mktemp("roots")
     for folder in ("own/images", "own/masks", "voc/JPEGImages", "voc/SegmentationClass", "voc/ImageSets/Segmentation"):
         (root / folder).mkdir(parents=True)
@@ -253,10 +253,10 @@ ROW = st.one_of(
 
 
 def loaded_with(file, content, load, *named):
-    """`read_or_refused` while this file is there."""
+    """`read_or_rejected` while this file exists."""
     file.write_bytes(content)
     try:
-        return read_or_refused(load, *named)
+        return read_or_rejected(load, *named)
     finally:
         file.unlink()
 
@@ -269,7 +269,7 @@ def loaded_with(file, content, load, *named):
 )
 @example(b"[" * 100_000)
 @example(b'{"file_name": "../a.png", "mask_file_name": "masks/a.png"}')
-def test_malformed_metadata_leads_nowhere_else_and_its_error_names_it(roots, content):
+def test_malformed_metadata_stays_inside_the_folder(roots, content):
     own = roots / "own"
     dataset = loaded_with(own / "metadata.jsonl", content, lambda: load_folder(own), "metadata.jsonl")
     for path in (row[column]["path"] for row in rows_of(dataset) for column in ("image", "label")):
@@ -292,7 +292,7 @@ def rows_of(dataset):
     )
 )
 @example(b"a\n../../secret\n")
-def test_a_malformed_voc_list_leads_nowhere_else_and_its_error_names_it(roots, content):
+def test_a_malformed_voc_list_stays_inside_the_folder(roots, content):
     listing = roots / "voc/ImageSets/Segmentation/train.txt"
     dataset = loaded_with(listing, content, lambda: load_voc(roots / "voc"), "train")
     assert dataset is None or set(dataset["id"]) == {"a"}
@@ -302,7 +302,7 @@ def test_a_malformed_voc_list_leads_nowhere_else_and_its_error_names_it(roots, c
 @given(content=st.one_of(JSON.map(lambda value: json.dumps(value).encode()), st.binary(max_size=40)))
 @example(b"[" * 100_000)
 @example(b'{"0": "a", "0.5": "b"}')
-def test_malformed_class_names_are_read_or_refused_by_name(roots, content):
+def test_malformed_class_names_are_read_or_rejected_by_name(roots, content):
     own, named = roots / "own", ("classes.json", "class names", "Class names")
     dataset = loaded_with(own / "classes.json", content, lambda: load_folder(own), *named)
     assert dataset is None or LabelEncoding.from_feature(dataset.features["label"]).names
@@ -332,7 +332,7 @@ BOMB = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]
 @example((BOMB + "max_steps: *a29\n").encode())
 @example((BOMB + "lr_scheduler_kwargs: {x: *a29}\n").encode())
 @example((BOMB + "report_to: *a29\n").encode())
-def test_a_malformed_configuration_is_settings_or_one_line_of_error(tmp_path, capsys, monkeypatch, content):
+def test_a_malformed_configuration_is_read_or_a_one_line_error(tmp_path, capsys, monkeypatch, content):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "c.yaml").write_bytes(content)
     try:
@@ -355,7 +355,7 @@ def test_a_malformed_configuration_is_settings_or_one_line_of_error(tmp_path, ca
         st.text(max_size=12), st.lists(st.sampled_from(["..", ".", "a", "", "/", "~", "\0"]), max_size=5).map("/".join)
     )
 )
-def test_a_mask_named_by_a_hostile_id_is_written_inside_or_refused(tmp_path, name):
+def test_a_mask_with_a_hostile_id_is_written_inside_or_rejected(tmp_path, name):
     folder = tmp_path / "out"
     outside = tmp_path / "outside"
     outside.mkdir(exist_ok=True)

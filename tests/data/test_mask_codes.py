@@ -1,4 +1,4 @@
-"""What masks store, and which classes that means: ids, grey levels, black and white, colours, palettes."""
+"""The stored values of masks and their classes: ids, grey levels, black and white, colours, palettes."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ HALF = BANDS.size // 2
 
 
 def settled(tmp_path, *images, tables=(), **options):
-    """(how the masks are read, the pixels of each class of the first)."""
+    """(how the masks are read, the pixels of each class in the first one)."""
     paths = [tmp_path / f"{i}.png" for i in range(len(images))]
     for path, image in zip(paths, images, strict=True):
         (image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image, np.uint8))).save(path)
@@ -41,13 +41,13 @@ def in_palette(ids, colors=COLORS, void=None):
     return image
 
 
-def test_ids_with_names_are_as_they_are(tmp_path):
+def test_ids_with_names_are_unchanged(tmp_path):
     coding, pixels = settled(tmp_path, BANDS, BANDS * 2, tables=[NAMES])
     assert coding.encoding == LabelEncoding(NAMES.names) and coding.notes == []
     assert pixels.tolist()[:3] == [HALF, HALF, 0]
 
 
-def test_values_below_zero_are_ignored_and_no_class(tmp_path):
+def test_values_below_zero_are_ignored(tmp_path):
     stored = BANDS.astype(np.int32) * 200
     stored[0, 0] = -1
     Image.fromarray(stored).save(tmp_path / "a.tif")
@@ -57,12 +57,12 @@ def test_values_below_zero_are_ignored_and_no_class(tmp_path):
     assert class_pixels(look, coding.encoding)[[0, 1, 255]].tolist() == [HALF - 1, HALF, 1]
 
 
-def test_what_the_user_says_wins_over_files(tmp_path):
+def test_given_classes_override_files(tmp_path):
     coding, _ = settled(tmp_path, BANDS, tables=[NAMES], given=given_classes(["a", "b"]))
     assert coding.encoding.names == ("a", "b")
 
 
-def test_ids_without_names_are_numbered_and_it_is_said_how_to_name_them(tmp_path):
+def test_ids_without_names_are_numbered_with_advice(tmp_path):
     ids = np.where(BANDS == 0, 3, 1)
     ids[0, 0], ids[0, 1] = 255, 0
     coding, pixels = settled(tmp_path, ids)
@@ -78,7 +78,7 @@ def test_grey_levels_without_names_are_one_class_each(tmp_path):
 
 
 @pytest.mark.parametrize("table", [None, ClassTable(Path("_classes.csv"), ("ground", "car"), values=(0, 90))])
-def test_255_stays_ignored_where_values_are_listed(tmp_path, table):
+def test_255_stays_ignored_if_values_are_listed(tmp_path, table):
     ids = BANDS * 90
     ids[0] = 255
     coding, pixels = settled(tmp_path, ids, tables=[table] if table else [])
@@ -98,7 +98,7 @@ def test_a_one_somewhere_makes_255_ignored(tmp_path):
     assert coding.encoding.values is None and pixels[255] == HALF
 
 
-def test_grey_that_is_saved_as_colour_is_grey(tmp_path):
+def test_gray_masks_saved_as_rgb_are_gray(tmp_path):
     grey = [(0, 0, 0), (1, 1, 1), (255, 255, 255)]
     coding, pixels = settled(tmp_path, rgb(BANDS, grey), rgb(BANDS * 2, grey), tables=[NAMES])
     assert coding.encoding.colors == {(0, 0, 0): 0, (1, 1, 1): 1, (2, 2, 2): 2, (255, 255, 255): 255}
@@ -108,7 +108,7 @@ def test_grey_that_is_saved_as_colour_is_grey(tmp_path):
 
 
 @pytest.mark.parametrize("tables", [[TABLE], [NAMES, TABLE]])
-def test_colours_are_those_of_the_table(tmp_path, tables):
+def test_colors_are_those_of_the_table(tmp_path, tables):
     coding, pixels = settled(tmp_path, rgb(BANDS * 2), tables=tables)
     assert coding.encoding == LabelEncoding(
         TABLE.names, colors=dict(zip(COLORS, range(3), strict=True)), palette=tuple(COLORS)
@@ -116,7 +116,7 @@ def test_colours_are_those_of_the_table(tmp_path, tables):
     assert pixels[:3].tolist() == [HALF, 0, HALF]
 
 
-def test_a_palette_shows_the_tables_colours_whatever_its_values(tmp_path):
+def test_palette_colors_count_more_than_values(tmp_path):
     ids = BANDS.copy()
     ids[0] = 255
     coding, pixels = settled(tmp_path, in_palette(ids, [COLORS[2], COLORS[1]]), tables=[TABLE])
@@ -124,20 +124,20 @@ def test_a_palette_shows_the_tables_colours_whatever_its_values(tmp_path):
     assert coding.encoding.colors[224, 224, 192] == 255
 
 
-def test_a_palette_of_other_colours_and_grey_ids_are_ids_beside_a_table_of_colours(tmp_path):
+def test_other_palettes_and_gray_ids_are_ids_despite_a_color_table(tmp_path):
     coding, pixels = settled(tmp_path, in_palette(BANDS, [(9, 9, 9), (7, 0, 0)]), tables=[TABLE])
     assert coding.encoding == LabelEncoding(TABLE.names) and pixels[:2].tolist() == [HALF, HALF]
     coding, _ = settled(tmp_path, BANDS, tables=[TABLE])
     assert coding.encoding == LabelEncoding(TABLE.names)
 
 
-def test_values_of_a_table_lead_to_its_classes(tmp_path):
+def test_values_of_a_table_map_to_its_classes(tmp_path):
     table = ClassTable(Path("_classes.csv"), ("ground", "car"), values=(0, 7))
     coding, pixels = settled(tmp_path, BANDS * 7, tables=[table])
     assert coding.encoding == LabelEncoding(("ground", "car"), values={0: 0, 7: 1}) and pixels[1] == HALF
 
 
-def test_a_coding_that_is_given_is_taken(tmp_path):
+def test_a_given_coding_is_used(tmp_path):
     coding, pixels = settled(tmp_path, BANDS * 4, tables=[NAMES], coding={"values": {"0": 1, "4": 255}})
     assert coding.encoding.values == {0: 1, 4: 255} and pixels[[1, 255]].tolist() == [HALF, HALF]
     coding, pixels = settled(tmp_path, BANDS, tables=[NAMES], coding={"reduce_labels": True})
@@ -146,7 +146,7 @@ def test_a_coding_that_is_given_is_taken(tmp_path):
         settled(tmp_path, BANDS, coding={"values": {"0": 1}})
 
 
-def test_a_mask_that_cannot_be_read_is_told_and_others_count(tmp_path):
+def test_an_unreadable_mask_is_reported_and_others_are_used(tmp_path):
     write_mask(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"no mask")
     looks = look_at_masks(["a", "b"], [tmp_path / "a.png", tmp_path / "b.png"])
@@ -169,7 +169,7 @@ def smoothed():
         (
             [rgb(BANDS * 2)],
             {},
-            r"1 of 1 masks are colour pictures, e\.g\. that of '0\.png'; together they show 2 colours: \(0, 0, 0\), "
+            r"1 of 1 masks are colour pictures, e\.g\. that of '0\.png'; together they use 2 colours: \(0, 0, 0\), "
             r"\(0, 128, 0\).*`labelmap\.txt`.*\"colors\": {\"0, 0, 0\": 0, \"0, 128, 0\": 1}",
         ),
         ([rgb(BANDS), BANDS], {}, r"1 of 2 masks \(the other 1 have one channel\)"),
@@ -178,35 +178,35 @@ def smoothed():
             {"tables": [TABLE]},
             r"1 colours that labelmap\.txt does not list: \(1, 2",
         ),
-        ([rgb(BANDS)], {"tables": [TABLE], "given": given_classes(["a"])}, "1 names, and labelmap.txt 3 classes"),
+        ([rgb(BANDS)], {"tables": [TABLE], "given": given_classes(["a"])}, "1 names, but labelmap.txt has 3 classes"),
         (
             [BANDS * 3],
             {"tables": [NAMES]},
-            r"Masks hold 3, e\.g\. that of '0\.png', but classes\.json names classes 0 to 2",
+            r"Masks contain 3, e\.g\. that of '0\.png', but classes\.json names classes 0 to 2",
         ),
         (
             [BANDS * 255],
             {"given": given_classes(["road"])},
-            "hold 0, 255: name the background too, .* background road`",
+            "contain 0, 255: name the background too, .* background road`",
         ),
         (
             [np.arange(0, 240, 10).repeat(9).reshape(24, 9)],
             {},
-            "The masks hold 24 values with gaps between them: 0, 10, 20",
+            "The masks contain 24 values with gaps between them: 0, 10, 20",
         ),
-        ([BANDS * 0], {}, "The masks hold 0 alone: at least two classes"),
+        ([BANDS * 0], {}, "The masks contain 0 alone: at least two classes"),
         ([BANDS * 0 + 255], {}, "no value but 255, which is ignored"),
         ([smoothed()], {}, "smoothed edges. Save them with a threshold"),
-        ([np.random.default_rng(0).integers(0, 255, (60, 60, 3))], {}, "colours, as a picture has and no mask"),
+        ([np.random.default_rng(0).integers(0, 255, (60, 60, 3))], {}, "colours, like a picture, not a mask"),
     ],
 )
-def test_what_cannot_be_told_is_said_with_what_was_found(tmp_path, masks, options, said):
+def test_ambiguous_masks_report_what_was_found(tmp_path, masks, options, said):
     with pytest.raises(ValueError, match=said):
         settled(tmp_path, *masks, **options)
 
 
-def test_numbers_of_objects_are_no_classes(tmp_path):
+def test_object_numbers_are_not_classes(tmp_path):
     path = tmp_path / "a.png"
     Image.fromarray(np.arange(400, dtype=np.uint16).reshape(20, 20)).save(path)
-    with pytest.raises(ValueError, match="The masks hold 399 values; .*numbers of objects"):
+    with pytest.raises(ValueError, match="The masks contain 399 values, .*numbers of objects"):
         settle(["a"], look_at_masks(["a"], [path]), [])

@@ -1,4 +1,4 @@
-"""Masks that are written by rows are what other libraries read."""
+"""Masks written row by row can be read by other libraries."""
 
 import numpy as np
 import pytest
@@ -41,7 +41,7 @@ def test_geo_tags_are_copied_byte_for_byte(tmp_path, order):
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.tif"])
-def test_a_mask_that_is_not_whole_leaves_no_file(tmp_path, name):
+def test_an_incomplete_mask_leaves_no_file(tmp_path, name):
     with pytest.raises(ValueError, match="12 of 37 rows"), mask_writer(tmp_path / name, IDS.shape, PALETTE) as writer:
         writer.write(IDS[:12])
     with pytest.raises(KeyboardInterrupt), mask_writer(tmp_path / name, IDS.shape, PALETTE) as writer:

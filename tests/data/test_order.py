@@ -1,4 +1,4 @@
-"""The global order: a function of seed and position, whatever the number of processes."""
+"""The global order: a function of seed and position, for any number of processes."""
 
 import itertools
 import threading
@@ -34,7 +34,7 @@ def test_two_processes_make_the_micro_batches_of_two_accumulation_steps():
     assert alone == [batch for step in zip(*pair, strict=True) for batch in step]
 
 
-def test_the_micro_batches_of_a_process_lie_side_by_side():
+def test_the_micro_batches_of_a_process_are_consecutive():
     shards = [Shard(batch_size=2, accumulation_steps=2, rank=rank, num_processes=2) for rank in (0, 1)]
     assert [[*map(list, positions(shard, 2))] for shard in shards] == [
         [[0, 1], [2, 3], [8, 9], [10, 11]],
@@ -42,7 +42,7 @@ def test_the_micro_batches_of_a_process_lie_side_by_side():
     ]
 
 
-def test_a_map_style_order_is_a_fresh_permutation_each_pass():
+def test_a_map_style_order_is_a_new_permutation_per_pass():
     reader = MapReader(rows(7), seed=3, stream="s")
     passes = [[reader.source_at(7 * e + i) for i in range(7)] for e in range(5)]
     assert all(sorted(p) == list(range(7)) for p in passes)
@@ -66,7 +66,7 @@ def test_a_set_that_fits_into_the_buffer_is_read_once():
     shuffled = reader._shuffled
     reader._shuffled = lambda epoch: reads.append(epoch) or shuffled(epoch)
     ids = [row["id"] for row in itertools.islice(reader.rows_from(0), 110)]
-    assert reads == [0, 0] and len(set(ids)) == 11  # the first pass, and once more to keep it
+    assert reads == [0, 0] and len(set(ids)) == 11  # the first pass, and once more to cache it
 
 
 @BUFFERS
@@ -78,7 +78,7 @@ def test_a_streamed_order_reshuffles_each_pass_and_loses_nothing(buffer):
 
 
 @BUFFERS
-def test_each_seed_and_each_stream_has_an_order_of_its_own_in_every_pass(buffer):
+def test_every_seed_stream_and_pass_has_its_own_order(buffer):
     def passes(**keys):
         ids = [row["id"] for row in itertools.islice(iterable_reader(11, buffer=buffer, **keys).rows_from(0), 44)]
         return {tuple(ids[i : i + 11]) for i in range(0, 44, 11)}
@@ -89,9 +89,9 @@ def test_each_seed_and_each_stream_has_an_order_of_its_own_in_every_pass(buffer)
 
 @BUFFERS
 @pytest.mark.parametrize("start", [0, 5, 10, 11, 12, 27, 33])
-def test_a_resumed_streamed_order_continues_with_the_very_next_row(start, buffer):
+def test_a_resumed_streamed_order_continues_with_the_next_row(start, buffer):
     unbroken = [row["id"] for row in itertools.islice(iterable_reader(11, buffer=buffer).rows_from(0), 60)]
-    length = 11 if start >= 11 else None  # within the first pass it is not known yet
+    length = 11 if start >= 11 else None  # not known yet in the first pass
     reader = iterable_reader(11, length=length, buffer=buffer)
     resumed = [row["id"] for row in itertools.islice(reader.rows_from(start), 60 - start)]
     assert resumed == unbroken[start:]
@@ -114,20 +114,20 @@ def test_a_streamed_set_that_is_empty_or_shrinks_is_an_error():
     with pytest.raises(ValueError, match="gave 0 rows in pass 0, so it is empty"):
         nothing = rows(3).to_iterable_dataset().filter(lambda row: False)
         next(IterableReader(nothing, 0, 4, None, Shard(batch_size=1), "s").rows_from(0))
-    with pytest.raises(ValueError, match="gave 8 rows in pass 0, and 11 before"):
+    with pytest.raises(ValueError, match="gave 8 rows in pass 0, but 11 before"):
         next(iterable_reader(5, length=11).rows_from(8))
 
 
 @pytest.mark.parametrize("buffer", [2, 100])
 @pytest.mark.parametrize("n", [1, 3])
-def test_a_streamed_set_smaller_than_a_step_is_passed_over_in_it_again_and_again(n, buffer, caplog):
+def test_a_streamed_set_smaller_than_a_step_is_repeated(n, buffer, caplog):
     small = iterable_reader(n, shard=Shard(batch_size=4), buffer=buffer, num_shards=1)
     plans = itertools.islice(small.plans((p, []) for p in small.shard.micro_batches(0)), 6)
     ids = [row["id"] for plan in plans for _, row in plan.samples]
     passes = [ids[i : i + n] for i in range(0, 24, n)]
     assert all(sorted(p) == [str(i) for i in range(n)] for p in passes)
     (said,) = [record.getMessage() for record in caplog.records]
-    assert said.startswith(f"`s` has {n} image") and "takes 4 (4 a process x 1 processes x 1" in said
+    assert said.startswith(f"`s` has {n} image") and "takes 4 (4 per process x 1 processes x 1" in said
     resumed = iterable_reader(n, shard=Shard(batch_size=4), buffer=buffer, length=n, num_shards=1)
     assert [row["id"] for row in itertools.islice(resumed.rows_from(8), 12)] == ids[8:20]
 
@@ -140,7 +140,7 @@ def test_a_generator_depends_on_every_key():
     assert len(set(seeds)) == 6 and draw(0, "a", 0) == draw(0, "a", 0)
 
 
-def test_rows_are_read_before_they_are_asked_for_by_another_thread_and_in_order():
+def test_rows_are_prefetched_in_order_by_another_thread():
     read, fourth = [], threading.Event()
 
     def plans():
@@ -152,14 +152,14 @@ def test_rows_are_read_before_they_are_asked_for_by_another_thread_and_in_order(
 
     ahead = read_ahead(plans(), 3)
     assert next(ahead) == 0
-    assert fourth.wait(60), "three plans lie ready beyond the one that was taken"
+    assert fourth.wait(60), "three plans are ready beyond the one that was taken"
     assert [next(ahead) for _ in range(5)] == [1, 2, 3, 4, 5]
-    ahead.close()  # waits for what is being read
+    ahead.close()  # waits for pending reads
     assert len(read) <= 9 and threading.current_thread() not in {thread for _, thread in read}
     assert not any(thread.is_alive() for _, thread in read)
 
 
-def test_an_error_of_a_row_comes_where_the_row_would():
+def test_the_error_of_a_row_is_raised_in_its_place():
     def plans():
         yield from "abc"
         raise ValueError("the fourth")

@@ -11,7 +11,7 @@ import pytest
 from cps_hf.data import partitions
 from cps_hf.data.partitions import NAMES, Partition, partition
 
-RELEASED = Path(__file__).parents[3] / "shared" / "partitions"  # a copy of the released lists, beside the repository
+RELEASED = Path(__file__).parents[3] / "shared" / "partitions"  # a copy of the released lists, next to the repository
 needs_lists = pytest.mark.skipif(not RELEASED.is_dir(), reason="the released lists are not here")
 IDS = [f"img_{i:03d}" for i in range(100)]
 
@@ -40,7 +40,7 @@ def cityscapes():
 
 
 @needs_lists
-def test_the_hashes_are_those_of_the_released_files():
+def test_the_hashes_match_the_released_files():
     known = {hashlib.sha256(path.read_bytes()).hexdigest() for path in RELEASED.rglob("*.txt")}
     assert set(partitions._SHA256.values()) <= known and len(set(partitions._SHA256.values())) == len(
         partitions._SHA256
@@ -85,7 +85,7 @@ def test_cityscapes_partitions_are_the_released_lists(ratio, cityscapes):
         ],
     ],
 )
-def test_published_lists_are_read_as_they_are(name, files, counts, voc):
+def test_published_lists_are_read_unchanged(name, files, counts, voc):
     labeled, unlabeled = partition(name, voc, lists_dir=RELEASED)
     assert (len(labeled), len(unlabeled)) == counts
     assert list(labeled) == column(files.format("labeled"), VOC_LINE)
@@ -102,7 +102,7 @@ def test_published_lists_are_read_as_they_are(name, files, counts, voc):
         (732, "1-2", 732, "2009_000662"),
     ],
 )
-def test_the_id_that_pseudoseg_lists_twice_stays_labeled_and_is_named(count, ratio, pool, both, voc, caplog):
+def test_the_id_listed_twice_by_pseudoseg_stays_labeled(count, ratio, pool, both, voc, caplog):
     with caplog.at_level(logging.WARNING, logger="cps_hf"):
         found = partition(f"pseudoseg/voc/{count}", voc, lists_dir=RELEASED)
     assert (len(found.labeled_ids), len(found.unlabeled_ids)) == (count, pool)
@@ -131,7 +131,7 @@ def test_coarse_partitions_add_unlabeled_images_to_the_whole_train_set(count, ci
 
 
 @needs_lists
-def test_every_published_partition_has_two_sides_that_do_not_meet(voc, cityscapes, extra):
+def test_every_published_partition_has_two_disjoint_sides(voc, cityscapes, extra):
     streets = [*cityscapes, *dict.fromkeys(extra[9000] + extra[6000])]
     hashes = {}
     for name in NAMES:
@@ -140,7 +140,7 @@ def test_every_published_partition_has_two_sides_that_do_not_meet(voc, cityscape
         assert found.name == name and found.labeled_ids and found.unlabeled_ids
         assert not set(found.labeled_ids) & set(found.unlabeled_ids)
         hashes.setdefault(found.sha256, []).append(name)
-    # The same sets under several names, and no others.
+    # Only these sets occur under several names.
     assert sorted(sorted(names) for names in hashes.values() if len(names) > 1) == sorted(
         [
             *[[f"cps/voc/1-{r}", f"unimatch/voc/1-{r}"] for r in (4, 8, 16)],
@@ -154,7 +154,7 @@ def test_every_published_partition_has_two_sides_that_do_not_meet(voc, cityscape
 
 
 @needs_lists
-def test_voc_partitions_refuse_another_set_of_ids(voc):
+def test_voc_partitions_reject_another_set_of_ids(voc):
     with pytest.raises(ValueError, match=r"the data set has 10581 ids .*1-8\.$"):
         partition("cps/voc/1-8", voc[1:])
     with pytest.raises(ValueError, match="the data set has 10582 ids"):
@@ -163,8 +163,8 @@ def test_voc_partitions_refuse_another_set_of_ids(voc):
         partition("unimatch/voc/92", [image for image in voc if image != "2007_000733"], lists_dir=RELEASED)
 
 
-def test_every_rth_id_is_labeled_of_sorted_voc_ids_and_of_cityscapes_own_list(tmp_path, monkeypatch):
-    """The formulas on a few ids, taken for the published ones."""
+def test_every_rth_id_is_labeled_in_voc_and_cityscapes(tmp_path, monkeypatch):
+    """The formulas, applied to a few ids instead of the published ones."""
     ids = ["f", "b", "e", "a", "d", "c"]
     monkeypatch.setattr(partitions, "TRAIN_AUG_SHA256", hashlib.sha256(b"a\nb\nc\nd\ne\nf\n").hexdigest())
     assert [*partition("cps/voc/1-4", ids)] == [("a", "e"), ("b", "c", "d", "f")]
@@ -174,25 +174,25 @@ def test_every_rth_id_is_labeled_of_sorted_voc_ids_and_of_cityscapes_own_list(tm
     monkeypatch.setitem(partitions._SHA256, partitions._CITYSCAPES_TRAIN, hashlib.sha256(train).hexdigest())
     (tmp_path / "train.txt").write_bytes(train)
     found = partition("cps/cityscapes/1-2", sorted(ids), lists_dir=tmp_path)
-    assert [*found] == [("f", "e", "d"), ("b", "a")], "c is of another list"
+    assert [*found] == [("f", "e", "d"), ("b", "a")], "c is from another list"
 
 
 # --------------------------------------------------------------------------------------------- ratios, counts, hashes
 
 
-def test_a_seeded_ratio_is_a_part_of_every_larger_one():
+def test_a_seeded_ratio_is_part_of_every_larger_one():
     sides = [set(partition(spec, IDS, seed=3).labeled_ids) for spec in (1, "1-30", "1/16", "1_8", "17", "1-2", 100)]
     assert [len(side) for side in sides] == [1, 4, 7, 13, 17, 50, 100], "rounded up"
     assert all(small < large for small, large in zip(sides, sides[1:], strict=False))
 
 
-def test_what_is_drawn_depends_on_the_seed_and_the_ids_alone():
+def test_the_drawn_ids_depend_only_on_seed_and_ids():
     labeled, unlabeled = partition("12", IDS, seed=1)
     assert [image for image in IDS if image in labeled or image in unlabeled] == IDS
     assert [*labeled] == sorted(labeled) and [*unlabeled] == sorted(unlabeled), "in the order of `ids`"
     again = partition("12", IDS[::-1], seed=1)
     assert set(again.labeled_ids) == set(labeled) != set(partition("12", IDS, seed=2).labeled_ids)
-    # The order is that of hashes typed here: another Python or another machine draws the same.
+    # The expected order comes from fixed hashes: another Python or another machine draws the same.
     order = sorted(IDS, key=lambda i: hashlib.sha256(f"1/{i}".encode()).hexdigest())
     assert set(labeled) == set(order[:12])
     # Seeds spread over all ids: each is labeled in about a fifth of 200 draws of 20 (4.5 standard deviations).
@@ -201,7 +201,7 @@ def test_what_is_drawn_depends_on_the_seed_and_the_ids_alone():
     assert max(abs(share - 0.2) for share in shares) < 4.5 * (0.2 * 0.8 / 200) ** 0.5
 
 
-def test_the_hash_is_that_of_the_two_sets():
+def test_the_hash_covers_both_sets():
     found = partition("2", ["b", "c", "a"], seed=0)
     text = "".join(
         f"{i}\n" for i in ["labeled", *sorted(found.labeled_ids), "unlabeled", *sorted(found.unlabeled_ids)]
@@ -218,16 +218,16 @@ def test_the_hash_is_that_of_the_two_sets():
     "spec, message",
     [
         ("0", "labels no image"),
-        ("1-0", "ratio 1-0 is none"),
-        ("101", "101 labeled images are asked for, but there are 100 in all"),
-        ("cps/voc/1-3", r"no published partition.*Did you mean cps/voc/1-"),
+        ("1-0", "ratio 1-0 is invalid"),
+        ("101", "101 labeled images are requested, but there are only 100"),
+        ("cps/voc/1-3", r"not a published partition.*Did you mean cps/voc/1-"),
         ("pseudoseg/voc/93", r"Did you mean pseudoseg/voc/9?"),
         ("nowhere.txt", r"nowhere.txt does not exist.*Published ones: cps/voc/1-2"),
-        ("2-8", "no ratio"),
-        ("", "no list file"),
+        ("2-8", "a ratio"),
+        ("", "or a list file"),
     ],
 )
-def test_a_spec_that_is_nothing_is_an_error_that_says_what_there_is(spec, message):
+def test_an_invalid_partition_lists_valid_ones(spec, message):
     with pytest.raises(ValueError, match=message):
         partition(spec, IDS)
 
@@ -265,19 +265,21 @@ def test_a_line_of_any_format_means_an_id(line, image, tmp_path):
         assert partition(str(tmp_path / "list.txt"), [*others, image]).labeled_ids == (image,)
 
 
-def test_two_files_name_both_sides_and_one_leaves_the_rest(tmp_path, caplog):
-    (tmp_path / "labeled.txt").write_bytes(b"\xef\xbb\xbfimg_003.png\r\n\r\nimg_001.png")  # BOM, CRLF, no last one
+def test_two_files_name_both_sides_one_leaves_the_rest(tmp_path, caplog):
+    (tmp_path / "labeled.txt").write_bytes(
+        b"\xef\xbb\xbfimg_003.png\r\n\r\nimg_001.png"
+    )  # BOM, CRLF, no final newline
     (tmp_path / "unlabeled.txt").write_text("img_001\nimg_007\nimg_007\nimg_009\n")
     with caplog.at_level(logging.WARNING, logger="cps_hf"):
         one = partition(str(tmp_path / "labeled.txt"), IDS)
     assert not caplog.records
     assert one.labeled_ids == ("img_003", "img_001") and len(one.unlabeled_ids) == 98
-    assert one.name == "labeled.txt", "not where it lies"
+    assert one.name == "labeled.txt", "without its folder"
     with caplog.at_level(logging.WARNING, logger="cps_hf"):
         both = partition(f"{tmp_path}/labeled.txt, {tmp_path}/unlabeled.txt", IDS)
     assert both.labeled_ids == ("img_003", "img_001") and both.unlabeled_ids == ("img_007", "img_009")
     assert both.name == "labeled.txt,unlabeled.txt"
-    assert "taken out of the unlabeled images: img_001." in caplog.text and "1 unlabeled lines repeat" in caplog.text
+    assert "removed from the unlabeled images: img_001." in caplog.text and "1 unlabeled lines repeat" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -285,14 +287,14 @@ def test_two_files_name_both_sides_and_one_leaves_the_rest(tmp_path, caplog):
     [
         (b"img_001\nimg_900.png\nimg_901.png\n", r"2 of 3 labeled images are not in the data set.*img_900, img_901"),
         (b"\r\n \n", "labels no image"),
-        (b"img_001\n../../img_002.png\n", r"line 2: '\.\./\.\./img_002\.png' is no image's id or path"),
+        (b"img_001\n../../img_002.png\n", r"line 2: '\.\./\.\./img_002\.png' is not an image id or path"),
         (b"img_001 ../labels/img_001.png\n", "line 1"),
         (b"///\n", "line 1"),
         (b"img_001\x00\n", "line 1"),
-        (b"\x89PNG\r\n\xff\xfe", "no list of images in UTF-8"),
+        (b"\x89PNG\r\n\xff\xfe", "not a list of images in UTF-8"),
     ],
 )
-def test_a_list_that_cannot_be_meant_is_an_error_that_names_file_and_line(content, message, tmp_path):
+def test_an_invalid_list_names_file_and_line(content, message, tmp_path):
     (tmp_path / "labeled.txt").write_bytes(content)
     with pytest.raises(ValueError, match=message) as error:
         partition(str(tmp_path / "labeled.txt"), IDS)
@@ -300,7 +302,7 @@ def test_a_list_that_cannot_be_meant_is_an_error_that_names_file_and_line(conten
 
 
 def test_listed_paths_are_never_opened(tmp_path):
-    """A named pipe without a writer blocks whoever opens it."""
+    """Opening a named pipe without a writer would block."""
     os.mkfifo(tmp_path / "img_001.png")
     (tmp_path / "labeled.txt").write_text(f"{tmp_path}/img_001.png\t{tmp_path}/img_001.png\n")
     assert partition(str(tmp_path / "labeled.txt"), IDS).labeled_ids == ("img_001",)

@@ -1,4 +1,4 @@
-"""Decoding: every mode to RGB bytes, an image always as a viewer shows it and its label with it, and errors that name
+"""Decoding: every mode becomes RGB bytes, images and labels are oriented as in a viewer, and errors name
 the file."""
 
 import io
@@ -46,25 +46,25 @@ def test_other_modes_become_rgb(mode):
 
 
 def test_alpha_is_dropped_and_not_blended():
-    rgba = np.concatenate([RGB, np.zeros((6, 9, 1), np.uint8)], 2)  # wholly transparent
+    rgba = np.concatenate([RGB, np.zeros((6, 9, 1), np.uint8)], 2)  # fully transparent
     assert np.array_equal(pixels(read_image(encoded(Image.fromarray(rgba)), name="x")), RGB)
 
 
-def test_sixteen_bits_are_scaled_and_not_cut_off():
+def test_sixteen_bits_are_scaled_and_not_clipped():
     grey = np.array([[0, 255, 256, 40000, 65535]], np.uint16)
     decoded = pixels(read_image(encoded(Image.fromarray(grey)), name="x"))
     assert decoded[0, :, 0].tolist() == [0, 0, 1, 156, 255] and np.array_equal(decoded[..., 0], decoded[..., 2])
 
 
 @pytest.mark.parametrize(("most", "expected"), [(255, [0, 200, 255]), (256, [0, 0, 1])])
-def test_one_value_above_255_makes_an_image_one_of_sixteen_bits(most, expected):
+def test_one_value_above_255_makes_an_image_sixteen_bit(most, expected):
     decoded = pixels(read_image(encoded(Image.fromarray(np.array([[0, 200, most]], np.uint16))), name="x"))
     assert decoded[0, :, 0].tolist() == expected
 
 
 def test_twelve_bits_of_jpeg_2000_are_scaled_and_do_not_wrap():
     values = np.arange(4096, dtype=np.uint16).reshape(64, 64)
-    # Written as 16 bits, lossless, and said to be 12 afterwards: decoders then add 2048 for the sign, and not 32768.
+    # Written as 16 bits, lossless, then declared as 12: decoders then add 2048 for the sign instead of 32768.
     data = bytearray(saved(Image.fromarray(values + np.uint16(32768 - 2048)), "JPEG2000", no_jp2=True))
     data[42] = 12 - 1
     decoded = pixels(read_image({"bytes": bytes(data), "path": None}, name="x"))
@@ -72,7 +72,7 @@ def test_twelve_bits_of_jpeg_2000_are_scaled_and_do_not_wrap():
 
 
 @pytest.mark.parametrize(("dtype", "format"), [(np.int32, "TIFF"), (np.uint16, "TIFF"), (np.uint16, "PNG")])
-def test_eight_bits_in_a_wider_image_are_what_they_are(dtype, format):
+def test_eight_bits_in_a_wider_image_are_unchanged(dtype, format):
     decoded = pixels(read_image(encoded(Image.fromarray(RGB[..., 0].astype(dtype)), format), name="x"))
     assert np.array_equal(decoded, np.stack([RGB[..., 0]] * 3, 2))
     beyond = np.array([[200, 256, 65535]], dtype)
@@ -95,7 +95,7 @@ def jpeg_with_orientation(array, orientation):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_an_image_without_label_is_turned_as_a_viewer_turns_it(orientation):
+def test_an_unlabeled_image_is_rotated_as_in_a_viewer(orientation):
     smooth = np.asarray(Image.fromarray(RGB[:2, :3]).resize((24, 16), Image.BICUBIC))
     value = jpeg_with_orientation(smooth, orientation)
     decoded = pixels(read_image(value, name="x")).astype(int)
@@ -104,21 +104,21 @@ def test_an_image_without_label_is_turned_as_a_viewer_turns_it(orientation):
 
 
 def halves(shape):
-    """Red above and blue below, and a label that says so: (image (H, W, 3), label (H, W)), as a viewer shows them."""
+    """Red above, blue below, and a matching label: (image (H, W, 3), label (H, W)), as displayed."""
     label = np.zeros(shape, np.uint8)
-    label[: shape[0] // 2, : shape[1] // 3] = 1  # a corner: no turn leaves it where it is
+    label[: shape[0] // 2, : shape[1] // 3] = 1  # a corner: every rotation moves it
     return np.array([(20, 20, 220), (220, 20, 20)], np.uint8)[label], label
 
 
 def fits(image, label):
-    """The share of pixels whose colour is that of their label."""
+    """The share of pixels whose colour matches their label."""
     return float(((pixels(image)[..., 0] > 120) == (label.numpy() == 1)).mean())
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "TIFF", "WEBP"])
 @pytest.mark.parametrize("shape", [(32, 48), (40, 40)])
-def test_an_image_is_turned_as_its_exif_says_and_a_label_as_drawn_fits_it(format, orientation, shape):
+def test_an_exif_rotated_image_fits_its_drawn_label(format, orientation, shape):
     image, label = halves(shape)
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -131,7 +131,7 @@ def test_an_image_is_turned_as_its_exif_says_and_a_label_as_drawn_fits_it(format
 
 @pytest.mark.parametrize("orientation", [5, 6, 7, 8])
 @pytest.mark.parametrize("format", ["JPEG", "TIFF"])
-def test_a_label_of_the_stored_size_turns_with_its_image(format, orientation):
+def test_a_label_of_the_stored_size_rotates_with_its_image(format, orientation):
     image, label = halves((32, 48))
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -143,13 +143,11 @@ def test_a_label_of_the_stored_size_turns_with_its_image(format, orientation):
 
 @pytest.mark.parametrize("orientation", range(2, 9))
 @pytest.mark.parametrize("label_is", ["tagged as its image", "tagged, and drawn upright"])
-def test_a_label_with_an_orientation_of_its_own_is_turned_by_it_unless_only_its_stored_size_fits(
-    orientation, label_is
-):
+def test_a_label_with_its_own_orientation_is_rotated_if_it_fits(orientation, label_is):
     image, label = halves((32, 48))
     tag = png_exif(orientation)
     stored = {"bytes": png(as_stored(image, orientation), before=tag), "path": None}
-    copied = label_is == "tagged as its image"  # a tool that copies metadata
+    copied = label_is == "tagged as its image"  # from a tool that copies metadata
     drawn = as_stored(label, orientation) if copied else label
     row = {"id": "a", "image": stored, "label": {"bytes": png(drawn, before=tag), "path": None}}
     sample = read_sample(row, None, with_label=True)
@@ -170,9 +168,9 @@ def test_a_label_with_an_orientation_of_its_own_is_turned_by_it_unless_only_its_
     ],
 )
 @pytest.mark.parametrize("whole", [True, False])
-def test_what_sizes_cannot_tell_is_said(orientation, shape, label_is, said, whole):
+def test_ambiguous_sizes_are_reported(orientation, shape, label_is, said, whole):
     image, label = halves(shape)
-    for after in (False, True):  # behind the pixels too
+    for after in (False, True):  # also after the pixels
         place = {"after" if after else "before": png_exif(orientation)}
         stored = {"bytes": png(as_stored(image, orientation), **place), "path": None}
         drawn = label if label_is == "drawn" else as_stored(label, orientation)
@@ -184,7 +182,7 @@ def test_what_sizes_cannot_tell_is_said(orientation, shape, label_is, said, whol
 
 @pytest.mark.parametrize("factor", [1 / 4, 1 / 3, 2])
 @pytest.mark.parametrize("orientation", [1, 6])
-def test_a_label_of_the_same_aspect_is_resized_where_its_coding_says_so(factor, orientation):
+def test_a_label_of_the_same_aspect_is_resized_if_allowed(factor, orientation):
     image, label = halves((120, 180))
     small = np.asarray(Image.fromarray(label).resize((round(180 * factor), round(120 * factor)), Image.NEAREST))
     stored = {"bytes": png(as_stored(image, orientation), before=png_exif(orientation)), "path": None}
@@ -199,7 +197,7 @@ def test_a_label_of_the_same_aspect_is_resized_where_its_coding_says_so(factor, 
             read_sample(row, LabelEncoding(("ground", "corner")), with_label=True)
 
 
-def test_a_resized_label_holds_no_class_between_two_others():
+def test_a_resized_label_has_no_interpolated_class():
     small = np.random.default_rng(0).choice(np.array([0, 2, 255], np.uint8), (6, 9))
     row = {"id": "a", "image": encoded(Image.new("RGB", (18, 12))), "label": encoded(Image.fromarray(small))}
     _, label = read_sample(row, LabelEncoding(("a", "b", "c"), resize_masks=True), with_label=True)
@@ -214,10 +212,12 @@ def test_a_label_of_another_aspect_stays_an_error():
             read_sample(row, encoding, with_label=True)
 
 
-def test_values_that_no_class_id_can_be_are_refused_with_what_to_type():
+def test_invalid_values_are_an_error_with_a_suggested_option():
     label = np.full((8, 8), 300, np.uint16)
     row = {"id": "a", "image": encoded(Image.new("RGB", (8, 8))), "label": encoded(Image.fromarray(label))}
-    said = r"holds values from 300 to 300; expected class ids 0 to 254.*`--load_options '{\"values\": {\"0\": 0, \"300"
+    said = (
+        r"contains values from 300 to 300; expected class ids 0 to 254.*`--load_options '{\"values\": {\"0\": 0, \"300"
+    )
     with pytest.raises(ValueError, match=said):
         read_sample(row, None, with_label=True)
 
@@ -231,15 +231,15 @@ def test_values_that_no_class_id_can_be_are_refused_with_what_to_type():
         ((165, 250), (667, 1000), False),
         ((90, 180), (120, 180), False),
         ((100, 100), (101, 100), True),
-        ((1, 1), (600, 400), True),  # as good as any
+        ((1, 1), (600, 400), True),  # matches anything
     ],
 )
-def test_one_factor_to_a_pixel_is_the_same_aspect(shape, size, same):
+def test_aspects_are_equal_up_to_a_pixel(shape, size, same):
     assert same_aspect(shape, size) == same
 
 
 def exif_block(kind, count, value):
-    """A TIFF header and one tag, the orientation, typed by hand."""
+    """A handwritten TIFF header with one tag, the orientation."""
     return b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<HHHI4sI", 1, 0x0112, kind, count, value, 0)
 
 
@@ -254,17 +254,17 @@ def exif_block(kind, count, value):
     ids=["6", "text", "99", "garbage"],
 )
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_metadata_that_make_no_sense_turn_nothing_and_stop_nothing(exif, turned):
+def test_invalid_metadata_is_ignored(exif, turned):
     value = encoded(Image.fromarray(RGB), "JPEG", exif=exif)
     label = encoded(Image.fromarray(np.zeros((6, 9), np.uint8)))
     assert tuple(read_image(value, name="x").shape) == ((3, 9, 6) if turned else (3, 6, 9))
     row = {"id": "a", "image": value, "label": label}
-    image, label = read_sample(row, None, with_label=True)  # a label of the stored size turns with it
+    image, label = read_sample(row, None, with_label=True)  # a label of the stored size is rotated with it
     assert tuple(image.shape) == ((3, 9, 6) if turned else (3, 6, 9)) and image.shape[1:] == label.shape
 
 
 @pytest.mark.parametrize("place", ["after a long comment", "at the end"])
-def test_the_rotation_of_a_png_counts_wherever_it_stands(place):
+def test_the_rotation_of_a_png_is_found_anywhere(place):
     png = encoded(Image.fromarray(RGB))["bytes"]
     exif = chunk(b"eXIf", exif_block(3, 1, b"\x06\0\0\0")[6:])
     comment = chunk(b"tEXt", b"Comment\0" + b"x" * 9000)
@@ -276,7 +276,7 @@ def test_the_rotation_of_a_png_counts_wherever_it_stands(place):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("own", [2, 3, 4])
-def test_a_label_across_its_image_that_says_half_a_turn_is_refused_and_not_stretched(orientation, own):
+def test_a_label_rotated_by_90_degrees_is_an_error(orientation, own):
     image, label = halves((32, 48))
     across = png(np.ascontiguousarray(label.T), before=png_exif(own))
     stored = png(as_stored(image, orientation), before=png_exif(orientation))
@@ -285,7 +285,7 @@ def test_a_label_across_its_image_that_says_half_a_turn_is_refused_and_not_stret
         read_sample(row, None, with_label=True)
 
 
-def test_image_and_label_of_different_size_are_refused_with_both_sizes():
+def test_image_and_label_of_different_sizes_are_an_error():
     label = encoded(Image.fromarray(np.zeros((9, 6), np.uint8)))
     with pytest.raises(ValueError, match=r"'a' is 6 x 9 .* label 'a' is 9 x 6\. Each pixel needs a label"):
         read_sample({"id": "a", "image": encoded(Image.fromarray(RGB)), "label": label}, None, with_label=True)
@@ -310,8 +310,8 @@ def test_a_broken_file_is_named(tmp_path, format, damage, what):
 
 
 @pytest.mark.parametrize("what", ["image", "label"])
-def test_a_png_with_any_wrong_bit_is_an_error_and_never_wrong_pixels(what):
-    """Smooth content: PIL alone decodes about one in seven of these without a word."""
+def test_a_png_with_any_wrong_bit_is_an_error(what):
+    """Smooth content: PIL alone silently decodes about one in seven of these."""
     smooth = (np.indices((60, 80)).sum(0) % 256).astype(np.uint8)
     whole = encoded(Image.fromarray(np.stack([smooth] * 3, 2) if what == "image" else smooth))["bytes"]
     read = read_image if what == "image" else lambda value, name: read_label(value, None, name=name)
@@ -321,11 +321,11 @@ def test_a_png_with_any_wrong_bit_is_an_error_and_never_wrong_pixels(what):
         with pytest.raises(ValueError, match=f"Cannot decode 'a7': {what} of {len(whole)} bytes"):
             read({"bytes": bytes(data), "path": None}, name="'a7'")
     for missing in (1, 12, 13, 30):
-        with pytest.raises(ValueError, match="Cannot decode 'a7': .*breaks off"):
+        with pytest.raises(ValueError, match="Cannot decode 'a7': .*is truncated"):
             read({"bytes": whole[:-missing], "path": None}, name="'a7'")
 
 
-def test_a_text_made_to_exhaust_memory_is_refused_with_the_name():
+def test_a_memory_exhausting_text_chunk_is_rejected_by_name():
     png = encoded(Image.fromarray(RGB))["bytes"]
     text = chunk(b"zTXt", b"Comment\0\0" + zlib.compress(b"x" * (2 << 20)))
     with pytest.raises(ValueError, match=r"Cannot decode 'a7': .*too large"):
@@ -334,22 +334,22 @@ def test_a_text_made_to_exhaust_memory_is_refused_with_the_name():
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("mode", ["RGB", "L", "P"])
-def test_a_file_made_to_exhaust_memory_is_refused(monkeypatch, mode):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)  # PIL refuses beyond twice as many
+def test_a_memory_exhausting_file_is_rejected(monkeypatch, mode):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)  # PIL raises beyond twice as many
     value, image = encoded(Image.fromarray(RGB).convert(mode)), Image.fromarray(RGB).convert(mode)
     for read in (lambda v: read_image(v, name="x"), lambda v: read_label(v, None, name="x")):
         with pytest.raises(ValueError, match="has 54 pixels, more than the limit of 40.*`CPS_HF_MAX_IMAGE_PIXELS=54`"):
             read(value)
         with pytest.raises(ValueError, match="has 6 x 9 pixels, more than the limit of 40"):
             read(image)
-    monkeypatch.setenv("CPS_HF_MAX_IMAGE_PIXELS", "54")  # as the error says
+    monkeypatch.setenv("CPS_HF_MAX_IMAGE_PIXELS", "54")  # as the error suggests
     assert tuple(read_image(value, name="x").shape) == (3, 6, 9)
     monkeypatch.setenv("CPS_HF_MAX_IMAGE_PIXELS", "54 million")
     with pytest.raises(ValueError, match="`CPS_HF_MAX_IMAGE_PIXELS` must be a number of pixels, got '54 million'"):
         read_image(value, name="x")
 
 
-def test_an_image_that_pil_only_warns_of_is_read(monkeypatch):
+def test_an_image_that_only_triggers_a_pil_warning_is_read(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 30)
     with pytest.warns(Image.DecompressionBombWarning):
         assert tuple(read_image(encoded(Image.fromarray(RGB)), name="x").shape) == (3, 6, 9)
@@ -359,7 +359,7 @@ def test_one_pixel_is_an_image():
     assert read_image(encoded(Image.new("RGB", (1, 1), (1, 2, 3))), name="x").flatten().tolist() == [1, 2, 3]
 
 
-def test_a_row_without_a_label_says_so():
+def test_a_row_without_a_label_is_an_error():
     with pytest.raises(ValueError, match="'a' has no label"):
         read_sample({"id": "a", "image": encoded(Image.fromarray(RGB)), "label": None}, None, with_label=True)
 
@@ -370,7 +370,7 @@ def test_a_row_without_an_image_is_an_error(value):
         read_image(value, name="'a'")
 
 
-def test_labels_that_no_encoding_explains_must_fit_into_bytes():
+def test_labels_without_encoding_must_fit_into_bytes():
     value = encoded(Image.fromarray(np.array([[3, 300]], np.uint16)))
     with pytest.raises(ValueError, match="values from 3 to 300"):
         read_label(value, None, name="x")

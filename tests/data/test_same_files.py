@@ -1,4 +1,4 @@
-"""A file is known by what it is: links and copies of the same name are the same image, neighbours are not."""
+"""Files are compared by identity: links and copies with the same name are the same image, others are not."""
 
 import os
 import shutil

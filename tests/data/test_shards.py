@@ -1,4 +1,4 @@
-"""Shards hold the files' own bytes, read back with their class names, and an interrupted call goes on."""
+"""Shards contain the files' bytes, are read back with class names, and an interrupted call resumes."""
 
 from types import SimpleNamespace
 
@@ -18,7 +18,7 @@ from cps_hf.data.streams import undecoded
 SIZES = [(20, 31), (33, 18), (25, 25), (12, 40), (31, 20)]
 
 
-def test_shards_hold_the_very_bytes_of_the_files(tmp_path):
+def test_shards_contain_the_exact_bytes_of_the_files(tmp_path):
     dataset = write_world(tmp_path / "w", SIZES)
     shards, written = write_shards(dataset, tmp_path / "shards", rows_per_shard=2, progress=False)
     assert [s.name for s in shards] == [f"train-0000{i}-of-00003.parquet" for i in range(3)] and written == 3
@@ -31,7 +31,7 @@ def test_shards_hold_the_very_bytes_of_the_files(tmp_path):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_they_read_back_to_the_same_pixels_and_names(tmp_path, streaming):
+def test_shards_read_back_to_the_same_pixels_and_names(tmp_path, streaming):
     dataset = write_world(tmp_path / "w", SIZES)
     write_shards(dataset, tmp_path / "shards", rows_per_shard=2, progress=False)
     for path in (tmp_path / "w").iterdir():
@@ -45,8 +45,8 @@ def test_they_read_back_to_the_same_pixels_and_names(tmp_path, streaming):
             assert torch.equal(a, b)
 
 
-def test_splits_side_by_side_are_kept_apart(tmp_path):
-    """`load_dataset` alone would take all but "val" for parts of "train", and not know the others."""
+def test_splits_in_one_folder_stay_separate(tmp_path):
+    """`load_dataset` alone would treat all but "val" as parts of "train"."""
     counts = {"train": 3, "train_extra": 4, "train_aug": 2, "trainval": 1, "val": 2}
     for split, count in counts.items():
         dataset = write_world(tmp_path / split, SIZES[:count])
@@ -60,19 +60,19 @@ def test_splits_side_by_side_are_kept_apart(tmp_path):
         load_hub(tmp_path / "s", "test")
 
 
-def test_a_part_of_the_shards_is_not_taken_for_all(tmp_path):
+def test_incomplete_shards_are_an_error(tmp_path):
     dataset = write_world(tmp_path / "w", SIZES)
     shards, _ = write_shards(dataset, tmp_path / "s", rows_per_shard=2, progress=False)
     shards[1].rename(tmp_path / "aside.parquet")
     with pytest.raises(ValueError, match=r"lacks 1 of 3 shards of 'train': 1\."):
         load_hub(tmp_path / "s")
     (tmp_path / "aside.parquet").rename(shards[1].with_name("train-00000-of-00001.parquet"))
-    with pytest.raises(ValueError, match="'train' cut into 1 and into 3 shards"):
+    with pytest.raises(ValueError, match="'train' both in 1 and in 3 shards"):
         load_hub(tmp_path / "s")
 
 
-def test_a_mended_file_is_written_as_it_now_is(tmp_path):
-    """Also where the data set came through `datasets`' cache, which must not give the earlier bytes again."""
+def test_a_fixed_file_is_written_with_its_new_content(tmp_path):
+    """Even with a data set from the cache of `datasets`, which must not return the old bytes."""
     folder = tmp_path / "set" / "train"
     write_world(folder, SIZES[:2])
     (folder / "metadata.jsonl").write_text('{"file_name": "0.png", "label_file_name": "0_label.png"}\n')
@@ -84,7 +84,7 @@ def test_a_mended_file_is_written_as_it_now_is(tmp_path):
     assert pq.read_table(shard).to_pylist()[0]["image"]["bytes"] == (folder / "1.png").read_bytes()
 
 
-def test_an_interrupted_call_goes_on_and_writes_nothing_twice(tmp_path):
+def test_an_interrupted_call_resumes_and_writes_nothing_twice(tmp_path):
     dataset = write_world(tmp_path / "w", SIZES)
 
     def stop(path, rows):
@@ -100,7 +100,7 @@ def test_an_interrupted_call_goes_on_and_writes_nothing_twice(tmp_path):
     assert len(load_hub(tmp_path / "s")) == 5
 
 
-def test_a_shard_that_broke_off_is_no_shard(tmp_path, monkeypatch):
+def test_a_truncated_shard_does_not_count(tmp_path, monkeypatch):
     dataset = write_world(tmp_path / "w", SIZES)
     (tmp_path / "w" / "3.png").unlink()
     with pytest.raises((FileNotFoundError, OSError)):
@@ -109,23 +109,23 @@ def test_a_shard_that_broke_off_is_no_shard(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("damage", ["cut", "rows"])
-def test_a_damaged_shard_is_written_anew_and_said(tmp_path, caplog, damage):
+def test_a_damaged_shard_is_rewritten_with_a_warning(tmp_path, caplog, damage):
     dataset = write_world(tmp_path / "w", SIZES)
     shards, _ = write_shards(dataset, tmp_path / "s", rows_per_shard=2, progress=False)
     whole = shards[0].read_bytes()
     shards[0].write_bytes(whole[:100] if damage == "cut" else shards[2].read_bytes())
     _, written = write_shards(dataset, tmp_path / "s", rows_per_shard=2, progress=False)
     assert written == 1 and shards[0].read_bytes() == whole
-    assert "train-00000-of-00003.parquet is damaged" in caplog.text and "written anew" in caplog.text
+    assert "train-00000-of-00003.parquet is damaged" in caplog.text and "writing it again" in caplog.text
 
 
-def test_shards_of_something_else_are_never_mixed(tmp_path):
+def test_shards_of_other_data_are_never_mixed(tmp_path):
     write_shards(write_world(tmp_path / "w", SIZES), tmp_path / "s", rows_per_shard=2, progress=False)
     with pytest.raises(ValueError, match="shards of another 'train': rows is 5 there and 4 here"):
         write_shards(write_world(tmp_path / "v", SIZES[:4]), tmp_path / "s", rows_per_shard=2, progress=False)
     write_shards(write_world(tmp_path / "v", SIZES[:4]), tmp_path / "s", split="val", progress=False)
     (tmp_path / "s" / "manifest-train.json").unlink()
-    with pytest.raises(ValueError, match="not written by this"):
+    with pytest.raises(ValueError, match="files of another program"):
         write_shards(write_world(tmp_path / "w", SIZES), tmp_path / "s", rows_per_shard=2, progress=False)
     with pytest.raises(ValueError, match=r"letters, digits and underscores, got 'train\[:2\]'"):
         write_shards(write_world(tmp_path / "w", SIZES), tmp_path / "t", split="train[:2]")
@@ -134,7 +134,7 @@ def test_shards_of_something_else_are_never_mixed(tmp_path):
 
 
 class FakeHub:
-    """Knows one public and one private repository; keeps what `push_to_hub` was asked for."""
+    """Has one public and one private repository; records the arguments of `push_to_hub`."""
 
     def __init__(self, monkeypatch):
         self.pushed = []
@@ -150,8 +150,8 @@ class FakeHub:
         return SimpleNamespace(private=repo_id == "me/private")
 
 
-def test_what_is_to_be_private_never_goes_into_a_public_repository(tmp_path, monkeypatch):
-    """`push_to_hub(private=True)` alone writes into a public one, if it is there."""
+def test_private_data_never_goes_into_a_public_repository(tmp_path, monkeypatch):
+    """`push_to_hub(private=True)` alone writes to an existing public repository."""
     hub, dataset = FakeHub(monkeypatch), write_world(tmp_path / "w", SIZES[:1])
     with pytest.raises(ValueError, match="me/public exists and is public"):
         push_shards(dataset, "me/public", split="train")

@@ -1,4 +1,4 @@
-"""The streams: the same samples for any number of workers and processes, resumed exactly, never peeking at labels."""
+"""The streams: the same samples for any number of workers and processes, exact resuming, no hidden labels read."""
 
 import itertools
 import re
@@ -60,7 +60,7 @@ def same(a, b):
 
 
 @pytest.mark.parametrize("kind", ["map", "stream"])
-def test_rows_that_come_over_the_network_are_read_by_a_thread_of_their_own(sets, kind):
+def test_streamed_rows_are_read_by_a_separate_thread(sets, kind):
     one, threads = stream(sets[kind]), set()
     plans = one.plans
 
@@ -86,7 +86,7 @@ def test_nothing_depends_on_the_number_of_workers(sets, kind, views, workers):
 @pytest.mark.parametrize("kind", ["map", "stream"])
 @pytest.mark.parametrize("world", [2, 4])
 def test_processes_share_one_global_order(sets, kind, world):
-    """Batches of 4 on one process are the 4 / world of each process, joined: same ids, crops and masks."""
+    """Batches of 4 on one process are the 4 / world of each process, combined: same ids, crops and masks."""
     alone = take(stream(sets[kind], batch=4), 6)
     parts = [take(stream(sets[kind], batch=4 // world, rank=r, num_processes=world), 6) for r in range(world)]
     for whole, *pieces in zip(alone, *parts, strict=True):
@@ -97,7 +97,7 @@ def test_processes_share_one_global_order(sets, kind, world):
 
 @pytest.mark.parametrize("kind", ["map", "stream"])
 @pytest.mark.parametrize("start", [3, 6, 7, 12, 27])
-def test_a_stream_that_is_resumed_continues_with_the_very_next_sample(sets, kind, start):
+def test_a_resumed_stream_continues_with_the_next_sample(sets, kind, start):
     whole = stream(sets[kind], batch=1)
     unbroken = take(whole, 34)
     length = len(SIZES) if kind == "map" or start >= len(SIZES) else None
@@ -105,14 +105,14 @@ def test_a_stream_that_is_resumed_continues_with_the_very_next_sample(sets, kind
     same(take(resumed, 34 - start), unbroken[start:])
 
 
-def test_each_pass_holds_every_sample_once_in_a_fresh_order(sets):
+def test_each_pass_has_every_sample_once_in_a_new_order(sets):
     for kind in ("map", "stream"):
         ids = [i for batch in take(stream(sets[kind], batch=7), 4) for i in batch["ids"]]
         passes = [ids[i : i + 7] for i in range(0, 28, 7)]
         assert all(len(set(p)) == 7 for p in passes) and len({tuple(p) for p in passes}) == 4
 
 
-def test_a_sample_is_cropped_anew_in_each_pass(sets):
+def test_a_sample_gets_a_new_crop_in_each_pass(sets):
     batches = take(stream(sets["map"], batch=1), 14)
     by_id = {}
     for batch in batches:
@@ -122,7 +122,7 @@ def test_a_sample_is_cropped_anew_in_each_pass(sets):
 
 @pytest.mark.parametrize("kind", ["map", "stream"])
 @pytest.mark.parametrize("batch", [1, 3])
-def test_an_odd_batch_brings_its_partners_along(sets, kind, batch):
+def test_an_odd_batch_includes_its_partners(sets, kind, batch):
     """The partner of position p is p ^ 1, exactly as it looks in its own batch."""
     weak = torch.cat([b["weak"] for b in take(stream(sets[kind], batch=1), 20)])
     valid = torch.cat([b["valid"] for b in take(stream(sets[kind], batch=1), 20)])
@@ -132,18 +132,18 @@ def test_an_odd_batch_brings_its_partners_along(sets, kind, batch):
     assert torch.equal(torch.cat([b["partner_valid"] for b in odd]), valid[positions])
 
 
-def test_an_even_batch_or_a_stream_without_cutmix_brings_none(sets):
+def test_an_even_batch_or_no_cutmix_includes_no_partners(sets):
     assert "partner_weak" not in take(stream(sets["map"], batch=2), 1)[0]
     assert "partner_weak" not in take(stream(sets["map"], batch=3, views=("weak",)), 1)[0]
 
 
-def test_samples_leave_the_workers_as_bytes(sets):
+def test_samples_leave_the_workers_as_uint8(sets):
     (labeled,) = take(stream(sets["map"], views=None, num_workers=1), 1)
     assert labeled["pixel_values"].dtype == labeled["labels"].dtype == torch.uint8
     assert labeled["pixel_values"].shape == (3, 3, 24, 32) and labeled["valid"].dtype == torch.bool
 
 
-def test_the_global_generator_is_left_alone(sets):
+def test_the_global_generator_is_unchanged(sets):
     torch.manual_seed(0)
     before = torch.random.get_rng_state()
     take(stream(sets["map"]), 3)
@@ -155,7 +155,7 @@ def test_the_unlabeled_stream_never_opens_a_label(tmp_path):
     dataset = write_world(tmp_path / "w", SIZES)
     for path in (tmp_path / "w").glob("*_label.png"):
         path.write_bytes(b"unreadable")
-    batches = take(stream(dataset), 5)  # the label column is there, and is not looked at
+    batches = take(stream(dataset), 5)  # the label column exists but is not read
     assert "labels" not in batches[0]
     with pytest.raises(ValueError, match=r"Cannot decode 'w-\d' .*_label.png"):
         take(stream(dataset, views=None), 1)
@@ -176,7 +176,7 @@ def test_a_bad_sample_is_an_error_that_names_its_file(tmp_path, workers):
         take(stream(dataset, num_workers=workers), 7)
 
 
-def test_a_skipped_sample_is_replaced_by_one_that_depends_on_its_position_alone(tmp_path):
+def test_a_replacement_depends_only_on_the_position(tmp_path):
     dataset = broken_world(tmp_path, [4])
     runs = [
         take(stream(dataset, skip_bad_samples=True, batch=b, num_workers=w, max_bad_sample_share=1.0), 42 // b)
@@ -187,9 +187,9 @@ def test_a_skipped_sample_is_replaced_by_one_that_depends_on_its_position_alone(
     bad = [entry for batch in runs[0] for entry in batch["bad_samples"]]
     assert [entry["id"] for entry in bad] == ["w-4", "w-4"] and len({entry["position"] for entry in bad}) == 2
     assert "4.png" in bad[0]["error"] and bad[0]["attempt"] == 0
-    assert len({ids[0][entry["position"]] for entry in bad}) == 2  # each has a replacement of its own
+    assert len({ids[0][entry["position"]] for entry in bad}) == 2  # each has its own replacement
     healthy = [i for batch in take(stream(write_world(tmp_path / "h", SIZES * 3)), 14) for i in batch["ids"]]
-    assert sum(a[2:] != b[2:] for a, b in zip(ids[0], healthy, strict=True)) == 2  # the others stand where they stood
+    assert sum(a[2:] != b[2:] for a, b in zip(ids[0], healthy, strict=True)) == 2  # the others are unchanged
 
 
 def test_a_streamed_set_replaces_bad_samples_too(tmp_path):
@@ -215,17 +215,17 @@ def test_a_label_outside_the_classes_is_named_on_every_read(tmp_path):
     label = np.zeros(SIZES[2], np.uint8)
     label[3, :7] = 9
     Image.fromarray(label).save(tmp_path / "w" / "2_label.png")
-    with pytest.raises(ValueError, match=r"'w-2' holds the values 9 \(7 pixels\), but the models have 3 classes"):
+    with pytest.raises(ValueError, match=r"'w-2' contains the values 9 \(7 pixels\), but the models have 3 classes"):
         take(stream(dataset, views=None, num_labels=3), 3)
     with pytest.raises(
-        ValueError, match=r"'w-2' holds the values 9 \(7 pixels\).*`--load_options '.\"reduce_labels\": true"
+        ValueError, match=r"'w-2' contains the values 9 \(7 pixels\).*`--load_options '.\"reduce_labels\": true"
     ):
         list(EvaluationStream(dataset, num_labels=3))
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 @pytest.mark.parametrize("kind", ["map", "stream"])
-def test_evaluation_sees_every_image_once_over_all_processes(sets, kind, world):
+def test_evaluation_reads_every_image_once_over_all_processes(sets, kind, world):
     seen = [
         (sample["id"], tuple(sample["image"].shape[1:]), tuple(sample["label"].shape))
         for rank in range(world)
@@ -235,7 +235,7 @@ def test_evaluation_sees_every_image_once_over_all_processes(sets, kind, world):
     assert sorted(seen) == [(f"world-{i}", size, size) for i, size in enumerate(SIZES)]
 
 
-def test_evaluation_without_labels_and_of_nothing(sets):
+def test_evaluation_without_labels_and_without_images(sets):
     (batch, *_) = EvaluationStream(sets["unlabeled"], with_label=False)
     assert set(batch[0]) == {"image", "id"}
     with pytest.raises(ValueError, match="`eval_dataset` is empty"):
@@ -243,21 +243,21 @@ def test_evaluation_without_labels_and_of_nothing(sets):
     nothing = sets["stream"].filter(lambda row: False)
     with pytest.raises(ValueError, match="`eval_dataset` is empty"):
         list(EvaluationStream(nothing))
-    few = EvaluationStream(sets["stream"].take(1), rank=1, num_processes=2)  # another process has the one there is
+    few = EvaluationStream(sets["stream"].take(1), rank=1, num_processes=2)  # the only one belongs to another process
     assert list(few) == []
 
 
 def test_rows_without_ids_are_numbered(sets):
     ids = [i for b in take(stream(sets["map"].remove_columns("id"), batch=7), 1) for i in b["ids"]]
     assert sorted(ids) == [str(i) for i in range(7)]
-    # Streamed rows that are then shuffled would be numbered anew in each shard: they go by their file, or by nothing.
+    # Streamed rows are not numbered, as shuffling would renumber them in each shard: they are named by file or not.
     (batch,) = take(stream(sets["stream"].remove_columns("id"), batch=7), 1)
     assert batch["ids"] == ["a row without an id"] * 7
     (batch,) = take(stream(sets["map"].remove_columns("id").to_iterable_dataset(), batch=7), 1)
     assert sorted(name[-5:] for name in batch["ids"]) == [f"{i}.png" for i in range(7)]
 
 
-def test_a_streamed_row_without_id_and_image_is_a_bad_sample_like_others(sets):
+def test_a_streamed_row_without_id_and_image_is_a_bad_sample(sets):
     rows = [{"image": None}, *({"image": row["image"]} for row in sets["map"])]
     features = Features({"image": Image()})
     dataset = Dataset.from_list(rows, features=features).to_iterable_dataset()
@@ -269,7 +269,7 @@ def test_a_streamed_row_without_id_and_image_is_a_bad_sample_like_others(sets):
 
 
 @pytest.mark.parametrize("kind", ["map", "stream"])
-def test_an_odd_batch_brings_the_partners_of_every_view_along(sets, kind):
+def test_an_odd_batch_includes_the_partners_of_every_view(sets, kind):
     views = ("weak", "strong", "strong_2", "cutmix_mask")
     single = take(stream(sets[kind], batch=1, views=views), 20)
     odd = take(stream(sets[kind], batch=3, views=views), 6)
@@ -279,17 +279,17 @@ def test_an_odd_batch_brings_the_partners_of_every_view_along(sets, kind):
         assert torch.equal(torch.cat([b[f"partner_{view}"] for b in odd]), alone[positions])
 
 
-def test_a_second_crop_is_of_the_same_image_at_another_place(sets):
+def test_a_second_crop_is_another_part_of_the_same_image(sets):
     for batch in take(stream(sets["map"], batch=2, views=("weak", "second_crop", "cutmix_mask")), 4):
         assert batch["second_crop"].shape == batch["weak"].shape and batch["second_valid"].dtype == torch.bool
         assert not torch.equal(batch["second_crop"], batch["weak"])
-    # The other views stay as they are without it.
+    # The other views are the same without it.
     plain = take(stream(sets["map"], batch=2, views=("weak",)), 1)[0]
     both = take(stream(sets["map"], batch=2, views=("weak", "second_crop")), 1)[0]
     assert torch.equal(plain["weak"], both["weak"])
 
 
-def test_masks_are_drawn_as_the_objective_says(sets):
+def test_masks_are_drawn_with_the_objectives_options(sets):
     never = take(stream(sets["map"], batch=2, cutmix_masks={"boxes": 1, "probability": 0.0}), 8)
     assert not any(batch["cutmix_mask"].any() for batch in never)
     small = take(stream(sets["map"], batch=2, cutmix_masks={"boxes": 1, "area": (0.05, 0.06)}), 8)
@@ -299,7 +299,7 @@ def test_masks_are_drawn_as_the_objective_says(sets):
 
 @pytest.mark.parametrize("kind", ["map", "stream"])
 @pytest.mark.parametrize("buffer", [4, 100])
-def test_without_reshuffling_each_pass_has_the_first_ones_order_and_fresh_crops(sets, kind, buffer):
+def test_without_reshuffling_order_repeats_but_crops_vary(sets, kind, buffer):
     options = {"batch": 1, "shuffle_buffer_size": buffer}
     batches = take(stream(sets[kind], reshuffle=False, **options), 21)
     ids = [batch["ids"][0] for batch in batches]
@@ -311,26 +311,26 @@ def test_without_reshuffling_each_pass_has_the_first_ones_order_and_fresh_crops(
     same(resumed, batches[10:15])
 
 
-def test_a_class_that_no_one_named_says_where_to_name_it():
+def test_an_unnamed_class_error_suggests_where_to_name_it():
     label = torch.tensor([[0, 1, 255], [3, 3, 2]])
     check_label_range(label, 4, "a")
-    said = r"'a' holds the values 2 \(1 pixels\), 3 \(2 pixels\).*`classes.json`.* for each of 0 to 3,"
+    said = r"'a' contains the values 2 \(1 pixels\), 3 \(2 pixels\).*`classes.json`.* for each of 0 to 3,"
     with pytest.raises(ValueError, match=said):
         check_label_range(label, 2, "a")
 
 
-def test_the_advice_for_a_mapped_stream_keeps_how_its_labels_are_coded(sets):
+def test_the_advice_for_a_mapped_stream_keeps_the_coding(sets):
     coding = LabelEncoding(("bar", "disc", "ground"), values={0: 2, 1: 1, 2: 0, 255: 255})
     loaded = sets["map"].cast_column("label", coding.to_feature())
     wanted = [sample["label"] for [sample] in EvaluationStream(loaded)]
     stream = loaded.to_iterable_dataset()
     with pytest.raises(ValueError, match=r"`stream.map\(..., features=stream.features\)`"):
         EvaluationStream(stream.map(dict))
-    mapped = stream.map(dict, features=stream.features)  # as it says
+    mapped = stream.map(dict, features=stream.features)  # as the message suggests
     assert all(torch.equal(a, b["label"]) for a, [b] in zip(wanted, EvaluationStream(mapped), strict=True))
 
 
-def test_the_advice_for_a_column_of_another_name_keeps_how_its_labels_are_coded(sets):
+def test_the_advice_for_a_renamed_column_keeps_the_coding(sets):
     coding = LabelEncoding(("bar", "disc", "ground"), values={0: 2, 1: 1, 2: 0, 255: 255})
     loaded = sets["map"].cast_column("label", coding.to_feature())
     wanted = [sample["label"] for [sample] in EvaluationStream(loaded)]

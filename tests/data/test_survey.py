@@ -1,4 +1,4 @@
-"""Looking at a whole set: what its masks hold together, what is unusual and read all the same, and how far it came."""
+"""Surveying a whole set: its classes, what is unusual but readable, and how much was read."""
 
 import json
 
@@ -19,7 +19,7 @@ IMAGE = np.full((8, 12, 3), 90, np.uint8)
 
 
 def data_set(masks, *, images=None, encoding=None, names=NAMES):
-    """Rows of encoded files; `encoding`: how labels are coded, none: by their class ids."""
+    """Rows of encoded files. `encoding`: the label coding; if None, class ids."""
     images = images or [png(IMAGE)] * len(masks)
     rows = {
         "image": [{"bytes": data, "path": None} for data in images],
@@ -36,7 +36,7 @@ def looked_at(masks, **options):
 
 
 def ids(*values):
-    """A mask of upright stripes of these values."""
+    """A mask of vertical stripes of these values."""
     return np.tile(np.repeat(np.array(values, np.uint8), 12 // len(values)), (8, 1))
 
 
@@ -51,43 +51,43 @@ def test_every_label_is_counted_once(workers):
     assert found.is_whole and found.scope == "all 18 samples" and found.absent == [] and found.faults() == []
 
 
-def test_what_cannot_be_read_or_is_no_class_is_a_problem_of_its_row():
+def test_unreadable_rows_and_invalid_classes_are_problems():
     found = looked_at([png(ids(0, 1)), png(ids(0, 7)), b"no image", png(np.zeros((3, 3), np.uint8))])
     said = {problem["id"]: problem["problem"] for problem in found.problems}
     assert found.readable == 1 and set(said) == {"row 1", "row 2", "row 3"}
     assert "7 (48 pixels)" in said["row 1"] and "no kind" in said["row 2"] and "3 x 3" in said["row 3"]
 
 
-def test_headers_tell_sizes_without_decoding_images():
+def test_sizes_are_read_from_headers_without_decoding():
     cut = png(np.random.default_rng(0).integers(0, 256, (8, 12, 3)).astype(np.uint8))[:-40]
     dataset = data_set([png(ids(0, 1, 2))], images=[cut])
     assert survey(dataset, progress=False).problems == []
-    assert "breaks off" in survey(dataset, whole=True, progress=False).problems[0]["problem"]
+    assert "truncated" in survey(dataset, whole=True, progress=False).problems[0]["problem"]
 
 
 def test_classes_without_a_pixel_are_named():
     assert looked_at([png(ids(0, 2)), png(ids(0))]).absent == ["disc"]
 
 
-def test_masks_that_are_all_ignored_are_a_fault_of_the_set():
+def test_entirely_ignored_masks_are_a_problem_of_the_set():
     [fault] = looked_at([png(ids(255)), png(ids(255))]).faults()
     assert (
-        "No pixel of `train_dataset` is labeled: the masks of all 2 samples hold ignored pixels (255) alone" in fault
+        "No pixel of `train_dataset` is labeled: the masks of all 2 samples contain only ignored pixels (255)" in fault
     )
     assert looked_at([png(ids(255)), png(ids(255, 1))]).faults() == []
 
 
 def as_said(fault, option):
-    """The options that a sentence gives for a command line, as they are typed."""
+    """The command-line options that a message suggests, parsed."""
     found = [json.loads(part.split("'")[0]) for part in fault.split("--load_options '")[1:]]
     return next(options[option] for options in found if option in options)
 
 
-def test_black_and_white_masks_of_two_classes_are_a_fault_and_its_advice_mends_it():
+def test_advice_for_black_and_white_masks_fixes_them():
     two = {"names": ("ground", "disc")}
     masks = [png(ids(0, 255)), png(ids(0))]
     [fault] = looked_at(masks, **two).faults()
-    assert "hold 0 and 255 alone" in fault and "`values={0: 0, 255: 1}`" in fault
+    assert "contain only 0 and 255" in fault and "`values={0: 0, 255: 1}`" in fault
     told = {int(k): v for k, v in as_said(fault, "values").items()}
     found = looked_at(masks, encoding=LabelEncoding(two["names"], values=told))
     assert found.faults() == [] and found.absent == [] and found.white_is_a_class
@@ -95,7 +95,7 @@ def test_black_and_white_masks_of_two_classes_are_a_fault_and_its_advice_mends_i
     assert looked_at(masks, encoding=ignored).faults() == []
     for harmless in ([png(ids(0, 1, 255))], [png(ids(0))], [png(ids(1, 255))]):
         assert looked_at(harmless, **two).faults() == []
-    assert looked_at([png(ids(0, 255))]).faults() == [], "of three classes one may be missing"
+    assert looked_at([png(ids(0, 255))]).faults() == [], "with three classes, one may be missing"
 
 
 RED, GREEN, BLACK, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 0), (255, 255, 255)
@@ -105,8 +105,8 @@ def indexed(values, *colors):
     return png(values, color=3, before=png_palette(colors))
 
 
-def test_palettes_that_differ_are_a_fault_and_either_advice_mends_it():
-    masks = [indexed(ids(0, 1, 2), BLACK, RED, GREEN), indexed(ids(0, 1), GREEN, BLACK)]  # numbered anew
+def test_advice_for_differing_palettes_fixes_them():
+    masks = [indexed(ids(0, 1, 2), BLACK, RED, GREEN), indexed(ids(0, 1), GREEN, BLACK)]  # renumbered
     [fault] = looked_at(masks).faults()
     assert "value 0 is shown as (0, 0, 0) in 'row 0' and as (0, 255, 0) in 'row 1'" in fault
     colors = {key: i for i, key in enumerate(as_said(fault, "colors"))}
@@ -118,21 +118,21 @@ def test_palettes_that_differ_are_a_fault_and_either_advice_mends_it():
     assert looked_at(masks, encoding=LabelEncoding(NAMES, values=values)).faults() == []
 
 
-def test_palettes_that_agree_where_they_are_used_are_no_fault():
+def test_palettes_may_differ_in_unused_entries():
     grey = [(i, i, i) for i in range(3)]
     unused = indexed(ids(0, 1), BLACK, RED, WHITE)  # entry 2 is never used
     assert looked_at([indexed(ids(0, 1, 2), BLACK, RED, GREEN), unused, png(ids(0, 2))]).faults() == []
     assert looked_at([indexed(ids(0, 1, 2), BLACK, RED, GREEN), indexed(ids(0, 1), *grey)]).faults() == []
 
 
-def test_a_palette_that_shows_the_colour_of_another_class_is_a_fault():
+def test_a_palette_with_the_color_of_another_class_is_a_problem():
     encoding = LabelEncoding(NAMES, palette=(BLACK, RED, GREEN))
     assert looked_at([indexed(ids(0, 1), BLACK, RED)], encoding=encoding).faults() == []
     [fault] = looked_at([indexed(ids(0, 1), BLACK, GREEN)], encoding=encoding).faults()
     assert "value 1 is shown as (0, 255, 0) in 'row 0', the colour of 'bar'" in fault
 
 
-def test_seams_that_interpolation_leaves_are_noted():
+def test_seams_from_interpolation_are_noted():
     small = np.zeros((16, 24), np.uint8)
     small[4:12, 6:18] = 2
     smooth = np.asarray(PILImage.fromarray(small * 100).resize((96, 64), PILImage.BILINEAR))
@@ -144,10 +144,10 @@ def test_seams_that_interpolation_leaves_are_noted():
     assert looked_at([png(nearest)], images=[image]).notes() == []
 
 
-def test_seams_are_counted_as_by_hand():
+def test_seams_are_counted_correctly():
     label = np.random.default_rng(0).integers(0, 4, (9, 13)).astype(np.uint8)
     label[label == 3] = 255
-    label[4] = 1  # a run from side to side, which has no neighbours
+    label[4] = 1  # a run across the whole mask, without neighbours
     wanted = np.zeros((4, 256), int)
     for direction, lines in enumerate((label, label.T)):
         for line in lines.tolist():
@@ -161,7 +161,7 @@ def test_seams_are_counted_as_by_hand():
     assert seams(label).tolist() == wanted.tolist() and wanted[1].sum() > 0 and wanted[3].sum() > 0
 
 
-def test_what_is_read_and_unusual_is_counted_with_first_names():
+def test_unusual_files_are_counted_with_first_names():
     rgba = np.dstack([IMAGE, IMAGE[..., 0]])
     images = [
         png(as_stored(IMAGE, 6), before=png_exif(6)),
@@ -175,7 +175,7 @@ def test_what_is_read_and_unusual_is_counted_with_first_names():
     report = check_dataset(data_set(masks, images=images), progress=False)
     said = {note["what"]: (note["count"], note["first"]) for note in report["notes"]}
     assert said == {
-        "images turned as their EXIF says": (2, ["row 0", "row 5"]),
+        "images rotated according to their EXIF orientation": (2, ["row 0", "row 5"]),
         surveying.UNUSUAL[("label", "turned with image")]: (1, ["row 0"]),
         surveying.UNUSUAL[("label", "cannot tell")]: (1, ["row 5"]),
         surveying.UNUSUAL[("image", "depth")]: (2, ["row 1", "row 4"]),
@@ -183,10 +183,13 @@ def test_what_is_read_and_unusual_is_counted_with_first_names():
         surveying.UNUSUAL[("image", "alpha")]: (1, ["row 2"]),
         surveying.UNUSUAL[("image", "bands")]: (1, ["row 3"]),
     }
-    assert "2 images turned as their EXIF says: row 0, row 5" in format_report(report) and report["problems"] == []
+    assert (
+        "2 images rotated according to their EXIF orientation: row 0, row 5" in format_report(report)
+        and report["problems"] == []
+    )
 
 
-def test_every_kind_of_unusual_file_has_words():
+def test_every_kind_of_unusual_file_has_a_text():
     from support.formats import images, masks
 
     from cps_hf.data.raster import open_raster
@@ -200,18 +203,18 @@ def unusual(open_raster, kind, what):
     return open_raster({"bytes": kind.data, "path": None}, "x", what).unusual()
 
 
-def test_a_limit_of_time_leaves_a_random_choice_and_says_so(monkeypatch):
+def test_a_time_limit_surveys_a_random_choice(monkeypatch):
     clock = iter(range(100))
     monkeypatch.setattr(surveying.time, "monotonic", lambda: float(next(clock)))
     dataset = data_set([png(ids(i % 3)) for i in range(30)])
     found = survey(dataset, seconds=4.5, progress=False)
     assert found.looked_at == 5 and found.scope == "5 of 30 samples" and not found.is_whole
     assert {int(i) for i in np.flatnonzero(found.pixels)} == {0, 1, 2}, (
-        "a random choice sees what a first stretch may not"
+        "a random choice finds what the first rows may lack"
     )
 
 
-def test_of_a_stream_the_first_rows_are_looked_at(monkeypatch):
+def test_only_the_first_rows_of_a_stream_are_surveyed(monkeypatch):
     monkeypatch.setattr(surveying, "FIRST_ROWS", 3)
     dataset = data_set([png(ids(0, 1, 2))] * 3 + [b"no image"]).to_iterable_dataset()
     found = survey(dataset, progress=False)
@@ -234,21 +237,21 @@ def write(root, masks, images=None):
             (root / folder / f"{i}.png").write_bytes(data)
 
 
-def test_check_shows_which_class_white_is(tmp_path):
+def test_check_reports_which_class_white_is(tmp_path):
     write(tmp_path, [png(ids(0, 255)), png(ids(0))])
     report = check_dataset(load_folder(tmp_path, class_names=NAMES[:2]), progress=False)
     assert report["classes"][1] == {"name": "disc", "pixel_share": 0.25, "image_share": 0.5, "stored": 255}
     assert "disc         25.00        50.0   255 in the masks" in format_report(report) and not report["problems"]
 
 
-def test_check_tells_what_is_wrong_with_the_whole_set(tmp_path):
+def test_check_reports_problems_of_the_whole_set(tmp_path):
     write(tmp_path, [indexed(ids(0, 1, 2), BLACK, RED, GREEN), indexed(ids(0, 1), GREEN, BLACK)])
     report = check_dataset(load_folder(tmp_path, class_names=NAMES), progress=False)
     [problem] = report["problems"]
     assert problem["id"] == "the whole set" and "palettes" in problem["problem"]
 
 
-def test_check_tells_of_masks_that_are_resized(tmp_path):
+def test_check_reports_resized_masks(tmp_path):
     write(tmp_path, [png(ids(0, 1, 2)), png(ids(0, 1, 2)[::2, ::2])])
     report = check_dataset(load_folder(tmp_path, class_names=NAMES), progress=False)
     assert "same aspect, smaller by 2" in report["problems"][0]["problem"]
@@ -276,7 +279,7 @@ def test_every_split_is_checked(tmp_path):
     assert "== train ==" in text and "== val ==" in text and "7 (48 pixels)" in text and "No image in" in text
 
 
-def test_a_chunk_of_text_that_speaks_of_exif_turns_nothing():
+def test_a_text_chunk_that_mentions_exif_rotates_nothing():
     said = chunk(b"tEXt", b"Comment\0eXIf")
     found = looked_at([png(ids(0, 1, 2))], images=[png(IMAGE, after=said)])
     assert found.notes() == [] and found.problems == []

@@ -1,4 +1,4 @@
-"""Tiles hold the same pixels as the images and masks they are cut from, and a folder of them is read as that one."""
+"""Tiles have the same pixels as their images and masks, and a folder of tiles is read like the original folder."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def ids(height, width):
 
 @pytest.fixture
 def scans(tmp_path):
-    """A tiled TIFF and a PNG with masks in a sub-folder, an unlabeled JPEG, and class names."""
+    """A tiled TIFF and a PNG with masks in a subfolder, an unlabeled JPEG, and class names."""
     root = tmp_path / "scans"
     for folder in ("images/north", "masks/north"):
         (root / folder).mkdir(parents=True)
@@ -48,7 +48,7 @@ def files(folder):
 
 
 def joined(folder: Path, name: str, size):
-    """Tiles put together again, and how many saw each pixel."""
+    """The reassembled tiles, and how many of them contain each pixel."""
     out, seen = None, np.zeros(size, int)
     for path in sorted(folder.glob(f"{name}_r*")):
         row, column = (int(part[1:7]) for part in path.stem.removesuffix("_mask").split("_")[-2:])
@@ -60,7 +60,7 @@ def joined(folder: Path, name: str, size):
 
 
 @pytest.mark.parametrize(("tile", "overlap"), [(32, 0), (32, 8), (16, 15), (1024, 0)])
-def test_tiles_are_the_same_pixels_in_the_same_sub_folders(tmp_path, scans, tile, overlap):
+def test_tiles_have_the_same_pixels_and_subfolders(tmp_path, scans, tile, overlap):
     result = cut_tiles(scans, tmp_path / "out", tile=tile, overlap=overlap, progress=False)
     for name, size in (("north/a", (70, 53)), ("north/b", (40, 64)), ("c", (33, 35))):
         source = next((scans / "images").glob(f"{name}.*"))
@@ -87,7 +87,7 @@ def test_where_tiles_begin():
     assert starts(70, 32, 8) == [0, 24, 38]
 
 
-def test_a_folder_of_tiles_is_read_as_the_folder_that_was_cut(tmp_path, scans):
+def test_a_folder_of_tiles_is_read_like_the_original_folder(tmp_path, scans):
     result = cut_tiles(scans, tmp_path / "out", tile=16, progress=False)
     found = discover(tmp_path / "out", group_by=GROUP_BY, validation=0.4)
     assert found.class_names == ("ground", "tree", "road")
@@ -125,7 +125,7 @@ def test_every_layout_is_found_again(tmp_path, layout):
         assert pair.mask is None or pair.mask.stem.removesuffix("_mask") == pair.image.stem
 
 
-def test_lists_of_splits_name_the_tiles(tmp_path):
+def test_split_lists_name_the_tiles(tmp_path):
     root = tmp_path / "voc"
     for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (root / folder).mkdir(parents=True)
@@ -139,7 +139,7 @@ def test_lists_of_splits_name_the_tiles(tmp_path):
     assert {*splits} == {("a", "train"), ("b", "train"), ("c", "val")} and len(splits) == 12
 
 
-def test_empty_and_ignored_tiles_are_left_out_and_listed(tmp_path):
+def test_empty_and_ignored_tiles_are_skipped_and_listed(tmp_path):
     root, out = tmp_path / "in", tmp_path / "out"
     for folder in ("images", "masks"):
         (root / folder).mkdir(parents=True)
@@ -170,7 +170,7 @@ def test_empty_and_ignored_tiles_are_left_out_and_listed(tmp_path):
     ],
     ids=["1 bit", "16 bits", "below 0", "colours"],
 )
-def test_a_mask_keeps_its_kind(tmp_path, values):
+def test_a_mask_keeps_its_type(tmp_path, values):
     for folder in ("images", "masks"):
         (tmp_path / "in" / folder).mkdir(parents=True)
     Image.fromarray(picture(32, 32)).save(tmp_path / "in/images/a.png")
@@ -181,11 +181,11 @@ def test_a_mask_keeps_its_kind(tmp_path, values):
     assert Image.open(path).mode == Image.fromarray(values).mode.replace("I;16B", "I;16")
 
 
-def test_a_mask_turns_with_its_photo(tmp_path):
+def test_a_mask_rotates_with_its_photo(tmp_path):
     for folder in ("images", "masks"):
         (tmp_path / "in" / folder).mkdir(parents=True)
     exif = Image.Exif()
-    exif[0x0112] = 6  # a viewer turns it by 90 degrees to the right
+    exif[0x0112] = 6  # viewers rotate it by 90 degrees clockwise
     Image.fromarray(picture(16, 32)).save(tmp_path / "in/images/a.jpg", exif=exif)
     values = ids(16, 32)
     Image.fromarray(values).save(tmp_path / "in/masks/a.png")
@@ -193,7 +193,7 @@ def test_a_mask_turns_with_its_photo(tmp_path):
     assert np.array_equal(joined(tmp_path / "out/masks", "a", (32, 16))[0], np.rot90(values, -1))
 
 
-def test_a_call_that_was_cut_off_goes_on(tmp_path, scans, monkeypatch):
+def test_an_interrupted_call_resumes(tmp_path, scans, monkeypatch):
     out, real, opened = tmp_path / "out", tiles.open_bands, []
 
     def dies_at_b(path, **options):
@@ -219,9 +219,9 @@ def test_a_call_that_was_cut_off_goes_on(tmp_path, scans, monkeypatch):
         cut_tiles(scans, out, tile=32, progress=False)
 
 
-def test_other_settings_and_other_folders_are_refused(tmp_path, scans):
+def test_other_settings_and_other_folders_are_errors(tmp_path, scans):
     cut_tiles(scans, tmp_path / "out", tile=32, progress=False)
-    with pytest.raises(ValueError, match=r"holds tiles of another tile \(32 there, 16 here\)"):
+    with pytest.raises(ValueError, match=r"contains tiles with another tile \(32 there, 16 here\)"):
         cut_tiles(scans, tmp_path / "out", tile=16, progress=False)
     with pytest.raises(ValueError, match=r"another overlap \(0 there, 4 here\)"):
         cut_tiles(scans, tmp_path / "out", tile=32, overlap=4, progress=False)
@@ -243,13 +243,13 @@ def test_other_settings_and_other_folders_are_refused(tmp_path, scans):
         ({"tile": 32, "overlap": -1}, "got -1"),
     ],
 )
-def test_sizes_that_make_no_sense_are_refused_before_anything_is_written(tmp_path, scans, options, said_of_it):
+def test_invalid_sizes_fail_before_anything_is_written(tmp_path, scans, options, said_of_it):
     with pytest.raises(ValueError, match=said_of_it):
         cut_tiles(scans, tmp_path / "out", **options, progress=False)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_damaged_image_or_a_mask_of_another_size_leaves_no_half_tile(tmp_path, scans):
+def test_a_bad_image_or_mask_leaves_no_incomplete_tiles(tmp_path, scans):
     data = (scans / "images/north/a.tif").read_bytes()
     (scans / "images/north/a.tif").write_bytes(data[: len(data) * 2 // 3])
     with pytest.raises(ValueError, match=r"a\.tif"):
@@ -268,5 +268,5 @@ def test_images_alone(tmp_path, scans):
     result = cut_tiles(scans / "images", tmp_path / "out", tile=32, images_only=True, progress=False)
     assert result.tiles["labeled"] == 0 and result.tiles["unlabeled"] == 6 + 4 + 4
     Image.fromarray(picture(20, 20)).save(scans / "images/c.png")
-    with pytest.raises(ValueError, match="Two files in .* are called c, but for their endings"):
+    with pytest.raises(ValueError, match="Two files in .* are called c, except for their suffixes"):
         cut_tiles(scans / "images", tmp_path / "other", tile=32, images_only=True, progress=False)

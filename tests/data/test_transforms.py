@@ -1,4 +1,4 @@
-"""Joint geometry of image and label, padding, strong views, normalising."""
+"""Joint geometry of image and label, padding, strong views, normalization."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ def test_image_and_label_move_together(height, width, scale, flip):
         crop, crop_label, valid = random_crop(image, label, augmentation, gen(seed))
         assert crop.shape == (3, 40, 64) and crop_label.shape == valid.shape == (40, 64)
         assert crop.dtype == crop_label.dtype == torch.uint8 and valid.dtype == torch.bool
-        # The colours say where a pixel came from, so they say what its label must be, but for the cells' edges.
+        # The colours encode a pixel's origin and thus its label, except at the cells' edges.
         expected = ((crop[0] // 16 + crop[1] // 16) % 2)[valid]
         inner = ((crop[0] % 16 > 2) & (crop[0] % 16 < 13) & (crop[1] % 16 > 2) & (crop[1] % 16 < 13))[valid]
         assert inner.any()
@@ -40,8 +40,8 @@ def test_image_and_label_move_together(height, width, scale, flip):
 
 
 @pytest.mark.parametrize("scale", [0.5, 0.75, 1.5, 2.0])
-def test_a_crop_is_what_resizing_the_whole_image_and_cropping_gives(scale):
-    """To one source pixel: the box is rounded to whole pixels before it is resized."""
+def test_a_crop_equals_resizing_and_cropping_the_whole_image(scale):
+    """Up to one source pixel: the box is rounded to whole pixels before it is resized."""
     rows, columns = torch.meshgrid(torch.arange(120.0), torch.arange(200.0), indexing="ij")
     image = torch.stack([rows, columns, rows * 0]).to(torch.uint8)
     augmentation = AugmentationConfig(crop_size=(48, 80), random_scale=(scale,), horizontal_flip=0.0)
@@ -55,7 +55,7 @@ def test_a_crop_is_what_resizing_the_whole_image_and_cropping_gives(scale):
     assert (crop.float() - part).abs().max() <= 1.0 + 1 / scale
 
 
-def test_padding_is_centred_black_ignored_and_not_valid():
+def test_padding_is_centered_black_ignored_and_invalid():
     image = torch.full((3, 10, 21), 99, dtype=torch.uint8)
     label = torch.ones(10, 21, dtype=torch.uint8)
     augmentation = AugmentationConfig(crop_size=(16, 16), random_scale=(1.0,))
@@ -113,7 +113,7 @@ def test_antialiasing_is_a_switch_that_changes_shrunk_images():
     assert crops[1].std() < 0.8 * crops[0].std()
 
 
-def test_strong_views_share_the_geometry_and_differ_in_colour():
+def test_strong_views_share_geometry_and_differ_in_color():
     image, _ = coordinates(90, 120)
     augmentation = AugmentationConfig(crop_size=(64, 64), color_jitter=1.0, grayscale=0.0, gaussian_blur=0.0)
     sample = unlabeled_views(image, ("weak", "strong", "strong_2", "cutmix_mask"), augmentation, gen(4))
@@ -136,7 +136,7 @@ def test_each_strong_switch_changes_the_view(field):
         assert torch.equal(changed[0], changed[1])
 
 
-def test_a_sample_depends_on_its_generator_alone_and_leaves_the_global_one_as_it_was():
+def test_a_sample_uses_only_its_own_generator():
     image, label = coordinates(90, 120)
     augmentation = AugmentationConfig(crop_size=(64, 64))
     torch.manual_seed(0)
@@ -150,7 +150,7 @@ def test_a_sample_depends_on_its_generator_alone_and_leaves_the_global_one_as_it
     assert not torch.equal(a["pixel_values"], b["pixel_values"])
 
 
-def test_normalising_is_the_formula_and_padding_becomes_zero():
+def test_normalization_follows_the_formula_with_zero_padding():
     images = torch.tensor([0, 128, 255], dtype=torch.uint8).view(1, 3, 1, 1).expand(2, 3, 4, 5)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     valid = torch.ones(2, 4, 5, dtype=torch.bool)
@@ -171,8 +171,8 @@ def test_a_bad_setting_is_named(field, value):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_so_many_labeled_images_are_shown_as_strong_views(share):
-    """The crop and its label are those of a set without the option."""
+def test_this_share_of_labeled_images_gets_strong_views(share):
+    """The crop and its label are the same as without the option."""
     image = torch.randint(0, 256, (3, 60, 90), dtype=torch.uint8, generator=gen())
     label = (image[0] % 3).to(torch.uint8)
     options = {"crop_size": (40, 64), "color_jitter": 1.0, "random_scale": (1.0,)}

@@ -1,4 +1,4 @@
-"""VOC trees written by hand; train_aug from VOC and SBD's .mat files."""
+"""Small handmade VOC trees; train_aug from VOC and SBD's .mat files."""
 
 import numpy as np
 import pytest
@@ -60,10 +60,10 @@ def test_palette_labels_keep_their_indices(tmp_path, below):
     expected = np.arange(21, dtype=np.uint8).reshape(3, 7)
     expected[0, 0] = 255
     for label in labels_of(dataset).values():
-        assert np.array_equal(label, expected)  # luminance would make 15 a 147
+        assert np.array_equal(label, expected)  # luminance would turn 15 into 147
 
 
-def test_the_colour_map_is_vocs():
+def test_the_color_map_is_vocs():
     assert [voc.voc_color(i) for i in (0, 1, 2, 15, 20)] == [
         (0, 0, 0),
         (128, 0, 0),
@@ -75,7 +75,7 @@ def test_the_colour_map_is_vocs():
     assert LabelEncoding.from_feature(voc.ENCODING.to_feature()) == voc.ENCODING
 
 
-def test_train_aug_takes_vocs_own_labels_before_sbds_and_leaves_val_out(tmp_path, caplog):
+def test_train_aug_prefers_vocs_labels_and_excludes_val(tmp_path, caplog):
     folder, sbd = write_voc(tmp_path / "voc"), write_sbd(tmp_path / "sbd")
     assert build_train_aug(tmp_path / "voc", sbd, progress=False) == 4
     assert "train_aug has 4 images, the published one 10582" in caplog.text
@@ -90,7 +90,7 @@ def test_train_aug_takes_vocs_own_labels_before_sbds_and_leaves_val_out(tmp_path
     assert np.array_equal(again[VAL[0]], own[TRAIN[0]])
 
 
-def test_what_train_aug_cannot_be_built_from_is_named(tmp_path):
+def test_missing_inputs_of_train_aug_are_named(tmp_path):
     folder, sbd = write_voc(tmp_path / "voc"), write_sbd(tmp_path / "sbd")
     path = folder / "SegmentationClass" / f"{TRAIN[1]}.png"
     PILImage.new("RGB", (7, 3)).save(path)
@@ -104,7 +104,7 @@ def test_what_train_aug_cannot_be_built_from_is_named(tmp_path):
         build_train_aug(tmp_path / "voc", sbd, progress=False)
 
 
-def test_an_interrupted_build_goes_on(tmp_path):
+def test_an_interrupted_build_resumes(tmp_path):
     folder, sbd = write_voc(tmp_path / "voc"), write_sbd(tmp_path / "sbd")
     bad = sbd / "cls" / f"{MORE[1]}.mat"
     whole = bad.read_bytes()
@@ -121,15 +121,15 @@ def test_an_interrupted_build_goes_on(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_command_builds_and_says_how_many(tmp_path, capsys):
+def test_the_command_builds_and_prints_the_count(tmp_path, capsys):
     write_voc(tmp_path / "voc")
     write_sbd(tmp_path / "sbd")
     words = ["--voc_root", str(tmp_path / "voc"), "--sbd_root"]
-    done = run_python("-m", "cps_hf.data.voc", *words, str(tmp_path / "sbd"))  # as a shell sees it
+    done = run_python("-m", "cps_hf.data.voc", *words, str(tmp_path / "sbd"))  # as from a shell
     assert done.returncode == 0 and "4 ids written" in done.stdout, done.stderr
     with pytest.raises(SystemExit, match="2"):
         voc.main([*words, str(tmp_path / "nowhere")])
-    assert "holds cls/*.mat" in capsys.readouterr().err
+    assert "contains cls/*.mat" in capsys.readouterr().err
 
 
 def test_images_alone_never_open_a_label(tmp_path):
@@ -142,7 +142,7 @@ def test_images_alone_never_open_a_label(tmp_path):
         load_voc(tmp_path, "train")
 
 
-def test_images_that_are_left_out_need_no_label(tmp_path):
+def test_skipped_images_need_no_label(tmp_path):
     folder = write_voc(tmp_path)
     (folder / "SegmentationClass" / f"{TRAIN[0]}.png").unlink()
     with pytest.raises(ValueError, match="labels of SegmentationClass are missing, 1 of 2"):
@@ -160,11 +160,11 @@ def test_what_is_missing_is_named(tmp_path):
     with pytest.raises(ValueError, match="images that train.txt lists are missing, 1 of 2"):
         load_voc(tmp_path, "train")
     (folder / "ImageSets" / "Segmentation" / "train.txt").write_text("\n")
-    with pytest.raises(ValueError, match="lists no image"):
+    with pytest.raises(ValueError, match="lists no images"):
         load_voc(tmp_path, "train")
 
 
-def test_the_splits_are_the_lists_that_hold_other_images(tmp_path):
+def test_the_splits_are_the_lists_with_distinct_images(tmp_path):
     write_voc(tmp_path, ".")
     lists = tmp_path / "ImageSets" / "Segmentation"
     for name in ("train", "val", "trainval", "train_aug", "test"):

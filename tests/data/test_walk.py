@@ -1,4 +1,4 @@
-"""The walk over a folder: links, hidden files, thumbnails and files of other kinds are followed, or passed over and
+"""The walk over a folder: links are followed; hidden files, thumbnails and other file types are skipped and
 said; predicting goes by the same rule as training."""
 
 import os
@@ -25,7 +25,7 @@ def touch(path, content=b"x"):
 
 @pytest.fixture
 def album(tmp_path):
-    """Two images of kinds that are read, and beside them what systems, programs and people leave."""
+    """Two images of supported types, plus files left by systems, programs and people."""
     for name in ("a.png", "sub/b.JPG"):
         picture(tmp_path / "album" / name)
     for name in (
@@ -37,7 +37,7 @@ def album(tmp_path):
     return tmp_path / "album"
 
 
-def test_what_systems_and_programs_leave_is_passed_over_with_counts(album, caplog):
+def test_system_and_program_files_are_skipped_and_counted(album, caplog):
     found = walk(album, IMAGE_SUFFIXES)
     assert [*found.files] == ["a.png", "sub/b.JPG"]
     hidden = found.passed_over[walking.HIDDEN]
@@ -46,18 +46,18 @@ def test_what_systems_and_programs_leave_is_passed_over_with_counts(album, caplo
     }
     assert {*found.passed_over[walking.OTHER_KIND]} == {"w.heic", "notes.txt", "raw.nef", "no_ending"}
     lines = "\n".join(found.lines())
-    assert "8 passed over, hidden or of the system: " in lines
-    assert "4 passed over, of a kind that is not read (.heic: 1, .nef: 1, .txt: 1, no ending: 1): no_ending" in lines
+    assert "8 skipped, hidden or system files: " in lines
+    assert "4 skipped, unsupported file types (.heic: 1, .nef: 1, .txt: 1, no suffix: 1): no_ending" in lines
     caplog.set_level("INFO")
     found.say()
     assert all(line in caplog.text for line in found.lines())
 
 
-def test_only_what_may_be_an_image_is_warned_of(tmp_path, caplog):
+def test_only_possible_images_give_a_warning(tmp_path, caplog):
     picture(tmp_path / "a.png")
     for name in (".DS_Store", "Thumbs.db", "notes.txt"):
         touch(tmp_path / name)
-    caplog.set_level("INFO", "cps_hf")  # whatever level an earlier test's command left
+    caplog.set_level("INFO", "cps_hf")  # an earlier test's command may have changed the level
     walk(tmp_path, IMAGE_SUFFIXES).say()
     assert {record.levelname for record in caplog.records} == {"INFO"}
     caplog.clear()
@@ -68,7 +68,7 @@ def test_only_what_may_be_an_image_is_warned_of(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("suffix", [".jfif", ".avif", ".gif", ".PNG", ".jp2", ".ppm", ".tga", ".Tiff"])
-def test_images_of_every_kind_that_is_read_are_taken(tmp_path, suffix):
+def test_images_of_every_supported_type_are_used(tmp_path, suffix):
     image = Image.fromarray(np.zeros((6, 9, 3), np.uint8))
     image.save(tmp_path / f"x{suffix}", "JPEG" if suffix == ".jfif" else None)
     assert load_folder(tmp_path, with_labels=False)["id"] == ["x"]
@@ -81,15 +81,15 @@ def test_links_to_folders_are_followed_and_circles_are_not(tmp_path, caplog):
     os.symlink(elsewhere, tmp_path / "album" / "site1")
     os.symlink(elsewhere / "s0.png", tmp_path / "album" / "one.png")
     os.symlink(tmp_path / "album", tmp_path / "album" / "sub" / "above")
-    os.symlink(tmp_path / "album" / "sub", elsewhere / "back")  # and on from there to itself
+    os.symlink(tmp_path / "album" / "sub", elsewhere / "back")  # and from there back to itself
     os.symlink(tmp_path / "nowhere.png", tmp_path / "album" / "gone.png")
     found = walk(tmp_path / "album", IMAGE_SUFFIXES)
     assert [*found.files] == ["one.png", "site1/back/a.png", "site1/s0.png", "sub/a.png"]
     assert found.passed_over[walking.CIRCLE] == ["site1/back/above", "sub/above"]
     assert found.passed_over[walking.NOWHERE] == ["gone.png"]
     found.say()
-    assert "1 passed over, links that lead nowhere: gone.png" in caplog.text
-    assert "2 passed over, links to a folder above them" in caplog.text
+    assert "1 skipped, broken links: gone.png" in caplog.text
+    assert "2 skipped, links to a parent folder" in caplog.text
 
 
 def test_a_folder_is_walked_once_for_each_link_to_it(tmp_path):
@@ -101,7 +101,7 @@ def test_a_folder_is_walked_once_for_each_link_to_it(tmp_path):
     assert [*found.files] == ["one/s0.png", "sub/three/s0.png", "two/s0.png"] and not found.passed_over
 
 
-def test_a_link_to_itself_leads_nowhere_and_ends_no_walk(tmp_path):
+def test_a_link_to_itself_is_broken_and_skipped(tmp_path):
     picture(tmp_path / "a.png")
     for name in ("loop", "loop.png"):
         os.symlink(name, tmp_path / name)
@@ -110,7 +110,7 @@ def test_a_link_to_itself_leads_nowhere_and_ends_no_walk(tmp_path):
     assert found.passed_over == {walking.OTHER_KIND: ["loop"], walking.NOWHERE: ["loop.png"]}
 
 
-def test_a_linked_sub_folder_has_its_masks_too(tmp_path):
+def test_a_linked_subfolder_has_its_masks(tmp_path):
     for kind in ("images", "masks"):
         Image.fromarray(np.zeros((6, 9), np.uint8)).save(tmp_path / f"{kind}.png")
         for folder in (tmp_path / "set" / kind, tmp_path / "more" / kind):
@@ -122,7 +122,7 @@ def test_a_linked_sub_folder_has_its_masks_too(tmp_path):
     assert load_folder(tmp_path / "set", class_names=["a", "b", "c"])["id"] == ["a", "site1/s0"]
 
 
-def test_a_folder_that_cannot_be_looked_into_is_an_error(tmp_path, monkeypatch):
+def test_an_unreadable_folder_is_an_error(tmp_path, monkeypatch):
     picture(tmp_path / "locked" / "a.png")
     look = os.scandir
 
@@ -132,7 +132,7 @@ def test_a_folder_that_cannot_be_looked_into_is_an_error(tmp_path, monkeypatch):
         return look(folder)
 
     monkeypatch.setattr(os, "scandir", refuses)
-    with pytest.raises(ValueError, match="Cannot look into .*locked: Permission denied"):
+    with pytest.raises(ValueError, match="Cannot read the folder .*locked: Permission denied"):
         walk(tmp_path, IMAGE_SUFFIXES)
 
 
@@ -154,27 +154,27 @@ def test_predicting_takes_the_same_files_as_training(album):
         (".*/*", []),
     ],
 )
-def test_a_glob_goes_by_the_same_rule(album, caplog, pattern, wanted):
+def test_a_glob_follows_the_same_rules(album, caplog, pattern, wanted):
     os.symlink(album, album / "sub" / "above")
-    os.symlink(album / "sub", album / "sub" / "again")  # two circles: by glob itself this would not end
+    os.symlink(album / "sub", album / "sub" / "again")  # two circles: glob itself would never end
     if wanted:
         assert [*find_images([str(album / pattern)])] == wanted
     else:
-        with pytest.raises(ValueError, match="No image in .*Passed over: .*1 passed over, hidden.*a-checkpoint.png"):
+        with pytest.raises(ValueError, match="No image in .*Skipped: .*1 skipped, hidden.*a-checkpoint.png"):
             find_images([str(album / pattern)])
     if pattern == "*":
-        assert "1 passed over, folders or devices, no files: sub" in "\n".join(walking._matching(album / "*").lines())
+        assert "1 skipped, folders or devices, not files: sub" in "\n".join(walking._matching(album / "*").lines())
 
 
-def test_what_has_no_image_says_what_was_passed_over(tmp_path):
+def test_an_error_without_images_lists_skipped_files(tmp_path):
     touch(tmp_path / "images" / "a.heic")
     touch(tmp_path / "images" / ".hidden.png")
     for read in (lambda: load_folder(tmp_path, with_labels=False), lambda: find_images([str(tmp_path / "images")])):
-        with pytest.raises(ValueError, match=r"No image in .*Passed over: .*hidden or of the system.*\(.heic: 1\)"):
+        with pytest.raises(ValueError, match=r"No image in .*Skipped: .*hidden or system files.*\(.heic: 1\)"):
             read()
 
 
-def test_lossy_masks_beside_images_are_named_where_masks_are_missing(tmp_path):
+def test_lossy_masks_are_named_if_masks_are_missing(tmp_path):
     for folder, suffix in (("images", "png"), ("masks", "jpg")):
         picture(tmp_path / folder / f"a.{suffix}")
         picture(tmp_path / folder / f"b.{suffix}")

@@ -1,4 +1,4 @@
-"""Data workers where the system or the process is another than usual."""
+"""Data workers on unusual systems or in unusual processes."""
 
 import errno
 import multiprocessing
@@ -18,7 +18,7 @@ from cps_hf.data.workers import allowed_workers, outlive_signals
 
 
 def in_a_child(work, *, daemon=True):
-    """What `work()` gives in a forked process, as its text."""
+    """The result of `work()` in a forked process, as text."""
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe()
 
@@ -54,7 +54,7 @@ SYSTEMS = {"macOS": ["sigwaitinfo"], "Windows": ["sigwaitinfo", "pthread_sigmask
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
-def test_a_worker_outlives_ctrl_c_also_where_the_system_says_less_of_signals(monkeypatch, system):
+def test_a_worker_survives_ctrl_c_on_every_system(monkeypatch, system):
     for name in SYSTEMS[system]:
         monkeypatch.delattr(signal, name)
     threads = []
@@ -68,8 +68,8 @@ def test_a_worker_outlives_ctrl_c_also_where_the_system_says_less_of_signals(mon
     assert in_a_child(work) == repr(([], signal.SIG_DFL))  # torch's own handler, in a real worker, for SIGTERM
 
 
-def test_the_main_process_is_who_made_the_worker_also_where_a_server_forks_it(monkeypatch):
-    """As with the start method "forkserver", whose workers are children of the server."""
+def test_the_main_process_is_found_behind_a_fork_server(monkeypatch):
+    """As with the start method "forkserver", where workers are children of the server."""
     monkeypatch.setattr(os, "getppid", lambda: 1)
 
     def work():
@@ -87,7 +87,7 @@ def test_the_main_process_is_who_made_the_worker_also_where_a_server_forks_it(mo
     assert worker.exitcode == 0
 
 
-def test_a_daemonic_process_reads_by_itself_and_says_so(world, caplog):
+def test_a_daemonic_process_reads_without_workers(world, caplog):
     def work():
         batch = next(iter(labeled_stream(world, 2)))
         images = [s["id"] for group in streams.EvaluationStream(world, num_labels=3, num_workers=2) for s in group]
@@ -100,8 +100,8 @@ def test_a_daemonic_process_reads_by_itself_and_says_so(world, caplog):
 
 
 @pytest.mark.parametrize("kind", ["labeled", "evaluation"])
-def test_what_goes_to_a_worker_can_be_pickled_as_macos_and_windows_do(world, kind):
-    """There a worker is a fresh Python that is sent the data set, the collate function and `worker_init_fn`."""
+def test_worker_arguments_can_be_pickled(world, kind):
+    """There, a worker is a new Python process that receives data set, collate function and `worker_init_fn`."""
     stream = labeled_stream(world, 1) if kind == "labeled" else streams.EvaluationStream(world, num_labels=3)
     loader = stream._loader
     sent = (loader.dataset, loader.collate_fn, loader.worker_init_fn)
@@ -124,7 +124,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_machine_at_its_limit_is_no_broken_file_that_could_be_skipped(world, monkeypatch, fault):
+def test_system_limits_are_not_treated_as_bad_files(world, monkeypatch, fault):
     stream = labeled_stream(world, 0)
     stream._loader.dataset.spares = [0]  # as with `skip_bad_samples`
     where, error = FAULTS[fault]

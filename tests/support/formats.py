@@ -1,4 +1,4 @@
-"""One small file of each kind of image and mask, and what is to become of it: the table of docs/data.md."""
+"""One small file of each kind of image and mask, and how it is read: the table of docs/data.md."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class Kind:
     Args:
         name: in the table. suffix: of the file.
         data: its bytes.
-        expected: the pixels (H, W, 3), or class ids (H, W); none: it is refused.
-        becomes: what the table says of it.
-        error: what the refusal says.
-        about: how far pixels may be off, where the compression is lossy.
+        expected: the pixels (H, W, 3), or class ids (H, W); None if it is rejected.
+        becomes: its description in the table.
+        error: part of the error message.
+        about: how far pixels may be off with lossy compression.
         orientation: of an image's EXIF.
         options: of the label's coding.
     """
@@ -62,7 +62,7 @@ def _turned(format: str, suffix: str, about: int, **options: Any) -> list[Kind]:
     for orientation in range(2, 9):
         stored = Image.fromarray(as_stored(RGB, orientation))
         data = saved(stored, format, exif=_exif(orientation), **options)
-        name, becomes = f"{format}, EXIF orientation {orientation}", "turned as a viewer shows it"
+        name, becomes = f"{format}, EXIF orientation {orientation}", "rotated for display"
         kinds.append(Kind(name, suffix, data, RGB, becomes, about=about, orientation=orientation))
     return kinds
 
@@ -101,7 +101,7 @@ def images() -> list[Kind]:
         Kind("PNG, palette", ".png", png(IDS, 2, color=3, before=png_palette(COLORS)), levels, "its colours"),
         Kind("PNG, palette, transparent", ".png", _transparent(), levels, f"its colours, {no_alpha}"),
         *_turned("PNG", ".png", 0),
-        Kind("PNG, orientation behind the pixels", ".png", _late(), RGB, "turned as a viewer shows it", orientation=6),
+        Kind("PNG, orientation behind the pixels", ".png", _late(), RGB, "rotated for display", orientation=6),
         Kind(
             "PNG, animated",
             ".png",
@@ -155,10 +155,10 @@ def images() -> list[Kind]:
         Kind("TIFF, grey, 2 bits", ".tif", tiff(IDS, 2), grey3(IDS * 85), "spread over 0 to 255"),
         Kind("TIFF, grey, 12 bits", ".tif", tiff(WIDE[..., 0] >> 4, 12), grey3(GREY), eight),
         Kind("TIFF, grey, 16 bits", ".tif", tiff(WIDE[..., 0]), grey3(GREY), eight),
-        Kind("TIFF, grey, white is 0", ".tif", tiff(255 - GREY, photometric=0), grey3(GREY), "as a viewer shows it"),
+        Kind("TIFF, grey, white is 0", ".tif", tiff(255 - GREY, photometric=0), grey3(GREY), "as displayed"),
         Kind("TIFF, grey, 16 bits, white is 0", ".tif", tiff(65535 - WIDE[..., 0], photometric=0), grey3(GREY), eight),
         Kind("TIFF, grey, 32 bits, up to 255", ".tif", tiff(GREY.astype(np.uint32)), grey3(GREY), "as they are"),
-        Kind("TIFF, grey, fractions", ".tif", tiff(GREY.astype(np.float32)), None, "", "1 band of 32 bits that holds"),
+        Kind("TIFF, grey, fractions", ".tif", tiff(GREY.astype(np.float32)), None, "", "1 band of 32 bits"),
         Kind("TIFF, grey, fractions of 64 bits", ".tif", tiff(GREY.astype(float)), None, "", "1 band of 64 bits"),
         Kind("TIFF, palette", ".tif", tiff(IDS, photometric=3, tags={320: (3, lut)}), levels, "its colours"),
         Kind("TIFF, CMYK", ".tif", tiff(np.dstack([255 - RGB, GREY * 0]), photometric=5), RGB, "converted to RGB"),
@@ -174,9 +174,9 @@ def images() -> list[Kind]:
             "TIFF, two pages", ".tif", saved(rgb, "TIFF", save_all=True, append_images=[grey]), RGB, "the first page"
         ),
         *_turned("TIFF", ".tif", 0),
-        Kind("HEIC", ".jpg", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", None, "", "HEIC, which is not read"),
+        Kind("HEIC", ".jpg", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", None, "", "HEIC, which is not supported"),
         Kind(
-            "a pointer of Git LFS",
+            "a Git LFS pointer",
             ".png",
             b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n",
             None,
@@ -222,7 +222,7 @@ def masks() -> list[Kind]:
             png(colored.astype(np.uint16) * 257, 16),
             None,
             "",
-            "16 bits a channel",
+            "16 bits per channel",
             options=colors,
         ),
         Kind("BMP", ".bmp", saved(small, "BMP"), IDS, values),
@@ -273,8 +273,8 @@ def masks() -> list[Kind]:
             missing,
             "NaN ignored",
         ),
-        Kind("TIFF, fractions", ".tif", tiff(IDS.astype(np.float32) / 3), None, "", "holds fractions"),
-        Kind("TIFF, 64 bits", ".tif", tiff(IDS.astype(np.int64)), None, "", "1 band of 64 bits (signed whole"),
+        Kind("TIFF, fractions", ".tif", tiff(IDS.astype(np.float32) / 3), None, "", "contains fractions"),
+        Kind("TIFF, 64 bits", ".tif", tiff(IDS.astype(np.int64)), None, "", "1 band of 64 bits (signed integers"),
         Kind("TIFF, palette", ".tif", tiff(IDS, photometric=3, tags={320: (3, lut)}), IDS, index),
         Kind("TIFF, 3 bands", ".tif", tiff(colored), None, "", "`colors={(r, g, b): class id"),
         Kind("TIFF, JPEG compression", ".tif", saved(small, "TIFF", compression="jpeg"), None, "", lossy),
