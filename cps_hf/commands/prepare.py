@@ -15,7 +15,7 @@ import argparse
 from collections.abc import Sequence
 
 from ..data.shards import push_shards, write_shards
-from ..data.tiles import cut_tiles, said
+from ..data.tiles import cut_tiles, summary
 from .arguments import ArgumentParser
 from .datasets import LOADERS, find_dataset, options_from_json
 from .errors import user_errors
@@ -106,4 +106,4 @@ def _cut(parser: ArgumentParser, options: argparse.Namespace) -> None:
         more = {} if options.ignored is None else {"ignored": options.ignored}
         shape = {"tile": options.tile, "overlap": options.overlap or 0, "images_only": options.images_only}
         result = cut_tiles(root, out, **shape, layout_options=layout_options, **more)
-        print(said(result, out))
+        print(summary(result, out))

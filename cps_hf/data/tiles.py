@@ -262,7 +262,7 @@ def _copy_class_tables(root: Path, out: Path, pairs: Sequence[Pair]) -> None:
                     shutil.copyfile(source, temporary)
 
 
-def said(result: Tiled, out: str | os.PathLike) -> str:
+def summary(result: Tiled, out: str | os.PathLike) -> str:
     """A summary, and how to train on the tiles."""
     total = sum(result.tiles.values())
     reasons = [why for _, why in result.left_out]

@@ -71,7 +71,7 @@ def test_ids_start_at_first_id_and_lower_values_have_no_label(tmp_path):
     source = write(tmp_path, np.where(IDS == 2, 255, IDS))
     assert np.array_equal(masks_of(source, **zero)[1]["a"], np.array([0, 1, 255])[IDS])
     assert_error(source, "need the names of their classes", format="ids")
-    assert_error(write(tmp_path, IDS * 7), r"holds 7 \(", **zero)
+    assert_error(write(tmp_path, IDS * 7), r"contains 7 \(", **zero)
 
 
 def test_black_and_white_is_two_classes(tmp_path):
@@ -79,7 +79,7 @@ def test_black_and_white_is_two_classes(tmp_path):
         names, masks = masks_of(write(tmp_path, (IDS == 1) * white), format="binary", classes=("ground", "crack"))
         assert names == ("ground", "crack") and np.array_equal(masks["a"], IDS == 1)
     assert masks_of(write(tmp_path, (IDS == 1) * 255), format="binary")[0] == ("background", "foreground")
-    assert_error(write(tmp_path, (IDS == 1) * 128), r"holds 128 \(", format="binary")
+    assert_error(write(tmp_path, (IDS == 1) * 128), r"contains 128 \(", format="binary")
     assert_error(write(tmp_path, IDS), "`--classes` names 3", format="binary", classes=("a", "b", "c"))
 
 

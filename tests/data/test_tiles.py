@@ -13,7 +13,7 @@ from cps_hf.data import tiles
 from cps_hf.data.discover import discover
 from cps_hf.data.layout import find_layout
 from cps_hf.data.raster import open_raster
-from cps_hf.data.tiles import GROUP_BY, cut_tiles, said, starts
+from cps_hf.data.tiles import GROUP_BY, cut_tiles, summary, starts
 
 RANDOM = np.random.default_rng(0)
 
@@ -95,7 +95,7 @@ def test_a_folder_of_tiles_is_read_like_the_original_folder(tmp_path, scans):
     assert len(found.labeled) + len(found.evaluation) == result.tiles["labeled"] == 20 + 12
     sides = [{name.split("_r")[0] for name in dataset["id"]} for dataset in (found.labeled, found.evaluation)]
     assert len(sides[0]) == len(sides[1]) == 1 and sides[0] != sides[1]
-    assert f"cps-hf train {tmp_path / 'out'} --group_by '{GROUP_BY}'" in said(result, tmp_path / "out")
+    assert f"cps-hf train {tmp_path / 'out'} --group_by '{GROUP_BY}'" in summary(result, tmp_path / "out")
 
 
 @pytest.mark.parametrize(

@@ -126,12 +126,12 @@ def test_an_unreadable_folder_is_an_error(tmp_path, monkeypatch):
     picture(tmp_path / "locked" / "a.png")
     look = os.scandir
 
-    def refuses(folder):
+    def denies(folder):
         if os.path.basename(folder) == "locked":
             raise PermissionError(13, "Permission denied")
         return look(folder)
 
-    monkeypatch.setattr(os, "scandir", refuses)
+    monkeypatch.setattr(os, "scandir", denies)
     with pytest.raises(ValueError, match="Cannot read the folder .*locked: Permission denied"):
         walk(tmp_path, IMAGE_SUFFIXES)
 

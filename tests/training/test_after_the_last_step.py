@@ -244,7 +244,7 @@ BROKEN = {
     "a label of no class": (
         lambda path: Image.new("L", (20, 20), 7).save(path),
         "2_label.png",
-        r"The label of 'eval-2' .* holds 7 \(400 pixels\)",
+        r"The label of 'eval-2' .* contains 7 \(400 pixels\)",
     ),
 }
 

@@ -65,7 +65,7 @@ def test_a_label_that_only_a_later_batch_would_meet_ends_the_run_before_step_1(t
     last = sets[which].with_format("arrow")[:].to_pylist()[-1:]
     rewritten(sets[which], lambda ids: ids * 0 + 7, last)
     skip = " To train without such samples: `skip_bad_samples`." if which == "train_dataset" else ""
-    refused(tmp_path, sets, rf"-3.* holds 7 \(1517 pixels\).*{skip}$")
+    refused(tmp_path, sets, rf"-3.* contains 7 \(1517 pixels\).*{skip}$")
 
 
 def test_a_training_label_that_cannot_be_read_is_skipped_where_that_is_wanted(tmp_path, sets, caplog):
@@ -94,9 +94,9 @@ def test_black_and_white_masks_are_refused_where_nobody_said_what_white_is(tmp_p
     for dataset in sets.values():
         rewritten(dataset, lambda ids: np.where(ids == 1, 255, 0))
     two = {name: coded(dataset, NAMES[:2]) for name, dataset in sets.items()}
-    refused(tmp_path, two, r"hold 0 and 255 alone.*`values={0: 0, 255: 1}`", names=NAMES[:2])
+    refused(tmp_path, two, r"contain only 0 and 255.*`values={0: 0, 255: 1}`", names=NAMES[:2])
     uncoded = {name: dataset.cast_column("label", type(dataset.features["label"])()) for name, dataset in sets.items()}
-    refused(tmp_path, uncoded, "hold 0 and 255 alone", names=NAMES[:2])
+    refused(tmp_path, uncoded, "contain only 0 and 255", names=NAMES[:2])
     told = {name: coded(dataset, NAMES[:2], values={0: 0, 255: 1}) for name, dataset in sets.items()}
     results = trainer_for(tmp_path, told, names=NAMES[:2]).train()
     assert results["classes"]["absent"] == {"training": [], "evaluation": []}
