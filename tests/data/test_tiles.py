@@ -13,7 +13,7 @@ from cps_hf.data import tiles
 from cps_hf.data.discover import discover
 from cps_hf.data.layout import find_layout
 from cps_hf.data.raster import open_raster
-from cps_hf.data.tiles import GROUP_BY, cut_tiles, summary, starts
+from cps_hf.data.tiles import GROUP_BY, cut_tiles, starts, summary
 
 RANDOM = np.random.default_rng(0)
 
