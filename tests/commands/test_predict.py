@@ -85,7 +85,7 @@ def test_two_images_never_share_an_output(tmp_path, branch, photos, capsys):
     Image.new("RGB", (9, 8)).save(photos / "a.jpg")
     for given in ([photos], [photos / "a.png", photos / "deep" / "a.jpg"]):
         said = fails(capsys, tmp_path, branch, "--inputs", *given)
-        assert re.search(r"one name, 'a': \S*photos/\S+ and \S*photos/\S+\. Give a folder above", said)
+        assert re.search(r"the same name, 'a': \S*photos/\S+ and \S*photos/\S+\. Give a folder above", said)
     assert not (tmp_path / "out").exists()
     run(tmp_path, branch, "--inputs", photos, photos / "deep" / "b.png", "--keep_suffix", "--no_overlays")
     names = ["a.jpg.png", "a.png.png", "b.png.png", "deep/a.jpg.png", "deep/b.png.png"]
