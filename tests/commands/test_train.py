@@ -189,13 +189,11 @@ def test_own_images_are_all_labeled_where_nothing_divides_them_and_a_method_says
 def test_help_shows_the_defaults_of_what_would_run(capsys, words, steps, optim):
     with pytest.raises(SystemExit):
         train.parse([*words, "--help"])
-    assert f"stages where there are two. (default: {steps})" in " ".join(capsys.readouterr().out.split())
+    assert f"stages if there are two. (default: {steps})" in " ".join(capsys.readouterr().out.split())
     with pytest.raises(SystemExit):
         train.parse([*words, "--help-all"])
     text = " ".join(capsys.readouterr().out.split())
-    assert (
-        f"stages where there are two. (default: {steps})" in text and f'"sgd" or "adamw". (default: {optim})' in text
-    )
+    assert f"stages if there are two. (default: {steps})" in text and f'"sgd" or "adamw". (default: {optim})' in text
 
 
 @pytest.mark.slow

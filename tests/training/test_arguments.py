@@ -66,7 +66,7 @@ def test_each_mistake_has_a_sentence(arguments, said):
 @pytest.mark.parametrize(
     "cls, values, said",
     [
-        (CPSConfig, {"learning_rate": "1e-3"}, "`learning_rate` must be a number, got '1e-3' of the type str. Leave"),
+        (CPSConfig, {"learning_rate": "1e-3"}, "`learning_rate` must be a number, got '1e-3' of type str. Remove"),
         (CPSConfig, {"max_steps": "100"}, "`max_steps` must be an integer, got '100'"),
         (CPSConfig, {"max_steps": 1e4}, "`max_steps` must be an integer, got 10000.0"),
         (CPSConfig, {"max_grad_norm": "five"}, "`max_grad_norm` must be a number or None, got 'five'"),

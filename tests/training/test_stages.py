@@ -199,7 +199,7 @@ def test_without_unlabeled_images_there_may_be_two_stages_too(root, tmp_path):
 
 def test_stages_that_cannot_be_are_refused():
     for fields, said in (
-        ({"max_steps": 5, "pretrain_steps": 5}, "`pretrain_steps` 5 are the first ones of `max_steps` 5"),
+        ({"max_steps": 5, "pretrain_steps": 5}, "`pretrain_steps` 5 is part of `max_steps` 5"),
         ({"second_stage_learning_rate_factor": 0.5}, "would be ignored.*Set `pretrain_steps`"),
         ({"pretrain_steps": 1, "second_stage_learning_rate_factor": 0.0}, "must be above 0, got 0"),
     ):

@@ -78,7 +78,7 @@ def test_a_method_that_does_not_take_it_is_trained_as_ever_and_refused_with_the_
 
 
 def test_a_setting_that_cannot_act_is_refused(root, tmp_path):
-    with pytest.raises(ValueError, match='`unlabeled_weight="auto"` goes by evaluations .* Set `eval_steps`'):
+    with pytest.raises(ValueError, match='`unlabeled_weight="auto"` needs evaluations .* Set `eval_steps`'):
         CPSConfig(unlabeled_weight="auto")
     for value in (-1.0, "much"):
         with pytest.raises(
