@@ -266,5 +266,5 @@ def test_the_sentence_says_what_cannot_be_told():
     assert f"may be chance: about {chance['images_needed']} images would tell" in said
     one = comparison.describe(counts(1, 1), counts(2, 1, 0.9), NAMES)
     said = comparison.in_words("The second stage", "branch 0", one)
-    assert "with 1 validation image it cannot be told whether that is beyond chance: about 10 would do." in said
+    assert "1 validation image cannot show whether that is beyond chance: about 10 would." in said
     assert comparison.table(without_nan(one)).count(" - ") == 4
