@@ -279,7 +279,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_branches(tmp_path, monke
         trainer_of_now = trainer_for(tmp_path, out)
         with monkeypatch.context() as injected:
             spoil(checkpoints, "seal", FULL)(injected)
-            with pytest.raises(AfterTrainingError, match="branch_0, branch_1 of step 4 .* goes on from checkpoint-2"):
+            with pytest.raises(AfterTrainingError, match="branch_0, branch_1 of step 4 .* resumes from checkpoint-2"):
                 trainer_of_now.train()
         assert [path.name for path in checkpoints.checkpoints_in(out)] == ["checkpoint-2"]
         for name in ("branch_0", "branch_1", "best"):
@@ -311,7 +311,7 @@ def test_a_log_that_cannot_be_written_is_written_later_and_has_no_half_line(tmp_
     monkeypatch.setattr("cps_hf.training.reporting.open", lambda *a, **k: SmallDisk(*a, room=room, **k), raising=False)
     with without_cards_and_pictures():
         trainer_for(tmp_path, out, Room()).train()
-    assert "metrics.jsonl could not be written, and is tried again (said once): OSError" in caplog.text
+    assert "metrics.jsonl could not be written; this will be tried again (reported once): OSError" in caplog.text
     assert same(outcome(out)["log"], expected["log"])
 
 
@@ -366,8 +366,8 @@ def test_a_tracker_that_fails_ends_no_run_and_hides_no_other(tmp_path, monkeypat
     with without_cards_and_pictures():
         trainer_for(tmp_path, tmp_path / "out").train()
     assert taken == [0, 1, 2, 2, 4, 4, "end"]
-    assert caplog.text.count("The tracker mine took no record of step 0 (said once): ConnectionError") == 1
-    assert "The tracker mine did not end well: RuntimeError: it was never there" in caplog.text
+    assert caplog.text.count("The tracker mine did not accept the record of step 0 (reported once): ConnectionError") == 1
+    assert "The tracker mine failed to close: RuntimeError: it was never there" in caplog.text
 
 
 def test_a_terminal_that_is_gone_ends_no_run(tmp_path, monkeypatch):

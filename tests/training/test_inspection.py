@@ -117,7 +117,7 @@ def test_a_set_that_lost_its_coding_is_refused(tmp_path, sets):
     sets["train_dataset"] = coded(sets["train_dataset"], values={0: 0, 1: 1, 2: 2, 255: 255})
     sets["eval_dataset"] = coded(sets["eval_dataset"], values={0: 0, 1: 1, 2: 2, 255: 255})
     lost = sets["train_dataset"].cast_column("label", type(sets["train_dataset"].features["label"])())
-    said = r"`eval_dataset` says how its labels are coded and `train_dataset` does not.*features=loaded.features"
+    said = r"`eval_dataset` says how its labels are encoded and `train_dataset` does not.*features=loaded.features"
     refused(tmp_path, {**sets, "train_dataset": lost}, said)
 
 
@@ -147,7 +147,7 @@ def test_a_limit_of_no_seconds_looks_at_nothing_and_says_so(tmp_path, sets, capl
     with caplog.at_level(logging.INFO, logger="cps_hf"):
         assert look_at_labels(trainer.args, **sets, names=NAMES) == {}
     [said] = caplog.messages
-    assert said.startswith("Labels are not looked at before step 1 (`check_labels_seconds=0`)")
+    assert said.startswith("Labels are not checked before step 1 (`check_labels_seconds=0`)")
 
 
 def test_what_was_not_looked_at_is_said(tmp_path, sets, caplog):
@@ -155,7 +155,7 @@ def test_what_was_not_looked_at_is_said(tmp_path, sets, caplog):
     streamed = {**sets, "train_dataset": sets["train_dataset"].to_iterable_dataset()}
     caplog.set_level(logging.INFO, logger="cps_hf")
     look_at_labels(trainer.args, **streamed, names=NAMES)
-    assert "`train_dataset`: labels were looked at before step 1 in the first 1 samples of the stream." in caplog.text
+    assert "`train_dataset`: labels were checked before step 1 in the first 1 samples of the stream." in caplog.text
     assert "in 1 of 4 samples within `check_labels_seconds`." in caplog.text
 
 
