@@ -128,7 +128,7 @@ def test_a_second_call_refuses_and_keeps_the_first_run(trained):
     trainer, out = trained
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
     assert any(path.name == "results.json" for path in before)
-    with pytest.raises(ValueError, match="has trained already, to step 4 of `max_steps` 4"):
+    with pytest.raises(ValueError, match="has already trained to step 4 of `max_steps` 4"):
         trainer.train()
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()} == before
 

@@ -59,7 +59,7 @@ def test_of_a_stream_the_first_rows_are_counted_and_said_and_a_set_without_a_cla
     assert "the first 1000 rows of `train_dataset`" in caplog.text
     trainer = make_trainer(root, SUPERVISED, tmp_path / "none", objective=Supervised(class_weights=0.5))
     trainer.train_dataset = trainer.train_dataset.map(lambda row: {"label": row["label"].point(lambda _: 255)})
-    with pytest.raises(ValueError, match="`class_weights` by frequency: no label of `train_dataset` holds a class"):
+    with pytest.raises(ValueError, match="`class_weights` by frequency: no label of `train_dataset` has a class"):
         trainer.train()
     assert not (tmp_path / "none").exists()
 

@@ -237,7 +237,7 @@ def test_a_folder_without_an_image_processor_is_named(root, tmp_path):
 def test_without_labelers_the_unlabeled_set_must_bring_labels(root, tmp_path):
     trainer = make_trainer(root, CASE, tmp_path / "out")
     bare = trainer.unlabeled_dataset.remove_columns("pseudo_label")
-    with pytest.raises(ValueError, match="FixedTeacher needs labels of the unlabeled images. Name the finished netw"):
+    with pytest.raises(ValueError, match="FixedTeacher needs labels of the unlabeled images. Name the trained netw"):
         make_trainer(root, CASE, tmp_path / "out", unlabeled_dataset=bare)
     others = LabelEncoding(names=("ground", "disc", "tree")).to_feature()
     other = trainer.unlabeled_dataset.cast_column("pseudo_label", others)

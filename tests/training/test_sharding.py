@@ -112,13 +112,13 @@ def test_a_sharded_run_goes_on_from_its_checkpoint_bit_for_bit(tmp_path):
 )
 def test_engines_are_refused_with_what_to_do_before_accelerate_looks_for_them(variable, name, monkeypatch, tmp_path):
     monkeypatch.setenv(variable, "true")
-    with pytest.raises(ValueError, match=f"asks for {name}.*--multi_gpu.*fsdp2.yaml"):
+    with pytest.raises(ValueError, match=f"is configured for {name}.*--multi_gpu.*fsdp2.yaml"):
         CPSTrainer(toy_models(), CPSConfig(output_dir=str(tmp_path)), train_dataset=None)
 
 
 def test_an_accelerator_that_another_program_set_up_for_deepspeed_is_refused():
     accelerator = SimpleNamespace(distributed_type=DistributedType.DEEPSPEED)
-    with pytest.raises(ValueError, match="set up for DeepSpeed.*Launch with DDP"):
+    with pytest.raises(ValueError, match="configured for DeepSpeed.*Launch with DDP"):
         sharding.refuse(accelerator, CPSConfig())
 
 
@@ -126,7 +126,7 @@ def test_an_accelerator_that_another_program_set_up_for_deepspeed_is_refused():
 def test_the_main_job_says_so_in_one_line():
     done = run_python(str(EXAMPLES / "train_cps.py"), ACCELERATE_USE_DEEPSPEED="true")
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("error: This launch asks for DeepSpeed")
+    assert done.stderr.splitlines()[-1].startswith("error: This launch is configured for DeepSpeed")
 
 
 def sharded(mixed_precision="no", **options):

@@ -306,7 +306,7 @@ def test_a_tracker_that_is_not_installed_is_an_error(world, tmp_path):
     with pytest.raises(ValueError, match="comet_ml.*pip install"):
         trainer_for(world, tmp_path, report_to=["comet_ml"]).train()
     for name in ("tensorbord", "all"):
-        with pytest.raises(ValueError, match=f"`report_to` must hold trackers.*tensorboard.*got '{name}'"):
+        with pytest.raises(ValueError, match=f"`report_to` must list trackers.*tensorboard.*got '{name}'"):
             trainer_for(world, tmp_path, report_to=[name])
 
 
