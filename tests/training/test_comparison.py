@@ -224,7 +224,7 @@ def test_from_too_few_images_best_stays_the_second_stages_network(root, tmp_path
     assert (
         results["best"]["step"] == 4 and results["comparison"]["branches"]["branch_0"]["verdict"] == "too few images"
     )
-    assert "with 9 validation images it cannot be told" in results["comparison"]["sentence"]
+    assert "9 validation images cannot show whether" in results["comparison"]["sentence"]
 
 
 def test_where_the_supervised_network_cannot_be_copied_best_stays_and_the_end_says_so(root, tmp_path):

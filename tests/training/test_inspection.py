@@ -109,7 +109,7 @@ def test_white_that_is_a_class_in_training_and_ignored_in_evaluation_is_refused(
         "train_dataset": coded(sets["train_dataset"], NAMES[:2], values={0: 0, 255: 1}),
         "eval_dataset": coded(sets["eval_dataset"], NAMES[:2]),
     }
-    said = r"`train_dataset` hold 0 and 255 alone, so that 255 is 'disc' there.*`values={0: 0, 1: 1, 255: 1}`"
+    said = r"`train_dataset` contain only 0 and 255, so 255 means 'disc' there.*`values={0: 0, 1: 1, 255: 1}`"
     refused(tmp_path, both, said, names=NAMES[:2])
 
 

@@ -197,9 +197,7 @@ def test_two_processes_and_accumulation_take_the_steps_of_one(root, tmp_path, sh
 
 def test_a_labeler_has_the_runs_classes(root, tmp_path):
     more = tiny_branch(tmp_path / "more", 4)
-    with pytest.raises(
-        ValueError, match=r"more knows 4 classes \(class 0, .*and this run has 3 \(ground, disc, bar\)"
-    ):
+    with pytest.raises(ValueError, match=r"more has 4 classes \(class 0, .*and this run has 3 \(ground, disc, bar\)"):
         load([str(more)])
     other = tiny_branch(tmp_path / "other", 3, names=("ground", "disc", "tree"))
     with pytest.raises(ValueError, match="class 2 of .*other is 'tree', and of this run 'bar'"):
@@ -219,7 +217,7 @@ def test_what_is_no_branch_is_refused_before_models_are_built(root, tmp_path, mo
         ("run", "run is the folder of a run. Name networks in it, like run/branch_0"),
         ("run/branch_7", "there is no folder run/branch_7. Name folders of exported branches"),
         (str(tmp_path / "nothing"), "there is no folder .*nothing"),
-        (str(tmp_path / "empty"), "empty holds no model .config.json is missing"),
+        (str(tmp_path / "empty"), "empty contains no model .config.json is missing"),
         ("run/branch_0/config.json", "there is no folder run/branch_0/config.json"),
     ):
         with pytest.raises(ValueError, match=f"`labelers`: .*{said}"):

@@ -100,7 +100,9 @@ def test_a_branch_whose_trainable_weights_do_not_reach_the_logits_is_named(world
     models = toy_models()
     models[1].requires_grad_(False)
     models[1].unused = torch.nn.Linear(3, 3)
-    with pytest.raises(ValueError, match="Branch 1.*depend on none of the parameters.*unused.weight, unused.bias"):
+    with pytest.raises(
+        ValueError, match="Branch 1.*depend on none of the trainable parameters.*unused.weight, unused.bias"
+    ):
         trainer_for(world, tmp_path, models)
 
 
@@ -115,7 +117,7 @@ def test_an_optimizer_that_was_passed_must_train_every_branch(world, tmp_path, c
             trainer_for(world, tmp_path, models, optimizers=given)
     given = torch.optim.SGD([*models[0].parameters(), *models[1].decode_head.parameters()], lr=0.1)
     trainer_for(world, tmp_path, models, optimizers=(given, None))
-    assert "leaves out 2 of the 4 trainable parameters of branch 1" in caplog.text and "backbone.weight" in caplog.text
+    assert "omits 2 of the 4 trainable parameters of branch 1" in caplog.text and "backbone.weight" in caplog.text
     trainer_for(world, tmp_path, models, optimizers=optimizer(*models))
 
 

@@ -149,7 +149,7 @@ def test_what_the_file_of_the_examples_says_is_not_refused():
         ({"cpu_ram_efficient_loading": True}, "fsdp_cpu_ram_efficient_loading.*false"),
         ({"cpu_offload": True}, "fsdp_offload_params.*false"),
         ({"activation_checkpointing": True}, "`gradient_checkpointing` instead"),
-        ({"mixed_precision": "fp16"}, 'fp16: take "bf16"'),
+        ({"mixed_precision": "fp16"}, 'fp16: use "bf16"'),
     ],
 )
 def test_a_launch_that_is_not_supported_is_an_error_that_says_what_to_set(options, message):

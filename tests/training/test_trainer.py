@@ -368,7 +368,9 @@ def test_backbone_weights_are_for_all_branches_or_one_a_branch(world, tmp_path):
     run = replace(trainer.run, backbone_sources=[None, "some/backbone"])  # the card names what is on the Hub
     bases = [card_facts(run, trainer.state, name, "x")["base_model"] for name in ("branch_0", "branch_1")]
     assert bases == [None, "some/backbone"]
-    with pytest.raises(ValueError, match='`backbone` has 1 entries for 2 branches: one for each, "none" for none'):
+    with pytest.raises(
+        ValueError, match='`backbone` has 1 entries for 2 branches: give one per branch, "none" for none'
+    ):
         starts([path])
 
 

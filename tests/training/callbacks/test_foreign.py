@@ -128,9 +128,9 @@ def test_tensorboards_callback_writes_every_number_and_the_settings(world, tmp_p
 @pytest.mark.parametrize(
     ("name", "variable", "value", "said"),
     [
-        ("wandb", "WANDB_LOG_MODEL", "end", 'WANDB_LOG_MODEL asks.*`report_to=\\["wandb"\\]`'),
-        ("wandb", "WANDB_LOG_MODEL", "checkpoint", 'WANDB_LOG_MODEL asks.*`report_to=\\["wandb"\\]`'),
-        ("dvclive", "HF_DVCLIVE_LOG_MODEL", "true", 'HF_DVCLIVE_LOG_MODEL asks.*`report_to=\\["dvclive"\\]`'),
+        ("wandb", "WANDB_LOG_MODEL", "end", 'WANDB_LOG_MODEL is set.*`report_to=\\["wandb"\\]`'),
+        ("wandb", "WANDB_LOG_MODEL", "checkpoint", 'WANDB_LOG_MODEL is set.*`report_to=\\["wandb"\\]`'),
+        ("dvclive", "HF_DVCLIVE_LOG_MODEL", "true", 'HF_DVCLIVE_LOG_MODEL is set.*`report_to=\\["dvclive"\\]`'),
     ],
 )
 def test_what_would_upload_a_model_by_transformers_trainer_is_refused_and_works_without(
