@@ -255,7 +255,7 @@ def test_an_output_folder_that_cannot_be_used_is_said_before_data_is_read(tmp_pa
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "closed" and may(path, mode))
     for name, said in (
         ("file/run", f"{tmp_path}/file is a file"),
-        ("run", "holds a run (results.json)"),
+        ("run", "contains a run (results.json)"),
         ("closed/a/b", f"no permission for {tmp_path}/closed"),
     ):
         with pytest.raises(SystemExit) as exit_:

@@ -147,7 +147,7 @@ POINTS = {
     "the removal of an old checkpoint": (
         spoil(checkpoints.shutil, "rmtree", FULL, when=to("tmp-old-checkpoint-2")),
         None,
-        "checkpoint-2 could not be removed",
+        "checkpoint-2 could not be deleted",
     ),
     "the agreement": (
         spoil(Evaluator, "agreement", ValueError("unlabeled-3 cannot be read")),
@@ -538,11 +538,11 @@ def test_what_fails_on_one_of_two_processes_is_told_on_both_and_neither_waits(tm
 # ------------------------------------------------------------------------------------------------ before step 1
 
 IN_THE_WAY = {
-    "results.json": (lambda path: path.mkdir(), "is to be a file of the run, but a folder is there"),
-    "pictures": (lambda path: path.write_text("mine"), "is to be a folder of the run, but a file is there"),
+    "results.json": (lambda path: path.mkdir(), "must be a file of the run, but there is a folder"),
+    "pictures": (lambda path: path.write_text("mine"), "must be a folder of the run, but there is a file"),
     "best": (lambda path: (path / ".git").mkdir(parents=True), "holds something that is no exported model"),
     "branch_1": (lambda path: path.write_text("mine"), "holds something that is no exported model"),
-    "metrics.jsonl": (lambda path: path.mkdir(), "is to be a file of the run, but a folder is there"),
+    "metrics.jsonl": (lambda path: path.mkdir(), "must be a file of the run, but there is a folder"),
 }
 
 

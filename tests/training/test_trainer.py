@@ -597,7 +597,7 @@ def test_an_output_folder_that_is_a_file_or_holds_a_run_is_refused(world, tmp_pa
     trainer_for(world, tmp_path).train()
     keep = tmp_path / "out" / "notes.txt"
     keep.write_text("mine")
-    with pytest.raises(ValueError, match=r"holds a run.*checkpoint-4.*--overwrite_output_dir"):
+    with pytest.raises(ValueError, match=r"contains a run.*checkpoint-4.*--overwrite_output_dir"):
         trainer_for(world, tmp_path).train()
     trainer_for(world, tmp_path, overwrite_output_dir=True, max_steps=2).train()
     assert keep.read_text() == "mine" and not (tmp_path / "out" / "checkpoint-4").exists()
@@ -606,10 +606,10 @@ def test_an_output_folder_that_is_a_file_or_holds_a_run_is_refused(world, tmp_pa
 def test_a_checkpoint_that_does_not_exist_is_refused(world, tmp_path):
     with pytest.raises(ValueError, match="does not exist"):
         trainer_for(world, tmp_path).train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-9"))
-    with pytest.raises(ValueError, match="no whole checkpoint"):
+    with pytest.raises(ValueError, match="no complete checkpoint"):
         trainer_for(world, tmp_path).train(resume_from_checkpoint=True)
     (tmp_path / "out" / "checkpoint-7").mkdir(parents=True)  # killed while it was written
-    with pytest.raises(ValueError, match="no whole checkpoint"):
+    with pytest.raises(ValueError, match="no complete checkpoint"):
         trainer_for(world, tmp_path, resume_from_checkpoint="true").train()
 
 
