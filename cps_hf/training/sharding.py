@@ -59,11 +59,11 @@ def refuse(accelerator: Accelerator, args: CPSConfig) -> None:
     wrong = {  # setting -> (whether it is set, what to do)
         "`fsdp_auto_wrap_policy` other than NO_WRAP": (
             wraps is not None,
-            "branches are called several times per step and separately in evaluations, as one unit: set NO_WRAP",
+            "branches are called several times per step and separately in evaluations, as one unit; set NO_WRAP",
         ),
         "`fsdp_cpu_ram_efficient_loading: true`": (
             plugin.cpu_ram_efficient_loading,
-            "every process draws the same weights from the seed: set it to false",
+            "every process draws the same weights from the seed; set it to false",
         ),
         "`fsdp_offload_params: true`": (bool(getattr(plugin.cpu_offload, "pin_memory", False)), "set it to false"),
         "`fsdp_activation_checkpointing: true`": (
@@ -71,11 +71,11 @@ def refuse(accelerator: Accelerator, args: CPSConfig) -> None:
             "set it to false and use the setting `gradient_checkpointing` instead",
         ),
         "`mixed_precision` fp16": (accelerator.mixed_precision == "fp16", 'use "bf16" or "no"'),
-        "`channels_last`": (args.channels_last, "FSDP2 only shards contiguous weights: remove it"),
-        "`torch_compile`": (args.torch_compile, "it is untested with FSDP2: remove it, or launch with DDP"),
+        "`channels_last`": (args.channels_last, "it only shards contiguous weights; remove the setting"),
+        "`torch_compile`": (args.torch_compile, "this is untested; remove the setting, or launch with DDP"),
         "`auto_find_batch_size`": (
             args.auto_find_batch_size,
-            "a process that runs out of memory would leave the others waiting: choose the batch size yourself",
+            "a process that runs out of memory would leave the others waiting; choose the batch size yourself",
         ),
     }
     for what, (asked, advice) in wrong.items():

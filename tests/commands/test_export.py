@@ -21,8 +21,8 @@ def test_the_command_writes_a_branch_and_says_what_it_takes(tmp_path, capsys):
     for words, message in (
         ([str(tmp_path / "nothing"), "x.onnx"], "no model could be read, since there is no such folder."),
         ([str(full), "x.onnx"], "no model could be read, since there is no config.json in it."),
-        ([str(tmp_path), "x.onnx"], f"no model could be read, since it holds several. Give one: {folder}."),
-        ([str(folder), str(tmp_path / "small.onnx"), "--size", "0", "64"], "takes no images of 0 x 64"),
+        ([str(tmp_path), "x.onnx"], f"no model could be read, since it contains several. Give one: {folder}."),
+        ([str(folder), str(tmp_path / "small.onnx"), "--size", "0", "64"], "cannot process images of 0 x 64"),
         ([str(folder), str(tmp_path / "out.onnx" / "x.onnx")], "out.onnx: a folder is expected there, but a file"),
         ([str(folder), str(full)], f"error: {full}: a file is expected there, but a folder is in the way."),
         ([str(folder), str(full / "x.onnx")], f"error: {full / 'x.onnx'}: No space left on device."),

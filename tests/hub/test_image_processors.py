@@ -80,9 +80,9 @@ class Holder:
 
 def test_a_processor_that_holds_one_is_looked_into_and_one_of_another_kind_is_refused():
     assert read_processor(Holder(segformer())).mean == MEAN
-    with pytest.raises(ValueError, match="The function cannot be given images: TypeError"):
+    with pytest.raises(ValueError, match="The function cannot process images: TypeError"):
         read_processor(lambda text: text)
-    with pytest.raises(ValueError, match=r"makes \(5, 3\) of five images"):
+    with pytest.raises(ValueError, match=r"turns five images into \(5, 3\)"):
         read_processor(lambda images, return_tensors: {"pixel_values": __import__("torch").zeros(5, 3)})
 
     def grey(images, return_tensors):

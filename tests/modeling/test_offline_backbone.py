@@ -92,7 +92,7 @@ def test_tensors_that_do_not_fit_are_named():
         offline_backbone.renamed({"c.weight": torch.zeros(3, 2), "n.running_mean": torch.ones(2)}, like, where="f")
     with pytest.raises(ValueError, match="`n.bias`"):  # right shape, wrong kind
         offline_backbone.renamed({"c.weight": torch.zeros(2, 3), "n.bias": torch.ones(2)}, like, where="f")
-    with pytest.raises(ValueError, match="holds 1 tensors, expected the 2"):
+    with pytest.raises(ValueError, match="has 1 tensors, expected the 2"):
         offline_backbone.renamed({"c.weight": torch.zeros(2, 3)}, like, where="f")
 
 

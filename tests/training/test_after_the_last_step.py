@@ -540,8 +540,8 @@ def test_what_fails_on_one_of_two_processes_is_told_on_both_and_neither_waits(tm
 IN_THE_WAY = {
     "results.json": (lambda path: path.mkdir(), "must be a file of the run, but there is a folder"),
     "pictures": (lambda path: path.write_text("mine"), "must be a folder of the run, but there is a file"),
-    "best": (lambda path: (path / ".git").mkdir(parents=True), "holds something that is no exported model"),
-    "branch_1": (lambda path: path.write_text("mine"), "holds something that is no exported model"),
+    "best": (lambda path: (path / ".git").mkdir(parents=True), "contains files that are not of an exported model"),
+    "branch_1": (lambda path: path.write_text("mine"), "contains files that are not of an exported model"),
     "metrics.jsonl": (lambda path: path.mkdir(), "must be a file of the run, but there is a folder"),
 }
 

@@ -159,7 +159,7 @@ def test_a_launch_that_is_not_supported_is_an_error_that_says_what_to_set(option
 
 @pytest.mark.parametrize("setting", ["channels_last", "torch_compile", "auto_find_batch_size"])
 def test_a_setting_that_does_not_go_with_shards_is_an_error(setting):
-    with pytest.raises(ValueError, match=f"FSDP2 does not go with `{setting}`"):
+    with pytest.raises(ValueError, match=f"FSDP2 does not support `{setting}`"):
         sharding.refuse(sharded(), CPSConfig(**{setting: True}))
 
 
