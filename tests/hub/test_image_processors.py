@@ -103,7 +103,7 @@ def check(processor, reduces=False, model_type="segformer"):
         (segformer(do_rescale=False), "do_rescale False", {"do_rescale": True}),
         (segformer(rescale_factor=1 / 127.5), "rescale_factor 0.0078", {"rescale_factor": 1 / 255}),
         (segformer(do_normalize=False), "do_normalize False", {"do_normalize": True}),
-        (segformer(image_mean=HALF), r"takes mean \[0.5, 0.5, 0.5\].*training \[0.485", {"image_mean": MEAN}),
+        (segformer(image_mean=HALF), r"uses mean \[0.5, 0.5, 0.5\].*training \[0.485", {"image_mean": MEAN}),
         (segformer(image_std=HALF), r"std \[0.5, 0.5, 0.5\]", {"image_std": STD}),
         (
             segformer(do_reduce_labels=True),
