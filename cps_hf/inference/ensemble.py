@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoImageProcessor
 from ..modeling.branches import Branch
 from ..modeling.channels import check_channels
 from ..modeling.classes import letters
-from ..modeling.universal import auto_class, refuse_other_universal
+from ..modeling.universal import auto_class, reject_other_universal
 from .windows import class_ids, default_stride, predict_each, predict_logits, predict_rows
 
 logger = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ class Ensemble:
         for source in sources:
             try:
                 config = AutoConfig.from_pretrained(source, **options)
-                refuse_other_universal(config, f"`{source}`")
+                reject_other_universal(config, f"`{source}`")
                 models.append(auto_class(config).from_pretrained(source, **options))
                 processors.append(AutoImageProcessor.from_pretrained(source, **options))
             except (OSError, ValueError, KeyError, ImportError) as error:
@@ -107,7 +107,7 @@ class Ensemble:
             ValueError: options are invalid, or a network does not accept this size.
         """
         chosen = range(len(self.networks)) if only is None else [only]
-        return self._ask(predict_logits, image, chosen, own_size, options)
+        return self._run(predict_logits, image, chosen, own_size, options)
 
     def predict(self, image: Tensor, **options: Any) -> Tensor:
         """Class ids, uint8 (H, W) on the CPU, of an image uint8 (3, H, W). Options as in `logits`."""
@@ -119,7 +119,7 @@ class Ensemble:
         Options as in `logits`.
         """
         options |= {"num_labels": len(self.id2label)}
-        found = self._ask(predict_each, image, range(len(self.networks)), own_size, options)
+        found = self._run(predict_each, image, range(len(self.networks)), own_size, options)
         return [ids[0].to(torch.uint8).cpu() for ids in found]
 
     def predict_rows(
@@ -159,7 +159,7 @@ class Ensemble:
         crop = (height, width) if height and width else (WINDOW, WINDOW)
         return {"mode": "sliding", "crop_size": crop, "stride": default_stride(crop)}
 
-    def _ask(self, function, image: Tensor, chosen: Sequence[int], own_size: bool, options: dict[str, Any]) -> Any:
+    def _run(self, function, image: Tensor, chosen: Sequence[int], own_size: bool, options: dict[str, Any]) -> Any:
         """`function` of the chosen networks and of the image as their processors make it."""
         own_size = own_size or options.get("mode") == "sliding"
         made = {}  # networks with equal processors share an image

@@ -74,8 +74,8 @@ def predict_logits(
             classes, or a callable does not return logits at the size of its input.
     """
     networks, inputs, size = _checked(logits_fn, pixel_values, target_size)
-    how = _How(mode, crop_size, stride, average, window_batch_size, scales, flip)
-    return _maps(networks, inputs, how, size, slice(0, size[0]))
+    opts = _Options(mode, crop_size, stride, average, window_batch_size, scales, flip)
+    return _maps(networks, inputs, opts, size, slice(0, size[0]))
 
 
 def predict(
@@ -91,7 +91,7 @@ def predict(
 
 def check_options(**options: Any) -> None:
     """Raise the `ValueError` of invalid options of `predict_logits`, before there is an image."""
-    _How(**options)
+    _Options(**options)
 
 
 def class_ids(logits: Tensor) -> Tensor:
@@ -120,19 +120,19 @@ def predict_each(
         options: those of `predict_logits`.
     """
     networks, inputs, size = _checked(networks, pixel_values, options.pop("target_size", None))
-    how = _How(**options)
+    opts = _Options(**options)
     numbers = num_labels * size[0] * size[1]
-    bands = min(size[0], -(-numbers // BAND)) if not how.once else 1
+    bands = min(size[0], -(-numbers // BAND)) if not opts.once else 1
     shape = (len(inputs[0]), *size)
     dtype = torch.uint8 if num_labels <= 255 else torch.long
     found = [inputs[0].new_empty(shape, dtype=dtype) for _ in range(len(networks) + (len(networks) > 1))]
     for first, end in itertools.pairwise(size[0] * i // bands for i in range(bands + 1)):
         total = inputs[0].new_zeros((len(inputs[0]), num_labels, end - first, size[1]), dtype=torch.float32)
         for ids, network, images in zip(found, networks, inputs, strict=False):
-            if how.once and numbers > BAND:
-                parts = _pass(network, images, how, 1.0, False, size, slice(first, end))
+            if opts.once and numbers > BAND:
+                parts = _pass(network, images, opts, 1.0, False, size, slice(first, end))
             else:
-                parts = [(slice(first, end), _maps([network], [images], how, size, slice(first, end)))]
+                parts = [(slice(first, end), _maps([network], [images], opts, size, slice(first, end)))]
             for rows, logits in parts:
                 ids[:, rows] = class_ids(logits)
                 if len(networks) > 1:
@@ -163,13 +163,13 @@ def predict_rows(
     Raises:
         ValueError: as in `predict_logits`; or another mode, several scales, or more than 255 classes.
     """
-    how = _How(**options)
-    if how.mode != "sliding" or tuple(how.scales) != (1,):
+    opts = _Options(**options)
+    if opts.mode != "sliding" or tuple(opts.scales) != (1,):
         raise ValueError("Prediction by rows only supports sliding windows at the image's own size: no scales.")
     passes = [
-        _pass_of_rows(network, view, how, mirrored, size)
+        _pass_of_rows(network, view, opts, mirrored, size)
         for network, view in zip(networks, views, strict=True)
-        for _, mirrored in how.versions
+        for _, mirrored in opts.versions
     ]
     first = 0
     for strips in zip(*passes, strict=True):
@@ -186,12 +186,12 @@ def predict_rows(
 
 
 def _pass_of_rows(
-    network: LogitsFn, view: Callable[[slice], Tensor], how: _How, mirrored: bool, size: tuple[int, int]
+    network: LogitsFn, view: Callable[[slice], Tensor], opts: _Options, mirrored: bool, size: tuple[int, int]
 ) -> Iterator[Tensor]:
     def seen(rows: slice) -> Tensor:
         return view(rows).flip(-1) if mirrored else view(rows)
 
-    for strip in _slide(network, seen, how, size, slice(0, size[0])):
+    for strip in _slide(network, seen, opts, size, slice(0, size[0])):
         yield strip.flip(-1) if mirrored else strip
 
 
@@ -219,7 +219,7 @@ def default_stride(crop_size: Sequence[int]) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
-class _How:
+class _Options:
     """The options of `predict_logits`, checked."""
 
     mode: str = "whole"
@@ -274,16 +274,18 @@ def _checked(logits_fn, pixel_values, target_size) -> tuple[list[LogitsFn], list
     return networks, inputs, tuple(inputs[0].shape[-2:] if target_size is None else target_size)
 
 
-def _maps(networks: list[LogitsFn], inputs: list[Tensor], how: _How, size: tuple[int, int], wanted: slice) -> Tensor:
+def _maps(
+    networks: list[LogitsFn], inputs: list[Tensor], opts: _Options, size: tuple[int, int], wanted: slice
+) -> Tensor:
     """The result of `predict_logits` for the wanted rows."""
-    alone, versions = how.once and len(networks) == 1, how.versions
+    alone, versions = opts.once and len(networks) == 1, opts.versions
     as_it_is = wanted == slice(0, size[0]) and tuple(inputs[0].shape[-2:]) == size
-    if alone and as_it_is and _how_seen(how, networks[0], size).mode == "whole":
+    if alone and as_it_is and _options_for(opts, networks[0], size).mode == "whole":
         return _logits(networks[0], inputs[0])
     maps = None
     for network, images in zip(networks, inputs, strict=True):
         for scale, mirrored in versions:
-            for rows, logits in _pass(network, images, how, scale, mirrored, size, wanted):
+            for rows, logits in _pass(network, images, opts, scale, mirrored, size, wanted):
                 if maps is None:
                     shape = (*logits.shape[:2], wanted.stop - wanted.start, size[1])
                     maps = logits.new_zeros(shape, dtype=logits.dtype if alone else torch.float32)
@@ -300,7 +302,7 @@ def _maps(networks: list[LogitsFn], inputs: list[Tensor], how: _How, size: tuple
 def _pass(
     network: LogitsFn,
     images: Tensor,
-    how: _How,
+    opts: _Options,
     scale: float,
     mirrored: bool,
     size: tuple[int, int],
@@ -310,10 +312,10 @@ def _pass(
     logits)."""
     seen = tuple(max(1, round(side * scale)) if scale != 1 else side for side in images.shape[-2:])
     view, align_corners = partial(_view, images, seen, mirrored), False
-    how, as_logits = _how_seen(how, network, seen), None
-    if how.mode == "sliding":
+    opts, as_logits = _options_for(opts, network, seen), None
+    if opts.mode == "sliding":
         height = seen[0]
-        strips = _slide(network, view, how, seen, source_rows(height, size[0], wanted))
+        strips = _slide(network, view, opts, seen, source_rows(height, size[0], wanted))
     else:
         full = view(slice(0, seen[0]))
         logits = _strided(network, full)
@@ -327,12 +329,12 @@ def _pass(
         yield rows, logits.flip(-1) if mirrored else logits
 
 
-def _how_seen(how: _How, network: LogitsFn, size: tuple[int, int]) -> _How:
+def _options_for(opts: _Options, network: LogitsFn, size: tuple[int, int]) -> _Options:
     """The options for a network and images of this size: a `Branch` of one input size uses windows for other sizes."""
     window = network.window if isinstance(network, Branch) else None
-    if how.mode == "sliding" or window is None or window == tuple(size):
-        return how
-    return replace(how, mode="sliding", crop_size=window, stride=default_stride(window), average=True)
+    if opts.mode == "sliding" or window is None or window == tuple(size):
+        return opts
+    return replace(opts, mode="sliding", crop_size=window, stride=default_stride(window), average=True)
 
 
 def _view(images: Tensor, size: tuple[int, int], mirrored: bool, rows: slice) -> Tensor:
@@ -365,17 +367,17 @@ def _strided(network: LogitsFn, images: Tensor) -> StridedLogits:
     return StridedLogits(_logits(network, images), tuple(images.shape[-2:]))
 
 
-def _slide(network: LogitsFn, view, how: _How, size: tuple[int, int], wanted: slice) -> Iterator[Tensor]:
+def _slide(network: LogitsFn, view, opts: _Options, size: tuple[int, int], wanted: slice) -> Iterator[Tensor]:
     """Stitched logits of the wanted rows of images of this size, from top to bottom, at most `STRIP` rows at a time.
 
     Rows are finished when no later window reaches them, so only the rows of one window are kept, of pixels and logits.
     `view(rows)` returns the images' rows.
     """
-    crop, (height, width) = how.crop_size, size
+    crop, (height, width) = opts.crop_size, size
     missing_rows, missing_columns = max(0, crop[0] - height), max(0, crop[1] - width)
     top, left = missing_rows // 2, missing_columns // 2
-    row_starts = _starts(height + missing_rows, crop[0], how.stride[0])
-    column_starts = _starts(width + missing_columns, crop[1], how.stride[1])
+    row_starts = _starts(height + missing_rows, crop[0], opts.stride[0])
+    column_starts = _starts(width + missing_columns, crop[1], opts.stride[1])
     sums, first, end = None, wanted.start + top, wanted.stop + top  # `sums`: of the rows from `row` on
     needed = [row for row in row_starts if row + crop[0] > first and row < end]
     for row, following in itertools.pairwise([*needed, end]):
@@ -387,8 +389,8 @@ def _slide(network: LogitsFn, view, how: _How, size: tuple[int, int], wanted: sl
             seen_rows = _seen(row_starts, crop[0], pixels.device)[:, None]
             seen_columns = _seen(column_starts, crop[1], pixels.device)
         windows = [(image, column) for column in column_starts for image in range(len(pixels))]
-        for begin in range(0, len(windows), how.window_batch_size):
-            some = windows[begin : begin + how.window_batch_size]
+        for begin in range(0, len(windows), opts.window_batch_size):
+            some = windows[begin : begin + opts.window_batch_size]
             logits = _logits(network, torch.stack([pixels[image, :, :, x : x + crop[1]] for image, x in some]))
             if sums is None:
                 sums = logits.new_zeros(len(pixels), logits.shape[1], crop[0], pixels.shape[-1])
@@ -398,7 +400,7 @@ def _slide(network: LogitsFn, view, how: _How, size: tuple[int, int], wanted: sl
         for begin in range(max(first, row), following, STRIP):
             rows = slice(begin, min(begin + STRIP, following))
             strip = sums[:, :, rows.start - row : rows.stop - row]
-            strip = strip / (seen_rows[rows] * seen_columns) if how.average else strip.clone()
+            strip = strip / (seen_rows[rows] * seen_columns) if opts.average else strip.clone()
             yield strip[..., left : left + width]
         _move_up(sums, following - row)
 

@@ -34,21 +34,21 @@ from .backbones import backbone_parameters, head_parameters, load_backbone_weigh
 from .classes import (
     by_number,
     checked_id2label,
+    has_other_names,
     listed,
-    names_otherwise,
-    refuse_classes_of_another_task,
+    reject_classes_of_another_task,
     settle_classes,
 )
 from .initialization import branch_seed, head_has_norms, initialize_weights
-from .twins import tell_apart
+from .twins import redraw_equal_heads
 from .universal import (
     UNIVERSAL,
     auto_class,
     decoder_module,
     input_window,
     is_universal,
-    refuse_other_universal,
-    said_of_pixels,
+    pixel_outputs,
+    reject_other_universal,
     switch_masked_attention_off,
 )
 
@@ -137,7 +137,7 @@ class Branch(nn.Module):
         self._feature_dropout.p, self._feature_dropout.complementary = feature_dropout, complementary_dropout
         network = self._compiled if self._compiled is not None and self.training else self.model
         try:
-            values = said_of_pixels(self.model, pixel_values.to(next(self.model.parameters()).dtype), network)
+            values = pixel_outputs(self.model, pixel_values.to(next(self.model.parameters()).dtype), network)
         finally:
             self._feature_dropout.p = self._feature_dropout.complementary = 0.0
         return self._strided(values, pixel_values).resized() if resize else values
@@ -242,8 +242,8 @@ def build_branches(
             their classes differ, or are fewer than 2 or more than 255; or `id2label` is `None` and a checkpoint
             without a segmentation head would have to name the classes.
     """
-    sources = one_source_a_branch(models, num_branches)
-    backbones = _one_backbone_a_branch(backbone, len(sources))
+    sources = source_per_branch(models, num_branches)
+    backbones = _backbone_per_branch(backbone, len(sources))
     if id2label is not None:
         id2label = checked_id2label(id2label)
     options = {"trust_remote_code": trust_remote_code, "revision": revision}
@@ -263,7 +263,7 @@ def build_branches(
             branches.append(model)
         logger.info("branch %d, %s: %s.", index, type(branches[-1]).__name__, said)
     settle_classes(branches, id2label)
-    tell_apart(branches, [isinstance(source, PreTrainedModel) for source in sources], seed)
+    redraw_equal_heads(branches, [isinstance(source, PreTrainedModel) for source in sources], seed)
     return branches
 
 
@@ -273,7 +273,7 @@ def _build(source, index, seed, id2label, weights, reinit_heads, options, build)
     config = _read_config(source, options)
     own_classes, keeps_head = config.id2label, weights is None and not reinit_heads
     if id2label is None:
-        refuse_classes_of_another_task(config, _named(source), isinstance(source, PreTrainedConfig))
+        reject_classes_of_another_task(config, _named(source), isinstance(source, PreTrainedConfig))
     config = _adapted_config(config, source, id2label)
     with torch.random.fork_rng(devices=[]):  # leaves other random numbers unaffected
         torch.default_generator.manual_seed(generator_seed)
@@ -285,7 +285,7 @@ def _build(source, index, seed, id2label, weights, reinit_heads, options, build)
             if getattr(config, "input_shrink", 1) != 1:
                 config.input_shrink = 1  # an exported branch shrinks whole photographs; crops are already shrunk
             model, to_initialize, said = _from_checkpoint(source, config, options, build)
-            renamed = id2label is not None and keeps_head and names_otherwise(own_classes, id2label)
+            renamed = id2label is not None and keeps_head and has_other_names(own_classes, id2label)
             by_class = _parameters_by_class(config, options) if renamed else set()
             if not by_class <= to_initialize:
                 to_initialize |= by_class
@@ -311,7 +311,7 @@ def _build(source, index, seed, id2label, weights, reinit_heads, options, build)
     return model.train(), said
 
 
-def one_source_a_branch(models: Source | Sequence[Source], num_branches: int | None) -> list[Source]:
+def source_per_branch(models: Source | Sequence[Source], num_branches: int | None) -> list[Source]:
     """What each branch is made from. Arguments as in `build_branches`."""
     if isinstance(models, PreTrainedModel):
         models = [models]
@@ -334,7 +334,7 @@ def one_source_a_branch(models: Source | Sequence[Source], num_branches: int | N
     return sources
 
 
-def _one_backbone_a_branch(backbone, count: int) -> list[str | PathLike | None]:
+def _backbone_per_branch(backbone, count: int) -> list[str | PathLike | None]:
     if backbone is None or isinstance(backbone, (str, PathLike)):
         return [backbone] * count
     if len(backbone) != count:
@@ -375,7 +375,7 @@ def _read_config(source, options: dict) -> PreTrainedConfig:
                 f"and the connection (HF_HUB_OFFLINE disables it); a gated or private one needs HF_TOKEN; one with "
                 f"its own code needs trust_remote_code=True. transformers said: {error}"
             ) from error
-    refuse_other_universal(config, _named(source))
+    reject_other_universal(config, _named(source))
     known = type(config) in AutoModelForSemanticSegmentation._model_mapping or is_universal(config)
     if not known and "AutoModelForSemanticSegmentation" not in (getattr(config, "auto_map", None) or {}):
         names = sorted({kind.model_type for kind in AutoModelForSemanticSegmentation._model_mapping} | {*UNIVERSAL})

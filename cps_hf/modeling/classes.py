@@ -68,7 +68,7 @@ def letters(name: str) -> str:
     return re.sub(r"[\W_]", "", name.lower())
 
 
-def names_otherwise(own: Mapping[Any, str], id2label: Mapping[int, str]) -> bool:
+def has_other_names(own: Mapping[Any, str], id2label: Mapping[int, str]) -> bool:
     """Whether a checkpoint's table names as many classes as `id2label`, but others, or in another order."""
     own, ours = ({str(key): name for key, name in table.items()} for table in (own, id2label))
     return len(own) == len(ours) and are_named(own) and are_named(ours) and not same_names(own, ours)
@@ -118,7 +118,7 @@ def settle_classes(branches: Sequence[PreTrainedModel], id2label: Mapping[int, s
         )
 
 
-def refuse_classes_of_another_task(config: PreTrainedConfig, name: str, made_in_python: bool) -> None:
+def reject_classes_of_another_task(config: PreTrainedConfig, name: str, made_in_python: bool) -> None:
     """If the data do not name the classes, reject a checkpoint that is no segmentation model as their source: its
     classes are a classifier's thousand, or the two that the library writes by default.
 

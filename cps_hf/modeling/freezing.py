@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from .backbones import backbone_of
 from .dry_run import in_mode, meta_tensors
 from .norms import NORMS
-from .universal import said_of_pixels
+from .universal import pixel_outputs
 
 
 def freeze(model: PreTrainedModel, *, backbone: bool = False, norms: bool = False) -> list[str]:
@@ -92,5 +92,5 @@ class _LogitGradients(nn.Module):
         self.tensors = tensors
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        values = said_of_pixels(self.model, pixel_values)
+        values = pixel_outputs(self.model, pixel_values)
         return torch.autograd.grad(values.sum(), self.tensors, allow_unused=True)

@@ -15,7 +15,7 @@ from .initialization import branch_seed, initialize_weights
 logger = logging.getLogger("cps_hf")
 
 
-def tell_apart(branches: Sequence[PreTrainedModel], passed: Sequence[bool], seed: int) -> None:
+def redraw_equal_heads(branches: Sequence[PreTrainedModel], passed: Sequence[bool], seed: int) -> None:
     """Draw a new head for each branch that would start with the head of another one.
 
     This happens if one checkpoint, or a copy of it, is given for several branches: the first one is kept unchanged,
@@ -28,7 +28,7 @@ def tell_apart(branches: Sequence[PreTrainedModel], passed: Sequence[bool], seed
     Raises:
         ValueError: two branches share parameters.
     """
-    _refuse_shared_parameters(branches)
+    _reject_shared_parameters(branches)
     settled = [index for index, is_passed in enumerate(passed) if is_passed]
     for index, model in enumerate(branches):
         if passed[index]:
@@ -47,7 +47,7 @@ def tell_apart(branches: Sequence[PreTrainedModel], passed: Sequence[bool], seed
             )
 
 
-def refuse_twins(branches: Sequence[PreTrainedModel]) -> None:
+def reject_twins(branches: Sequence[PreTrainedModel]) -> None:
     """Check branches that are to teach each other.
 
     Raises:
@@ -62,7 +62,7 @@ def refuse_twins(branches: Sequence[PreTrainedModel]) -> None:
             )
 
 
-def _refuse_shared_parameters(branches: Sequence[PreTrainedModel]) -> None:
+def _reject_shared_parameters(branches: Sequence[PreTrainedModel]) -> None:
     owners: dict[int, int] = {}
     for index, branch in enumerate(branches):
         for name, parameter in branch.named_parameters():

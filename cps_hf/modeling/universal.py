@@ -38,7 +38,7 @@ def auto_class(config: PreTrainedConfig) -> type:
     return AutoModelForUniversalSegmentation if is_universal(config) else AutoModelForSemanticSegmentation
 
 
-def refuse_other_universal(config: PreTrainedConfig, name: str) -> None:
+def reject_other_universal(config: PreTrainedConfig, name: str) -> None:
     """Raise a `ValueError` for a universal model that cannot be a branch.
 
     Args:
@@ -69,7 +69,7 @@ def check_window(config: PreTrainedConfig, height: int, width: int) -> None:
         raise ValueError(f"its positions are those of {window[0]} x {window[1]} pixels, got {height} x {width}")
 
 
-def said_of_pixels(model: PreTrainedModel, pixel_values: Tensor, network: Callable[..., Any] | None = None) -> Tensor:
+def pixel_outputs(model: PreTrainedModel, pixel_values: Tensor, network: Callable[..., Any] | None = None) -> Tensor:
     """A segmentation model's logits, or a universal model's class scores, for each pixel at the model's own size.
 
     Args:

@@ -92,7 +92,7 @@ def check_groups(groups: Mapping[str, tuple[Any, type]]) -> None:
         raise TypeError(f"`{name}` must be a {cls.__name__}, got {_named(value)}.")
 
 
-def refuse_unknown(trainer: type, unknown: Mapping[str, Any]) -> None:
+def reject_unknown(trainer: type, unknown: Mapping[str, Any]) -> None:
     """Reject keyword arguments that a trainer does not have.
 
     Raises:

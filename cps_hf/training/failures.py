@@ -42,14 +42,14 @@ def explained(
         step = state.global_step + 1
         newest = newest_checkpoint(args.output_dir)
         whole = f"The newest checkpoint is complete: {newest or 'there is none yet'}"
-        text = of_the_workers(error, args)
+        text = worker_advice(error, args)
         if text is not None:
             go_on = ": resume with `--resume_from_checkpoint auto`" if newest else ""
             raise DataWorkerError(f"Step {step}: {text} {whole}{go_on}. ({said(error)})") from raised
         if memory.is_out_of_memory(error):
             text = memory.advice(args, crop_size, accelerator.device, step, unlabeled=unlabeled)
             raise torch.OutOfMemoryError(f"{text} (torch said: {error})") from raised
-        if accelerator.num_processes > 1 and is_of_the_connection(error):
+        if accelerator.num_processes > 1 and is_connection_error(error):
             raise ConnectionError(
                 f"Process {accelerator.process_index} of {accelerator.num_processes} lost another one in step {step}: "
                 f"it died, or did not respond for {args.ddp_timeout} s (`ddp_timeout`). Its own output says why. "
@@ -58,7 +58,7 @@ def explained(
         raise
 
 
-def of_the_workers(error: BaseException, args: CPSConfig) -> str | None:
+def worker_advice(error: BaseException, args: CPSConfig) -> str | None:
     """What to change when a data worker was killed, or could not be started or reached. `None` for other errors.
 
     torch's own errors can only be recognised by their text.
@@ -75,7 +75,7 @@ def of_the_workers(error: BaseException, args: CPSConfig) -> str | None:
     elif (
         number == errno.ENOMEM
         or re.search("DataLoader worker .*(signal: Killed|exited unexpectedly)", text)
-        or _broke_off_a_batch(error)
+        or _interrupted_batch(error)
     ):
         found = "a data worker was killed, as happens when memory runs out: give the job more memory"
     else:
@@ -99,7 +99,7 @@ def _settled(error: BaseException) -> BaseException:
         return later
 
 
-def _broke_off_a_batch(error: BaseException) -> bool:
+def _interrupted_batch(error: BaseException) -> bool:
     """Whether a connection or file was lost while a tensor was fetched from a worker."""
     frames = traceback.extract_tb(error.__traceback__) if isinstance(error, _GONE) else ()
     return any(frame.name.startswith("rebuild_storage") for frame in frames)
@@ -107,7 +107,7 @@ def _broke_off_a_batch(error: BaseException) -> bool:
 
 def told(error: BaseException, args: CPSConfig) -> str:
     """An error outside the training steps, with what to change if that is known."""
-    workers = of_the_workers(error, args)
+    workers = worker_advice(error, args)
     if workers is not None:
         return f"{workers} ({said(error)})"
     if memory.is_out_of_memory(error):
@@ -120,7 +120,7 @@ def said(error: BaseException) -> str:
     return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
 
 
-def is_of_the_connection(error: BaseException) -> bool:
+def is_connection_error(error: BaseException) -> bool:
     """Whether another process died or does not respond. (Errors of trackers or the Hub are not RuntimeErrors.)"""
     if isinstance(error, torch.distributed.DistError):  # NCCL's
         return True

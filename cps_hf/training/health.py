@@ -90,7 +90,7 @@ class Guard:
             averages.keep(seen)
         return Verdict(finite, norms, stop)
 
-    def refuse(
+    def reject(
         self, step: int, verdict: Verdict, micro_batches: Sequence[MicroBatch], outputs: Sequence[ObjectiveOutput]
     ) -> None:
         """Save the batch, then undo the step or end the run. All processes must call it.

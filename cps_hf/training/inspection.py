@@ -21,7 +21,7 @@ ROLES = {"train_dataset": "training", "eval_dataset": "evaluation"}
 _TO_KNOW = {("label", "cannot tell"), ("label", "white"), ("image", "few bits")}  # possible mistakes
 
 
-def look_at_labels(args: CPSConfig, train_dataset, eval_dataset, names: Sequence[str]) -> dict[str, list[str]]:
+def check_labels(args: CPSConfig, train_dataset, eval_dataset, names: Sequence[str]) -> dict[str, list[str]]:
     """Check every label's values and size, within `args.check_labels_seconds`. Called by the main process only.
 
     Args:
@@ -121,7 +121,7 @@ def absent_line(absent: dict[str, list[str]], count: int, scope: str | None = No
     """A sentence about the named classes that never occur.
 
     Args:
-        absent: by "training" and "evaluation", the result of `look_at_labels`.
+        absent: by "training" and "evaluation", the result of `check_labels`.
         count: the number of named classes.
         scope: what was checked; omitted if `None`.
     """

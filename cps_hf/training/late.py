@@ -61,7 +61,7 @@ class Late:
         Raises:
             Exception: the error itself, if another process is lost, since nothing else can be done then.
         """
-        if self.accelerator.num_processes > 1 and failures.is_of_the_connection(error):
+        if self.accelerator.num_processes > 1 and failures.is_connection_error(error):
             raise error
         self.failed[what] = failures.told(error, self.args)
         ours = not isinstance(error, OSError | ValueError | MemoryError)

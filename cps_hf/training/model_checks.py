@@ -50,7 +50,7 @@ def check_passed_classes(models, id2label: Mapping[int, str] | None) -> None:
             )
 
 
-def tell_whose_classes(models, id2label: Mapping[int, str], *, trust_remote_code: bool = False) -> None:
+def log_class_source(models, id2label: Mapping[int, str], *, trust_remote_code: bool = False) -> None:
     """Log whose classes are used if the data name none, so that the checkpoint's number of classes is taken.
 
     Args:
@@ -138,7 +138,7 @@ def check_optimizer(optimizer: torch.optim.Optimizer, models: Sequence[nn.Module
             )
 
 
-def refuse_equal_branches(branches: Sequence[nn.Module], accelerator: Accelerator, step: int) -> None:
+def reject_equal_branches(branches: Sequence[nn.Module], accelerator: Accelerator, step: int) -> None:
     """Reject branches that are identical after a step: they stay so and teach each other nothing. Called by all
     processes; with sharded weights, each compares its own shards.
 

@@ -14,7 +14,7 @@ from transformers import AutoImageProcessor, PreTrainedConfig, PreTrainedModel
 from ..config import ModelConfig
 from ..hub.image_processors import check_range, read_processor
 from ..modeling.backbones import timm_normalization
-from ..modeling.branches import Source, one_source_a_branch
+from ..modeling.branches import Source, source_per_branch
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def settle(
     Raises:
         ValueError: `processing_class` cannot read images, or its values fit no network.
     """
-    sources = one_source_a_branch(models, len(built))
+    sources = source_per_branch(models, len(built))
     found = [_of_branch(*pair, index, model_config) for index, pair in enumerate(zip(sources, built, strict=True))]
     pretrained = [numbers for numbers in found if numbers is not None]
     taken = next(iter(pretrained), Numbers(*IMAGENET, "ImageNet's, since no pretrained network here has its own"))

@@ -28,7 +28,7 @@ from ..data.streams import PSEUDO_LABEL, TrainStream, check_columns, label_colum
 from ..functional import frequency_weights
 from ..modeling.channels import check_channels
 from ..modeling.classes import classes_of
-from ..modeling.twins import refuse_twins
+from ..modeling.twins import reject_twins
 from ..objectives import OBJECTIVES, Objective
 from . import memory, model_checks, sharding
 from .processes import together
@@ -54,7 +54,7 @@ def check_launch(accelerator: Accelerator, args: CPSConfig) -> None:
             "(`accelerate launch --cpu --num_processes N` starts one process)."
         )
     sharding.use_on_cpus(accelerator)
-    sharding.refuse(accelerator, args)
+    sharding.reject_unsupported(accelerator, args)
     if accelerator.is_main_process:
         noun = ("process" if count == 1 else "processes") + (", sharded," if accelerator.is_fsdp2 else "")
         logger.info("%d %s on %s, precision %s.", count, noun, accelerator.device, accelerator.mixed_precision)
@@ -92,7 +92,7 @@ def check_precision(args: CPSConfig) -> None:
         )
 
 
-def accumulate_as_told(accelerator: Accelerator, args: CPSConfig) -> None:
+def set_accumulation(accelerator: Accelerator, args: CPSConfig) -> None:
     """Set the accumulation steps. Accelerate shares those of the newest Accelerator among all in the process, and the
     streams have no end at which gradients should sync."""
     steps = {"num_steps": args.gradient_accumulation_steps, "sync_with_dataloader": False}
@@ -207,10 +207,10 @@ def build_models(
     if objective.teacher and len(built) > 1:
         raise ValueError(f"{type(objective).__name__} trains one model and its teacher, got {len(built)} models.")
     if objective.min_branches > 1:
-        refuse_twins(built)
+        reject_twins(built)
     if id2label is None and accelerator.is_main_process:
         trust = model_config.trust_remote_code
-        model_checks.tell_whose_classes(models, classes_of(built), trust_remote_code=trust)
+        model_checks.log_class_source(models, classes_of(built), trust_remote_code=trust)
     for index, model in enumerate(built):
         if model_config.freeze_backbone or model_config.freeze_norms:
             modeling.freeze(model, backbone=model_config.freeze_backbone, norms=model_config.freeze_norms)

@@ -29,7 +29,7 @@ _ENGINES = {"ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_MEGATRON_LM
 # ------------------------------------------------------------------------------------------------ unsupported setups
 
 
-def refuse_engines() -> None:
+def reject_engines() -> None:
     """Reject launches for an engine that would replace the training loop, before Accelerate looks for it.
 
     Raises:
@@ -40,7 +40,7 @@ def refuse_engines() -> None:
             raise ValueError(f"This launch is configured for {engine} ({variable}=true). {_advice(engine)}")
 
 
-def refuse(accelerator: Accelerator, args: CPSConfig) -> None:
+def reject_unsupported(accelerator: Accelerator, args: CPSConfig) -> None:
     """Reject configurations of Accelerate that cannot be trained with.
 
     Raises:

@@ -57,13 +57,13 @@ from .ema import update_teacher
 from .evaluation import Evaluator
 from .export import BranchExporter
 from .health import ONE_CLASS, Guard
-from .inspection import absent_line, look_at_labels
+from .inspection import absent_line, check_labels
 from .labelers import check_sources, load_labelers
 from .late import CHECKPOINT, EVALUATION, Late
 from .module import TrainingModule
 from .processes import together
 from .reporting import RunLog, mean_iou_in_words, without_nan
-from .sharding import prepare, refuse_engines
+from .sharding import prepare, reject_engines
 from .stages import Stages
 from .watch import Watch
 
@@ -120,7 +120,7 @@ class CPSTrainer:
         callbacks: Sequence[TrainerCallback] | None = None,
         **unknown,
     ):
-        arguments.refuse_unknown(type(self), unknown)
+        arguments.reject_unknown(type(self), unknown)
         models = arguments.models_given(models, model)
         arguments.check_groups(
             {
@@ -141,7 +141,7 @@ class CPSTrainer:
         self.train_dataset, self.unlabeled_dataset, self.eval_dataset = train_dataset, unlabeled_dataset, eval_dataset
         self.processing_class = processing_class
         self.evaluation.check_stride(self.augmentation.crop_size)
-        refuse_engines()
+        reject_engines()
         setup.check_trackers(args)
         setup.check_precision(args)
         self.accelerator = accelerator = _accelerator(args)
@@ -286,7 +286,7 @@ class CPSTrainer:
             args, accelerator, self.objective, self.train_dataset, num_labels=len(self.id2label)
         )
         checkpoint, saved = self.checkpointer.find(wanted, self._fingerprint, self._complete)
-        self.state.absent_classes = on_main_process(accelerator, self._look_at_labels)
+        self.state.absent_classes = on_main_process(accelerator, self._check_labels)
         if args.auto_find_batch_size:
             self._fit_batch()
         streams = self._train_streams(saved["streams"])
@@ -342,7 +342,7 @@ class CPSTrainer:
                 # step
                 self.optimizer.step()
             else:
-                self.guard.refuse(state.global_step + 1, verdict, micro_batches, outputs)
+                self.guard.reject(state.global_step + 1, verdict, micro_batches, outputs)
             self.lr_scheduler.step()
             self.optimizer.zero_grad()
             state.global_step += 1
@@ -351,7 +351,7 @@ class CPSTrainer:
             if verdict.finite:
                 self._update_averages()
             if state.global_step == state.first_step + 1 and self.objective.min_branches > 1:
-                model_checks.refuse_equal_branches(self.module.branches, accelerator, state.global_step)
+                model_checks.reject_equal_branches(self.module.branches, accelerator, state.global_step)
             read = [labeled, unlabeled] if reads_unlabeled else [labeled]
             state.stopwatch.stop(sum(stream.shard.global_batch_size for stream in read))
             self.run_log.advance()
@@ -409,7 +409,7 @@ class CPSTrainer:
 
     def _forward_backward(self, batch: MicroBatch) -> ObjectiveOutput:
         """One micro-batch. Gradients accumulate. (Accelerate divides by the accumulation steps.)"""
-        setup.accumulate_as_told(self.accelerator, self.args)
+        setup.set_accumulation(self.accelerator, self.args)
         with self.accelerator.accumulate(self.prepared):
             output = self.prepared(batch.labeled, batch.unlabeled, self._progress, **self._scaled(batch))
             self.accelerator.backward(output.loss)
@@ -663,7 +663,7 @@ class CPSTrainer:
         try:
             return self._measure_agreement("end")
         except Exception as error:
-            if failures.is_of_the_connection(error):
+            if failures.is_connection_error(error):
                 raise
             logger.warning("The branches' agreement is not measured: %s", failures.told(error, self.args))
             return {}
@@ -858,8 +858,8 @@ class CPSTrainer:
     def _complete(self, saved: dict[str, Any]) -> dict[str, Any]:
         return with_new_fields(saved, self.groups, self.objective)
 
-    def _look_at_labels(self) -> dict[str, list[str]]:
-        return look_at_labels(self.args, self.train_dataset, self.eval_dataset, [*self.id2label.values()])
+    def _check_labels(self) -> dict[str, list[str]]:
+        return check_labels(self.args, self.train_dataset, self.eval_dataset, [*self.id2label.values()])
 
     def _fit_batch(self) -> None:
         memory.fit_batch(

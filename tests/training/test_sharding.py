@@ -119,7 +119,7 @@ def test_engines_are_refused_with_what_to_do_before_accelerate_looks_for_them(va
 def test_an_accelerator_that_another_program_set_up_for_deepspeed_is_refused():
     accelerator = SimpleNamespace(distributed_type=DistributedType.DEEPSPEED)
     with pytest.raises(ValueError, match="configured for DeepSpeed.*Launch with DDP"):
-        sharding.refuse(accelerator, CPSConfig())
+        sharding.reject_unsupported(accelerator, CPSConfig())
 
 
 @pytest.mark.slow
@@ -137,7 +137,7 @@ def sharded(mixed_precision="no", **options):
 
 
 def test_what_the_file_of_the_examples_says_is_not_refused():
-    sharding.refuse(sharded(), CPSConfig(gradient_checkpointing=True, mixed_precision="bf16"))
+    sharding.reject_unsupported(sharded(), CPSConfig(gradient_checkpointing=True, mixed_precision="bf16"))
 
 
 @pytest.mark.parametrize(
@@ -154,13 +154,13 @@ def test_what_the_file_of_the_examples_says_is_not_refused():
 )
 def test_a_launch_that_is_not_supported_is_an_error_that_says_what_to_set(options, message):
     with pytest.raises(ValueError, match=message):
-        sharding.refuse(sharded(**options), CPSConfig())
+        sharding.reject_unsupported(sharded(**options), CPSConfig())
 
 
 @pytest.mark.parametrize("setting", ["channels_last", "torch_compile", "auto_find_batch_size"])
 def test_a_setting_that_does_not_go_with_shards_is_an_error(setting):
     with pytest.raises(ValueError, match=f"FSDP2 does not support `{setting}`"):
-        sharding.refuse(sharded(), CPSConfig(**{setting: True}))
+        sharding.reject_unsupported(sharded(), CPSConfig(**{setting: True}))
 
 
 def test_without_shards_nothing_is_gathered():

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from transformers import TrainerCallback
 
-_REFUSED = {
+_UNSUPPORTED = {
     "TrackioCallback": 'reads settings that only transformers\' TrainingArguments has. Use `report_to=["trackio"]`',
     "JITCheckpointCallback": "saves with transformers' Trainer. A run here saves by itself when it receives a signal",
 }
@@ -27,8 +27,8 @@ def check_callbacks(callbacks: Sequence[TrainerCallback]) -> None:
     """
     for callback in callbacks:
         names = {cls.__name__ for cls in type(callback).__mro__ if cls.__module__.startswith("transformers.")}
-        for name in names & _REFUSED.keys():
-            raise ValueError(f"{name} {_REFUSED[name]}: remove the callback.")
+        for name in names & _UNSUPPORTED.keys():
+            raise ValueError(f"{name} {_UNSUPPORTED[name]}: remove the callback.")
         for name in names & _UPLOADS.keys():
             how, tracker, values = _UPLOADS[name]
             if getattr(callback, "_log_model", None) in values:
