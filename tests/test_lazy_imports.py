@@ -10,7 +10,7 @@ LATE = {"matplotlib", "gradio", "onnx", "onnxruntime"}
 SUBPACKAGES = sorted(path.parent.name for path in Path(cps_hf.__file__).parent.glob("*/__init__.py"))
 
 
-def test_importing_every_room_brings_no_heavy_library_along():
+def test_importing_subpackages_imports_no_heavy_library():
     assert {"app", "inference", "visualization"} <= set(SUBPACKAGES)
     code = f"import sys, {', '.join(f'cps_hf.{name}' for name in SUBPACKAGES)}; print(*sys.modules)"
     environment = {"PYTHONPATH": str(Path(cps_hf.__file__).parents[1]), "PATH": ""}

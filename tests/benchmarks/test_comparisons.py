@@ -78,7 +78,7 @@ def rows(tmp_path):
     return {row["row"]: row for row in json.loads((tmp_path / "out" / "comparison.json").read_text())["rows"]}
 
 
-def test_the_table_holds_mean_spread_and_paired_difference_of_the_last_step(tmp_path, fake, capsys):
+def test_the_table_has_mean_spread_and_paired_difference(tmp_path, fake, capsys):
     words = ("--methods", "supervised", "cps_cutmix", "all_labels", "supervised_equal_time", "--seeds", "1", "2", "3")
     assert compare(tmp_path, fake, *words) == 0
     found = rows(tmp_path)
@@ -104,14 +104,14 @@ def test_the_table_holds_mean_spread_and_paired_difference_of_the_last_step(tmp_
         assert [row["row"] for row in csv.DictReader(file)] == [*found]
 
 
-def test_finished_runs_are_not_repeated_and_a_later_call_adds_to_the_table(tmp_path, fake):
+def test_finished_runs_are_not_repeated(tmp_path, fake):
     compare(tmp_path, fake, "--methods", "supervised")
     compare(tmp_path, fake, "--methods", "cps", "--seeds", "1", "2")
     assert [name for name, *_ in started(tmp_path)] == ["supervised-12-seed1", "cps-12-seed1", "cps-12-seed2"]
     assert rows(tmp_path)["supervised"]["seeds"] == [1] and rows(tmp_path)["cps"]["seeds"] == [1, 2]
 
 
-def test_a_run_that_was_stopped_goes_on_and_one_without_a_checkpoint_begins_anew(tmp_path, fake):
+def test_stopped_runs_resume_if_they_have_a_checkpoint(tmp_path, fake):
     checkpoint = tmp_path / "out" / "runs" / "supervised-12-seed1" / "checkpoint-5"
     checkpoint.mkdir(parents=True)
     (checkpoint / "trainer_state.json").write_text("{}")
@@ -221,7 +221,7 @@ def test_the_comparison_runs_for_real_and_draws_its_plots_and_pictures(tmp_path,
 
 
 @pytest.mark.slow
-def test_the_object_scenes_backbone_is_one_that_the_small_network_starts_from(tmp_path):
+def test_the_object_scenes_backbone_fits_the_small_network(tmp_path):
     program = str(BENCHMARKS / "object_backbone.py")
     out = tmp_path / "backbone"
     done = run_python(program, "--output", str(out), "--scenes", "12", "--steps", "2")

@@ -38,7 +38,7 @@ def test_the_settings_of_every_arm_are_accepted(name):
     assert settings.objective.min_branches <= arm.branches
 
 
-def test_the_control_differs_from_plain_in_the_labeled_side_alone():
+def test_the_control_only_differs_in_the_labeled_side():
     plain, control, recommended = (arms.ARMS[name].options for name in ("plain", "control", "recommended"))
     changed = {name for name in control if plain.get(name) != control[name]}
     assert {"class_weights", "labeled_color_jitter", "freeze_norms"} <= changed
@@ -46,7 +46,7 @@ def test_the_control_differs_from_plain_in_the_labeled_side_alone():
     assert control.items() <= recommended.items()
 
 
-def test_equal_time_is_the_whole_of_both_stages():
+def test_equal_time_covers_both_stages():
     seconds = {"supervised_1": 0.1, "supervised_2": 0.2, "cps": 0.5}
     # 750 steps of a pair and as many of CPS: 150 + 375 seconds, which one network spends in 5,250 steps
     assert arms.ARMS["recommended"].seconds(1500, seconds) == pytest.approx(525)
@@ -94,7 +94,7 @@ def test_the_curve_of_gains_has_a_point_per_length_and_arm():
     assert [*means[0].get_xdata()] == [1500, 3000]
 
 
-def test_a_teacher_is_scored_where_the_method_has_one():
+def test_a_teacher_is_scored_if_the_method_has_one():
     found = cell("mean_teacher", 1, 0.5)
     found["scores"]["teacher"] = {"mean_iou": 0.75, "per_category_iou": []}
     assert report.single(found) == 75

@@ -37,7 +37,7 @@ def written(folder, **changes):
     return path
 
 
-def test_the_lock_names_its_holder_and_goes_with_it(tmp_path):
+def test_the_lock_names_its_holder_and_ends_with_it(tmp_path):
     lock = FolderLock(tmp_path / "new" / "out")
     lock.take()
     held = json.loads(lock.path.read_text())
@@ -80,7 +80,7 @@ def test_a_dead_holders_lock_is_free_at_once(tmp_path, caplog, monkeypatch, how)
     assert "left by a run that is dead" in caplog.text and [*tmp_path.iterdir()] == []
 
 
-def test_a_killed_holder_that_nobody_waited_for_is_dead_and_a_stopped_one_is_not(tmp_path):
+def test_a_zombie_holder_is_dead_and_a_stopped_one_is_not(tmp_path):
     ours, theirs = FORK.Pipe()
 
     def hold():
@@ -113,7 +113,7 @@ ELSEWHERE = {
 
 
 @pytest.mark.parametrize("where", ELSEWHERE)
-def test_a_holder_that_cannot_be_looked_up_is_known_by_its_signs_of_life(tmp_path, where):
+def test_an_unknown_holder_is_watched_by_its_heartbeat(tmp_path, where):
     changes = ELSEWHERE[where]
     path = written(tmp_path, **(changes or {}))
     if changes is None:
@@ -134,14 +134,14 @@ def test_a_holder_that_cannot_be_looked_up_is_known_by_its_signs_of_life(tmp_pat
     lock.release()
 
 
-def test_a_hidden_process_is_watched_and_not_taken_for_dead(tmp_path, monkeypatch):
+def test_a_hidden_process_is_watched(tmp_path, monkeypatch):
     """On many clusters /proc shows no other user's processes."""
     written(tmp_path, pid=1)
     monkeypatch.setattr(module, "_start", lambda pid: None)
     assert module._lives(json.loads((tmp_path / "run.lock").read_text())) is None
 
 
-def test_windows_is_not_asked_for_a_process_by_a_signal_that_would_end_it(monkeypatch):
+def test_on_windows_no_process_is_probed_by_a_signal(monkeypatch):
     holder = {**module._this_process(), "pid": os.getppid(), "process_start": module._start(os.getppid())}
     assert module._lives(holder) is True
     monkeypatch.setattr(module.os, "name", "nt")
@@ -149,7 +149,7 @@ def test_windows_is_not_asked_for_a_process_by_a_signal_that_would_end_it(monkey
     assert module._lives(holder) is None
 
 
-def test_of_many_that_find_a_dead_ones_lock_one_takes_it(tmp_path):
+def test_only_one_process_takes_a_dead_holders_lock(tmp_path):
     written(tmp_path, pid=ended_process())
     ready, found = FORK.Barrier(8), FORK.Queue()
 
@@ -178,7 +178,7 @@ def test_of_many_that_find_a_dead_ones_lock_one_takes_it(tmp_path):
     assert said.count("taken") == 1 and said.count("refused") == 7 and said.count("lost") == 0
 
 
-def test_a_living_ones_lock_in_a_dead_ones_place_stays_or_is_put_back(tmp_path, monkeypatch):
+def test_a_new_lock_in_a_dead_ones_place_survives(tmp_path, monkeypatch):
     dead = json.loads(written(tmp_path, token="the dead one's").read_text())
     path, rename = tmp_path / "run.lock", os.rename
 
@@ -280,7 +280,7 @@ ENDS = {
 
 
 @pytest.mark.parametrize("how", ENDS)
-def test_the_folder_is_free_however_a_run_ends(tmp_path, how):
+def test_the_folder_is_free_after_any_end_of_a_run(tmp_path, how):
     act, raised = ENDS[how]
     trainer = trainer_for(tmp_path, At(1, act))
     if raised is None:
@@ -298,7 +298,7 @@ def test_a_run_that_cannot_begin_leaves_no_folder(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_run_that_was_taken_for_dead_stops_before_it_writes(tmp_path):
+def test_a_run_that_lost_its_lock_stops_before_writing(tmp_path):
     """Its machine slept, say, and another run has its folder now."""
     out, kept = tmp_path / "out", []
 

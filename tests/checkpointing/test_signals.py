@@ -37,7 +37,7 @@ def handlers():
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_the_first_signal_is_noted_and_old_handlers_come_back(number):
+def test_the_first_signal_is_recorded_and_handlers_are_restored(number):
     signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored where the tests run in the background
     before = handlers()
     with StopSignals() as signals:
@@ -51,7 +51,7 @@ def test_the_first_signal_is_noted_and_old_handlers_come_back(number):
         assert again.received == 0
 
 
-def test_the_signals_are_those_that_the_system_has(monkeypatch):
+def test_the_signals_depend_on_the_system(monkeypatch):
     """Windows has no SIGUSR1, no `os.set_blocking` before Python 3.12, and SIGBREAK."""
     monkeypatch.delattr(signal, "SIGUSR1")
     monkeypatch.delattr(os, "set_blocking")
@@ -66,7 +66,7 @@ def test_the_signals_are_those_that_the_system_has(monkeypatch):
     assert signals.received == signal.SIGUSR2 and signal.getsignal(signal.SIGUSR2) == signal.SIG_DFL
 
 
-def test_a_signal_that_the_program_handles_or_ignores_stays_the_programs():
+def test_handled_and_ignored_signals_are_left_to_the_program():
     seen = []
     old = [signal.signal(signal.SIGUSR1, lambda *_: seen.append(1)), signal.signal(signal.SIGINT, signal.SIG_IGN)]
     try:
@@ -93,7 +93,7 @@ def test_outside_the_main_thread_no_handler_is_touched():
     assert seen == before
 
 
-def test_a_second_signal_leaves_at_once_also_from_within_a_call_that_waits():
+def test_a_second_signal_exits_even_a_blocking_call():
     """Python runs no handler while the main thread is inside a call of a library."""
     program = (
         "import hashlib, sys, types\n"
@@ -119,7 +119,7 @@ def test_a_second_signal_leaves_at_once_also_from_within_a_call_that_waits():
         process.communicate()
 
 
-def test_a_worker_obeys_its_main_process_alone():
+def test_a_worker_only_obeys_its_main_process():
     def work(connection):
         outlive_signals(0)
         connection.send("ready")
@@ -169,7 +169,7 @@ def trainer_for(tmp_path, *, callback=None, **fields):
 
 
 @pytest.mark.parametrize("step", [2, 3])
-def test_a_run_that_is_told_to_stop_saves_its_step_and_goes_on_as_if_it_had_not(tmp_path, step):
+def test_a_stopped_run_saves_and_resumes_bit_for_bit(tmp_path, step):
     whole = trainer_for(tmp_path / "a")
     expected = whole.train()
     before = handlers()
@@ -231,7 +231,7 @@ def ended(out, processes, seconds):
 
 
 @pytest.mark.slow
-def test_a_signal_to_the_whole_group_spares_the_workers_until_the_step_is_saved(tmp_path):
+def test_workers_survive_a_group_signal_until_the_save(tmp_path):
     processes = start(tmp_path / "o", "--workers", "2")
     wait_for(lambda: step_of(tmp_path / "o") >= 3)
     os.killpg(processes[0].pid, signal.SIGTERM)
@@ -244,7 +244,7 @@ def test_a_signal_to_the_whole_group_spares_the_workers_until_the_step_is_saved(
 
 
 @pytest.mark.slow
-def test_all_processes_stop_at_one_step_when_one_is_told_to(tmp_path):
+def test_all_processes_stop_at_the_same_step(tmp_path):
     out = tmp_path / "o"
     processes = start(out, processes=2)
     wait_for(lambda: step_of(out, 0) >= 3 and step_of(out, 1) >= 3)
@@ -257,7 +257,7 @@ def test_all_processes_stop_at_one_step_when_one_is_told_to(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["dies", "hangs"])
-def test_a_process_that_is_gone_ends_the_others_with_a_message(tmp_path, number):
+def test_a_lost_process_ends_the_others_with_a_message(tmp_path, number):
     out = tmp_path / "o"
     processes = start(out, "--ddp_timeout", "10", processes=2)
     wait_for(lambda: step_of(out, 0) >= 3 and step_of(out, 1) >= 3)

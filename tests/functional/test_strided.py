@@ -78,7 +78,7 @@ def logits_of_scores(scores, size):
 
 
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
-def test_scores_are_resized_and_their_shares_are_the_probabilities_in_every_loss(piece, by_lines, sizes):
+def test_every_loss_supports_class_scores(piece, by_lines, sizes):
     """A network that gives scores and one that gives logits teach each other, both ways."""
     logits, labels, valid, size = case(sizes)
     scores = case(sizes, seed=1)[0].detach().exp().requires_grad_()
@@ -219,7 +219,7 @@ def test_nothing_full_size_is_made_and_no_more_is_computed(monkeypatch):
     assert max(labeling.numbers) <= 2**14
 
 
-def test_whole_images_on_a_gpu_cost_few_operations_more_than_the_plain_way(monkeypatch):
+def test_whole_images_on_a_gpu_need_few_extra_operations(monkeypatch):
     """Each is a launch, which small losses wait for. Measured on a CPU, in the way that GPUs take."""
     monkeypatch.setitem(strided.PIECE, "cpu", 2**27)
     monkeypatch.setitem(resize.BY_LINES, "cpu", False)

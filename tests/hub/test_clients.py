@@ -60,7 +60,7 @@ def logits_of(directory, image):
 
 
 @pytest.mark.slow
-def test_what_our_commands_push_loads_anywhere_by_its_name(tmp_path):
+def test_pushed_branches_load_by_name(tmp_path):
     import cps_hf.modeling  # noqa: F401  (registers the architecture)
 
     config = AutoConfig.for_model(

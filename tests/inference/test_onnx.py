@@ -49,7 +49,7 @@ def test_onnxruntime_gives_pytorchs_logits_at_any_size_and_batch(name, tmp_path)
         assert expected.std() > 1e-3
 
 
-def test_the_file_names_classes_and_normalisation_and_loads_without_this_package(tmp_path):
+def test_the_onnx_file_is_self_contained(tmp_path):
     export_onnx(tiny("segformer"), PROCESSOR, tmp_path / "a.onnx", size=(64, 64))
     code = """
 import json, sys, numpy as np, onnxruntime
@@ -95,7 +95,7 @@ class Frozen(ToyForSemanticSegmentation):
         return outputs
 
 
-def test_a_trace_that_is_wrong_at_other_sizes_is_found_and_made_for_one_size(tmp_path, caplog):
+def test_a_wrong_trace_falls_back_to_one_size(tmp_path, caplog):
     written = export_onnx(Frozen(ToyConfig(id2label=ID2LABEL)), PROCESSOR, tmp_path / "a.onnx", size=(40, 48))
     assert not written.dynamic and "onnxruntime's logits differ" in caplog.text
 

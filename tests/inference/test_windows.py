@@ -63,7 +63,7 @@ def test_windows_are_stitched_as_a_loop_over_all_windows_does(
     torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_summing_and_averaging_choose_other_classes_only_where_counts_differ_between_scales():
+def test_summing_differs_from_averaging_only_across_scales():
     """With one scale the arg max of a sum and of a mean is the same; that is why the switch is a switch of values."""
     net, pixels = blur_net(), images()
     options = {"mode": "sliding", "crop_size": (20, 24), "stride": (13, 16)}
@@ -120,7 +120,7 @@ def test_an_image_is_predicted_the_same_alone_and_in_a_batch(mode, options):
     torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-4)
 
 
-def test_no_forward_pass_sees_more_windows_than_asked_for_and_each_window_once():
+def test_window_batches_are_limited_and_complete():
     seen = []
 
     def net(pixel_values):
@@ -238,7 +238,7 @@ WINDOWS = {"mode": "sliding", "crop_size": (20, 24), "stride": (13, 16)}
 @pytest.mark.parametrize("passes", [{}, {"scales": (0.6, 1.3), "flip": True}])
 @pytest.mark.parametrize("mode", [{}, WINDOWS])
 @pytest.mark.parametrize("target", [None, (61, 90), (7, 11)])
-def test_each_network_and_their_mean_are_what_predicting_them_one_by_one_gives(passes, mode, target, monkeypatch):
+def test_predicting_each_equals_predicting_one_by_one(passes, mode, target, monkeypatch):
     if target:  # a large image: three bands
         monkeypatch.setattr(inference, "STRIP", 3)
         monkeypatch.setattr(inference, "BAND", target[0] * target[1] + 3)
@@ -321,7 +321,7 @@ def test_certain_predictions_stay_finite_and_can_be_resized():
     assert 0.3 < ids.float().mean() < 0.7
 
 
-def test_a_model_that_was_not_wrapped_is_refused_with_the_remedy():
+def test_an_unwrapped_model_is_rejected_with_advice():
     model = AutoModelForSemanticSegmentation.from_config(tiny_upernet()).eval()
     with pytest.raises(ValueError, match=r"size \(37, 53\), got SemanticSegmenterOutput. Wrap.*as_logits_fn"):
         predict_logits(model, images())
@@ -342,11 +342,11 @@ def test_a_model_that_was_not_wrapped_is_refused_with_the_remedy():
         ({"scales": (1.0, 0.0)}, "`scales` must be one or more"),
     ],
 )
-def test_windows_that_make_no_sense_are_refused(options, said):
+def test_invalid_windows_are_rejected(options, said):
     with pytest.raises(ValueError, match=said):
         predict_logits(blur_net(), images(), **options)
 
 
-def test_no_network_at_all_is_refused():
+def test_an_empty_list_of_networks_is_rejected():
     with pytest.raises(ValueError, match="`logits_fn` is an empty list"):
         predict_logits([], images())

@@ -193,7 +193,7 @@ def test_layers_are_numbered_as_timm_numbers_its_own_classifiers(name):
     assert last == max(numbers.values()) > 4
 
 
-def test_lists_beside_the_stages_go_with_their_stages():
+def test_parameters_in_separate_lists_belong_to_their_stages():
     """SegFormer as transformers built it before 5.24: patch embeddings, blocks and norms in a list each."""
     line = lambda: nn.Linear(2, 2, bias=False)  # noqa: E731
     encoder = nn.ModuleDict()

@@ -96,7 +96,7 @@ def test_a_gradient_reaches_every_parameter_and_training_moves_it(kind):
 
 
 @every_kind
-def test_backbone_head_and_groups_are_told_apart(kind):
+def test_backbone_head_and_groups_are_separated(kind):
     model = build_branches(kind.config(), num_branches=1)[0]
     backbone, head = backbone_parameters(model), head_parameters(model)
     ours = [name for name in backbone if "predictor" in name or "queries" in name or name == "query.weight"]
@@ -111,7 +111,7 @@ def test_backbone_head_and_groups_are_told_apart(kind):
 
 
 @every_kind
-def test_an_input_size_is_taken_or_refused_before_training(kind):
+def test_input_sizes_are_checked_before_training(kind):
     model = build_branches(kind.config(), num_branches=1)[0]
     check_input_size(model, *kind.size)
     if kind.takes_oblong:
@@ -126,7 +126,7 @@ def test_an_input_size_is_taken_or_refused_before_training(kind):
 
 
 @every_kind
-def test_a_checkpoint_keeps_all_but_its_classes_and_a_second_branch_gets_a_head_of_its_own(kind, tmp_path, caplog):
+def test_a_checkpoint_keeps_all_but_its_classes(kind, tmp_path, caplog):
     source = speaking(kind)
     source.save_pretrained(tmp_path)
     kept, drawn = build_branches(str(tmp_path))
@@ -149,7 +149,7 @@ def test_a_checkpoint_keeps_all_but_its_classes_and_a_second_branch_gets_a_head_
         assert Branch(again).eval()(torch.randn(1, 3, *kind.size)).std() < 5
 
 
-def test_what_cannot_be_a_branch_is_said():
+def test_unsupported_models_are_named():
     with pytest.raises(ValueError, match=r"'oneformer', which needs a task text.*mask2former, maskformer, eomt"):
         build_branches(OneFormerConfig(), num_branches=1)
     with pytest.raises(ValueError, match="`backbone` 'some/vit': a vision transformer's weights cannot be loaded"):
@@ -186,7 +186,7 @@ def test_eomt_trains_without_masked_attention_which_a_checkpoint_may_have(name):
 
 @pytest.mark.parametrize("name", ["mask2former", "eomt"])
 @pytest.mark.parametrize("size", [(64, 64), (64, 100), (150, 90)])
-def test_images_are_predicted_as_by_the_plain_formula_whole_and_in_windows(name, size):
+def test_predictions_follow_the_formula_whole_and_in_windows(name, size):
     branch = Branch(speaking(BY_TYPE[name])).eval()
     images = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(2))
     window = {"mode": "sliding", "crop_size": (64, 64), "stride": (43, 43)}
@@ -226,7 +226,7 @@ def test_images_are_predicted_as_by_the_plain_formula_whole_and_in_windows(name,
         assert len(several) == 3 and torch.equal(several[0].long(), expected.argmax(1))
 
 
-def test_a_mixed_pair_has_one_contract():
+def test_a_mixed_pair_has_the_same_interface():
     """SegFormer gives logits, Mask2Former scores; both are `StridedLogits` of one size."""
     segformer = AutoConfig.for_model("segformer", num_labels=5, decoder_hidden_size=16, **SEGFORMER)
     models = build_branches([segformer, BY_TYPE["mask2former"].config()])

@@ -114,7 +114,7 @@ def test_no_gradient_flows_through_pseudo_labels():
     assert branches[0].conv.weight.grad is None
 
 
-def test_cutmix_makes_one_pass_without_gradient_and_two_with_it_a_branch():
+def test_cutmix_makes_three_passes_per_branch():
     branches = [TinyBranch(1), TinyBranch(2)]
     labeled, unlabeled = batches()
     CrossPseudoSupervision(cutmix=True)(branches, labeled, unlabeled)
@@ -168,7 +168,7 @@ def test_all_labels_ignored_is_zero_loss_and_zero_gradient():
     assert branch.conv.weight.grad.abs().sum() == 0
 
 
-def test_identical_branches_teach_each_other_their_own_argmax_and_agree_everywhere():
+def test_identical_branches_agree_everywhere():
     branches = [TinyBranch(1), TinyBranch(1)]
     labeled, unlabeled = batches()
     logs = CrossPseudoSupervision(cutmix=True)(branches, labeled, unlabeled).logs
@@ -203,7 +203,7 @@ def test_the_counts_given_by_the_trainer_replace_the_local_ones():
 
 
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7])
-def test_with_a_confidence_threshold_only_sure_pixels_teach_and_the_count_stays(threshold):
+def test_a_threshold_selects_pixels_and_keeps_the_count(threshold):
     branches = [TinyBranch(1), TinyBranch(2)]
     labeled, unlabeled = batches()
     kept, losses = 0, 0.0
@@ -220,7 +220,7 @@ def test_with_a_confidence_threshold_only_sure_pixels_teach_and_the_count_stays(
     assert kept < 2 * count or threshold == 0.3
 
 
-def test_class_balance_weighs_each_pixel_by_its_pseudo_labels_frequency():
+def test_class_balance_uses_the_pseudo_labels_frequency():
     branches = [TinyBranch(1), TinyBranch(2)]
     labeled, unlabeled = batches()
     total_count, expected = labeled.valid.sum().item() + unlabeled.valid.sum().item(), 0.0
@@ -250,7 +250,7 @@ def test_class_balance_weighs_each_pixel_by_its_pseudo_labels_frequency():
         ({"warm_up": 0.25, "ramp_up": 0.5}, 0.5, 0.5),
     ],
 )
-def test_the_weight_grows_as_asked_for(options, progress, share):
+def test_the_weight_grows_as_configured(options, progress, share):
     branches = [TinyBranch(1), TinyBranch(2)]
     labeled, unlabeled = batches()
     objective = CrossPseudoSupervision(weight=3.0, **options)
@@ -277,7 +277,7 @@ def test_a_bad_hyper_parameter_is_named(field, value):
         CrossPseudoSupervision(**{field: value})
 
 
-def test_a_weight_that_would_never_get_to_its_value_is_refused():
+def test_a_weight_that_never_reaches_its_value_is_rejected():
     for warm_up, ramp_up in ((0.8, 0.2), (0.9, 0.1), (0.7, 0.3), (1.0, 0.0)):  # to the end of training
         CrossPseudoSupervision(warm_up=warm_up, ramp_up=ramp_up)
     with pytest.raises(ValueError, match="`warm_up` and `ramp_up`.*got 0.8 and 0.8"):
@@ -298,7 +298,7 @@ def cross_entropies(branches, images, target_images=None):
 
 @pytest.mark.parametrize("cutmix", [False, True])
 @pytest.mark.parametrize("on_labeled", [None, False, True])
-def test_the_switch_on_labeled_adds_or_leaves_out_the_labeled_images(cutmix, on_labeled):
+def test_on_labeled_includes_the_labeled_images(cutmix, on_labeled):
     branches = [TinyBranch(1), TinyBranch(2)]
     labeled, unlabeled = batches()
     weak, valid = unlabeled.weak, unlabeled.valid
@@ -315,7 +315,7 @@ def test_the_switch_on_labeled_adds_or_leaves_out_the_labeled_images(cutmix, on_
     assert logs["cps_loss"].item() == pytest.approx(sum(losses) / 2 / count, rel=1e-5)
 
 
-def test_the_switch_teach_padding_lets_every_pixel_teach():
+def test_teach_padding_uses_every_pixel():
     branches = [TinyBranch(1), TinyBranch(2)]
     labeled, unlabeled = batches()
     losses = cross_entropies(branches, unlabeled.weak)
@@ -326,7 +326,7 @@ def test_the_switch_teach_padding_lets_every_pixel_teach():
     assert abs(skipped - expected) > 1e-3
 
 
-def test_the_switch_cutmix_partner_mixes_an_image_with_another_crop_of_itself():
+def test_cutmix_partner_itself_mixes_two_crops():
     branches = [TinyBranch(1), TinyBranch(2)]
     labeled, unlabeled = all_batches(("weak", "second_crop", "cutmix_mask"))
     mask = unlabeled.cutmix_mask
@@ -339,7 +339,7 @@ def test_the_switch_cutmix_partner_mixes_an_image_with_another_crop_of_itself():
     assert logs["cps_loss"].item() == pytest.approx(sum(losses) / 2 / unlabeled.valid.sum().item(), rel=1e-5)
 
 
-def test_the_switch_loss_divisor_divides_loss_and_gradient():
+def test_loss_divisor_divides_loss_and_gradient():
     labeled, unlabeled = batches()
     losses, gradients = [], []
     for divisor in (1.0, 8.0):

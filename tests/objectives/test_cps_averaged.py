@@ -17,7 +17,7 @@ SEED = 5
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.7])
-def test_one_step_is_that_of_the_formula(threshold):
+def test_one_step_follows_the_formula(threshold):
     """Its loss and gradients to 1e-6: each branch is taught by the other's average."""
     branches = [Branch(model) for model in toy_models(2, width=WIDTH)]
     averages = [Branch(model).eval() for model in toy_models(2, width=WIDTH, seed=10)]
@@ -59,7 +59,7 @@ def by_hand(student, teacher, unlabeled, views, threshold=0.0):
 
 @pytest.mark.parametrize("teachers", ["averages", "branches", "own_average"])
 @pytest.mark.parametrize("strong_views", [0, 1, 2])
-def test_every_ingredient_can_be_left_out(teachers, strong_views):
+def test_every_part_can_be_switched_off(teachers, strong_views):
     branches, averages = [TinyBranch(1), TinyBranch(2)], [TinyBranch(3), TinyBranch(4)]
     objective = AveragedCPS(
         teachers=teachers, strong_views=strong_views, complementary_dropout=0.0, confidence_threshold=0.4, weight=3.0
@@ -101,7 +101,7 @@ def test_three_branches_are_taught_by_the_other_two_averages():
     assert out.logs["cps_loss"].item() == pytest.approx(expected / 3, rel=1e-5)
 
 
-def test_the_agreement_is_that_of_the_teachers_wherever_they_are_unsure():
+def test_agreement_includes_uncertain_pixels_of_the_teachers():
     branches, averages = [TinyBranch(1), TinyBranch(2)], [TinyBranch(3), TinyBranch(4)]
     labeled, unlabeled = batches(VIEWS)
     same = total = 0

@@ -100,7 +100,7 @@ class TaughtByAverages(CrossPseudoSupervision):
         return ObjectiveOutput(output.loss, {**output.logs, "of_averages": shift})
 
 
-def test_a_method_that_asks_gets_the_averages_and_needs_a_decay(root, tmp_path):
+def test_a_method_with_averages_gets_them_and_needs_a_decay(root, tmp_path):
     trainer, _ = train(root, tmp_path / "out", objective=TaughtByAverages(), ema_decay=0.9, logging_steps=1)
     seen = [line["of_averages"] for line in trainer.state.log_history if "of_averages" in line]
     assert len({*seen}) == 3 and not trainer.module.train().averages.training
@@ -111,7 +111,7 @@ def test_a_method_that_asks_gets_the_averages_and_needs_a_decay(root, tmp_path):
         CPSConfig(ema_decay=1.0)
 
 
-def test_a_teacher_and_an_average_may_stand_side_by_side(root, tmp_path):
+def test_a_teacher_and_averages_can_be_combined(root, tmp_path):
     case = Case("mean_teacher", "map", workers=0, processes=1)
     with without_cards_and_pictures():
         trainer = make_trainer(root, case, tmp_path / "out", max_steps=2, ema_decay=0.1, objective=MeanTeacher())

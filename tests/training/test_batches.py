@@ -31,7 +31,7 @@ def test_images_are_normalised_where_they_are_valid_and_labels_are_long():
 
 
 @pytest.mark.parametrize("name", ["second", "partner"])
-def test_what_another_crop_shows_is_normalised_by_its_own_valid_map(name):
+def test_a_second_crop_is_normalised_by_its_own_valid_map(name):
     view = {"second": "second_crop", "partner": "partner_weak"}[name]
     batch = raw(["weak", view])
     batch[f"{name}_valid"] = batch["valid"].flip(1)

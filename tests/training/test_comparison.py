@@ -54,7 +54,7 @@ def counts(seed: int, images: int = 20, right: float = 0.6) -> ImageCounts:
 # ---------------------------------------------------------------------------------------------- counts by image
 
 
-def test_the_counts_of_each_image_are_in_the_sets_order_and_add_up_to_the_scores(root, tmp_path, judged):
+def test_image_counts_are_ordered_and_add_up_to_the_scores(root, tmp_path, judged):
     trainer = make_trainer(root, CPS, tmp_path / "out", per_device_eval_batch_size=5, ema_decay=0.9)
     scores = trainer.evaluator.scores(judged)
     found = trainer.evaluator.image_counts
@@ -83,7 +83,7 @@ def test_the_shares_of_processes_are_joined_in_the_sets_order():
     assert len(few) == 1 and (few.truth == counts[:1, 1]).all()
 
 
-def test_more_counts_than_memory_should_hold_are_dropped_and_said(root, tmp_path, judged, monkeypatch, caplog):
+def test_too_many_image_counts_are_dropped_with_a_warning(root, tmp_path, judged, monkeypatch, caplog):
     trainer = make_trainer(root, CPS, tmp_path / "out")
     kept = trainer.evaluator.scores(judged)
     monkeypatch.setattr(evaluation, "MOST_COUNTS", 3 * 3 * 11)
@@ -91,7 +91,7 @@ def test_more_counts_than_memory_should_hold_are_dropped_and_said(root, tmp_path
     assert "too large to compare networks image by image" in caplog.text
 
 
-def test_packed_counts_come_back():
+def test_packed_counts_are_restored():
     found = comparison.unpack(json.loads(json.dumps(comparison.pack(counts(1)))))
     for name in ("correct", "truth", "predicted"):
         value, expected = getattr(found, name), getattr(counts(1), name)
@@ -131,7 +131,7 @@ def test_without_a_second_stage_or_unlabeled_images_nothing_is_compared(root, tm
 
 
 @pytest.mark.parametrize("step", [3, 4])
-def test_a_run_that_was_broken_off_compares_as_the_whole_run(root, tmp_path, step):
+def test_an_interrupted_run_has_the_same_comparison(root, tmp_path, step):
     """After the border, whose counts are in the checkpoint alone."""
     with without_cards_and_pictures():
         whole = run_whole(root, CPS, tmp_path / "whole", **TWO_STAGES)
@@ -146,7 +146,7 @@ def test_a_run_that_was_broken_off_compares_as_the_whole_run(root, tmp_path, ste
     assert same(resumed["exported"], whole["exported"])
 
 
-def test_another_evaluation_set_takes_the_old_counts_with_it(root, tmp_path, judged):
+def test_a_new_evaluation_set_drops_the_old_counts(root, tmp_path, judged):
     with without_cards_and_pictures():
         broken = make_trainer(root, CPS, tmp_path / "out", **TWO_STAGES)
         break_off(broken, step=4, micro_batch=1)
@@ -194,7 +194,7 @@ def best_is(out: Path, folder: str) -> bool:
     return same(load_file(out / "best" / "model.safetensors"), load_file(out / folder / "model.safetensors"))
 
 
-def test_best_is_the_second_stages_network_though_it_scores_a_little_less(root, tmp_path):
+def test_best_is_the_second_stages_network_despite_a_lower_score(root, tmp_path):
     out = tmp_path / "out"
     results = train_scripted(root, out, (0.5, 0.5), (0.70, 0.71), (0.6, 0.6), (0.699, 0.705))
     assert (results["best"]["step"], results["best"]["branch"]) == (4, "branch_1") and best_is(out, "branch_1")
@@ -206,7 +206,7 @@ def test_the_choice_among_the_second_stages_steps_is_by_score(root, tmp_path):
     assert (results["best"]["step"], results["best"]["branch"]) == (3, "branch_0")
 
 
-def test_best_is_the_supervised_network_where_the_second_stage_is_worse_beyond_chance(root, tmp_path, caplog):
+def test_best_is_supervised_if_the_second_stage_is_worse(root, tmp_path, caplog):
     out = tmp_path / "out"
     with caplog.at_level(logging.WARNING):
         results = train_scripted(root, out, (0.5, 0.5), (0.70, 0.71), (0.4, 0.4), (0.5, 0.6))
@@ -219,7 +219,7 @@ def test_best_is_the_supervised_network_where_the_second_stage_is_worse_beyond_c
     assert again["best"] == results["best"] and best_is(out, "supervised_1")
 
 
-def test_from_too_few_images_best_stays_the_second_stages_network(root, tmp_path):
+def test_with_few_images_best_stays_the_second_stages_network(root, tmp_path):
     results = train_scripted(root, tmp_path / "out", (0.5, 0.5), (0.7, 0.7), (0.4, 0.4), (0.5, 0.6), images=9)
     assert (
         results["best"]["step"] == 4 and results["comparison"]["branches"]["branch_0"]["verdict"] == "too few images"
@@ -227,7 +227,7 @@ def test_from_too_few_images_best_stays_the_second_stages_network(root, tmp_path
     assert "9 validation images cannot show whether" in results["comparison"]["sentence"]
 
 
-def test_where_the_supervised_network_cannot_be_copied_best_stays_and_the_end_says_so(root, tmp_path):
+def test_best_stays_if_the_supervised_network_cannot_be_copied(root, tmp_path):
     from cps_hf.training.late import AfterTrainingError
 
     out = tmp_path / "out"
@@ -245,7 +245,7 @@ def test_where_the_supervised_network_cannot_be_copied_best_stays_and_the_end_sa
 # ---------------------------------------------------------------------------------------------- in words
 
 
-def test_the_sentence_says_the_difference_its_interval_and_the_classes():
+def test_the_sentence_has_difference_interval_and_classes():
     before, after = counts(1, 60, 0.60), counts(2, 60, 0.66)
     found = comparison.describe(before, after, [*ID2LABEL.values()])
     interval = paired_bootstrap(before, after)
@@ -259,7 +259,7 @@ def test_the_sentence_says_the_difference_its_interval_and_the_classes():
     assert len(table) == 2 + 3 + 1 and table[-1].split()[0] == "mIoU" and table[-1].endswith("better")
 
 
-def test_the_sentence_says_what_cannot_be_told():
+def test_the_sentence_says_what_is_not_known():
     chance = comparison.describe(counts(1), counts(2), NAMES)
     assert chance["verdict"] == "within chance"
     said = comparison.in_words("The second stage", "branch 0", chance)

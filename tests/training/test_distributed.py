@@ -39,7 +39,7 @@ def test_one_process_two_processes_and_accumulation_take_the_same_steps(tmp_path
 
 
 @pytest.mark.slow
-def test_so_do_mask_classification_networks(tmp_path):
+def test_steps_are_equal_for_mask_classification_networks(tmp_path):
     """A Mask2Former and an EoMT that teach each other. One step: a Mask2Former attends where a mask is above one half,
     which rounding flips at single pixels, and later steps differ."""
     words = ["--universal", "--settings", json.dumps({"max_steps": 1})]
@@ -55,7 +55,7 @@ def test_so_do_mask_classification_networks(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("loss", ["focal", "cross_entropy_dice"])
-def test_so_they_do_with_class_weights_and_other_labeled_losses(tmp_path, loss):
+def test_steps_are_equal_with_class_weights_and_other_losses(tmp_path, loss):
     """Frequencies are the whole labeled set's, Dice's sums those of all processes. With accumulation Dice, as it says,
     is the mean over micro-batches, and another loss."""
     words = ["--cutmix", "--objective", json.dumps({"labeled_loss": loss, "class_weights": 0.5})]
@@ -93,7 +93,7 @@ def test_two_stages_and_averages_are_the_same_on_two_processes(tmp_path):
 
 
 @pytest.mark.slow
-def test_bfloat16_runs_and_stays_near(tmp_path):
+def test_bfloat16_runs_and_stays_close(tmp_path):
     """At a rate at which the loss falls. At 0.5 it grows from 7 to 34, and float32 itself, with weights changed by
     bfloat16's rounding unit, is then 9 % off in the third step; two kinds of bfloat16 kernels were by 3 and 5 %."""
     words = ("--batch", "4", "--settings", '{"learning_rate": 0.05, "logging_steps": 1}')
@@ -106,7 +106,7 @@ def test_bfloat16_runs_and_stays_near(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_options_for_speed_take_the_same_steps_on_two_processes_with_accumulation(tmp_path):
+def test_steps_are_equal_with_speed_options_on_two_processes(tmp_path):
     plain = steps(tmp_path, "plain", "--batch", "4", "--cutmix", "--settings", '{"optim_fused": false}')
     fast = {"torch_compile": True, "torch_compile_backend": "eager", "channels_last": True, "optim_fused": True}
     words = ["--batch", "1", "--accumulation", "2", "--cutmix", "--settings", json.dumps(fast)]

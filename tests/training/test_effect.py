@@ -71,7 +71,7 @@ def mean_iou(branch, images, labels):
 
 
 @pytest.mark.slow
-def test_real_pseudo_labels_beat_shuffled_ones_and_are_not_worse_than_supervised_training():
+def test_real_pseudo_labels_beat_shuffled_ones():
     options = {"weight": 0.5, "ramp_up": 0.3, "class_balance": 0.5}  # the demonstration's
     objectives = (CrossPseudoSupervision(**options), ShuffledPseudoLabels(**options), Supervised())
     real, shuffled, supervised = (np.mean([score(objective, seed) for seed in SEEDS]) for objective in objectives)

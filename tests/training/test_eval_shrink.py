@@ -89,7 +89,7 @@ def test_the_best_branch_is_not_shrunk_twice(ran):
     assert torch.equal(*maps)
 
 
-def test_a_run_that_starts_from_an_exported_branch_shows_it_crops(ran):
+def test_a_run_from_an_exported_branch_does_not_shrink_crops(ran):
     _, out = ran
     assert AutoConfig.from_pretrained(out / "branch_0").input_shrink == SHRINK
     (model,) = build_branches(str(out / "branch_0"), num_branches=1)
@@ -98,7 +98,7 @@ def test_a_run_that_starts_from_an_exported_branch_shows_it_crops(ran):
         assert torch.equal(tensor, model.state_dict()[key])
 
 
-def test_what_cannot_shrink_its_input_is_refused(tmp_path):
+def test_models_that_cannot_shrink_their_input_are_rejected(tmp_path):
     with pytest.raises(ValueError, match="`eval_shrink=2` is for DeepLabV3\\+.* branch 0 is a UperNet"):
         make_trainer(tmp_path, tiny_upernet())
     with pytest.raises(ValueError, match="`eval_shrink` 2 would be ignored"):

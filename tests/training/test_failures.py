@@ -29,13 +29,13 @@ TOLD = {
 
 
 @pytest.mark.parametrize("text", TOLD)
-def test_what_torch_says_of_a_data_worker_becomes_advice(text):
+def test_torchs_data_worker_errors_become_advice(text):
     told = failures.worker_advice(RuntimeError(text), ARGS)
     assert TOLD[text] in told and "`dataloader_num_workers` (now 4" in told
     assert "`dataloader_prefetch_factor` (now 3)" in told
 
 
-def test_limits_of_the_system_are_known_by_number_and_other_errors_are_left_alone():
+def test_system_limits_are_recognised_by_error_number():
     for number, advice in (
         (errno.EMFILE, "ulimit -n"),
         (errno.EAGAIN, "ulimit -u"),
@@ -54,7 +54,7 @@ def test_limits_of_the_system_are_known_by_number_and_other_errors_are_left_alon
 
 
 @pytest.mark.parametrize("kind", [ConnectionResetError, EOFError, FileNotFoundError])
-def test_a_worker_that_ends_while_a_tensor_is_fetched_from_it_is_told_from_a_network_that_fails(kind):
+def test_a_dying_worker_is_not_taken_for_a_failing_network(kind):
     def rebuild_storage_fd():  # torch's
         raise kind(errno.ECONNRESET, "Connection reset by peer")
 
@@ -71,7 +71,7 @@ class KillAWorker(TrainerCallback):
             os.kill(worker.pid, signal.SIGKILL)
 
 
-def test_a_killed_worker_ends_the_run_with_advice_and_the_newest_checkpoint(tmp_path):
+def test_a_killed_worker_ends_the_run_with_advice(tmp_path):
     trainer = CPSTrainer(
         toy_models(1),
         **settings(

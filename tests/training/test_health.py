@@ -67,7 +67,7 @@ class BadAt(CrossPseudoSupervision):
         return output._replace(loss=output.loss + poison, logs={**output.logs, "cps_loss": poison.detach()})
 
 
-def test_a_bad_number_names_part_branch_step_and_samples_and_leaves_the_batch_to_look_at(world, tmp_path):
+def test_a_bad_number_is_explained_and_its_batch_is_saved(world, tmp_path):
     trainer = trainer_for(world, tmp_path, objective=BadAt(), save_steps=2, gradient_accumulation_steps=2)
     before = {}
     trainer.callback_handler.add_callback(Keep(trainer, before, step=3))
@@ -108,7 +108,7 @@ class Keep(TrainerCallback):
 
 
 @pytest.mark.slow
-def test_a_step_that_is_left_out_leaves_no_trace_and_is_counted(world, tmp_path, caplog, monkeypatch):
+def test_a_skipped_step_leaves_no_trace_and_is_counted(world, tmp_path, caplog, monkeypatch):
     """Of four steps the third is left out: weights, momentum and batch norm are those of a run without it."""
     fields = {"models": tiny_upernet(), "lr_scheduler_type": "constant", "max_skipped_steps": 1}
     with caplog.at_level(logging.WARNING):
@@ -142,7 +142,7 @@ class KeepState(Keep):
             self.kept["after"] = {k: v.clone() for k, v in self.trainer.module.state_dict().items()}
 
 
-def test_a_step_that_is_left_out_moves_no_teacher(world, tmp_path, monkeypatch):
+def test_a_skipped_step_moves_no_teacher(world, tmp_path, monkeypatch):
     class Poisoned(MeanTeacher):
         def __call__(self, *words, progress=0.0, **options):
             output = super().__call__(*words, progress=progress, **options)
@@ -174,7 +174,7 @@ def fp16(monkeypatch):
 
 
 @pytest.mark.parametrize("max_skipped_steps", [0, 1])
-def test_fp16_gradients_that_are_never_finite_are_no_overflow(world, tmp_path, fp16, max_skipped_steps):
+def test_fp16_gradients_that_are_never_finite_end_the_run(world, tmp_path, fp16, max_skipped_steps):
     """The scaler leaves out a step that overflows; here none would do, and nothing would be learnt."""
     fields = {"objective": Supervised(), "max_steps": 40, "max_skipped_steps": max_skipped_steps}
     trainer = trainer_for(world, tmp_path, **fields)
@@ -187,7 +187,7 @@ def test_fp16_gradients_that_are_never_finite_are_no_overflow(world, tmp_path, f
 
 
 @pytest.mark.parametrize("optim", ["sgd", "adamw"])
-def test_fp16_overflows_are_the_scalers_and_a_bad_loss_is_left_out(world, tmp_path, fp16, optim):
+def test_the_scaler_skips_fp16_overflows_but_not_a_bad_loss(world, tmp_path, fp16, optim):
     """Steps 1 and 2 overflow, step 3 has a bad loss: each halves the scale, and only the third is counted."""
 
     class Poisoned(Supervised):
@@ -212,7 +212,7 @@ def test_fp16_overflows_are_the_scalers_and_a_bad_loss_is_left_out(world, tmp_pa
 
 
 @pytest.mark.parametrize("labeled_loss", ["cross_entropy", "ohem"])
-def test_labels_that_are_all_ignored_give_no_loss_and_move_nothing(world, tmp_path, labeled_loss):
+def test_ignored_labels_give_no_loss_and_move_nothing(world, tmp_path, labeled_loss):
     dataset = write_world(tmp_path / "void", [(24, 24)] * 4)
     for path in (tmp_path / "void").glob("*_label.png"):
         Image.new("L", (24, 24), 255).save(path)
@@ -233,7 +233,7 @@ def test_labels_that_are_all_ignored_give_no_loss_and_move_nothing(world, tmp_pa
     [CrossPseudoSupervision(), MeanTeacher()],
     ids=["cutmix", "mean teacher"],
 )
-def test_a_branch_that_predicts_one_class_is_warned_of_once(world, tmp_path, caplog, monkeypatch, objective):
+def test_a_branch_predicting_one_class_is_one_warning(world, tmp_path, caplog, monkeypatch, objective):
     monkeypatch.setattr(collapse, "COLLAPSE_STEPS", 4)
     models = toy_models(2 if objective.min_branches == 2 else 1)
     with torch.no_grad():
@@ -246,7 +246,7 @@ def test_a_branch_that_predicts_one_class_is_warned_of_once(world, tmp_path, cap
     assert not any("one_class" in name for line in log_lines(tmp_path) for name in line)
 
 
-def test_a_branch_is_sound_when_any_of_its_unlabeled_predictions_differs():
+def test_one_different_prediction_is_no_collapse():
     logits, labels = torch.zeros(2, 3, 8, 8), torch.zeros(2, 8, 8, dtype=torch.long)
     images, labeled = torch.zeros(2, 3, 8, 8), torch.zeros(2, 3, 8, 8)
     (watched,) = health.watch([lambda x: logits], LabeledBatch(pixel_values=labeled, labels=labels))
@@ -259,7 +259,7 @@ def test_a_branch_is_sound_when_any_of_its_unlabeled_predictions_differs():
     assert watched.one_class() == 0
 
 
-def test_a_collapse_is_told_after_many_steps_and_again_after_a_recovery(caplog):
+def test_collapse_warnings_come_late_and_again_after_recovery(caplog):
     watch, state = collapse.CollapseCallback(), RunState(max_steps=4000)  # patience: 200 steps
     watch.on_train_begin(None, state, None)
     for share, steps in ((1.0, 150), (0.9, 50), (1.0, 150), (1.0, 50), (1.0, 500), (0.0, 50), (1.0, 200)):
@@ -270,7 +270,7 @@ def test_a_collapse_is_told_after_many_steps_and_again_after_a_recovery(caplog):
     assert [record.args for record in caplog.records] == [("0", 200), ("0", 200)]
 
 
-def test_an_evaluation_that_finds_one_class_of_several_is_told_once_and_after_a_recovery(caplog):
+def test_an_evaluation_with_one_class_is_one_warning(caplog):
     watch, state = collapse.CollapseCallback(), RunState(max_steps=4000)
     watch.on_train_begin(None, state, None)
     nan = float("nan")
@@ -285,7 +285,7 @@ def test_an_evaluation_that_finds_one_class_of_several_is_told_once_and_after_a_
     assert "branch 1 finds only one of the 2 classes" in said[0] and "finds none of the 2 classes" in said[1]
 
 
-def test_the_commonest_class_is_that_of_the_branch_of_which_it_is_the_most():
+def test_commonest_class_is_the_largest_share_of_any_branch():
     labels = torch.zeros(2, 8, 8, dtype=torch.long)
     labeled, images = torch.zeros(2, 3, 8, 8), torch.zeros(2, 3, 8, 8)
     mixed, sure = torch.zeros(2, 3, 8, 8), torch.zeros(2, 3, 8, 8)

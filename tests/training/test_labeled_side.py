@@ -52,7 +52,7 @@ def test_the_labeled_sets_frequencies_reach_the_loss_and_the_checkpoint(root, tm
     assert state["fingerprint"]["run"]["train_dataset, pixels by class"] == counts.tolist()
 
 
-def test_of_a_stream_the_first_rows_are_counted_and_said_and_a_set_without_a_class_is_refused(root, tmp_path, caplog):
+def test_only_a_streams_first_rows_are_counted(root, tmp_path, caplog):
     stream = Case("supervised", "stream", workers=0, processes=1)
     with caplog.at_level(logging.INFO):
         train(root, tmp_path / "out", stream, max_steps=1, objective=Supervised(class_weights=0.5))
@@ -82,13 +82,13 @@ def test_a_momentum_needs_batch_norms_and_is_a_share():
         ModelConfig(norm_momentum=0.0)
 
 
-def test_a_run_with_all_of_it_is_resumed_bit_for_bit(root, tmp_path):
+def test_a_run_with_all_labeled_options_resumes_bit_for_bit(root, tmp_path):
     objective = Supervised(labeled_loss="cross_entropy_dice", class_weights=0.5)
     fields = {"objective": objective, "labeled_color_jitter": 0.5, "norm_momentum": 0.05}
     assert differences(root, SUPERVISED, tmp_path, **fields) == []
 
 
-def test_weights_for_other_classes_are_refused_before_the_first_step(root, tmp_path):
+def test_weights_for_other_classes_are_rejected_early(root, tmp_path):
     said = "`class_weights` has 2 numbers for 3 classes: give one per class, in the order of their ids"
     with pytest.raises(ValueError, match=said):
         make_trainer(root, SUPERVISED, tmp_path / "out", objective=Supervised(class_weights=[1.0, 2.0]))

@@ -53,7 +53,7 @@ def test_the_cpu_error_is_the_one_that_torch_raises():
 
 
 @pytest.mark.parametrize("error", [None, CPU_ERROR], ids=["GPU", "CPU"])
-def test_an_out_of_memory_error_says_batch_crop_and_what_helps(world, tmp_path, error):
+def test_an_out_of_memory_error_has_batch_crop_and_advice(world, tmp_path, error):
     with pytest.raises(torch.OutOfMemoryError) as raised:
         trainer_for(world, tmp_path, room=4, error=error, crop_size=[16, 24]).train()
     said = str(raised.value)
@@ -63,7 +63,7 @@ def test_an_out_of_memory_error_says_batch_crop_and_what_helps(world, tmp_path, 
     assert "`auto_find_batch_size`" in said and ("Tried to allocate" in said or "Cannot allocate" in said)
 
 
-def test_a_batch_that_fits_is_found_and_the_steps_are_those_of_the_whole_batch(world, tmp_path):
+def test_a_smaller_batch_is_found_and_takes_the_same_steps(world, tmp_path):
     big = trainer_for(world, tmp_path / "big")
     big.train()
     found = trainer_for(world, tmp_path / "found", room=2, error=CPU_ERROR, auto_find_batch_size=True)
@@ -85,7 +85,7 @@ def test_a_batch_that_fits_is_found_and_the_steps_are_those_of_the_whole_batch(w
     assert all(torch.equal(parameters(by_hand)[name], value) for name, value in parameters(found).items())
 
 
-def test_a_batch_that_fits_is_left_alone_and_one_that_cannot_be_halved_is_an_error(world, tmp_path):
+def test_only_batches_that_do_not_fit_are_halved(world, tmp_path):
     trainer = trainer_for(world, tmp_path / "fits", room=8, auto_find_batch_size=True)
     trainer.train()
     assert trainer.args.per_device_train_batch_size == 8 and trainer.args.gradient_accumulation_steps == 1
@@ -95,7 +95,7 @@ def test_a_batch_that_fits_is_left_alone_and_one_that_cannot_be_halved_is_an_err
         trainer_for(world, tmp_path / "odd", room=2, per_device_train_batch_size=6, auto_find_batch_size=True).train()
 
 
-def test_an_error_that_is_none_of_memory_is_raised_as_it_is(world, tmp_path):
+def test_errors_unrelated_to_memory_are_raised_unchanged(world, tmp_path):
     for auto in (True, False):
         trainer = trainer_for(world, tmp_path, room=4, error=RuntimeError("boom"), auto_find_batch_size=auto)
         with pytest.raises(RuntimeError, match="^boom$"):

@@ -74,7 +74,7 @@ def test_a_method_trains_in_the_loop_and_logs_its_numbers(world, tmp_path, name)
         assert (tmp_path / "out" / row / "model.safetensors").is_file()
 
 
-def test_the_teachers_score_is_logged_and_the_better_network_of_the_two_is_the_best(world, tmp_path):
+def test_best_is_the_better_of_student_and_teacher(world, tmp_path):
     _, results = train(world, tmp_path, MeanTeacher(), models=tiny_upernet(), max_steps=3)
     evaluated = lines(tmp_path)[-1]
     scores = {row: results["final"][row]["mean_iou"] for row in ("branch_0", "teacher")}
@@ -83,7 +83,7 @@ def test_the_teachers_score_is_logged_and_the_better_network_of_the_two_is_the_b
     assert results["best"]["branch"] == max(scores, key=scores.get)
 
 
-def test_the_teacher_stays_in_evaluation_mode_and_its_statistics_are_averages(world, tmp_path):
+def test_the_teacher_stays_in_evaluation_mode(world, tmp_path):
     trainer, _ = train(world, tmp_path, MeanTeacher(decay=0.5), models=tiny_upernet(), max_steps=1)
     trainer.prepared.train()
     assert trainer.module.branches[0].training and not trainer.module.teacher.training
@@ -92,7 +92,7 @@ def test_the_teacher_stays_in_evaluation_mode_and_its_statistics_are_averages(wo
     assert counters == student  # copied from the student, not counted up by passes of its own
 
 
-def test_the_teacher_of_a_bfloat16_branch_is_kept_evaluated_and_exported_in_float32(world, tmp_path):
+def test_a_bfloat16_branchs_teacher_is_float32_throughout(world, tmp_path):
     trainer, results = train(world, tmp_path, MeanTeacher(), models=tiny_upernet(), max_steps=1, dtype="bfloat16")
     student, teacher = trainer.module.branches[0], trainer.module.teacher
     assert {p.dtype for p in student.parameters()} == {torch.bfloat16}

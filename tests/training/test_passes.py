@@ -105,7 +105,7 @@ def test_labeled_and_unlabeled_images_can_share_a_pass(name):
     torch.testing.assert_close(one.loss, other.loss)  # these networks have no norm layers
 
 
-def test_a_method_without_unlabeled_images_refuses_to_join_them():
+def test_a_method_without_unlabeled_images_cannot_join_them():
     with pytest.raises(ValueError, match="`joint_forward`.*no unlabeled"):
         OBJECTIVES["supervised"](joint_forward=True)
 
@@ -155,7 +155,7 @@ def test_the_losses_are_those_of_full_size_logits(name):
         ({"per_device_eval_batch_size": 4, "eval_mode": "sliding"}, [4, 4, 4, 4, 2, 2]),
     ],
 )
-def test_as_many_images_or_windows_go_through_a_pass_of_the_evaluation_as_are_told(tmp_path, fields, passes):
+def test_evaluation_passes_have_the_configured_batch_size(tmp_path, fields, passes):
     world = write_world(tmp_path / "world", [(48, 48)] * 5)
     args = settings(output_dir=str(tmp_path), crop_size=[32, 32], num_pictures=0, disable_tqdm=True, **fields)
     trainer = CPSTrainer(toy_models(1), **args, objective=METHODS["supervised"], train_dataset=world)
@@ -185,7 +185,7 @@ class Reads(TrainerCallback):
 
 
 @pytest.mark.parametrize("name", ["cps + cutmix", "mean_teacher", "unimatch"])
-def test_the_host_reads_the_device_once_an_optimizer_step(tmp_path, name):
+def test_the_host_reads_the_device_once_per_optimizer_step(tmp_path, name):
     """Also where it logs and clips. What the data loader looks up on the host is no read of the device."""
     reads = Reads()
     world = [write_world(tmp_path / kind, [(40, 56)] * 4) for kind in ("labeled", "unlabeled")]

@@ -88,7 +88,7 @@ def test_channels_last_reaches_weights_and_maps_and_stays_after_resuming(world, 
         assert torch.equal(exported.state_dict()[key], value)
 
 
-def test_networks_are_compiled_for_training_only_and_exports_know_nothing_of_it(world, tmp_path):
+def test_networks_are_only_compiled_for_training(world, tmp_path):
     plain = trainer_for(world, tmp_path / "plain", toy_models())
     plain.train()
     compiled_graphs.clear()
@@ -103,7 +103,7 @@ def test_networks_are_compiled_for_training_only_and_exports_know_nothing_of_it(
 
 
 @pytest.mark.parametrize("mode", [None, "reduce-overhead"])
-def test_the_compiler_is_told_the_mode(world, tmp_path, mode):
+def test_the_compiler_gets_the_mode(world, tmp_path, mode):
     torch._dynamo.reset()  # or the graph of an earlier test is taken
     compile_modes.clear()
     fields = {"torch_compile": True, "torch_compile_backend": "counting", "torch_compile_mode": mode}
@@ -113,7 +113,7 @@ def test_the_compiler_is_told_the_mode(world, tmp_path, mode):
 
 
 @pytest.mark.slow
-def test_all_of_them_work_together_and_resume(world, tmp_path, own_precision):
+def test_all_speed_options_work_together_and_resume(world, tmp_path, own_precision):
     """bf16, channels last, compiled, fused, checkpointing, accumulation: stopped after one step and resumed."""
     fields = {"mixed_precision": "bf16", "channels_last": True, "gradient_checkpointing": True, "optim": "adamw"}
     fields |= {"torch_compile": True, "torch_compile_backend": "eager", "gradient_accumulation_steps": 2}

@@ -18,7 +18,7 @@ from cps_hf.visualization import (
 )
 
 
-def test_a_class_has_its_colour_where_the_label_is_and_ignored_pixels_have_none():
+def test_classes_have_their_colour_and_ignored_pixels_none():
     labels = np.array([[0, 1, 255], [2, 2, 1]], np.uint8)
     colors = [(1, 2, 3), (40, 50, 60), (7, 8, 9)]
     expected = [[(1, 2, 3), (40, 50, 60), (255, 0, 255)], [(7, 8, 9), (7, 8, 9), (40, 50, 60)]]
@@ -33,7 +33,7 @@ def test_a_class_without_a_colour_is_an_error(value):
         colorize(np.array([[0, value, 255]]), palette(3))
 
 
-def test_an_overlay_mixes_by_alpha_and_leaves_ignored_pixels_and_black_classes_alone():
+def test_an_overlay_blends_all_but_ignored_and_black():
     labels, image = blocks(7, 9, [0, 1, 2, 255])
     colors = np.array([(250, 10, 20), (0, 100, 200), (0, 0, 0)])
     mixed = overlay(image, labels, colors, alpha=0.25)

@@ -7,7 +7,7 @@ from cps_hf.visualization import AGREEMENT, palette
 
 
 @pytest.mark.parametrize(("count", "apart"), [(8, 15), (12, 15), (19, 15), (30, 13), (60, 8)])
-def test_colours_stay_apart_for_eyes_without_red_or_green_cones(count, apart):
+def test_colours_are_distinguishable_with_colour_blindness(count, apart):
     """Distances in CIELAB; one of 2 can just be seen."""
     views = {
         "usual": np.eye(3),
@@ -24,7 +24,7 @@ def test_colours_stay_apart_for_eyes_without_red_or_green_cones(count, apart):
     assert palette(count) == palette(min(255, count + 7))[:count]
 
 
-def test_the_colours_of_agreement_stay_apart_for_all_eyes():
+def test_the_colours_of_agreement_are_distinguishable():
     blind = [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]]
     no_blue = [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.3039]]
     for matrix in (np.eye(3), np.array(blind), np.array(no_blue)):
@@ -43,7 +43,7 @@ def lab_of(color, matrix):
 
 
 @pytest.mark.parametrize("count", [1, 2, 8, 9, 19, 150, 255])
-def test_no_two_classes_share_a_colour_and_none_is_that_of_ignored_pixels(count):
+def test_class_colours_are_unique_and_not_white(count):
     colors = palette(count)
     assert len(colors) == len(set(colors)) == count and (255, 255, 255) not in colors
     assert not set(colors) & set(AGREEMENT.values())
@@ -74,7 +74,7 @@ def distance_to(color, looks):
     return np.sqrt(((looks - color) ** 2).sum(-1)).min(-1)
 
 
-def test_each_colour_of_the_table_is_as_far_as_can_be_from_white_and_all_before_it():
+def test_each_colour_is_as_far_as_possible_from_the_others():
     steps = np.linspace(0, 255, 12).round()
     candidates = looks_of(np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3))
     chosen = looks_of([(255, 255, 255), *palette(255)])

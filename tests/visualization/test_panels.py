@@ -103,7 +103,7 @@ def test_large_maps_are_reduced_without_mixing_classes(tmp_path):
     assert {tuple(color) for color in right.reshape(-1, 3)} == set(palette(4)[1:])
 
 
-def test_panels_that_do_not_fit_together_are_refused(tmp_path):
+def test_mismatched_panels_are_rejected(tmp_path):
     labels, image = blocks(8, 8, [0, 1])
     with pytest.raises(ValueError, match=r"needs 2 cells, one per title; got \[2, 1\]"):
         panel([[image, labels], [image]], ["a", "b"], ["x", "y"], palette(2), tmp_path / "panel.png")

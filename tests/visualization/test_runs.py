@@ -25,7 +25,7 @@ def run(tmp_path):
     return tmp_path
 
 
-def test_figures_are_returned_and_pyplot_knows_none_of_them(run):
+def test_figures_are_returned_without_pyplot(run):
     import matplotlib.pyplot as plt
 
     before, files = plt.get_fignums(), sorted(run.iterdir())
@@ -43,14 +43,14 @@ def test_figures_are_returned_and_pyplot_knows_none_of_them(run):
     assert len(images.axes) == 3
 
 
-def test_scores_by_class_by_hand(run):
+def test_scores_by_class_follow_the_formulas(run):
     first, second, third = class_rows(json.loads((run / "evaluation.json").read_text()))
     assert (first["iou"], first["dice"], first["accuracy"]) == pytest.approx((6 / 9, 12 / 15, 6 / 8))
     assert (second["share"], second["predicted"]) == pytest.approx((0.2, 0.3))
     assert third["iou"] is third["dice"] is third["accuracy"] is None and third["share"] == 0
 
 
-def test_a_folder_of_something_else_is_an_error_that_says_what_to_give(run, tmp_path):
+def test_a_wrong_folder_is_an_error_with_advice(run, tmp_path):
     (tmp_path / "empty").mkdir()
     for draw, said in ((curves_figure, "no metrics.jsonl"), (confusion_figure, "no evaluation.json")):
         with pytest.raises(ValueError, match=f"{said}.*give .*output folder"):

@@ -88,7 +88,7 @@ def trainer_for(world, tmp_path, callbacks):
 
 @pytest.mark.parametrize("name", integration_utils.INTEGRATION_TO_CALLBACK)
 @pytest.mark.filterwarnings("ignore:The NeptuneCallback is deprecated")
-def test_each_reporting_callback_of_transformers_works_or_is_refused(world, tmp_path, name, services):
+def test_transformers_reporting_callbacks_work_or_are_rejected(world, tmp_path, name, services):
     callback = integration_utils.INTEGRATION_TO_CALLBACK[name]()
     if name in REFUSED:
         with pytest.raises(ValueError, match=rf'{type(callback).__name__} .*`report_to=\["{name}"\]`'):
@@ -133,7 +133,7 @@ def test_tensorboards_callback_writes_every_number_and_the_settings(world, tmp_p
         ("dvclive", "HF_DVCLIVE_LOG_MODEL", "true", 'HF_DVCLIVE_LOG_MODEL is set.*`report_to=\\["dvclive"\\]`'),
     ],
 )
-def test_what_would_upload_a_model_by_transformers_trainer_is_refused_and_works_without(
+def test_callbacks_that_would_upload_models_are_rejected(
     world, tmp_path, name, variable, value, said, services, monkeypatch
 ):
     monkeypatch.setenv(variable, value)
@@ -153,7 +153,7 @@ def test_what_would_upload_a_model_by_transformers_trainer_is_refused_and_works_
     trainer.train()
 
 
-def test_the_librarys_other_callbacks_work_or_are_refused(world, tmp_path):
+def test_other_library_callbacks_work_or_are_rejected(world, tmp_path):
     stay = {"EarlyStoppingCallback": {"early_stopping_patience": 1}}
     for name, cls in inspect.getmembers(transformers.trainer_callback, inspect.isclass):
         if issubclass(cls, TrainerCallback) and cls is not TrainerCallback and name != "CallbackHandler":
@@ -164,14 +164,14 @@ def test_the_librarys_other_callbacks_work_or_are_refused(world, tmp_path):
     check_callbacks([namesake()])  # somebody's own
 
 
-def test_the_bar_of_notebooks_is_shown(world, tmp_path, services):
+def test_the_notebook_progress_bar_is_shown(world, tmp_path, services):
     with patch.dict(sys.modules, {"IPython": MagicMock(), "IPython.display": MagicMock()}):
         from transformers.utils.notebook import NotebookProgressCallback
 
         trainer_for(world, tmp_path, [NotebookProgressCallback]).train()
 
 
-def test_settings_give_themselves_as_transformers_arguments_do():
+def test_settings_serialize_like_transformers_arguments():
     args = CPSConfig(max_steps=7, lr_scheduler_kwargs={"power": 2.0}, report_to=["tensorboard"])
     assert json.loads(args.to_json_string()) == args.to_dict() and args.to_dict()["max_steps"] == 7
     plain = args.to_sanitized_dict()
