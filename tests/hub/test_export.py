@@ -327,7 +327,7 @@ def test_a_fact_that_is_missing_or_unknown_is_an_error():
 
 
 def test_classes_that_do_not_match_the_scores_are_an_error():
-    with pytest.raises(ValueError, match=r"keys 0 to 1, \['0', '1'\] found"):
+    with pytest.raises(ValueError, match=r"keys 0 to 1, got \['0', '1'\]"):
         cards.render_card(facts(id2label={"0": "a", "1": "b"}))
     shuffled = cards.render_card(facts(id2label={2: NAMES[2], 0: NAMES[0], 1: NAMES[1]}))
     assert shuffled == cards.render_card(facts()), "rows stand in the order of the classes"

@@ -104,7 +104,7 @@ def test_all_pixels_ignored_gives_nan():
 def test_a_value_that_is_not_a_class_is_named(prediction, reference):
     metric = MeanIoU(num_labels=3)
     bad = prediction if not 0 <= prediction < 3 else reference
-    with pytest.raises(ValueError, match=rf"hold \[{bad}\].*\[0, 3\)"):
+    with pytest.raises(ValueError, match=rf"contain \[{bad}\].*\[0, 3\)"):
         metric.add_batch(predictions=np.array([[0, prediction]]), references=np.array([[0, reference]]))
 
 

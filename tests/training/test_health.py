@@ -116,7 +116,7 @@ def test_a_skipped_step_leaves_no_trace_and_is_counted(world, tmp_path, caplog, 
         after_two = {}
         trainer.callback_handler.add_callback(KeepState(trainer, after_two, step=3))
         trainer.train()
-    assert "Step 3: " in caplog.text and "left out, 1 of at most 1" in caplog.text
+    assert "Step 3: " in caplog.text and "skipped, 1 of at most 1" in caplog.text
     lines = [line for line in log_lines(tmp_path / "a") if "learning_rate" in line]
     assert [line["skipped_steps"] for line in lines] == [0, 0, 1, 1]
     assert "loss" not in lines[2] and all(np.isfinite(lines[i]["loss"]) for i in (0, 1, 3))

@@ -29,7 +29,7 @@ def test_classes_have_their_colour_and_ignored_pixels_none():
 
 @pytest.mark.parametrize("value", [3, 254, -1, 1000])
 def test_a_class_without_a_colour_is_an_error(value):
-    with pytest.raises(ValueError, match=rf"holds \[{value}\], but the palette has 3 colours"):
+    with pytest.raises(ValueError, match=rf"contains \[{value}\], but the palette has 3 colours"):
         colorize(np.array([[0, value, 255]]), palette(3))
 
 
@@ -112,5 +112,5 @@ def test_errors_are_marked_and_void_is_neither_right_nor_wrong():
         [right, wrong, void],
         [right, wrong, right],
     ]
-    with pytest.raises(ValueError, match="one size"):
+    with pytest.raises(ValueError, match="the same size"):
         error_map(guess, labels[:, :2])

@@ -53,14 +53,14 @@ def test_scores_by_class_follow_the_formulas(run):
 def test_a_wrong_folder_is_an_error_with_advice(run, tmp_path):
     (tmp_path / "empty").mkdir()
     for draw, said in ((curves_figure, "no metrics.jsonl"), (confusion_figure, "no evaluation.json")):
-        with pytest.raises(ValueError, match=f"{said}.*give .*output folder"):
+        with pytest.raises(ValueError, match=f"{said}.*pass .*output folder"):
             draw(tmp_path / "empty")
     evaluation = json.loads((run / "evaluation.json").read_text())
     (run / "evaluation.json").write_text(json.dumps({**evaluation, "worst": []}))
     with pytest.raises(ValueError, match="no pictures.*num_pictures"):
         images_figure(run)
     (run / "evaluation.json").write_text("{")
-    with pytest.raises(ValueError, match="evaluation.json is not whole"):
+    with pytest.raises(ValueError, match="evaluation.json is incomplete"):
         classes_figure(run)
     assert [record["step"] for record in read_records(run)] == [1, 2, 2]
 
