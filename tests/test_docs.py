@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted({*ROOT.glob("*.md"), *DOCS.rglob("*.md")} - {ROOT / "model_card_template.md"})
 OTHERS_OPTIONS = {"cpu", "multi_gpu", "num_machines", "shm-size", "ipc", "signal", "include", "local-dir", "output"}
-"""Options of accelerate, docker, sbatch, hf and labelme that pages name in the text."""
+"""Options of accelerate, docker, sbatch, hf and labelme that the pages mention."""
 
 
 def name_of(page: Path) -> str:
@@ -42,7 +42,7 @@ def prose(page: Path) -> str:
 
 
 def commands(page: Path) -> list[list[str]]:
-    """What bash blocks give to `cps-hf`, as a command or by a launcher; "..." stands for further words."""
+    """The arguments of `cps-hf` in bash blocks, as a command or with a launcher; "..." stands for more words."""
     found = []
     for line in "\n".join(blocks(page, "bash")).replace("\\\n", " ").splitlines():
         words = [word for word in shlex.split(line, comments=True) if word != "..."]
@@ -115,7 +115,7 @@ def test_imports_of_snippets_exist(page, block):
 
 
 def run_page(name: str) -> dict:
-    """The names that a page's snippets leave behind."""
+    """The names that a page's snippets define."""
     found = {"__name__": "page"}
     for block in blocks(DOCS / name, "python"):
         exec(compile(block, name, "exec"), found)
@@ -123,7 +123,7 @@ def run_page(name: str) -> dict:
 
 
 def test_the_example_method_works(monkeypatch):
-    found = run_page("adding_a_method.md")  # the last snippet is a test of its own
+    found = run_page("adding_a_method.md")  # the last snippet is itself a test
     branches = [TinyBranch(0), TinyBranch(1)]
     output = found["EntropyMinimization"]()(branches, *batches())
     output.loss.backward()
@@ -170,7 +170,7 @@ def test_the_overview_lists_every_method():
 
 
 def texts() -> str:
-    """All text of the package's source, "…" for what is filled in; each string on a line of its own."""
+    """All text of the package's source, with "…" for placeholders; one line per string."""
 
     def text(node: ast.AST) -> str:
         if isinstance(node, ast.Constant):
@@ -194,7 +194,7 @@ def test_troubleshooting_headings_are_messages_of_the_code():
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_relative_links_lead_to_files(page):
     targets = re.findall(r"\]\(<?((?!\w+:|#)[^)#>\s]+)", prose(page))
-    if page.name == "model_card_example.md":  # as it stands in a branch's folder
+    if page.name == "model_card_example.md":  # its links are valid in a branch's folder
         targets = []
     assert [target for target in targets if not (page.parent / target).exists()] == []
 

@@ -1,4 +1,4 @@
-"""Files and folders are written whole or not at all: full disks, crashes, several writers."""
+"""Files and folders are written completely or not at all: full disks, crashes, several writers."""
 
 import errno
 import os
@@ -27,7 +27,7 @@ from cps_hf.files import (
 
 
 class StopHere(BaseException):
-    """As Ctrl-C, which is no Exception."""
+    """Like Ctrl-C, which is not an Exception."""
 
 
 def write_text(path, text):

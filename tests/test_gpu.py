@@ -1,4 +1,4 @@
-"""What needs a CUDA device: the same steps as on the CPU, and mixed precision for real."""
+"""Tests that need a CUDA device: the same steps as on the CPU, and real mixed precision."""
 
 import json
 
@@ -64,7 +64,7 @@ def test_compiled_recomputed_and_channels_last_in_bf16_trains_as_without(tmp_pat
 
 @pytest.mark.gpu
 def test_strided_losses_use_a_third_of_the_memory(monkeypatch):
-    """In pieces, and with the piece that is the default."""
+    """In pieces, and with the default piece size."""
     labels = torch.randint(0, 60, (8, 256, 256), device="cuda")
     values = torch.randn(8, 60, 64, 64, device="cuda", requires_grad=True)
 

@@ -1,4 +1,4 @@
-"""What takes seconds to import, or is an extra, is imported when it is used."""
+"""Modules that take seconds to import, or that belong to an extra, are only imported when used."""
 
 import subprocess
 import sys

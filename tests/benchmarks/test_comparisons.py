@@ -1,4 +1,4 @@
-"""compare_objectives.py and ablate_switches.py: what is run, what is not run again, and what the tables hold."""
+"""compare_objectives.py and ablate_switches.py: what they run, what they do not run again, and their tables."""
 
 import csv
 import json
@@ -27,7 +27,7 @@ from cps_hf.commands.models import small_model  # noqa: E402
 from cps_hf.modeling.backbones import load_backbone_weights  # noqa: E402
 from cps_hf.scenes.write import write_street_scenes  # noqa: E402
 
-# In place of a training run: scores that are known. Started as `python FAKE.py -m cps_hf train --config CELL.yaml`.
+# Replaces a training run by known scores. Started as `python FAKE.py -m cps_hf train --config CELL.yaml`.
 FAKE = """
 import json, sys, yaml
 from pathlib import Path
@@ -118,7 +118,7 @@ def test_stopped_runs_resume_if_they_have_a_checkpoint(tmp_path, fake):
     seal(checkpoint)
     compare(tmp_path, fake, "--methods", "supervised", "--seeds", "1", "2")
     assert [resumed for *_, resumed in started(tmp_path)] == ["True", "None"]
-    assert not checkpoint.exists()  # of a finished run nothing is to be resumed
+    assert not checkpoint.exists()  # a finished run needs no checkpoint
 
 
 def test_a_failed_run_stops_no_other_and_is_printed_as_not_run(tmp_path, fake, capsys):
@@ -189,7 +189,7 @@ def test_each_arm_of_the_ablation_turns_one_switch(tmp_path, fake, capsys):
 
 @pytest.mark.slow
 def test_the_comparison_runs_for_real_and_draws_its_plots_and_pictures(tmp_path, monkeypatch, capsys):
-    """Two partitions, methods that need others, in this process; every file that is promised is there."""
+    """Two partitions, methods with different needs, in this process; every promised file exists."""
     root = write_street_scenes(
         tmp_path / "set", num_train=16, num_train_extra=0, num_val=3, size=(64, 128), progress=False
     )

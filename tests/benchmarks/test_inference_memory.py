@@ -1,4 +1,4 @@
-"""inference_memory.py: its words."""
+"""inference_memory.py: its arguments."""
 
 import sys
 from pathlib import Path

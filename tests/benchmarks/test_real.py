@@ -1,4 +1,4 @@
-"""benchmarks/real: arms whose settings hold, equal time by arithmetic, and a report that subtracts seed by seed."""
+"""benchmarks/real: valid settings of every arm, equal time by arithmetic, and a report of differences per seed."""
 
 import importlib.util
 import json
@@ -17,7 +17,7 @@ REAL = Path(__file__).parents[2] / "benchmarks" / "real"
 def load(name):
     spec = importlib.util.spec_from_file_location(f"real_{name}", REAL / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look themselves up there
+    sys.modules[spec.name] = module  # dataclasses look up their module
     spec.loader.exec_module(module)
     return module
 
@@ -48,7 +48,7 @@ def test_the_control_only_differs_in_the_labeled_side():
 
 def test_equal_time_covers_both_stages():
     seconds = {"supervised_1": 0.1, "supervised_2": 0.2, "cps": 0.5}
-    # 750 steps of a pair and as many of CPS: 150 + 375 seconds, which one network spends in 5,250 steps
+    # 750 steps of a pair and as many of CPS: 150 + 375 seconds, in which one network takes 5,250 steps
     assert arms.ARMS["recommended"].seconds(1500, seconds) == pytest.approx(525)
     assert arms.ARMS["control_equal_time"].max_steps(1500, seconds, arms.ARMS) == 5250
     assert arms.ARMS["control"].max_steps(1500, seconds, arms.ARMS) == 1500

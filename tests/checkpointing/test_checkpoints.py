@@ -1,4 +1,4 @@
-"""Checkpoints as files: whole or not at all, checked by their hashes, pruned without losing the last or the best."""
+"""Checkpoints as files: complete or not at all, verified by hashes, pruned without losing the last or the best."""
 
 import contextlib
 import errno
@@ -128,7 +128,7 @@ def test_half_written_and_later_checkpoints_are_moved(tmp_path, caplog):
     assert found == ["aside-checkpoint-4", "aside-checkpoint-6", "checkpoint-2", "notes.txt"]
     assert "tmp-checkpoint-8 was half-written" in caplog.text and "now aside-checkpoint-4" in caplog.text
     assert problem_of(tmp_path / "aside-checkpoint-4") is None
-    # A new run by "auto" sets aside what it cannot use; `--overwrite_output_dir` removes it.
+    # A new run with "auto" renames what it cannot use; `--overwrite_output_dir` deletes it.
     (tmp_path / "checkpoint-2" / "manifest.json").unlink()
     checkpoints.prepare_output_dir(str(tmp_path), step=None, overwrite=False)
     assert (tmp_path / "aside-checkpoint-2").is_dir() and (tmp_path / "aside-checkpoint-4").is_dir()
@@ -175,7 +175,7 @@ def test_the_limit_keeps_the_last_complete_and_the_best(tmp_path):
     assert steps_in(tmp_path) == [2, 4]
     save(tmp_path, 5, limit=1, best=5)
     assert steps_in(tmp_path) == [5]
-    # A damaged one with a higher number counts for nothing.
+    # A damaged one with a higher number does not count.
     (save(tmp_path, 9) / "manifest.json").unlink()
     save(tmp_path, 6, limit=1)
     assert steps_in(tmp_path) == [6]

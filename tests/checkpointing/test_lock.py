@@ -1,4 +1,4 @@
-"""A folder is one run's: a second one is refused by name, and a dead one's lock is free."""
+"""A folder belongs to one run: a second run is an error that names the first, and a dead run's lock is free."""
 
 import errno
 import json
@@ -30,7 +30,7 @@ def quick(monkeypatch):
 
 
 def written(folder, **changes):
-    """A lock as this process would write it, but for the changes."""
+    """A lock as this process would write it, with changes."""
     folder.mkdir(exist_ok=True)
     path = folder / "run.lock"
     path.write_text(json.dumps({**module._this_process(), "token": "another's", **changes}))
@@ -48,7 +48,7 @@ def test_the_lock_names_its_holder_and_ends_with_it(tmp_path):
         assert said in str(refused.value)
     lock.check()
     lock.release()
-    assert [*tmp_path.iterdir()] == []  # no folder is left where nothing came into it
+    assert [*tmp_path.iterdir()] == []  # a folder that stayed empty is deleted
     again = FolderLock(tmp_path)
     again.take()
     (tmp_path / "results.json").write_text("{}")
@@ -135,7 +135,7 @@ def test_an_unknown_holder_is_watched_by_its_heartbeat(tmp_path, where):
 
 
 def test_a_hidden_process_is_watched(tmp_path, monkeypatch):
-    """On many clusters /proc shows no other user's processes."""
+    """On many clusters /proc hides other users' processes."""
     written(tmp_path, pid=1)
     monkeypatch.setattr(module, "_start", lambda pid: None)
     assert module._lives(json.loads((tmp_path / "run.lock").read_text())) is None
@@ -162,7 +162,7 @@ def test_only_one_process_takes_a_dead_holders_lock(tmp_path):
             found.put("refused")
         else:
             found.put("taken")
-        ready.wait()  # nobody ends before all have tried
+        ready.wait()  # none exits before all have tried
         try:
             lock.check()
             found.put("kept")
@@ -193,7 +193,7 @@ def test_a_new_lock_in_a_dead_ones_place_survives(tmp_path, monkeypatch):
 
 
 def test_a_release_that_is_interrupted_leaves_the_folder_free(tmp_path, monkeypatch):
-    """torch raises the end of a data worker wherever the process is, Ctrl-C does too."""
+    """torch raises a data worker's death anywhere in the process, as does Ctrl-C."""
     lock = FolderLock(tmp_path)
     lock.take()
     with monkeypatch.context() as interrupted:
@@ -299,7 +299,7 @@ def test_a_run_that_cannot_begin_leaves_no_folder(tmp_path):
 
 
 def test_a_run_that_lost_its_lock_stops_before_writing(tmp_path):
-    """Its machine slept, say, and another run has its folder now."""
+    """As if its machine slept, and another run has its folder now."""
     out, kept = tmp_path / "out", []
 
     def lose():

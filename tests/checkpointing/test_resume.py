@@ -1,4 +1,4 @@
-"""A resumed run is bit for bit the one that was never stopped, or it says why it cannot be."""
+"""A resumed run is bit for bit the uninterrupted one, or it says why it cannot be."""
 
 import dataclasses
 import itertools
@@ -38,7 +38,7 @@ from cps_hf.objectives import OBJECTIVES, CrossPseudoSupervision
 from cps_hf.training.setup import train_streams
 from cps_hf.training.trainer import CPSTrainer
 
-# Every two of objective, data, workers and processes meet; benchmarks/resume_grid.py runs all of the grid.
+# All pairs of objective, data, workers and processes; benchmarks/resume_grid.py runs the full grid.
 CASES = [
     Case(objective, *rest)
     for index, objective in enumerate(OBJECTIVES)
@@ -59,7 +59,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def stopped(root, tmp_path_factory):
-    """The folder of a CPS run that broke off in step 5, its checkpoint of step 3 being the newest."""
+    """The folder of a CPS run that was interrupted in step 5, with its newest checkpoint at step 3."""
     out = tmp_path_factory.mktemp("stopped") / "out"
     with without_cards_and_pictures():
         run_broken(root, CPS, out)
@@ -68,7 +68,7 @@ def stopped(root, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def in_two_processes(root, tmp_path_factory):
-    """The cases of two processes, all in one launch; case i left its runs in `case-i`."""
+    """The cases with two processes, all in one launch; case i has its runs in `case-i`."""
     folder = tmp_path_factory.mktemp("two") / "runs"
     return folder, differences_in_processes(root, [case for case in CASES if case.processes == 2], folder)
 
@@ -94,7 +94,7 @@ def test_an_interrupted_run_resumes_in_two_processes(in_two_processes):
 
 @pytest.mark.slow
 def test_the_order_survives_another_process_count(root, tmp_path, in_two_processes, caplog):
-    """From two processes to one, with twice the accumulation: the global batch stays."""
+    """From two processes to one, with twice the accumulation: the global batch stays the same."""
     folder, _ = in_two_processes
     there = [case for case in CASES if case.processes == 2]
     index = there.index(next(case for case in there if case.objective == "cps"))
@@ -107,7 +107,7 @@ def test_the_order_survives_another_process_count(root, tmp_path, in_two_process
     t = make_trainer(root, alone, tmp_path / "unused")
     sets = (t.train_dataset, t.unlabeled_dataset)
     streams = train_streams(t.args, t.augmentation, t.accelerator, t.objective, *sets, {}, num_labels=3)
-    expected = [stream.ids(8 * SAVED, 20) for stream in streams]  # eight images a step
+    expected = [stream.ids(8 * SAVED, 20) for stream in streams]  # eight images per step
     assert [*resumed["ids of the next 20 samples"].values()] == expected
     assert "not bit for bit" in caplog.text and "processes: 2 -> 1" in caplog.text
     assert "gradient_accumulation_steps: 2 -> 4" in caplog.text and "order of samples" in caplog.text
@@ -176,7 +176,7 @@ def test_every_setting_has_a_kind_on_resuming():
 
 
 def test_older_checkpoints_resume_with_default_fields(root, tmp_path, stopped):
-    """What it is too old to know counts as its default; set to something else it is another run."""
+    """Fields that are newer than the checkpoint count as their default; with another value it is a different run."""
     folder = tmp_path / "old"
     shutil.copytree(newest_checkpoint(stopped), folder / "checkpoint-3")
     path = folder / "checkpoint-3" / "trainer_state.json"
@@ -193,7 +193,7 @@ def test_older_checkpoints_resume_with_default_fields(root, tmp_path, stopped):
 
 
 def test_free_settings_may_change_on_resuming(root, tmp_path, stopped):
-    """A poly schedule of 12 steps from step 3 on, in another folder, logged and saved otherwise."""
+    """A poly schedule of 12 steps from step 3 on, in another folder, with other logging and saving."""
     fields = {"max_steps": 12, "logging_steps": 1, "save_steps": 5, "eval_steps": 12, "dataloader_num_workers": 1}
     with without_cards_and_pictures():
         found = run_resumed(
@@ -229,7 +229,7 @@ def test_a_changed_choice_of_best_is_made_again(root, tmp_path, stopped, caplog)
 
 
 def test_without_an_evaluation_set_old_scores_are_dropped(root, tmp_path, stopped):
-    """What was best stays so, with its step and its weights; the last step's score is not known."""
+    """The best branch stays, with its step and its weights; the last step's score is unknown."""
     checkpoint = newest_checkpoint(stopped)
     best = json.loads((checkpoint / "trainer_state.json").read_text())["best"]
     fields = {"resume_from_checkpoint": str(checkpoint), "max_steps": 6}
@@ -252,7 +252,7 @@ def test_a_finished_run_can_be_scored_on_another_set(root, tmp_path):
 
 
 def test_a_stream_with_an_older_order_is_a_different_run(root, tmp_path):
-    """Its checkpoint says nothing of the order; going on would pass over samples and repeat others."""
+    """Its checkpoint has no order; resuming would skip samples and repeat others."""
     now = make_trainer(root, replace(CPS, data="stream"), tmp_path / "out")._fingerprint()
     old = {key: value for key, value in now["run"].items() if not key.endswith(", order")}
     new_order = ', order: none -> "by seed, stream and pass"'
@@ -281,7 +281,7 @@ def test_the_current_settings_decide_on_the_fused_optimizer(root, tmp_path, stop
 
 def test_callbacks_continue_counting(root, tmp_path):
     def patience():
-        return EarlyStoppingCallback(early_stopping_patience=3, early_stopping_threshold=2.0)  # no gain is enough
+        return EarlyStoppingCallback(early_stopping_patience=3, early_stopping_threshold=2.0)  # never satisfied
 
     fields = {"eval_steps": 1, "save_steps": 2, "max_steps": 20}
     with without_cards_and_pictures():
@@ -336,7 +336,7 @@ def test_a_full_disk_is_a_clear_error_and_keeps_checkpoints(root, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_killed_three_times_ends_the_same(tmp_path):
-    """In a process of its own: the script forks, and must not have run torch before."""
+    """In a separate process: the script forks, and must not have run torch before."""
     script = Path(__file__).parents[2] / "benchmarks" / "kill_test.py"
     done = run_python(str(script), "--kills", "3", "--output", str(tmp_path / "report.md"), timeout=580)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]

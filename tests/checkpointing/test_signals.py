@@ -1,4 +1,4 @@
-"""Being told to stop, and processes that die: the step is finished and saved, and nobody waits for ever."""
+"""Stop signals, and processes that die: the step is finished and saved, and no process waits forever."""
 
 import importlib.util
 import json
@@ -38,7 +38,7 @@ def handlers():
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_the_first_signal_is_recorded_and_handlers_are_restored(number):
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored where the tests run in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored if the tests run in the background
     before = handlers()
     with StopSignals() as signals:
         assert signals.received == 0 and all(a is not b for a, b in zip(handlers(), before, strict=True))
@@ -94,7 +94,7 @@ def test_outside_the_main_thread_no_handler_is_touched():
 
 
 def test_a_second_signal_exits_even_a_blocking_call():
-    """Python runs no handler while the main thread is inside a call of a library."""
+    """Python runs no handler while the main thread is inside a library call."""
     program = (
         "import hashlib, sys, types\n"
         "sys.modules['cps_hf'] = types.ModuleType('cps_hf')\n"  # not all that the package imports: it takes seconds
@@ -112,7 +112,7 @@ def test_a_second_signal_exits_even_a_blocking_call():
         assert "SIGUSR1" in process.stderr.readline()
         time.sleep(0.2)
         assert process.poll() is None
-        process.send_signal(signal.SIGTERM)  # not SIGINT, which is ignored where the tests run in the background
+        process.send_signal(signal.SIGTERM)  # not SIGINT, which is ignored if the tests run in the background
         assert process.wait(60) == 128 + signal.SIGTERM
     finally:
         process.kill()
@@ -198,7 +198,7 @@ def test_a_signal_in_the_last_step_lets_the_run_end(tmp_path):
 
 
 def start(out, *words, processes=1):
-    """The program, in a process group of its own each; several find each other without a launcher."""
+    """Run the program, each process in its own process group; several connect without a launcher."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])

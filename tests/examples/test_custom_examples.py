@@ -1,4 +1,4 @@
-"""The two worked examples run as they stand, on little data."""
+"""The two worked examples run unchanged, on little data."""
 
 import json
 import runpy

@@ -1,4 +1,4 @@
-"""The recipes: what they say in their first lines is what they do, and each family runs at toy size."""
+"""The recipes do what their first lines say, and each family runs at toy size."""
 
 import json
 import logging
@@ -98,8 +98,8 @@ def test_no_demonstration_setting_leaks_into_a_recipe(recipe):
     assert not unset
 
 
-# The release's configurations, in terms of a mean gradient (its learning rates over, its weight decays times the
-# number of its processes): nominal 0.01 / 4 and 0.02 / 8, 1e-4 * 4 and 1e-4 * 8.
+# The release's configurations, converted to an averaged gradient (its learning rates divided and its weight decays
+# multiplied by the number of processes): nominal 0.01 / 4 and 0.02 / 8, 1e-4 * 4 and 1e-4 * 8.
 VOC = {
     "train_split": "train_aug",
     "learning_rate": 0.0025,
@@ -286,7 +286,7 @@ KEPT += ("mixed_precision", "objective", "cutmix", "weight", "ramp_up", "labeled
 
 @pytest.fixture
 def own_precision():
-    """Accelerate has one precision a process, and the recipes have two."""
+    """Accelerate has one precision per process, and the recipes have two."""
     AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)

@@ -19,7 +19,7 @@ def test_masks_have_the_statistics_of_the_release():
 
 
 def test_a_union_of_the_boxes_would_be_noticed():
-    """Painting the union gives 0.308 on average: exclusive or is what keeps the share at a quarter."""
+    """The union gives 0.308 on average: exclusive or keeps the share at a quarter."""
     g = torch.Generator().manual_seed(1)
     shares = draw_cutmix_masks(400, 128, 128, generator=g).flatten(1).float().mean(1)
     assert abs(shares.mean().item() - 0.308) > 0.03
@@ -35,8 +35,8 @@ def test_one_box_has_the_given_area():
 
 
 def test_boxes_are_uniform_in_form_and_position():
-    """Height share p**u, and of the room that the box leaves, parts above and to the left: u and both parts are
-    uniform, and do not depend on each other."""
+    """The height share is p**u. Of the space that the box leaves, shares are above and to the left. u and both shares
+    are uniform and independent."""
     masks = draw_cutmix_masks(1500, 128, 192, boxes=1, area=(0.1, 0.1), generator=torch.Generator().manual_seed(6))
     heights, widths = masks.any(2).sum(1), masks.any(1).sum(1)
     has_room = (heights < 100) & (widths < 150)
@@ -52,7 +52,7 @@ def test_boxes_are_uniform_in_form_and_position():
 
 
 def test_aspect_boxes_match_rejection_sampling():
-    """UniMatch's release draws ratio and place until the box is inside; typed here on a square of side 1."""
+    """UniMatch's release draws ratio and position until the box is inside; written out here on a unit square."""
     random.seed(3)
     expected = []
     while len(expected) < 4000:

@@ -1,4 +1,4 @@
-"""The losses against formulas typed out, and a sorted reference for OHEM."""
+"""The losses against written-out formulas, and a sorted reference for OHEM."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def random_case(batch=2, classes=5, height=7, width=3, seed=0, ignored=0.3):
 
 
 def ohem_by_sorting(logits, labels, threshold, min_kept):
-    """Sort all pixels by the probability of the true class (ignored ones last); the rest is the definition."""
+    """Sort all pixels by the probability of the true class (ignored ones last), then apply the definition."""
     probs = logits.softmax(1)
     rows = []
     for i, y, x in labels.new_ones(labels.shape).nonzero().tolist():
@@ -161,7 +161,7 @@ def test_the_focal_losss_gradient_is_always_finite(gamma):
 
 
 def dice_by_hand(logits, labels, weights=None):
-    """Class by class, pixel by pixel; a class that no label holds is left out."""
+    """Class by class, pixel by pixel; a class without labels is skipped."""
     probs, terms = logits.softmax(1), []
     labeled = (labels != 255).nonzero().tolist()
     for c in range(logits.shape[1]):
@@ -184,7 +184,7 @@ def test_the_dice_loss_and_its_gradient_follow_the_formula(weights, absent):
 
 
 def test_the_dice_loss_is_the_same_on_two_processes():
-    """Whose shares of labeled pixels are 90 % and 10 %; each is given the mean of both processes' sums."""
+    """The shares of labeled pixels are 90 % and 10 %; each process gets the mean of both processes' sums."""
     logits, labels = random_case(ignored=0.0)
     labels[1].flatten()[2:] = 255
     whole = dice_loss(logits, labels)

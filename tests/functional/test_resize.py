@@ -1,4 +1,4 @@
-"""Some rows of a resized map are those of the whole map that torch resizes, whatever rows they are made from."""
+"""Some rows of a resized map equal those of the whole map resized by torch, whichever source rows are used."""
 
 import pytest
 import torch

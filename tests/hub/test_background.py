@@ -1,4 +1,4 @@
-"""What a run pushes while it goes on and at its end, by real processes of `push.py`, to the Hub of `hub_server.py`."""
+"""Pushes during a run and at its end, by real processes of `push.py`, to the Hub of `hub_server.py`."""
 
 import json
 import logging
@@ -61,7 +61,7 @@ def trainer_for(tmp_path, callbacks=None, **fields):
 
 
 class WaitForPush(TrainerCallback):
-    """Steps until the push of the first save has arrived; more than one save would race with it."""
+    """Run steps until the push of the first save has arrived; with more saves there would be a race."""
 
     def __init__(self, hub):
         self.hub = hub
@@ -81,7 +81,7 @@ def test_a_run_pushes_at_saves_and_at_its_end(hub, tmp_path, caplog):
     repo, out = hub.repos["models", "me/x"], tmp_path / "out"
     assert hub.titles("me/x", "v1") == ["End of training", "Training in progress, step 2"] and repo.private
     assert [c.title for c in repo.branches["main"]] == ["initial commit"]
-    # At step 2 there had been no evaluation: branch 0 as it was, and the checkpoint of that step.
+    # At step 2 there had been no evaluation: branch 0 in its state then, and the checkpoint of that step.
     first, last = repo.branches["v1"][1], repo.branches["v1"][0]
     for commit, step in ((first, 2), (last, 3)):
         state = json.loads(commit.files["last-checkpoint/trainer_state.json"])
@@ -97,7 +97,7 @@ def test_a_run_pushes_at_saves_and_at_its_end(hub, tmp_path, caplog):
     assert first.files["model.safetensors"] != last.files["model.safetensors"]
     assert b"license: mit" in last.files["README.md"] and b'model_id = "me/x"' in last.files["README.md"]
     assert not any(name.endswith(".png") for name in last.files), "pixels of the data set stay here"
-    # The run's own files are as a run without pushing writes them.
+    # The run's own files equal those of a run without pushing.
     assert json.loads((out / "checkpoint-3" / "trainer_state.json").read_text())["settings"]["output_dir"] == str(out)
     assert not [*out.glob("tmp-*")]
     for path in out.rglob("*"):

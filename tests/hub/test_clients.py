@@ -1,4 +1,4 @@
-"""Fresh processes with empty caches: one pushes with our commands, one loads with nothing but the public clients."""
+"""New processes with empty caches: one pushes with our commands, one loads with the public clients only."""
 
 import json
 

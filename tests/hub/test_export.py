@@ -64,7 +64,7 @@ def test_an_exported_branch_loads_with_the_same_weights_names_and_numbers(config
         torch.testing.assert_close(loaded.eval()(image).logits, model(image).logits, rtol=1e-4, atol=1e-5)
     assert loaded.config.id2label == names and loaded.config.label2id == {v: k for k, v in names.items()}
     assert model.config.id2label == before, "exporting leaves the model as it is"
-    # An oblong image of odd size goes through in its own size, normalised as in training.
+    # A non-square image of odd size is used at its own size, normalised as in training.
     image = np.random.default_rng(0).integers(0, 256, (37, 51, 3), dtype=np.uint8)
     pixel_values = AutoImageProcessor.from_pretrained(directory)(images=image, return_tensors="pt")["pixel_values"]
     expected = (image / 255 - np.array(MEAN)) / np.array(STD)
@@ -312,7 +312,7 @@ def test_text_of_users_is_shown_as_it_is():
     (row,) = [line for line in card.splitlines() if line.startswith("| \\{\\{ 7") and "note" not in line]
     cells = re.split(r"(?<!\\)\|", row)
     assert len(cells) == 6, "four cells between five unescaped bars"
-    # Undone the way a Markdown reader undoes it, the cell is the name, on one line.
+    # After unescaping as a Markdown reader does, the cell is the name, on one line.
     shown = re.sub(r"\\([^A-Za-z0-9\s])", r"\1", cells[1]).replace("&lt;", "<").replace("&gt;", ">").strip()
     assert shown == UGLY.replace("\n", " ")
     assert "| road / path |" in card
@@ -362,7 +362,7 @@ def test_the_example_of_the_docs_has_what_a_card_has():
 
 
 def run_the_example(directory, folder):
-    """The card's Python block, as printed, in a Python that cannot import cps_hf."""
+    """Run the card's Python block as printed, in a Python that cannot import cps_hf."""
     block = re.search(r"```python\n(.*?)```", (directory / "README.md").read_text(encoding="utf-8"), re.DOTALL)[1]
     check = "\nassert classes.shape == (37, 51) and segments\n"
     photo, exif = Image.fromarray(np.random.default_rng(0).integers(0, 256, (51, 37, 3), dtype=np.uint8)), Image.Exif()

@@ -1,4 +1,4 @@
-"""What processors do to images is found by trying, and held against training."""
+"""What processors do to images is measured, and compared with training."""
 
 import logging
 

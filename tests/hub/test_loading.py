@@ -1,4 +1,4 @@
-"""The lines that load a branch run as they are printed, for architectures of transformers and for ours."""
+"""The printed lines that load a branch run unchanged, for architectures of transformers and of this package."""
 
 import json
 import re

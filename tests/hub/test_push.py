@@ -1,4 +1,4 @@
-"""Pushing with the real client over HTTP to the small Hub of `hub_server.py`: what arrives, and what faults do."""
+"""Pushes with the real client over HTTP to the small Hub of `hub_server.py`: their result, with and without faults."""
 
 import logging
 import re
@@ -43,7 +43,7 @@ SHARDS = {"model-00001-of-00001.safetensors", "model.safetensors.index.json"}
 
 
 def in_shards(exported, folder):
-    """The branch as a large one is saved."""
+    """The branch in the layout of a large model."""
     sharded = folder / "sharded"
     shutil.copytree(exported, sharded)
     (sharded / "model.safetensors").rename(sharded / "model-00001-of-00001.safetensors")
@@ -55,7 +55,7 @@ def metadata(card: bytes):
     return yaml.safe_load(card.decode().split("---\n")[1])
 
 
-# ------------------------------------------------------------------------------------------------ what arrives
+# ------------------------------------------------------------------------------------------------ results
 
 
 def test_a_push_is_one_commit_of_the_folder_and_leaves_it_as_it_is(hub, exported):
@@ -70,7 +70,7 @@ def test_a_push_is_one_commit_of_the_folder_and_leaves_it_as_it_is(hub, exported
     assert set(pushed) == {*before, ".gitattributes"}
     assert b'\nmodel_id = "me/x"\n' in pushed["README.md"]
     assert {path.name: path.read_bytes() for path in exported.iterdir()} == before
-    # The same once more is no second commit.
+    # Pushing the same again makes no second commit.
     assert push.push_branch(exported, "me/x") == address and len(hub.titles("me/x")) == 1
 
 
@@ -137,7 +137,7 @@ def test_pictures_are_only_pushed_if_set(hub, tmp_path):
         push.push_branch(directory, "me/x", push_pictures=True)
 
 
-# --------------------------------------------------------------------------------------------------- refusals
+# --------------------------------------------------------------------------------------------------- errors
 
 
 def test_invalid_pushes_fail_before_contacting_the_hub(hub, exported, tmp_path, monkeypatch):
@@ -197,7 +197,7 @@ def test_concurrent_commits_are_not_taken_for_ours(hub, exported, monkeypatch):
     with pytest.raises(RuntimeError):
         push.push_branch(exported, "me/x")
     assert hub.titles("me/x") == [push.MESSAGE]
-    # Lost, and the lookup fails too: the next try finds nothing that is new.
+    # Lost, and the lookup fails too: the next try finds nothing new.
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # the client's own back-off
     hub.faults = [Fault(COMMIT, "lose"), Fault("GET .*/commits/", 500, times=9)]
     push.push_branch(exported, "me/x")

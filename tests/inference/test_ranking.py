@@ -1,4 +1,4 @@
-"""What a label would settle, by formulas typed out, and an order in which copies do not follow each other."""
+"""What a label would resolve, against written-out formulas, and an order that separates copies."""
 
 import math
 

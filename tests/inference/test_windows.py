@@ -13,7 +13,7 @@ from cps_hf.inference.windows import add_probabilities, as_logits_fn, class_ids,
 
 
 def blur_net(seed=0, channels=4):
-    """Sees its neighbourhood, so a window's border differs from the whole image's inside."""
+    """Depends on its neighbourhood, so a window's border differs from the same pixels inside the whole image."""
     weight = torch.randn(channels, 3, 5, 5, generator=torch.Generator().manual_seed(seed))
     return lambda pixel_values: F.conv2d(pixel_values, weight, padding=2)
 
@@ -33,7 +33,7 @@ def test_windows_are_stitched_as_a_loop_over_all_windows_does(
     blur, pixels = blur_net(), images(height=height, width=width)
     position = torch.randn(1, 4, *crop, generator=torch.Generator().manual_seed(2))
 
-    def net(windows):  # notices where in its window a pixel is, so where the padding went
+    def net(windows):  # depends on a pixel's position in its window, so on where the padding is
         return blur(windows) + position
 
     top_pad, left_pad = max(0, crop[0] - height) // 2, max(0, crop[1] - width) // 2
@@ -64,7 +64,7 @@ def test_windows_are_stitched_as_a_loop_over_all_windows_does(
 
 
 def test_summing_differs_from_averaging_only_across_scales():
-    """With one scale the arg max of a sum and of a mean is the same; that is why the switch is a switch of values."""
+    """With one scale, the arg max of a sum and of a mean is the same, so `average` only changes values."""
     net, pixels = blur_net(), images()
     options = {"mode": "sliding", "crop_size": (20, 24), "stride": (13, 16)}
     mean, total = (predict_logits(net, pixels, average=a, **options) for a in (True, False))
@@ -253,7 +253,7 @@ def test_predicting_each_equals_predicting_one_by_one(passes, mode, target, monk
     found = predict_each(nets, pixels, num_labels=3, **options)
     for ids, maps in zip(found, [*logits, mean], strict=True):
         best = maps.topk(2, dim=1).values
-        sure = best[:, 0] - best[:, 1] > 1e-4  # the rounding of sums may turn what is nearly equal
+        sure = best[:, 0] - best[:, 1] > 1e-4  # rounding of sums may swap nearly equal ones
         assert sure.float().mean() > 0.98 and ids.dtype == torch.uint8 and ids.unique().numel() > 1
         assert torch.equal(ids[sure].long(), maps.argmax(1)[sure])
     assert not torch.equal(found[0], found[2])
@@ -262,7 +262,7 @@ def test_predicting_each_equals_predicting_one_by_one(passes, mode, target, monk
 
 
 class Count(torch.utils._python_dispatch.TorchDispatchMode):
-    """Of the tensors that operations make anew: the operation, and how many numbers the tensor holds."""
+    """The tensors that operations allocate: the operation, and the number of elements."""
 
     def __init__(self):
         super().__init__()
@@ -292,7 +292,7 @@ def test_a_large_image_costs_one_set_of_maps_and_no_more(passes, monkeypatch):
             nets, pixels, mode="sliding", crop_size=(40, 60), stride=(27, 40), window_batch_size=1, **passes
         )
     assert len(count.of_at_least(9 * 200 * 60)) == 1, count.of_at_least(9 * 200 * 60)
-    # Of the images there is no copy either, scaled or mirrored: but a window's rows.
+    # There is no copy of the images either, scaled or mirrored, except for a window's rows.
     assert len(count.of_at_least(3 * 200 * 60)) == 1, count.of_at_least(3 * 200 * 60)
 
 

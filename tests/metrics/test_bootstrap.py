@@ -1,4 +1,4 @@
-"""The paired bootstrap against one typed out as loops, against closed forms, and on worlds whose truth is known."""
+"""The paired bootstrap against written-out loops, against closed forms, and on worlds whose truth is known."""
 
 import math
 
@@ -18,8 +18,8 @@ from cps_hf.metrics.mean_iou import IoUCounter
 
 
 def world(seed: int, images: int, classes: int = 4, gain: float = 0.25):
-    """Confusion matrices (n, C, C) of two networks on images of 1000 pixels, the last class rare and often absent; the
-    second network is right more often by `gain` in log odds."""
+    """Confusion matrices (n, C, C) of two networks on images of 1000 pixels, with a rare last class that is often
+    absent. The second network is right more often by `gain` in log odds."""
     rng = np.random.default_rng(seed)
     prior = np.array([4, 2, 1, 0.5])[:classes]
     truth = np.round(1000 * rng.dirichlet(prior, images)).astype(int)
@@ -115,7 +115,7 @@ def test_a_mean_over_images_of_one_size_has_students_interval():
 
 
 def test_images_are_drawn_for_both_networks_at_once():
-    """Two networks that differ by the same in each image: the spread between images is none of their difference."""
+    """Two networks that differ equally in each image: the spread between images does not affect their difference."""
     rng = np.random.default_rng(0)
     right = rng.integers(200, 800, 30)
     matrices = np.zeros((2, 30, 2, 2), int)
@@ -178,7 +178,7 @@ def test_few_images_are_not_conclusive():
 def test_images_needed_grows_with_the_square_of_the_width():
     assert images_needed(Interval(0.02, -0.02, 0.06, images=50)) == 200
     assert images_needed(Interval(-0.02, -0.06, 0.02, images=50)) == 200
-    assert images_needed(Interval(0.0, -0.02, 0.02, images=50)) == 200  # a point is what is worth knowing
+    assert images_needed(Interval(0.0, -0.02, 0.02, images=50)) == 200  # at least one point is to be detected
     assert images_needed(Interval(0.3, 0.2, 0.4, images=5)) == MINIMUM_IMAGES
     assert images_needed(Interval(0.1, -0.2, 0.4, images=5)) == 45
 

@@ -19,7 +19,7 @@ def blobs(height, width, seed, classes=4):
 
 
 def region(labels, value, distance):
-    """The pixels of `value` that have a pixel of another value, or of none, within `distance`."""
+    """The pixels of `value` within `distance` of another value or of the outside."""
     height, width = labels.shape
     found = set()
     for y in range(height):

@@ -1,4 +1,4 @@
-"""The metric against scikit-learn's confusion matrix and against evaluate's own definition, typed out."""
+"""The metric against scikit-learn's confusion matrix and against evaluate's definition, written out."""
 
 import tracemalloc
 import warnings
@@ -31,7 +31,7 @@ def maps(num_labels=6, seed=0, dtype=np.uint8, missing=(4,)):
 
 
 def by_histograms(predictions, references, num_labels, ignore_index=255):
-    """The definition in evaluate: a histogram each of intersection, prediction and label; then the ratios."""
+    """The definition in evaluate: histograms of intersection, prediction and label, then their ratios."""
     intersect, guess, truth = np.zeros(num_labels), np.zeros(num_labels), np.zeros(num_labels)
     for prediction, reference in zip(predictions, references, strict=True):
         keep = reference != ignore_index
@@ -258,7 +258,7 @@ def test_two_processes_give_the_score_of_all_images(tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
 def test_valid_maps_on_a_cpu_are_counted_by_their_values(dtype, monkeypatch):
-    """The other way gives the same numbers in several times the time, so that no other test would see it taken."""
+    """The other code path gives the same numbers but takes much longer, so no other test would notice its use."""
     monkeypatch.setattr(MeanIoU, "_counted_by_classes", lambda *_: pytest.fail("counted the slow way"))
     truth = torch.arange(300).remainder(20).to(dtype)
     truth[truth == 19] = 255
@@ -273,4 +273,4 @@ def test_valid_maps_on_a_cpu_are_counted_by_their_values(dtype, monkeypatch):
 
 
 def test_what_is_ignored_is_what_the_package_ignores():
-    assert mean_iou.IGNORE_INDEX == IGNORE_INDEX  # the file stands alone, and has it once more
+    assert mean_iou.IGNORE_INDEX == IGNORE_INDEX  # the file stands alone, so it defines the constant again

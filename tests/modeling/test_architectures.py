@@ -1,4 +1,4 @@
-"""Every architecture that AutoModelForSemanticSegmentation knows, from the tiny configurations that are shared."""
+"""Every architecture of AutoModelForSemanticSegmentation, built from the shared tiny configurations."""
 
 import pytest
 import torch
@@ -55,7 +55,7 @@ def test_non_square_images_are_checked_before_training(architecture):
         height, width = architecture.oblong
         with pytest.raises(ValueError, match=rf"{height} x {width} pixels.*It accepts, for instance, .*64 x 64"):
             check_input_size(model, *architecture.oblong)
-        with pytest.raises((RuntimeError, ValueError)):  # and it was right to
+        with pytest.raises((RuntimeError, ValueError)):  # and the check was right
             branch(torch.zeros(1, 3, *architecture.oblong))
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 

@@ -1,4 +1,4 @@
-"""The script behind docs/architectures.md: no architecture is missing from its rows, and a row says what is so."""
+"""The script behind docs/architectures.md: its rows cover every architecture, and are correct."""
 
 import importlib.util
 import sys
@@ -15,7 +15,7 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "architectures.py"
 def script():
     spec = importlib.util.spec_from_file_location("architectures_table", SCRIPT)
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
+    sys.modules[spec.name] = module  # dataclasses look up their module
     spec.loader.exec_module(module)
     yield module
     del sys.modules[spec.name]

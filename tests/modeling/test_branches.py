@@ -1,4 +1,4 @@
-"""A branch gives full-size logits; branches are built from configurations, checkpoints and backbones."""
+"""A branch returns full-size logits; branches are built from configurations, checkpoints and backbones."""
 
 import copy
 import logging
@@ -52,13 +52,13 @@ def deeplab(**arguments):
 
 
 def same(a, b, part):
-    """Whether all weights of two models whose names start with `part` are equal; None: some are, some are not."""
+    """Whether all weights of two models whose names start with `part` are equal; None: only some are."""
     equal = {torch.equal(p, q) for (n, p), q in zip(a.named_parameters(), b.parameters(), strict=True) if part in n}
     return equal.pop() if len(equal) == 1 else None
 
 
 def said(caplog):
-    """What our own logger said; transformers has its own reports."""
+    """The messages of our own logger; transformers has its own reports."""
     return [record.message for record in caplog.records if record.name == "cps_hf"]
 
 
@@ -71,7 +71,7 @@ def test_logits_are_resized_to_the_input_with_the_models_own_corners(config):
     images = torch.randn(2, 3, 50, 70)
     logits = Branch(model)(images)
     raw = model(images).logits
-    align_corners = config is deeplab  # the original's head
+    align_corners = config is deeplab  # its original head
     assert raw.shape[-2:] != (50, 70)
     assert torch.equal(logits, F.interpolate(raw, size=(50, 70), mode="bilinear", align_corners=align_corners))
     other = F.interpolate(raw, size=(50, 70), mode="bilinear", align_corners=not align_corners)
@@ -132,7 +132,7 @@ def test_feature_dropout_drops_whole_channels(config, head):
 
 
 def changes(clean, dropped):
-    """What each channel of each image was multiplied with: (B, channels) of each map, tokens or not."""
+    """The factor on each channel of each image: (B, channels) of each map, as tokens or not."""
     for before, after in zip(clean, dropped, strict=True):
         if before.ndim == 3:  # (B, tokens, channels)
             before, after = before.transpose(1, 2), after.transpose(1, 2)
@@ -160,12 +160,12 @@ def test_complementary_dropout_is_complementary():
         assert torch.allclose(first[~whole], found, atol=1e-4) and set(found.unique().tolist()) == {0.0, 2.0}
         assert not torch.equal(found[0], found[1]) and 0.2 < (found == 0).float().mean() < 0.8
         left_alone.add(tuple(whole.tolist()))
-    assert len(left_alone) == 1  # in all maps the same pairs
+    assert len(left_alone) == 1  # the same pairs in all maps
     assert all(torch.equal(a, b) for a, b in zip(clean, maps_entering_the_head(model, head, images), strict=True))
 
 
 def test_complementary_dropout_shares_draws_by_channels():
-    """Those of a vision transformer, as tokens (B, tokens, channels) or as maps."""
+    """Maps of a vision transformer, as tokens (B, tokens, channels) or as maps."""
     seen = []
 
     class Head(torch.nn.Module):
@@ -271,7 +271,7 @@ def test_a_configuration_is_drawn_wholly_for_each_branch_and_reproducibly(caplog
     torch.manual_seed(5)
     with caplog.at_level(logging.INFO, logger="cps_hf"):
         a, b = build_branches(segformer(), seed=1)
-    assert torch.rand(1) == torch.rand(1, generator=torch.Generator().manual_seed(5))  # nobody's numbers were used up
+    assert torch.rand(1) == torch.rand(1, generator=torch.Generator().manual_seed(5))  # no global numbers were used
     weights = [(n, p, q) for (n, p), q in zip(a.named_parameters(), b.parameters(), strict=True) if p.ndim > 1]
     assert len(weights) > 20 and not any(torch.equal(p, q) for _, p, q in weights)
     again, third = build_branches([segformer(), segformer()], seed=1), build_branches(segformer(), seed=2)[0]
@@ -284,7 +284,7 @@ def test_a_configuration_is_drawn_wholly_for_each_branch_and_reproducibly(caplog
 
 
 def test_branches_share_the_backbone_and_have_own_heads(tmp_path, caplog):
-    SegformerForImageClassification(segformer()).save_pretrained(tmp_path)  # what nvidia/mit-b0 is
+    SegformerForImageClassification(segformer()).save_pretrained(tmp_path)  # the kind of nvidia/mit-b0
     with caplog.at_level(logging.INFO, logger="cps_hf"):
         a, b = build_branches(str(tmp_path), id2label=NAMES)
     source = SegformerModel.from_pretrained(tmp_path)
@@ -308,7 +308,7 @@ def test_a_full_checkpoint_is_kept_or_gets_a_new_head(tmp_path, caplog):
         c, d = build_branches(tmp_path, reinit_heads=True)
     assert same(a, model, "")
     assert same(c, model, "segformer.") and same(d, model, "segformer.")
-    assert same(b, model, "segformer.")  # the second branch would be the first once more
+    assert same(b, model, "segformer.")  # otherwise the second branch would equal the first
     for one, other in ((b, model), (c, model), (d, model), (c, d)):
         for name, parameter in one.decode_head.named_parameters():
             if parameter.ndim > 1:  # convolutions, and SegFormer's linear projections
@@ -408,7 +408,7 @@ def test_dinov2_weights_fit_the_dpt_head_on_a_backbone_without_registers(tmp_pat
         a, b = build_branches(config, backbone=tmp_path, id2label=NAMES)
     logits = Branch(a)(torch.randn(1, 3, 56, 84))
     assert logits.shape == (1, 3, 56, 84) and same(a, b, "backbone.") is True
-    # a head without norm layers starts as torch starts layers: uniform in +-1 / sqrt(fan-in)
+    # A head without norm layers starts with torch's default: uniform in +-1 / sqrt(fan-in)
     weight = a.neck.convs[3].weight
     bound = weight[0].numel() ** -0.5
     assert weight.abs().max() <= bound and weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.1)
@@ -422,7 +422,7 @@ def test_dinov2_weights_fit_the_dpt_head_on_a_backbone_without_registers(tmp_pat
         "branch 0, Tipsv2DptForSemanticSegmentation: everything drawn, head drawn by torch's default, as it has no "
         "norm layers (seed 0, branch 0)."
     ]
-    images = torch.randn(1, 3, 56, 56)  # at other sizes the two resize the position embeddings a little differently
+    images = torch.randn(1, 3, 56, 56)  # at other sizes the two resize the position embeddings slightly differently
     features = a.backbone.eval()(images).feature_maps[-1]
     assert torch.allclose(features, source.eval()(images).last_hidden_state, atol=1e-4)
 

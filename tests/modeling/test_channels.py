@@ -1,4 +1,4 @@
-"""A model of one or four channels is refused by that number, wherever it is used."""
+"""A model with one or four channels is rejected with that number, wherever it is used."""
 
 import pytest
 from support.toy import tiny_upernet

@@ -1,4 +1,4 @@
-"""What models say of their classes, against each other and against the data."""
+"""The classes that models name, compared with each other and with the data's."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""A state dict with the names of the CPS release, and its network written out in plain torch over these names."""
+"""A state dict with the CPS release's names, and its network written out in plain torch with these names."""
 
 import os
 import subprocess

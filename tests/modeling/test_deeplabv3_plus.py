@@ -16,7 +16,7 @@ def tiny(**arguments):
 
 
 def randomise(module):
-    """Norm weights, biases and statistics that are not 1 and 0, so that a norm left out is seen."""
+    """Norm weights, biases and statistics other than 1 and 0, so that a missing norm is noticed."""
     for child in module.modules():
         if isinstance(child, torch.nn.BatchNorm2d):
             for tensor in (child.weight.data, child.running_var):

@@ -1,4 +1,4 @@
-"""What freezing freezes, and what it leaves as it was."""
+"""What freezing changes, and what it does not."""
 
 import copy
 

@@ -38,7 +38,7 @@ def test_gradient_checkpointing_leaves_the_gradients_as_they_are(model):
 
 
 def test_checkpointed_timm_layers_are_not_in_place():
-    """timm before 1.0.30 checkpoints the stem's activation by itself, which worked in place: backward was an error."""
+    """timm before 1.0.30 checkpoints the stem's activation separately, which was in place: backward was an error."""
     model = deeplab()
     network = timm_network(backbone_of(model))
     assert any(getattr(child, "inplace", False) for child in network.children())

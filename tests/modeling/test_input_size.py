@@ -1,4 +1,4 @@
-"""Sizes of images and batches that a model cannot take are errors before a run."""
+"""Image and batch sizes that a model does not support are errors before a run."""
 
 import copy
 

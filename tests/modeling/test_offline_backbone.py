@@ -1,4 +1,4 @@
-"""ImageNet weights out of an installed package, and the network around a backbone that is given by name."""
+"""ImageNet weights from an installed package, and the network around a backbone that is given by name."""
 
 import pytest
 import timm

@@ -1,4 +1,4 @@
-"""Two branches that would be one network are told apart, or refused."""
+"""Two branches that would be the same network get different heads, or are an error."""
 
 import copy
 import logging
@@ -22,7 +22,7 @@ def segformer(id2label=NAMES):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A model that someone trained: its head is no fresh one. (folder, model)"""
+    """A model that looks trained: its head is not newly drawn. Returns (folder, model)."""
     folder = tmp_path_factory.mktemp("finished")
     torch.manual_seed(3)
     model = SegformerForSemanticSegmentation(segformer())
@@ -91,7 +91,7 @@ def test_identical_passed_models_are_rejected(finished):
     twins = build_branches([model, copy.deepcopy(model)])
     with pytest.raises(ValueError, match="branches 0 and 1 have the same weights.*Pass the folder or Hub id"):
         reject_twins(twins)
-    reject_twins(build_branches([folder, folder]))  # what the message says to do
+    reject_twins(build_branches([folder, folder]))  # as the message advises
     other = copy.deepcopy(model)
     with torch.no_grad():
         other.segformer.stages[0].layer_norm.weight[0] += 0.1
@@ -138,5 +138,5 @@ def test_a_checkpoint_whose_classes_have_our_names_or_none_is_kept(finished, tmp
 def test_heads_are_looked_up_once_per_model(finished, monkeypatch):
     asked = []
     monkeypatch.setattr(twins, "head_parameters", lambda model: asked.append(model) or head_parameters(model))
-    build_branches([finished[1], finished[0]])  # one pair; the head that is drawn anew is looked up once more
+    build_branches([finished[1], finished[0]])  # one pair; the new head is looked up once more
     assert len(asked) == 3

@@ -37,7 +37,7 @@ every_kind = pytest.mark.parametrize("kind", UNIVERSAL, ids=lambda row: row.mode
 
 @every_kind
 def test_scores_and_logits_are_those_of_the_library(kind):
-    """Its semantic maps: Mask2Former's post-processing goes through masks of 384 x 384, EoMT's through `size`."""
+    """The library's semantic maps: Mask2Former's post-processing uses masks of 384 x 384, EoMT's uses `size`."""
     model, images = speaking(kind), torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         output = model(pixel_values=images)
@@ -91,7 +91,7 @@ def test_a_gradient_reaches_every_parameter_and_training_moves_it(kind):
         losses.append(loss.item())
     assert losses[-1] < 0.8 * losses[0], losses
     still = {name for name, p in model.named_parameters() if torch.equal(p, before[name])} - set(unused)
-    # Of queries that all start at zero the first self-attention gives the same, whatever it attends to.
+    # If all queries start at zero, the first self-attention gives the same, whatever it attends to.
     assert all("self_attn" in name and "bias" in name for name in still), still
 
 
@@ -119,7 +119,7 @@ def test_input_sizes_are_checked_before_training(kind):
         assert Branch(model).window is None
         return
     with pytest.raises(ValueError, match="positions are those of 64 x 64 pixels, got 32 x 128"):
-        Branch(model)(torch.zeros(1, 3, 32, 128))  # as many patches
+        Branch(model)(torch.zeros(1, 3, 32, 128))  # equally many patches
     with pytest.raises(ValueError, match=r"75 x 53 pixels.*It accepts, for instance, 64 x 64, no oblong image"):
         check_input_size(model, *kind.oblong)
     assert Branch(model).window == (64, 64)
@@ -196,7 +196,7 @@ def test_predictions_follow_the_formula_whole_and_in_windows(name, size):
         """Any callable: full-size logits."""
         return branch(x)
 
-    options = window if name == "eomt" else {}  # it takes 64 x 64 only
+    options = window if name == "eomt" else {}  # it only accepts 64 x 64
     with torch.no_grad():
         expected = predict_logits(plain, images, **options)
         torch.testing.assert_close(predict_logits(branch, images).exp(), expected.exp(), rtol=1e-3, atol=1e-5)
@@ -227,7 +227,7 @@ def test_predictions_follow_the_formula_whole_and_in_windows(name, size):
 
 
 def test_a_mixed_pair_has_the_same_interface():
-    """SegFormer gives logits, Mask2Former scores; both are `StridedLogits` of one size."""
+    """SegFormer returns logits, Mask2Former scores; both are `StridedLogits` of the same size."""
     segformer = AutoConfig.for_model("segformer", num_labels=5, decoder_hidden_size=16, **SEGFORMER)
     models = build_branches([segformer, BY_TYPE["mask2former"].config()])
     said = [Branch(model).strided(torch.randn(2, 3, 64, 96)) for model in models]

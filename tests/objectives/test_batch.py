@@ -1,4 +1,4 @@
-"""Batches complete themselves, and mix images, validity and targets alike."""
+"""Batches fill in what is missing, and mix images, validity and targets consistently."""
 
 from dataclasses import replace
 

@@ -50,7 +50,7 @@ def test_the_loss_is_the_mean_squared_difference(cutmix, branches):
 
 
 def test_without_cutmix_the_gradient_is_of_the_plain_difference():
-    """d/dp1 of (p1 - sg p2)^2 + (p2 - sg p1)^2 is that of (p1 - p2)^2: stopping the gradient loses nothing."""
+    """d/dp1 of (p1 - sg p2)^2 + (p2 - sg p1)^2 equals that of (p1 - p2)^2: stopping the gradient loses nothing."""
     labeled, unlabeled = batches()
     labeled.labels.fill_(255)
     branches, reference = [TinyBranch(1), TinyBranch(2)], [TinyBranch(1), TinyBranch(2)]
@@ -65,7 +65,7 @@ def test_without_cutmix_the_gradient_is_of_the_plain_difference():
 
 @pytest.mark.parametrize("cutmix", [False, True])
 def test_networks_of_different_strides_and_corners_teach_each_other(cutmix):
-    """The trainer's branches leave their logits coarse; what they stand for is compared at full size."""
+    """The trainer's branches return coarse logits; they are compared at full size."""
     models = [toy_models(1, num_labels=C)[0], AutoModelForSemanticSegmentation.from_config(tiny_upernet())]
     networks = [Branch(model) for model in models]
     networks[0].align_corners = True

@@ -1,4 +1,4 @@
-"""CPS against loops typed from the paper: section 3.1, equations 1 to 4, and the CutMix paragraph of section 3.2."""
+"""CPS against loops written from the paper: section 3.1, equations 1 to 4, and the CutMix paragraph of section 3.2."""
 
 import functools
 import math
@@ -45,7 +45,7 @@ def test_cutmix_cps_equals_the_papers_equations_with_given_masks(odd):
     branches = [TinyBranch(1), TinyBranch(2)]
     labeled, unlabeled = batches(unlabeled_size=4)
     all_weak, all_valid = unlabeled.weak, unlabeled.valid
-    if odd:  # three images of the stream; the partner of the third lies in the next batch
+    if odd:  # three images of the stream; the partner of the third is in the next batch
         partner = torch.tensor([1, 0, 3])
         sources = {i: int(partner[i]) for i in range(3)}
         sent = {"partner_weak": all_weak[partner], "partner_valid": all_valid[partner]}
@@ -93,12 +93,12 @@ def test_gradients_are_those_of_cross_entropy_with_constant_targets():
 
 
 def test_no_gradient_flows_through_pseudo_labels():
-    """With its labeled loss and its own student term out of the way, a teacher's parameters get no gradient."""
+    """Without its labeled loss and its own student term, a teacher's parameters get no gradient."""
     branches = [TinyBranch(1), TinyBranch(2)]
     labeled, unlabeled = batches()
     labeled.labels.fill_(255)
     for p in branches[0].parameters():
-        p.requires_grad_(False)  # branch 1 learns nothing; branch 0's loss term alone must not reach branch 1
+        p.requires_grad_(False)  # branch 1 is not trained; branch 0's loss term alone must not reach branch 1
     out = CrossPseudoSupervision(cutmix=True)(branches, labeled, unlabeled)
     out.loss.backward()
     reference = [TinyBranch(1), TinyBranch(2)]
@@ -124,7 +124,7 @@ def test_cutmix_makes_three_passes_per_branch():
 
 @pytest.mark.parametrize("cutmix", [False, True])
 def test_padding_changes_no_loss(cutmix):
-    """Padded pixels (not valid, label 255) can hold anything; the loss is that of the images without them."""
+    """Padded pixels (not valid, label 255) can have any value; the loss is that of the images without them."""
     branches = [TinyBranch(1), TinyBranch(2)]
     labeled, unlabeled = batches()
     objective = CrossPseudoSupervision(weight=1.5, cutmix=cutmix)
@@ -285,7 +285,7 @@ def test_a_weight_that_never_reaches_its_value_is_rejected():
 
 
 def cross_entropies(branches, images, target_images=None):
-    """By pixel the sum of both branches' cross entropies to the other's prediction for the target images."""
+    """Per pixel, the sum of both branches' cross entropies to the other's prediction for the target images."""
     target_images = images if target_images is None else target_images
     return {
         (i, y, x): sum(

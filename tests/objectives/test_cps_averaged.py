@@ -1,4 +1,4 @@
-"""CPS taught by averages: one step against a reference in float64, and each ingredient left out."""
+"""CPS with averaged teachers: one step against a float64 reference, and each part switched off."""
 
 import copy
 import math
@@ -18,7 +18,7 @@ SEED = 5
 
 @pytest.mark.parametrize("threshold", [0.0, 0.7])
 def test_one_step_follows_the_formula(threshold):
-    """Its loss and gradients to 1e-6: each branch is taught by the other's average."""
+    """Loss and gradients to 1e-6: each branch is taught by the other's average."""
     branches = [Branch(model) for model in toy_models(2, width=WIDTH)]
     averages = [Branch(model).eval() for model in toy_models(2, width=WIDTH, seed=10)]
     labeled, unlabeled = (mapped(batch, large) for batch in batches(VIEWS))
@@ -46,7 +46,7 @@ def test_one_step_follows_the_formula(threshold):
 
 
 def by_hand(student, teacher, unlabeled, views, threshold=0.0):
-    """The mean over views of the cross entropy on what the teacher says of the weak view."""
+    """The mean over views of the cross entropy with the teacher's labels for the weak view."""
     total = 0.0
     for view, mask in views:
         for i, y, x in pixels(unlabeled.weak):
@@ -114,7 +114,7 @@ def test_agreement_includes_uncertain_pixels_of_the_teachers():
 
 
 def test_rare_pseudo_labels_can_count_more():
-    """The weights by hand, of each teacher's own labels."""
+    """Written-out weights from each teacher's own labels."""
     branches, averages = [TinyBranch(1), TinyBranch(2)], [TinyBranch(3), TinyBranch(4)]
     how = {"strong_views": 1, "complementary_dropout": 0.0, "confidence_threshold": 0.0, "cutmix": 0.0}
     labeled, unlabeled = batches(("weak", "strong"))  # without masks nothing is mixed

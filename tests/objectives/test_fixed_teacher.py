@@ -1,4 +1,4 @@
-"""The fixed teacher against loops in plain Python: whose labels teach the CutMixed strong view, where, how much."""
+"""The fixed teacher against loops in plain Python: whose labels are learned on the CutMixed strong view, and where."""
 
 import math
 from collections import Counter
@@ -15,14 +15,14 @@ NEIGHBOURS = (1, 0, 3, 2)
 
 
 def probs_by_hand(labelers, image, y, x, flip):
-    """The mean of the labelers' probabilities of a pixel. A 1x1 convolution says the same of a mirrored image."""
+    """The mean of the labelers' probabilities of a pixel. A 1x1 convolution predicts the same for a mirrored image."""
     seen = [(image, x)] + ([(image.flip(-1), image.shape[-1] - 1 - x)] if flip else [])
     all_probs = [[math.exp(v) for v in log_softmax(one, i, y, at)] for one in labelers for i, at in seen]
     return [sum(column) / len(all_probs) for column in zip(*all_probs, strict=True)]
 
 
 def by_hand(student, labelers, unlabeled, *, threshold=0.0, soft=False, flip=True, partner=NEIGHBOURS, source=None):
-    """The loss and label of each pixel that teaches."""
+    """The loss and label of each pixel that is trained on."""
     source = unlabeled if source is None else source
     found = []
     for i, y, x in pixels(unlabeled.cutmix_mask):
@@ -64,7 +64,7 @@ def as_double(value):
 
 
 def test_flip_averages_with_the_mirrored_image():
-    """By a network that looks at its right neighbour, so that mirrored it looks at its left one."""
+    """With a network that looks at its right neighbour, so at its left one if mirrored."""
 
     class Neighbour(TinyBranch):
         def forward(self, pixel_values, **dropout):
@@ -108,7 +108,7 @@ def test_only_the_student_gets_a_gradient():
 
 
 def test_stored_labels_are_learned_in_the_same_way():
-    """Pixels of 255 teach nothing, and the sum is still divided by the valid ones. With and without an odd batch."""
+    """Pixels of 255 are ignored, but the sum is still divided by the valid ones. With and without an odd batch."""
     student = TinyBranch(1).double()
     labeled, whole = (mapped(batch, as_double) for batch in batches(("pseudo_labels", "strong", "cutmix_mask")))
     whole.pseudo_labels[1, :2] = 255

@@ -1,4 +1,4 @@
-"""FixMatch against loops: confident predictions for the weak view label the CutMixed strong view."""
+"""FixMatch against loops: confident predictions for the weak view are the labels of the CutMixed strong view."""
 
 import math
 from dataclasses import replace
@@ -14,7 +14,7 @@ VIEWS = ("weak", "strong", "cutmix_mask")
 
 
 def by_hand(branch, unlabeled, threshold, *, view="strong", mask="cutmix_mask", partner=(1, 0, 3, 2)):
-    """(the sum of the losses over taught pixels, their number)."""
+    """(the sum of the losses over the pixels that are trained on, their number)."""
     total, taught = 0.0, 0
     masks, images = getattr(unlabeled, mask), getattr(unlabeled, view)
     for i, y, x in pixels(masks):
@@ -83,7 +83,7 @@ def test_cutmix_draws_one_box_with_the_given_probability():
 
 @pytest.mark.parametrize(("method", "masks"), [(FixMatch, 1), (UniMatch, 2)])
 def test_missing_masks_are_drawn_with_the_objectives_options(method, masks):
-    """One box in all images or in none; CPS's three are neither."""
+    """One box in all images or in none, unlike CPS's three boxes."""
     seen = []
 
     def branch(images, **_):
@@ -92,7 +92,7 @@ def test_missing_masks_are_drawn_with_the_objectives_options(method, masks):
 
     views = UnlabeledBatch(**{view: torch.full((64, 3, 24, 24), 0.0) for view in ("weak", "strong", "strong_2")})
     for view in (views.strong, views.strong_2):
-        view[1::2] = 1  # what is mixed into an image shows
+        view[1::2] = 1  # makes visible what is mixed into an image
     labeled = LabeledBatch(pixel_values=torch.zeros(1, 3, 24, 24), labels=torch.zeros(1, 24, 24, dtype=torch.long))
     for cutmix in (0.0, 1.0):
         seen.clear()

@@ -1,4 +1,4 @@
-"""The labeled loss of every method: what it may be, and the weights of its classes."""
+"""The labeled loss of every method: its kinds, and its class weights."""
 
 import dataclasses
 
@@ -107,7 +107,7 @@ def test_dice_takes_its_sums_over_processes(sends):
 
 @pytest.mark.parametrize("name", [name for name, cls in OBJECTIVES.items() if cls().views])
 def test_the_runs_own_factor_scales_the_unlabeled_term_alone(name):
-    """The loss is a line in the factor, whose value at 0 is the labeled loss (in UniMatch, half of it)."""
+    """The loss is linear in the factor, and at 0 it is the labeled loss (half of it in UniMatch)."""
     options = {"confidence_threshold": 0.0} if "confidence_threshold" in OBJECTIVES[name].__dataclass_fields__ else {}
     losses = []
     for factor in (0.0, 1.0, torch.tensor(0.25)):

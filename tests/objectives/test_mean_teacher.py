@@ -1,4 +1,4 @@
-"""Mean Teacher against loops, and its teacher: an average that gets no gradient."""
+"""Mean Teacher against loops, and its teacher: a moving average without gradient."""
 
 import math
 from dataclasses import replace
@@ -15,7 +15,7 @@ from cps_hf.training.ema import make_teacher, update_teacher
 def consistency(student, teacher, seen, unlabeled, *, threshold, masks=None):
     """(the sum over valid pixels of the class-averaged squared difference, the share of confident ones among them).
 
-    `seen` is what the student is shown; with masks a pixel is the neighbouring image's where these are true.
+    `seen` is the student's input. Where masks are true, a pixel comes from the neighbouring image.
     """
     total, taught, confident, partner = 0.0, 0, 0, [1, 0, 3, 2]
     for i, y, x in pixels(unlabeled.weak):
@@ -104,7 +104,7 @@ def test_the_default_weight_is_the_number_of_classes():
 
 
 class Watching(TinyBranch):
-    """Keeps what it is shown."""
+    """Records its inputs."""
 
     def forward(self, pixel_values, *, feature_dropout=0.0):
         vars(self).setdefault("seen", []).append(pixel_values.detach().clone())

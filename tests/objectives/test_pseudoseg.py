@@ -1,4 +1,4 @@
-"""PseudoSeg against loops: sharpened probabilities of the weak view teach the strong one."""
+"""PseudoSeg against loops: sharpened probabilities of the weak view are the targets of the strong one."""
 
 import math
 

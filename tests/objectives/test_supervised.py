@@ -1,4 +1,4 @@
-"""Supervised training: each branch by itself, on the labels alone."""
+"""Supervised training: each branch independently, on the labels alone."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""UniMatch against loops: (x + s1 / 4 + s2 / 4 + fp / 2) / 2, all taught by the weak view."""
+"""UniMatch against loops: (x + s1 / 4 + s2 / 4 + fp / 2) / 2, with labels from the weak view."""
 
 import math
 
@@ -12,7 +12,7 @@ VIEWS = ("weak", "strong", "strong_2", "cutmix_mask", "cutmix_mask_2")
 
 
 class Scaling(TinyBranch):
-    """Feature dropout that can be followed by hand: the image is multiplied by 1 - p."""
+    """A feature dropout that loops can reproduce: the image is multiplied by 1 - p."""
 
     def forward(self, pixel_values, *, feature_dropout=0.0):
         return super().forward(pixel_values * (1 - feature_dropout), feature_dropout=feature_dropout)

@@ -1,4 +1,4 @@
-"""UniMatch V2: one step against a reference in float64, typed from the paper's formulas."""
+"""UniMatch V2: one step against a float64 reference, written from the paper's formulas."""
 
 import copy
 import math
@@ -23,7 +23,7 @@ def test_one_step_follows_the_papers_formulas(threshold):
     """The loss, the gradient, the student after a step and the teacher after it, to 1e-6."""
     module = TrainingModule(toy_models(1, width=WIDTH), UniMatchV2(confidence_threshold=threshold)).train()
     with torch.no_grad():
-        for parameter in module.teacher.parameters():  # another network than the student
+        for parameter in module.teacher.parameters():  # so that it differs from the student
             parameter.mul_(1.3)
     labeled, unlabeled = (mapped(batch, large) for batch in batches(VIEWS))
     student, teacher = (copy.deepcopy(one.model).double() for one in (module.branches[0], module.teacher))
@@ -84,7 +84,7 @@ def test_both_strong_views_share_one_pass():
     assert seen[student] == [(2, {}), (8, {"complementary_dropout": 0.5})] and seen[teacher] == [(4, {})]
     assert teacher.conv.weight.grad is None and student.conv.weight.grad.abs().sum() > 0
     UniMatchV2(complementary_dropout=0.0)([student], labeled, unlabeled, teacher=teacher)
-    assert seen[student][2:] == [(2, {}), (8, {})]  # a network of one's own need not know the word
+    assert seen[student][2:] == [(2, {}), (8, {})]  # a user's network need not support the argument
 
 
 def test_rare_pseudo_labels_can_count_more():

@@ -1,5 +1,5 @@
-"""Whatever comes after the last optimizer step can fail and costs no training: the checkpoint is whole, the branches
-are exported, what failed is said, and starting again does it, once."""
+"""Failures after the last optimizer step cost no training: the checkpoint is complete, the branches are exported, the
+failure is reported, and running again does what is missing, once."""
 
 import errno
 import json
@@ -49,7 +49,7 @@ def trainer_for(root, out, *callbacks, **fields):
 
 
 def outcome(out):
-    """What is compared: exported weights, results, the log."""
+    """The outcome to compare: exported weights, results, the log."""
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     found = json.loads((out / "results.json").read_text())
     return {
@@ -81,7 +81,7 @@ def raising(error):
 
 
 def at_the_end(original, fail, *, when=lambda *a, **k: True):
-    """`original`, but for calls in the last step or after it."""
+    """Call `original`, but raise in the last step or after it."""
 
     def either(*args, **kwargs):
         late = trainer_of_now.state.global_step == LAST and when(*args, **kwargs)
@@ -91,7 +91,7 @@ def at_the_end(original, fail, *, when=lambda *a, **k: True):
 
 
 class Fails(TrainerCallback):
-    """At one event of the last step."""
+    """Raises at one event of the last step."""
 
     def __init__(self, event):
         def fail(args, state, control, **kwargs):
@@ -113,7 +113,7 @@ def to(name):
     return lambda *args, **kwargs: any(Path(str(a)).name == name for a in args)
 
 
-# What fails -> (how, what the run raises, what it says, what is not there afterwards)
+# What fails -> (how, what the run raises, its message, what is missing afterwards)
 POINTS = {
     "the metric": (spoil(IoUCounter, "compute", ZeroDivisionError("by the user")), EvaluationError, "the evaluation"),
     "memory in the evaluation": (
@@ -183,7 +183,7 @@ def test_a_failing_part_affects_no_other_and_is_done_on_restart(tmp_path, monkey
                 assert same(load_file(out / name / "model.safetensors"), expected["weights"][name])
         trainer_for(tmp_path, out, resume_from_checkpoint="auto", **more).train()
     found = outcome(out)
-    if point == "the agreement":  # its last measurement was not made up for
+    if point == "the agreement":  # its last measurement was not repeated
         assert found["results"]["final"] == expected["results"]["final"]
         return
     assert [name for name in expected if not same(found[name], expected[name])] == []
@@ -255,12 +255,12 @@ def test_a_broken_evaluation_image_only_costs_the_evaluation(tmp_path, expected,
     damage, name, says = BROKEN[how]
     out = tmp_path / "out"
     with without_cards_and_pictures():
-        trainer = trainer_for(tmp_path, out, skip_bad_samples=skip, check_labels_seconds=0)  # else found before step 1
+        trainer = trainer_for(tmp_path, out, skip_bad_samples=skip, check_labels_seconds=0)  # or it is found early
         sound = (tmp_path / "eval" / name).read_bytes()
         damage(tmp_path / "eval" / name)
         with pytest.raises(EvaluationError, match=rf"checkpoint-4, branch_0, branch_1 .*{says}.*cps-hf evaluate"):
             trainer.train()
-        assert caplog.text.count("the evaluation failed") == 2  # at step 2 too, which ended nothing
+        assert caplog.text.count("the evaluation failed") == 2  # also at step 2, where it stopped nothing
         assert json.loads((out / "results.json").read_text())["final"] == {}
         (tmp_path / "eval" / name).write_bytes(sound)
         caplog.set_level(logging.INFO)
@@ -300,7 +300,7 @@ def test_failing_pictures_and_cards_are_warnings(tmp_path, monkeypatch, caplog):
 
 
 def test_an_unwritable_log_is_written_later_without_partial_lines(tmp_path, monkeypatch, caplog, expected):
-    """The disk is full for all but the first bytes of a line, then it is not."""
+    """The disk is full after the first bytes of a line, and later has space again."""
     out = tmp_path / "out"
 
     class Room(TrainerCallback):
@@ -316,7 +316,7 @@ def test_an_unwritable_log_is_written_later_without_partial_lines(tmp_path, monk
 
 
 class SmallDisk:
-    """A file of a disk that takes `room["left"]` bytes of one write."""
+    """A file on a disk that accepts `room["left"]` bytes of one write."""
 
     def __init__(self, path, mode, *, room, **options):
         self.file, self.room = open(path, mode, **options), room
@@ -384,7 +384,7 @@ def test_a_closed_terminal_does_not_stop_the_run(tmp_path, monkeypatch):
     bar = trainer_module.RunLog.__init__.__globals__["tqdm"]
 
     class Eager(bar):
-        """Draws at each step, here where there is no terminal."""
+        """Draws at each step, although there is no terminal here."""
 
         def __init__(self, **options):
             super().__init__(**{**options, "mininterval": 0, "file": None, "disable": False})
@@ -446,7 +446,7 @@ def test_a_deleted_best_branch_costs_no_checkpoint(tmp_path):
 
 
 class Killed(BaseException):
-    """What no `except Exception` catches, as nothing survives SIGKILL."""
+    """Not caught by `except Exception`, like SIGKILL."""
 
 
 def kill_before(owner, name, when=lambda *a, **k: True):
@@ -467,7 +467,7 @@ def kill_after(owner, name):
 
 
 def kill_between_the_renames(monkeypatch):
-    """The checkpoint has its other name then, and nothing can be undone."""
+    """The checkpoint then has its other name, and nothing can be undone."""
     replace, calls = files.os.replace, []
 
     def fail(source, target):
@@ -512,7 +512,8 @@ def test_a_run_killed_after_the_last_step_resumes_to_the_same_end(tmp_path, monk
     assert not [*out.glob("*tmp-*"), *out.glob("aside-*")]
 
 
-# ------------------------------------------------------------------------------------------------ on one of two
+# ------------------------------------------------------------------------------------------------ on one process of
+# two
 
 
 @pytest.mark.slow

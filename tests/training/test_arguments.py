@@ -1,4 +1,4 @@
-"""What is easily given wrong in Python: each mistake has a sentence, before anything is built."""
+"""Common mistakes in Python calls: each has its own message, before anything is built."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -93,7 +93,7 @@ def test_equivalents_of_numbers_and_lists_are_accepted():
     assert replace(config, mixed_precision=None).resume_from_checkpoint is None
 
 
-# ---------------------------------------------------------------------------------------------- a run by its end
+# ---------------------------------------------------------------------------------------------- a finished run
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +158,7 @@ def test_predict_uses_the_best_branch_by_default(trained):
     before = maps()
     if trainer.state.best["step"] == 4:
         assert torch.equal(before, maps(branch=index))
-    with torch.no_grad():  # what is in memory goes on; `best` does not
+    with torch.no_grad():  # the model in memory changes, but `best` does not
         for parameter in trainer.module.branches.parameters():
             parameter.zero_()
     assert torch.equal(maps(), before) and torch.equal(maps(branch="best"), before)

@@ -1,4 +1,4 @@
-"""An average of each branch: what it is, that it is scored, exported, resumed, and given to a method that asks."""
+"""Averages of branches: their values, and that they are scored, exported, resumed, and passed to methods."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -26,7 +26,7 @@ def train(root, out, **fields):
 
 
 def test_the_average_is_a_true_mean_at_first_and_then_decays(root, tmp_path):
-    """Against the sum typed out, over the weights after each step."""
+    """Compared with the written-out sum over the weights after each step."""
     seen, decay = [], 0.6
     trainer = make_trainer(root, CPS, tmp_path / "out", max_steps=5, ema_decay=decay)
     before = {k: v.clone().double() for k, v in trainer.module.branches[1].state_dict().items()}

@@ -1,4 +1,4 @@
-"""Did the unlabeled images help? Counts by image, the second stage against the first, and which network `best` is."""
+"""Did the unlabeled images help? Counts per image, the second stage against the first, and the choice of `best`."""
 
 import json
 import logging
@@ -37,12 +37,12 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def judged(tmp_path_factory):
-    """Twelve images of three sizes, so that a batch of them is not in the set's order once it is sorted by size."""
+    """Twelve images of three sizes, so that batches sorted by size are not in the set's order."""
     return write_world(tmp_path_factory.mktemp("judged"), [(30, 40), (24, 32), (40, 30)] * 4, first=50)
 
 
 def counts(seed: int, images: int = 20, right: float = 0.6) -> ImageCounts:
-    """Of a network that is right that often, on the same labels whatever the seed."""
+    """Predictions of a network with that accuracy, on the same labels for every seed."""
     truth = np.random.default_rng(0).integers(100, 400, (images, 3))
     correct = np.random.default_rng(seed).binomial(truth, right)
     matrices = np.zeros((images, 3, 3), int)
@@ -51,7 +51,7 @@ def counts(seed: int, images: int = 20, right: float = 0.6) -> ImageCounts:
     return ImageCounts.of(matrices)
 
 
-# ---------------------------------------------------------------------------------------------- counts by image
+# ---------------------------------------------------------------------------------------------- counts per image
 
 
 def test_image_counts_are_ordered_and_add_up_to_the_scores(root, tmp_path, judged):
@@ -75,7 +75,8 @@ def test_image_counts_are_ordered_and_add_up_to_the_scores(root, tmp_path, judge
 
 
 def test_the_shares_of_processes_are_joined_in_the_sets_order():
-    """Process r has the images r, r + 3, r + 6, ...; seven of them leave the shares unequal, and one more empty."""
+    """Process r has the images r, r + 3, r + 6, ... Seven images make the shares unequal, and one leaves some
+    empty."""
     counts = np.arange(7 * 3 * 2).reshape(7, 3, 2)
     joined = evaluation._in_order([counts[rank::3] for rank in range(3)], 3)
     assert (np.stack([joined.correct, joined.truth, joined.predicted], 1) == counts).all()
@@ -132,7 +133,7 @@ def test_without_a_second_stage_or_unlabeled_images_nothing_is_compared(root, tm
 
 @pytest.mark.parametrize("step", [3, 4])
 def test_an_interrupted_run_has_the_same_comparison(root, tmp_path, step):
-    """After the border, whose counts are in the checkpoint alone."""
+    """Interrupted after the border, so that its counts are only in the checkpoint."""
     with without_cards_and_pictures():
         whole = run_whole(root, CPS, tmp_path / "whole", **TWO_STAGES)
         broken = make_trainer(root, CPS, tmp_path / "out", **TWO_STAGES)
@@ -157,11 +158,11 @@ def test_a_new_evaluation_set_drops_the_old_counts(root, tmp_path, judged):
     assert "comparison" not in results
 
 
-# ---------------------------------------------------------------------------------------------- which one is best
+# ---------------------------------------------------------------------------------------------- the choice of best
 
 
 class Scripted:
-    """Stands for the evaluator's `scores`: at each evaluation the next share of right pixels of each branch."""
+    """Replaces the evaluator's `scores`: each evaluation returns the next accuracy of each branch."""
 
     def __init__(self, trainer, *shares: tuple[float, float], images: int = 20):
         self.trainer, self.shares, self.images = trainer, list(shares), images
@@ -242,7 +243,7 @@ def test_best_stays_if_the_supervised_network_cannot_be_copied(root, tmp_path):
     assert again["best"]["step"] == 2 and best_is(out, "supervised_0")
 
 
-# ---------------------------------------------------------------------------------------------- in words
+# ---------------------------------------------------------------------------------------------- sentences
 
 
 def test_the_sentence_has_difference_interval_and_classes():

@@ -1,4 +1,4 @@
-"""The lines of a run on the console."""
+"""The lines that a run prints on the console."""
 
 import logging
 import re
@@ -27,7 +27,7 @@ def test_without_a_terminal_each_log_is_a_line(tmp_path, capfd):
         unlabeled_dataset=world.remove_columns("label").select([0, 1, 2]),
         eval_dataset=world,
     )
-    transformers_logging.disable_progress_bar()  # as `cps-hf train` does: it would draw one for each exported branch
+    transformers_logging.disable_progress_bar()  # as `cps-hf train` does; otherwise each export would draw one
     try:
         trainer.train()
     finally:
@@ -59,7 +59,7 @@ def test_without_a_terminal_each_log_is_a_line(tmp_path, capfd):
 
 def test_lines_follow_the_packages_log_level(tmp_path, capfd):
     log = RunLog(Accelerator(), str(tmp_path), max_steps=4, first_step=0, show_bar=True)
-    logging.getLogger("cps_hf").setLevel(logging.ERROR)  # a fixture of all tests brings the level back
+    logging.getLogger("cps_hf").setLevel(logging.ERROR)  # a fixture of all tests restores the level
     log.say("one")
     logging.getLogger("cps_hf").setLevel(logging.WARNING)
     log.say("two")

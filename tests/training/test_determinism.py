@@ -1,4 +1,4 @@
-"""The switch for deterministic algorithms: on while training, off again afterwards, and of effect."""
+"""The switch for deterministic algorithms: on during training, off again afterwards, and effective."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ SEEN = []
 class Look(Supervised):
     def __call__(self, branches, labeled, unlabeled=None, *, teacher=None, progress=0.0):
         cudnn = torch.backends.cudnn
-        fresh = torch.empty(4)  # deterministic algorithms fill what would be left as it was
+        fresh = torch.empty(4)  # deterministic algorithms fill memory that is otherwise uninitialised
         SEEN.append((torch.are_deterministic_algorithms_enabled(), cudnn.deterministic, fresh.isnan().all().item()))
         return super().__call__(branches, labeled, unlabeled)
 

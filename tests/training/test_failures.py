@@ -1,4 +1,4 @@
-"""What the machine does to a run is told with what to change."""
+"""Hardware and system failures are reported with advice."""
 
 import errno
 import multiprocessing
@@ -15,7 +15,7 @@ from cps_hf.training import failures
 from cps_hf.training.trainer import CPSTrainer
 
 ARGS = CPSConfig(dataloader_num_workers=4, dataloader_prefetch_factor=3)
-# torch 2.14's texts, and the system's.
+# The messages of torch 2.14 and of the system.
 TOLD = {
     "DataLoader worker (pid 71) is killed by signal: Killed. ": "killed, as happens when memory runs out",
     "DataLoader worker (pid(s) 71, 72) exited unexpectedly": "killed, as happens when memory runs out",
@@ -55,7 +55,7 @@ def test_system_limits_are_recognised_by_error_number():
 
 @pytest.mark.parametrize("kind", [ConnectionResetError, EOFError, FileNotFoundError])
 def test_a_dying_worker_is_not_taken_for_a_failing_network(kind):
-    def rebuild_storage_fd():  # torch's
+    def rebuild_storage_fd():  # as in torch
         raise kind(errno.ECONNRESET, "Connection reset by peer")
 
     with pytest.raises(kind) as raised:
@@ -66,7 +66,7 @@ def test_a_dying_worker_is_not_taken_for_a_failing_network(kind):
 
 class KillAWorker(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == 3:  # the next save is near: torch says it wherever the process is then
+        if state.global_step == 3:  # shortly before a save: torch raises it anywhere in the process
             (worker,) = multiprocessing.active_children()
             os.kill(worker.pid, signal.SIGKILL)
 

@@ -1,4 +1,4 @@
-"""Numbers that are not finite, labels that are all ignored, branches that collapse, batches that do not fit."""
+"""Non-finite numbers, labels that are all ignored, collapsed branches, skipped steps."""
 
 import json
 import logging
@@ -55,7 +55,7 @@ BAD_STEPS = {3}
 
 @dataclass(frozen=True, kw_only=True)
 class BadAt(CrossPseudoSupervision):
-    """The part `cps_loss` becomes NaN for branch 1 alone, at the steps (counted from 1, of 4) in `BAD_STEPS`."""
+    """The part `cps_loss` becomes NaN for branch 1 only, at the steps (counted from 1, of 4) in `BAD_STEPS`."""
 
     cutmix: bool = False
 
@@ -63,7 +63,7 @@ class BadAt(CrossPseudoSupervision):
         output = super().__call__(branches, labeled, unlabeled, teacher=teacher, progress=progress)
         if round(float(progress) * 4) + 1 not in BAD_STEPS:
             return output
-        poison = full_size(branches[1](unlabeled.weak * float("nan"))).mean()  # batch norm's statistics take it up
+        poison = full_size(branches[1](unlabeled.weak * float("nan"))).mean()  # also enters batch norm's statistics
         return output._replace(loss=output.loss + poison, logs={**output.logs, "cps_loss": poison.detach()})
 
 
@@ -76,10 +76,10 @@ def test_a_bad_number_is_explained_and_its_batch_is_saved(world, tmp_path):
     said = str(error.value)
     assert said.startswith("Step 3: the gradient of branch 1 is not finite; loss and cps_loss are not finite")
     assert "checkpoint-2" in said and "bad_batch-3" in said and "`max_skipped_steps`" in said
-    assert "supervised_loss" in said.split("(", 1)[1]  # the finite parts' values are told too
+    assert "supervised_loss" in said.split("(", 1)[1]  # the finite parts' values are reported too
     assert all(torch.equal(value, before[name]) for name, value in trainer.module.named_parameters())
     folder = tmp_path / "out" / "bad_batch-3"
-    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1  # whoever may read one may read the other
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1  # all have the same permissions
     facts = json.loads((folder / "process_0.json").read_text())
     assert facts["step"] == 3 and facts["norms"][1] == "nan" and facts["norms"][0] > 0
     tensors = load_file(folder / "process_0.safetensors")
@@ -88,7 +88,7 @@ def test_a_bad_number_is_explained_and_its_batch_is_saved(world, tmp_path):
     for index, batch in enumerate(facts["batches"]):
         assert batch["values"]["cps_loss"] == "nan" and batch["values"]["supervised_loss"] > 0
         assert set(batch["ids"]) == {"labeled", "unlabeled"}
-        # The images are those of the ids: the crop that was fed occurs in the file.
+        # The images belong to the ids: the crop that was used is in the file.
         position = {f"labeled-{i}": i for i in range(8)}
         row = world["train_dataset"][position[batch["ids"]["labeled"][0]]]
         labels = tensors[f"{index}.labeled.labels"][0]
@@ -97,7 +97,7 @@ def test_a_bad_number_is_explained_and_its_batch_is_saved(world, tmp_path):
 
 
 class Keep(TrainerCallback):
-    """The parameters as they are when a step begins."""
+    """The parameters at the beginning of a step."""
 
     def __init__(self, trainer, kept, step):
         self.trainer, self.kept, self.step = trainer, kept, step
@@ -109,7 +109,7 @@ class Keep(TrainerCallback):
 
 @pytest.mark.slow
 def test_a_skipped_step_leaves_no_trace_and_is_counted(world, tmp_path, caplog, monkeypatch):
-    """Of four steps the third is left out: weights, momentum and batch norm are those of a run without it."""
+    """The third of four steps is skipped: weights, momentum and batch norm equal those of a run without it."""
     fields = {"models": tiny_upernet(), "lr_scheduler_type": "constant", "max_skipped_steps": 1}
     with caplog.at_level(logging.WARNING):
         trainer = trainer_for(world, tmp_path / "a", objective=BadAt(), save_steps=3, **fields)
@@ -123,7 +123,7 @@ def test_a_skipped_step_leaves_no_trace_and_is_counted(world, tmp_path, caplog, 
     assert any("running_mean" in name for name in after_two["before"])
     assert all(torch.equal(after_two["before"][name], value) for name, value in after_two["after"].items())
     assert (tmp_path / "a" / "out" / "bad_batch-3" / "process_0.json").is_file()
-    # The count goes on in a resumed run: one more is one too many.
+    # The count continues in a resumed run: one more is one too many.
     monkeypatch.setattr(sys.modules[__name__], "BAD_STEPS", {4})
     again = trainer_for(world, tmp_path / "a", objective=BadAt(), **fields)
     with pytest.raises(FloatingPointError, match="Step 4: .*1 steps were skipped before"):
@@ -131,7 +131,7 @@ def test_a_skipped_step_leaves_no_trace_and_is_counted(world, tmp_path, caplog, 
 
 
 class KeepState(Keep):
-    """All of the module, before and after a step."""
+    """The module's state before and after a step."""
 
     def on_step_begin(self, args, state, control, **kwargs):
         if state.global_step + 1 == self.step:
@@ -161,7 +161,7 @@ def test_a_skipped_step_moves_no_teacher(world, tmp_path, monkeypatch):
 
 @pytest.fixture
 def fp16(monkeypatch):
-    """Trainers have the scaler and the autocast that Accelerate sets up for fp16 on GPUs alone."""
+    """Trainers with the scaler and the autocast that Accelerate only sets up for fp16 on GPUs."""
     accelerator_of = cps_hf.training.trainer._accelerator
 
     def with_scaler(args):
@@ -175,7 +175,7 @@ def fp16(monkeypatch):
 
 @pytest.mark.parametrize("max_skipped_steps", [0, 1])
 def test_fp16_gradients_that_are_never_finite_end_the_run(world, tmp_path, fp16, max_skipped_steps):
-    """The scaler leaves out a step that overflows; here none would do, and nothing would be learnt."""
+    """The scaler skips a step that overflows; here it would skip all, and nothing would be learned."""
     fields = {"objective": Supervised(), "max_steps": 40, "max_skipped_steps": max_skipped_steps}
     trainer = trainer_for(world, tmp_path, **fields)
     trainer.models[1].decode_head.weight.register_hook(lambda gradient: gradient * float("nan"))
@@ -217,7 +217,7 @@ def test_ignored_labels_give_no_loss_and_move_nothing(world, tmp_path, labeled_l
     for path in (tmp_path / "void").glob("*_label.png"):
         Image.new("L", (24, 24), 255).save(path)
     objective = Supervised(labeled_loss=labeled_loss)
-    fields = {"weight_decay": 0.0, "check_labels_seconds": 0}  # else it is an error before step 1
+    fields = {"weight_decay": 0.0, "check_labels_seconds": 0}  # otherwise it is an error before step 1
     trainer = trainer_for({"train_dataset": dataset}, tmp_path, objective=objective, **fields)
     before = state(trainer)
     trainer.train()
@@ -237,7 +237,7 @@ def test_a_branch_predicting_one_class_is_one_warning(world, tmp_path, caplog, m
     monkeypatch.setattr(collapse, "COLLAPSE_STEPS", 4)
     models = toy_models(2 if objective.min_branches == 2 else 1)
     with torch.no_grad():
-        models[-1].decode_head.bias[1] = 1000.0  # the last branch sees discs everywhere
+        models[-1].decode_head.bias[1] = 1000.0  # the last branch predicts discs everywhere
     with caplog.at_level(logging.WARNING, "cps_hf.training.callbacks.collapse"):
         trainer_for(world, tmp_path, models=models, objective=objective, max_steps=9, learning_rate=1e-9).train()
     said = [record.message for record in caplog.records if record.name == "cps_hf.training.callbacks.collapse"]
@@ -289,7 +289,7 @@ def test_commonest_class_is_the_largest_share_of_any_branch():
     labels = torch.zeros(2, 8, 8, dtype=torch.long)
     labeled, images = torch.zeros(2, 3, 8, 8), torch.zeros(2, 3, 8, 8)
     mixed, sure = torch.zeros(2, 3, 8, 8), torch.zeros(2, 3, 8, 8)
-    mixed[0, 1] = 1  # half of the pixels; the other is class 0 everywhere but at one pixel that is looked at
+    mixed[0, 1] = 1  # half of the pixels; the other branch predicts class 0 except at one pixel that is looked at
     sure[1, 2, 4, 4] = 1
     watched = health.watch([lambda x: mixed, lambda x: sure], LabeledBatch(pixel_values=labeled, labels=labels))
     output = health.with_one_class(ObjectiveOutput(torch.zeros(()), {}), watched)

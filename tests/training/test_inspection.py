@@ -1,4 +1,4 @@
-"""What a run finds out about its labels before its first step, and what it says of classes that never occur."""
+"""Checks of labels before the first step, and reports of classes that never occur."""
 
 import json
 import logging
@@ -20,7 +20,7 @@ SIZES = [(33, 40), (40, 33), (36, 36), (37, 41)]
 
 
 def rewritten(dataset, change, rows=None):
-    """The set, its label files changed: `change(ids) -> ids`."""
+    """Change the set's label files: `change(ids) -> ids`."""
     for row in dataset.with_format("arrow")[:].to_pylist() if rows is None else rows:
         path = row["label"]["path"]
         Image.fromarray(change(np.array(Image.open(path))).astype(np.uint8)).save(path)
@@ -170,7 +170,7 @@ def test_ambiguous_masks_of_rotated_images_are_a_warning(tmp_path, sets, caplog)
     assert "labeled-2" in record.getMessage()
 
 
-# ------------------------------------------------------------------------------------------------ in words
+# ------------------------------------------------------------------------------------------------ sentences
 
 NAN = float("nan")
 PART = {
@@ -209,7 +209,7 @@ def test_columns_of_the_score_table_are_separated():
 
 
 def test_supervised_scores_state_their_number_of_classes(tmp_path, sets, caplog):
-    names = [*NAMES, "class 3"]  # which no label holds, and no prediction
+    names = [*NAMES, "class 3"]  # in no label and no prediction
     sets = {name: coded(dataset, names) for name, dataset in sets.items()}
     trainer = trainer_for(tmp_path, sets, names=names, pretrain_steps=1)
     trainer.models[0].decode_head.bias.data[3] = -100

@@ -1,4 +1,5 @@
-"""The labeled side in the loop: class weights counted from the set, colours, batch norms; and that it resumes."""
+"""The labeled side of the loop: class weights from counts, colour jitter, batch norm momentum; and resuming with
+them."""
 
 import json
 import logging
@@ -69,7 +70,7 @@ def test_colours_of_labeled_images_and_the_norms_momentum_reach_the_run(root, tm
     trainer, losses = train(root, tmp_path / "out", **fields)
     before, after = plain[0].module.state_dict(), trainer.module.state_dict()
     assert not torch.equal(before["branches.0.model.norm.running_var"], after["branches.0.model.norm.running_var"])
-    assert (losses == plain[1]) == ("norm_momentum" in fields)  # statistics are only looked at in evaluation
+    assert (losses == plain[1]) == ("norm_momentum" in fields)  # running statistics are only used in evaluation
 
 
 def test_a_momentum_needs_batch_norms_and_is_a_share():

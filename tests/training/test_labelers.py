@@ -1,4 +1,4 @@
-"""Finished networks that label during training: what they see, that they never change, and what is refused."""
+"""Trained networks that make labels during training: their input, that they never change, and invalid ones."""
 
 import json
 import shutil
@@ -47,12 +47,12 @@ def load(sources, **options):
     return load_labelers(sources, **{**usual, "device": torch.device("cpu"), **options})
 
 
-# ------------------------------------------------------------------------------------------------ what they see
+# ------------------------------------------------------------------------------------------------ their input
 
 
 @pytest.mark.parametrize("own", [(MEAN, STD), ([0.5, 0.4, 0.3], [0.2, 0.25, 0.5])], ids=["the run's", "its own"])
 def test_a_labeler_predicts_what_transformers_predicts(root, tmp_path, own):
-    """Whatever the run normalises images with."""
+    """Whatever the run's normalisation is."""
     folder = shutil.copytree(root / "run" / "branch_0", tmp_path / "branch_0")
     processor = AutoImageProcessor.from_pretrained(folder)
     processor.image_mean, processor.image_std = map(list, own)
@@ -99,7 +99,7 @@ def test_labelers_make_labels_and_never_change(root, tmp_path):
         assert not any(p.requires_grad or p.grad is not None for p in labeler.branch.parameters())
         saved = load_file(f"{folder}/model.safetensors")
         assert all(torch.equal(value, saved[name]) for name, value in labeler.branch.model.state_dict().items())
-    # They are no part of what is trained, sharded, broadcast or saved.
+    # They are not trained, sharded, broadcast or saved.
     theirs = {id(t) for labeler in trainer.labelers for t in labeler.branch.state_dict(keep_vars=True).values()}
     assert not theirs & {id(t) for t in (*trainer.module.parameters(), *trainer.module.buffers())}
     assert trainer.module.state_dict().keys() == fresh.keys()
@@ -110,7 +110,7 @@ def test_labelers_make_labels_and_never_change(root, tmp_path):
 
 
 def test_labels_come_from_the_labelers(root, tmp_path, monkeypatch):
-    """Where every pixel is labeled by `predict` of the two, mirrored and not, the pseudo labels are the same."""
+    """If `predict` labels every pixel with both networks, mirrored and not, the pseudo labels are the same."""
     seen = []
     mixed = FixedTeacher._mixed
     monkeypatch.setattr(
@@ -125,7 +125,7 @@ def test_labels_come_from_the_labelers(root, tmp_path, monkeypatch):
         trainer.train()
     branches = [labeler.branch for labeler in trainer.labelers]
     for images, labels in seen:
-        assert (predict(branches, images, flip=True) == labels).float().mean() > 0.999  # ties, to rounding
+        assert (predict(branches, images, flip=True) == labels).float().mean() > 0.999  # except for ties
     assert len(seen) == 2 and len(seen[0][1].unique()) > 1
 
 
@@ -192,7 +192,7 @@ def test_two_processes_and_accumulation_take_the_steps_of_one(root, tmp_path, sh
         assert max(changed) > 1e-2
 
 
-# ------------------------------------------------------------------------------------------------ what is refused
+# ------------------------------------------------------------------------------------------------ errors
 
 
 def test_a_labeler_has_the_runs_classes(root, tmp_path):

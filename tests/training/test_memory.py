@@ -1,4 +1,4 @@
-"""Too little memory: what is said, and the batch that is found. The errors are torch's; no memory is short here."""
+"""Out of memory: the message, and the batch size that is found. The errors are torch's; no memory is really short."""
 
 import json
 
@@ -78,7 +78,7 @@ def test_a_smaller_batch_is_found_and_takes_the_same_steps(world, tmp_path):
         torch.testing.assert_close(parameters(found)[name], expected, rtol=1e-4, atol=2e-6)
         moved = max(moved, (expected - start[name]).abs().max().item())
     assert moved > 1e-2
-    # To the bit: the run that was asked for by hand. So trying left no trace.
+    # Bit for bit the run with these sizes set manually, so the trial left no trace.
     options = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
     by_hand = trainer_for(world, tmp_path / "hand", **options)
     by_hand.train()

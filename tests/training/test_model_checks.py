@@ -1,4 +1,4 @@
-"""Models against the data's classes, the optimizer and each other: refused before step 1, or after it."""
+"""Models against the data's classes, the optimizer and each other: errors before step 1, or after it."""
 
 import json
 
@@ -50,7 +50,7 @@ def test_passed_models_must_name_the_datas_classes(world, tmp_path, names, found
         trainer_for(world, tmp_path, named(dict(enumerate(names))))
     advised = str(error.value).split("`model.config.id2label = ")[1].split("`")[0]
     assert eval(advised) == ID2LABEL
-    assert trainer_for(world, tmp_path, named(eval(advised))).id2label == ID2LABEL  # as the message says
+    assert trainer_for(world, tmp_path, named(eval(advised))).id2label == ID2LABEL  # as the message advises
 
 
 def test_a_branch_is_exported_with_the_datas_names(world, tmp_path):
@@ -89,7 +89,7 @@ def test_a_frozen_branch_is_named(world, tmp_path):
     models[1].requires_grad_(False)
     with pytest.raises(ValueError, match="Branch 1, a Toy.*nothing to train: all of its parameters are frozen"):
         trainer_for(world, tmp_path, models)
-    models[1].requires_grad_(True)  # what the message says
+    models[1].requires_grad_(True)  # as the message advises
     trainer_for(world, tmp_path, models)
     models[0].decode_head.requires_grad_(False)
     with pytest.raises(ValueError, match="Branch 0.*remove what freezes more \\(`freeze_backbone`\\)"):
@@ -130,7 +130,7 @@ def test_identical_branches_cannot_teach_each_other(world, tmp_path):
 
 def test_branches_that_are_equal_after_the_first_step_end_the_run(world, tmp_path):
     trainer = trainer_for(world, tmp_path, toy_models(), max_steps=3)
-    with torch.no_grad():  # as a checkpoint of before this was looked at
+    with torch.no_grad():  # like a checkpoint from before this check existed
         for p, q in zip(*(model.parameters() for model in trainer.models), strict=True):
             q.copy_(p)
     with pytest.raises(ValueError, match="Branches 0 and 1 are one network: after step 1 all of their weights are"):

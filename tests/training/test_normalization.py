@@ -1,4 +1,4 @@
-"""Images are normalised as the pretrained network's were, unless the user says otherwise; what was taken is told."""
+"""Images are normalised as for the pretrained network, unless the user says otherwise; the choice is logged."""
 
 import json
 import logging
@@ -40,7 +40,7 @@ def settled(models, processing_class=None, **fields):
     given = [model_config.backbone_source(i) for i in (0, 1)] if fields.get("backbone") else None
     built = build_branches(models, id2label=ID2LABEL, backbone=given)
     found = settle(model_config, models, built, processing_class)
-    assert model_config == ModelConfig(**fields)  # the user's own object stays as it is
+    assert model_config == ModelConfig(**fields)  # the user's own object does not change
     return found.image_mean, found.image_std
 
 
@@ -88,7 +88,7 @@ def test_branches_with_different_normalisation_are_reported(tmp_path, log):
     (text,) = said(log)
     assert f"(the image processor of {one})" in text and f"(the image processor of {other})" in text
     log.clear()
-    assert settled([tiny_upernet(), other]) == HALF and not said(log)  # the first is pretrained by nothing
+    assert settled([tiny_upernet(), other]) == HALF and not said(log)  # the first one is not pretrained
 
 
 def test_a_passed_model_uses_its_checkpoints_normalisation(tmp_path):
@@ -110,7 +110,7 @@ def test_a_backbones_normalisation_precedes_its_models(tmp_path, log):
 def test_timms_normalisation_is_that_of_its_weights(tmp_path, monkeypatch):
     backbone = TimmBackboneConfig(backbone="test_resnet", out_indices=[1, 2, 3, 4])
     config = UperNetConfig(backbone_config=backbone, hidden_size=16, use_auxiliary_head=False, id2label=ID2LABEL)
-    assert settled(config) == IMAGENET  # drawn from nothing
+    assert settled(config) == IMAGENET  # trained from scratch
     torch.manual_seed(0)
     network = timm.create_model("test_resnet")
     for module in network.modules():
@@ -120,7 +120,7 @@ def test_timms_normalisation_is_that_of_its_weights(tmp_path, monkeypatch):
     weights = tmp_path / "timm" / "weights.pth"
     torch.save(network.state_dict(), weights)
     assert settled(config, backbone=str(weights)) == HALF  # timm's for this network
-    pretrained = {"pretrained_cfg": {"mean": OWN[0], "std": OWN[1]}}  # as a repository of timm has it
+    pretrained = {"pretrained_cfg": {"mean": OWN[0], "std": OWN[1]}}  # as in timm's repositories
     (tmp_path / "timm" / "config.json").write_text(json.dumps(pretrained))
     assert settled(config, backbone=str(weights)) == OWN
 
@@ -178,7 +178,7 @@ def test_a_run_uses_one_normalisation_throughout(world, tmp_path):
 
 
 def test_resuming_needs_the_checkpoints_normalisation(world, tmp_path):
-    """A run of before these were taken from the checkpoint holds ImageNet's."""
+    """A run from before checkpoints' normalisation was used has ImageNet's."""
     source, imagenet = branch(tmp_path / "own", OWN), {"image_mean": IMAGENET[0], "image_std": IMAGENET[1]}
     trainer_for(world, tmp_path, source, num_branches=1, max_steps=1, **imagenet).train()
     with pytest.raises(ValueError, match=r"image_mean: \[0.485, 0.456, 0.406\] -> \[0.4, 0.5, 0.6\]"):

@@ -1,4 +1,4 @@
-"""Self-training: labels as the network gives them, coded as the labeled set's are, written once and joined."""
+"""Self-training: labels as predicted, encoded like the labeled set's, written once and joined."""
 
 import io
 import json
@@ -93,7 +93,7 @@ def test_a_pair_labels_by_its_mean_over_flips_and_scales(network, world, tmp_pat
                     logits = logits.flip(-1) if mirrored else logits
                     full = torch.nn.functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)
                     total = total + full.softmax(1)
-        assert (total[0].argmax(0).numpy() == found).mean() > 0.995  # ties, to rounding
+        assert (total[0].argmax(0).numpy() == found).mean() > 0.995  # except for ties
     alone = label(network, world, tmp_path / "alone")
     assert any(
         row["label"] != other["label"]
@@ -127,7 +127,7 @@ def test_both_sets_join_and_uncertain_pixels_are_ignored(network, world, tmp_pat
 
 
 def test_stored_labels_are_augmented_like_their_images(network, world, tmp_path):
-    """On the crop that its strong view shows, with 255 on padding and where the network was not sure."""
+    """In the crop of its strong view, with 255 on padding and where the network was uncertain."""
     label(network, world, tmp_path / "labels")
     taught = with_pseudo_labels(world[1], tmp_path / "labels", column="pseudo_label", confidence_threshold=0.4)
     assert taught.column_names == ["image", "pseudo_label", "id"] and len(taught) == len(world[1])
@@ -258,7 +258,7 @@ def streets(tmp_path_factory):
 
 @pytest.fixture
 def trained(monkeypatch):
-    """The folders that are trained into, one after the other, and the settings there."""
+    """The folders that are trained into, in order, and their settings."""
     found = {}
     build = train.build
 
@@ -288,13 +288,13 @@ def test_the_three_stages_can_be_repeated(streets, tmp_path, trained):
     assert manifest["rows"] == 4
     assert manifest["network"] == [str(out / "labeling" / f"branch_{index}") for index in (0, 1)]
 
-    # Stopped in its last stage: the same command trains that one alone, from its checkpoint.
+    # Stopped in its last stage: the same command only trains that one, from its checkpoint.
     (out / "results.json").unlink()
     again = self_training.main(words)
     assert [len(calls) for calls in trained.values()] == [1, 2]
     assert again["final"]["mean"]["mean_iou"] == results["final"]["mean"]["mean_iou"]
 
-    # From a network that is there, e.g. a CPS branch
+    # From an existing network, e.g. a CPS branch
     other = words_for(streets, tmp_path / "other", "--objective", "supervised", "--teacher", str(out / "branch_1"))
     assert self_training.main(other)["num_labeled"] == 7 and [*trained][2:] == [str(tmp_path / "other")]
     assert len(load_cityscapes(streets, "train")) == 7

@@ -1,4 +1,4 @@
-"""What is made of the settings before the first step."""
+"""What is built from the settings before the first step."""
 
 from types import SimpleNamespace
 
@@ -44,7 +44,7 @@ def test_workers_prefetch_the_configured_number_of_batches(tmp_path):
 
 @pytest.mark.parametrize("changed", [{}, {"adam_beta1": 0.5}, {"adam_beta2": 0.6}, {"adam_epsilon": 0.25}])
 def test_adams_options_follow_its_formula(changed):
-    """Two steps by hand (Loshchilov and Hutter 2019, algorithm 2)."""
+    """Two written-out steps (Loshchilov and Hutter 2019, algorithm 2)."""
     fields = {"adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8} | changed
     args = CPSConfig(optim="adamw", learning_rate=0.1, weight_decay=0.0, **changed)
     optimizer = make_optimizer(toy_models(1), args)

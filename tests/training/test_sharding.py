@@ -1,4 +1,4 @@
-"""FSDP2 by the launcher's file of examples/, on two CPU processes; and what is refused beside DDP."""
+"""FSDP2 with the launch file of examples/, on two CPU processes; and unsupported setups."""
 
 import json
 from pathlib import Path
@@ -30,7 +30,7 @@ def run(tmp_path, name, *words, **options):
 
 @pytest.mark.slow
 def test_two_sharded_processes_equal_one_process(tmp_path):
-    """Branches are clipped, evaluated, drawn and saved on the way; each process holds a share of the weights only."""
+    """Branches are clipped, evaluated, drawn and saved; each process only has its shard of the weights."""
     settings = {"max_grad_norm": 2.0, "logging_steps": 1, "eval_steps": 2, "save_steps": 2, "agreement_images": 3}
     words = ["--cutmix", "--evaluate", "--settings", json.dumps(settings | {"num_pictures": 2})]
     one = run(tmp_path, "one", "--batch", "4", *words)
@@ -49,7 +49,7 @@ def test_two_sharded_processes_equal_one_process(tmp_path):
 
 
 def check_exported(folder: Path, parameters: dict[str, torch.Tensor], best: dict) -> None:
-    """A fresh process that knows nothing of sharding reads what was trained."""
+    """A new process without sharding reads what was trained."""
     program = (
         "import sys, torch; from support import toy\n"
         "from transformers import AutoConfig, AutoModelForSemanticSegmentation as Auto\n"
@@ -104,7 +104,7 @@ def test_a_sharded_run_resumes_bit_for_bit(tmp_path):
     assert all(torch.equal(rest["parameters"][name], value) for name, value in whole["parameters"].items())
 
 
-# ------------------------------------------------------------------------------------------------ refusals
+# ------------------------------------------------------------------------------------------------ errors
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_the_training_script_reports_it_in_one_line():
 
 
 def sharded(mixed_precision="no", **options):
-    """What `refuse` looks at, of a launch with FSDP2."""
+    """The parts of a launch with FSDP2 that `reject_unsupported` checks."""
     plugin = {"fsdp_version": 2, "auto_wrap_policy": "NO_WRAP", "cpu_ram_efficient_loading": False, **options}
     state = SimpleNamespace(fsdp_plugin=FullyShardedDataParallelPlugin(**plugin))
     return SimpleNamespace(distributed_type=DistributedType.FSDP, state=state, mixed_precision=mixed_precision)

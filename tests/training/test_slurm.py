@@ -1,4 +1,4 @@
-"""The SLURM script with stand-ins for SLURM's commands: what is launched on each node, and when it is queued again."""
+"""The SLURM script with stand-ins for SLURM's commands: what each node launches, and when it is queued again."""
 
 import json
 import os

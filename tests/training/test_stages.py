@@ -1,4 +1,4 @@
-"""Two stages in one run: supervised branches, and the method from them on; bit for bit the same across the border."""
+"""Two stages in one run: supervised branches, then the method from these; bit for bit the same across the border."""
 
 import json
 import logging
@@ -76,7 +76,7 @@ def test_the_first_stage_equals_a_supervised_run(root, tmp_path, whole):
 
 
 def test_the_second_stage_equals_a_new_run_from_its_branches(root, tmp_path, whole):
-    """Optimizer, schedule and progress begin anew; labeled samples go on where the first stage stopped."""
+    """Optimizer, schedule and progress start again; labeled samples continue where the first stage stopped."""
     out, found = whole
     trainer = make_trainer(root, CPS, tmp_path / "out", max_steps=LAST - BORDER, learning_rate=0.5e-2)
     for i, branch in enumerate(trainer.module.branches):
@@ -113,7 +113,7 @@ def test_a_run_resumes_bit_for_bit_around_the_border(root, tmp_path, whole, step
         expected = {BORDER: 2, BORDER + 1: BORDER, BORDER + 2: 4}[step]
         assert newest_checkpoint(tmp_path / "out").name == f"checkpoint-{expected}"
         resumed = run_whole(root, CPS, tmp_path / "out", save_steps=2, resume_from_checkpoint="auto", **STAGES)
-    compared = [name for name in whole[1] if not name.startswith("ids of")]  # it has seen other steps
+    compared = [name for name in whole[1] if not name.startswith("ids of")]  # it saw other steps
     assert [name for name in compared if not same(whole[1][name], resumed[name])] == []
 
 
@@ -130,7 +130,7 @@ def test_a_run_killed_at_the_border_after_saving_is_complete(root, tmp_path, who
             broken.train()
         resumed = run_whole(root, CPS, tmp_path / "out", save_steps=2, resume_from_checkpoint="auto", **STAGES)
     assert resumed["results"]["stages"] == whole[1]["results"]["stages"]
-    compared = [name for name in whole[1] if not name.startswith("ids of")]  # it has seen other steps
+    compared = [name for name in whole[1] if not name.startswith("ids of")]  # it saw other steps
     assert [name for name in compared if not same(whole[1][name], resumed[name])] == []
 
 

@@ -1,4 +1,4 @@
-"""The loop on a small world: what it writes, that it learns, what it refuses, and that it can go on."""
+"""The loop on a small world: what it writes, that it learns, its errors, and that it can be resumed."""
 
 import json
 from dataclasses import dataclass, replace
@@ -67,7 +67,7 @@ def log_lines(tmp_path):
 
 @pytest.fixture(scope="module")
 def finished(world, tmp_path_factory):
-    """One whole run with a real architecture, built from a configuration."""
+    """One full run with a real architecture, built from a configuration."""
     tmp_path = tmp_path_factory.mktemp("finished")
     trainer = trainer_for(world, tmp_path, tiny_upernet(), max_steps=5, eval_steps=2, save_steps=3)
     before = parameters(trainer)
@@ -155,7 +155,7 @@ def test_an_exported_branch_works_without_this_package(finished):
 
 
 def mean_iou_by_hand(trainer, dataset, branch):
-    """An independent count over the predictions that `predict` gives."""
+    """An independent count from the results of `predict`."""
     import numpy as np
     from sklearn.metrics import confusion_matrix
 
@@ -207,7 +207,7 @@ def test_the_rate_follows_the_poly_schedule(world, tmp_path):
 
 @pytest.mark.slow
 def test_a_resumed_run_is_the_run_that_was_never_stopped(world, tmp_path):
-    """A run that ended by itself; those that break off are in test_resuming.py."""
+    """A run that ended normally; interrupted ones are in tests/checkpointing/test_resume.py."""
     fields = {"max_steps": 6, "save_steps": 2, "eval_steps": 3, "logging_steps": 4}
     whole = trainer_for(world, tmp_path / "a", tiny_upernet(), **fields)
     expected = whole.train()
@@ -273,7 +273,7 @@ class Recorder(TrainerCallback):
 
 def test_transformers_callbacks_are_called_and_can_stop_the_run(world, tmp_path):
     recorder = Recorder()
-    patience = EarlyStoppingCallback(early_stopping_patience=2, early_stopping_threshold=2.0)  # no gain is ever enough
+    patience = EarlyStoppingCallback(early_stopping_patience=2, early_stopping_threshold=2.0)  # never satisfied
     trainer = trainer_for(world, tmp_path, callbacks=[recorder, patience], max_steps=50, eval_steps=1)
     results = trainer.train()
     assert results["steps"] < 6 and (tmp_path / "out" / f"checkpoint-{results['steps']}").is_dir()
@@ -413,7 +413,7 @@ def test_a_teacher_is_averaged_scored_saved_and_exported(world, tmp_path):
     assert not any(p.requires_grad for p in trainer.module.teacher.parameters())
     assert (tmp_path / "out" / "teacher" / "model.safetensors").is_file()
     assert "teacher" in results["final"]
-    with torch.no_grad():  # after one step it says what its branch says: now it says another class everywhere
+    with torch.no_grad():  # after one step it equals its branch: now it predicts another class everywhere
         trainer.module.teacher.model.decode_head.classifier.bias[1] += 1e4
     trainer.evaluate()
     scores = {row: scores["mean_iou"] for row, scores in trainer.state.scores.items()}
@@ -422,7 +422,7 @@ def test_a_teacher_is_averaged_scored_saved_and_exported(world, tmp_path):
 
 
 def test_the_teachers_first_value_is_the_mean_of_two_steps(world, tmp_path):
-    """1 - 1 / (1 + 1) of the start: the decay is that of the step that was taken."""
+    """1 - 1 / (1 + 1) of the start: the decay belongs to the step that was taken."""
     trainer = trainer_for(world, tmp_path, models=toy_models(1), objective=MeanTeacher(), max_steps=1)
     start = parameters(trainer)
     trainer.train()
@@ -446,7 +446,7 @@ def test_gradients_are_clipped_per_branch(world, tmp_path):
 
 
 def test_a_norm_of_zero_clips_nothing(world, tmp_path):
-    """As transformers' Trainer has it."""
+    """As in transformers' Trainer."""
     found = []
     for name, max_grad_norm in (("a", None), ("b", 0.0)):
         trainer = trainer_for(world, tmp_path / name, max_grad_norm=max_grad_norm, max_steps=1)
@@ -465,7 +465,7 @@ def test_the_logged_rate_is_the_base_rate(world, tmp_path):
 
 
 def test_scores_of_other_sets_are_not_the_runs(world, tmp_path):
-    """A callback that looks at a test set in the middle of a run."""
+    """A callback that evaluates a test set in the middle of a run."""
     other = {}
 
     class LooksElsewhere(TrainerCallback):
@@ -559,7 +559,7 @@ def test_checkpoints_are_pruned_to_the_limit(world, tmp_path):
     assert sorted(p.name for p in (tmp_path / "out").glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-4"]
 
 
-# ------------------------------------------------------------------------------------------------ what is refused
+# ------------------------------------------------------------------------------------------------ errors
 
 
 @pytest.mark.parametrize(
@@ -608,7 +608,7 @@ def test_a_missing_checkpoint_is_an_error(world, tmp_path):
         trainer_for(world, tmp_path).train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-9"))
     with pytest.raises(ValueError, match="no complete checkpoint"):
         trainer_for(world, tmp_path).train(resume_from_checkpoint=True)
-    (tmp_path / "out" / "checkpoint-7").mkdir(parents=True)  # killed while it was written
+    (tmp_path / "out" / "checkpoint-7").mkdir(parents=True)  # killed while writing it
     with pytest.raises(ValueError, match="no complete checkpoint"):
         trainer_for(world, tmp_path, resume_from_checkpoint="true").train()
 
@@ -710,7 +710,7 @@ def test_agreement_comes_with_the_share_of_the_commonest_class(world, tmp_path):
     models = toy_models()
     with torch.no_grad():
         for model in models:
-            model.decode_head.bias[1] = 1000.0  # discs everywhere, to which both agree
+            model.decode_head.bias[1] = 1000.0  # both predict discs everywhere
     trainer = trainer_for(world, tmp_path, models=models)
     assert trainer.evaluator.agreement(world["unlabeled_dataset"]) == (1.0, 1.0)
     trainer = trainer_for(world, tmp_path)

@@ -1,4 +1,4 @@
-"""A process is not a run: of several trainers in one process each trains as it was told."""
+"""Several trainers in one process: each trains with its own settings."""
 
 import pytest
 import torch
@@ -81,5 +81,5 @@ def test_a_second_precision_in_one_process_is_rejected(world, tmp_path, fresh_pr
         make(world, tmp_path / "second", mixed_precision=second)
     advised = make(world, tmp_path / "advised", mixed_precision=present)
     assert advised.accelerator.mixed_precision == present
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", present)  # what `accelerate launch` was told
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", present)  # the setting of `accelerate launch`
     assert make(world, tmp_path / "launched").accelerator.mixed_precision == present

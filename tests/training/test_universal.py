@@ -1,4 +1,4 @@
-"""A SegFormer and a mask-classification network train each other, and what they leave loads anywhere."""
+"""A SegFormer and a mask-classification network train each other, and their exports load anywhere."""
 
 import json
 
@@ -86,8 +86,8 @@ def test_a_crop_size_that_eomt_rejects_names_the_option(world, tmp_path):
 
 
 def test_the_pipelines_semantic_map_equals_ours(tmp_path):
-    """MaskFormer's post-processing resizes scores, as we do, so whole images agree to the pixel, of any size.
-    Mask2Former's and EoMT's resize the masks first, to 384 x 384 and to the input's size: they agree nearly."""
+    """MaskFormer's post-processing resizes scores, like ours, so whole images of any size agree to the pixel.
+    Mask2Former's and EoMT's resize the masks first, to 384 x 384 and to the input's size, and nearly agree."""
 
     image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     image[20:50, 10:40] //= 4

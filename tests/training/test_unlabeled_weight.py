@@ -1,4 +1,4 @@
-"""The run's own factor on the unlabeled term: that it acts, what lowers it, and that it helps where it should."""
+"""The run's factor on the unlabeled term: its effect, what lowers it, and that it helps."""
 
 import json
 import logging
@@ -40,7 +40,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture
 def always_fallen(monkeypatch):
-    """Every score counts as fallen, as soon as there are a reference and a score before it."""
+    """Every score counts as fallen once there are a reference and a previous score."""
     monkeypatch.setattr(watch, "TOLERANCE", -2.0)
 
 
@@ -107,7 +107,7 @@ def test_the_weight_is_halved_at_each_fall_and_ends_at_zero(caplog):
 
 
 def test_the_rule_only_uses_the_methods_stage(root, tmp_path, always_fallen):
-    """With a reference from step 2 it falls at steps 4, 5, 6 and 7: the first evaluation of a stage is not judged."""
+    """With a reference from step 2 it falls at steps 4, 5, 6 and 7: a stage's first evaluation is not judged."""
     fields = {"max_steps": 9, "pretrain_steps": 2, "logging_steps": 1, "save_steps": None, **AUTO}
     read = []
     with without_cards_and_pictures():
@@ -141,7 +141,7 @@ def test_with_one_stage_two_evaluations_set_the_reference(root, tmp_path, always
 
 
 def simulated(difference, noise, runs=1000, evaluations=20):
-    """The shares of runs of two stages in which the factor is lowered, and comes to 0; in points of mIoU."""
+    """The shares of two-stage runs in which the factor is lowered, and reaches 0; in points of mIoU."""
     random, falls = np.random.default_rng(0), []
     for _ in range(runs):
         level = watch.Level({})
@@ -176,7 +176,7 @@ def test_an_automatic_weight_resumes_bit_for_bit(root, tmp_path, always_fallen, 
 def test_a_run_without_its_unlabeled_images_is_resumed_bit_for_bit(
     root, tmp_path, monkeypatch, always_fallen, save_steps, breaks
 ):
-    """They end with the evaluation of step 3, and the run goes on from before, at or after that."""
+    """They end with the evaluation of step 3, and the run is resumed before, at or after that."""
     monkeypatch.setattr("cps_hf.training.unlabeled_weight.LEAST", 1.0)
     fields = {"ema_decay": 0.8, "save_steps": save_steps, **AUTO}
     with without_cards_and_pictures():
@@ -184,7 +184,7 @@ def test_a_run_without_its_unlabeled_images_is_resumed_bit_for_bit(
         broken = make_trainer(root, CPS, tmp_path / "broken", **fields)
         if breaks:
             break_off(broken, step=breaks, micro_batch=1)
-        else:  # its checkpoint holds the evaluation as pending
+        else:  # its checkpoint lists the evaluation as pending
             scores = broken.evaluator.scores
             broken.evaluator.scores = lambda d: scores(d) if broken.state.global_step < 3 else raise_broken_off()
         with pytest.raises(BrokenOff):
@@ -208,7 +208,7 @@ def test_the_evaluation_set_is_part_of_such_a_run(root, tmp_path):
 
 
 def test_the_evaluation_mode_is_part_of_such_a_run():
-    """Settings that otherwise matter for the choice of the best branch alone."""
+    """Settings that otherwise only affect the choice of the best branch."""
     fixed = _judged_by(flat(CPSConfig(), EvaluationConfig()), None)
     assert fixed.keys() >= {"eval_steps", "eval_mode", "eval_shrink", "eval_crop_size", "eval_stride"}
 
@@ -234,12 +234,12 @@ def test_the_rule_is_the_same_on_two_processes(tmp_path):
         assert shares[1][name] == pytest.approx(of_class, abs=0.02)
 
 
-# ------------------------------------------------------------------------------------------------ its use
+# ------------------------------------------------------------------------------------------------ its benefit
 
 
 @dataclass(frozen=True, kw_only=True)
 class Poisoned(CrossPseudoSupervision):
-    """The pseudo labels are all wrong: each is the next class."""
+    """All pseudo labels are wrong: each is the next class."""
 
     def _pseudo_labels(self, logits, batch):
         maps, agreed = super()._pseudo_labels(logits, batch)
@@ -273,7 +273,7 @@ def test_the_rule_helps_if_pseudo_labels_are_wrong(drawn, tmp_path):
     _, fixed = final_score(drawn, tmp_path / "fixed", Poisoned())
     trainer, auto = final_score(drawn, tmp_path / "auto", Poisoned(), unlabeled_weight="auto")
     assert auto > fixed + 0.1 and trainer.state.unlabeled_weight == 0
-    # The network that is kept as the best is the supervised stage's, which no unlabeled image harmed.
+    # The best network is the supervised stage's, which no unlabeled image harmed.
     assert trainer.state.best["step"] == 20 and trainer.state.best_metric > auto
 
 

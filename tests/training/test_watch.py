@@ -1,4 +1,4 @@
-"""The watch over pseudo labels: its numbers by hand, and when it warns."""
+"""Monitoring of pseudo labels: its numbers, against written-out ones, and its warnings."""
 
 import json
 import math
@@ -34,7 +34,7 @@ def root(tmp_path_factory):
 
 
 def pixels_by_class(branches, images, threshold=0.0):
-    """Of the pixels that the watch looks at, here (0, 0) and (0, 4) of each image."""
+    """The pixels that are counted, here (0, 0) and (0, 4) of each image."""
     counts = [0.0] * C
     for branch in branches:
         for image in images:
@@ -58,7 +58,7 @@ def watched_call(objective, branches, unlabeled_size=4, teacher=None):
 
 @pytest.mark.parametrize("cutmix", [False, True])
 def test_the_pseudo_labels_of_a_pair_are_counted_by_class(cutmix):
-    """Those of the unmixed images: with CutMix the passes with gradient see others."""
+    """Those of the unmixed images: with CutMix, the passes with gradient see others."""
     branches = [TinyBranch(1), TinyBranch(3)]
     labeled, unlabeled, logs = watched_call(CrossPseudoSupervision(cutmix=cutmix), branches)
     expected = pixels_by_class(branches, unlabeled.weak)
@@ -84,7 +84,7 @@ def test_a_teachers_pseudo_labels_ignore_its_threshold():
 
 
 def test_labels_that_were_made_before_are_counted_as_they_are():
-    """And not what the network that learns from them predicts."""
+    """And not the predictions of the network that learns from them."""
     labeled, unlabeled = batches(FixedTeacher().views)
     logs = TrainingModule(toy_models(1), FixedTeacher())(labeled, unlabeled, torch.zeros(())).logs
     given = unlabeled.pseudo_labels[:, ::4, ::4].flatten().tolist()
@@ -128,10 +128,10 @@ def test_a_run_logs_agreed_accuracy_and_class_shares(root, tmp_path, objective):
                 assert line[f"pseudo_label_share/{name}"] == pytest.approx(share, abs=1e-6)
                 share = (labels[index] / labels.sum()).item()
                 assert line[f"label_share/{name}"] == pytest.approx(share, abs=1e-6)
-            else:  # with a threshold nothing may be sure enough
+            else:  # with a threshold, perhaps no prediction is confident
                 assert f"pseudo_label_share/{name}" not in line and objective.averages
     assert not any("class_pixels" in key for line in trainer.state.log_history for key in line)
-    # Where all labelers agree, how often they are right, on the last step's networks.
+    # Where all labelers agree, how often they are correct, with the last step's networks.
     labelers = {"teacher": ["teacher"], "averages": ["0_average", "1_average"]}
     kind = "teacher" if objective.teacher else "averages" if objective.averages else "branches"
     agreed, right = 0, 0
@@ -146,7 +146,7 @@ def test_a_run_logs_agreed_accuracy_and_class_shares(root, tmp_path, objective):
     assert found == pytest.approx(right / agreed) == results["pseudo_labels"]["right"]["last"]
     assert 0 < right < agreed
     saved = json.loads((tmp_path / "out" / "results.json").read_text())["pseudo_labels"]
-    if not objective.averages:  # whose threshold leaves out nearly all here, so that two classes have vanished
+    if not objective.averages:  # its threshold keeps nearly nothing here, so two classes have vanished
         assert saved["warnings"] == [] and saved["shares"]["disc"]["labels"] == lines[-1]["label_share/disc"]
 
 
@@ -187,7 +187,7 @@ def test_a_score_falls_after_two_low_evaluations(supervised, scores, fallen):
 
 
 class Evaluations:
-    """A watch that is shown one evaluation after the other."""
+    """A `Watch` that sees one evaluation after the other."""
 
     def __init__(self, labelers=("branch_0", "branch_1"), **options):
         self.state = RunState(max_steps=100)
@@ -231,7 +231,7 @@ def test_only_vanished_classes_are_named(caplog):
     )
     assert "auto" not in said and "`class_balance`" in said
     other = Evaluations()
-    for _ in range(3):  # half of its share is no tenth, and a class that no label has cannot vanish
+    for _ in range(3):  # half of its share is above a tenth, and a class without labels cannot vanish
         other.show(0.5, 0.9, (975, 25, 0), labels=(950, 50, 0))
     assert len(caplog.records) == 1 and other.show(0.5, 0.9, (0, 0, 0))[0] == {}
 

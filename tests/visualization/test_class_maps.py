@@ -1,4 +1,4 @@
-"""Class maps as pictures, looked at pixel by pixel."""
+"""Class maps as pictures, checked pixel by pixel."""
 
 import numpy as np
 import pytest

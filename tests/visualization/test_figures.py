@@ -1,4 +1,4 @@
-"""Matplotlib's figures, looked at pixel by pixel."""
+"""Matplotlib figures, checked pixel by pixel."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def test_a_confusion_matrix_has_the_truth_in_rows(tmp_path):
 
 
 def test_names_are_not_formulas(tmp_path, monkeypatch):
-    """Class names are a user's: line ends, formulas that are none, a leading underscore."""
+    """Users choose class names: line ends, invalid formulas, a leading underscore."""
     from matplotlib.axes import Axes
 
     names = ["two\nlines", "$\\frac$", "_hidden"]
@@ -36,7 +36,7 @@ def test_names_are_not_formulas(tmp_path, monkeypatch):
     write_curves([{"step": 1, **dict.fromkeys(names, 1.0)}], names, tmp_path / "curves.png")
     escaped = ["two lines", r"\$\frac\$", "_hidden"]
     assert [text.get_text() for text in shown[0].get_texts()] == escaped
-    write_confusion_matrix(np.eye(3), names, tmp_path / "matrix.png")  # a formula that is none would raise
+    write_confusion_matrix(np.eye(3), names, tmp_path / "matrix.png")  # an invalid formula would raise
 
 
 @pytest.mark.slow

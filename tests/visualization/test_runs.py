@@ -1,4 +1,4 @@
-"""A finished run's figures, returned and not written."""
+"""A finished run's figures are returned, not written."""
 
 import json
 
@@ -15,7 +15,7 @@ def run(tmp_path):
     records = [{"step": 1, "loss": 2.0, "cps_loss": 1.0}, {"step": 2, "loss": 1.5, "cps_loss": 0.5}]
     records.append({"step": 2, "eval_branch_0_mean_iou": 0.5, "eval_agreement": 0.9, "eval_commonest_class": 0.6})
     lines = "".join(f"{json.dumps(record)}\n" for record in records)
-    (tmp_path / "metrics.jsonl").write_text(lines + '{"step": 3, "lo')  # killed while it wrote
+    (tmp_path / "metrics.jsonl").write_text(lines + '{"step": 3, "lo')  # killed while writing
     Image.new("RGB", (8, 6)).save(tmp_path / "a.jpg")
     entry = {"id": "$\\frac$ <b>", "mean_iou": 0.25, "files": ["a.jpg"] * 3}
     evaluation = {"network": "branch_0", "step": 2, "images": 1, "classes": ["$x", "b", "c"], "worst": [entry]}
@@ -32,7 +32,7 @@ def test_figures_are_returned_without_pyplot(run):
     figures = [draw(run) for draw in (curves_figure, confusion_figure, classes_figure, images_figure)]
     assert all(isinstance(figure, Figure) for figure in figures) and plt.get_fignums() == before
     for figure in figures:
-        figure.canvas.draw()  # a formula that is none would raise
+        figure.canvas.draw()  # an invalid formula would raise
     assert sorted(run.iterdir()) == files
     curves, confusion, classes, images = figures
     assert [axes.get_ylabel() for axes in curves.axes] == ["loss", "mean IoU", "agreement"]

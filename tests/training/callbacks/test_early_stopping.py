@@ -1,4 +1,4 @@
-"""A run that ends where its scores no longer improve."""
+"""Early stopping: a run ends when its scores no longer improve."""
 
 from types import SimpleNamespace
 
@@ -15,7 +15,7 @@ ARGS = SimpleNamespace(metric_for_best_model="mean_iou")
 
 
 def stopped_at(callback, scores):
-    """The step, counted from 1, after whose score the run is to stop."""
+    """The step, counted from 1, after whose score the run should stop."""
     for step, score in scores.items():
         control = TrainerControl()
         callback.on_evaluate(ARGS, SimpleNamespace(global_step=step, max_steps=99), control, {"eval_mean_iou": score})
@@ -74,7 +74,7 @@ def test_a_stopped_run_is_complete_and_stays_stopped_on_resuming(tmp_path):
 
 
 class StopAt(EarlyStopping):
-    """Ends a run at a step, and is no state of it."""
+    """Ends a run at a step, without being part of its state."""
 
     def __init__(self, step):
         super().__init__(99)
@@ -93,5 +93,5 @@ def test_it_needs_evaluations_and_images_to_score(tmp_path):
     world = write_world(tmp_path / "world", [(40, 40)] * 2)
     args = settings(output_dir=str(tmp_path / "out"), crop_size=[32, 32], early_stopping_patience=1, eval_steps=1)
     with pytest.raises(ValueError, match="`early_stopping_patience` needs scores: pass `eval_dataset`"):
-        # before a model is looked for
+        # before a model is loaded
         CPSTrainer("no/model", **args, train_dataset=world, unlabeled_dataset=world.remove_columns("label"))

@@ -1,6 +1,6 @@
-"""transformers' own callbacks in this loop: each works, or is refused before the first step.
+"""transformers' own callbacks in this loop: each works, or is rejected before the first step.
 
-The services that they report to are stood in for by modules that take any call, but for TensorBoard, which is real.
+The services that they report to are replaced by modules that accept any call, except TensorBoard, which is real.
 """
 
 import importlib.abc
@@ -27,7 +27,7 @@ REFUSED = {"trackio"}
 
 
 class Services(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Any module of the services, which takes any call."""
+    """Stands for any module of the services, and accepts any call."""
 
     NAMES = {"wandb", "trackio", "comet_ml", "azureml", "mlflow", "dagshub", "neptune", "codecarbon", "clearml"}
     NAMES |= {"flytekit", "flytekitplugins", "dvclive", "swanlab", "pandas"}
@@ -38,7 +38,7 @@ class Services(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def create_module(self, spec):
         module = MagicMock(__path__=[], __name__=spec.name, __spec__=spec, __version__="99.0")
-        if spec.name == "comet_ml":  # a mock refuses names that look as those of the language
+        if spec.name == "comet_ml":  # a mock rejects names that look like Python's special names
             module.start.return_value = AnyCall()
         if spec.name == "dvclive":
             module.Live = AnyCall
@@ -161,7 +161,7 @@ def test_other_library_callbacks_work_or_are_rejected(world, tmp_path):
     with pytest.raises(ValueError, match="JITCheckpointCallback saves with transformers' Trainer.*saves by itself"):
         trainer_for(world, tmp_path, [JITCheckpointCallback()])
     namesake = type("JITCheckpointCallback", (TrainerCallback,), {})
-    check_callbacks([namesake()])  # somebody's own
+    check_callbacks([namesake()])  # a user's own class
 
 
 def test_the_notebook_progress_bar_is_shown(world, tmp_path, services):

@@ -1,4 +1,4 @@
-"""What a run draws and gives to its trackers."""
+"""The pictures that a run draws and gives to its trackers."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What a run leaves to look at: its last evaluation, the worst and best images, the page."""
+"""A run's report: its last evaluation, the worst and best images, the page."""
 
 import io
 import json
