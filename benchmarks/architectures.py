@@ -1,10 +1,10 @@
-"""What every architecture is and does, as the tables of docs/architectures.md.
+"""Properties and behaviour of every architecture, as the tables of docs/architectures.md.
 
     python benchmarks/architectures.py [--output docs/architectures.md]
 
 Full-size models are built as branches on the meta device: shapes without values, so no memory and no weights. The tiny
-ones of tests/support/architectures.py are trained, exported, loaded by two other processes and shown an odd image. A
-few minutes on one CPU core; nothing is downloaded.
+ones of tests/support/architectures.py are trained, exported, loaded by two other processes and tried with an odd image
+size. Takes a few minutes on one CPU core; nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Footnotes:
-    """Texts below a table, numbered in the order they are met; the same text has one number."""
+    """Texts below a table, numbered in order of first use. Equal texts share a number."""
 
     def __init__(self, prefix: str):
         self.prefix = prefix
@@ -64,7 +64,7 @@ def millions(model: PreTrainedModel, only_trainable: bool = False) -> float:
 
 
 def refusal(model: PreTrainedModel, height: int, width: int) -> str:
-    """What `check_input_size` says against this size; nothing if it lets it pass."""
+    """The error of `check_input_size` for this size; empty if it accepts it."""
     try:
         check_input_size(model, height, width)
     except ValueError as error:
@@ -73,9 +73,9 @@ def refusal(model: PreTrainedModel, height: int, width: int) -> str:
 
 
 def allowed_sizes(model: PreTrainedModel) -> str:
-    """The sizes that `check_input_size` lets pass, in words.
+    """The sizes that `check_input_size` accepts, as text.
 
-    The least step of which it takes odd multiples: in two oblong shapes, else square.
+    The smallest step of which it accepts odd multiples: in two non-square shapes, else square.
     """
     for oblong in (True, False):
         for step in (1, 8, 14, 16, 32, 64):
@@ -112,7 +112,7 @@ def full_size_row(row: FullSize) -> dict[str, str]:
 
 
 def toy_batch(size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Four images (4, 3, H, W) of sixteen coloured blocks with noise, and their labels (4, H, W): a colour a class."""
+    """Four images (4, 3, H, W) of sixteen noisy coloured blocks, and their labels (4, H, W), a colour per class."""
     generator = torch.Generator().manual_seed(0)
     blocks = torch.randint(0, len(NAMES), (4, 1, 4, 4), generator=generator)
     labels = F.interpolate(blocks.float(), size=size, mode="nearest").squeeze(1).long()
@@ -137,10 +137,10 @@ def train(model: PreTrainedModel, size: tuple[int, int]) -> list[float]:
 
 
 def odd_size(model: PreTrainedModel) -> tuple[str, str]:
-    """Whether the model takes an image of ODD_SIZE, and what is said where it does not.
+    """Whether the model accepts an image of ODD_SIZE, and the error if it does not.
 
     Raises:
-        RuntimeError: `check_input_size` promises something else than the forward does.
+        RuntimeError: `check_input_size` and the forward pass disagree.
     """
     image = torch.randn(1, 3, *ODD_SIZE, generator=torch.Generator().manual_seed(0), requires_grad=True)
     refused = refusal(model, *ODD_SIZE)
@@ -149,9 +149,9 @@ def odd_size(model: PreTrainedModel) -> tuple[str, str]:
     except (RuntimeError, ValueError) as error:
         if refused:
             return "no", refused
-        raise RuntimeError(f"check_input_size lets {ODD_SIZE} pass, the forward does not") from error
+        raise RuntimeError(f"check_input_size accepts {ODD_SIZE}, but the forward pass fails") from error
     if refused:
-        raise RuntimeError(f"the forward takes {ODD_SIZE}; check_input_size: {refused}")
+        raise RuntimeError(f"the forward pass accepts {ODD_SIZE}, but check_input_size says: {refused}")
     (logits * torch.randn(logits.shape, generator=torch.Generator().manual_seed(1))).sum().backward()
     seen = image.grad.abs().sum((0, 1))  # zero where no logit depends on the pixel
     rows, columns = (ODD_SIZE[dim] - 1 - int(seen.sum(1 - dim).nonzero().max()) for dim in (0, 1))
@@ -168,7 +168,7 @@ def shortened(text: str, most: int = 330) -> str:
 
 
 def tiny_row(architecture: Architecture, folder: Path) -> dict[str, Any]:
-    """Trains the tiny model, tries the odd size, and writes to `folder` what the other processes load and expect."""
+    """Train the tiny model, try the odd size, and write to `folder` what the other processes load and expect."""
     torch.manual_seed(0)
     model = build_branches(architecture.config(), num_branches=1, id2label=NAMES)[0]
     losses = train(model, architecture.size)
@@ -182,7 +182,7 @@ def tiny_row(architecture: Architecture, folder: Path) -> dict[str, Any]:
     return {"losses": losses, "odd": odd, "odd error": error}
 
 
-# Runs alone in a new process. Arguments: "with" or "without" cps_hf, then folders of `tiny_row`.
+# Run in a new process. Arguments: "with" or "without" cps_hf, then folders of `tiny_row`.
 LOADER = """
 import json, sys
 package, folders = sys.argv[1], sys.argv[2:]
@@ -226,7 +226,7 @@ print(json.dumps(results))
 
 
 def reload(folders: list[Path], package: str) -> list[dict[str, Any]]:
-    """What a process `package` = "with" or "without" cps_hf makes of the folders of `tiny_row`, one dict for each.
+    """Load the folders of `tiny_row` in a new process `package` = "with" or "without" cps_hf; one dict per folder.
 
     Raises:
         RuntimeError: the process itself failed.
@@ -235,7 +235,7 @@ def reload(folders: list[Path], package: str) -> list[dict[str, Any]]:
     environment.pop("PYTHONPATH", None)
     if package == "with":
         environment["PYTHONPATH"] = str(REPOSITORY)
-    with tempfile.TemporaryDirectory() as home:  # for the code that came along; and away from the repository
+    with tempfile.TemporaryDirectory() as home:  # for the included code, and away from the repository
         done = subprocess.run(
             [sys.executable, "-c", LOADER, package, *(str(folder.resolve()) for folder in folders)],
             env={**environment, "HF_HOME": home},
@@ -268,7 +268,7 @@ def loss_cell(losses: list[float]) -> str:
 
 
 def table(header: list[str], rows: list[list[str]], numeric: int = 0) -> list[str]:
-    """Markdown; the `numeric` columns after the first are aligned to the right."""
+    """A Markdown table; the `numeric` columns after the first are right-aligned."""
     rule = [":--" if not 0 < index <= numeric else "--:" for index in range(len(header))]
     return ["| " + " | ".join(cells) + " |" for cells in (header, rule, *rows)]
 

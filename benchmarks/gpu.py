@@ -3,13 +3,13 @@
     python benchmarks/gpu.py --output benchmarks/results/gpu
     python benchmarks/gpu.py --output OUT --only options loss --seconds 300
 
-Four kinds of case, each a line of OUT/gpu.jsonl and OUT/gpu.md as soon as it is measured; one that is measured again
-takes its old line's place. A case that fails is written down with its error, and the next one runs.
+There are four kinds of case. Each is a line of OUT/gpu.jsonl and OUT/gpu.md as soon as it is measured; measuring it
+again replaces its line. A failed case is recorded with its error, and the next one runs.
 
-- **step**: `benchmarks/step.py` on recipes' sizes: the step's parts beside its floor, host reads, kernels.
-- **options**: images/s and peak memory of whole steps, nothing measured inside, by setting.
-- **loss**: cross entropy from logits at stride 4: plain, compiled (whole, in pieces), a piece at a time by its size.
-- **card**: what a large matrix product and a copy reach here, to read the others by.
+- **step**: `benchmarks/step.py` at the recipes' sizes: the step's parts and its floor, host reads, kernels.
+- **options**: images/s and peak memory of whole steps without inner measurements, by setting.
+- **loss**: cross entropy from logits at stride 4: plain, compiled (whole, in pieces), piecewise by piece size.
+- **card**: the speed of a large matrix product and of a copy here, for comparison.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import loss as loss_benchmark  # the files beside this one
+import loss as loss_benchmark  # files in this folder
 import step as step_benchmark
 import torch
 import torch.nn.functional as F
@@ -107,7 +107,7 @@ PIECES = [2**n for n in (22, 23, 24, 25, 26, 27, 28)]
 
 
 class Steps(TrainerCallback):
-    """Times whole steps, the device being waited for at the two ends only."""
+    """Times whole steps, synchronising with the device only at both ends."""
 
     def __init__(self, warm_up: int, steps: int):
         self.warm_up, self.steps, self.seconds = warm_up, steps, 0.0
@@ -125,7 +125,7 @@ class Steps(TrainerCallback):
 
 
 def options_of(case: dict, workers: int) -> argparse.Namespace:
-    """A case as benchmarks/step.py would read it."""
+    """A case in the form of benchmarks/step.py's options."""
     options = step_benchmark.parse([])
     for name, value in {"workers": workers, **case}.items():
         setattr(options, name, value)
@@ -153,7 +153,7 @@ def measure_options(case: dict, workers: int, warm_up: int = 6, steps: int = 15)
 
 
 def measure_loss(size: tuple[int, int, int]) -> dict:
-    """Milliseconds and MiB above the inputs, by way: medians of 10, in turns."""
+    """Milliseconds and MiB above the inputs, by variant: medians of 10, in turn."""
     batch, classes, side = size
     values, labels = loss_benchmark.inputs(
         argparse.Namespace(batch=batch, classes=classes, size=side, stride=4, cpu=False)
@@ -165,7 +165,7 @@ def measure_loss(size: tuple[int, int, int]) -> dict:
         values.grad = None
 
     def in_pieces(gradient_of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        """What the package's pieces could reach with another loss: images of at most its piece at a time."""
+        """What the package's pieces could reach with another loss: at most its piece size of images at a time."""
         num_images = max(1, strided.PIECE["cuda"] // (classes * side * side))
         parts = [slice(first, first + num_images) for first in range(0, batch, num_images)]
         gradient = torch.empty_like(values)
@@ -208,9 +208,10 @@ def measure_loss(size: tuple[int, int, int]) -> dict:
 
 
 def gradient_by_hand(coarse: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Of cross entropy summed over pixels (its value is made too, as a loss must): soft-max minus one-hot, in place.
+    """The gradient of cross entropy summed over pixels: soft-max minus one-hot, in place. (The value is computed too,
+    as a loss must.)
 
-    One full-size tensor in all, where autograd makes three.
+    It needs one full-size tensor, where autograd needs three.
     """
     full_size = F.interpolate(coarse, size=labels.shape[-2:], mode="bilinear", align_corners=False)
     logits, counts = full_size.detach(), (labels != IGNORE_INDEX).unsqueeze(1)
@@ -236,12 +237,12 @@ def _with_piece(piece: int, values: torch.Tensor, labels: torch.Tensor) -> None:
 def _noted(found: dict, way: str) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # one way of several: the others are worth having
+    except Exception as error:  # one variant of several: the others are still useful
         found[way] = {"error": f"{type(error).__name__}: {str(error)[:300]}"}
 
 
 def measure_card() -> dict:
-    """TFLOP/s of a bfloat16 product of 8192 x 8192 matrices, and TB/s of a copy, read and written."""
+    """TFLOP/s of a bfloat16 product of 8192 x 8192 matrices, and TB/s of a copy, read and write."""
     a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     big = torch.randn(2**30, device="cuda")
 
@@ -351,10 +352,10 @@ def _step_row(one: dict) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True, help="the folder of gpu.jsonl and gpu.md")
-    parser.add_argument("--only", nargs="+", choices=("card", "step", "loss", "options"), help="kinds; none: all")
-    parser.add_argument("--match", default="", help="only the cases in whose name this stands")
-    parser.add_argument("--workers", type=int, default=2, help="processes a stream that prepare data")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no case after so long")
+    parser.add_argument("--only", nargs="+", choices=("card", "step", "loss", "options"), help="kinds; default: all")
+    parser.add_argument("--match", default="", help="only the cases whose name contains this")
+    parser.add_argument("--workers", type=int, default=2, help="data workers per stream")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="start no case after this time")
     options = parser.parse_args()
     logging.getLogger("cps_hf").setLevel(logging.WARNING)
     options.output.mkdir(parents=True, exist_ok=True)
@@ -364,7 +365,7 @@ def main() -> None:
         if (options.only and kind not in options.only) or options.match not in name:
             continue
         if time.monotonic() - began > options.seconds:
-            print(f"not run for want of time: {kind}, {name}")
+            print(f"not run, out of time: {kind}, {name}")
             continue
         AcceleratorState._reset_state(reset_partial_state=True)  # each case has its own mixed precision
         line = {"kind": kind, "name": name, "date": time.strftime("%Y-%m-%d"), "versions": versions()}
@@ -373,7 +374,7 @@ def main() -> None:
         try:
             with contextlib.redirect_stdout(sys.stderr):
                 line |= run()
-        except Exception as error:  # written down; the other cases are worth having
+        except Exception as error:  # recorded; the other cases are still useful
             traceback.print_exc()
             line["error"] = f"{type(error).__name__}: {str(error)[:300]}".replace("\n", " ")
         gc.collect()

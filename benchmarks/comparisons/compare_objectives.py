@@ -1,20 +1,20 @@
-"""Every method on equal terms: the same data, labels, models, steps and seeds, one learning rate; a table, plots.
+"""Every method on equal terms: the same data, labels, models, steps, seeds and learning rate; a table and plots.
 
     python benchmarks/comparisons/compare_objectives.py
-        street scenes, 12 of 400 images labeled, every method, one seed: some two hours on two CPU cores.
+        street scenes, 12 of 400 images labeled, every method, one seed: about two hours on two CPU cores.
 
     python benchmarks/comparisons/compare_objectives.py --methods supervised cps cps_cutmix all_labels --seeds 1 2 3
-        only some methods, with a spread over seeds. Into the same folder, later: the other methods, more seeds.
+        only some methods, with a spread over seeds. Later, into the same folder: the other methods, more seeds.
 
     python benchmarks/comparisons/compare_objectives.py --dataset object_scenes --partitions 1-25 1-12 1-6
-        further options are those of `cps-hf train`; several partitions make the plot against the labeled ratio.
+        all other options are those of `cps-hf train`; several partitions give a plot against the labeled ratio.
 
     python benchmarks/comparisons/compare_objectives.py --config examples/configs/voc_cps_cutmix_r50.yaml \\
         --data_root DIR --partitions cps/voc/1-16 cps/voc/1-8 \\
         --launch "accelerate launch --multi_gpu --num_processes 4"
 
-The protocol is written to OUT/protocol.md before the first run. Each run is a process of its own in OUT/runs; finished
-ones are not repeated, and one that was stopped goes on. OUT/table.md holds what is there so far.
+The protocol is written to OUT/protocol.md before the first run. Each run is a separate process in OUT/runs. Finished
+runs are not repeated, and stopped ones are resumed. OUT/table.md contains the results so far.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import report  # the files beside this one
+import report  # files in this folder
 from cells import TRAIN, Cell, run_all, table_parser
 from transformers.utils import logging as transformers_logging
 
@@ -42,7 +42,7 @@ from cps_hf.files import write_atomically
 
 @dataclass(frozen=True)
 class Method:
-    """A run of the comparison: an objective with what differs from its defaults, which are its paper's.
+    """A run of the comparison: an objective with its differences from the defaults, which are its paper's.
 
     Args:
         needs: the methods whose runs with the same labels and seed it starts from.
@@ -96,11 +96,11 @@ PROTOCOL = """# The protocol, written before the first run
 
 def main(argv: list[str] | None = None) -> int:
     options, rest = arguments(argv)
-    transformers_logging.disable_progress_bar()  # a bar for each network that is read
+    transformers_logging.disable_progress_bar()  # otherwise there is a bar for each network that is loaded
     try:
         given = read_words(rest)
         if given.keys() & {"objective", "output_dir", "seed", "partition"}:
-            raise ValueError("`--methods`, `--output_dir`, `--seeds` and `--partitions` say what is run.")
+            raise ValueError("Choose the runs with `--methods`, `--output_dir`, `--seeds` and `--partitions` only.")
         settings = train.parse([*rest, "--objective", "supervised"])
         if not given.keys() & {"config", "eval_steps"}:
             settings.args.eval_steps = None
@@ -126,7 +126,7 @@ def arguments(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
         "--learning_rates",
         nargs="+",
         type=float,
-        help="several: each trains supervised first, and the best by the last step is everyone's; "
+        help="several: each trains supervised first, and the best by the last step is used for all methods; "
         "none: `--learning_rate`",
     )
     parser.add_argument("--learning_rate_seed", type=int, default=0, help="the seed and partition of those runs")
@@ -138,25 +138,23 @@ def arguments(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
 
 
 class Comparison:
-    """The runs that are wanted, and those that earlier calls wanted in the same folder.
+    """The runs of this call and those of earlier calls with the same folder.
 
     Raises:
-        ValueError: settings that make no sense, or others than the folder's runs were made with.
+        ValueError: settings are invalid, or differ from those of the folder's runs.
     """
 
     def __init__(self, options: argparse.Namespace, settings: Settings):
         args = settings.args
         if settings.data.smoke:
-            raise ValueError("`--smoke` is of single recipes; give a small `--max_steps` here.")
+            raise ValueError("`--smoke` is for single recipes; use a small `--max_steps` here.")
         if settings.data.unlabeled_root is not None:
-            raise ValueError(
-                "`--unlabeled_root`: partitions of `train_split` are compared, whose labels are all there."
-            )
+            raise ValueError("`--unlabeled_root`: partitions of `train_split` are compared, which has all labels.")
         self.options, self.out = options, options.output_dir
         self.learning_rates = options.learning_rates or [args.learning_rate]
         self.settings = settings.with_values(
             learning_rate=self.learning_rates[0],
-            # Curves want several evaluations; a run that is killed goes on from the newest one.
+            # Curves need several evaluations; a killed run is resumed from the newest one.
             eval_steps=args.eval_steps or max(1, args.max_steps // 8),
             save_steps=args.save_steps or args.eval_steps or max(1, args.max_steps // 8),
             save_total_limit=1,
@@ -167,7 +165,8 @@ class Comparison:
         self.keys = self._agree_with_folder()
 
     def _objectives(self, loss: Objective) -> dict[str, Objective]:
-        """Of every method, complete: its paper's defaults, the labeled loss of all, and `--method_options`."""
+        """The complete objective of every method: its paper's defaults, the common labeled loss,
+        `--method_options`."""
         unknown = [name for name in self.options.method_options if name not in METHODS]
         if unknown:
             raise ValueError(f"`--method_options`: no method {unknown[0]!r}; there are {', '.join(METHODS)}.")
@@ -182,8 +181,8 @@ class Comparison:
         return found
 
     def _agree_with_folder(self) -> list[Key]:
-        """Write the protocol, or check that the folder's own is the same; all cells wanted so far, sorted."""
-        loss = {f.name for f in dataclasses.fields(self.settings.objective)}  # stands with the methods
+        """Write the protocol, or check that the folder's is the same. Returns all cells so far, sorted."""
+        loss = {f.name for f in dataclasses.fields(self.settings.objective)}  # is listed with the methods
         own = {"output_dir", "seed", "partition", "overwrite_output_dir", "resume_from_checkpoint"}
         settings = {name: value for name, value in self.settings.flat().items() if name not in loss | own}
         wanted = {
@@ -200,13 +199,13 @@ class Comparison:
                 for name, value in wanted[part].items():
                     if found[part].get(name) != value:
                         raise ValueError(
-                            f"{self.out} holds runs with other settings: `{name}` is {found[part].get(name)!r} there "
+                            f"{self.out} has runs with other settings: `{name}` is {found[part].get(name)!r} there "
                             f"and {value!r} here. Choose another `--output_dir`."
                         )
             if [found[k] for k in ("learning_rates", "learning_rate_seed")] != [
                 wanted[k] for k in ("learning_rates", "learning_rate_seed")
             ]:
-                raise ValueError(f"{self.out} holds runs of other learning rates ({found['learning_rates']}).")
+                raise ValueError(f"{self.out} contains runs with other learning rates ({found['learning_rates']}).")
             wanted["cells"] += [cell for cell in found["cells"] if cell not in wanted["cells"]]
         else:
             self.out.mkdir(parents=True, exist_ok=True)
@@ -220,7 +219,7 @@ class Comparison:
         return {"objective": METHODS[name].objective, **dataclasses.asdict(self.objectives[name])}
 
     def _asked_for(self) -> list[Key]:
-        """What the command line asks for, and what that needs."""
+        """The cells that the command line requests, and those that they need."""
         asked = []
         for method in self.options.methods:
             for name in (*METHODS[method].needs, method):
@@ -251,7 +250,7 @@ class Comparison:
     # -------------------------------------------------------------------------------------------------- running
 
     def run(self) -> list[Cell]:
-        """Run what is not finished; the cells that failed."""
+        """Run the unfinished cells. Returns those that failed."""
         self.settings.args.learning_rate, failed = self._learning_rate()
         if failed:
             return failed
@@ -265,7 +264,7 @@ class Comparison:
         )
 
     def _ready(self) -> Iterator[Cell]:
-        """The cells that start from others, where those are there."""
+        """The cells that start from others, if those are finished."""
         for method, partition, seed in self.keys:
             needs = [self.cell((name, partition, seed)) for name in METHODS[method].needs]
             if needs and all(cell.finished for cell in needs):
@@ -297,14 +296,14 @@ class Comparison:
         )
 
     def cell(self, key: Key) -> Cell:
-        """The run of a cell. What it needs must be finished, where its settings depend on it."""
+        """The run of a cell. The runs it needs must be finished if its settings depend on them."""
         method, partition, seed = key
         name = f"{method}-{re.sub(r'[^A-Za-z0-9.-]+', '_', partition)}-seed{seed}"
         settings, program = self._settings(method, partition, seed, self.out / "runs" / name), TRAIN
         needs = [self.cell((name, partition, seed)) for name in METHODS[method].needs]
         if method == "supervised_equal_time" and all(cell.finished for cell in needs):
             settings = settings.with_values(max_steps=equal_time_steps(*needs))
-        if self.objectives[method].teacher:  # it trains one network, of a pair the first
+        if self.objectives[method].teacher:  # it trains one network, the first of a pair
             backbone, models = settings.model_config.backbone, settings.data.models[:1]
             backbone = backbone[:1] if isinstance(backbone, list) else backbone
             settings = settings.with_values(models=models, backbone=backbone, num_branches=None)
@@ -319,7 +318,7 @@ class Comparison:
 
 
 def equal_time_steps(supervised: Cell, other: Cell) -> int:
-    """As many supervised steps as last as long as the other run, by measured seconds; never fewer than it had."""
+    """The number of supervised steps that take as long as the other run, by measured time; at least its own number."""
     mine, theirs = supervised.results(), other.results()
     seconds = "cpu_seconds" if mine["training"]["device"] == "cpu" else "seconds"
     factor = theirs["training"][seconds] / mine["training"][seconds]

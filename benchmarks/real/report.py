@@ -1,4 +1,4 @@
-"""The tables and figures of the cells that there are."""
+"""The tables and figures of the existing cells."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Cells = dict[tuple[str, int, int, str], dict[int, dict[str, Any]]]
 
 
 def write(cells: Path, out: Path) -> str:
-    """OUT/test.md, OUT/val.md and, with two lengths, OUT/gain.png; the text of the first."""
+    """Write OUT/test.md, OUT/val.md and, with two lengths, OUT/gain.png. Returns the text of the first."""
     found = {split: read(cells, split) for split in ("test", "val")}
     texts = {split: markdown(of_split) for split, of_split in found.items()}
     for split, text in texts.items():
@@ -46,8 +46,8 @@ def read(folder: Path, split: str) -> Cells:
 
 
 def single(cell: Mapping[str, Any], part: str = "scores") -> float | None:
-    """What is compared: mean IoU of branch 0 at the last step, as it would be exported; of Mean Teacher and UniMatch
-    V2, whose average is what the method gives, the teacher's. Percent."""
+    """The score to compare, in percent: mean IoU of branch 0 at the last step, as it would be exported; for Mean
+    Teacher and UniMatch V2, whose result is an average, of the teacher."""
     scores = cell[part]
     row = "teacher" if "teacher" in scores else "branch_0"
     return 100 * scores[row]["mean_iou"] if row in scores else None
@@ -131,7 +131,7 @@ def _per_class(arms: Mapping[str, Mapping[int, Any]]) -> list[str]:
 def gain_figure(cells: Cells) -> Figure | None:
     """The gain of `recommended` over the controls at equal time against training length; a panel per set.
 
-    None while no set has two lengths: a single point is no curve.
+    None if no set has two lengths: a single point is not a curve.
     """
     gains = _gains(cells)
     if not any(len(by_length) > 1 for by_other in gains.values() for by_length in by_other.values()):

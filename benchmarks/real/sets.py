@@ -1,4 +1,4 @@
-"""The two real sets as folders that `cps-hf train` reads: split, scaled, and checked for what they should hold."""
+"""Prepares the two real sets as folders that `cps-hf train` reads: split, scaled, and checked for completeness."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ COUNTS = {
     "camvid": {"train": 367, "val": 101, "test": 233},
     "steel": {"train": 3000, "val": 630, "test": 840},
 }
-"""Images per split. Steel has no validation split of its own: 630 of its training images are held back."""
+"""Images per split. Steel has no validation split: 630 of its training images are held out."""
 
 
 def prepare(real: Path, out: Path, name: str) -> Path:
-    """The folder OUT/NAME with `<split>/images`, `<split>/masks` and `classes.json`; made once.
+    """The folder OUT/NAME with `<split>/images`, `<split>/masks` and `classes.json`; created once.
 
-    Camvid is taken as it is (240 x 180). Steel is halved to 100 x 100: images averaged over 2 x 2 pixels, masks
+    Camvid is used unchanged (240 x 180). Steel is halved to 100 x 100: images averaged over 2 x 2 pixels, masks
     nearest. The split `timing` is eight images of val.
 
     Args:
-        real: the folder that holds `camvid/` and `steel/` as they were published or halved.
+        real: the folder that contains `camvid/` and `steel/` as published or halved.
 
     Raises:
-        ValueError: a split does not hold the images that it should.
+        ValueError: a split does not contain the expected images.
     """
     root = out / name
     if (root / "complete").is_file():
@@ -40,7 +40,7 @@ def prepare(real: Path, out: Path, name: str) -> Path:
         splits["train"] = [path for path in splits["train"] if path not in held_back]
     found = {split: len(paths) for split, paths in splits.items()}
     if found != COUNTS[name]:
-        raise ValueError(f"{real / name} should hold {COUNTS[name]} images, found {found}.")
+        raise ValueError(f"{real / name} should contain {COUNTS[name]} images, found {found}.")
     splits["timing"] = splits["val"][:8]
     for split, paths in splits.items():
         for path in paths:

@@ -235,4 +235,4 @@ def test_the_object_scenes_backbone_fits_the_small_network(tmp_path):
     for name in convolutions:
         assert torch.equal(found[name.removeprefix(prefix)], weights[name]), name
     again = run_python(program, "--output", str(out), "--scenes", "12", "--steps", "2")
-    assert again.returncode == 2 and "holds something already" in again.stderr
+    assert again.returncode == 2 and "is not empty" in again.stderr
