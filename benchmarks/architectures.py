@@ -63,7 +63,7 @@ def millions(model: PreTrainedModel, only_trainable: bool = False) -> float:
     return sum(p.numel() for p in model.parameters() if p.requires_grad or not only_trainable) / 1e6
 
 
-def refusal(model: PreTrainedModel, height: int, width: int) -> str:
+def size_error(model: PreTrainedModel, height: int, width: int) -> str:
     """The error of `check_input_size` for this size; empty if it accepts it."""
     try:
         check_input_size(model, height, width)
@@ -81,11 +81,11 @@ def allowed_sizes(model: PreTrainedModel) -> str:
         for step in (1, 8, 14, 16, 32, 64):
             short = 256 // step | 1
             longs = (int(1.3 * short) | 1, int(1.6 * short) | 1) if oblong else (short,)
-            if not any(refusal(model, step * short, step * long) for long in longs):
+            if not any(size_error(model, step * short, step * long) for long in longs):
                 words = "any" if oblong else "square"
                 return words if step == 1 else f"{words.replace('any', '')} multiples of {step}".strip()
     side = model.config.image_size
-    return "none found" if refusal(model, side, side) else f"{side} x {side} only"
+    return "none found" if size_error(model, side, side) else f"{side} x {side} only"
 
 
 def full_size_row(row: FullSize) -> dict[str, str]:
@@ -143,15 +143,15 @@ def odd_size(model: PreTrainedModel) -> tuple[str, str]:
         RuntimeError: `check_input_size` and the forward pass disagree.
     """
     image = torch.randn(1, 3, *ODD_SIZE, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    refused = refusal(model, *ODD_SIZE)
+    rejected = size_error(model, *ODD_SIZE)
     try:
         logits = Branch(model).eval()(image)
     except (RuntimeError, ValueError) as error:
-        if refused:
-            return "no", refused
+        if rejected:
+            return "no", rejected
         raise RuntimeError(f"check_input_size accepts {ODD_SIZE}, but the forward pass fails") from error
-    if refused:
-        raise RuntimeError(f"the forward pass accepts {ODD_SIZE}, but check_input_size says: {refused}")
+    if rejected:
+        raise RuntimeError(f"the forward pass accepts {ODD_SIZE}, but check_input_size says: {rejected}")
     (logits * torch.randn(logits.shape, generator=torch.Generator().manual_seed(1))).sum().backward()
     seen = image.grad.abs().sum((0, 1))  # zero where no logit depends on the pixel
     rows, columns = (ODD_SIZE[dim] - 1 - int(seen.sum(1 - dim).nonzero().max()) for dim in (0, 1))
@@ -388,7 +388,7 @@ Of `AutoModelForUniversalSegmentation` these can be branches, also beside a netw
   of the earlier blocks. A checkpoint keeps its `attn_mask_probs`.
 - EoMT cannot be started from the weights of a plain vision transformer (`backbone`), and has no decoder whose input
   could be dropped (`feature_dropout`).
-- `oneformer` needs a task text beside each image, and is refused.
+- `oneformer` needs a task text with each image, and is not supported.
 """  # noqa: E501 (a table)
 
 

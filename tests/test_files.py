@@ -217,21 +217,21 @@ def test_a_linked_tree_has_the_files_and_replacing_one_leaves_the_other(tmp_path
     assert (tmp_path / "b" / "one").read_text() == "one"
 
 
-@pytest.mark.parametrize("system, refusals", [("nt", 3), ("nt", 99), ("posix", 1)])
-def test_renames_are_only_retried_on_windows(tmp_path, monkeypatch, system, refusals):
+@pytest.mark.parametrize("system, failures", [("nt", 3), ("nt", 99), ("posix", 1)])
+def test_renames_are_only_retried_on_windows(tmp_path, monkeypatch, system, failures):
     source, target, calls, replace = tmp_path / "new", tmp_path / "old", [], os.replace
     source.write_text("new")
 
-    def refused(*paths):
+    def failing(*paths):
         calls.append(paths)
-        if len(calls) <= refusals:
+        if len(calls) <= failures:
             raise PermissionError(errno.EACCES, "it is being used by another process")
         replace(*paths)
 
-    monkeypatch.setattr(files.os, "replace", refused)
+    monkeypatch.setattr(files.os, "replace", failing)
     monkeypatch.setattr(files.time, "sleep", lambda seconds: None)
     monkeypatch.setattr(files.os, "name", system)
-    if system == "nt" and refusals == 3:
+    if system == "nt" and failures == 3:
         files.rename(source, target)
         monkeypatch.undo()
         assert target.read_text() == "new" and len(calls) == 4

@@ -42,10 +42,10 @@ def test_the_lock_names_its_holder_and_ends_with_it(tmp_path):
     lock.take()
     held = json.loads(lock.path.read_text())
     assert (held["pid"], held["host"]) == (os.getpid(), socket.gethostname())
-    with pytest.raises(LockedError) as refused:
+    with pytest.raises(LockedError) as rejected:
         FolderLock(tmp_path / "new" / "out").take()
     for said in (f"process {os.getpid()} on {socket.gethostname()}", held["since"], "`output_dir`", str(lock.path)):
-        assert said in str(refused.value)
+        assert said in str(rejected.value)
     lock.check()
     lock.release()
     assert [*tmp_path.iterdir()] == []  # a folder that stayed empty is deleted
@@ -159,7 +159,7 @@ def test_only_one_process_takes_a_dead_holders_lock(tmp_path):
         try:
             lock.take()
         except LockedError:
-            found.put("refused")
+            found.put("rejected")
         else:
             found.put("taken")
         ready.wait()  # none exits before all have tried
@@ -175,7 +175,7 @@ def test_only_one_process_takes_a_dead_holders_lock(tmp_path):
     said = [found.get(timeout=60) for _ in range(16)]
     for process in processes:
         process.join()
-    assert said.count("taken") == 1 and said.count("refused") == 7 and said.count("lost") == 0
+    assert said.count("taken") == 1 and said.count("rejected") == 7 and said.count("lost") == 0
 
 
 def test_a_new_lock_in_a_dead_ones_place_survives(tmp_path, monkeypatch):
@@ -247,17 +247,17 @@ class At(TrainerCallback):
 
 
 def test_the_same_command_started_twice_trains_once(tmp_path):
-    out, refused = tmp_path / "out", []
+    out, rejected = tmp_path / "out", []
 
     def start_again():
         before = content(out)
         for fields in ({}, {"resume_from_checkpoint": None, "overwrite_output_dir": True}, {"max_steps": 9}):
             with pytest.raises(LockedError, match=f"process {os.getpid()} on "):
                 trainer_for(tmp_path, **fields).train()
-            refused.append(content(out) == before)
+            rejected.append(content(out) == before)
 
     trainer_for(tmp_path, At(3, start_again)).train()
-    assert refused == [True] * 3
+    assert rejected == [True] * 3
     steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3, 4] and not (out / "run.lock").exists()
     assert trainer_for(tmp_path, max_steps=5).train()["steps"] == 5

@@ -42,7 +42,7 @@ for name, code in (("me/upernet", {}), ("me/deeplab", {"trust_remote_code": True
 try:
     AutoModelForSemanticSegmentation.from_pretrained("me/deeplab", trust_remote_code=False)
 except ValueError as error:
-    found["refused"] = str(error)
+    found["error"] = str(error)
 found["v2"] = AutoModelForSemanticSegmentation.from_pretrained("me/upernet", revision="v2").config.model_type
 rows = [*load_dataset("me/shards", split="train", streaming=True)]
 found["rows"] = [(row["id"], row["image"].size, row["label"].getextrema()) for row in rows]
@@ -106,9 +106,7 @@ def test_pushed_branches_load_by_name(tmp_path):
         assert set(found[name]["segments"]) <= set(NAMES) and found[name]["segments"]
         assert found[name]["card"]["library_name"] == "transformers" and found[name]["metrics"] == [0.5, 0.7]
     assert found["me/upernet"]["module"].startswith("transformers.models.upernet")
-    assert (
-        found["me/deeplab"]["module"].startswith("transformers_modules.") and "trust_remote_code" in found["refused"]
-    )
+    assert found["me/deeplab"]["module"].startswith("transformers_modules.") and "trust_remote_code" in found["error"]
     assert found["me/deeplab"]["card"]["license"] == "mit" and found["me/upernet"]["card"]["license"] == "unknown"
     assert found["v2"] == "upernet"
     assert [row[0] for row in found["rows"]] == ["0", "1", "2"] and found["rows"][1][1] == [17, 31]

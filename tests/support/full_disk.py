@@ -1,4 +1,4 @@
-"""A disk that is full for some of the files that are written whole."""
+"""A disk that is full for some of the files that are written completely or not at all."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from cps_hf import files
 
 @contextmanager
 def full_disk(path: Path) -> Iterator[None]:
-    """What is written to this file meets a full disk: the kernel's /dev/full lies where it is written aside."""
+    """Writing this file meets a full disk: the kernel's /dev/full takes the place of its temporary file."""
     beside = files._beside
 
     def on_full_disk(target: Path) -> Path:

@@ -15,7 +15,7 @@ from cps_hf.objectives import CrossPseudoSupervision, MeanTeacher
 from cps_hf.training.arguments import models_given, objective_given
 
 
-def refused(*positional, **arguments):
+def error_of(*positional, **arguments):
     with pytest.raises((TypeError, ValueError)) as error:
         CPSTrainer(*positional, **({"train_dataset": None} | arguments))
     return str(error.value)
@@ -23,23 +23,23 @@ def refused(*positional, **arguments):
 
 def test_model_is_an_alias_of_models():
     assert models_given(None, "an/id") == models_given("an/id", None) == "an/id"
-    assert "another name for `models`" in refused("an/id", model="an/id")
-    assert "`models` is missing" in refused()
-    assert "is the class Linear" in refused(torch.nn.Linear)
+    assert "another name for `models`" in error_of("an/id", model="an/id")
+    assert "`models` is missing" in error_of()
+    assert "is the class Linear" in error_of(torch.nn.Linear)
 
 
 def test_objectives_may_be_named():
     assert objective_given(None) == objective_given("cps") == CrossPseudoSupervision()
     assert isinstance(objective_given("mean_teacher"), MeanTeacher)
-    assert "Did you mean 'supervised'?" in refused("an/id", objective="supervisd")
-    assert "`objective` is the class Supervised: pass an instance, `Supervised()`" in refused(
+    assert "Did you mean 'supervised'?" in error_of("an/id", objective="supervisd")
+    assert "`objective` is the class Supervised: pass an instance, `Supervised()`" in error_of(
         "an/id", objective=Supervised
     )
-    assert "must be an object of `cps_hf.objectives` or a name, got 3" in refused("an/id", objective=3)
+    assert "must be an object of `cps_hf.objectives` or a name, got 3" in error_of("an/id", objective=3)
 
 
 def test_transformers_settings_are_rejected_with_the_right_class(tmp_path):
-    said = refused("an/id", TrainingArguments(output_dir=str(tmp_path), report_to=[]))
+    said = error_of("an/id", TrainingArguments(output_dir=str(tmp_path), report_to=[]))
     assert "must be a CPSConfig" in said and "CPSConfig(output_dir=..., max_steps=..., learning_rate=...)" in said
 
 
@@ -60,7 +60,7 @@ def test_transformers_settings_are_rejected_with_the_right_class(tmp_path):
     ],
 )
 def test_each_mistake_has_its_own_message(arguments, said):
-    assert said in refused("an/id", **arguments)
+    assert said in error_of("an/id", **arguments)
 
 
 @pytest.mark.parametrize(

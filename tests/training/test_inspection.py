@@ -53,7 +53,7 @@ def trainer_for(tmp_path, sets, names=NAMES, **fields):
     return CPSTrainer(models, **settings(**(values | fields)), objective=Supervised(), **sets)
 
 
-def refused(tmp_path, sets, said, **options):
+def rejected(tmp_path, sets, said, **options):
     """Before step 1, and before anything is written."""
     with pytest.raises(ValueError, match=said):
         trainer_for(tmp_path, sets, **options).train()
@@ -65,7 +65,7 @@ def test_a_bad_label_of_a_later_batch_is_found_before_step_1(tmp_path, sets, whi
     last = sets[which].with_format("arrow")[:].to_pylist()[-1:]
     rewritten(sets[which], lambda ids: ids * 0 + 7, last)
     skip = " To train without such samples: `skip_bad_samples`." if which == "train_dataset" else ""
-    refused(tmp_path, sets, rf"-3.* holds 7 \(1517 pixels\).*{skip}$")
+    rejected(tmp_path, sets, rf"-3.* holds 7 \(1517 pixels\).*{skip}$")
 
 
 def test_unreadable_training_labels_can_be_skipped(tmp_path, sets, caplog):
@@ -81,22 +81,22 @@ def test_unreadable_training_labels_can_be_skipped(tmp_path, sets, caplog):
 @pytest.mark.parametrize("skips", [False, True])
 def test_skipping_is_not_advised_if_no_label_can_be_read(tmp_path, sets, skips):
     rewritten(sets["train_dataset"], lambda ids: ids * 0 + 7)
-    refused(tmp_path, sets, r"4 of 4 samples cannot be used: [-', \w]+\.$", skip_bad_samples=skips)
+    rejected(tmp_path, sets, r"4 of 4 samples cannot be used: [-', \w]+\.$", skip_bad_samples=skips)
 
 
 @pytest.mark.parametrize("which", ["train_dataset", "eval_dataset"])
 def test_a_set_without_labeled_pixels_is_rejected(tmp_path, sets, which):
     rewritten(sets[which], lambda ids: ids * 0 + 255)
-    refused(tmp_path, sets, f"No pixel of `{which}` is labeled")
+    rejected(tmp_path, sets, f"No pixel of `{which}` is labeled")
 
 
 def test_black_and_white_masks_need_a_meaning_of_white(tmp_path, sets):
     for dataset in sets.values():
         rewritten(dataset, lambda ids: np.where(ids == 1, 255, 0))
     two = {name: coded(dataset, NAMES[:2]) for name, dataset in sets.items()}
-    refused(tmp_path, two, r"hold 0 and 255 alone.*`values={0: 0, 255: 1}`", names=NAMES[:2])
+    rejected(tmp_path, two, r"hold 0 and 255 alone.*`values={0: 0, 255: 1}`", names=NAMES[:2])
     uncoded = {name: dataset.cast_column("label", type(dataset.features["label"])()) for name, dataset in sets.items()}
-    refused(tmp_path, uncoded, "hold 0 and 255 alone", names=NAMES[:2])
+    rejected(tmp_path, uncoded, "hold 0 and 255 alone", names=NAMES[:2])
     told = {name: coded(dataset, NAMES[:2], values={0: 0, 255: 1}) for name, dataset in sets.items()}
     results = trainer_for(tmp_path, told, names=NAMES[:2]).train()
     assert results["classes"]["absent"] == {"training": [], "evaluation": []}
@@ -110,7 +110,7 @@ def test_white_must_mean_the_same_in_both_sets(tmp_path, sets):
         "eval_dataset": coded(sets["eval_dataset"], NAMES[:2]),
     }
     said = r"`train_dataset` contain only 0 and 255, so 255 means 'disc' there.*`values={0: 0, 1: 1, 255: 1}`"
-    refused(tmp_path, both, said, names=NAMES[:2])
+    rejected(tmp_path, both, said, names=NAMES[:2])
 
 
 def test_a_set_that_lost_its_encoding_is_rejected(tmp_path, sets):
@@ -118,7 +118,7 @@ def test_a_set_that_lost_its_encoding_is_rejected(tmp_path, sets):
     sets["eval_dataset"] = coded(sets["eval_dataset"], values={0: 0, 1: 1, 2: 2, 255: 255})
     lost = sets["train_dataset"].cast_column("label", type(sets["train_dataset"].features["label"])())
     said = r"`eval_dataset` says how its labels are encoded and `train_dataset` does not.*features=loaded.features"
-    refused(tmp_path, {**sets, "train_dataset": lost}, said)
+    rejected(tmp_path, {**sets, "train_dataset": lost}, said)
 
 
 def test_absent_classes_are_reported_everywhere(tmp_path, sets, caplog):

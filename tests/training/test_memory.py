@@ -33,12 +33,13 @@ def trainer_for(world, tmp_path, *, room=None, error=None, **fields):
     models = toy_models()
     for model in models if room else ():
         model.register_forward_pre_hook(
-            lambda module, given, kwargs: refuse(kwargs.get("pixel_values", *given), room, error), with_kwargs=True
+            lambda module, given, kwargs: run_out_of_memory(kwargs.get("pixel_values", *given), room, error),
+            with_kwargs=True,
         )
     return CPSTrainer(models, **args, objective=CrossPseudoSupervision(weight=1.5), **world)
 
 
-def refuse(images, room, error):
+def run_out_of_memory(images, room, error):
     if len(images) > room:
         raise error or torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 

@@ -23,7 +23,7 @@ from cps_hf.objectives import Supervised
 from cps_hf.training.callbacks.foreign import check_callbacks
 from cps_hf.training.trainer import CPSTrainer
 
-REFUSED = {"trackio"}
+UNSUPPORTED = {"trackio"}
 
 
 class Services(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -90,7 +90,7 @@ def trainer_for(world, tmp_path, callbacks):
 @pytest.mark.filterwarnings("ignore:The NeptuneCallback is deprecated")
 def test_transformers_reporting_callbacks_work_or_are_rejected(world, tmp_path, name, services):
     callback = integration_utils.INTEGRATION_TO_CALLBACK[name]()
-    if name in REFUSED:
+    if name in UNSUPPORTED:
         with pytest.raises(ValueError, match=rf'{type(callback).__name__} .*`report_to=\["{name}"\]`'):
             trainer_for(world, tmp_path, [callback])
         assert not (tmp_path / "out").exists()
