@@ -1,4 +1,4 @@
-"""What every architecture is and does, as the tables of docs/architectures.md.
+"""Write docs/architectures.md: the size and behaviour of every architecture.
 
     python benchmarks/architectures.py [--output docs/architectures.md]
 
@@ -305,7 +305,7 @@ def page(full: list[tuple[FullSize, dict[str, str]]], tiny: list[tuple[Architect
     date = f"{datetime.date.today():%d %B %Y}".lstrip("0")
     written = (
         f"Written by `python benchmarks/architectures.py` on {date} with Python {platform.python_version()}, "
-        f"{libraries}; not edited by hand."
+        f"{libraries}; do not edit it."
     )
     return INTRODUCTION.format(
         written=textwrap.fill(written, 119),
@@ -323,8 +323,8 @@ TINY_HEADER = ["Family", f"{STEPS} steps: loss", "Reloaded without `cps_hf`", "R
 TINY_HEADER += [f"{ODD_SIZE[0]} x {ODD_SIZE[1]} image"]
 INTRODUCTION = """# Architectures
 
-Every model type that `AutoModelForSemanticSegmentation` knows in the installed transformers, and the two of this
-package:
+This page covers every model type of `AutoModelForSemanticSegmentation` in the installed transformers, and the two of
+this package:
 {model_types}.
 
 {written}
@@ -334,36 +334,36 @@ package:
 Built from configurations, without weights. Parameters are in millions.
 
 - *Branch*: the model as `build_branches` builds it for this number of classes, without auxiliary heads. *Trained*:
-  less what the logits do not depend on, which is frozen before training. *Published*: the figure of the paper or the
-  release; "-" where we know of none.
-- *Logits stride*: the input's side over the logits' side. `Branch` resizes the logits to the input.
-- *Input sizes*: what `check_input_size` lets pass, height and width alike; tried on oblong and square images of 256 to
-  about 640 pixels a side. *Any* took 257 x 335 and 257 x 411 (a network of patches leaves out what does not fill one:
-  see the last column of the second table).
+  without the parameters that do not affect the logits, which are frozen before training. *Published*: the number in
+  the paper or the release; "-" if we know of none.
+- *Logits stride*: the input's side divided by the logits' side. `Branch` resizes the logits to the input.
+- *Input sizes*: sizes that pass `check_input_size`, for height and width alike; tested on oblong and square images
+  with sides from 256 to about 640 pixels. *Any* takes 257 x 335 and 257 x 411 (patch-based networks drop incomplete
+  patches: see the last column of the second table).
 - *Family*: the row of the second table that is built by the same code.
 
 {full_table}
 
 ## At toy width
 
-The same code, a few channels wide, from random weights, on the CPU.
+These models run the same code with few channels and random weights, on the CPU.
 
-- *{steps} steps*: cross entropy at the first and the last step of AdamW (learning rate 0.01) on one fixed batch: four
-  images of coloured blocks, five classes.
+- *{steps} steps*: cross entropy at the first and the last step of AdamW (learning rate 0.01) on one fixed batch of four
+  images of coloured blocks with five classes.
 - *Reloaded*: exported by `cps_hf.hub.export_branch`, loaded by `AutoModelForSemanticSegmentation.from_pretrained` in
-  two new processes. In one, `cps_hf` cannot be imported, and `trust_remote_code=True` lets the two model types of this
-  package run the code that came along; in the other it can, and that flag is not given. "Equal": the same logits as
-  before the export, to the last bit unless a difference is named.
-- *Pipeline*: `pipeline("image-segmentation", model=folder)` in both of these processes, on an image of 64 x 96
+  two new processes. In one, `cps_hf` cannot be imported, and `trust_remote_code=True` runs the exported code of this
+  package's two model types; in the other it can, without that flag. "Equal": the same logits as before the export, to
+  the last bit unless a difference is given.
+- *Pipeline*: `pipeline("image-segmentation", model=folder)` in both processes, on an image of 64 x 96
   (height x width; DPT's and Data2Vec's exported image processors resize it).
 - *{odd} image* (height x width): odd and not square. "Less 5 rows": no logit depends on the last 5 rows, because
-  they fill no whole patch; the logits of the others are stretched over the image. A crop of whole patches avoids it.
+  they do not fill a patch; the other logits are stretched over the image. A crop of whole patches avoids this.
 
 {tiny_table}
 
 ## Mask-classification networks
 
-Of `AutoModelForUniversalSegmentation` these can be branches, also beside a network of the first table:
+These models of `AutoModelForUniversalSegmentation` can be branches, also paired with a network of the first table:
 
 | Model type | Logits stride | Input sizes | Frozen: no effect on scores | Semantic map of the exported processor |
 | :-- | --: | :-- | :-- | :-- |
@@ -376,19 +376,19 @@ Of `AutoModelForUniversalSegmentation` these can be branches, also beside a netw
   probability. The scores are resized to the image, and the logits are log((s + 1e-6) / sum over classes of
   (s + 1e-6)) in float32. Losses, pseudo labels, windows and ensembles all take these. The networks' own set loss is
   not run.
-- The "semantic map" column is about one network and a whole image in one pass, in which some query speaks for every
-  pixel: where all scores are below 1e-6, the constant decides. The processors of Mask2Former and EoMT resize the
+- The "semantic map" column is about one network and a whole image in one pass, if every pixel has a query that scores
+  it: where all scores are below 1e-6, the constant decides. The processors of Mask2Former and EoMT resize the
   masks' logits before the scores are summed, so pixels along boundaries may differ; `cps-hf predict` and `evaluate`
   give the same as training's evaluation. `pipeline("image-segmentation")` needs `subtask="semantic"`.
-- EoMT takes images of `image_size` only. Training needs `crop_size` to be that (a sentence says so before it starts);
-  evaluation and prediction see other images in windows of that size, every two thirds of it, without being told. Its
+- EoMT only takes images of `image_size`. Training needs this `crop_size` (a message says so before it starts).
+  Evaluation and prediction automatically use windows of that size, every two thirds of it, for other images. The
   exported image processor resizes the shorter side to that size and cuts windows, as the library's own checkpoints do;
-  `cps-hf evaluate --own_size` leaves out the resizing, as training's evaluation does.
-- An EoMT that is built from a configuration trains without masked attention: a loss on pixels does not train the masks
+  `cps-hf evaluate --own_size` skips the resizing, as training's evaluation does.
+- An EoMT built from a configuration trains without masked attention: a loss on pixels does not train the masks
   of the earlier blocks. A checkpoint keeps its `attn_mask_probs`.
 - EoMT cannot be started from the weights of a plain vision transformer (`backbone`), and has no decoder whose input
   could be dropped (`feature_dropout`).
-- `oneformer` needs a task text beside each image, and is refused.
+- `oneformer` is not supported: it needs a task text with each image.
 """  # noqa: E501 (a table)
 
 
