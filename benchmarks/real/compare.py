@@ -45,6 +45,7 @@ from cps_hf.files import write_atomically  # noqa: E402
 from cps_hf.modeling import DeepLabV3PlusConfig  # noqa: E402
 
 CELLS = HERE.parent / "results" / "real" / "cells"
+PACKED_CELLS = HERE.parent / "results" / "real_packed" / "cells"
 TIMED_STEPS = 12
 
 
@@ -78,14 +79,19 @@ def main(argv: list[str] | None = None) -> int:
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.add_argument("--real", type=Path, help="the folder that holds camvid/ and steel/")
+    parser.add_argument("--real", type=Path, help="the folder that contains camvid/ and steel/, or a file of pack.py")
     parser.add_argument(
         "--backbone",
         default="package:efficientnet-lite0",
         help="weights of tf_efficientnet_lite0: a file, or what `cps-hf train --backbone` takes",
     )
     parser.add_argument("--runs", type=Path, default=Path("outputs/real"), help="the runs' folders")
-    parser.add_argument("--cells", type=Path, default=CELLS, help="where each finished run's JSON is kept")
+    parser.add_argument(
+        "--cells",
+        type=Path,
+        help="where each finished run's JSON is kept; default: benchmarks/results/real/cells, for a packed file "
+        "benchmarks/results/real_packed/cells",
+    )
     parser.add_argument("--sets", nargs="+", choices=LABELS, default=[*LABELS])
     parser.add_argument(
         "--arms", nargs="+", choices=ARMS, default=["recommended", "control_equal_time", "plain_equal_time"]
@@ -102,6 +108,9 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if not options.report and options.real is None:
         parser.error("--real DIR is needed to run; --report needs none.")
+    if options.cells is None:
+        packed = options.real is not None and options.real.is_file()
+        options.cells = PACKED_CELLS if packed else CELLS
     if options.override and options.split == "test":
         parser.error("--override is for choosing settings, on --split val.")
     return options

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import zipfile
 from pathlib import Path
 
 from PIL import Image
@@ -24,13 +25,19 @@ def prepare(real: Path, out: Path, name: str) -> Path:
     nearest. The split `timing` is eight images of val.
 
     Args:
-        real: the folder that holds `camvid/` and `steel/` as they were published or halved.
+        real: the folder that contains `camvid/` and `steel/` as published or halved, or a file made by `pack.py`.
 
     Raises:
         ValueError: a split does not hold the images that it should.
     """
     root = out / name
     if (root / "complete").is_file():
+        return root
+    if real.is_file():
+        with zipfile.ZipFile(real) as archive:
+            members = [member for member in archive.namelist() if member.startswith(f"{name}/")]
+            members.sort(key=lambda member: member == f"{name}/complete")  # last, as it says that all is there
+            archive.extractall(out, members)
         return root
     folders = [real / name / split for split in ("train", "val", "test")]
     splits = {folder.name: _images(folder) for folder in folders if folder.is_dir()}
