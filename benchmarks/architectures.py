@@ -3,8 +3,8 @@
     python benchmarks/architectures.py [--output docs/architectures.md]
 
 Full-size models are built as branches on the meta device: shapes without values, so no memory and no weights. The tiny
-ones of tests/support/architectures.py are trained, exported, loaded by two other processes and shown an odd image. A
-few minutes on one CPU core; nothing is downloaded.
+ones of tests/support/architectures.py are trained, exported, loaded by two other processes and given an odd image.
+Takes a few minutes on one CPU core and downloads nothing.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def millions(model: PreTrainedModel, only_trainable: bool = False) -> float:
     return sum(p.numel() for p in model.parameters() if p.requires_grad or not only_trainable) / 1e6
 
 
-def refusal(model: PreTrainedModel, height: int, width: int) -> str:
-    """What `check_input_size` says against this size; nothing if it lets it pass."""
+def rejection(model: PreTrainedModel, height: int, width: int) -> str:
+    """The message of `check_input_size` for this size; empty if it passes."""
     try:
         check_input_size(model, height, width)
     except ValueError as error:
@@ -73,19 +73,19 @@ def refusal(model: PreTrainedModel, height: int, width: int) -> str:
 
 
 def allowed_sizes(model: PreTrainedModel) -> str:
-    """The sizes that `check_input_size` lets pass, in words.
+    """The sizes that pass `check_input_size`, in words.
 
-    The least step of which it takes odd multiples: in two oblong shapes, else square.
+    The smallest step of which odd multiples pass, for two oblong shapes or else squares.
     """
     for oblong in (True, False):
         for step in (1, 8, 14, 16, 32, 64):
             short = 256 // step | 1
             longs = (int(1.3 * short) | 1, int(1.6 * short) | 1) if oblong else (short,)
-            if not any(refusal(model, step * short, step * long) for long in longs):
+            if not any(rejection(model, step * short, step * long) for long in longs):
                 words = "any" if oblong else "square"
                 return words if step == 1 else f"{words.replace('any', '')} multiples of {step}".strip()
     side = model.config.image_size
-    return "none found" if refusal(model, side, side) else f"{side} x {side} only"
+    return "none found" if rejection(model, side, side) else f"{side} x {side} only"
 
 
 def full_size_row(row: FullSize) -> dict[str, str]:
@@ -112,7 +112,7 @@ def full_size_row(row: FullSize) -> dict[str, str]:
 
 
 def toy_batch(size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Four images (4, 3, H, W) of sixteen coloured blocks with noise, and their labels (4, H, W): a colour a class."""
+    """Four images (4, 3, H, W) of sixteen coloured blocks with noise, and labels (4, H, W): one colour per class."""
     generator = torch.Generator().manual_seed(0)
     blocks = torch.randint(0, len(NAMES), (4, 1, 4, 4), generator=generator)
     labels = F.interpolate(blocks.float(), size=size, mode="nearest").squeeze(1).long()
@@ -137,21 +137,21 @@ def train(model: PreTrainedModel, size: tuple[int, int]) -> list[float]:
 
 
 def odd_size(model: PreTrainedModel) -> tuple[str, str]:
-    """Whether the model takes an image of ODD_SIZE, and what is said where it does not.
+    """Whether the model takes an image of ODD_SIZE, and the error if not.
 
     Raises:
-        RuntimeError: `check_input_size` promises something else than the forward does.
+        RuntimeError: `check_input_size` and the forward pass disagree.
     """
     image = torch.randn(1, 3, *ODD_SIZE, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    refused = refusal(model, *ODD_SIZE)
+    rejected = rejection(model, *ODD_SIZE)
     try:
         logits = Branch(model).eval()(image)
     except (RuntimeError, ValueError) as error:
-        if refused:
-            return "no", refused
+        if rejected:
+            return "no", rejected
         raise RuntimeError(f"check_input_size lets {ODD_SIZE} pass, the forward does not") from error
-    if refused:
-        raise RuntimeError(f"the forward takes {ODD_SIZE}; check_input_size: {refused}")
+    if rejected:
+        raise RuntimeError(f"the forward takes {ODD_SIZE}; check_input_size: {rejected}")
     (logits * torch.randn(logits.shape, generator=torch.Generator().manual_seed(1))).sum().backward()
     seen = image.grad.abs().sum((0, 1))  # zero where no logit depends on the pixel
     rows, columns = (ODD_SIZE[dim] - 1 - int(seen.sum(1 - dim).nonzero().max()) for dim in (0, 1))
@@ -168,7 +168,7 @@ def shortened(text: str, most: int = 330) -> str:
 
 
 def tiny_row(architecture: Architecture, folder: Path) -> dict[str, Any]:
-    """Trains the tiny model, tries the odd size, and writes to `folder` what the other processes load and expect."""
+    """Train the tiny model, try the odd size, and write to `folder` what the other processes load and expect."""
     torch.manual_seed(0)
     model = build_branches(architecture.config(), num_branches=1, id2label=NAMES)[0]
     losses = train(model, architecture.size)
@@ -226,7 +226,7 @@ print(json.dumps(results))
 
 
 def reload(folders: list[Path], package: str) -> list[dict[str, Any]]:
-    """What a process `package` = "with" or "without" cps_hf makes of the folders of `tiny_row`, one dict for each.
+    """Load the folders of `tiny_row` in a process `package` = "with" or "without" cps_hf; one dict for each.
 
     Raises:
         RuntimeError: the process itself failed.
@@ -348,8 +348,8 @@ Built from configurations, without weights. Parameters are in millions.
 
 These models run the same code with few channels and random weights, on the CPU.
 
-- *{steps} steps*: cross entropy at the first and the last step of AdamW (learning rate 0.01) on one fixed batch of four
-  images of coloured blocks with five classes.
+- *{steps} steps*: cross entropy at the first and the last step of AdamW (learning rate 0.01) on one fixed batch of
+  four images of coloured blocks with five classes.
 - *Reloaded*: exported by `cps_hf.hub.export_branch`, loaded by `AutoModelForSemanticSegmentation.from_pretrained` in
   two new processes. In one, `cps_hf` cannot be imported, and `trust_remote_code=True` runs the exported code of this
   package's two model types; in the other it can, without that flag. "Equal": the same logits as before the export, to
