@@ -78,8 +78,8 @@ PROTOCOL = """# The protocol, written before the first run
   Each run trains two networks, except Mean Teacher, which trains one. A method for a single network trains
   the two independently.
 - **Steps.** {max_steps} optimizer steps of {batch} labeled and {unlabeled_batch} unlabeled images per process, for
-  every method, with the same crops and schedule. `supervised_equal_time` takes as many steps as fit into the time of the
-  CPS + CutMix run with the same labels and seed, by the seconds measured in the two runs (on a CPU the training
+  every method, with the same crops and schedule. `supervised_equal_time` takes as many steps as fit into the time of
+  the CPS + CutMix run with the same labels and seed, by the seconds measured in the two runs (on a CPU the training
   process's CPU seconds, so that other jobs do not count; on a GPU wall-clock seconds; without evaluation and saving).
 - **Learning rate.** {learning_rate} No method's own score affects it. The other
   hyper-parameters of the methods are also set before the first run: `protocol.json` lists them.

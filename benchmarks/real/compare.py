@@ -10,8 +10,8 @@
         no run: the tables and figures of all finished cells.
 
 `README.md` in this folder is the protocol. Each run is a separate process and resumes where it stopped. A finished run
-is kept as a small JSON in `--cells` with the hash of its settings, and not repeated while that is the same. The seconds
-per step are measured first, alternating, and also kept in `--cells`.
+is kept as a small JSON in `--cells` with the hash of its settings, and not repeated while that is the same.
+The seconds per step are measured first, alternating, and also kept in `--cells`.
 """
 
 from __future__ import annotations
