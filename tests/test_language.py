@@ -17,7 +17,7 @@ ROOTS = [
     "benchmarks",
     "examples",
 ]
-SUFFIXES = {".md", ".py", ".yaml", ".cff", ".ipynb", ".sbatch", ".html"}
+SUFFIXES = {".md", ".py", ".yaml", ".cff", ".ipynb", ".sbatch", ".css"}
 RECORDS = ROOT / "benchmarks" / "results"  # output of earlier runs, which is not edited
 MAX_TEST_NAME = 70
 
