@@ -1,15 +1,15 @@
-"""Every GPU figure of the benchmarks' tables, in one command.
+"""Measure all GPU numbers of the benchmarks' tables in one command.
 
     python benchmarks/gpu.py --output benchmarks/results/gpu
     python benchmarks/gpu.py --output OUT --only options loss --seconds 300
 
-There are four kinds of case. Each is a line of OUT/gpu.jsonl and OUT/gpu.md as soon as it is measured; measuring it
-again replaces its line. A failed case is recorded with its error, and the next one runs.
+There are four kinds of case. Each is written as a line of OUT/gpu.jsonl and OUT/gpu.md as soon as it is measured, and
+replaces its old line if it is measured again. A case that fails is recorded with its error, and the next one runs.
 
-- **step**: `benchmarks/step.py` at the recipes' sizes: the step's parts and its floor, host reads, kernels.
-- **options**: images/s and peak memory of whole steps without inner measurements, by setting.
-- **loss**: cross entropy from logits at stride 4: plain, compiled (whole, in pieces), piecewise by piece size.
-- **card**: the speed of a large matrix product and of a copy here, for comparison.
+- **step**: `benchmarks/step.py` at recipes' sizes: the step's parts and its floor, host reads, kernels.
+- **options**: images/s and peak memory of whole steps, nothing measured inside, by setting.
+- **loss**: cross entropy from logits at stride 4: plain, compiled (whole, in pieces), and in pieces of several sizes.
+- **card**: the speed of a large matrix product and a copy, for reference.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import loss as loss_benchmark  # files in this folder
+import loss as loss_benchmark  # files next to this one
 import step as step_benchmark
 import torch
 import torch.nn.functional as F
@@ -107,7 +107,7 @@ PIECES = [2**n for n in (22, 23, 24, 25, 26, 27, 28)]
 
 
 class Steps(TrainerCallback):
-    """Times whole steps, synchronising with the device only at both ends."""
+    """Time whole steps, and wait for the device only at both ends."""
 
     def __init__(self, warm_up: int, steps: int):
         self.warm_up, self.steps, self.seconds = warm_up, steps, 0.0
@@ -125,7 +125,7 @@ class Steps(TrainerCallback):
 
 
 def options_of(case: dict, workers: int) -> argparse.Namespace:
-    """A case in the form of benchmarks/step.py's options."""
+    """A case as benchmarks/step.py would read it."""
     options = step_benchmark.parse([])
     for name, value in {"workers": workers, **case}.items():
         setattr(options, name, value)
@@ -153,7 +153,7 @@ def measure_options(case: dict, workers: int, warm_up: int = 6, steps: int = 15)
 
 
 def measure_loss(size: tuple[int, int, int]) -> dict:
-    """Milliseconds and MiB above the inputs, by variant: medians of 10, in turn."""
+    """Milliseconds and MiB above the inputs for each way: medians of 10, alternating."""
     batch, classes, side = size
     values, labels = loss_benchmark.inputs(
         argparse.Namespace(batch=batch, classes=classes, size=side, stride=4, cpu=False)
@@ -165,7 +165,7 @@ def measure_loss(size: tuple[int, int, int]) -> dict:
         values.grad = None
 
     def in_pieces(gradient_of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        """What the package's pieces could reach with another loss: at most its piece size of images at a time."""
+        """What the package's pieces could reach with another loss, on images up to the size of a piece."""
         num_images = max(1, strided.PIECE["cuda"] // (classes * side * side))
         parts = [slice(first, first + num_images) for first in range(0, batch, num_images)]
         gradient = torch.empty_like(values)
@@ -208,10 +208,9 @@ def measure_loss(size: tuple[int, int, int]) -> dict:
 
 
 def gradient_by_hand(coarse: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The gradient of cross entropy summed over pixels: soft-max minus one-hot, in place. (The value is computed too,
-    as a loss must.)
+    """Of cross entropy summed over pixels (its value is made too, as a loss must): soft-max minus one-hot, in place.
 
-    It needs one full-size tensor, where autograd needs three.
+    One full-size tensor in all, where autograd makes three.
     """
     full_size = F.interpolate(coarse, size=labels.shape[-2:], mode="bilinear", align_corners=False)
     logits, counts = full_size.detach(), (labels != IGNORE_INDEX).unsqueeze(1)
@@ -237,12 +236,12 @@ def _with_piece(piece: int, values: torch.Tensor, labels: torch.Tensor) -> None:
 def _noted(found: dict, way: str) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # one variant of several: the others are still useful
+    except Exception as error:  # one way of several: keep the others
         found[way] = {"error": f"{type(error).__name__}: {str(error)[:300]}"}
 
 
 def measure_card() -> dict:
-    """TFLOP/s of a bfloat16 product of 8192 x 8192 matrices, and TB/s of a copy, read and write."""
+    """TFLOP/s of a bfloat16 product of 8192 x 8192 matrices, and TB/s of a copy, read and written."""
     a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     big = torch.randn(2**30, device="cuda")
 
@@ -297,10 +296,10 @@ def table(lines: list[dict]) -> str:
                 "",
             ]
     page += [
-        "## The step beside its floor",
+        "## The step and its floor",
         "",
-        "bfloat16 unless float32 is said, channels_last for convolutional networks; overhead without the loss and the",
-        "optimizer, the loss's and the optimizer's share of the step beside it.",
+        "bfloat16 unless float32 is stated, channels_last for convolutional networks; overhead without loss and",
+        "optimizer, and the shares of loss and optimizer in the step.",
         "",
         "| case | images/s | peak, GiB | overhead | loss | optimizer | data wait | host reads | passes |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -353,7 +352,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True, help="the folder of gpu.jsonl and gpu.md")
     parser.add_argument("--only", nargs="+", choices=("card", "step", "loss", "options"), help="kinds; default: all")
-    parser.add_argument("--match", default="", help="only the cases whose name contains this")
+    parser.add_argument("--match", default="", help="only cases whose name contains this")
     parser.add_argument("--workers", type=int, default=2, help="data workers per stream")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="start no case after this time")
     options = parser.parse_args()
@@ -365,7 +364,7 @@ def main() -> None:
         if (options.only and kind not in options.only) or options.match not in name:
             continue
         if time.monotonic() - began > options.seconds:
-            print(f"not run, out of time: {kind}, {name}")
+            print(f"not run for want of time: {kind}, {name}")
             continue
         AcceleratorState._reset_state(reset_partial_state=True)  # each case has its own mixed precision
         line = {"kind": kind, "name": name, "date": time.strftime("%Y-%m-%d"), "versions": versions()}
@@ -374,7 +373,7 @@ def main() -> None:
         try:
             with contextlib.redirect_stdout(sys.stderr):
                 line |= run()
-        except Exception as error:  # recorded; the other cases are still useful
+        except Exception as error:  # recorded; run the other cases
             traceback.print_exc()
             line["error"] = f"{type(error).__name__}: {str(error)[:300]}".replace("\n", " ")
         gc.collect()

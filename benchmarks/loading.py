@@ -1,11 +1,11 @@
-"""Images per CPU second of one worker, from encoded files to a batch, compared with the release's way.
+"""Images per CPU second of one worker, from encoded files to a batch, compared with the steps of the CPS release.
 
     python benchmarks/loading.py [--images 16] [--pairs 5]
 
 Ours reads, crops the source box, resizes that box, flips and stacks bytes. The release's way (OpenCV): read, flip,
-resize the whole image, normalise the whole image in floats, crop, pad, transpose. Both use the same files and sizes on
-one thread, in alternating rounds of one process. Seconds are the process's CPU time, so that other jobs on the machine
-have less effect, and the ratio is of the medians. Needs opencv-python-headless.
+resize the whole image, normalise the whole image in floats, crop, pad, transpose. Both take the same files and sizes
+on one thread, in alternating rounds of one process; seconds are the process's own CPU time, so that other jobs on the
+machine count less, and the ratio is of the medians. Needs opencv-python-headless.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Time, memory and disk of `MeanIoU` compared with evaluate's own mean_iou, on 1024 x 2048 maps.
 
-The latter is written out below: an `evaluate.Metric` with `Image` features, which writes every map to an Arrow file,
+evaluate's way is rewritten below: an `evaluate.Metric` with `Image` features, which writes every map to an Arrow file,
 reads all of them back in `compute` and takes three histograms per pair. Both run on the same maps, each in a new
-process; the memory is how far the peak rises above that before the first map (read as on Linux).
+process; memory is how far the peak rises above that before the first map (read as on Linux).
 
     python benchmarks/metric.py --pairs 8        # about a minute
 """
@@ -48,7 +48,7 @@ class StoredMeanIoU(evaluate.Metric):
 
 
 def pair(index: int, dtype: str) -> tuple[np.ndarray, np.ndarray]:
-    """A label of 32-pixel blocks with an ignored strip, and a prediction with errors in a tenth of the blocks."""
+    """A label of 32-pixel blocks with an ignored strip, and a prediction that is wrong on a tenth of the blocks."""
     rng = np.random.default_rng(index)
     blocks = rng.integers(0, NUM_LABELS, (32, 64))
     wrong = np.where(rng.random(blocks.shape) < 0.1, rng.integers(0, NUM_LABELS, blocks.shape), blocks)
@@ -64,7 +64,7 @@ def measure(kind: str, dtype: str, pairs: int) -> dict[str, float]:
             metric, options = MeanIoU(num_labels=NUM_LABELS, ignore_index=IGNORE_INDEX, cache_dir=cache), {}
         else:
             metric, options = StoredMeanIoU(cache_dir=cache), {"num_labels": NUM_LABELS, "ignore_index": IGNORE_INDEX}
-        pair(0, dtype)  # the memory for drawing the maps is not counted
+        pair(0, dtype)  # exclude the memory for drawing the maps
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         adding = 0.0
         for index in range(pairs):

@@ -1,11 +1,11 @@
-"""A pretrained backbone for the object scenes: a small ResNet that first classified other drawn objects.
+"""A pretrained backbone for the object scenes: a small ResNet that classified other drawn objects first.
 
     python benchmarks/object_backbone.py --output object_backbone
     python benchmarks/comparisons/compare_objectives.py --dataset object_scenes --backbone object_backbone ...
 
-It takes the place of ImageNet, from which the paper's networks start: single objects cut out of 3,000 object scenes
-with another seed than those to segment, each with its class and no mask. From random weights, the demonstration's
-network predicts only background after 1,000 steps on 300 object scenes. About seven minutes on one core.
+It replaces ImageNet, from which the paper's networks start: single objects cut out of 3,000 object scenes, drawn with
+another seed than those that are segmented, each with its class and no mask. From random weights, the demonstration's
+network predicts only background after 1,000 steps on 300 object scenes. Takes some seven minutes on one core.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from cps_hf.data.voc import NAMES
 from cps_hf.functional import IGNORE_INDEX
 from cps_hf.scenes.write import draw_object_scene
 
-SCENE_SEED = 1  # the scenes to segment have seed 0
+SCENE_SEED = 1  # the scenes that are segmented have seed 0
 STORED = 80  # height and width of an object's picture in pixels
 BATCH, LEARNING_RATE = 64, 4e-3
 MEAN, STD = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
 
 
 def draw_objects(scenes: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pictures, uint8 (N, 3, 80, 80), and classes, (N,), 0 to 19: what is visible of one class in one scene."""
+    """Pictures, uint8 (N, 3, 80, 80), and classes, (N,), 0 to 19: the visible part of one class in one scene."""
     pictures, classes = [], []
     for index in tqdm(range(scenes), desc="Drawing objects"):
         image, labels = draw_object_scene(index, seed=SCENE_SEED)
         for label in np.setdiff1d(labels, (0, IGNORE_INDEX)):
             rows, columns = np.nonzero(labels == label)
-            if len(rows) < 60:  # a remainder that others hide
+            if len(rows) < 60:  # mostly hidden by others
                 continue
             half = 0.65 * max(np.ptp(rows), np.ptp(columns)) + 2
             y, x = (rows.max() + rows.min()) / 2, (columns.max() + columns.min()) / 2
@@ -55,7 +55,7 @@ def normalized(pictures: torch.Tensor) -> torch.Tensor:
 
 
 def augmented(pictures: torch.Tensor) -> torch.Tensor:
-    """One box and one size per batch; flip, contrast and brightness per picture."""
+    """Augment a batch: one box and one size for all, and a flip, contrast and brightness per picture."""
     size = int(torch.randint(56, STORED + 1, ()))
     y, x = (int(torch.randint(0, STORED + 1 - size, ())) for _ in range(2))
     images = normalized(pictures[:, :, y : y + size, x : x + size])
@@ -84,7 +84,7 @@ def main() -> None:
     if options.scenes < 10 or options.steps < 1:
         parser.error(f"--scenes must be at least 10, --steps 1; got {options.scenes} and {options.steps}.")
     if options.output.exists() and (not options.output.is_dir() or any(options.output.iterdir())):
-        parser.error(f"--output: {options.output} is not empty; choose another folder, or delete it.")
+        parser.error(f"--output: {options.output} holds something already; give another folder, or remove it.")
 
     pictures, classes = draw_objects(options.scenes)
     held_out = len(classes) // 10

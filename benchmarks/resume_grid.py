@@ -1,13 +1,13 @@
-"""Is a resumed run bit for bit the uninterrupted run? Every objective, kind of data, number of workers and processes.
+"""Is a resumed run bit for bit the uninterrupted run? For all objectives, kinds of data, workers and processes.
 
     python benchmarks/resume_grid.py [--output benchmarks/results/resume_grid.md] [--workers 0 2] [--processes 1 2]
 
-Each case of tests/support/resume_cases.py is three small trainings: one of six steps; one that is interrupted in the
-second of two micro-batches of step 5, with its newest checkpoint at step 3; and one that is resumed from there. Two
-toy networks with batch norm and dropout, augmentation, AdamW, clipping, and an evaluation every second step. The
-comparison is bit for bit, on every process: weights, teacher and batch-norm statistics, the optimizer's and the
-schedule's state, the global random state, every logged number, the scores, the exported branches, the ids that were
-trained on and those of the next 20 samples. Runs on a CPU in a few minutes on idle cores.
+Each case of tests/support/resume_cases.py is three small trainings: one of six steps; one that stops in the second of
+two micro-batches of step 5, with its newest checkpoint at step 3; and one that resumes from there. They train two toy
+networks with batch norm and dropout, augmentation, AdamW, clipping, and evaluate every second step. Compared bit for
+bit, on every process: weights, teacher and batch-norm statistics, the optimizer's and the schedule's state, the global
+random state, every logged number, the scores, the exported branches, the ids that were trained on and those of the
+next 20 samples. Runs on a CPU for some minutes if it is idle.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from support.resume_cases import Case, differences_in_processes, write_resume_wo
 
 
 def run(workers: list[int], processes: list[int], folder: Path) -> dict[str, list[str]]:
-    """The differences, by case."""
+    """What differs, by case."""
     root = write_resume_world(folder / "world")
 
     def all_cases(count: int) -> dict[str, list[str]]:

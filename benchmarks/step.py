@@ -2,20 +2,20 @@
 
     python benchmarks/step.py --objective cps --cutmix true --model deeplabv3plus-r50 --batch 2 --crop 128 --steps 7
 
-The floor is what any implementation of the method needs: the step's network passes, with the same networks on the same
-tensors (including those without gradient), and the backward passes from `logits.float().mean()`. The step is the
+The floor is what every implementation of the method needs: the step's network passes, with the same networks on the
+same tensors (including those without gradient), and the backward passes from `logits.float().mean()`. The step is the
 trainer's own, from one `on_step_begin` to the next: waiting for data, transfer, forwards, loss, backward, the check of
-numbers and norms, logging. The optimizer (with the teacher's update) is not part of the floor and is listed
-separately.
+numbers and norms, logging. The optimizer (with the teacher's update) is not in the floor and is listed separately.
 
     overhead = median(step - optimizer) / median(floor)
 
-Steps and floors alternate in one process, at least 7 pairs after 2 that do not count. On a CPU, the process's CPU time
-is measured (data come from workers, as in training); on a GPU, wall-clock time with synchronisation at both ends of a
-step, and `overhead` excludes the loss, whose share of the step is listed. The loss is measured separately once per
-pair: the objective on the recorded logits, forward and backward. Measuring parts makes a GPU wait at each part, so
-there every second step is measured in parts and the others as a whole. `host_reads` are transfers from the device that
-the host waits for, counted over one extra optimizer step. `--profile` lists the kernels of another one.
+Steps and floors alternate in one process, at least 7 pairs after 2 that do not count. On a CPU, times are the
+process's CPU time (data come from workers, as in training). On a GPU, they are wall-clock time, with a wait for the
+device at both ends of a step, and `overhead` excludes the loss, whose share of the step is listed. The loss is
+measured separately, once per pair: the objective on the recorded logits, forward and backward. Timing the parts makes
+a GPU wait at each of them, so on GPUs every second step is timed in parts and the others as a whole. `host_reads` are
+transfers from the device that the host waits for, counted over one more step. `--profile` lists the kernels of another
+one.
 """
 
 from __future__ import annotations
@@ -57,14 +57,14 @@ MODELS = {
     ),
 }
 WARM_UP, LEAST_PAIRS = 2, 7
-OPTIMIZER = ("optimizer", "teacher")  # the parts that change weights
+OPTIMIZER = ("optimizer", "teacher")  # what changes weights
 SUPERVISED, UNSUPERVISED, PSEUDO = "supervised forward", "unsupervised forward", "pseudo-label forwards"
 ORDER = ("data wait", "transfer", "counts", PSEUDO, SUPERVISED, UNSUPERVISED, "loss", "backward", "check and clip")
 ORDER += (*OPTIMIZER, "logging", "rest")
 
 
 class Parts:
-    """Time by part; time inside a nested part is not counted twice. While not `apart`, all of it is "rest"."""
+    """Time by part; what runs inside another part is not counted twice. If not `apart`, everything is "rest"."""
 
     def __init__(self, clock):
         self.clock, self.spent, self.stack = clock, defaultdict(float), []
@@ -88,7 +88,7 @@ class Parts:
         self.since = now
 
     def take(self) -> dict[str, float]:
-        """The time spent since the last call."""
+        """The time since the last call."""
         self._add()
         spent, self.spent = dict(self.spent), defaultdict(float)
         return spent
@@ -109,7 +109,7 @@ class Enough(Exception):
 
 
 class Measuring(TrainerCallback):
-    """Times the trainer's parts, and runs the floor and the loss between two steps."""
+    """Time the trainer's parts, and run the floor and the loss between two steps."""
 
     def __init__(self, pairs: int, on_gpu: bool, profile: bool):
         self.on_gpu, self.clock = on_gpu, _gpu_clock if on_gpu else time.process_time
@@ -117,14 +117,14 @@ class Measuring(TrainerCallback):
         self.rows: list[dict] = []  # by pair: "step", "floor", "loss alone" and "parts", in seconds; "peak" bytes
         self.passes: list[tuple] = []  # of the newest step: branch, images, options, with gradient, logits
         self.arguments: list[tuple] = []  # of the newest step: the arguments of the training module
-        self.extras = [self._count_reads, *([self._record_kernels] if profile else [])]  # one extra step each
+        self.extras = [self._count_reads, *([self._record_kernels] if profile else [])]  # of one more step each
         self.watching: contextlib.ExitStack | None = None
         self.host_reads: list[str] = []
         self.kernels: torch.profiler.profile | None = None
 
     @contextlib.contextmanager
     def attached(self, trainer: CPSTrainer):
-        """Time the trainer's functions inside the context, and restore them afterwards."""
+        """Time the trainer's functions inside this context, and restore them afterwards."""
         self.trainer, parts = trainer, self.parts
         timed = (
             (trainer, "_fetch", "data wait"),
@@ -164,7 +164,7 @@ class Measuring(TrainerCallback):
         self.passes.append((network, args[0], options, torch.is_grad_enabled(), logits.detach()))
 
     def on_step_begin(self, args, state, control, **kwargs):
-        """One step has ended, with its logging: now measure its floor."""
+        """A step has ended, including its logging: measure its floor."""
         spent = self.parts.take()
         if self.watching:
             self.watching.close()
@@ -200,7 +200,7 @@ class Measuring(TrainerCallback):
 
     @contextlib.contextmanager
     def aside(self):
-        """A context that does not affect training: hooks off, gradients and random numbers restored."""
+        """Run code outside the training: hooks off, gradients and random numbers restored."""
         modules = [self.trainer.module, *self._networks()]
         hooks = [(module._forward_pre_hooks, module._forward_hooks) for module in modules]
         for module, (before, after) in zip(modules, hooks, strict=True):
@@ -227,7 +227,7 @@ class Measuring(TrainerCallback):
             return self.clock() - start
 
     def loss_alone(self, passes, arguments) -> float:
-        """Forward and backward of the objective with free networks: they return the recorded logits."""
+        """Forward and backward of the objective with networks that return the recorded logits."""
         left = [(network, logits.requires_grad_(gradient)) for network, _, _, gradient, logits in passes]
 
         def replay(network):
@@ -269,7 +269,7 @@ class _Reads(torch.utils._python_dispatch.TorchDispatchMode):
 
 @contextlib.contextmanager
 def counting_host_reads(counts=lambda: True):
-    """Yield a list that grows with each operation whose result the host waits for: `.item()`, `.tolist()`, `if t:`,
+    """Yields a list that grows with each operation for whose result the host waits: `.item()`, `.tolist()`, `if t:`,
     `nonzero`, masks as indices; while `counts()` is true. On a CPU it counts what a GPU would wait for."""
     found: list[str] = []
 
@@ -277,7 +277,7 @@ def counting_host_reads(counts=lambda: True):
         if counts():
             found.append(name)
 
-    def noting_tolist(tensor):  # dispatches nothing on a CPU, and a copy on a GPU, which is the same read
+    def noting_tolist(tensor):  # on a CPU it dispatches nothing, on a GPU a copy, which is one and the same read
         note("tolist")
         with torch.utils._python_dispatch._disable_current_modes():
             return tolist(tensor)
@@ -292,7 +292,7 @@ def counting_host_reads(counts=lambda: True):
 
 
 def measure(options: argparse.Namespace, folder: str) -> dict:
-    """The printed numbers of one run."""
+    """The numbers of one run, as they are printed."""
     on_gpu = torch.cuda.is_available() and not options.cpu
     measuring = Measuring(max(options.steps, LEAST_PAIRS), on_gpu, options.profile)
     trainer = trainer_of(options, folder, measuring)
@@ -302,7 +302,7 @@ def measure(options: argparse.Namespace, folder: str) -> dict:
 
 
 def trainer_of(options: argparse.Namespace, folder: str, *callbacks: TrainerCallback) -> CPSTrainer:
-    """A trainer on drawn scenes that runs until a callback stops it."""
+    """A trainer on drawn scenes that runs until a callback ends it."""
     root = write_object_scenes(Path(folder) / "scenes", num_train=12, num_val=2, progress=False)
     scenes = load_voc(root, "train")
     settings = command_line.parse(Settings, []).with_values(
@@ -329,7 +329,7 @@ def objective_of(options: argparse.Namespace):
     kind, fields = OBJECTIVES[options.objective], dict(options.fields)
     if options.cutmix is not None:
         if not hasattr(kind, "cutmix"):
-            sys.exit(f"--cutmix: {options.objective} has no CutMix; remove the option.")
+            sys.exit(f"--cutmix: {options.objective} has no CutMix; leave the option out.")
         fields["cutmix"] = type(kind.cutmix)(options.cutmix == "true")
     return kind(**fields)
 
@@ -373,7 +373,7 @@ def summary(measuring: Measuring, options: argparse.Namespace) -> dict:
 
 
 def kernels(profile: torch.profiler.profile, on_gpu: bool, most: int = 15) -> list[dict]:
-    """How one step's time is spent, by operation, longest first: milliseconds and calls."""
+    """One step's time by operation, longest first: milliseconds and calls."""
     key = "self_device_time_total" if on_gpu else "self_cpu_time_total"
     found = sorted(profile.key_averages(), key=lambda one: getattr(one, key), reverse=True)[:most]
     return [{"name": one.key[:90], "ms": getattr(one, key) / 1000, "calls": one.count} for one in found]
@@ -413,12 +413,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--steps", type=int, default=7, help=f"pairs of step and floor; fewer than {LEAST_PAIRS} are not"
     )
-    parser.add_argument("--threads", type=int, default=1, help="of torch, on the CPU")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads on the CPU")
     parser.add_argument("--workers", type=int, default=1, help="data workers per stream; 0: none")
     parser.add_argument("--settings", type=json.loads, default={}, help="fields of any group of settings, as JSON")
     parser.add_argument("--fields", type=json.loads, default={}, help="fields of the objective, as JSON")
     parser.add_argument("--profile", action="store_true", help="also list the operations that a step's time goes to")
-    parser.add_argument("--cpu", action="store_true", help="measure on the CPU even if there is a GPU")
+    parser.add_argument("--cpu", action="store_true", help="measure on the CPU although there is a GPU")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout; the table goes to stderr")
     return parser.parse_args(argv)
 

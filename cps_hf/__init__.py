@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .objectives import OBJECTIVES, CrossPseudoSupervision, Objective, ObjectiveOutput, Supervised
     from .training.trainer import CPSTrainer
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Imported on first access: `cps-hf --help` and a page in a Space need no trainer.
 _MODULES = {

@@ -37,7 +37,7 @@ IMPORTS = {
         {"datasets", "huggingface_hub", "transformers"},
     ),
     "checkpointing": ({"files", "config", "data"}, {"accelerate", "datasets", "transformers"}),
-    "hub": ({"files", "config", "metrics", "checkpointing"}, {"huggingface_hub", "transformers"}),
+    "hub": ({"files", "config", "metrics", "checkpointing"}, {"huggingface_hub", "jinja2", "transformers"}),
     "report": ({"files", "hub", "visualization"}, {"jinja2", "yaml"}),
     "app": (
         {"functional", "files", "data", "scenes", "inference", "visualization"},

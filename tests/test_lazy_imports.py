@@ -4,12 +4,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import cps_hf
 
 LATE = {"matplotlib", "gradio", "onnx", "onnxruntime"}
 SUBPACKAGES = sorted(path.parent.name for path in Path(cps_hf.__file__).parent.glob("*/__init__.py"))
 
 
+@pytest.mark.slow
 def test_importing_subpackages_imports_no_heavy_library():
     assert {"app", "inference", "visualization"} <= set(SUBPACKAGES)
     code = f"import sys, {', '.join(f'cps_hf.{name}' for name in SUBPACKAGES)}; print(*sys.modules)"

@@ -1,15 +1,15 @@
-"""Where the released code differs from the paper's text: one switch at a time, each measured.
+"""Measure what the released code does differently from the paper, one switch at a time.
 
     python benchmarks/comparisons/ablate_switches.py
-        CPS + CutMix and plain CPS on the drawn street scenes: the original's behaviour, then each switch changed, then
-        ours; a table in OUT/table.md. About three hours on two CPU cores.
+        CPS + CutMix and plain CPS on the drawn street scenes: the original's behaviour, then with each switch changed,
+        then ours; a table in OUT/table.md. Takes some three hours on two CPU cores.
 
     python benchmarks/comparisons/ablate_switches.py --config examples/configs/cityscapes_cps_cutmix_r50.yaml \\
         --data_root DIR --partition cps/cityscapes/1-8 --learning_rate 0.02 --weight_decay 1e-4 --world_size 8 \\
         --weights 5 6 --launch "accelerate launch --multi_gpu --num_processes 8"
 
-All other options are those of `cps-hf train`. With a recipe, pass the release's nominal learning rate and weight
-decay, since the division of the loss is a switch here. Finished runs are not repeated, stopped ones are resumed.
+Further options are those of `cps-hf train`; with a recipe, set the learning rate and weight decay to the release's
+nominal values, since the division of the loss is a switch here. Finished runs are not repeated, stopped ones resume.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cells import Cell, run_all, table_parser  # files in this folder
+from cells import Cell, run_all, table_parser  # files next to this one
 from report import score
 
 from cps_hf import CrossPseudoSupervision
@@ -34,10 +34,10 @@ from cps_hf.files import write_atomically
 
 @dataclass(frozen=True)
 class Switch:
-    """A behaviour of the released code and its alternative: a field of the objective or the settings.
+    """A choice of the released code and its alternative: a field of the objective or the settings.
 
     Args:
-        methods: the methods it applies to.
+        methods: the methods to which it applies.
         ours: whether this package changes it by default.
     """
 
@@ -50,7 +50,7 @@ class Switch:
 
 
 def switches(world_size: int) -> dict[str, Switch]:
-    """The switches by name. The original's loss is divided by the number of its processes."""
+    """The switches by name; the original's loss is divided by the number of its processes."""
     whole = f"loss not divided by the world size {world_size}"
     return {
         "loss_divisor": Switch(whole, "loss_divisor", float(world_size), 1.0),
@@ -59,14 +59,14 @@ def switches(world_size: int) -> dict[str, Switch]:
         ),
         "unlabeled_order": Switch("a fresh unlabeled order each pass", "reshuffle_unlabeled", False, True),
         "teach_padding": Switch("no pseudo labels on padding", "teach_padding", True, False),
-        # Equations 2 and 3 sum over both sets; the release and this package only do so without CutMix.
+        # Equations 2 and 3 sum over both sets; the release does so without CutMix only, and so do we.
         "on_labeled": Switch("CPS on labeled images too", "on_labeled", False, True, ("cps_cutmix",), ours=False),
         "unlabeled_alone": Switch("CPS on unlabeled images alone", "on_labeled", True, False, ("cps",), ours=False),
     }
 
 
-# With AdamW the scale of a loss cancels out, hence SGD, as in the original. Its learning rate over a world size of 4
-# acts like 0.02, which networks trained from scratch tolerate.
+# With AdamW the scale of a loss cancels out, so SGD, as the original; its learning rate over a world size of 4 acts
+# like 0.02, which networks from random weights bear.
 DEFAULTS = {**train.DEFAULTS, "optim": "sgd", "learning_rate": 0.08, "weight_decay": 1e-4, "eval_steps": None}
 TITLES = {"original": "nothing: the original", "ours": "all that this package turns"}
 WEIGHTS = {"cps_cutmix": 1.0, "cps": 1.5}  # the release's on VOC
@@ -101,14 +101,14 @@ Key = tuple[str, str, int]  # method, arm, seed
 
 
 def plan(options: argparse.Namespace, settings: Settings) -> dict[Key, Cell]:
-    """The runs: per method the original, each switch changed to ours, and all of them changed.
+    """The runs: per method, the original, each switch changed, and all of ours changed.
 
     Raises:
         ValueError: the folder contains runs with other settings, or the numbers of weights and methods differ.
     """
     weights = options.weights or [WEIGHTS[method] for method in options.methods]
     if len(weights) != len(options.methods):
-        raise ValueError(f"`--weights` needs {len(options.methods)} numbers, one per method, got {len(weights)}.")
+        raise ValueError(f"`--weights` needs {len(options.methods)} numbers, one a method, got {len(weights)}.")
     every = settings.args.eval_steps or max(1, settings.args.max_steps // 4)
     settings = settings.with_values(
         eval_steps=every, save_steps=every, save_total_limit=1, num_pictures=0, disable_tqdm=True
@@ -147,7 +147,7 @@ def check_folder(folder: Path, cells: dict[Key, Cell]) -> None:
         other = [key for key in settings if before.get(key) != settings[key]]
         if other:
             raise ValueError(
-                f"{folder} contains {cell.name} with other settings: `{other[0]}` is {before.get(other[0])!r} there, "
+                f"{folder} holds {cell.name} with other settings: `{other[0]}` is {before.get(other[0])!r} there and "
                 f"{settings[other[0]]!r} here. Choose another `--output_dir`."
             )
     folder.mkdir(parents=True, exist_ok=True)
@@ -155,7 +155,7 @@ def check_folder(folder: Path, cells: dict[Key, Cell]) -> None:
 
 
 def write_table(options: argparse.Namespace, cells: dict[Key, Cell]) -> str:
-    """Write OUT/table.md and OUT/table.json. Returns the text of the first."""
+    """OUT/table.md and OUT/table.json; the text of the first."""
     known, records = switches(options.world_size), []
     for method in options.methods:
         arms = [*dict.fromkeys(arm for m, arm, _ in cells if m == method)]

@@ -1,20 +1,20 @@
-"""Every method on equal terms: the same data, labels, models, steps, seeds and learning rate; a table and plots.
+"""Compare all methods on equal terms: the same data, labels, models, steps, seeds and learning rate.
 
     python benchmarks/comparisons/compare_objectives.py
         street scenes, 12 of 400 images labeled, every method, one seed: about two hours on two CPU cores.
 
     python benchmarks/comparisons/compare_objectives.py --methods supervised cps cps_cutmix all_labels --seeds 1 2 3
-        only some methods, with a spread over seeds. Later, into the same folder: the other methods, more seeds.
+        only some methods, with a spread over seeds. Other methods and seeds can be added to the same folder later.
 
     python benchmarks/comparisons/compare_objectives.py --dataset object_scenes --partitions 1-25 1-12 1-6
-        all other options are those of `cps-hf train`; several partitions give a plot against the labeled ratio.
+        further options are those of `cps-hf train`; several partitions are plotted against the labeled ratio.
 
     python benchmarks/comparisons/compare_objectives.py --config examples/configs/voc_cps_cutmix_r50.yaml \\
         --data_root DIR --partitions cps/voc/1-16 cps/voc/1-8 \\
         --launch "accelerate launch --multi_gpu --num_processes 4"
 
-The protocol is written to OUT/protocol.md before the first run. Each run is a separate process in OUT/runs. Finished
-runs are not repeated, and stopped ones are resumed. OUT/table.md contains the results so far.
+The protocol is written to OUT/protocol.md before the first run. Each run is a separate process in OUT/runs; finished
+runs are not repeated, and stopped ones resume. OUT/table.md contains the results so far.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import report  # files in this folder
+import report  # files next to this one
 from cells import TRAIN, Cell, run_all, table_parser
 from transformers.utils import logging as transformers_logging
 
@@ -42,10 +42,10 @@ from cps_hf.files import write_atomically
 
 @dataclass(frozen=True)
 class Method:
-    """A run of the comparison: an objective with its differences from the defaults, which are its paper's.
+    """A run of the comparison: an objective, with changes to its defaults, which are its paper's.
 
     Args:
-        needs: the methods whose runs with the same labels and seed it starts from.
+        needs: the methods whose runs, with the same labels and seed, it starts from.
     """
 
     objective: str
@@ -72,35 +72,35 @@ Key = tuple[str, str, int]  # method, partition, seed
 
 PROTOCOL = """# The protocol, written before the first run
 
-- **Data.** {dataset}. The labeled images of a count or ratio are drawn by {drawn}; each method has the same
-  ones. Scores are mean IoU on the whole images of `{eval_split}`.
-- **Models.** {models}; initialised by the run's seed, so alike for every method.
-  Two networks are trained in one run, except by Mean Teacher, which trains one. A method that knows no second network
-  trains the two side by side.
-- **Steps.** {max_steps} optimizer steps of {batch} labeled and {unlabeled_batch} unlabeled images a process, for every
-  method, with the same crops and schedule. `supervised_equal_time` takes as many steps as last as long as the
-  CPS + CutMix run of the same labels and seed, by the seconds measured in the two runs (on a CPU the training
-  process's CPU seconds, so that other jobs do not count; on a GPU those of the clock; evaluating and saving never).
-- **Learning rate.** {learning_rate} No method's own score has a say in it. The other
-  hyper-parameters of the methods are set before, too: they stand in `protocol.json`.
-- **Choosing.** The score of a run is that of its last step: the mean over its networks, each by itself. Mean Teacher's
-  is its teacher's, the student stands in a row of its own. No step is chosen by the validation images; the best
-  evaluation is printed beside it and is no result.
+- **Data.** {dataset}. The labeled images of a count or ratio are drawn by {drawn}, the same for
+  each method. Scores are mean IoU on the whole images of `{eval_split}`.
+- **Models.** {models}; initialised by the run's seed, so equal for every method.
+  Each run trains two networks, except Mean Teacher, which trains one. A method for a single network trains
+  the two independently.
+- **Steps.** {max_steps} optimizer steps of {batch} labeled and {unlabeled_batch} unlabeled images per process, for
+  every method, with the same crops and schedule. `supervised_equal_time` takes as many steps as fit into the time of
+  the CPS + CutMix run with the same labels and seed, by the seconds measured in the two runs (on a CPU the training
+  process's CPU seconds, so that other jobs do not count; on a GPU wall-clock seconds; without evaluation and saving).
+- **Learning rate.** {learning_rate} No method's own score affects it. The other
+  hyper-parameters of the methods are also set before the first run: `protocol.json` lists them.
+- **Selection.** The score of a run is that of its last step: the mean over the scores of its networks. For Mean
+  Teacher it is the teacher's score; the student has its own row. No step is selected by the validation images; the
+  best evaluation is printed too, but is not a result.
 - **Self-training** starts from the supervised run's first network of the same labels and seed, labels all unlabeled
-  images, and trains anew on both; its seconds are those of both trainings.
-- **Seeds.** The mean over seeds, and the standard deviation (n - 1) where there are several. Differences to supervised
-  are taken seed by seed.
+  images, and trains again on both; its seconds are those of both trainings.
+- **Seeds.** The mean over seeds, and the standard deviation (n - 1) if there are several. Differences to supervised
+  are taken per seed.
 - A cell that was not run, or failed, is printed as such.
 """
 
 
 def main(argv: list[str] | None = None) -> int:
     options, rest = arguments(argv)
-    transformers_logging.disable_progress_bar()  # otherwise there is a bar for each network that is loaded
+    transformers_logging.disable_progress_bar()  # a bar for each network that is read
     try:
         given = read_words(rest)
         if given.keys() & {"objective", "output_dir", "seed", "partition"}:
-            raise ValueError("Choose the runs with `--methods`, `--output_dir`, `--seeds` and `--partitions` only.")
+            raise ValueError("`--methods`, `--output_dir`, `--seeds` and `--partitions` say what is run.")
         settings = train.parse([*rest, "--objective", "supervised"])
         if not given.keys() & {"config", "eval_steps"}:
             settings.args.eval_steps = None
@@ -126,7 +126,7 @@ def arguments(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
         "--learning_rates",
         nargs="+",
         type=float,
-        help="several: each trains supervised first, and the best by the last step is used for all methods; "
+        help="several: each trains supervised first, and the best by the last step is everyone's; "
         "none: `--learning_rate`",
     )
     parser.add_argument("--learning_rate_seed", type=int, default=0, help="the seed and partition of those runs")
@@ -138,23 +138,25 @@ def arguments(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
 
 
 class Comparison:
-    """The runs of this call and those of earlier calls with the same folder.
+    """The requested runs, and those that earlier calls requested in the same folder.
 
     Raises:
-        ValueError: settings are invalid, or differ from those of the folder's runs.
+        ValueError: the settings are invalid, or differ from those of the folder's runs.
     """
 
     def __init__(self, options: argparse.Namespace, settings: Settings):
         args = settings.args
         if settings.data.smoke:
-            raise ValueError("`--smoke` is for single recipes; use a small `--max_steps` here.")
+            raise ValueError("`--smoke` is of single recipes; give a small `--max_steps` here.")
         if settings.data.unlabeled_root is not None:
-            raise ValueError("`--unlabeled_root`: partitions of `train_split` are compared, which has all labels.")
+            raise ValueError(
+                "`--unlabeled_root`: partitions of `train_split` are compared, whose labels are all there."
+            )
         self.options, self.out = options, options.output_dir
         self.learning_rates = options.learning_rates or [args.learning_rate]
         self.settings = settings.with_values(
             learning_rate=self.learning_rates[0],
-            # Curves need several evaluations; a killed run is resumed from the newest one.
+            # Curves need several evaluations; a killed run resumes from the newest one.
             eval_steps=args.eval_steps or max(1, args.max_steps // 8),
             save_steps=args.save_steps or args.eval_steps or max(1, args.max_steps // 8),
             save_total_limit=1,
@@ -165,8 +167,7 @@ class Comparison:
         self.keys = self._agree_with_folder()
 
     def _objectives(self, loss: Objective) -> dict[str, Objective]:
-        """The complete objective of every method: its paper's defaults, the common labeled loss,
-        `--method_options`."""
+        """The objective of every method: its paper's defaults, the shared labeled loss, and `--method_options`."""
         unknown = [name for name in self.options.method_options if name not in METHODS]
         if unknown:
             raise ValueError(f"`--method_options`: no method {unknown[0]!r}; there are {', '.join(METHODS)}.")
@@ -181,8 +182,8 @@ class Comparison:
         return found
 
     def _agree_with_folder(self) -> list[Key]:
-        """Write the protocol, or check that the folder's is the same. Returns all cells so far, sorted."""
-        loss = {f.name for f in dataclasses.fields(self.settings.objective)}  # is listed with the methods
+        """Write the protocol, or check that the folder's is the same; return all cells requested so far, sorted."""
+        loss = {f.name for f in dataclasses.fields(self.settings.objective)}  # listed with the methods
         own = {"output_dir", "seed", "partition", "overwrite_output_dir", "resume_from_checkpoint"}
         settings = {name: value for name, value in self.settings.flat().items() if name not in loss | own}
         wanted = {
@@ -190,7 +191,7 @@ class Comparison:
             "learning_rates": self.learning_rates,
             "learning_rate_seed": self.options.learning_rate_seed if len(self.learning_rates) > 1 else None,
             "methods": {name: self._method_of(name) for name in METHODS},
-            "cells": [[*key] for key in self._asked_for()],
+            "cells": [[*key] for key in self._requested()],
         }
         path = self.out / "protocol.json"
         if path.is_file():
@@ -199,13 +200,13 @@ class Comparison:
                 for name, value in wanted[part].items():
                     if found[part].get(name) != value:
                         raise ValueError(
-                            f"{self.out} has runs with other settings: `{name}` is {found[part].get(name)!r} there "
+                            f"{self.out} holds runs with other settings: `{name}` is {found[part].get(name)!r} there "
                             f"and {value!r} here. Choose another `--output_dir`."
                         )
             if [found[k] for k in ("learning_rates", "learning_rate_seed")] != [
                 wanted[k] for k in ("learning_rates", "learning_rate_seed")
             ]:
-                raise ValueError(f"{self.out} contains runs with other learning rates ({found['learning_rates']}).")
+                raise ValueError(f"{self.out} holds runs of other learning rates ({found['learning_rates']}).")
             wanted["cells"] += [cell for cell in found["cells"] if cell not in wanted["cells"]]
         else:
             self.out.mkdir(parents=True, exist_ok=True)
@@ -218,8 +219,8 @@ class Comparison:
     def _method_of(self, name: str) -> dict[str, Any]:
         return {"objective": METHODS[name].objective, **dataclasses.asdict(self.objectives[name])}
 
-    def _asked_for(self) -> list[Key]:
-        """The cells that the command line requests, and those that they need."""
+    def _requested(self) -> list[Key]:
+        """The cells of the command line, and those they need."""
         asked = []
         for method in self.options.methods:
             for name in (*METHODS[method].needs, method):
@@ -233,8 +234,8 @@ class Comparison:
         learning_rate = f"{said} ({args.optim}, {args.lr_scheduler_type}), given before any run."
         if len(rates) > 1:
             learning_rate = (
-                f"Of {said} ({args.optim}, {args.lr_scheduler_type}) that whose *supervised* training, with seed "
-                f"{self.options.learning_rate_seed} and the first partition, ends highest is everyone's."
+                f"Of {said} ({args.optim}, {args.lr_scheduler_type}) the one whose *supervised* training, with seed "
+                f"{self.options.learning_rate_seed} and the first partition, ends highest is used for all."
             )
         return PROTOCOL.format(
             dataset=data.dataset + (f" ({Path(data.data_root).name})" if data.data_root else ""),
@@ -250,7 +251,7 @@ class Comparison:
     # -------------------------------------------------------------------------------------------------- running
 
     def run(self) -> list[Cell]:
-        """Run the unfinished cells. Returns those that failed."""
+        """Run what is not finished; return the cells that failed."""
         self.settings.args.learning_rate, failed = self._learning_rate()
         if failed:
             return failed
@@ -296,7 +297,7 @@ class Comparison:
         )
 
     def cell(self, key: Key) -> Cell:
-        """The run of a cell. The runs it needs must be finished if its settings depend on them."""
+        """The run of a cell. The cells that its settings depend on must be finished."""
         method, partition, seed = key
         name = f"{method}-{re.sub(r'[^A-Za-z0-9.-]+', '_', partition)}-seed{seed}"
         settings, program = self._settings(method, partition, seed, self.out / "runs" / name), TRAIN
@@ -318,7 +319,7 @@ class Comparison:
 
 
 def equal_time_steps(supervised: Cell, other: Cell) -> int:
-    """The number of supervised steps that take as long as the other run, by measured time; at least its own number."""
+    """The number of supervised steps that takes as long as the other run, in measured seconds; at least its steps."""
     mine, theirs = supervised.results(), other.results()
     seconds = "cpu_seconds" if mine["training"]["device"] == "cpu" else "seconds"
     factor = theirs["training"][seconds] / mine["training"][seconds]

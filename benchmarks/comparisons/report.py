@@ -1,4 +1,4 @@
-"""The tables, plots and pictures of compare_objectives.py, from its runs' folders."""
+"""The tables, plots and pictures of compare_objectives.py, read from the runs' folders."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import figures  # a file in this folder
+import figures  # files next to this one
 from cells import TRAIN, Cell
 
 from cps_hf.files import write_atomically
@@ -26,7 +26,7 @@ class Row:
     """A row of the table: the scores of some networks of a method's run.
 
     Args:
-        networks: the rows of results.json to average; if `None`, every "branch_<i>".
+        networks: the rows of results.json to average; by default, every "branch_<i>".
     """
 
     title: str
@@ -53,24 +53,24 @@ ROWS = {
 
 
 def score(cell: Cell, networks: Sequence[str] = ()) -> float:
-    """The headline number of a finished run: mean IoU at the last step, averaged over the networks."""
+    """The headline number of a finished run: mean IoU at the last step, the mean over the networks."""
     final = cell.results()["final"]
     chosen = networks or [row for row in final if row.startswith("branch_")]
     return statistics.mean(final[row]["mean_iou"] for row in chosen)
 
 
 def curve(cell: Cell, networks: Sequence[str] = ()) -> list[tuple[int, float]]:
-    """(step, the same number) of every evaluation."""
+    """(step, score) of every evaluation."""
     chosen = networks or [row for row in cell.results()["final"] if row.startswith("branch_")]
     keys = [f"eval_{row}_mean_iou" for row in chosen]
     return [(line["step"], statistics.mean(line[k] for k in keys)) for line in cell.log() if keys[0] in line]
 
 
 def write(out: Path, cells: Mapping[Key, Cell], *, num_pictures: int) -> None:
-    """Write OUT/table.md, table.csv and comparison.json; with pictures, also plots and panels.
+    """OUT/table.md, table.csv and comparison.json; with pictures also plots and panels.
 
     Args:
-        cells: by key; unfinished ones count as not run.
+        cells: every requested cell by key; unfinished ones count as not run.
     """
     records = [*_records(cells)]
     write_atomically(out / "table.md", _markdown(records, cells))
@@ -82,7 +82,7 @@ def write(out: Path, cells: Mapping[Key, Cell], *, num_pictures: int) -> None:
 
 
 def _records(cells: Mapping[Key, Cell]) -> Iterator[dict[str, Any]]:
-    """A record per partition and row, in the order of `ROWS`; fractions, seconds, bytes. None if nothing was run."""
+    """One record per partition and row, in the order of `ROWS`; fractions, seconds, bytes. None if nothing was run."""
     partitions = [*dict.fromkeys(partition for _, partition, _ in cells if partition != ALL)] or [ALL]
     for partition in partitions:
         for name, row in ROWS.items():
@@ -94,7 +94,7 @@ def _records(cells: Mapping[Key, Cell]) -> Iterator[dict[str, Any]]:
             last = {seed: score(cell, row.networks) for seed, cell in done.items()}
             base = {s: score(c) for s in done if (c := cells.get(("supervised", partition, s))) and c.finished}
             results = [cell.results() for cell in done.values()]
-            given = [_first(cell, seed, partition, cells).results() for seed, cell in done.items()]  # the labels used
+            given = [_first(cell, seed, partition, cells).results() for seed, cell in done.items()]  # to learn from
             yield {
                 "partition": partition,
                 "row": name,
@@ -117,12 +117,12 @@ def _records(cells: Mapping[Key, Cell]) -> Iterator[dict[str, Any]]:
 
 
 def _first(cell: Cell, seed: int, partition: str, cells: Mapping[Key, Cell]) -> Cell:
-    """The run itself, or for self-training the previous run, which labeled its images."""
+    """The run itself; for self-training, the run that labeled its images."""
     return cells[("supervised", partition, seed)] if cell.program != TRAIN else cell
 
 
 def _seconds(cell: Cell, seed: int, partition: str, cells: Mapping[Key, Cell]) -> float:
-    """The training time; for self-training, of both of its trainings."""
+    """Training seconds; for self-training, those of both of its trainings."""
     runs = {c.name: c for c in (cell, _first(cell, seed, partition, cells))}
     return sum(c.results()["training"]["seconds"] for c in runs.values())
 
@@ -153,9 +153,9 @@ def _markdown(records: list[dict[str, Any]], cells: Mapping[Key, Cell]) -> str:
         lines[-1] += "| images/s | peak memory |"
         lines += ["|---|---|---|---|---|---|---|---|---|---|---|"]
         lines += [_line(record) for record in records if record["partition"] == partition] + [""]
-    lines += ["Seconds are those of the optimizer steps, as measured on this machine, whatever else ran beside them."]
+    lines += ["Seconds are those of the optimizer steps, measured on this machine, possibly with other jobs running."]
     missing = [cell.name for cell in cells.values() if not cell.finished]
-    lines += ["", f"**Not run**: {', '.join(missing)}." if missing else "Every wanted run is there.", ""]
+    lines += ["", f"**Not run**: {', '.join(missing)}." if missing else "All requested runs are finished.", ""]
     return "\n".join(lines)
 
 

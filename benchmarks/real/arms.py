@@ -1,4 +1,4 @@
-"""The arms of the comparison: the settings of each, on top of common ones."""
+"""The settings of every arm of the comparison, in addition to the shared ones."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ PLAIN: dict[str, Any] = {
     **{name: LABELED[name] for name in ("horizontal_flip", "random_scale", "random_scale_mode", "resize_antialias")},
     "channels_last": True,  # a quarter faster on a CPU, for every arm
 }
-"""Plain supervised training, and what all arms share: data, network, optimizer, batch and geometry."""
+"""Today's plain supervised training, and what all arms share: data, network, optimizer, batch and geometry."""
 
 CONTROL = PLAIN | LABELED
-"""Settings that make more of the labeled images; used by the control and every method."""
+"""What makes the labeled images teach more besides; of the control and of every method."""
 
 STAGES = CONTROL | {"second_stage_learning_rate_factor": UNLABELED["second_stage_learning_rate_factor"]}
 
@@ -29,11 +29,11 @@ class Arm:
     """A way of training.
 
     Args:
-        objective: its name.
-        options: its settings by option name.
-        branches: the number of networks that are trained.
-        two_stages: whether the first half of the steps is a supervised stage.
-        as_long_as: this arm takes as many steps as fit into that arm's time.
+        objective: the objective's name.
+        options: settings by option name.
+        branches: how many networks are trained.
+        two_stages: use the first half of the steps as a supervised stage.
+        as_long_as: take as many steps as fit into the training time of this arm.
     """
 
     objective: str
@@ -58,17 +58,17 @@ class Arm:
 
     @property
     def step_kind(self) -> str:
-        """The kind that a step of the (second) stage is timed as."""
+        """The kind of step that the (second) stage is timed as."""
         return f"supervised_{self.branches}" if self.objective == "supervised" else self.objective
 
     def seconds(self, length: int, seconds: dict[str, float]) -> float:
-        """The training time, without evaluation and saving."""
+        """Training time, without evaluation and saving."""
         first = self.pretrain_steps(length) or 0
         return first * seconds[f"supervised_{self.branches}"] + (length - first) * seconds[self.step_kind]
 
 
 ARMS = {
-    # Plain supervised training, and the control: the same with the labeled side of every method below.
+    # Today's plain supervised training, and the control: the same with the labeled side of every method below.
     "plain": Arm("supervised", PLAIN, branches=1),
     "plain_equal_time": Arm("supervised", PLAIN, branches=1, as_long_as="recommended"),
     "control": Arm("supervised", CONTROL, branches=1),
@@ -76,7 +76,7 @@ ARMS = {
     "all_labels": Arm("supervised", CONTROL, branches=1),
     # What `cps-hf train DIR` chooses: CPS + CutMix from a supervised pair.
     "recommended": Arm("cps", STAGES | {k: v for k, v in UNLABELED.items() if k != "objective"}, two_stages=True),
-    # As published, from ImageNet weights only; compare with `plain`.
+    # As published, from ImageNet weights alone; compared with `plain`.
     "cps_published": Arm("cps", PLAIN | {"weight": 1.5, "cutmix": True}),
     # The other methods with their papers' settings, from a supervised pair (or network) like `recommended`.
     "cps_averaged": Arm("cps_averaged", STAGES | {"ema_decay": 0.996}, two_stages=True),

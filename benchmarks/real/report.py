@@ -1,4 +1,4 @@
-"""The tables and figures of the existing cells."""
+"""The tables and figures of the finished cells."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Cells = dict[tuple[str, int, int, str], dict[int, dict[str, Any]]]
 
 
 def write(cells: Path, out: Path) -> str:
-    """Write OUT/test.md, OUT/val.md and, with two lengths, OUT/gain.png. Returns the text of the first."""
+    """OUT/test.md, OUT/val.md and, with two lengths, OUT/gain.png; the text of the first."""
     found = {split: read(cells, split) for split in ("test", "val")}
     texts = {split: markdown(of_split) for split, of_split in found.items()}
     for split, text in texts.items():
@@ -46,8 +46,8 @@ def read(folder: Path, split: str) -> Cells:
 
 
 def single(cell: Mapping[str, Any], part: str = "scores") -> float | None:
-    """The score to compare, in percent: mean IoU of branch 0 at the last step, as it would be exported; for Mean
-    Teacher and UniMatch V2, whose result is an average, of the teacher."""
+    """The compared score: mean IoU of branch 0 at the last step, as exported; for Mean Teacher and UniMatch
+    V2, which export an average, that of the teacher. In percent."""
     scores = cell[part]
     row = "teacher" if "teacher" in scores else "branch_0"
     return 100 * scores[row]["mean_iou"] if row in scores else None
@@ -95,12 +95,13 @@ def _differences(arms: Mapping[str, Mapping[int, Any]]) -> list[str]:
             seeds = sorted(by_seed.keys() & arms.get(other, {}).keys())
             if seeds:
                 lines.append(
-                    f"- {arm} - {other}: {_paired([single(by_seed[s]) - single(arms[other][s]) for s in seeds])}"
+                    f"- {arm} - {other}: {paired([single(by_seed[s]) - single(arms[other][s]) for s in seeds])}"
                 )
     return [*lines, ""] if lines else []
 
 
-def _paired(differences: Sequence[float]) -> str:
+def paired(differences: Sequence[float]) -> str:
+    """The mean, each seed's, and the 95 % interval of Student's t."""
     each = ", ".join(f"{difference:+.1f}" for difference in differences)
     mean, n = statistics.mean(differences), len(differences)
     if n not in T_95:

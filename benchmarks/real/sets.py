@@ -1,9 +1,10 @@
-"""Prepares the two real sets as folders that `cps-hf train` reads: split, scaled, and checked for completeness."""
+"""The two real sets as folders that `cps-hf train` reads: split, scaled, and checked."""
 
 from __future__ import annotations
 
 import random
 import shutil
+import zipfile
 from pathlib import Path
 
 from PIL import Image
@@ -18,19 +19,25 @@ COUNTS = {
 
 
 def prepare(real: Path, out: Path, name: str) -> Path:
-    """The folder OUT/NAME with `<split>/images`, `<split>/masks` and `classes.json`; created once.
+    """The folder OUT/NAME with `<split>/images`, `<split>/masks` and `classes.json`; made once.
 
     Camvid is used unchanged (240 x 180). Steel is halved to 100 x 100: images averaged over 2 x 2 pixels, masks
     nearest. The split `timing` is eight images of val.
 
     Args:
-        real: the folder that contains `camvid/` and `steel/` as published or halved.
+        real: the folder that contains `camvid/` and `steel/` as published or halved, or a file made by `pack.py`.
 
     Raises:
         ValueError: a split does not contain the expected images.
     """
     root = out / name
     if (root / "complete").is_file():
+        return root
+    if real.is_file():
+        with zipfile.ZipFile(real) as archive:
+            members = [member for member in archive.namelist() if member.startswith(f"{name}/")]
+            members.sort(key=lambda member: member == f"{name}/complete")  # last, as it says that all is there
+            archive.extractall(out, members)
         return root
     folders = [real / name / split for split in ("train", "val", "test")]
     splits = {folder.name: _images(folder) for folder in folders if folder.is_dir()}
@@ -40,7 +47,7 @@ def prepare(real: Path, out: Path, name: str) -> Path:
         splits["train"] = [path for path in splits["train"] if path not in held_back]
     found = {split: len(paths) for split, paths in splits.items()}
     if found != COUNTS[name]:
-        raise ValueError(f"{real / name} should contain {COUNTS[name]} images, found {found}.")
+        raise ValueError(f"{real / name} should hold {COUNTS[name]} images, found {found}.")
     splits["timing"] = splits["val"][:8]
     for split, paths in splits.items():
         for path in paths:

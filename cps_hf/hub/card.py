@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -10,6 +11,7 @@ from importlib.resources import files
 from numbers import Real
 from typing import Any
 
+import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
@@ -60,9 +62,8 @@ def render_card(facts: Mapping[str, Any]) -> str:
     networks = [name for name in own if name not in ("step", "branch")]
     _check_classes(facts["id2label"], {name: own[name] for name in networks})
     citations = [_CITATION, facts["citation"]] if facts["citation"] else [_CITATION]
-    card = ModelCard.from_template(
-        _metadata(facts, own.get(facts["branch"], {})),
-        template_str=(files("cps_hf") / "model_card_template.md").read_text(encoding="utf-8"),
+    card = _template().render(
+        card_data=_metadata(facts, own.get(facts["branch"], {})).to_yaml(),
         **{name: _shown(value) for name, value in facts.items() if name not in ("scores", "best", "absent")},
         auto_class=auto_class_name(facts["architecture"]),
         model_id=json.dumps(without_paths(facts["directory"])),
@@ -75,7 +76,13 @@ def render_card(facts: Mapping[str, Any]) -> str:
         percent=_percent,
         over=over_classes,
     )
-    return f"{str(card).rstrip()}\n"
+    return f"{str(ModelCard(card)).rstrip()}\n"
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+    """Compiled once. `ModelCard.from_template` compiles it for each card, which takes longer than all the rest."""
+    return jinja2.Template((files("cps_hf") / "model_card_template.md").read_text(encoding="utf-8"))
 
 
 def _check_classes(id2label: Mapping[int, str], scores: Mapping[str, Mapping[str, Any]]) -> None:

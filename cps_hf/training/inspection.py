@@ -54,6 +54,7 @@ def check_labels(args: CPSConfig, train_dataset, eval_dataset, names: Sequence[s
             seconds=left / (len(sets) - i),
             num_workers=args.dataloader_num_workers,
             progress=not args.disable_tqdm,
+            in_windows=what == "train_dataset",
         )
         left = max(left - (time.monotonic() - begin), 0.0)
         _judge(found[what], skips=args.skip_bad_samples and what == "train_dataset")

@@ -20,7 +20,7 @@ from ..checkpointing import signals
 from ..checkpointing.fingerprint import fingerprint, with_new_fields
 from ..checkpointing.resume import Checkpointer, on_main_process
 from ..config import AugmentationConfig, CPSConfig, EvaluationConfig, HubConfig, ModelConfig, Provenance, flat
-from ..data.streams import TrainStream
+from ..data.streams import TrainStream, decodable
 from ..files import write_atomically
 from ..hub.image_processors import check_processor
 from ..hub.push import push_branch, repo_id_of
@@ -651,7 +651,9 @@ class CPSTrainer:
         """The result of `Evaluator.agreement` on a fixed set of unlabeled images; stored under `when`."""
         if not (self.args.agreement_images and len(self.models) > 1 and self.unlabeled_dataset is not None):
             return {}
-        images = setup.evenly_spaced(self.unlabeled_dataset, self.args.agreement_images)
+        images = decodable(setup.evenly_spaced(self.unlabeled_dataset, self.args.agreement_images))
+        if images is None:
+            return {}
         found = self.evaluator.agreement(images)
         self.state.agreement[when], self.state.commonest_class[when] = found
         if when == "start":

@@ -233,7 +233,7 @@ def test_the_card_has_every_section_in_order():
 # my-run
 
 A semantic segmentation model for 3 .*some/backbone\), trained with FixMatch on 12 labeled and 84 unlabeled images.*
-These are the weights of branch 0 at step 40: one network, which needs no other to predict\. .*2106\.01226\).*
+These are the weights of branch 0 at step 40: a single network that predicts on its own\. .*2106\.01226\).*
 
 > \*\*Limits\.\*\* Drawings, not photographs\.
 
