@@ -72,7 +72,7 @@ def flip(path):
 DAMAGE = {
     "one bit": (lambda c: flip(c / "model.safetensors"), "model.safetensors has been modified"),
     "one bit of our state": (lambda c: flip(c / "trainer_state.json"), "trainer_state.json has been modified"),
-    "cut short": (lambda c: (c / "model.safetensors").write_bytes(b"9"), "model.safetensors has 1 bytes, but had 100"),
+    "truncated": (lambda c: (c / "model.safetensors").write_bytes(b"9"), "model.safetensors has 1 bytes, but had 100"),
     "a file gone": (lambda c: (c / "random_states_0.pkl").unlink(), "random_states_0.pkl is missing"),
     "killed before its end": (lambda c: (c / "manifest.json").unlink(), "has no manifest.json"),
     "the manifest itself": (lambda c: (c / "manifest.json").write_text('{"files": [1]}'), "manifest.json cannot be"),

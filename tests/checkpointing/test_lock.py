@@ -107,7 +107,7 @@ def test_a_zombie_holder_is_dead_and_a_stopped_one_is_not(tmp_path):
 ELSEWHERE = {
     "another host": {"machine": ["elsewhere", "boot", "pid:[1]"], "host": "elsewhere"},
     "another container of this host's name": {"machine": [*module._machine()[:-1], "pid:[1]"]},
-    "the machine was started anew": {"machine": [socket.gethostname(), "another boot", module._machine()[-1]]},
+    "the machine was restarted": {"machine": [socket.gethostname(), "another boot", module._machine()[-1]]},
     "nothing written yet": None,
 }
 

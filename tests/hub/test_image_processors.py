@@ -98,7 +98,7 @@ def check(processor, reduces=False, model_type="segformer"):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said", "mend"),
+    ("wrong", "said", "fix"),
     [
         (segformer(do_rescale=False), "do_rescale False", {"do_rescale": True}),
         (segformer(rescale_factor=1 / 127.5), "rescale_factor 0.0078", {"rescale_factor": 1 / 255}),
@@ -119,11 +119,11 @@ def check(processor, reduces=False, model_type="segformer"):
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_mismatched_processors_are_rejected_with_advice(wrong, said, mend):
+def test_mismatched_processors_are_rejected_with_advice(wrong, said, fix):
     with pytest.raises(ValueError, match=f"`processing_class` .*{said}"):
         check(wrong)
-    if mend is not None:
-        for name, value in mend.items():
+    if fix is not None:
+        for name, value in fix.items():
             setattr(wrong, name, value)
         check(wrong)
 

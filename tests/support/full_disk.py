@@ -12,10 +12,10 @@ from cps_hf import files
 @contextmanager
 def full_disk(path: Path) -> Iterator[None]:
     """Writing this file meets a full disk: the kernel's /dev/full takes the place of its temporary file."""
-    beside = files._beside
+    temporary_for = files._beside
 
     def on_full_disk(target: Path) -> Path:
-        temporary = beside(target)
+        temporary = temporary_for(target)
         if target == path:
             temporary.symlink_to("/dev/full")
         return temporary

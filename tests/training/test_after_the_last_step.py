@@ -240,7 +240,7 @@ def test_a_callback_failing_before_the_last_step_ends_the_run(tmp_path):
 
 
 BROKEN = {
-    "cut short": (lambda path: path.write_bytes(path.read_bytes()[:-300]), "2.png", "eval-2"),
+    "truncated": (lambda path: path.write_bytes(path.read_bytes()[:-300]), "2.png", "eval-2"),
     "a label of no class": (
         lambda path: Image.new("L", (20, 20), 7).save(path),
         "2_label.png",
@@ -384,7 +384,7 @@ def test_a_closed_terminal_does_not_stop_the_run(tmp_path, monkeypatch):
     bar = trainer_module.RunLog.__init__.__globals__["tqdm"]
 
     class Eager(bar):
-        """Draws at each step, although there is no terminal here."""
+        """Draws at each step, even without a terminal."""
 
         def __init__(self, **options):
             super().__init__(**{**options, "mininterval": 0, "file": None, "disable": False})
