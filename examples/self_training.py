@@ -35,7 +35,7 @@ from cps_hf import Supervised
 from cps_hf.checkpointing.checkpoints import newest_checkpoint
 from cps_hf.commands import train
 from cps_hf.commands.datasets import TrainingSets, load_data
-from cps_hf.commands.errors import mendable
+from cps_hf.commands.errors import user_errors
 from cps_hf.commands.settings import Settings
 from cps_hf.inference.ensemble import Ensemble
 from cps_hf.inference.windows import check_options, default_stride
@@ -74,7 +74,7 @@ class SelfTrainingSettings(Settings):
 def main(argv: Sequence[str]) -> dict[str, Any]:
     description = __doc__.split("\n")[0].removesuffix(".")
     settings = train.parse(argv, SelfTrainingSettings, default_objective="fixed_teacher", description=description)
-    with mendable(settings.args.output_dir, train.MENDABLE):
+    with user_errors(settings.args.output_dir, train.USER_ERRORS):
         is_main = train.join_processes(settings.args.ddp_timeout)
         results, settings, names = train_in_stages(settings)
     if is_main:

@@ -95,12 +95,13 @@ def _differences(arms: Mapping[str, Mapping[int, Any]]) -> list[str]:
             seeds = sorted(by_seed.keys() & arms.get(other, {}).keys())
             if seeds:
                 lines.append(
-                    f"- {arm} - {other}: {_paired([single(by_seed[s]) - single(arms[other][s]) for s in seeds])}"
+                    f"- {arm} - {other}: {paired([single(by_seed[s]) - single(arms[other][s]) for s in seeds])}"
                 )
     return [*lines, ""] if lines else []
 
 
-def _paired(differences: Sequence[float]) -> str:
+def paired(differences: Sequence[float]) -> str:
+    """The mean, each seed's, and the 95 % interval of Student's t."""
     each = ", ".join(f"{difference:+.1f}" for difference in differences)
     mean, n = statistics.mean(differences), len(differences)
     if n not in T_95:
