@@ -249,8 +249,6 @@ def build_branches(
     options = {"trust_remote_code": trust_remote_code, "revision": revision}
     build = {"dtype": dtype or torch.float32, "attn_implementation": attn_implementation}
     branches: list[PreTrainedModel] = []
-    if count := sum(not isinstance(source, PreTrainedModel) for source in sources):  # may take a minute
-        logger.info("Building %d network%s ...", count, "" if count == 1 else "s")
     for index, (source, weights) in enumerate(zip(sources, backbones, strict=True)):
         if isinstance(source, PreTrainedModel):
             if weights is not None or reinit_heads:
