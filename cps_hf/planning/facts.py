@@ -1,4 +1,4 @@
-"""What a plan needs to know of the images: how many, how large, which classes, grey or in colour."""
+"""What a plan needs to know about the images: how many, their sizes, their classes, gray or color."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from ..data.streams import id_of, undecoded
 from ..data.windowed import open_windowed
 
 LOOKED_AT = 24
-"""Images of each set that are opened: enough for their size, few enough to wait for."""
+"""How many images of each set are opened: enough to know their sizes, few enough to be quick."""
 LABELS_COUNTED = 400
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataFacts:
-    """Counts and sizes of a data set that is trained on.
+    """Counts and sizes of a training data set.
 
     Args:
-        num_labeled, num_unlabeled, num_evaluation: images; 0: there is no such set; None: a stream, of any length.
+        num_labeled, num_unlabeled, num_evaluation: numbers of images; 0 if there is no such set, None for a stream.
         height, width: the median image's, in pixels.
-        largest: height and width of the image with the most pixels of those looked at.
-        class_shares: of the labeled pixels that hold a class, by class name.
-        grey: whether every image that was looked at is grey.
+        largest: height and width of the sampled image with the most pixels.
+        class_shares: shares of the labeled pixels, by class name.
+        grey: whether all sampled images are gray.
     """
 
     num_labeled: int | None
@@ -42,13 +42,13 @@ class DataFacts:
 
     @classmethod
     def of(cls, labeled: Any, unlabeled: Any, evaluation: Any, class_names: Sequence[str]) -> DataFacts:
-        """Look at the data sets: a few images of each, and the labels.
+        """Sample the data sets: a few images of each, and the labels.
 
         Args:
-            labeled, unlabeled, evaluation: data sets of `cps_hf.data` or streams; None: there is none.
+            labeled, unlabeled, evaluation: data sets of `cps_hf.data` or streams; None if there is none.
 
         Raises:
-            ValueError: an image or a label cannot be read; it names it.
+            ValueError: an image or a label cannot be read; the message names it.
         """
         sizes, grey = [], True
         for what, dataset in (("labeled", labeled), ("unlabeled", unlabeled), ("evaluation", evaluation)):

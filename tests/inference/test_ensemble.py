@@ -30,8 +30,8 @@ def hub(monkeypatch):
 def test_the_hub_is_asked_once_for_a_name_that_is_no_folder(hub):
     with pytest.raises(
         ValueError,
-        match=r"`some/branch`: no model could be read: there is no such folder, and the Hub gave none\..*HF_TOKEN.*"
-        r"The Hub said: \[Errno -2\] Name or service not known$",
+        match=r"`some/branch`: no model could be read: there is no such folder, and it was not found on the Hub\. "
+        r".*HF_TOKEN.*The Hub said: \[Errno -2\] Name or service not known$",
     ):
         Ensemble.from_pretrained(["some/branch"], revision="v1")
     (cached, options), url = hub
