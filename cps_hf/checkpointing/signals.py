@@ -1,4 +1,5 @@
-"""Stop signals: a signal ends a run after the current step, with a checkpoint to resume from.
+"""Stop signals: a signal ends a run after the current step, with a checkpoint to resume from. Before the first step
+there is nothing to save, and a signal ends the process at once.
 
 Clusters announce the end of a job with SIGTERM, or with a signal of the user's choice, usually SIGUSR1; Ctrl-C is
 SIGINT. (Windows has no SIGUSR1; Ctrl-Break there is SIGBREAK.) Launchers repeat a signal to the processes that they

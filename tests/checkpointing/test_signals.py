@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import logging
 import multiprocessing
 import os
 import signal
@@ -187,6 +188,31 @@ def test_a_stopped_run_saves_and_resumes_bit_for_bit(tmp_path, step):
     assert results["final"] == expected["final"] and results["agreement"] == expected["agreement"]
     for (name, a), b in zip(whole.module.named_parameters(), resumed.module.parameters(), strict=True):
         assert torch.equal(a, b), name
+
+
+class InterruptAtStart(TrainerCallback):
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.handlers = handlers()
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_before_the_first_step_a_signal_stops_at_once_and_the_run_can_start_again(tmp_path, monkeypatch, caplog):
+    old = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # it is ignored where the tests run in the background
+    try:
+        before, callback = handlers(), InterruptAtStart()
+        trainer = trainer_for(tmp_path, callback=callback)
+        monkeypatch.setattr(trainer, "_forward_backward", None)  # no step is made
+        with caplog.at_level(logging.INFO), pytest.raises(KeyboardInterrupt):
+            trainer.train()
+        assert handlers() == before == callback.handlers
+        said = caplog.messages.index("Training: 5 steps on cpu ...")
+        assert "Stopped before step 1. No step is lost." in caplog.messages[said:]
+        assert not [*(tmp_path / "out").glob("checkpoint-*")]
+        assert trainer_for(tmp_path, overwrite_output_dir=True).train()["steps"] == 5
+    finally:
+        signal.signal(signal.SIGINT, old)
 
 
 def test_a_signal_in_the_last_step_lets_the_run_end(tmp_path):
