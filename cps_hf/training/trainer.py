@@ -343,7 +343,9 @@ class CPSTrainer:
                 for _ in range(args.gradient_accumulation_steps)
             ]
             if state.global_step == state.first_step:
-                stack.enter_context(self.signals)  # until now there was no step to save: a signal stopped at once
+                stack.enter_context(
+                    self.signals
+                )  # before, there was no step to save, so a signal stopped the run at once
             batches.share_counts(micro_batches, accelerator, self._class_counts)
             self._progress.fill_(self.stages.progress(state.global_step))
             self._unlabeled_weight.fill_(self.unlabeled_weight.value)

@@ -196,10 +196,8 @@ class InterruptAtStart(TrainerCallback):
         signal.raise_signal(signal.SIGINT)
 
 
-def test_before_the_first_step_a_signal_stops_at_once_and_the_run_can_start_again(tmp_path, monkeypatch, caplog):
-    old = signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # it is ignored where the tests run in the background
+def test_before_the_first_step_a_signal_stops_the_run_at_once(tmp_path, monkeypatch, caplog):
+    old = signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored if the tests run in the background
     try:
         before, callback = handlers(), InterruptAtStart()
         trainer = trainer_for(tmp_path, callback=callback)
