@@ -51,7 +51,7 @@ class StopSignals:
     Signals that the program handles itself or ignores are left to it. Outside the main thread, where Python does not
     allow handlers, this applies to all signals. The previous handlers are restored at the end.
 
-    A thread watches for signals. Python only runs a handler between two of its own instructions, so never while the
+    A thread watches for signals. Python only runs a handler between two Python instructions, so never while the
     main thread waits for another process that does not respond, which is when a second signal is sent. The thread is
     notified through a pair of sockets, which exists on every system; Windows has no non-blocking pipes.
     """

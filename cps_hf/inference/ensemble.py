@@ -233,7 +233,7 @@ def _usable(name: str | torch.device) -> torch.device:
     except (RuntimeError, AssertionError) as error:  # torch's: no such kind, not available here, no such number
         raise ValueError(
             f"`device` {str(name)!r} cannot be used here: {str(error).strip().splitlines()[0]} Give `cpu`, `cuda` or "
-            "`cuda:NUMBER`, or none: a GPU is used if there is one."
+            "`cuda:NUMBER`. By default, a GPU is used if there is one."
         ) from error
     return device
 
