@@ -216,7 +216,9 @@ def soft_target(logits: Logits, *, temperature: float = 1.0) -> Tensor | Strided
     Of strided logits it is not made here but in the loss, a piece at a time: they come back with the temperature.
     """
     if isinstance(logits, StridedLogits):
-        return logits._replace(values=logits.values.detach(), temperature=logits.temperature * temperature)
+        return logits._replace(
+            values=logits.values.detach(), temperature=logits.temperature * temperature, queries=None
+        )
     return (at_least_float32(logits.detach()) / temperature).softmax(1)
 
 

@@ -9,7 +9,7 @@ its gradient with respect to the coarse logits are added up at once, and the pie
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,34 @@ EPSILON = 1e-6
 """What is added to every score before the logarithm."""
 
 
+class SetLossSums(NamedTuple):
+    """The set loss of some images before it is divided by anything, summed over the network's layers.
+
+    Args:
+        masks: (B,), the mask terms summed over an image's targets. A target is a class that its labels contain.
+        classes: (B,), the class term summed over an image's queries, those without a target times `no_object_weight`.
+        targets: (B,), how many targets an image has. Without one its terms are zero.
+        queries: of the network.
+        no_object_weight: of the class term of a query that is matched to no target.
+    """
+
+    masks: Tensor
+    classes: Tensor
+    targets: Tensor
+    queries: int
+    no_object_weight: float
+
+
+class Queries(Protocol):
+    """What the queries of a mask-classification network say of some images, in each layer that its set loss sees."""
+
+    def set_loss_sums(self, labels: Tensor) -> SetLossSums:
+        """The terms of the network's own set loss. `labels`: long (B, H, W); ignored pixels have no effect."""
+
+    def split(self, sizes: Sequence[int]) -> list[Queries]:
+        """Those of consecutive images, so many per part."""
+
+
 class StridedLogits(NamedTuple):
     """Logits that stand for full-size ones.
 
@@ -37,6 +65,7 @@ class StridedLogits(NamedTuple):
             They are resized as they are, and the logits are the logarithm of their shares,
             log((s + 1e-6) / sum over classes of (s + 1e-6)), whose soft-max is these shares.
         temperature: what the logits are divided by at last.
+        queries: what the values are the scores of, where the network is trained by its own set loss (`set_loss`).
     """
 
     values: Tensor
@@ -44,6 +73,7 @@ class StridedLogits(NamedTuple):
     align_corners: bool = False
     scores: bool = False
     temperature: float = 1.0
+    queries: Queries | None = None
 
     @property
     def shape(self) -> torch.Size:
@@ -88,7 +118,9 @@ def mirrored(logits: Logits) -> Logits:
 def split_images(logits: Logits, sizes: Sequence[int]) -> list[Logits]:
     """The logits of consecutive images, so many a part: what one network pass on joined batches is taken apart by."""
     if isinstance(logits, StridedLogits):
-        return [logits._replace(values=values) for values in logits.values.split(sizes)]
+        queries = [None] * len(sizes) if logits.queries is None else logits.queries.split(sizes)
+        parts = zip(logits.values.split(sizes), queries, strict=True)
+        return [logits._replace(values=values, queries=part) for values, part in parts]
     return [*logits.split(sizes)]
 
 

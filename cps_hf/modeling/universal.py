@@ -3,7 +3,8 @@
 Such a network gives queries, each with class logits and a mask, and no logits of pixels. A class's score at a pixel is
 the sum over queries of class probability times mask probability, as in the networks' papers and in the library's
 `post_process_semantic_segmentation`. The scores are resized to the image, and a pixel's logits are the logarithm of
-its scores' shares (`StridedLogits.scores`). The networks' own set loss is not run.
+its scores' shares (`StridedLogits.scores`). For the networks' own set loss (set_loss.py) the predictions that the
+library's criterion would get are recorded: those of all layers that it trains.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+
+from .set_loss import Layer
 
 WITH_DECODER = ("mask2former", "maskformer")
 """A backbone, a pixel decoder that its feature maps go into, and a transformer decoder."""
@@ -69,13 +72,19 @@ def check_window(config: PreTrainedConfig, height: int, width: int) -> None:
         raise ValueError(f"its positions are those of {window[0]} x {window[1]} pixels, got {height} x {width}")
 
 
-def said_of_pixels(model: PreTrainedModel, pixel_values: Tensor, network: Callable[..., Any] | None = None) -> Tensor:
+def said_of_pixels(
+    model: PreTrainedModel,
+    pixel_values: Tensor,
+    network: Callable[..., Any] | None = None,
+    layers: list[Layer] | None = None,
+) -> Tensor:
     """What a segmentation model says of each pixel, at its own size: logits, or the class scores of a universal model.
 
     Args:
         model: of semantic or universal segmentation.
         pixel_values: (B, 3, H, W).
         network: what is called in the model's place, e.g. the model compiled.
+        layers: a list to which is added what the queries say in each layer that the model's set loss sees.
 
     Returns:
         (B, C, h, w) float32.
@@ -87,8 +96,12 @@ def said_of_pixels(model: PreTrainedModel, pixel_values: Tensor, network: Callab
     if not is_universal(model.config):
         return network(pixel_values=pixel_values).logits.float()
     check_window(model.config, *pixel_values.shape[-2:])
-    with _without_masks_of_blocks(model):
-        output = network(pixel_values=pixel_values)
+    if layers is None:
+        with _without_masks_of_blocks(model):
+            output = network(pixel_values=pixel_values)
+    else:
+        with _criterion_records(model, layers):
+            output = network(pixel_values=pixel_values, mask_labels=[], class_labels=[])
     return class_scores(output.class_queries_logits, output.masks_queries_logits)
 
 
@@ -121,7 +134,7 @@ def decoder_module(model: PreTrainedModel) -> nn.Module | None:
 
 
 def switch_masked_attention_off(model: PreTrainedModel) -> None:
-    """An EoMT that is built anew starts where its published training ends: its queries see every patch.
+    """For a loss on pixels a new EoMT starts where its published training ends: its queries see every patch.
 
     While that training goes on, the masks that a block predicts hide patches from the next one, and the set loss
     trains these masks. A loss on pixels trains the last masks only, so the hidden patches would be any.
@@ -130,15 +143,64 @@ def switch_masked_attention_off(model: PreTrainedModel) -> None:
         model.attn_mask_probs.zero_()
 
 
+def anneal_masked_attention(model: PreTrainedModel, beginning: Tensor, done: float) -> None:
+    """Switch an EoMT's masked attention off as training goes on, one block after another.
+
+    With n such blocks training has n + 2 equal parts: in the first all masks are on, in part i + 1 (i = 1, ..., n) the
+    probability of block i goes from 1 to 0 as (1 - share of the part that is done)^0.9, in the last all are off (EoMT,
+    CVPR 2025, arXiv 2503.19108; parts and power are those of its release).
+
+    Args:
+        beginning: the probabilities (n,) that training began with, which those are multiplied with.
+        done: the share of training that is done, in [0, 1].
+    """
+    blocks = torch.arange(1, len(beginning) + 1)
+    share = (done * (len(beginning) + 2) - blocks).clamp(0, 1)
+    model.attn_mask_probs.copy_(beginning * (1 - share) ** 0.9)
+
+
+@contextlib.contextmanager
+def with_settled_masked_attention(model: PreTrainedModel) -> Iterator[None]:
+    """While an EoMT's masked attention is being annealed, the library draws also in evaluation which queries see all
+    patches. Here a block's mask is on for all where its probability is above one half, else for none."""
+    if model.config.model_type not in OF_ONE_SIZE:
+        yield
+        return
+    probabilities = model.attn_mask_probs
+    model.attn_mask_probs = probabilities.round()
+    try:
+        yield
+    finally:
+        model.attn_mask_probs = probabilities
+
+
 @contextlib.contextmanager
 def _without_masks_of_blocks(model: PreTrainedModel) -> Iterator[None]:
     """In training mode EoMT predicts masks in every block, for its set loss, also where these hide nothing
     (`attn_mask_probs` 0). The outermost module's mode decides that alone; dropout is in those inside."""
     training, model.training = model.training, model.training and model.config.model_type not in OF_ONE_SIZE
     try:
-        yield
+        with contextlib.nullcontext() if training else with_settled_masked_attention(model):
+            yield
     finally:
         model.training = training
+
+
+@contextlib.contextmanager
+def _criterion_records(model: PreTrainedModel, layers: list[Layer]) -> Iterator[None]:
+    """The library calls the criterion with the predictions that its loss is of, once or for each layer. EoMT gives
+    those of earlier layers to nothing else."""
+
+    def record(masks_queries_logits, class_queries_logits, mask_labels, class_labels, auxiliary_predictions=None):
+        earlier = [(one["class_queries_logits"], one["masks_queries_logits"]) for one in auxiliary_predictions or []]
+        layers.extend(Layer(*one) for one in [*earlier, (class_queries_logits, masks_queries_logits)])
+        return {}
+
+    model.criterion.forward = record
+    try:
+        yield
+    finally:
+        del model.criterion.forward
 
 
 @torch.no_grad()

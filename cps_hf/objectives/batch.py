@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from ..functional import IGNORE_INDEX, draw_cutmix_masks, mix, swap_neighbours
+from ..functional import IGNORE_INDEX, count_targets, draw_cutmix_masks, mix, swap_neighbours
 
 
 @dataclass(kw_only=True, eq=False)
@@ -54,6 +54,8 @@ class LabeledBatch(Batch):
         pixel_values: float (B, 3, H, W), normalised.
         labels: long (B, H, W), 255 where ignored.
         num_labels: what a sum over labeled pixels is divided by, a scalar. None: the number of those not ignored.
+        num_targets: what a sum over targets is divided by, a scalar. A target is a class that an image's labels
+            contain. None: their number.
         class_counts: pixels by class of the whole labeled set, float (C,), which class weights are made of. None:
             those of this batch are counted, where weights are asked for.
         over_processes: gives the mean over processes of a tensor of sums, for a loss that is no sum over pixels. Left
@@ -63,6 +65,7 @@ class LabeledBatch(Batch):
     pixel_values: Tensor
     labels: Tensor
     num_labels: Tensor | None = None
+    num_targets: Tensor | None = None
     class_counts: Tensor | None = None
     over_processes: Callable[[Tensor], Tensor] = torch.clone
 
@@ -70,6 +73,8 @@ class LabeledBatch(Batch):
         super().__post_init__()
         if self.num_labels is None:
             self.num_labels = (self.labels != IGNORE_INDEX).sum()
+        if self.num_targets is None:
+            self.num_targets = count_targets(self.labels).sum()
 
 
 @dataclass(kw_only=True, eq=False)

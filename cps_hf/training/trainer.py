@@ -26,6 +26,7 @@ from ..hub.image_processors import check_processor
 from ..hub.push import push_branch, repo_id_of
 from ..modeling.branches import Branch
 from ..modeling.classes import classes_of
+from ..modeling.universal import anneal_masked_attention
 from ..objectives import Objective, ObjectiveOutput, warmed_up
 from . import (
     arguments,
@@ -169,6 +170,7 @@ class CPSTrainer:
                 check_processor(processing_class, model.config.model_type, *means, reduces=reduces)
         self.state = setup.run_state(args, accelerator)
         self.stages = Stages(args, self.objective, self.state)
+        self._masked_attention = setup.annealed_masked_attention(self.models, self.objective)
         averages = setup.keeps_averages(args, self.objective)
         self.labelers = load_labelers(
             self.objective.labelers,
@@ -346,6 +348,7 @@ class CPSTrainer:
             self.lr_scheduler.step()
             self.optimizer.zero_grad()
             state.global_step += 1
+            self._anneal_masked_attention()
             self.late.active = state.global_step >= args.max_steps
             # teacher, averages
             if verdict.finite:
@@ -368,6 +371,7 @@ class CPSTrainer:
         """Before the first step: of a new run the branches' agreement, of a resumed one what its checkpoint holds as
         pending."""
         state, control = self.state, self.control
+        self._anneal_masked_attention()
         if state.global_step == 0:
             self._measure_agreement("start")
         control.should_training_stop |= state.global_step >= self.args.max_steps
@@ -423,6 +427,11 @@ class CPSTrainer:
         """The factor on the unlabeled term, where the settings have one: a method of one's own may not take it."""
         scales = batch.unlabeled is not None and self.args.unlabeled_weight != 1
         return {"unlabeled_weight": self._unlabeled_weight} if scales else {}
+
+    def _anneal_masked_attention(self) -> None:
+        """A function of the step. What is saved after a step has the probabilities of the next one."""
+        for model, beginning in self._masked_attention:
+            anneal_masked_attention(model, beginning, self.stages.masks_annealed(self.state.global_step))
 
     def _update_averages(self) -> None:
         """What is averaged over steps takes its share of this one. A teacher begins with the second stage: until then

@@ -42,7 +42,7 @@ def test_one_process_two_processes_and_accumulation_take_the_same_steps(tmp_path
 def test_so_do_mask_classification_networks(tmp_path):
     """A Mask2Former and an EoMT that teach each other. One step: a Mask2Former attends where a mask is above one half,
     which rounding flips at single pixels, and later steps differ."""
-    words = ["--universal", "--settings", json.dumps({"max_steps": 1})]
+    words = ["--universal", "mask2former", "eomt", "--settings", json.dumps({"max_steps": 1})]
     one = steps(tmp_path, "one", "--batch", "4", *words)
     two = steps(tmp_path, "two", "--batch", "2", *words, processes=2)
     accumulated = steps(tmp_path, "accumulated", "--batch", "2", "--accumulation", "2", *words)
