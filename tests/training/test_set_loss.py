@@ -70,6 +70,7 @@ def test_a_pair_learns_by_its_own_loss_on_labels_and_pseudo_labels(world, tmp_pa
     assert all(0 < one < 1000 for one in losses(trainer))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [("mask2former", "maskformer"), ("eomt", "eomt_dinov3")], ids=lambda pair: pair[0])
 def test_resuming_is_bit_identical_within_and_across_stages(world, tmp_path, names):
     fields = {"gradient_accumulation_steps": 2, "save_steps": 1, "max_steps": 4, "pretrain_steps": 2}
