@@ -87,9 +87,9 @@ trainer = CPSTrainer(
 )
 with torch.no_grad():
     for name, parameter in trainer.module.named_parameters():
-        if name.endswith("swin.embeddings.patch_embeddings.projection.bias"):
-            # It starts at zero: a patch of padding is then the zero vector, of which LayerNorm's gradient is a million
-            # times as large as any other, and so is its rounding. Trained networks have another bias.
+        if ".pixel_level_module.encoder." in name and name.endswith(".patch_embeddings.projection.bias"):
+            # A new Swin's is zero: a patch of padding is then the zero vector, at which LayerNorm's gradient is some
+            # 10^5 times as large as any other, and so is its rounding. Trained networks have another bias.
             parameter.copy_(torch.linspace(-1, 1, len(parameter)))
 results = trainer.train()
 parameters = sharding.weights(trainer.module) or dict(trainer.module.state_dict())
