@@ -1,4 +1,4 @@
-"""Whether a small mask-classification network learns from few real labels, next to UperNet on the same backbone.
+"""Check that small mask-classification networks learn from few real labels, next to UperNet on the same backbone.
 
 All networks start from random weights. One JSON line per run, appended to `--out`:
 

@@ -1,9 +1,9 @@
-"""The set loss of mask-classification networks, divided so that it does not depend on how a batch is split.
+"""The set loss of mask-classification networks, with divisors that make it independent of how a batch is split.
 
-Such a network's own loss (Mask2Former, MaskFormer, EoMT) makes a target of each class that an image's labels contain,
-its mask, and matches queries to targets. The matching and the terms are the network's (`StridedLogits.queries`); this
-module only divides. The libraries divide by the masks and queries of one call, which would give other gradients on
-several processes and with accumulation.
+The own loss of Mask2Former, MaskFormer and EoMT turns each class in an image's labels into a target with a mask, and
+matches queries to targets. The network supplies the matching and the terms (`StridedLogits.queries`); this module
+divides. Dividing by the masks and queries of one call, as the library does, would change the gradient with several
+processes and with accumulation.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .strided import Logits, StridedLogits
 
 
 def count_targets(labels: Tensor) -> Tensor:
-    """How many classes the labels (B, H, W) of each image contain, long (B,); ignored pixels aside."""
+    """The number of classes in each image's labels (B, H, W), without ignored pixels, long (B,)."""
     found = torch.zeros(len(labels), IGNORE_INDEX + 1, dtype=torch.long, device=labels.device)
     return found.scatter_(1, labels.flatten(1), 1)[:, :IGNORE_INDEX].sum(1)
 
@@ -27,8 +27,8 @@ def labeled_set_loss(logits: Logits, labels: Tensor, *, num_targets: Tensor | fl
 
     Args:
         logits: (B, C, H, W), `StridedLogits` with queries.
-        labels: long (B, H, W); pixels equal to 255 have no effect. An image without another pixel adds nothing.
-        num_targets: what stands for the number of targets, a share of the whole step's. `None`: that of this call.
+        labels: long (B, H, W); pixels equal to 255 have no effect. An image without other pixels adds nothing.
+        num_targets: the number of targets to divide by, a share of the whole step's. If `None`, this call's.
 
     Returns:
         A scalar. Zero, with zero gradients, when no pixel is labeled.
@@ -45,20 +45,20 @@ def labeled_set_loss(logits: Logits, labels: Tensor, *, num_targets: Tensor | fl
 def pseudo_labeled_set_loss(
     logits: Logits, labels: Tensor, *, valid: Tensor | None = None, count: Tensor | float | None = None
 ) -> Tensor:
-    """The network's own set loss on pseudo labels: each image's own loss, times the number of its pixels that teach,
-    summed over images and divided by a count.
+    """The network's own set loss on pseudo labels: each image's loss times its number of taught pixels, summed over
+    images and divided by a count.
 
-    How many targets pseudo labels contain is a count of predictions, so `labeled_set_loss` would divide by no count of
-    data. Here an image weighs as much as in a loss on pixels.
+    The number of targets in pseudo labels is a count of predictions, by which `labeled_set_loss` would divide. Here
+    each image has the same weight as in a loss on pixels.
 
     Args:
         logits: (B, C, H, W), `StridedLogits` with queries.
-        labels: long (B, H, W), class ids; pixels equal to 255 teach nothing.
-        valid: bool (B, H, W); pixels where it is false teach nothing. `None`: all are valid.
-        count: what the sum is divided by. `None`: the number of pixels that teach.
+        labels: long (B, H, W), class ids; pixels equal to 255 are not taught.
+        valid: bool (B, H, W); pixels where it is false are not taught. If `None`, all are valid.
+        count: the divisor of the sum. If `None`, the number of taught pixels.
 
     Returns:
-        A scalar. Zero, with zero gradients, when no pixel teaches.
+        A scalar. Zero, with zero gradients, if no pixel is taught.
 
     Raises:
         TypeError: the logits have no queries.
@@ -81,7 +81,7 @@ def _weights_of_queries(sums, targets: Tensor, *, images: int) -> Tensor:
 def _queries(logits: Logits):
     if not isinstance(logits, StridedLogits) or logits.queries is None:
         raise TypeError(
-            "The set loss needs what a network's queries say, and these logits carry none: the network has no set "
-            "loss, or it was called without gradient or without `Branch.keep_queries`."
+            "The set loss needs the predictions of a network's queries, and these logits carry none: the network has "
+            "no set loss, or it was called without gradient or without `Branch.keep_queries`."
         )
     return logits.queries

@@ -28,14 +28,14 @@ EPSILON = 1e-6
 
 
 class SetLossSums(NamedTuple):
-    """The set loss of some images before it is divided by anything, summed over the network's layers.
+    """The set loss of each image before any division, summed over the network's layers.
 
     Args:
-        masks: (B,), the mask terms summed over an image's targets. A target is a class that its labels contain.
-        classes: (B,), the class term summed over an image's queries, those without a target times `no_object_weight`.
-        targets: (B,), how many targets an image has. Without one its terms are zero.
-        queries: of the network.
-        no_object_weight: of the class term of a query that is matched to no target.
+        masks: (B,), the mask terms, summed over an image's targets. A target is a class that occurs in its labels.
+        classes: (B,), the class terms, summed over an image's queries.
+        targets: (B,), the number of targets per image. An image without targets has zero terms.
+        queries: the number of queries.
+        no_object_weight: the weight of a query's class term if the query is matched to no target; else 1.
     """
 
     masks: Tensor
@@ -46,13 +46,13 @@ class SetLossSums(NamedTuple):
 
 
 class Queries(Protocol):
-    """What the queries of a mask-classification network say of some images, in each layer that its set loss sees."""
+    """The predictions of a mask-classification network's queries, in each layer that its set loss trains."""
 
     def set_loss_sums(self, labels: Tensor) -> SetLossSums:
-        """The terms of the network's own set loss. `labels`: long (B, H, W); ignored pixels have no effect."""
+        """The terms of the network's own set loss on labels, long (B, H, W). Ignored pixels have no effect."""
 
     def split(self, sizes: Sequence[int]) -> list[Queries]:
-        """Those of consecutive images, so many per part."""
+        """Split into consecutive groups of images of these sizes."""
 
 
 class StridedLogits(NamedTuple):
@@ -66,6 +66,7 @@ class StridedLogits(NamedTuple):
             are resized as they are. The logits are the logarithm of their shares,
             log((s + 1e-6) / sum over classes of (s + 1e-6)), whose soft-max equals these shares.
         temperature: the logits are finally divided by this.
+        queries: the queries that the values are scores of, if the network is trained with its own set loss.
     """
 
     values: Tensor

@@ -1,12 +1,12 @@
-"""The set loss of Mask2Former, MaskFormer and EoMT on label maps, in which ignored pixels have no effect.
+"""The set loss of Mask2Former, MaskFormer and EoMT on label maps; ignored pixels have no effect.
 
-The library's criteria do not know ignored pixels: what is in no target mask is outside of all objects. So the terms
-are put together here, from the functions, weights and numbers of points of the network's own module, and pixels that
-are ignored enter neither the matching nor the terms of the masks. Without ignored pixels the loss of one image is the
+The library's criteria have no ignored pixels: a pixel outside of all target masks counts as outside of every object.
+So this module combines the terms itself, with the functions, weights and numbers of points of the network's module.
+Ignored pixels enter neither the matching nor the mask terms. Without ignored pixels, the loss of one image equals the
 library's.
 
-Mask2Former and EoMT draw the points at which masks are compared. Here the draw is a function of the image alone: no
-random state has to be saved to resume, and an image has the same loss on whatever process and in whatever micro-batch.
+Mask2Former and EoMT compare masks at random points. Here these only depend on the image, so resuming needs no random
+state, and an image has the same loss in any process and micro-batch.
 """
 
 from __future__ import annotations
@@ -27,38 +27,38 @@ FAR_BELOW_ZERO = -1e4
 
 
 class Layer(NamedTuple):
-    """What a layer's queries say: class_logits (B, Q, C + 1), the last for no object, and mask_logits (B, Q, h, w)."""
+    """A layer's predictions: class_logits (B, Q, C + 1), the last for no object, and mask_logits (B, Q, h, w)."""
 
     class_logits: Tensor
     mask_logits: Tensor
 
 
 class LayerQueries:
-    """What the queries of some images say in each layer, and the set loss of it (`cps_hf.functional.Queries`).
+    """Each layer's predictions and their set loss (`cps_hf.functional.Queries`).
 
     Args:
-        model: whose criterion, weights and functions are used.
-        layers: those that the library's own loss sees.
-        seeds: long (B,), which points an image draws (`seeds_of`).
+        model: the model whose criterion and loss weights are used.
+        layers: the layers that the library's own loss trains.
+        seeds: long (B,), the seed of each image's points (`seeds_of`).
     """
 
     def __init__(self, model: PreTrainedModel, layers: Sequence[Layer], seeds: Tensor):
         self.model, self.layers, self.seeds = model, layers, seeds
 
     def split(self, sizes: Sequence[int]) -> list[LayerQueries]:
-        """Those of consecutive images, so many per part."""
+        """Split into consecutive groups of images of these sizes."""
         layers = [zip(*(tensor.split(sizes) for tensor in layer), strict=True) for layer in self.layers]
         parts = zip(self.seeds.split(sizes), *layers, strict=True)
         return [LayerQueries(self.model, [Layer(*one) for one in part], seeds) for seeds, *part in parts]
 
     def set_loss_sums(self, labels: Tensor) -> SetLossSums:
-        """The terms of the network's own loss, weighted as its configuration says and summed over layers.
+        """The terms of the network's own loss, with the weights of its configuration, summed over layers.
 
         Args:
             labels: long (B, H, W) at any size, 255 where ignored.
 
         Returns:
-            An image in which all pixels are ignored has zeros.
+            The sums per image; zero if all pixels of an image are ignored.
         """
         terms = (_Everywhere if self.model.config.model_type == "maskformer" else _AtPoints)(self.model)
         device = labels.device.type
@@ -74,7 +74,7 @@ class LayerQueries:
 
 
 def seeds_of(pixel_values: Tensor) -> Tensor:
-    """A number for each image (B, 3, H, W), long (B,): a sum of integers, which no batch around it changes."""
+    """A seed for each image (B, 3, H, W), long (B,): a sum of integers, independent of the rest of the batch."""
     return pixel_values.detach().float().contiguous().view(torch.int32).flatten(1).sum(1)
 
 
@@ -82,7 +82,7 @@ class _Image(NamedTuple):
     """One image's targets.
 
     Args:
-        classes: long (T,). masks: (T, H, W), 1 inside. ignored: (H, W), 1 where ignored.
+        classes: long (T,). masks: (T, H, W), 1 inside. ignored: (H, W), 1 where ignored. generator: draws the points.
     """
 
     classes: Tensor
@@ -92,7 +92,7 @@ class _Image(NamedTuple):
 
 
 def _images_of(labels: Tensor, seeds: Tensor, dtype: torch.dtype) -> list[_Image]:
-    """The host waits for the device here, once: how many targets an image has decides shapes."""
+    """The host waits for the device once here: shapes depend on the number of targets."""
     present = torch.zeros(len(labels), IGNORE_INDEX + 1, dtype=torch.long, device=labels.device)
     present.scatter_(1, labels.flatten(1), 1)
     known = torch.cat([present[:, :IGNORE_INDEX], seeds.to(labels.device).unsqueeze(1)], 1).tolist()
@@ -108,9 +108,9 @@ def _images_of(labels: Tensor, seeds: Tensor, dtype: torch.dtype) -> list[_Image
 
 @torch.no_grad()
 def _match(terms: Any, layers: Sequence[Layer], images: Sequence[_Image]) -> list[list[tuple[Tensor, Tensor]]]:
-    """For each layer and image which queries are matched to which targets: two tensors of min(Q, T) indices.
+    """The matched queries and targets of each layer and image: two tensors of min(Q, T) indices.
 
-    The costs are the library's, over pixels that are not ignored; the host waits for all of them at once.
+    The costs are the library's, without ignored pixels. The host waits once for all of them.
     """
     from scipy.optimize import linear_sum_assignment  # an extra, which such networks cannot be built without
 
@@ -135,11 +135,11 @@ def _match(terms: Any, layers: Sequence[Layer], images: Sequence[_Image]) -> lis
 
 
 def _mask_terms(terms: Any, layer: Layer, matched: Sequence[tuple[Tensor, Tensor]], images: Sequence[_Image]):
-    """(B,): what the masks of matched queries cost, summed over an image's targets."""
+    """The mask terms of matched queries, summed over an image's targets, (B,)."""
     found = []
     for mask_logits, (queries, targets), image in zip(layer.mask_logits, matched, images, strict=True):
         if len(queries) == 0:
-            found.append(mask_logits[:0].sum())  # a gradient of zero: DDP waits for one
+            found.append(mask_logits[:0].sum())  # a gradient of zero, as DDP requires one
             continue
         logits, labels, counts = terms.to_compare(mask_logits[queries], image.masks[targets], image)
         logits, labels = _without_ignored(logits, labels, counts)
@@ -150,8 +150,8 @@ def _mask_terms(terms: Any, layer: Layer, matched: Sequence[tuple[Tensor, Tensor
 
 
 def _class_terms(terms: Any, layer: Layer, matched: Sequence[tuple[Tensor, Tensor]], images: Sequence[_Image]):
-    """(B,): what the classes of all queries cost, summed over an image's queries; those without a target are to say
-    no object, and count `no_object_weight`."""
+    """The class terms, summed over an image's queries, (B,). Queries without a target learn to predict no object, with
+    weight `no_object_weight`."""
     class_logits, criterion = layer.class_logits, terms.criterion
     wanted = torch.full(class_logits.shape[:2], criterion.num_labels, device=class_logits.device)
     for row, (queries, targets), image in zip(wanted, matched, images, strict=True):
@@ -169,8 +169,8 @@ def _without_ignored(logits: Tensor, labels: Tensor, counts: Tensor) -> tuple[Te
 
 
 class _AtPoints:
-    """Mask2Former and EoMT compare masks at points: anywhere to match, and mostly where a query is unsure of its mask
-    to learn. A point counts where the pixels that it is interpolated from are not ignored."""
+    """Mask2Former and EoMT compare masks at points: uniform ones for the matching, and mostly uncertain ones for the
+    loss. A point counts if it is not interpolated from an ignored pixel."""
 
     def __init__(self, model: PreTrainedModel):
         self.model, self.criterion, self.matcher = model, model.criterion, model.criterion.matcher
@@ -212,12 +212,12 @@ class _AtPoints:
         return self.library.sample_point(maps.unsqueeze(1), points, align_corners=False).squeeze(1)
 
     def _count(self, points: Tensor, image: _Image) -> Tensor:
-        """Which points (N, P, 2) have no share of an ignored pixel."""
+        """Which points (N, P, 2) are not interpolated from an ignored pixel."""
         return self._at(points.flatten(0, 1).unsqueeze(0), image.ignored.unsqueeze(0)).view(points.shape[:2]) == 0
 
 
 class _Everywhere:
-    """MaskFormer compares masks at all pixels: at the predictions' size to match, at the labels' size to learn."""
+    """MaskFormer compares masks at all pixels: at the predictions' size for matching, at the labels' for the loss."""
 
     def __init__(self, model: PreTrainedModel):
         self.model, self.criterion, self.matcher = model, model.criterion, model.criterion.matcher

@@ -72,7 +72,8 @@ class Objective(ABC):
 
     Args:
         labeled_loss: "cross_entropy"; "ohem" (hard pixels only; the CPS release uses it on Cityscapes); "focal" (easy
-            pixels count less); "dice" (each class's overlap); or "cross_entropy_dice", the sum of the two.
+            pixels count less); "dice" (each class's overlap); "cross_entropy_dice", the sum of the two; or "set", the
+            own loss of Mask2Former, MaskFormer and EoMT on masks made from the labels.
         ohem_threshold: skip labeled pixels whose true class has a higher probability than this. Only with "ohem".
         ohem_min_kept: keep at least this many pixels *per image*. Only with "ohem".
         focal_gamma: multiply each pixel's loss by (1 - p)^gamma. Only with "focal".
@@ -194,6 +195,8 @@ class Objective(ABC):
 
     def supervised_loss(self, logits: Logits, labeled: LabeledBatch) -> Tensor:
         """The labeled loss of one branch: the paper's Ls, a mean over labeled pixels (equation 1)."""
+        if self.labeled_loss == "set":
+            return labeled_set_loss(logits, labeled.labels, num_targets=labeled.num_targets)
         labels, weights = labeled.labels, self._labeled_class_weights(logits, labeled)
         if self.labeled_loss == "ohem":
             return ohem_cross_entropy(

@@ -54,6 +54,8 @@ class LabeledBatch(Batch):
         pixel_values: float (B, 3, H, W), normalised.
         labels: long (B, H, W), 255 where ignored.
         num_labels: the divisor of a sum over labeled pixels, a scalar. If `None`, the number of pixels not ignored.
+        num_targets: the divisor of a sum over targets, a scalar. A target is a class that occurs in an image's labels.
+            If `None`, their number.
         class_counts: the pixels per class of the whole labeled set, float (C,), for class weights. If `None`, they are
             counted in this batch when needed.
         over_processes: averages a tensor of sums over processes, for losses that are not sums over pixels. If omitted,

@@ -37,6 +37,8 @@ class CrossPseudoSupervision(Objective):
         class_balance: weight each pixel by its pseudo label's frequency in the batch to the power of minus this, so
             that rare classes are not unlearned. 0, as in the paper: all pixels equal; 1: all classes equal. (The
             labeled loss has its own weights, `class_weights`.)
+        unlabeled_loss: "cross_entropy"; or "set", the networks' own set loss on masks made from the pseudo labels,
+            which requires `labeled_loss="set"`.
 
     With n branches, each is taught by all others, and its loss is the mean over its n - 1 teachers.
     """

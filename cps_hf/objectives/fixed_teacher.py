@@ -43,6 +43,8 @@ class FixedTeacher(Objective):
         class_balance: weight each pixel of Lu by its pseudo label's frequency in the batch to the power of minus this.
             0: all pixels equal; 1: all classes equal. Not with `soft`. (`class_weights` apply to Ls only.)
         ramp_up: the share of training over which `weight` grows linearly to its full value.
+        unlabeled_loss: "cross_entropy"; or "set", the networks' own set loss on masks made from the pseudo labels,
+            which requires `labeled_loss="set"`. Not with `soft`.
     """
 
     labelers: list[str] = field(default_factory=list, metadata={"on_resume": "free"})  # a checkpoint has their hashes

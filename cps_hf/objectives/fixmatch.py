@@ -28,6 +28,8 @@ class FixMatch(Objective):
         class_balance: weight each pixel of the unlabeled term by its pseudo label's frequency in the batch to the
             power of minus this. 0, as in the paper: all pixels equal; 1: all classes equal.
         ramp_up: the share of training over which `weight` grows linearly to its full value.
+        unlabeled_loss: "cross_entropy"; or "set", the networks' own set loss on masks made from the pseudo labels,
+            which requires `labeled_loss="set"`.
     """
 
     weight: float = 1.0

@@ -46,6 +46,8 @@ class UniMatchV2(Objective):
             power of minus this. 0, as in the paper: all pixels equal; 1: all classes equal.
         decay: the decay of the teacher's average. Early in training it is at most 1 - 1 / (t + 1).
         ramp_up: the share of training over which `weight` grows linearly to its full value.
+        unlabeled_loss: "cross_entropy"; or "set", the networks' own set loss on masks made from the pseudo labels,
+            which requires `labeled_loss="set"`.
     """
 
     weight: float = 1.0

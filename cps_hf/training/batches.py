@@ -46,6 +46,7 @@ def share_counts(
 
     A loss is a sum over N pixels of the whole step. Accelerate divides it by the accumulation steps, and DDP averages
     gradients over processes, so each micro-batch divides by N / (processes x accumulation steps).
+    The same applies to the targets of the set loss.
 
     Args:
         class_counts: the labeled set's counts, on the device. If `None`, no class weights are computed from them.

@@ -94,14 +94,14 @@ def check_trainable(model: nn.Module, index: int) -> None:
 
 
 def check_set_loss(model: PreTrainedModel, index: int, *, compiles: bool) -> None:
-    """A branch can be trained with `labeled_loss="set"`.
+    """Check that a branch can be trained with `labeled_loss="set"`.
 
     Args:
         index: the branch's number.
-        compiles: whether it is compiled.
+        compiles: whether the branch is compiled.
 
     Raises:
-        ValueError: it has no set loss, or what its loss needs cannot be taken out of the compiled network.
+        ValueError: the model has no set loss, or it is compiled, so that its layers' predictions cannot be recorded.
     """
     if not is_universal(model.config):
         raise ValueError(

@@ -242,8 +242,8 @@ def build_models(
 def annealed_masked_attention(
     models: Sequence[PreTrainedModel], objective: Objective
 ) -> list[tuple[PreTrainedModel, torch.Tensor]]:
-    """The EoMTs that are trained with their set loss, and the probabilities of masked attention that each begins with:
-    1 in a new one, 0 in one whose training was finished before."""
+    """The EoMTs that are trained with their set loss, each with the probabilities of masked attention at the start: 1
+    for a new network, 0 for one whose training was finished before."""
     if objective.labeled_loss != "set":
         return []
     return [(m, m.attn_mask_probs.detach().cpu().clone()) for m in models if hasattr(m, "attn_mask_probs")]

@@ -61,8 +61,8 @@ class Stages:
         return (step - self.border) / (self.args.max_steps - self.border)
 
     def masks_annealed(self, step: int) -> float:
-        """The share of the annealing of EoMT's masked attention that is done after `step`: all of it at the end of the
-        first stage, whose branches are finished networks too."""
+        """How much of the annealing of EoMT's masked attention is done after `step`, in [0, 1]. It ends with the first
+        stage, whose branches are finished networks."""
         return min(1.0, step / (self.border or self.args.max_steps))
 
     def steps_of(self, stream: str, step: int) -> int:

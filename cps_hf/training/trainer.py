@@ -429,7 +429,7 @@ class CPSTrainer:
         return {"unlabeled_weight": self._unlabeled_weight} if scales else {}
 
     def _anneal_masked_attention(self) -> None:
-        """A function of the step. What is saved after a step has the probabilities of the next one."""
+        """A function of the step; a checkpoint saved after a step has the next step's probabilities."""
         for model, beginning in self._masked_attention:
             anneal_masked_attention(model, beginning, self.stages.masks_annealed(self.state.global_step))
 
