@@ -76,6 +76,8 @@ class FixedTeacher(Objective):
         check_shares(self, "confidence_threshold", "cutmix", "class_balance", "ramp_up")
         if self.soft and self.class_balance > 0:
             raise ValueError("`class_balance` counts hard labels: set `class_balance` to 0, or remove `soft`.")
+        if self.soft and self.unlabeled_loss == "set":
+            raise ValueError('`unlabeled_loss="set"` makes masks of hard labels: leave `soft` out.')
         if not self.labelers and (self.soft or self.confidence_threshold > 0):
             raise ValueError(
                 "`soft` and `confidence_threshold` apply to labels that networks make during training: name these "

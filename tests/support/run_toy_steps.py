@@ -85,11 +85,13 @@ trainer = CPSTrainer(
     unlabeled_dataset=write_world(world / "unlabeled", sizes, first=100, labels=False),
     eval_dataset=write_world(world / "val", [(30, 40)] * 3, first=200) if options.evaluate else None,
 )
+# These biases are zero in a new Swin and a new MaskFormer. A patch of padding and a MaskFormer's queries are then zero
+# vectors before their first LayerNorm, whose gradient there is up to 10^5 times as large as any other, and so is its
+# rounding. Trained networks have other biases.
+ZERO_VECTORS = (".embeddings.patch_embeddings.projection.bias", ".decoder.layers.0.self_attn.o_proj.bias")
 with torch.no_grad():
     for name, parameter in trainer.module.named_parameters():
-        if ".pixel_level_module.encoder." in name and name.endswith(".patch_embeddings.projection.bias"):
-            # A new Swin's is zero: a patch of padding is then the zero vector, at which LayerNorm's gradient is some
-            # 10^5 times as large as any other, and so is its rounding. Trained networks have another bias.
+        if options.universal and name.endswith(ZERO_VECTORS):
             parameter.copy_(torch.linspace(-1, 1, len(parameter)))
 results = trainer.train()
 parameters = sharding.weights(trainer.module) or dict(trainer.module.state_dict())
