@@ -18,7 +18,7 @@ from .ema import make_teacher
 class TrainingModule(nn.Module):
     """The branches, the teacher, the branches' averages and the objective in one module, called once per micro-batch.
 
-    DDP and torch.compile therefore see a single forward, whatever the method does inside.
+    DDP and torch.compile therefore see a single forward pass for every method.
 
     Args:
         averages: whether to keep an average of each branch, like a teacher. The code that steps the optimizer updates

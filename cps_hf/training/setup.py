@@ -26,6 +26,7 @@ from ..data.labels import LabelEncoding, reduced_values
 from ..data.order import Shard
 from ..data.streams import PSEUDO_LABEL, TrainStream, check_columns, label_column_of
 from ..functional import frequency_weights
+from ..modeling.branches import source_per_branch
 from ..modeling.channels import check_channels
 from ..modeling.classes import classes_of
 from ..modeling.twins import reject_twins
@@ -191,6 +192,8 @@ def build_models(
     model_checks.check_passed_classes(models, id2label)
     # A teacher belongs to one branch: a single id or configuration is not used twice then.
     alone = objective.teacher and model_config.num_branches is None and not isinstance(models, list | tuple)
+    count = 1 if alone else len(source_per_branch(models, model_config.num_branches))
+    logger.info("Building %d network%s ...", count, "" if count == 1 else "s")
     built = modeling.build_branches(
         models,
         id2label=id2label,

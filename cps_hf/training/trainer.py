@@ -6,6 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -267,9 +268,14 @@ class CPSTrainer:
             with self._explained():
                 streams = self._prepare(wanted)
                 try:
-                    with deterministic_algorithms(args.full_determinism), self.signals, self.run_log.beside_bar():
-                        self._loop(*streams)
+                    with ExitStack() as stack:
+                        stack.enter_context(deterministic_algorithms(args.full_determinism))
+                        stack.enter_context(self.run_log.beside_bar())
+                        self._loop(*streams, stack)
                     found = self._finish()
+                except KeyboardInterrupt:
+                    logger.warning("Stopped before step %d. No step is lost.", self.state.global_step + 1)
+                    raise
                 finally:
                     self.run_log.close()
                     self.run_log = None  # later logs belong to no run
@@ -312,12 +318,18 @@ class CPSTrainer:
         self.state.log_history = self.run_log.read()
         return streams
 
-    def _loop(self, labeled: TrainStream, unlabeled: TrainStream | None) -> None:
-        """The phases of an optimizer step, until the callbacks stop the run."""
+    def _loop(self, labeled: TrainStream, unlabeled: TrainStream | None, stack: ExitStack) -> None:
+        """The phases of an optimizer step, until the callbacks stop the run.
+
+        Args:
+            stack: what it enters is exited after the loop.
+        """
         args, accelerator, state = self.args, self.accelerator, self.state
         self.streams = {"labeled": labeled} | ({"unlabeled": unlabeled} if unlabeled else {})
         labeled_batches = iter(labeled)
         unlabeled_batches = iter(unlabeled) if unlabeled else None
+        if (left := args.max_steps - state.global_step) > 0:
+            logger.info("Training: %d step%s on %s ...", left, "" if left == 1 else "s", self.device)
         self.control = self.callback_handler.on_train_begin(args, state, self.control)
         self._begin()
         self.prepared.train()
@@ -332,6 +344,8 @@ class CPSTrainer:
                 self._fetch(labeled_batches, unlabeled_batches if reads_unlabeled else None)
                 for _ in range(args.gradient_accumulation_steps)
             ]
+            if state.global_step == state.first_step:
+                stack.enter_context(self.signals)  # until now there was no step to save: a signal stopped at once
             batches.share_counts(micro_batches, accelerator, self._class_counts)
             self._progress.fill_(self.stages.progress(state.global_step))
             self._unlabeled_weight.fill_(self.unlabeled_weight.value)

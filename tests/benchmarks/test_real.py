@@ -1,4 +1,4 @@
-"""benchmarks/real: arms whose settings hold, equal time by arithmetic, and a report that subtracts seed by seed."""
+"""benchmarks/real: valid settings of every arm, equal time by arithmetic, and a report of differences per seed."""
 
 import importlib.util
 import json
@@ -19,7 +19,7 @@ REAL = Path(__file__).parents[2] / "benchmarks" / "real"
 def load(name):
     spec = importlib.util.spec_from_file_location(f"real_{name}", REAL / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look themselves up there
+    sys.modules[spec.name] = module  # dataclasses look up their module
     spec.loader.exec_module(module)
     return module
 
@@ -40,7 +40,7 @@ def test_the_settings_of_every_arm_are_accepted(name):
     assert settings.objective.min_branches <= arm.branches
 
 
-def test_the_control_differs_from_plain_in_the_labeled_side_alone():
+def test_the_control_only_differs_in_the_labeled_side():
     plain, control, recommended = (arms.ARMS[name].options for name in ("plain", "control", "recommended"))
     changed = {name for name in control if plain.get(name) != control[name]}
     assert {"class_weights", "labeled_color_jitter", "freeze_norms"} <= changed
@@ -48,9 +48,9 @@ def test_the_control_differs_from_plain_in_the_labeled_side_alone():
     assert control.items() <= recommended.items()
 
 
-def test_equal_time_is_the_whole_of_both_stages():
+def test_equal_time_covers_both_stages():
     seconds = {"supervised_1": 0.1, "supervised_2": 0.2, "cps": 0.5}
-    # 750 steps of a pair and as many of CPS: 150 + 375 seconds, which one network spends in 5,250 steps
+    # 750 steps of a pair and as many of CPS: 150 + 375 seconds, in which one network takes 5,250 steps
     assert arms.ARMS["recommended"].seconds(1500, seconds) == pytest.approx(525)
     assert arms.ARMS["control_equal_time"].max_steps(1500, seconds, arms.ARMS) == 5250
     assert arms.ARMS["control"].max_steps(1500, seconds, arms.ARMS) == 1500
@@ -96,7 +96,7 @@ def test_the_curve_of_gains_has_a_point_per_length_and_arm():
     assert [*means[0].get_xdata()] == [1500, 3000]
 
 
-def test_a_teacher_is_scored_where_the_method_has_one():
+def test_a_teacher_is_scored_if_the_method_has_one():
     found = cell("mean_teacher", 1, 0.5)
     found["scores"]["teacher"] = {"mean_iou": 0.75, "per_category_iou": []}
     assert report.single(found) == 75

@@ -1,4 +1,4 @@
-"""A program for tests: a few SGD steps on a fixed order, the parameters written to a file.
+"""A test program: a few SGD steps in a fixed order, with the parameters written to a file.
 
 The global batch is four labeled and four unlabeled images: two that fill the crop, then two that fill a tenth of it.
 """
@@ -53,7 +53,7 @@ segformer = SegformerConfig(
     depths=[1] * 4,
     num_attention_heads=[1, 1, 2, 2],
     decoder_hidden_size=16,
-    classifier_dropout_prob=0.0,  # compiled, it draws other random numbers
+    classifier_dropout_prob=0.0,  # if compiled, it draws other random numbers
     drop_path_rate=0.0,
 )
 objective = CrossPseudoSupervision(weight=1.5, cutmix=options.cutmix, **options.objective)
