@@ -49,13 +49,11 @@ def test_one_process_two_processes_and_accumulation_take_the_same_steps(tmp_path
     ],
     ids=["pixels", "pixels, EoMT", "set", "set, EoMT"],
 )
-def test_so_do_mask_classification_networks(tmp_path, networks, objective, max_steps):
+def test_steps_are_equal_for_mask_classification_networks(tmp_path, networks, objective, max_steps):
     """Two that teach each other, also with their own set loss. With it, EoMT takes one step: once annealing has begun,
     each process draws which queries are masked."""
-    fields = {
-        "max_steps": max_steps,
-        "learning_rate": 0.005 if objective else 0.05,
-    }  # the set loss is ten times as large
+    learning_rate = 0.005 if objective else 0.05  # the set loss is ten times as large
+    fields = {"max_steps": max_steps, "learning_rate": learning_rate}
     words = ["--universal", *networks, "--settings", json.dumps(fields), "--objective", json.dumps(objective)]
     one = steps(tmp_path, "one", "--batch", "4", *words)
     two = steps(tmp_path, "two", "--batch", "2", *words, processes=2)
