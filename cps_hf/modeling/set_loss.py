@@ -183,7 +183,7 @@ class _AtPoints:
         return self._at(points, mask_logits), self._at(points, image.masks), self._count(points, image)[0]
 
     def to_compare(self, mask_logits: Tensor, masks: Tensor, image: _Image) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits and labels of matched masks (T, ., .) at points of their own, and which count, all (T, P)."""
+        """Logits and labels of matched masks (T, ., .) at separate points, and which count, all (T, P)."""
         criterion, count = self.criterion, len(masks)
         with torch.no_grad():
             points = self._draw(count, int(criterion.num_points * criterion.oversample_ratio), image)

@@ -278,7 +278,7 @@ def test_points_are_a_function_of_the_image_and_labels_teach_every_layer(kind):
     with torch.no_grad():
         assert branch.strided(images).queries is None
     branch.keep_queries = False
-    with pytest.raises(TypeError, match="these logits carry none"):
+    with pytest.raises(TypeError, match="these logits do not carry any"):
         labeled_set_loss(branch.strided(images), labels)
 
 

@@ -117,7 +117,7 @@ def test_what_the_set_loss_does_not_go_with_is_said_before_training(world, tmp_p
 # ------------------------------------------------------------------------------------------ EoMT's masked attention
 
 
-def test_blocks_are_annealed_one_after_another_and_a_finished_network_is_left_alone():
+def test_blocks_are_annealed_in_turn_and_a_finished_network_is_left_alone():
     def probabilities(done, beginning=(1.0, 1.0, 1.0, 1.0)):
         model = SimpleNamespace(attn_mask_probs=torch.full((4,), 0.7))
         anneal_masked_attention(model, torch.tensor(beginning), done)
@@ -144,7 +144,7 @@ def test_annealing_ends_with_the_stage_whose_branches_are_kept(pretrain_steps, e
     assert [stages.masks_annealed(step) for step in (0, 2, 4, 8)] == expected
 
 
-def test_evaluation_draws_nothing_while_it_is_annealed_and_what_is_exported_is_what_was_scored(world, tmp_path):
+def test_evaluation_is_not_random_and_the_export_is_what_was_scored(world, tmp_path):
     branch = Branch(speaking(BY_TYPE["eomt"])).eval()
     images, found = torch.randn(1, 3, 64, 64), {}
     with torch.no_grad():
