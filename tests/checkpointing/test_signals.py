@@ -293,7 +293,7 @@ def test_a_lost_process_ends_the_others_with_a_message(tmp_path, number):
     os.killpg(processes[1].pid, signal.SIGKILL)
     processes[1].wait()
     assert codes == [1] and time.monotonic() - began < 150
-    assert "ConnectionError: Process 0 of 2 lost another one in step" in logs[0] and "`ddp_timeout`" in logs[0]
+    assert "ConnectionError: Process 0 of 2 lost another process in step" in logs[0] and "`ddp_timeout`" in logs[0]
 
 
 @pytest.mark.slow
