@@ -81,7 +81,7 @@ def _weights_of_queries(sums, targets: Tensor, *, images: int) -> Tensor:
 def _queries(logits: Logits):
     if not isinstance(logits, StridedLogits) or logits.queries is None:
         raise TypeError(
-            "The set loss needs the predictions of a network's queries, and these logits do not carry any. The network "
+            "The set loss needs the predictions of a network's queries, and these logits do not carry any. The model "
             "has no set loss, or it was called without gradient or without `Branch.keep_queries`."
         )
     return logits.queries
