@@ -29,7 +29,7 @@ from ..training import comparison, setup
 from ..training.inspection import absent_line
 from ..training.late import AfterTrainingError
 from ..training.reporting import mean_iou_in_words, scores_table
-from ..training.sharding import refuse_engines
+from ..training.sharding import reject_engines
 from ..training.trainer import CPSTrainer
 from . import main as command_line
 from . import parser, planned
@@ -190,7 +190,7 @@ def beside(config: str | None, model: str) -> str:
 
 def join_processes(ddp_timeout: int) -> bool:
     """Join the other processes and silence noisy loggers. Returns whether this is the main process."""
-    refuse_engines()  # Accelerate would look for them here
+    reject_engines()  # Accelerate would look for them here
     timeout = timedelta(seconds=ddp_timeout)
     # Before the trainer creates its Accelerator, and with the same options: CPU processes join only if told to.
     is_main = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=timeout).is_main_process

@@ -6,6 +6,8 @@ Each mask is read once to count its values. Their meaning is then decided once, 
 from __future__ import annotations
 
 import json
+import re
+import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,13 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image as PILImage
 
+from .bands import TiffBands
 from .class_tables import ClassTable, without_ignored
 from .folder import label_feature
 from .labels import BLACK_AND_WHITE, IGNORE_INDEX, LabelEncoding, stored_values
 from .raster import open_raster
 from .table import first_few
+from .windowed import open_mask_bands
 
+MOST_LISTED, LINE = 64, 100  # colours in an error, and characters in a line of it
 MOST_COLORS = 1024  # in a mask; pictures have more
 FEW_VALUES = 20  # values with gaps that still count as classes without a table
 BETWEEN = 10  # number of values between black and white from which a mask counts as smoothed
@@ -62,6 +68,9 @@ def look_at_masks(names: Sequence[str], masks: Sequence[Path], *, num_threads: i
 
 def _look(name: str, path: Path) -> MaskLook:
     try:
+        large = open_mask_bands(path, name=repr(name))
+        if large is not None:
+            return _look_at_bands(large, name)
         raster = open_raster({"path": str(path), "bytes": None}, repr(name), "label")
         shown = raster.shown()
         if len(shown.getbands()) > 1:
@@ -70,12 +79,35 @@ def _look(name: str, path: Path) -> MaskLook:
         values, counts = np.unique(stored_values(raster.stored(), name=raster.where), return_counts=True)
     except ValueError as error:
         return MaskLook(problem=str(error))
-    by_value = dict(zip(values.tolist(), counts.tolist(), strict=True))
+    return _look_of_values(dict(zip(values.tolist(), counts.tolist(), strict=True)), palette)
+
+
+def _look_of_values(by_value: dict[int, int], palette: Mapping[int, Color] | None) -> MaskLook:
     shown_as = {value: (palette or {}).get(value, (value, value, value)) for value in by_value}
     colors: Counter[Color] = Counter()
     for value, count in by_value.items():
         colors[shown_as[value]] += count
     return MaskLook(by_value, dict(colors), palette is not None, shown_as.get(IGNORE_INDEX))
+
+
+def _look_at_bands(mask: TiffBands, name: str) -> MaskLook:
+    """As `_look`, some rows at a time."""
+    values: Counter[int] = Counter()
+    colors: Counter[Color] = Counter()
+    for start, stop in mask.row_ranges():
+        rows = mask.mask_rows(start, stop)
+        if rows.ndim == 3:
+            look = _look_at_colors(rows[..., :3] if rows.shape[2] >= 3 else rows[..., [0, 0, 0]], name)
+            if look.problem is not None:
+                return look
+            colors.update(look.colors)
+        else:
+            found = np.unique(stored_values(PILImage.fromarray(rows), name=repr(name)), return_counts=True)
+            values.update(dict(zip(*(part.tolist() for part in found), strict=True)))
+    if colors:
+        return MaskLook(None, dict(colors))
+    shown = {v: tuple(mask.palette[3 * v : 3 * v + 3]) for v in values} if mask.palette else {}
+    return _look_of_values(dict(values), None if all(color == (v, v, v) for v, color in shown.items()) else shown)
 
 
 def _look_at_colors(pixels: np.ndarray, name: str) -> MaskLook:
@@ -192,15 +224,25 @@ def _no_color_table(
     colored: Sequence[str], count: int, shown: Mapping[Color, int], table: ClassTable | None
 ) -> ValueError:
     common = [color for color, _ in sorted(shown.items(), key=lambda item: -item[1])]
-    names = list(table.names) if table else [f"NAME_{i}" for i in range(len(common[:4]))]
+    names = list(table.names) if table else [f"NAME_{i}" for i in range(len(common[:MOST_LISTED]))]
     typed = {"class_names": names, "colors": {", ".join(map(str, c)): i for i, c in enumerate(common[: len(names)])}}
     mixed = "" if len(colored) == count else f" (the other {count - len(colored)} have one channel)"
     return ValueError(
         f"{len(colored)} of {count} masks{mixed} are colour pictures, e.g. that of {colored[0]!r}; together they use "
-        f"{len(shown)} colours: {first_few(common, 4)}. Define the class of each colour in a `labelmap.txt` next to "
+        f"{len(shown)} colours:{_wrapped(common)}Define the class of each colour in a `labelmap.txt` next to "
         "the folders, with a line `name:red,green,blue` for each, or with `--load_options "
         f"'{json.dumps(typed, ensure_ascii=False)}'`."
     )
+
+
+def _wrapped(colors: Sequence[Color]) -> str:
+    """A sentence's end: all of them, or the first `MOST_LISTED`; on separate lines if they do not fit into one."""
+    text = first_few(colors, MOST_LISTED)
+    if len(text) < LINE:
+        return f" {text}. "
+    whole = re.sub(r", (?=\d)", ",\xa0", text)  # no line ends within a colour
+    lines = textwrap.wrap(whole, LINE, initial_indent="  ", subsequent_indent="  ", break_long_words=False)
+    return "\n".join(["", *lines, ""]).replace("\xa0", " ")
 
 
 # ------------------------------------------------------------------------------------------------ by values

@@ -1,6 +1,6 @@
 """FixMatch (Sohn et al.; NeurIPS 2020; arXiv 2001.07685), for segmentation as UniMatch's paper sets it up.
 
-The prediction for the weak view, where it is confident, is the label of the strong view, which is CutMixed.
+The confident predictions for the weak view are the labels of the CutMixed strong view.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 
 import torch
 
-from ..functional import IGNORE_INDEX, pixel_cross_entropy, pseudo_label
-from .base import Objective, ObjectiveOutput, check_not_negative, check_shares, one_box, pseudo_label_weights, ramp
+from ..functional import IGNORE_INDEX, pseudo_label
+from .base import Objective, ObjectiveOutput, check_not_negative, check_shares, one_box, ramp
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,13 +21,15 @@ class FixMatch(Objective):
     Lu is the mean over valid pixels of 1[max p(weak) >= threshold] CE(arg max p(weak), p(strong)).
 
     Args:
-        weight: of the unlabeled term.
-        confidence_threshold: 0.95 (UniMatch's paper: on VOC; 0 on Cityscapes).
-        cutmix: the probability with which an image is CutMixed, by one box: 2 to 40 % of its area, its height 0.3
-            to 3.3 times its width (as shares of the image's).
-        class_balance: weigh a pixel of the unlabeled term by its pseudo label's frequency in the batch to the power of
-            minus this. 0, as in the paper: all pixels alike; 1: all classes alike.
-        ramp_up: the share of training over which `weight` grows linearly to its value.
+        weight: the weight of the unlabeled term.
+        confidence_threshold: the threshold. UniMatch's paper has 0.95 on VOC and 0 on Cityscapes.
+        cutmix: the probability of CutMixing an image with one box: 2 to 40 % of its area, its height 0.3 to 3.3 times
+            its width (as shares of the image's).
+        class_balance: weight each pixel of the unlabeled term by its pseudo label's frequency in the batch to the
+            power of minus this. 0, as in the paper: all pixels equal; 1: all classes equal.
+        ramp_up: the share of training over which `weight` grows linearly to its full value.
+        unlabeled_loss: "cross_entropy"; or "set", the networks' own set loss on masks made from the pseudo labels,
+            which requires `labeled_loss="set"`.
     """
 
     weight: float = 1.0
@@ -35,6 +37,7 @@ class FixMatch(Objective):
     cutmix: float = 0.5
     class_balance: float = 0.0
     ramp_up: float = 0.0
+    unlabeled_loss: str = "cross_entropy"
 
     citation: ClassVar[str] = """@inproceedings{sohn2020fixmatch,
   title     = {FixMatch: Simplifying Semi-Supervised Learning with Consistency and Confidence},
@@ -61,17 +64,14 @@ class FixMatch(Objective):
     ) -> ObjectiveOutput:
         count = unlabeled.num_pixels
         supervised_loss = unsupervised_loss = taught = 0.0
-        for branch in branches:  # each by itself
+        for branch in branches:  # each independently
             with torch.no_grad():
                 own = self._pseudo_labels(branch, unlabeled.weak)
                 partners = unlabeled.partner_targets(own, lambda x, branch=branch: self._pseudo_labels(branch, x))
             mixed, valid, (labels,) = unlabeled.cutmix("strong", own, partners, **self.cutmix_masks)
             labeled_logits, logits = self.logits(branch, labeled.pixel_values, mixed)
             supervised_loss = supervised_loss + self.supervised_loss(labeled_logits, labeled)
-            weights = pseudo_label_weights(logits, labels, valid, self.class_balance)
-            unsupervised_loss = unsupervised_loss + pixel_cross_entropy(
-                logits, labels, valid=valid, count=count, class_weights=weights
-            )
+            unsupervised_loss = unsupervised_loss + self.pseudo_label_loss(logits, labels, valid=valid, count=count)
             taught = taught + (valid & (labels != IGNORE_INDEX)).sum()
         factor = self.weight * unlabeled_weight * ramp(progress, ramp_up=self.ramp_up)
         return ObjectiveOutput(

@@ -12,6 +12,7 @@ from datasets import Dataset
 from ..data.class_counts import count_class_pixels
 from ..data.reading import read_image
 from ..data.streams import id_of, undecoded
+from ..data.windowed import open_windowed
 
 LOOKED_AT = 24
 """How many images of each set are opened: enough to know their sizes, few enough to be quick."""
@@ -52,8 +53,15 @@ class DataFacts:
         sizes, grey = [], True
         for what, dataset in (("labeled", labeled), ("unlabeled", unlabeled), ("evaluation", evaluation)):
             for row in _some_rows(dataset, what):
-                image = read_image(row["image"], name=repr(id_of(row)))
-                sizes.append(tuple(image.shape[-2:]))
+                windowed = open_windowed(row, None, with_label=False)
+                if windowed is None:
+                    image = read_image(row["image"], name=repr(id_of(row)))
+                    size = tuple(image.shape[-2:])
+                else:  # its middle tells whether it is grey
+                    size = tuple(windowed[0].shape[-2:])
+                    middle = [min(side, 512) for side in size]
+                    image = windowed[0].window((size[0] - middle[0]) // 2, (size[1] - middle[1]) // 2, *middle)
+                sizes.append(size)
                 grey = grey and bool((image[:1] == image).all())
         some = _evenly(labeled, LABELS_COUNTED) if isinstance(labeled, Dataset) else labeled
         counts = count_class_pixels(some, len(class_names)).tolist()

@@ -252,7 +252,7 @@ def test_conflicting_class_names_are_an_error(caplog):
         (["--window_batch_size", "0"], "`window_batch_size` must be at least 1, got 0"),
         (["--num_pictures", "-3"], "`--num_pictures` must be 0 or more, got -3"),
         (["--device", "cudda"], r"`device` 'cudda' cannot be used here: .* Give `cpu`"),
-        (["--device", "cuda:99"], r"`device` 'cuda:99' cannot be used here: .* a GPU is taken where there is one"),
+        (["--device", "cuda:99"], r"`device` 'cuda:99' cannot be used here: .* a GPU is used if there is one"),
     ],
 )
 def test_a_mistake_ends_with_one_line(streets, street_branches, tmp_path, capsys, words, said):

@@ -21,8 +21,8 @@ def test_the_branch_is_exported_and_its_input_sizes_reported(tmp_path, capsys):
     for words, message in (
         ([str(tmp_path / "nothing"), "x.onnx"], "no model could be read, since there is no such folder."),
         ([str(full), "x.onnx"], "no model could be read, since there is no config.json in it."),
-        ([str(tmp_path), "x.onnx"], f"no model could be read, since it holds several. Give one: {folder}."),
-        ([str(folder), str(tmp_path / "small.onnx"), "--size", "0", "64"], "takes no images of 0 x 64"),
+        ([str(tmp_path), "x.onnx"], f"no model could be read, since it contains several. Give one: {folder}."),
+        ([str(folder), str(tmp_path / "small.onnx"), "--size", "0", "64"], "cannot process images of 0 x 64"),
         ([str(folder), str(tmp_path / "out.onnx" / "x.onnx")], "out.onnx: expected a folder, found a file"),
         ([str(folder), str(full)], f"error: {full}: expected a file, found a folder. Choose another name."),
         ([str(folder), str(full / "x.onnx")], f"error: {full / 'x.onnx'}: No space left on device."),

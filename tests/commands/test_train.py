@@ -187,13 +187,11 @@ def test_without_a_partition_a_method_reports_no_unlabeled_images(folders, tmp_p
 def test_help_shows_the_defaults_that_would_apply(capsys, words, steps, optim):
     with pytest.raises(SystemExit):
         train.parse([*words, "--help"])
-    assert f"stages where there are two. (default: {steps})" in " ".join(capsys.readouterr().out.split())
+    assert f"stages if there are two. (default: {steps})" in " ".join(capsys.readouterr().out.split())
     with pytest.raises(SystemExit):
         train.parse([*words, "--help-all"])
     text = " ".join(capsys.readouterr().out.split())
-    assert (
-        f"stages where there are two. (default: {steps})" in text and f'"sgd" or "adamw". (default: {optim})' in text
-    )
+    assert f"stages if there are two. (default: {steps})" in text and f'"sgd" or "adamw". (default: {optim})' in text
 
 
 @pytest.mark.slow
@@ -255,7 +253,7 @@ def test_an_unusable_output_folder_fails_before_data_is_read(tmp_path, capsys, m
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "closed" and may(path, mode))
     for name, said in (
         ("file/run", f"{tmp_path}/file is a file"),
-        ("run", "holds a run (results.json)"),
+        ("run", "contains a run (results.json)"),
         ("closed/a/b", f"no permission for {tmp_path}/closed"),
     ):
         with pytest.raises(SystemExit) as exit_:

@@ -16,7 +16,7 @@ def tiny(**arguments):
 
 
 def randomise(module):
-    """Norm weights, biases and statistics that are not 1 and 0, so that a norm left out is seen."""
+    """Norm weights, biases and statistics other than 1 and 0, so that a missing norm is noticed."""
     for child in module.modules():
         if isinstance(child, torch.nn.BatchNorm2d):
             for tensor in (child.weight.data, child.running_var):
@@ -99,7 +99,7 @@ def test_deep_stem_and_depth_follow_the_timm_name():
     assert len(network.layer3) == 23 and model.config.multi_grid == [1, 2, 4]
 
 
-def test_multi_grid_can_be_set_and_left_out():
+def test_multi_grid_is_optional():
     def dilations(**arguments):
         with torch.device("meta"):
             model = DeepLabV3PlusForSemanticSegmentation(DeepLabV3PlusConfig(backbone="resnet50", **arguments))
@@ -158,13 +158,13 @@ def test_a_configuration_survives_saving(tmp_path):
         ({"head": "aspp"}, "`head` must be one of original, textbook, got 'aspp'"),
         ({"output_stride": 4}, "`output_stride` must be 8, 16 or 32, got 4"),
         ({"atrous_rates": [6, 12]}, "`atrous_rates` must be three"),
-        ({"dropout": 0.1}, "original's head has no dropout"),
+        ({"dropout": 0.1}, "original head has no dropout"),
         ({"backbone": "convnext_nano", "multi_grid": [1, 2, 4]}, "`multi_grid` is for timm's ResNets"),
         ({"backbone_config": {"model_type": "nothing"}}, "a `model_type` that transformers knows, got 'nothing'"),
         ({"backbone_config": ResNetConfig(), "output_stride": 8}, "are for timm backbones"),
         (
             {"backbone": "resnet50", "backbone_config": TimmBackboneConfig(backbone="resnet18")},
-            "`backbone` is 'resnet50' and `backbone_config` says 'resnet18'",
+            "`backbone` is 'resnet50', but `backbone_config` says 'resnet18'",
         ),
     ],
 )
@@ -180,11 +180,11 @@ def test_a_backbone_without_the_needed_stages_is_an_error():
     deep = TimmBackboneConfig(backbone="test_resnet", out_indices=[2, 4])
     with pytest.raises(ValueError, match=r"stride 4 first.*strides \[8, 32\]"):
         tiny(backbone=None, backbone_config=deep)
-    with torch.device("meta"), pytest.raises(ValueError, match=r"one factor for each block of the last stage: 2"):
+    with torch.device("meta"), pytest.raises(ValueError, match=r"one factor per block of the last stage: 2"):
         DeepLabV3PlusForSemanticSegmentation(DeepLabV3PlusConfig(backbone="resnet18", multi_grid=[1, 2, 4]))
 
 
-def test_a_checkpoint_without_its_timm_weights_is_refused_and_without_its_head_is_drawn(tmp_path):
+def test_only_missing_heads_are_drawn(tmp_path):
     model = tiny()
     state = model.state_dict()
     head_only = {name: tensor for name, tensor in state.items() if not name.startswith("backbone.")}

@@ -1,4 +1,4 @@
-"""A pushed DeepLabV3+ or HRNet brings its code: it loads where this package is not installed."""
+"""A pushed DeepLabV3+ or HRNet includes its code: it loads where this package is not installed."""
 
 import json
 import os
