@@ -323,7 +323,7 @@ TINY_HEADER = ["Family", f"{STEPS} steps: loss", "Reloaded without `cps_hf`", "R
 TINY_HEADER += [f"{ODD_SIZE[0]} x {ODD_SIZE[1]} image"]
 INTRODUCTION = """# Architectures
 
-Every model type that `AutoModelForSemanticSegmentation` knows in the installed transformers, and the two of this
+Every model type that `AutoModelForSemanticSegmentation` knows in the installed transformers, and the three of this
 package:
 {model_types}.
 
@@ -351,7 +351,7 @@ The same code, a few channels wide, from random weights, on the CPU.
 - *{steps} steps*: cross entropy at the first and the last step of AdamW (learning rate 0.01) on one fixed batch: four
   images of coloured blocks, five classes.
 - *Reloaded*: exported by `cps_hf.hub.export_branch`, loaded by `AutoModelForSemanticSegmentation.from_pretrained` in
-  two new processes. In one, `cps_hf` cannot be imported, and `trust_remote_code=True` lets the two model types of this
+  two new processes. In one, `cps_hf` cannot be imported, and `trust_remote_code=True` lets the three model types of this
   package run the code that came along; in the other it can, and that flag is not given. "Equal": the same logits as
   before the export, to the last bit unless a difference is named.
 - *Pipeline*: `pipeline("image-segmentation", model=folder)` in both of these processes, on an image of 64 x 96

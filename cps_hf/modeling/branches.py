@@ -53,8 +53,9 @@ from .universal import (
     switch_masked_attention_off,
 )
 
-HEAD_NAMES = ("decode_head", "segmentation_head", "head", "decoder")
-"""What transformers' models (and ours) call the module that the backbone's feature maps go into."""
+HEAD_NAMES = ("neck", "decode_head", "segmentation_head", "head", "decoder")
+"""What transformers' models (and ours) call the module that the backbone's feature maps go into. A DPT has a neck
+before its head."""
 
 logger = logging.getLogger("cps_hf")
 
@@ -387,8 +388,7 @@ def _read_config(source, options: dict) -> PreTrainedConfig:
     if config.model_type == "dpt" and config.backbone_config is not None and not config.is_hybrid:
         raise ValueError(
             f"{_named(source)}: DPTForSemanticSegmentation ignores `backbone_config` and "
-            "builds a ViT of its own. For another backbone take UperNetConfig, or Tipsv2DptConfig (a DPT head) "
-            "with a Dinov2WithRegistersConfig(reshape_hidden_states=False)."
+            "builds a ViT of its own. For another backbone take ViTDPTConfig (a DPT head) or UperNetConfig."
         )
     return config
 
