@@ -7,6 +7,7 @@ code from one folder only.
 
 from transformers import AutoConfig, AutoModelForSemanticSegmentation
 
+from .adapters import add_adapters
 from .backbones import load_backbone_weights
 from .branches import Branch, build_branches
 from .configuration_deeplabv3_plus import DeepLabV3PlusConfig
@@ -41,6 +42,7 @@ __all__ = [
     "HRNetForSemanticSegmentation",
     "ViTDPTConfig",
     "ViTDPTForSemanticSegmentation",
+    "add_adapters",
     "build_branches",
     "check_input_size",
     "check_train_batch",

@@ -1,4 +1,4 @@
-"""What DeepLabV3+, HRNet and ViT-DPT share: how they are initialised, and what they return. Travels with a pushed model."""
+"""What our architectures share: how they are initialised, and what they return. Travels with a pushed model."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from ..checkpointing.resume import on_main_process
 from ..files import filled_whole, write_atomically
 from ..hub.card import render_card
 from ..hub.export import check_target, export_branch
+from ..modeling.adapters import merged
 from . import sharding
 from .callbacks.optional import optional
 from .callbacks.pictures import PREDICTIONS, Pictures
@@ -100,7 +101,7 @@ class BranchExporter:
         with together(self.accelerator):
             if self.accelerator.is_main_process:
                 export_branch(
-                    model,
+                    merged(model),
                     directory,
                     state_dict=weights,
                     id2label=self.run.id2label,

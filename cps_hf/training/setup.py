@@ -13,7 +13,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, is_initialized
-from accelerate.utils import LoggerType
+from accelerate.utils import DistributedType, LoggerType
 from datasets import Dataset
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -28,6 +28,7 @@ from ..data.streams import PSEUDO_LABEL, TrainStream, check_columns, label_colum
 from ..functional import frequency_weights
 from ..modeling.channels import check_channels
 from ..modeling.classes import classes_of
+from ..modeling.initialization import branch_seed
 from ..modeling.twins import refuse_twins
 from ..objectives import OBJECTIVES, Objective
 from . import memory, model_checks, sharding
@@ -211,7 +212,13 @@ def build_models(
     if id2label is None and accelerator.is_main_process:
         trust = model_config.trust_remote_code
         model_checks.tell_whose_classes(models, classes_of(built), trust_remote_code=trust)
+    if model_config.lora_rank is not None and accelerator.distributed_type == DistributedType.FSDP:
+        raise ValueError(
+            "`lora_rank` is not supported with FSDP2: adapters need little memory. Launch with DDP, or leave it out."
+        )
     for index, model in enumerate(built):
+        if model_config.lora_rank is not None:
+            _add_adapters(model, index, model_config, args, accelerator)
         if model_config.freeze_backbone or model_config.freeze_norms:
             modeling.freeze(model, backbone=model_config.freeze_backbone, norms=model_config.freeze_norms)
         if model_config.norm_momentum is not None:
@@ -234,6 +241,26 @@ def build_models(
             model.to(memory_format=torch.channels_last)
         model.train()
     return built
+
+
+def _add_adapters(
+    model: PreTrainedModel, index: int, model_config: ModelConfig, args: CPSConfig, accelerator: Accelerator
+) -> None:
+    names = modeling.add_adapters(
+        model,
+        rank=model_config.lora_rank,
+        seed=branch_seed(args.seed, index),
+        alpha=model_config.lora_alpha,
+        dropout=model_config.lora_dropout,
+        target_modules=model_config.lora_target_modules,
+    )
+    if accelerator.is_main_process:
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        share = trained / sum(p.numel() for p in model.parameters())
+        logger.info(
+            "branch %d: adapters of rank %d in %d layers of its backbone; %.1f %% of its parameters are trained.",
+            *(index, model_config.lora_rank, len(names), 100 * share),
+        )
 
 
 def _check_crop(model: PreTrainedModel, crop_size: Sequence[int]) -> None:

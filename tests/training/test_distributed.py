@@ -54,6 +54,18 @@ def test_so_do_mask_classification_networks(tmp_path):
 
 
 @pytest.mark.slow
+def test_so_do_adapters_in_the_backbone(tmp_path):
+    words = ["--vit_dpt", "--settings", json.dumps({"lora_rank": 2, "ema_decay": 0.9})]
+    one = steps(tmp_path, "one", "--batch", "4", *words)
+    two = steps(tmp_path, "two", "--batch", "2", *words, processes=2)
+    adapters = [name for name in one["parameters"] if "lora_B" in name]
+    assert len(adapters) == 2 * 2 * 4 * 6  # two branches and their averages; six linear maps in each of four layers
+    assert all(one["parameters"][name].any() for name in adapters)
+    for name, expected in one["parameters"].items():
+        torch.testing.assert_close(two["parameters"][name], expected, rtol=1e-4, atol=2e-6)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["focal", "cross_entropy_dice"])
 def test_so_they_do_with_class_weights_and_other_labeled_losses(tmp_path, loss):
     """Frequencies are the whole labeled set's, Dice's sums those of all processes. With accumulation Dice, as it says,
