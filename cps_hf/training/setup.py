@@ -29,6 +29,7 @@ from ..functional import frequency_weights
 from ..modeling.channels import check_channels
 from ..modeling.classes import classes_of
 from ..modeling.initialization import branch_seed
+from ..modeling.licences import warn_of_conditions
 from ..modeling.twins import refuse_twins
 from ..objectives import OBJECTIVES, Objective
 from . import memory, model_checks, sharding
@@ -190,6 +191,8 @@ def build_models(
     """
     _warn_of_idle_ohem(crop_size, objective)
     model_checks.check_passed_classes(models, id2label)
+    if accelerator.is_main_process:
+        warn_of_conditions(_named_weights(models, model_config))
     # A teacher is beside one branch: a single id or configuration is not used twice then.
     alone = objective.teacher and model_config.num_branches is None and not isinstance(models, list | tuple)
     built = modeling.build_branches(
@@ -241,6 +244,13 @@ def build_models(
             model.to(memory_format=torch.channels_last)
         model.train()
     return built
+
+
+def _named_weights(models, model_config: ModelConfig) -> list[str]:
+    sources = [models] if isinstance(models, str | os.PathLike) or not isinstance(models, Sequence) else models
+    backbones = model_config.backbone or []
+    backbones = backbones if isinstance(backbones, list) else [backbones]
+    return [str(name) for name in (*sources, *backbones) if isinstance(name, str | os.PathLike)]
 
 
 def _add_adapters(
