@@ -1,10 +1,10 @@
-"""What every architecture is and does, as the tables of docs/architectures.md.
+"""Write docs/architectures.md: the size and behaviour of every architecture.
 
     python benchmarks/architectures.py [--output docs/architectures.md]
 
 Full-size models are built as branches on the meta device: shapes without values, so no memory and no weights. The tiny
-ones of tests/support/architectures.py are trained, exported, loaded by two other processes and shown an odd image. A
-few minutes on one CPU core; nothing is downloaded.
+ones of tests/support/architectures.py are trained, exported, loaded by two other processes and given an odd image.
+Takes a few minutes on one CPU core and downloads nothing.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def millions(model: PreTrainedModel, only_trainable: bool = False) -> float:
     return sum(p.numel() for p in model.parameters() if p.requires_grad or not only_trainable) / 1e6
 
 
-def refusal(model: PreTrainedModel, height: int, width: int) -> str:
-    """What `check_input_size` says against this size; nothing if it lets it pass."""
+def rejection(model: PreTrainedModel, height: int, width: int) -> str:
+    """The message of `check_input_size` for this size; empty if it passes."""
     try:
         check_input_size(model, height, width)
     except ValueError as error:
@@ -73,19 +73,19 @@ def refusal(model: PreTrainedModel, height: int, width: int) -> str:
 
 
 def allowed_sizes(model: PreTrainedModel) -> str:
-    """The sizes that `check_input_size` lets pass, in words.
+    """The sizes that pass `check_input_size`, in words.
 
-    The least step of which it takes odd multiples: in two oblong shapes, else square.
+    The smallest step of which odd multiples pass, for two oblong shapes or else squares.
     """
     for oblong in (True, False):
         for step in (1, 8, 14, 16, 32, 64):
             short = 256 // step | 1
             longs = (int(1.3 * short) | 1, int(1.6 * short) | 1) if oblong else (short,)
-            if not any(refusal(model, step * short, step * long) for long in longs):
+            if not any(rejection(model, step * short, step * long) for long in longs):
                 words = "any" if oblong else "square"
                 return words if step == 1 else f"{words.replace('any', '')} multiples of {step}".strip()
     side = model.config.image_size
-    return "none found" if refusal(model, side, side) else f"{side} x {side} only"
+    return "none found" if rejection(model, side, side) else f"{side} x {side} only"
 
 
 def full_size_row(row: FullSize) -> dict[str, str]:
@@ -112,7 +112,7 @@ def full_size_row(row: FullSize) -> dict[str, str]:
 
 
 def toy_batch(size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Four images (4, 3, H, W) of sixteen coloured blocks with noise, and their labels (4, H, W): a colour a class."""
+    """Four images (4, 3, H, W) of sixteen coloured blocks with noise, and labels (4, H, W): one colour per class."""
     generator = torch.Generator().manual_seed(0)
     blocks = torch.randint(0, len(NAMES), (4, 1, 4, 4), generator=generator)
     labels = F.interpolate(blocks.float(), size=size, mode="nearest").squeeze(1).long()
@@ -137,21 +137,21 @@ def train(model: PreTrainedModel, size: tuple[int, int]) -> list[float]:
 
 
 def odd_size(model: PreTrainedModel) -> tuple[str, str]:
-    """Whether the model takes an image of ODD_SIZE, and what is said where it does not.
+    """Whether the model takes an image of ODD_SIZE, and the error if not.
 
     Raises:
-        RuntimeError: `check_input_size` promises something else than the forward does.
+        RuntimeError: `check_input_size` and the forward pass disagree.
     """
     image = torch.randn(1, 3, *ODD_SIZE, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    refused = refusal(model, *ODD_SIZE)
+    rejected = rejection(model, *ODD_SIZE)
     try:
         logits = Branch(model).eval()(image)
     except (RuntimeError, ValueError) as error:
-        if refused:
-            return "no", refused
+        if rejected:
+            return "no", rejected
         raise RuntimeError(f"check_input_size lets {ODD_SIZE} pass, the forward does not") from error
-    if refused:
-        raise RuntimeError(f"the forward takes {ODD_SIZE}; check_input_size: {refused}")
+    if rejected:
+        raise RuntimeError(f"the forward takes {ODD_SIZE}; check_input_size: {rejected}")
     (logits * torch.randn(logits.shape, generator=torch.Generator().manual_seed(1))).sum().backward()
     seen = image.grad.abs().sum((0, 1))  # zero where no logit depends on the pixel
     rows, columns = (ODD_SIZE[dim] - 1 - int(seen.sum(1 - dim).nonzero().max()) for dim in (0, 1))
@@ -168,7 +168,7 @@ def shortened(text: str, most: int = 330) -> str:
 
 
 def tiny_row(architecture: Architecture, folder: Path) -> dict[str, Any]:
-    """Trains the tiny model, tries the odd size, and writes to `folder` what the other processes load and expect."""
+    """Train the tiny model, try the odd size, and write to `folder` what the other processes load and expect."""
     torch.manual_seed(0)
     model = build_branches(architecture.config(), num_branches=1, id2label=NAMES)[0]
     losses = train(model, architecture.size)
@@ -226,7 +226,7 @@ print(json.dumps(results))
 
 
 def reload(folders: list[Path], package: str) -> list[dict[str, Any]]:
-    """What a process `package` = "with" or "without" cps_hf makes of the folders of `tiny_row`, one dict for each.
+    """Load the folders of `tiny_row` in a process `package` = "with" or "without" cps_hf; one dict for each.
 
     Raises:
         RuntimeError: the process itself failed.
@@ -305,7 +305,7 @@ def page(full: list[tuple[FullSize, dict[str, str]]], tiny: list[tuple[Architect
     date = f"{datetime.date.today():%d %B %Y}".lstrip("0")
     written = (
         f"Written by `python benchmarks/architectures.py` on {date} with Python {platform.python_version()}, "
-        f"{libraries}; not edited by hand."
+        f"{libraries}; do not edit it."
     )
     return INTRODUCTION.format(
         written=textwrap.fill(written, 119),
@@ -323,8 +323,8 @@ TINY_HEADER = ["Family", f"{STEPS} steps: loss", "Reloaded without `cps_hf`", "R
 TINY_HEADER += [f"{ODD_SIZE[0]} x {ODD_SIZE[1]} image"]
 INTRODUCTION = """# Architectures
 
-Every model type that `AutoModelForSemanticSegmentation` knows in the installed transformers, and the three of this
-package:
+This page covers every model type of `AutoModelForSemanticSegmentation` in the installed transformers, and the three of
+this package:
 {model_types}.
 
 {written}
@@ -334,36 +334,36 @@ package:
 Built from configurations, without weights. Parameters are in millions.
 
 - *Branch*: the model as `build_branches` builds it for this number of classes, without auxiliary heads. *Trained*:
-  less what the logits do not depend on, which is frozen before training. *Published*: the figure of the paper or the
-  release; "-" where we know of none.
-- *Logits stride*: the input's side over the logits' side. `Branch` resizes the logits to the input.
-- *Input sizes*: what `check_input_size` lets pass, height and width alike; tried on oblong and square images of 256 to
-  about 640 pixels a side. *Any* took 257 x 335 and 257 x 411 (a network of patches leaves out what does not fill one:
-  see the last column of the second table).
+  without the parameters that do not affect the logits, which are frozen before training. *Published*: the number in
+  the paper or the release; "-" if we know of none.
+- *Logits stride*: the input's side divided by the logits' side. `Branch` resizes the logits to the input.
+- *Input sizes*: sizes that pass `check_input_size`, for height and width alike; tested on oblong and square images
+  with sides from 256 to about 640 pixels. *Any* takes 257 x 335 and 257 x 411 (patch-based networks drop incomplete
+  patches: see the last column of the second table).
 - *Family*: the row of the second table that is built by the same code.
 
 {full_table}
 
 ## At toy width
 
-The same code, a few channels wide, from random weights, on the CPU.
+These models run the same code with few channels and random weights, on the CPU.
 
-- *{steps} steps*: cross entropy at the first and the last step of AdamW (learning rate 0.01) on one fixed batch: four
-  images of coloured blocks, five classes.
+- *{steps} steps*: cross entropy at the first and the last step of AdamW (learning rate 0.01) on one fixed batch of
+  four images of coloured blocks with five classes.
 - *Reloaded*: exported by `cps_hf.hub.export_branch`, loaded by `AutoModelForSemanticSegmentation.from_pretrained` in
-  two new processes. In one, `cps_hf` cannot be imported, and `trust_remote_code=True` lets the three model types of this
-  package run the code that came along; in the other it can, and that flag is not given. "Equal": the same logits as
-  before the export, to the last bit unless a difference is named.
-- *Pipeline*: `pipeline("image-segmentation", model=folder)` in both of these processes, on an image of 64 x 96
+  two new processes. In one, `cps_hf` cannot be imported, and `trust_remote_code=True` runs the exported code of this
+  package's three model types; in the other it can, without that flag. "Equal": the same logits as before the export, to
+  the last bit unless a difference is given.
+- *Pipeline*: `pipeline("image-segmentation", model=folder)` in both processes, on an image of 64 x 96
   (height x width; DPT's and Data2Vec's exported image processors resize it).
 - *{odd} image* (height x width): odd and not square. "Less 5 rows": no logit depends on the last 5 rows, because
-  they fill no whole patch; the logits of the others are stretched over the image. A crop of whole patches avoids it.
+  they do not fill a patch; the other logits are stretched over the image. A crop of whole patches avoids this.
 
 {tiny_table}
 
 ## Mask-classification networks
 
-Of `AutoModelForUniversalSegmentation` these can be branches, also beside a network of the first table:
+These models of `AutoModelForUniversalSegmentation` can be branches, also paired with a network of the first table:
 
 | Model type | Logits stride | Input sizes | Frozen: no effect on scores | Semantic map of the exported processor |
 | :-- | --: | :-- | :-- | :-- |
@@ -376,19 +376,19 @@ Of `AutoModelForUniversalSegmentation` these can be branches, also beside a netw
   probability. The scores are resized to the image, and the logits are log((s + 1e-6) / sum over classes of
   (s + 1e-6)) in float32. Losses, pseudo labels, windows and ensembles all take these. The networks' own set loss is
   not run.
-- The "semantic map" column is about one network and a whole image in one pass, in which some query speaks for every
-  pixel: where all scores are below 1e-6, the constant decides. The processors of Mask2Former and EoMT resize the
+- The "semantic map" column is about one network and a whole image in one pass, if every pixel has a query that scores
+  it: where all scores are below 1e-6, the constant decides. The processors of Mask2Former and EoMT resize the
   masks' logits before the scores are summed, so pixels along boundaries may differ; `cps-hf predict` and `evaluate`
   give the same as training's evaluation. `pipeline("image-segmentation")` needs `subtask="semantic"`.
-- EoMT takes images of `image_size` only. Training needs `crop_size` to be that (a sentence says so before it starts);
-  evaluation and prediction see other images in windows of that size, every two thirds of it, without being told. Its
+- EoMT only takes images of `image_size`. Training needs this `crop_size` (a message says so before it starts).
+  Evaluation and prediction automatically use windows of that size, every two thirds of it, for other images. The
   exported image processor resizes the shorter side to that size and cuts windows, as the library's own checkpoints do;
-  `cps-hf evaluate --own_size` leaves out the resizing, as training's evaluation does.
-- An EoMT that is built from a configuration trains without masked attention: a loss on pixels does not train the masks
+  `cps-hf evaluate --own_size` skips the resizing, as training's evaluation does.
+- An EoMT built from a configuration trains without masked attention: a loss on pixels does not train the masks
   of the earlier blocks. A checkpoint keeps its `attn_mask_probs`.
 - EoMT cannot be started from the weights of a plain vision transformer (`backbone`), and has no decoder whose input
   could be dropped (`feature_dropout`).
-- `oneformer` needs a task text beside each image, and is refused.
+- `oneformer` is not supported: it needs a task text with each image.
 """  # noqa: E501 (a table)
 
 

@@ -1,15 +1,15 @@
-"""What a step costs, for each objective and each recipe: passes, FLOPs, bytes; and what that comes to on a GPU.
+"""Count the cost of a step for each objective and recipe: passes, FLOPs, bytes, and the hours on a GPU.
 
     python benchmarks/cost.py --output benchmarks/cost.md
         a few minutes on a CPU: every number of the first two tables is counted, on tensors without data.
 
     python benchmarks/cost.py --measured benchmarks/results/h100/gpu.jsonl
-        beside what benchmarks/gpu.py measured: seconds, the share of the card's peak, memory; hours by that share.
+        compared with what benchmarks/gpu.py measured: seconds, share of the GPU's peak, memory; hours with that share.
 
     python benchmarks/cost.py --efficiency 0.42
-        hours by a share of a GPU's peak that you name; without either, those of an assumed share.
+        hours with a given share of a GPU's peak; without either option, the share is assumed.
 
-FLOPs are those of convolutions and matrix products, forward and backward, by torch's own counter. Activations are the
+FLOPs are those of convolutions and matrix products, forward and backward, from torch's counter. Activations are the
 bytes that autograd keeps until the backward pass, each storage once, with bfloat16 networks and float32 losses.
 """
 
@@ -39,9 +39,9 @@ from cps_hf.training.module import TrainingModule
 
 CONFIGS = Path(__file__).parents[1] / "examples" / "configs"
 GPUS = {"H200": 989e12, "A100": 312e12, "RTX 4090": 165e12}  # dense bfloat16 with float32 sums, by their data sheets
-PEAKS = {"H100 80GB": 989e12, **GPUS}  # by what a device's name holds
+PEAKS = {"H100 80GB": 989e12, **GPUS}  # by a part of the device's name
 CLASSES = {"voc": 21, "cityscapes": 19}
-# What recipes name by a Hub id, since nothing is asked of the Hub here.
+# Models that recipes name by a Hub id, since nothing is read from the Hub here.
 HUB_CONFIGS = {
     "nvidia/mit-b2": SegformerConfig(depths=[3, 4, 6, 3], hidden_sizes=[64, 128, 320, 512], decoder_hidden_size=768)
 }
@@ -49,7 +49,7 @@ HUB_CONFIGS = {
 
 @dataclass
 class Cost:
-    """Of one process and micro-batch.
+    """The cost per process and micro-batch.
 
     Args:
         with_grad, without_grad: forward passes of a branch (or the teacher).
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--efficiency", type=float, help="the share of the GPU's peak FLOPs that was measured")
     parser.add_argument("--measured", type=Path, help="the gpu.jsonl that benchmarks/gpu.py wrote")
-    parser.add_argument("--pairs", type=int, default=5, help="timed steps an objective of the check on this CPU")
+    parser.add_argument("--pairs", type=int, default=5, help="timed steps per objective for the check on this CPU")
     parser.add_argument("--output", type=Path, help="write the page there instead of printing it")
     options = parser.parse_args(argv)
     if options.measured and not options.measured.is_file():
@@ -98,7 +98,7 @@ def head(options: argparse.Namespace) -> list[str]:
 
 
 def share_said(options: argparse.Namespace) -> str:
-    """Where the share of the GPU's peak comes from, which hours are computed with."""
+    """Where the share of the GPU's peak, used to compute hours, comes from."""
     if options.measured:
         return (
             f"a share of {options.efficiency:.0%} of the GPU's peak, the median of what was\nmeasured below on one "
@@ -114,7 +114,7 @@ def cost_of(
 ) -> Cost:
     """Count one micro-batch on tensors that have shapes and no data.
 
-    One image a process is counted as half of two: batch norm over one pooled pixel needs the other processes.
+    One image per process is counted as half of two: batch norm over one pooled pixel needs the other processes.
     """
     times = 2 if args.per_device_train_batch_size == 1 else 1
     args = replace(
@@ -135,7 +135,7 @@ def cost_of(
 
     def keep(tensor):
         if not isinstance(tensor, nn.Parameter):
-            kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage()  # held, so that no address comes twice
+            kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage()  # kept, so that no address is reused
         return tensor
 
     for branch in module.networks().values():
@@ -201,7 +201,7 @@ def objectives_table() -> list[str]:
         "Two DeepLabV3+ on ResNet-50 (Mean Teacher: one and its teacher), 8 labeled and 8 unlabeled images of",
         "512 x 512.",
         "",
-        "| objective | passes with gradient | without | TFLOPs a step | beside supervised | activations, GiB |",
+        "| objective | passes with gradient | without | TFLOPs per step | relative to supervised | activations, GiB |",
         "|---|---|---|---|---|---|",
     ]
     first = None
@@ -216,7 +216,7 @@ def objectives_table() -> list[str]:
 
 
 def measured_table(options: argparse.Namespace) -> list[str]:
-    """Counted FLOPs and memory beside a GPU's seconds and peak; sets the share of its peak where none was given."""
+    """Counted FLOPs and memory compared with a GPU's seconds and peak; sets the share of its peak if not given."""
     models = {
         "deeplabv3plus-r50": "models/deeplabv3_plus_r50.json",
         "dpt-dinov2-b": "models/dpt_dinov2_b.json",
@@ -297,7 +297,7 @@ def recipes_table(options: argparse.Namespace) -> list[str]:
 
 
 def model_config(name: str, num_labels: int) -> PreTrainedConfig:
-    """A recipe's model: a file beside the recipes, or one of `HUB_CONFIGS`."""
+    """A recipe's model: a file next to the recipes, or one of `HUB_CONFIGS`."""
     if name in HUB_CONFIGS:
         config = SegformerConfig(**HUB_CONFIGS[name].to_dict())
     else:
@@ -307,7 +307,7 @@ def model_config(name: str, num_labels: int) -> PreTrainedConfig:
 
 
 def check_table(pairs: int) -> list[str]:
-    """The counted ratios beside timed ones: real steps on this CPU, medians of process time, objectives in turn."""
+    """Counted ratios compared with timed ones: real steps on this CPU, medians of process time, alternating."""
     torch.set_num_threads(1)
     args, crop_size = CPSConfig(per_device_train_batch_size=2), (96, 96)
     config = model_config("models/deeplabv3_plus_r50.json", 21)
@@ -329,7 +329,7 @@ def check_table(pairs: int) -> list[str]:
         "## Checked against the clock",
         "",
         f"The same networks at 2 + 2 x 96 x 96, forward and backward on one CPU thread, medians of {pairs} steps,",
-        "in turn: what the FLOPs say beside what was timed, as ratios to supervised.",
+        "alternating; counted FLOPs compared with measured times, as ratios to supervised.",
         "",
         "| objective | by FLOPs | timed |",
         "|---|---|---|",

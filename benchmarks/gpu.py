@@ -1,15 +1,15 @@
-"""Every GPU figure of the benchmarks' tables, in one command.
+"""Measure all GPU numbers of the benchmarks' tables in one command.
 
     python benchmarks/gpu.py --output benchmarks/results/gpu
     python benchmarks/gpu.py --output OUT --only options loss --seconds 300
 
-Four kinds of case, each a line of OUT/gpu.jsonl and OUT/gpu.md as soon as it is measured; one that is measured again
-takes its old line's place. A case that fails is written down with its error, and the next one runs.
+There are four kinds of case. Each is written as a line of OUT/gpu.jsonl and OUT/gpu.md as soon as it is measured, and
+replaces its old line if it is measured again. A case that fails is recorded with its error, and the next one runs.
 
-- **step**: `benchmarks/step.py` on recipes' sizes: the step's parts beside its floor, host reads, kernels.
+- **step**: `benchmarks/step.py` at recipes' sizes: the step's parts and its floor, host reads, kernels.
 - **options**: images/s and peak memory of whole steps, nothing measured inside, by setting.
-- **loss**: cross entropy from logits at stride 4: plain, compiled (whole, in pieces), a piece at a time by its size.
-- **card**: what a large matrix product and a copy reach here, to read the others by.
+- **loss**: cross entropy from logits at stride 4: plain, compiled (whole, in pieces), and in pieces of several sizes.
+- **card**: the speed of a large matrix product and a copy, for reference.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import loss as loss_benchmark  # the files beside this one
+import loss as loss_benchmark  # files next to this one
 import step as step_benchmark
 import torch
 import torch.nn.functional as F
@@ -107,7 +107,7 @@ PIECES = [2**n for n in (22, 23, 24, 25, 26, 27, 28)]
 
 
 class Steps(TrainerCallback):
-    """Times whole steps, the device being waited for at the two ends only."""
+    """Time whole steps, and wait for the device only at both ends."""
 
     def __init__(self, warm_up: int, steps: int):
         self.warm_up, self.steps, self.seconds = warm_up, steps, 0.0
@@ -153,7 +153,7 @@ def measure_options(case: dict, workers: int, warm_up: int = 6, steps: int = 15)
 
 
 def measure_loss(size: tuple[int, int, int]) -> dict:
-    """Milliseconds and MiB above the inputs, by way: medians of 10, in turns."""
+    """Milliseconds and MiB above the inputs for each way: medians of 10, alternating."""
     batch, classes, side = size
     values, labels = loss_benchmark.inputs(
         argparse.Namespace(batch=batch, classes=classes, size=side, stride=4, cpu=False)
@@ -165,7 +165,7 @@ def measure_loss(size: tuple[int, int, int]) -> dict:
         values.grad = None
 
     def in_pieces(gradient_of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        """What the package's pieces could reach with another loss: images of at most its piece at a time."""
+        """What the package's pieces could reach with another loss, on images up to the size of a piece."""
         num_images = max(1, strided.PIECE["cuda"] // (classes * side * side))
         parts = [slice(first, first + num_images) for first in range(0, batch, num_images)]
         gradient = torch.empty_like(values)
@@ -236,7 +236,7 @@ def _with_piece(piece: int, values: torch.Tensor, labels: torch.Tensor) -> None:
 def _noted(found: dict, way: str) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # one way of several: the others are worth having
+    except Exception as error:  # one way of several: keep the others
         found[way] = {"error": f"{type(error).__name__}: {str(error)[:300]}"}
 
 
@@ -296,10 +296,10 @@ def table(lines: list[dict]) -> str:
                 "",
             ]
     page += [
-        "## The step beside its floor",
+        "## The step and its floor",
         "",
-        "bfloat16 unless float32 is said, channels_last for convolutional networks; overhead without the loss and the",
-        "optimizer, the loss's and the optimizer's share of the step beside it.",
+        "bfloat16 unless float32 is stated, channels_last for convolutional networks; overhead without loss and",
+        "optimizer, and the shares of loss and optimizer in the step.",
         "",
         "| case | images/s | peak, GiB | overhead | loss | optimizer | data wait | host reads | passes |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -351,10 +351,10 @@ def _step_row(one: dict) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True, help="the folder of gpu.jsonl and gpu.md")
-    parser.add_argument("--only", nargs="+", choices=("card", "step", "loss", "options"), help="kinds; none: all")
-    parser.add_argument("--match", default="", help="only the cases in whose name this stands")
-    parser.add_argument("--workers", type=int, default=2, help="processes a stream that prepare data")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no case after so long")
+    parser.add_argument("--only", nargs="+", choices=("card", "step", "loss", "options"), help="kinds; default: all")
+    parser.add_argument("--match", default="", help="only cases whose name contains this")
+    parser.add_argument("--workers", type=int, default=2, help="data workers per stream")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="start no case after this time")
     options = parser.parse_args()
     logging.getLogger("cps_hf").setLevel(logging.WARNING)
     options.output.mkdir(parents=True, exist_ok=True)
@@ -373,7 +373,7 @@ def main() -> None:
         try:
             with contextlib.redirect_stdout(sys.stderr):
                 line |= run()
-        except Exception as error:  # written down; the other cases are worth having
+        except Exception as error:  # recorded; run the other cases
             traceback.print_exc()
             line["error"] = f"{type(error).__name__}: {str(error)[:300]}".replace("\n", " ")
         gc.collect()

@@ -1,10 +1,10 @@
-"""Peak memory of cutting and predicting a tiled TIFF of 20,000 x 20,000 pixels, above what the imports take.
+"""Peak memory of cutting and predicting a tiled TIFF of 20,000 x 20,000 pixels, above that of the imports.
 
     python benchmarks/huge_images.py [--side 20000] [--folder DIR]
 
-Each way runs in a process of its own, whose peak resident memory is read from the operating system. The network is one
-convolution to logits at a quarter of the size, so that what is measured is this package's: rows of the image, sums of
-logits over one row of windows, the mask on its way to the disk. The files (0.6 GB) are removed at the end.
+Each way runs in a separate process, whose peak resident memory is read from the operating system. The network is one
+convolution to logits at a quarter of the size, so only this package's memory is measured: rows of the image, sums of
+logits over one row of windows, the mask before it is written. The files (0.6 GB) are removed at the end.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ WAYS = ("decoded as a whole", "cut into tiles of 1024", "predicted by rows", "pr
 
 
 def write(path: Path, side: int, bands: int) -> None:
-    """A deflated TIFF in tiles: noise over slopes; of a mask, blocks of classes."""
+    """Write a deflated, tiled TIFF: noise over gradients, or for a mask blocks of classes."""
     random = np.random.default_rng(0)
     slopes = np.add.outer(np.arange(TILE), np.arange(TILE))[..., None] // 4
     if bands == 3:
@@ -69,7 +69,7 @@ def measure(way: str, folder: Path, side: int) -> None:
     models = [Quarter(CLASSES) for _ in range(2 if "two" in way else 1)]
     processors = [SegformerImageProcessor(do_resize=False) for _ in models]
     branches = Ensemble(models, processors, [f"network {i}" for i in range(len(models))], device="cpu")
-    branches.predict(torch.zeros(3, 64, 64, dtype=torch.uint8))  # what libraries load lazily is loaded
+    branches.predict(torch.zeros(3, 64, 64, dtype=torch.uint8))  # load what libraries load lazily
     before, started = peak(), time.process_time()
     if way == WAYS[0]:
         Image.MAX_IMAGE_PIXELS = None
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--side", type=int, default=20_000, help="height and width in pixels")
     folder = Path(tempfile.gettempdir()) / "cps_hf_huge"
-    parser.add_argument("--folder", type=Path, default=folder, help="where files are for a while")
+    parser.add_argument("--folder", type=Path, default=folder, help="where temporary files go")
     parser.add_argument("--way", choices=WAYS, help="default: all")
     options = parser.parse_args(argv)
     made = options.folder / "in"

@@ -1,11 +1,11 @@
-"""Peak memory of predicting one image of 4000 x 6000 pixels with 19 classes, above what the loaded network takes.
+"""Peak memory of predicting one image of 4000 x 6000 pixels with 19 classes, above that of the loaded network.
 
     python benchmarks/inference_memory.py
 
-Each way of predicting runs in a process of its own, whose peak resident memory is read from the operating system. The
-network is one convolution to logits at a quarter of the size, so that what is measured is this package's: the image as
+Each way of predicting runs in a separate process, whose peak resident memory is read from the operating system. The
+network is one convolution to logits at a quarter of the size, so only this package's memory is measured: the image as
 uint8 and as floats, windows, maps of logits, the class map. Sliding windows of 800 x 800 pixels every 534. A real
-network's activations come on top; for whole images they are many times larger, windows keep them small.
+network's activations are added: many times larger for whole images, small with windows.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ WAYS = {
 
 
 class Quarter(nn.Module):
-    """One convolution of stride 4: a network that takes next to no memory itself."""
+    """One convolution of stride 4: a network that takes almost no memory itself."""
 
     def __init__(self, num_labels: int = CLASSES):
         super().__init__()
@@ -65,7 +65,7 @@ class Quarter(nn.Module):
 
 
 def peak() -> float:
-    """Of this process so far, in GB (10^9 bytes); Linux counts in KiB."""
+    """Peak memory of this process so far, in GB (10^9 bytes); Linux counts in KiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
@@ -74,7 +74,7 @@ def measure(way: str) -> None:
     options = dict(WAYS[way])
     models = [Quarter() for _ in range(options.pop("networks", 1))]
     networks = [as_logits_fn(model) for model in models]
-    # A real network of the library has run once, so that what libraries load lazily is loaded.
+    # Run a real network once, to load what libraries load lazily.
     warm = SegformerForSemanticSegmentation(SegformerConfig(num_labels=CLASSES, depths=[1] * 4))
     predict([as_logits_fn(warm), *networks], torch.zeros(1, 3, 64, 64), flip=True)
     score(models, torch.zeros(3, 64, 64, dtype=torch.uint8), {})
@@ -90,7 +90,7 @@ def measure(way: str) -> None:
 
 
 def score(models: list[nn.Module], image: torch.Tensor, options: dict) -> None:
-    """What `cps-hf evaluate` does with an image, the image processor's work included."""
+    """What `cps-hf evaluate` does with an image, including the image processor."""
     processors = [SegformerImageProcessor(do_resize=False) for _ in models]
     branches = Ensemble(models, processors, [f"network {i}" for i in range(len(models))], device="cpu")
     maps = branches.predict_each(image, **options)
@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if way is not None:
         measure(way)
     else:
-        print("| 4000 x 6000, 19 classes | peak memory beside the network | CPU time |\n|---|---|---|", flush=True)
+        print("| 4000 x 6000, 19 classes | peak memory above the network | CPU time |\n|---|---|---|", flush=True)
         for name in WAYS:
             subprocess.run([sys.executable, __file__, name], check=True)
 

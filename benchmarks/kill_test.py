@@ -1,14 +1,14 @@
-"""Kills a training with SIGKILL again and again; is its end bit for bit that of the run that was never stopped?
+"""Kill a training repeatedly with SIGKILL: does it end bit for bit like the run that was never stopped?
 
     python benchmarks/kill_test.py [--kills 20] [--seed 0] [--output benchmarks/results/kill_test.md]
 
 A training of two toy networks (tests/support/resume_cases.py: batch norm, dropout, augmentation, AdamW, accumulation,
 a loader worker) saves every 8 steps and is always started with `resume_from_checkpoint="auto"`. Half of the kills come
-a random time after a random number of steps, half a random time after a checkpoint has begun to be written. The
-trainings are processes of their own, forked from this one, so that the libraries are not imported anew each time.
-After each kill: the newest whole checkpoint, and how many logged steps lie beyond it. At the end: weights, optimizer,
-schedule, random state, every logged number, scores, exported branches and the ids of the next 20 samples. CPU; some
-minutes.
+at a random time after a random number of steps, half at a random time after writing of a checkpoint has begun. Each
+training runs in a process forked from this one, so the libraries are imported only once. After each kill, the newest
+whole checkpoint and the number of logged steps after it are recorded. At the end, weights, optimizer, schedule, random
+state, every logged number, scores, exported branches and the ids of the next 20 samples are compared. Runs on a CPU
+for some minutes.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ fork = multiprocessing.get_context("fork")
 
 
 class Starts(Watch):
-    """Writes down at which step each start of the training went on."""
+    """Record the step from which each start of the training resumed."""
 
     def on_train_begin(self, args, state, control, **kwargs):
         with open(Path(args.output_dir).with_suffix(".starts"), "a") as file:
@@ -63,7 +63,7 @@ class Starts(Watch):
 
 
 def train(world: Path, out: Path, max_steps: int) -> None:
-    """The training, to its end; what is compared goes to `OUT.end`."""
+    """Train to the end, and write what is compared to `OUT.end`."""
     torch.set_num_threads(1)
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
@@ -84,7 +84,7 @@ def last_logged(out: Path) -> int:
     """The newest step in metrics.jsonl; 0 when there is none."""
     if not (out / "metrics.jsonl").exists():
         return 0
-    lines = (out / "metrics.jsonl").read_text().split("\n")[:-1]  # what follows the last line end is half a line
+    lines = (out / "metrics.jsonl").read_text().split("\n")[:-1]  # text after the last newline is half a line
     return max((json.loads(line)["step"] for line in lines), default=0)
 
 
@@ -96,7 +96,7 @@ def half_written(out: Path) -> bool:
 class Kill:
     aimed_at: str
     saving: bool  # a half-written checkpoint was left
-    begun: int  # the step that this start went on from
+    begun: int  # the step that this start resumed from
     logged: int  # the last step that it logged
     whole: int  # the step of the newest whole checkpoint afterwards
 
@@ -111,14 +111,14 @@ def run_until(process: Any, condition: Callable[[], bool]) -> None:
 
 
 def start_and_kill(world: Path, out: Path, max_steps: int, aim: str, rng: random.Random) -> Kill | None:
-    """One start and its kill; None: the training came to its end before."""
+    """Start and kill once; None if the training ended before."""
     before = newest_checkpoint(out)
     begun = step_of(before)
     process = fork.Process(target=train, args=(world, out, max_steps))
     process.start()
     if aim == "steps":
         target = begun + rng.randint(1, 2 * SAVE_STEPS)
-        # Lines of the killed run's later steps are there until the new one takes them out, as it begins.
+        # Later lines of the killed run remain until the new one removes them when it starts.
         starts = count_starts(out)
         run_until(process, lambda: count_starts(out) > starts)
         run_until(process, lambda: last_logged(out) >= target)
@@ -158,9 +158,9 @@ def in_a_process(target: Callable, *words: Any) -> None:
 
 
 def test(folder: Path, count: int, seed: int) -> tuple[list[Kill], list[str], int]:
-    """The kills, what differs at the end, and the length of the run."""
+    """Return the kills, what differs at the end, and the length of the run."""
     rng = random.Random(seed)
-    max_steps = 12 * (count + 2)  # a start brings at most 16 steps, on average 6 or 7
+    max_steps = 12 * (count + 2)  # a start takes at most 16 steps, on average 6 or 7
     world, whole, killed = folder / "world", folder / "whole", folder / "killed"
     in_a_process(write_resume_world, world)
     in_a_process(train, world, whole, max_steps)
@@ -177,7 +177,7 @@ def test(folder: Path, count: int, seed: int) -> tuple[list[Kill], list[str], in
     ends = [torch.load(out.with_suffix(".end"), weights_only=True) for out in (whole, killed)]
     wrong = [name for name in ends[0] if not same(ends[0][name], ends[1][name])]
     if starts != expected:
-        wrong.append(f"the starts went on from {starts}, not from the newest whole checkpoints {expected}")
+        wrong.append(f"the starts resumed from {starts}, not from the newest whole checkpoints {expected}")
     shutil.rmtree(killed)
     return kills, wrong, max_steps
 
@@ -188,9 +188,9 @@ def report(kills: list[Kill], wrong: list[str], max_steps: int, seed: int) -> st
         "",
         f"`python benchmarks/kill_test.py --kills {len(kills)} --seed {seed}`, {datetime.date.today()}, CPU; torch "
         f"{version('torch')}, accelerate {version('accelerate')}. {max_steps} steps, saved every {SAVE_STEPS}; what "
-        "is trained, killed and compared is said at the head of the script.",
+        "is trained, killed and compared is described in the script.",
         "",
-        "| kill | aimed at | went on from | last step logged | a checkpoint half-written | newest whole | repeated |",
+        "| kill | aimed at | resumed from | last step logged | a checkpoint half-written | newest whole | repeated |",
         "|---|---|---|---|---|---|---|",
     ]
     for index, kill in enumerate(kills, 1):
@@ -202,7 +202,7 @@ def report(kills: list[Kill], wrong: list[str], max_steps: int, seed: int) -> st
         "",
         f"{len(kills)} kills, {saving} of them while a checkpoint was being written; never more than {worst} steps "
         f"repeated (a save interval: {SAVE_STEPS}).",
-        f"The end differs from that of the unbroken run in: {', '.join(wrong) or 'nothing, bit for bit'}.",
+        f"The end differs from that of the uninterrupted run in: {', '.join(wrong) or 'nothing, bit for bit'}.",
         "",
     ]
     return "\n".join(lines)
@@ -211,8 +211,8 @@ def report(kills: list[Kill], wrong: list[str], max_steps: int, seed: int) -> st
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--output", type=Path, help="a Markdown file; none: the screen")
+    parser.add_argument("--seed", type=int, default=0, help="of the random times")
+    parser.add_argument("--output", type=Path, help="a Markdown file; default: print")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         kills, wrong, max_steps = test(Path(folder), args.kills, args.seed)

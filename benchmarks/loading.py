@@ -1,4 +1,4 @@
-"""Images a CPU second of one worker, from encoded files to a batch, beside the same steps as the release takes them.
+"""Images per CPU second of one worker, from encoded files to a batch, compared with the steps of the CPS release.
 
     python benchmarks/loading.py [--images 16] [--pairs 5]
 
@@ -80,7 +80,7 @@ def seconds(function, *arguments) -> float:
 
 
 def measure(size, suffix: str, crop: int, count: int, pairs: int) -> tuple[float, float]:
-    """(ours, the release's) images a second: medians over `pairs` alternating rounds over all files."""
+    """(ours, the release's) images per second: medians over `pairs` alternating rounds over all files."""
     with tempfile.TemporaryDirectory() as folder:
         images, labels = write_files(Path(folder), size, suffix, count)
         encoding = LabelEncoding(tuple(f"class {i}" for i in range(19)))
@@ -109,7 +109,7 @@ def measure(size, suffix: str, crop: int, count: int, pairs: int) -> tuple[float
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--images", type=int, default=16, help="files a case")
+    parser.add_argument("--images", type=int, default=16, help="files per case")
     parser.add_argument("--pairs", type=int, default=5, help="alternating rounds")
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -1,11 +1,11 @@
-"""Peak memory and time of cross entropy on resized logits: a piece at a time, beside the plain way.
+"""Peak memory and time of cross entropy on resized logits: in pieces, compared with the plain way.
 
     python benchmarks/loss.py --batch 2 --classes 150 --size 512 --stride 4
 
 Forward and backward of the mean cross entropy at full size, from float32 logits at a coarser stride. Memory: how far a
-fresh process's peak rises above what it held with the coarse logits and labels (on a GPU, what was allocated). Both
-ways grow in proportion to the batch, but for the one piece that is resized at a time. Time: the median of pairs, in
-turns, in one process; CPU time on a CPU.
+new process's peak rises above its memory with the coarse logits and labels (on a GPU, allocated memory). Both ways
+grow in proportion to the batch, except for the piece that is resized at a time. Time: the median of alternating pairs
+in one process; CPU time on a CPU.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=150)
     parser.add_argument("--size", type=int, default=512, help="of the images, in pixels")
     parser.add_argument("--stride", type=int, default=4, help="of the logits")
-    parser.add_argument("--pairs", type=int, default=7, help="for the times; 0: memory alone")
+    parser.add_argument("--pairs", type=int, default=7, help="for the times; 0: only memory")
     parser.add_argument("--cpu", action="store_true", help="measure on the CPU although there is a GPU")
     parser.add_argument("--way", choices=("plain", "lean", "both"), help=argparse.SUPPRESS)
     options = parser.parse_args()

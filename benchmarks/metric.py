@@ -1,8 +1,8 @@
-"""Time, memory and disk of `MeanIoU` beside the way evaluate's own mean_iou works, on 1024 x 2048 maps.
+"""Time, memory and disk of `MeanIoU` compared with evaluate's own mean_iou, on 1024 x 2048 maps.
 
-That way, typed out below: an `evaluate.Metric` with `Image` features, which writes every map to an Arrow file, reads
-all of them back in `compute` and takes three histograms a pair. Both run on the same maps, each in a fresh process;
-the memory is how far the peak rises above what the process held before the first map (read as on Linux).
+evaluate's way is rewritten below: an `evaluate.Metric` with `Image` features, which writes every map to an Arrow file,
+reads all of them back in `compute` and takes three histograms per pair. Both run on the same maps, each in a new
+process; memory is how far the peak rises above that before the first map (read as on Linux).
 
     python benchmarks/metric.py --pairs 8        # about a minute
 """
@@ -64,7 +64,7 @@ def measure(kind: str, dtype: str, pairs: int) -> dict[str, float]:
             metric, options = MeanIoU(num_labels=NUM_LABELS, ignore_index=IGNORE_INDEX, cache_dir=cache), {}
         else:
             metric, options = StoredMeanIoU(cache_dir=cache), {"num_labels": NUM_LABELS, "ignore_index": IGNORE_INDEX}
-        pair(0, dtype)  # what drawing the maps needs is no part of it
+        pair(0, dtype)  # exclude the memory for drawing the maps
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         adding = 0.0
         for index in range(pairs):

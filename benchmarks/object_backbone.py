@@ -3,9 +3,9 @@
     python benchmarks/object_backbone.py --output object_backbone
     python benchmarks/comparisons/compare_objectives.py --dataset object_scenes --backbone object_backbone ...
 
-It stands in for ImageNet, from which the paper's networks start: single objects cut out of 3,000 object scenes of
-another seed than those that are segmented, each with its class and no mask. From random weights the demonstration's
-network predicts nothing but background after 1,000 steps on 300 object scenes. Some seven minutes on one core.
+It replaces ImageNet, from which the paper's networks start: single objects cut out of 3,000 object scenes, drawn with
+another seed than those that are segmented, each with its class and no mask. From random weights, the demonstration's
+network predicts only background after 1,000 steps on 300 object scenes. Takes some seven minutes on one core.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ MEAN, STD = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IM
 
 
 def draw_objects(scenes: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pictures, uint8 (N, 3, 80, 80), and classes, (N,), 0 to 19: what is visible of one class in one scene."""
+    """Pictures, uint8 (N, 3, 80, 80), and classes, (N,), 0 to 19: the visible part of one class in one scene."""
     pictures, classes = [], []
     for index in tqdm(range(scenes), desc="Drawing objects"):
         image, labels = draw_object_scene(index, seed=SCENE_SEED)
         for label in np.setdiff1d(labels, (0, IGNORE_INDEX)):
             rows, columns = np.nonzero(labels == label)
-            if len(rows) < 60:  # a rest that others hide
+            if len(rows) < 60:  # mostly hidden by others
                 continue
             half = 0.65 * max(np.ptp(rows), np.ptp(columns)) + 2
             y, x = (rows.max() + rows.min()) / 2, (columns.max() + columns.min()) / 2
@@ -55,7 +55,7 @@ def normalized(pictures: torch.Tensor) -> torch.Tensor:
 
 
 def augmented(pictures: torch.Tensor) -> torch.Tensor:
-    """One box and one size for the batch; each picture's own flip, contrast and brightness."""
+    """Augment a batch: one box and one size for all, and a flip, contrast and brightness per picture."""
     size = int(torch.randint(56, STORED + 1, ()))
     y, x = (int(torch.randint(0, STORED + 1 - size, ())) for _ in range(2))
     images = normalized(pictures[:, :, y : y + size, x : x + size])

@@ -1,13 +1,13 @@
-"""Is a resumed run bit for bit the run that was never stopped? Every objective, kind of data, workers and processes.
+"""Is a resumed run bit for bit the uninterrupted run? For all objectives, kinds of data, workers and processes.
 
     python benchmarks/resume_grid.py [--output benchmarks/results/resume_grid.md] [--workers 0 2] [--processes 1 2]
 
-Each case of tests/support/resume_cases.py is three small trainings: one of six steps; one that breaks off in the
-second of two micro-batches of step 5, its newest checkpoint being step 3; and one that goes on from there. Two toy
-networks with batch norm and dropout, augmentation, AdamW, clipping, an evaluation every second step. Compared bit for
+Each case of tests/support/resume_cases.py is three small trainings: one of six steps; one that stops in the second of
+two micro-batches of step 5, with its newest checkpoint at step 3; and one that resumes from there. They train two toy
+networks with batch norm and dropout, augmentation, AdamW, clipping, and evaluate every second step. Compared bit for
 bit, on every process: weights, teacher and batch-norm statistics, the optimizer's and the schedule's state, the global
 random state, every logged number, the scores, the exported branches, the ids that were trained on and those of the
-next 20 samples. CPU; some minutes on idle cores.
+next 20 samples. Runs on a CPU for some minutes if it is idle.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def report(found: dict[str, list[str]], workers: list[int], processes: list[int]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--output", type=Path, help="a Markdown file; none: the screen")
+    parser.add_argument("--output", type=Path, help="a Markdown file; default: print")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 2])
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
     args = parser.parse_args()

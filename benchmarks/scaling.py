@@ -1,12 +1,12 @@
-"""Images a second with one process and with several, for one global batch; and whether the batches are the same.
+"""Images per second with one process and with several, for one global batch, and whether the batches are the same.
 
-    python benchmarks/scaling.py [--processes 1 2] [--steps 12]          CPU processes by gloo, or all that are given
+    python benchmarks/scaling.py [--processes 1 2] [--steps 12]          CPU processes, with gloo
     python benchmarks/scaling.py --processes 1 2 4 8 --model nvidia/mit-b2 --crop 512 --global_batch 32 --gpus
 
 Every run trains with CPS + CutMix on the same drawn images for the same steps; each optimizer step's samples (ids and
-pixels after augmentation, of both streams, in the global order) are hashed and compared, also with accumulation in
-place of processes. The first steps do not count. Efficiency is the images a second divided by those of one process
-and by the number of processes; CPU time is of all processes, so that other jobs on the machine count less.
+pixels after augmentation, of both streams, in the global order) are hashed and compared, also with accumulation
+instead of processes. The first steps do not count. Efficiency is the images per second divided by those of one process
+and by the number of processes; CPU time is summed over all processes, so that other jobs on the machine count less.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ WARM = 3  # steps that are not measured
 
 
 def recorded(streams: Any, seen: dict[str, list]) -> None:
-    """Keep a line for each sample that this process trains on: "id checksum", by stream."""
+    """Record a line for each sample that this process trains on: "id checksum", by stream."""
     original = streams.TrainStream.__iter__
 
     def recording(self):
@@ -45,7 +45,7 @@ def recorded(streams: Any, seen: dict[str, list]) -> None:
 
 
 def train(options: argparse.Namespace) -> None:
-    """One run, in each of its processes; the main one writes what was measured."""
+    """Train in each process of a run; the main one writes the measurements."""
     from accelerate.utils import gather_object
     from support.toy import tiny_upernet, write_world
     from transformers import TrainerCallback
@@ -91,7 +91,7 @@ def train(options: argparse.Namespace) -> None:
     trainer.train()
     (wall, cpu), (wall_end, cpu_end) = times
     micro = options.accumulation
-    # In the global order a process's micro-batches of a step stand together.
+    # In the global order, a process's micro-batches of a step are adjacent.
     mine = [[seen[name][k * micro : (k + 1) * micro] for name in sorted(seen)] for k in range(options.steps)]
     everyone, cpus = gather_object([mine]), gather_object([cpu_end - cpu])
     if trainer.accelerator.is_main_process:
@@ -133,12 +133,12 @@ def main() -> None:
     parser.add_argument("--processes", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument(
-        "--global_batch", type=int, default=8, help="labeled images a step, and as many unlabeled ones"
+        "--global_batch", type=int, default=8, help="labeled images per step, and as many unlabeled ones"
     )
     parser.add_argument("--crop", type=int, default=96)
-    parser.add_argument("--workers", type=int, default=0, help="data workers of a process")
-    parser.add_argument("--model", help="a Hub id or folder; none: a tiny UperNet")
-    parser.add_argument("--gpus", action="store_true", help="a GPU a process, in bf16; else CPU processes, by gloo")
+    parser.add_argument("--workers", type=int, default=0, help="data workers per process")
+    parser.add_argument("--model", help="a Hub id or folder; default: a tiny UperNet")
+    parser.add_argument("--gpus", action="store_true", help="one GPU per process, in bf16; else CPU processes")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--accumulation", type=int, default=1, help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -1,20 +1,21 @@
-"""One optimizer step of `CPSTrainer` taken apart, beside its floor.
+"""The parts of one optimizer step of `CPSTrainer`, compared with its floor.
 
     python benchmarks/step.py --objective cps --cutmix true --model deeplabv3plus-r50 --batch 2 --crop 128 --steps 7
 
-The floor is what no implementation of the method can leave out: the step's network passes, with the same networks on
-the same tensors (those without gradient too), and the backward passes from `logits.float().mean()`. The step is the
+The floor is what every implementation of the method needs: the step's network passes, with the same networks on the
+same tensors (including those without gradient), and the backward passes from `logits.float().mean()`. The step is the
 trainer's own, from one `on_step_begin` to the next: waiting for data, transfer, forwards, loss, backward, the check of
-numbers and norms, logging; the optimizer (with the teacher's update) is no part of the floor and is listed by itself.
+numbers and norms, logging. The optimizer (with the teacher's update) is not in the floor and is listed separately.
 
     overhead = median(step - optimizer) / median(floor)
 
-Steps and floors alternate in one process, at least 7 pairs after 2 that do not count. On a CPU what is measured is the
-process's CPU time (data come from workers, as in training); on a GPU the wall clock, the device being waited for at
-both ends of a step, and `overhead` leaves out the loss, whose share of the step is listed. The loss is measured by
-itself once a pair: the objective on the recorded logits, forward and backward. Taking a step apart makes a GPU wait at
-each part, so there every second step is taken apart and the others are measured whole. `host_reads` are transfers from
-the device that the host waits for, counted over one optimizer step more. `--profile` lists the kernels of another one.
+Steps and floors alternate in one process, at least 7 pairs after 2 that do not count. On a CPU, times are the
+process's CPU time (data come from workers, as in training). On a GPU, they are wall-clock time, with a wait for the
+device at both ends of a step, and `overhead` excludes the loss, whose share of the step is listed. The loss is
+measured separately, once per pair: the objective on the recorded logits, forward and backward. Timing the parts makes
+a GPU wait at each of them, so on GPUs every second step is timed in parts and the others as a whole. `host_reads` are
+transfers from the device that the host waits for, counted over one more step. `--profile` lists the kernels of another
+one.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ ORDER += (*OPTIMIZER, "logging", "rest")
 
 
 class Parts:
-    """Time by part; what runs inside another part is not counted twice. While not `apart`, all of it is "rest"."""
+    """Time by part; what runs inside another part is not counted twice. If not `apart`, everything is "rest"."""
 
     def __init__(self, clock):
         self.clock, self.spent, self.stack = clock, defaultdict(float), []
@@ -87,7 +88,7 @@ class Parts:
         self.since = now
 
     def take(self) -> dict[str, float]:
-        """What was spent since the last time."""
+        """The time since the last call."""
         self._add()
         spent, self.spent = dict(self.spent), defaultdict(float)
         return spent
@@ -104,11 +105,11 @@ class Parts:
 
 
 class Enough(Exception):
-    """All pairs are measured: nothing is evaluated or saved."""
+    """Raised when all pairs are measured, so that nothing is evaluated or saved."""
 
 
 class Measuring(TrainerCallback):
-    """Takes the trainer's parts apart, and runs the floor and the loss between two steps."""
+    """Time the trainer's parts, and run the floor and the loss between two steps."""
 
     def __init__(self, pairs: int, on_gpu: bool, profile: bool):
         self.on_gpu, self.clock = on_gpu, _gpu_clock if on_gpu else time.process_time
@@ -116,14 +117,14 @@ class Measuring(TrainerCallback):
         self.rows: list[dict] = []  # by pair: "step", "floor", "loss alone" and "parts", in seconds; "peak" bytes
         self.passes: list[tuple] = []  # of the newest step: branch, images, options, with gradient, logits
         self.arguments: list[tuple] = []  # of the newest step: the arguments of the training module
-        self.extras = [self._count_reads, *([self._record_kernels] if profile else [])]  # of one further step each
+        self.extras = [self._count_reads, *([self._record_kernels] if profile else [])]  # of one more step each
         self.watching: contextlib.ExitStack | None = None
         self.host_reads: list[str] = []
         self.kernels: torch.profiler.profile | None = None
 
     @contextlib.contextmanager
     def attached(self, trainer: CPSTrainer):
-        """The trainer's functions are timed in here, and are its own again afterwards."""
+        """Time the trainer's functions inside this context, and restore them afterwards."""
         self.trainer, parts = trainer, self.parts
         timed = (
             (trainer, "_fetch", "data wait"),
@@ -163,7 +164,7 @@ class Measuring(TrainerCallback):
         self.passes.append((network, args[0], options, torch.is_grad_enabled(), logits.detach()))
 
     def on_step_begin(self, args, state, control, **kwargs):
-        """One step has ended, with its logging: now its floor."""
+        """A step has ended, including its logging: measure its floor."""
         spent = self.parts.take()
         if self.watching:
             self.watching.close()
@@ -199,7 +200,7 @@ class Measuring(TrainerCallback):
 
     @contextlib.contextmanager
     def aside(self):
-        """What happens here is no part of the training: hooks off, gradients and random numbers as before."""
+        """Run code outside the training: hooks off, gradients and random numbers restored."""
         modules = [self.trainer.module, *self._networks()]
         hooks = [(module._forward_pre_hooks, module._forward_hooks) for module in modules]
         for module, (before, after) in zip(modules, hooks, strict=True):
@@ -226,7 +227,7 @@ class Measuring(TrainerCallback):
             return self.clock() - start
 
     def loss_alone(self, passes, arguments) -> float:
-        """Forward and backward of the objective where the networks cost nothing: they give the recorded logits."""
+        """Forward and backward of the objective with networks that return the recorded logits."""
         left = [(network, logits.requires_grad_(gradient)) for network, _, _, gradient, logits in passes]
 
         def replay(network):
@@ -301,7 +302,7 @@ def measure(options: argparse.Namespace, folder: str) -> dict:
 
 
 def trainer_of(options: argparse.Namespace, folder: str, *callbacks: TrainerCallback) -> CPSTrainer:
-    """A trainer on drawn scenes that would go on until a callback ends it."""
+    """A trainer on drawn scenes that runs until a callback ends it."""
     root = write_object_scenes(Path(folder) / "scenes", num_train=12, num_val=2, progress=False)
     scenes = load_voc(root, "train")
     settings = command_line.parse(Settings, []).with_values(
@@ -372,7 +373,7 @@ def summary(measuring: Measuring, options: argparse.Namespace) -> dict:
 
 
 def kernels(profile: torch.profiler.profile, on_gpu: bool, most: int = 15) -> list[dict]:
-    """What one step's time went to, by operation, the longest first: milliseconds and calls."""
+    """One step's time by operation, longest first: milliseconds and calls."""
     key = "self_device_time_total" if on_gpu else "self_cpu_time_total"
     found = sorted(profile.key_averages(), key=lambda one: getattr(one, key), reverse=True)[:most]
     return [{"name": one.key[:90], "ms": getattr(one, key) / 1000, "calls": one.count} for one in found]
@@ -404,7 +405,7 @@ def _gpu_clock() -> float:
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--objective", choices=OBJECTIVES, default="cps")
-    parser.add_argument("--cutmix", choices=("true", "false"), help="with or without; none: the objective's default")
+    parser.add_argument("--cutmix", choices=("true", "false"), help="with or without; default: the objective's")
     parser.add_argument("--model", choices=MODELS, default="deeplabv3plus-r50", help="from random weights")
     parser.add_argument("--branches", type=int, default=2, help="how many networks")
     parser.add_argument("--batch", type=int, default=2, help="labeled images, and as many unlabeled ones")
@@ -412,8 +413,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--steps", type=int, default=7, help=f"pairs of step and floor; fewer than {LEAST_PAIRS} are not"
     )
-    parser.add_argument("--threads", type=int, default=1, help="of torch, on the CPU")
-    parser.add_argument("--workers", type=int, default=1, help="processes a stream that prepare data; 0: none")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads on the CPU")
+    parser.add_argument("--workers", type=int, default=1, help="data workers per stream; 0: none")
     parser.add_argument("--settings", type=json.loads, default={}, help="fields of any group of settings, as JSON")
     parser.add_argument("--fields", type=json.loads, default={}, help="fields of the objective, as JSON")
     parser.add_argument("--profile", action="store_true", help="also list the operations that a step's time goes to")

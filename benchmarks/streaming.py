@@ -1,11 +1,11 @@
-"""How long a step waits for its images when they are streamed from a Hub that is far away.
+"""How long a step waits for its images when they are streamed from a distant Hub.
 
     python benchmarks/streaming.py [--steps 30] [--compute 0.3]
 
-A Hub on loopback (tests/support/hub_server.py) answers each request after a latency and sends with a limited
-bandwidth; the client is the real one, in a fresh process: `load_hub(..., streaming=True)` and the unlabeled stream of
-a run, 8 images a step. The step's computation is a sleep: what matters is that the time passes. The wait is measured
-at the loop, after the first quarter of the steps. Rows are read ahead by a thread; "not ahead" takes it away.
+A local Hub (tests/support/hub_server.py) answers each request after a latency and with limited bandwidth. The client
+is the real one, in a new process: `load_hub(..., streaming=True)` and the unlabeled stream of a run, 8 images per
+step. The step's computation is a sleep, since only its duration matters. The wait is measured in the loop, after the
+first quarter of the steps. A thread reads rows ahead; "not ahead" disables it.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ import numpy as np
 
 ROOT = Path(__file__).parents[1]
 REPO, BATCH = "me/photos", 8
-LINKS = [(0.05, 50e6), (0.2, 10e6)]  # seconds, bytes a second
+LINKS = [(0.05, 50e6), (0.2, 10e6)]  # seconds, bytes per second
 READERS = [(0, False), (1, False), (1, True)]  # workers, whether rows are read ahead
 
 
 def shards(count: int, images: int) -> dict[str, bytes]:
-    """Parquet files of noisy JPEG images of 375 x 500 pixels (some 70 KB), a few rows a group."""
+    """Parquet files of noisy JPEG images of 375 x 500 pixels (some 70 KB), a few rows per group."""
     from datasets import Dataset, Features, Image, Value
     from PIL import Image as PILImage
 
@@ -54,7 +54,7 @@ def shards(count: int, images: int) -> dict[str, bytes]:
 
 
 def client(workers: int, ahead: bool, steps: int, compute: float) -> dict[str, float]:
-    """Seconds until the first batch, and of waiting a step."""
+    """Seconds until the first batch, and seconds of waiting per step."""
     import torch
 
     from cps_hf.data import load_hub, streams

@@ -1,7 +1,7 @@
 """Cross Pseudo Supervision (CPS, CVPR 2021) for Hugging Face segmentation models.
 
-Two models, few masks, many images: each model is trained on the other's predictions for the unlabeled images, and one
-of them is handed out. `CPSTrainer` is the loop, `cps_hf.objectives` the methods, `cps_hf.data` the data sets.
+Each of two models is trained on the other's predictions for unlabeled images, with few labeled ones; the better model
+is exported. `CPSTrainer` is the training loop, `cps_hf.objectives` has the methods, `cps_hf.data` the data sets.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from .objectives import OBJECTIVES, CrossPseudoSupervision, Objective, ObjectiveOutput, Supervised
     from .training.trainer import CPSTrainer
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
-# Imported when they are first asked for: `cps-hf --help` and a page in a Space need no trainer.
+# Imported on first access: `cps-hf --help` and a page in a Space need no trainer.
 _MODULES = {
     "config": ("AugmentationConfig", "CPSConfig", "EvaluationConfig", "HubConfig", "ModelConfig", "Provenance"),
     "objectives": ("OBJECTIVES", "CrossPseudoSupervision", "Objective", "ObjectiveOutput", "Supervised"),

@@ -1,12 +1,14 @@
-"""Settings, in groups, with Hugging Face's spellings: what the loop needs is `CPSConfig`; augmentation, the models'
-build, evaluation, the Hub and provenance are groups of their own. What a method needs stands in its objective.
+"""The settings, in groups, with Hugging Face's names. `CPSConfig` has what the loop needs. Augmentation, model
+construction, evaluation, the Hub and provenance are separate groups. A method's own settings are fields of its
+objective.
 
-A field says by its kind whether it may differ when a run is resumed:
+The kind of a field says whether it may differ when a run is resumed:
 
-- a plain one decides what a step does: another value is another run, and resuming is an error;
+- plain: it decides what a step computes. A different value means a different run, so resuming is an error;
 - `free`: it may differ;
-- `rounding`: it may differ, but sums are rounded otherwise, or each process sees another part of a step's samples;
-- `choice`: it decides which branch and step is best, which is then found anew.
+- `rounding`: it may differ, but sums are rounded differently, or each process gets a different part of a step's
+  samples;
+- `choice`: it decides which branch and step is best, so the best one is chosen again.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ free, rounding, choice = _kind("free"), _kind("rounding"), _kind("choice")
 
 
 def _settings(cls: type[Value]) -> type[Value]:
-    """A dataclass of keyword arguments, whose errors for unknown ones name the nearest, or the group that has it."""
+    """A keyword-only dataclass whose error for an unknown argument names the nearest field or the right group."""
     cls = dataclass(kw_only=True)(cls)
     generated = cls.__init__
 
@@ -65,13 +67,13 @@ def _types_of(cls: type) -> dict[str, Any]:
 
 
 def check_type(name: str, value: Any, expected: Any) -> None:
-    """A number is a number and not its text: "1e-3" and "false" would be compared, or be true.
+    """Check a field's type. Quoted values are rejected: "1e-3" would be compared as text, and "false" would be true.
 
     Args:
-        name: the field's, for errors. expected: its annotation. A list may be given as its only item.
+        name: the field's name, for the error message. expected: its annotation. A list may be given as a single item.
 
     Raises:
-        TypeError: the value is of another kind.
+        TypeError: the value has another type.
     """
     kinds = (
         [*typing.get_args(expected)] if typing.get_origin(expected) in (types.UnionType, typing.Union) else [expected]
@@ -82,8 +84,8 @@ def check_type(name: str, value: Any, expected: Any) -> None:
     wanted = " or ".join(words) + (" or None" if type(None) in kinds else "")
     hint = ""
     if isinstance(value, str) and not any(kind in (str, bool) for kind in kinds):
-        hint = " Leave out the quotes." if re.fullmatch(r"[-+.\deE_ ]+", value) else ""
-    raise TypeError(f"`{name}` must be {wanted}, got {value!r} of the type {type(value).__name__}.{hint}")
+        hint = " Remove the quotes." if re.fullmatch(r"[-+.\deE_ ]+", value) else ""
+    raise TypeError(f"`{name}` must be {wanted}, got {value!r} of type {type(value).__name__}.{hint}")
 
 
 _WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "text", list: "a list", dict: "a mapping"}
@@ -107,94 +109,97 @@ def _is_of(value: Any, kind: Any) -> bool:
 
 @_settings
 class CPSConfig:
-    """The settings of `CPSTrainer`'s loop. Every field is honoured; none is read from the environment.
+    """The settings of `CPSTrainer`'s training loop. Every field is used, and none is read from the environment.
 
-    Defaults are those of the CPS release for VOC in terms of a mean gradient (its nominal learning rate 0.01 is
-    divided by four processes, and its weight decay 1e-4 multiplied by them). NOTE where they differ: gradients are not
-    accumulated.
+    The defaults are those of the CPS release for VOC, converted to an averaged gradient: its nominal learning rate of
+    0.01 is divided by its four processes, and its weight decay of 1e-4 is multiplied by four. NOTE: there is one
+    difference: gradients are not accumulated.
 
     Output and resuming
-        output_dir: where everything is written.
-        overwrite_output_dir: start anew in a folder that holds a run, which is removed.
-        resume_from_checkpoint: a checkpoint's folder, true for the newest whole one in `output_dir`, or "auto" for
-            that one or, where there is none, a new run.
-        resume_force: go on although settings, data or models are not those of the checkpoint.
+        output_dir: the folder that everything is written to.
+        overwrite_output_dir: start from scratch in a folder that contains a run. The old run is deleted.
+        resume_from_checkpoint: a checkpoint folder; true for the newest complete checkpoint in `output_dir`; or "auto"
+            for that one if it exists and a new run otherwise.
+        resume_force: resume even if settings, data or models differ from the checkpoint's.
 
     Length and batches
-        max_steps: optimizer steps, of both stages where there are two.
-        pretrain_steps: the first so many steps train each branch on the labels alone, with a schedule of their own;
-            then the method starts from these branches, with a fresh optimizer and schedule. Both stages are scored,
-            and the supervised branches are exported as `supervised_<i>`. None: one stage.
-        per_device_train_batch_size: labeled images a process and micro-batch.
-        per_device_unlabeled_batch_size: unlabeled ones; none: as many as labeled ones.
-        gradient_accumulation_steps: micro-batches an optimizer step.
-        auto_find_batch_size: where a batch does not fit into memory, halve it and double the accumulation until it
-            does, before the first step; the global batch stays.
-        num_processes: how many processes there must be; any other count is an error. None: any.
-        ddp_timeout: seconds that a process waits for the others before it ends with an error.
+        max_steps: total number of optimizer steps, over both stages if there are two.
+        pretrain_steps: train each branch on the labels alone for this many steps first, with a separate schedule. The
+            method then starts from these branches with a new optimizer and schedule. Both stages are evaluated, and
+            the supervised branches are exported as `supervised_<i>`. If `None`, there is one stage.
+        per_device_train_batch_size: labeled images per process and micro-batch.
+        per_device_unlabeled_batch_size: unlabeled images per process and micro-batch. If `None`, the same as labeled.
+        gradient_accumulation_steps: micro-batches per optimizer step.
+        auto_find_batch_size: if a batch does not fit into memory, halve it and double the accumulation until it does,
+            before the first step. The global batch size stays the same.
+        num_processes: the expected number of processes; any other number is an error. If `None`, any number is
+            accepted.
+        ddp_timeout: seconds that a process waits for the others before it stops with an error.
 
     Optimizer and schedule
         optim: "sgd" or "adamw".
-        optim_fused: torch's fused kernel of it: the same numbers to rounding in less time (benchmarks/LOG.md).
-        learning_rate: of the backbone and, times its factor, the head.
-        head_learning_rate_factor: the decode head's learning rate over `learning_rate`.
-        backbone_learning_rate_factor: the backbone's learning rate over `learning_rate`.
-        layer_decay: each layer of the backbone learns at this share of the next one's rate; none: all alike.
-        weight_decay: none on biases and norms.
-        momentum: of "sgd". Only with `optim` "sgd".
-        adam_beta1: of "adamw". Only with `optim` "adamw".
-        adam_beta2: of "adamw". Only with `optim` "adamw".
-        adam_epsilon: of "adamw". Only with `optim` "adamw".
-        max_grad_norm: clip the gradient of each branch to this norm; none, or as in transformers 0: no clipping.
-        lr_scheduler_type: any of transformers' schedules; "polynomial" is (1 - step / max_steps) ** power.
-        lr_scheduler_kwargs: the schedule's own arguments, as JSON on the command line.
-        warmup_steps: steps of linear warm-up, of each stage.
-        second_stage_learning_rate_factor: the learning rates of the second stage over those of the first; 0.5 is a
-            good start. Only with `pretrain_steps`.
-        max_skipped_steps: leave out so many steps whose loss or gradient is not finite; one more is an error.
-        ema_decay: keep an average of each branch over the steps, this much of the old one a step (0.996, say) and at
-            the start less, 1 - 1 / (step + 1); scored and exported as `branch_<i>_average`. None: no averages.
+        optim_fused: use torch's fused kernel: faster, with the same results up to rounding (benchmarks/LOG.md).
+        learning_rate: the learning rate of the backbone and, multiplied by its factor, of the decode head.
+        head_learning_rate_factor: the decode head's learning rate divided by `learning_rate`.
+        backbone_learning_rate_factor: the backbone's learning rate divided by `learning_rate`.
+        layer_decay: each backbone layer's learning rate divided by that of the next layer. If `None`, all are equal.
+        weight_decay: applied to weights, but not to biases and normalisation layers.
+        momentum: the momentum of SGD. Only with `optim` "sgd".
+        adam_beta1: AdamW's first beta. Only with `optim` "adamw".
+        adam_beta2: AdamW's second beta. Only with `optim` "adamw".
+        adam_epsilon: AdamW's epsilon. Only with `optim` "adamw".
+        max_grad_norm: clip each branch's gradient to this norm. If `None` or, as in transformers, 0: no clipping.
+        lr_scheduler_type: any of transformers' schedules. "polynomial" is (1 - step / max_steps) ** power.
+        lr_scheduler_kwargs: the schedule's own arguments; JSON on the command line.
+        warmup_steps: steps of linear warm-up, per stage.
+        second_stage_learning_rate_factor: multiplies the learning rates of the second stage; 0.5 is a good start. Only
+            with `pretrain_steps`.
+        max_skipped_steps: skip up to this many steps whose loss or gradient is not finite. One more is an error.
+        ema_decay: keep an exponential moving average (EMA) of each branch, with this decay per step (0.996, say).
+            Early in training the decay is at most 1 - 1 / (step + 1). Averages are evaluated, and exported as
+            `branch_<i>_average`. If `None`, no averages are kept.
 
     Unlabeled images
-        unlabeled_weight: a factor on the method's unlabeled term, beside the method's own weight. 1: as the method has
-            it. "auto": 1 at first, and lowered where evaluations show that unlabeled images do harm
-            (docs/unlabeled_weight.md); needs `eval_steps`.
+        unlabeled_weight: multiplies the method's unlabeled term, in addition to the method's own `weight`. "auto"
+            starts at 1 and lowers it when evaluations show that unlabeled images do harm (docs/unlabeled_weight.md);
+            it needs `eval_steps`.
 
     Logging and saving
-        logging_steps: log the first step, and every so many.
-        report_to: trackers of Accelerate, e.g. tensorboard wandb trackio.
-        run_name: the trackers' name of this run; none: the output folder's.
-        disable_tqdm: no progress bar; each log is a line, as it is where the output is no terminal.
-        save_steps: a checkpoint every so many steps and at the last one; none: at the last one only.
-        save_total_limit: keep only the newest so many checkpoints, and that of the best step; none: all.
-        eval_steps: evaluate every so many steps; none: at the last step only, where it always runs.
-        early_stopping_patience: stop after so many evaluations in a row without a better score; with `pretrain_steps`
-            those of the second stage count. Only with `eval_steps`. None: train to `max_steps`.
-        metric_for_best_model: what the best branch and the best step are chosen by.
-        agreement_images: how many fixed unlabeled images the branches' agreement is measured on; 0: none.
+        logging_steps: log the first step, and then every this many steps.
+        report_to: Accelerate's experiment trackers, e.g. tensorboard wandb trackio.
+        run_name: the run's name in the trackers. If `None`, the name of the output folder.
+        disable_tqdm: print a line per log instead of a progress bar, as is done when the output is not a terminal.
+        save_steps: save a checkpoint every this many steps and at the last step. If `None`, at the last step only.
+        save_total_limit: keep only this many of the newest checkpoints, and that of the best step. If `None`, keep
+            all.
+        eval_steps: evaluate every this many steps, and always at the last step. If `None`, at the last step only.
+        early_stopping_patience: stop after this many evaluations in a row without a better score. With
+            `pretrain_steps`, only those of the second stage count. Only with `eval_steps`. If `None`, train to
+            `max_steps`.
+        metric_for_best_model: the score that the best branch and the best step are chosen by.
+        agreement_images: how many fixed unlabeled images to measure the branches' agreement on. 0: do not measure it.
 
     Machine
-        seed: of everything random.
-        full_determinism: deterministic algorithms on GPUs too, at a cost in speed (docs/determinism.md).
-        mixed_precision: "no", "bf16" or "fp16"; none: what `accelerate launch` was told.
-        gradient_checkpointing: less memory for a second forward pass.
-        channels_last: keep weights, and so feature maps, with the channels innermost, which convolutions in half
-            precision on GPUs want.
-        torch_compile: compile each network for training; evaluation runs as it is, since its images differ in size.
-        torch_compile_backend: of torch.compile. Only with `torch_compile`.
-        torch_compile_mode: of torch.compile, e.g. "max-autotune". Only with `torch_compile`.
-        sync_batchnorm: batch norm over all processes, on GPUs with more than one process.
-        dataloader_num_workers: worker processes a stream.
-        dataloader_prefetch_factor: batches each worker prepares ahead.
-        reshuffle_unlabeled: a fresh order of the unlabeled images each pass. The CPS release never changes it.
-        shuffle_buffer_size: rows that a streamed data set is shuffled among.
-
+        seed: the seed of everything random.
+        full_determinism: use deterministic algorithms on GPUs too, which is slower (docs/determinism.md).
+        mixed_precision: "no", "bf16" or "fp16". If `None`, what `accelerate launch` is configured with.
+        gradient_checkpointing: use less memory at the cost of a second forward pass.
+        channels_last: store weights, and so feature maps, in channels-last order, which half-precision convolutions on
+            GPUs prefer.
+        torch_compile: compile each network for training. Evaluation is not compiled, since image sizes vary.
+        torch_compile_backend: torch.compile's backend. Only with `torch_compile`.
+        torch_compile_mode: torch.compile's mode, e.g. "max-autotune". Only with `torch_compile`.
+        sync_batchnorm: compute batch-norm statistics over all processes, on GPUs with more than one process.
+        dataloader_num_workers: worker processes per stream.
+        dataloader_prefetch_factor: batches that each worker prepares ahead.
+        reshuffle_unlabeled: shuffle the unlabeled images again in each pass. The CPS release keeps one order.
+        shuffle_buffer_size: the number of rows that a streamed data set is shuffled among.
     Bad samples
-        skip_bad_samples: replace a training sample that cannot be read, and list it in `output_dir/bad_samples.jsonl`;
-            an evaluation image that cannot be read stays an error.
-        max_bad_sample_share: a run with a larger share of bad samples stops.
-        check_labels_seconds: how long the labels of `train_dataset` and `eval_dataset` are looked at before step 1, at
-            most; of a stream its first ones; 0: not at all, and classes that never occur are not named.
+        skip_bad_samples: replace training samples that cannot be read, and list them in
+            `output_dir/bad_samples.jsonl`. An evaluation image that cannot be read is still an error.
+        max_bad_sample_share: stop the run if a larger share of the samples is bad.
+        check_labels_seconds: check the labels of `train_dataset` and `eval_dataset` before step 1, for at most this
+            long; of a stream, only the first ones. 0: no check, and classes that never occur are not reported.
     """
 
     output_dir: str = free("outputs/cps")
@@ -301,16 +306,16 @@ class CPSConfig:
         self._check_unlabeled_weight()
         if self.early_stopping_patience and self.eval_steps is None:
             raise ValueError(
-                f"`early_stopping_patience` {self.early_stopping_patience} counts evaluations, and without "
-                "`eval_steps` there is one, at the last step. Set `eval_steps`, or leave it out."
+                f"`early_stopping_patience` {self.early_stopping_patience} counts evaluations, but without "
+                "`eval_steps` there is only one, at the last step. Set `eval_steps`, or remove the patience."
             )
         for name in ("momentum", "adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be in [0, 1), got {getattr(self, name)}.")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
-            raise ValueError(f"`ema_decay` must be in [0, 1), got {self.ema_decay}; none: no averages.")
+            raise ValueError(f"`ema_decay` must be in [0, 1), got {self.ema_decay}. For no averages, use None.")
         if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
-            raise ValueError(f"`layer_decay` must be in (0, 1], got {self.layer_decay}; none: all layers alike.")
+            raise ValueError(f"`layer_decay` must be in (0, 1], got {self.layer_decay}. For equal rates, use None.")
         _check_one_of(self, "optim", "sgd", "adamw")
         _check_one_of(self, "metric_for_best_model", "mean_iou", "mean_accuracy", "overall_accuracy")
         _check_one_of(self, "mixed_precision", None, "no", "bf16", "fp16")
@@ -322,15 +327,15 @@ class CPSConfig:
         factor = self.second_stage_learning_rate_factor
         if self.pretrain_steps and self.pretrain_steps >= self.max_steps:
             raise ValueError(
-                f"`pretrain_steps` {self.pretrain_steps} are the first ones of `max_steps` {self.max_steps}, and none "
-                "is left for the method. Give more `max_steps`, or train the supervised objective."
+                f"`pretrain_steps` {self.pretrain_steps} is part of `max_steps` {self.max_steps} and leaves no steps "
+                "for the method. Increase `max_steps`, or train with the supervised objective."
             )
         if factor <= 0:
             raise ValueError(f"`second_stage_learning_rate_factor` must be above 0, got {factor}.")
         if factor != 1 and not self.pretrain_steps:
             raise ValueError(
-                f"`second_stage_learning_rate_factor` {factor} would be ignored: there is a second stage with "
-                "`pretrain_steps` alone. Set `pretrain_steps`, or leave it out."
+                f"`second_stage_learning_rate_factor` {factor} would be ignored: there is no second stage without "
+                "`pretrain_steps`. Set `pretrain_steps`, or remove the factor."
             )
 
     def _check_unlabeled_weight(self) -> None:
@@ -338,13 +343,13 @@ class CPSConfig:
         if weight == "auto":
             if self.eval_steps is None:
                 raise ValueError(
-                    '`unlabeled_weight="auto"` goes by evaluations during training, and `eval_steps` is None. Set '
-                    "`eval_steps`, to a tenth of `max_steps`, say."
+                    '`unlabeled_weight="auto"` needs evaluations during training, but `eval_steps` is None. Set '
+                    "`eval_steps`, for example to a tenth of `max_steps`."
                 )
         elif isinstance(weight, str) or not 0 <= weight < math.inf:
             raise ValueError(f'`unlabeled_weight` must be a number of at least 0 or "auto", got {weight!r}.')
 
-    # What transformers' callbacks (DefaultFlowCallback, EarlyStoppingCallback, a user's own) read from their `args`.
+    # What transformers' callbacks (DefaultFlowCallback, EarlyStoppingCallback, users' own) read from their `args`.
 
     logging_strategy = eval_strategy = save_strategy = "steps"
     logging_first_step = True
@@ -353,7 +358,7 @@ class CPSConfig:
     load_best_model_at_end = False
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields by name, as transformers' arguments give them to a tracker's callback."""
+        """The fields by name, as transformers' arguments pass them to tracker callbacks."""
         return asdict(self)
 
     def to_json_string(self) -> str:
@@ -361,7 +366,7 @@ class CPSConfig:
         return json.dumps(self.to_dict(), indent=2)
 
     def to_sanitized_dict(self) -> dict[str, bool | int | float | str]:
-        """`to_dict` for what shows plain values only: others as text."""
+        """`to_dict` for trackers that accept plain values only: all other values as text."""
         return {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in self.to_dict().items()}
 
     @property
@@ -372,23 +377,23 @@ class CPSConfig:
 
 @_settings
 class AugmentationConfig:
-    """How training images become batches: the random geometry that all views of a sample share, and what the strong
-    views add to it.
+    """How training images become batches: random geometry, which all views of a sample share, and the colour changes
+    of strong views.
 
-    Defaults are those of the CPS release for VOC (flip, then scale, then a crop that is padded where the image is
-    smaller), and of FixMatch and UniMatch for the strong views.
+    The defaults are those of the CPS release for VOC (flip, scale, then crop, with padding if the image is smaller),
+    and for strong views those of FixMatch and UniMatch.
 
     Augmentation
-        crop_size: height and width in pixels; one number: both.
-        random_scale: the factors to choose from, or the two ends of a range.
+        crop_size: height and width in pixels; one number sets both.
+        random_scale: the scale factors to choose from, or the two ends of a range.
         random_scale_mode: "choice" or "range".
-        horizontal_flip: probability.
-        resize_antialias: low-pass filter images that are shrunk (the release does not).
-        color_jitter: probability in a strong view.
-        grayscale: probability in a strong view.
-        gaussian_blur: probability in a strong view.
-        labeled_color_jitter: the probability with which a labeled image is shown as a strong view: jitter, grey and
-            blur with the three probabilities above. 0, as in the published recipes: never.
+        horizontal_flip: the probability of a horizontal flip.
+        resize_antialias: low-pass filter images before shrinking them (the release does not).
+        color_jitter: the probability of colour jitter in a strong view.
+        grayscale: the probability of grayscale in a strong view.
+        gaussian_blur: the probability of blur in a strong view.
+        labeled_color_jitter: the probability of showing a labeled image as a strong view: jitter, grayscale and blur,
+            with the three probabilities above. 0, as in the published recipes: never.
     """
 
     crop_size: list[int] = field(default_factory=lambda: [512, 512])
@@ -409,7 +414,7 @@ class AugmentationConfig:
         _check_one_of(self, "random_scale_mode", "choice", "range")
         factors = list(self.random_scale)
         if not factors or not all(0 < factor < math.inf for factor in factors):
-            raise ValueError(f"`random_scale` must hold positive factors, got {factors}.")
+            raise ValueError(f"`random_scale` must contain positive factors, got {factors}.")
         if self.random_scale_mode == "range" and not (len(factors) == 2 and factors[0] <= factors[1]):
             raise ValueError(
                 f'`random_scale` must be two factors, low <= high, with `random_scale_mode="range"`, got {factors}.'
@@ -418,31 +423,32 @@ class AugmentationConfig:
 
 @_settings
 class ModelConfig:
-    """How branches are made of an id, a path or a configuration, and prepared.
+    """How branches are built from an id, a path or a configuration, and prepared for training.
 
     Models
-        num_branches: how many, where one id or config is given; none: two.
-        reinit_heads: draw the decode heads anew, also when the checkpoint has them.
-        backbone: weights for the backbones: a Hub id, a folder of a transformers backbone, a timm name or file; for
-            all branches, or one a branch, "none" for a branch that gets none.
-        dtype: of the parameters: "float32", "bfloat16" or "float16"; `mixed_precision` is usually what you want.
-        attn_implementation: "eager", "sdpa" or "flash_attention_2", or for the backbone inside a model alone
-            {"backbone_config": "sdpa"}, as JSON on the command line; none: the library's choice.
+        num_branches: the number of branches if a single id or configuration is given. If `None`, two.
+        reinit_heads: draw new decode heads, even if the checkpoint has them.
+        backbone: weights for the backbones: a Hub id, a folder of a transformers backbone, a timm name or a file.
+            Either one for all branches or one per branch; "none" for a branch that loads no backbone.
+        dtype: the parameters' type: "float32", "bfloat16" or "float16". `mixed_precision` is usually what you want.
+        attn_implementation: "eager", "sdpa" or "flash_attention_2"; or, for the backbone inside a model only,
+            {"backbone_config": "sdpa"}, as JSON on the command line. If `None`, the library's choice.
         trust_remote_code: run code that comes with a checkpoint.
-        freeze_backbone: train the decode heads alone.
-        freeze_norms: keep the backbone's norm layers as they are.
-        lora_rank: train low-rank adapters (LoRA) of this rank in the backbone, which is frozen itself, and the heads
-            in full; an exported branch has them merged into its weights. Needs peft (the extra `lora`). If `None`, no
+        freeze_backbone: train the decode heads only.
+        freeze_norms: keep the backbone's normalisation layers fixed.
+        lora_rank: the rank of low-rank adapters (LoRA) that are trained in the frozen backbone; the heads are trained in
+            full, and the adapters are merged into the weights on export. Needs peft (the extra `lora`). If `None`, no
             adapters.
-        lora_alpha: the adapters' scale times `lora_rank`; none: twice `lora_rank`. Only with `lora_rank`.
+        lora_alpha: the adapters' scale times `lora_rank`. If `None`, twice `lora_rank`. Only with `lora_rank`.
         lora_dropout: on the adapters' input, while training. Only with `lora_rank`.
-        lora_target_modules: the layers of the backbone that are adapted, by the ends of their names; none: all its
-            linear layers. Only with `lora_rank`.
-        norm_momentum: how much of a batch's statistics the batch norms take into their running ones; less suits few
-            images a batch. None: as each layer has it, mostly 0.1.
-        image_mean: what images, in [0, 1], are normalised with, three numbers; none: what the pretrained network was
-            fed with (its image processor or timm says), else ImageNet's. The exported image processor says the same.
-        image_std: as `image_mean`.
+        lora_target_modules: the adapted layers of the backbone, by the ends of their names. If `None`, all linear
+            layers. Only with `lora_rank`.
+        norm_momentum: the share of a batch's statistics in the update of batch norm's running statistics. Smaller
+            values suit small batches. If `None`, each layer's own value, usually 0.1.
+        image_mean: the mean that images in [0, 1] are normalised with, three numbers. If `None`, that of the
+            pretrained network, from its image processor or timm, or else ImageNet's. The exported image processor uses
+            it too.
+        image_std: the standard deviation, like `image_mean`.
     """
 
     num_branches: int | None = None
@@ -465,12 +471,12 @@ class ModelConfig:
         _check_numbers(self, at_least={"num_branches": 1, "lora_rank": 1})
         self._check_lora()
         if self.norm_momentum is not None and not 0 < self.norm_momentum <= 1:
-            raise ValueError(f"`norm_momentum` must be in (0, 1], got {self.norm_momentum}; none: as the layers are.")
+            raise ValueError(f"`norm_momentum` must be in (0, 1], got {self.norm_momentum}; or None for no change.")
         _check_one_of(self, "dtype", "float32", "bfloat16", "float16")
         for name in ("image_mean", "image_std"):
             value = getattr(self, name)
             if value is not None and len(value) != 3:
-                raise ValueError(f"`{name}` must be three numbers, one a colour, got {value}.")
+                raise ValueError(f"`{name}` must be three numbers, one per colour channel, got {value}.")
         if self.image_std is not None and min(self.image_std) <= 0:
             raise ValueError(f"`image_std` must be positive, got {self.image_std}.")
         if isinstance(self.backbone, list | tuple):
@@ -495,24 +501,25 @@ class ModelConfig:
                 raise ValueError("`lora_target_modules` is empty: name layers, or leave it out for all linear ones.")
 
     def backbone_source(self, index: int) -> str | None:
-        """The weights that the backbone of branch `index` starts with; None: those that its model has."""
+        """The backbone weights that branch `index` starts from. If `None`, those that its model has."""
         source = self.backbone[index] if isinstance(self.backbone, list) else self.backbone
         return None if source == "none" else source
 
 
 @_settings
 class EvaluationConfig:
-    """How branches look at images that are not trained on.
+    """How branches predict images that they are not trained on.
 
     Evaluation
-        per_device_eval_batch_size: whole images (of one size) or windows a forward pass.
+        per_device_eval_batch_size: whole images (of equal size) or windows per forward pass.
         eval_mode: "whole" image, or "sliding" windows.
-        eval_shrink: average so many by so many pixels before a branch sees them, as where `random_scale` is around one
-            half (2) or a third (3); an exported branch then does it by itself. For DeepLabV3+, on large photographs.
-            Only with `eval_mode` "whole".
-        eval_crop_size: the window; none: `crop_size`. Only with `eval_mode` "sliding".
-        eval_stride: the window's step in pixels; none: two thirds of the window. Only with `eval_mode` "sliding".
-        num_pictures: evaluation images drawn into `output_dir/pictures`; 0: none.
+        eval_shrink: average blocks of this many by this many pixels before a branch sees an image. Use 2 if
+            `random_scale` is around one half, 3 if it is around a third; an exported branch then shrinks its input
+            itself. For DeepLabV3+ on large photographs. Only with `eval_mode` "whole".
+        eval_crop_size: the window's size. If `None`, `crop_size`. Only with `eval_mode` "sliding".
+        eval_stride: the window's stride in pixels. If `None`, two thirds of the window. Only with `eval_mode`
+            "sliding".
+        num_pictures: how many evaluation images to draw into `output_dir/pictures`. 0: none.
     """
 
     per_device_eval_batch_size: int = free(1)
@@ -532,13 +539,13 @@ class EvaluationConfig:
             self.check_stride(self.eval_crop_size)
 
     def check_stride(self, crop_size: list[int]) -> None:
-        """Windows must not leave gaps.
+        """Check that windows leave no gaps.
 
         Args:
-            crop_size: of training, which is the window where `eval_crop_size` is none.
+            crop_size: the size of training crops, which is the window's size if `eval_crop_size` is `None`.
 
         Raises:
-            ValueError: they would.
+            ValueError: the stride exceeds the window.
         """
         window, stride = self.eval_crop_size or crop_size, self.eval_stride
         if stride is not None and (stride[0] > window[0] or stride[1] > window[1]):
@@ -550,17 +557,19 @@ class HubConfig:
     """Where a run's branches are pushed to, and when.
 
     The Hub
-        push_to_hub: push the best branch to the Hub. A token that may write is needed from the start.
-        hub_model_id: "user/name" or "name"; none: the output folder's name.
-        hub_strategy: "end" of the run; "every_save" pushes at every checkpoint too, while training goes on;
-            "checkpoint" pushes the checkpoint as well, as `last-checkpoint/` beside the branch.
-        hub_private_repo: of a new repository; none: as the user's settings on the Hub say. True refuses a public one.
-        hub_token: none: the one of `hf auth login` or HF_TOKEN. It is kept out of every file and log.
-        hub_revision: the repository's branch that is pushed to, made if missing; none: main.
-        hub_license: an identifier of the Hub for the model card; none: the base model's, else "unknown".
-        hub_timeout: seconds that the end of the run waits for pushes before it leaves them for later.
-        push_pictures: let the card show images of `eval_dataset`; none of them leaves this machine otherwise. (Drawn
-            scenes are always shown.)
+        push_to_hub: push the best branch to the Hub. A token with write access is needed from the start.
+        hub_model_id: "user/name" or "name". If `None`, the name of the output folder.
+        hub_strategy: "end" pushes at the end of the run. "every_save" also pushes at every checkpoint, during
+            training. "checkpoint" does the same and also pushes the checkpoint, as `last-checkpoint/` next to the
+            branch.
+        hub_private_repo: whether a new repository is private. If `None`, the default of the user's account. If true,
+            an existing public repository is an error.
+        hub_token: if `None`, the token of `hf auth login` or HF_TOKEN. It is never written to a file or log.
+        hub_revision: the repository's branch to push to; it is created if missing. If `None`, main.
+        hub_license: the Hub's identifier of the licence for the model card. If `None`, the base model's or "unknown".
+        hub_timeout: seconds to wait for pushes at the end of the run; unfinished ones are left for `cps-hf push`.
+        push_pictures: let the model card show images of `eval_dataset`; otherwise none of them leaves this machine.
+            (Drawn scenes are always shown.)
     """
 
     push_to_hub: bool = free(False)
@@ -580,11 +589,11 @@ class HubConfig:
 
 @_settings
 class Provenance:
-    """What the data are called, for results.json and the model card; nothing else reads it.
+    """Names of the data for results.json and the model card. Nothing else reads them.
 
     Provenance
-        dataset_name: what the data set is called.
-        partition_name: which images are labeled, by name.
+        dataset_name: the data set's name.
+        partition_name: the name of the partition, which says which images are labeled.
         partition_sha256: the partition's hash.
     """
 
@@ -594,22 +603,22 @@ class Provenance:
 
 
 GROUPS = (CPSConfig, AugmentationConfig, ModelConfig, EvaluationConfig, HubConfig, Provenance)
-"""No two of them have a field of the same name: a command line and a YAML file hold all of them side by side."""
+"""No two groups share a field name: a command line and a YAML file contain the fields of all groups together."""
 
 
 RETIRED = ("logging_first_step",)
-"""Fields of earlier versions, which their config.yaml holds and which nothing reads any more."""
+"""Fields of earlier versions. Their config.yaml contains these fields, and nothing reads them any more."""
 
 
 def flat(*groups: Any) -> dict[str, Any]:
-    """All settings that may be written down, by field name: without the token."""
+    """All settings that may be written to a file, by field name. The token is excluded."""
     values = {name: value for group in groups for name, value in asdict(group).items()}
     values.pop("hub_token", None)
     return values
 
 
 def names_of_kind(kind: str | None, *groups: Any) -> set[str]:
-    """The fields of some groups that may differ on resuming in this way: "free", "rounding", "choice"; none: plain."""
+    """The fields of some groups with this kind: "free", "rounding" or "choice". If `None`, the plain fields."""
     return {f.name for group in groups for f in fields(group) if f.metadata.get("on_resume") == kind}
 
 
@@ -630,7 +639,7 @@ def _check_numbers(settings: Any, *, at_least: dict[str, float] | None = None, s
 
 
 def _check_sizes(settings: Any, *names: str) -> None:
-    """One number becomes a square."""
+    """Turn a single number into a square."""
     for name in names:
         value = getattr(settings, name)
         value = [value] if isinstance(value, int) else value
@@ -647,12 +656,12 @@ def _check_one_of(settings: Any, name: str, *allowed: str | None) -> None:
 
 
 def _check_used(settings: Any, other: str, wanted: Any, *names: str) -> None:
-    """What nothing would read must not be given. (A run's config.yaml holds every field: a default may be.)"""
+    """Reject a setting that would be ignored. Defaults are accepted: a run's config.yaml contains every field."""
     for name in names:
         value, declared = getattr(settings, name), type(settings).__dataclass_fields__[name]
         default = declared.default if declared.default is not MISSING else declared.default_factory()
         if value != default and getattr(settings, other) != wanted:
             raise ValueError(
                 f"`{name}` {value} would be ignored: it goes with `{other}={wanted}`, and `{other}` is "
-                f"{getattr(settings, other)}. Leave out `{name}`, or set `{other}`."
+                f"{getattr(settings, other)}. Remove `{name}`, or change `{other}`."
             )

@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all: filled beside under a name of their own, then renamed."""
+"""Write files and folders completely or not at all: under a temporary name next to the target, then renamed."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from typing import Any
 
 @contextlib.contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """A path to write a file to, which becomes `path` when the block ends.
+    """Yield a temporary path to write to. It becomes `path` when the block ends.
 
-    Until then `path` is as it was, and so it stays where the block raises (a full disk, Ctrl-C): what was written is
-    removed. A process that is killed leaves a hidden file `.tmp-...`. Of several writers the last one's file stays.
+    Until then `path` is unchanged. It also stays unchanged if the block raises (a full disk, Ctrl-C); the temporary
+    file is then removed. A killed process leaves a hidden file `.tmp-...`. If several processes write, the last one
+    wins.
 
         with written_whole(path) as temporary:
             image.save(temporary, format="PNG")
@@ -36,14 +37,14 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def filled_whole(folder: Path, *, replace: bool) -> Iterator[Path]:
-    """An empty folder to fill, which becomes `folder` when the block ends; where the block raises, it is removed.
+    """Yield an empty folder to fill. It becomes `folder` when the block ends; if the block raises, it is removed.
 
     Args:
-        replace: whether a `folder` that is there is replaced as a whole. Otherwise it may be there if it is empty, and
-            of several who fill it at once the first one's stays.
+        replace: whether to replace an existing `folder` as a whole. If false, `folder` may exist only if it is empty,
+            and if several processes fill it at once, the first one wins.
 
     Raises:
-        OSError: not `replace`, and the folder holds something (also when the disk cannot be written).
+        OSError: `replace` is false and the folder is not empty, or the disk cannot be written.
     """
     temporary = _beside(folder)
     temporary.mkdir(parents=True)
@@ -55,21 +56,21 @@ def filled_whole(folder: Path, *, replace: bool) -> Iterator[Path]:
 
 
 def _beside(path: Path) -> Path:
-    """In the same folder, so that it can be renamed; hidden from who lists it; no other writer's, on any machine.
+    """A unique name in the same folder, so that the file can be renamed. It is hidden from directory listings.
 
-    The name ends as the path's, since libraries choose a format by it.
+    The name ends like the path's, since libraries infer the format from it.
     """
     return path.with_name(f".tmp-{secrets.token_hex(4)}-{path.name}")
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """The file has the old text or the new one, whatever happens meanwhile; of several writers the last one's."""
+    """Write text so that the file always has either the old text or the new one. The last of several writers wins."""
     with written_whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """What `append_record` wrote; a last line that was cut off while it was written is removed from the file."""
+    """The records that `append_record` wrote. A last line that was cut off while writing is removed from the file."""
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
     if lines and not lines[-1].endswith("\n"):
         lines.pop()
@@ -78,19 +79,19 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 
 def append_record(path: Path, record: dict[str, Any]) -> None:
-    """One more line of JSON at a file's end, such as an image that is done."""
+    """Append a record, such as a finished image, to a file as one line of JSON."""
     with open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
 def stamp_of(path: str | Path) -> list[int]:
-    """A file's size in bytes and its time of change in nanoseconds: others where it has changed."""
+    """A file's size in bytes and modification time in nanoseconds. They change when the file changes."""
     status = os.stat(path)
     return [status.st_size, status.st_mtime_ns]
 
 
 def replace_folder(source: Path, target: Path) -> None:
-    """Two renames where `target` exists; a process killed between them leaves it whole, as `tmp-old-<name>`."""
+    """Replace `target` by `source`. If the process is killed between the two renames, `tmp-old-<name>` is complete."""
     old = target.with_name(f"tmp-old-{target.name}")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
@@ -106,8 +107,8 @@ def replace_folder(source: Path, target: Path) -> None:
 
 
 def rename(source: Path, target: Path) -> None:
-    """`os.replace`, tried for a while on Windows, which refuses it as long as anyone has a file open: a virus scanner
-    looks at what is new, a viewer at the last pictures."""
+    """`os.replace` with retries on Windows, where it fails while another process has a file open: a virus scanner
+    reads new files, and an image viewer the last pictures."""
     for wait in (0.05, 0.1, 0.2, 0.4, 0.8) if os.name == "nt" else ():
         try:
             os.replace(source, target)
@@ -118,15 +119,15 @@ def rename(source: Path, target: Path) -> None:
 
 
 def link_tree(source: Path, target: Path) -> None:
-    """The files of a folder in another one without a second copy, where the file system can; else copies.
+    """Link a folder's files into another one without copying them, or copy them if the file system has no links.
 
-    Safe since nothing here changes a file in place: all is written beside and renamed.
+    This is safe, since no file is changed in place: all files are written under a temporary name and renamed.
     """
     shutil.copytree(source, target, copy_function=link_file)
 
 
 def link_file(source: str | Path, target: str | Path) -> None:
-    """A second name for a file, or a copy where the file system gives it none."""
+    """A hard link to a file, or a copy if the file system does not support links."""
     try:
         os.link(source, target)
     except OSError:
@@ -134,11 +135,11 @@ def link_file(source: str | Path, target: str | Path) -> None:
 
 
 def share_weights(folder: Path, *, like: Path) -> None:
-    """Who may read the file `like` may read the weights in the folder: safetensors gives them to their owner alone,
-    whatever the umask says."""
+    """Give the weights in a folder the permissions of the file `like`. safetensors makes its files readable by their
+    owner only, whatever the umask is."""
     mode = stat.S_IMODE(like.stat().st_mode)
     for path in folder.rglob("*.safetensors"):
-        if stat.S_IMODE(path.stat().st_mode) != mode:  # a file system without modes has one for all
+        if stat.S_IMODE(path.stat().st_mode) != mode:  # some file systems have one mode for all files
             path.chmod(mode)
 
 
@@ -148,8 +149,8 @@ def sha256_of(path: Path) -> str:
 
 
 def flush(path: Path) -> None:
-    """Bring a file's content, or a folder's names, onto the disk; a folder's where the system can."""
-    if os.name == "nt":  # Windows opens no folder, and brings onto the disk only what is open for writing
+    """Flush a file's content or a folder's entries to disk; a folder's only if the system supports it."""
+    if os.name == "nt":  # Windows cannot open folders, and only flushes files opened for writing
         if path.is_dir():
             return
         mode = os.O_RDWR

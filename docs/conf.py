@@ -1,4 +1,4 @@
-"""How the documentation becomes a site: `sphinx-build -W docs build/docs`.
+"""Build the documentation site: `sphinx-build -W docs build/docs`.
 
 Neither the build nor the reader's browser needs a network.
 """
@@ -13,7 +13,7 @@ from docutils.utils.math import latex2mathml
 from sphinx.util.docutils import SphinxDirective
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))  # a checkout that is not installed
+sys.path.insert(0, str(ROOT))  # for a checkout that is not installed
 
 import cps_hf  # noqa: E402
 
@@ -25,12 +25,12 @@ release = version = cps_hf.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build", "README.md"]
 
-# The pages are read on GitHub too: its links to headings, and its formulas.
+# The pages are also read on GitHub: support its links to headings, and its formulas.
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4
-# GitHub draws these diagrams. Here they are shown as text: drawing them needs a script from elsewhere.
+# GitHub draws these diagrams. Here they are shown as text, since drawing them needs an external script.
 myst_fence_as_directive = ["mermaid"]
-suppress_warnings = ["myst.header"]  # a card's headings begin at the second level
+suppress_warnings = ["myst.header"]  # a model card's headings start at the second level
 
 html_theme = "furo"
 html_title = f"cps_hf {release}"
@@ -52,8 +52,7 @@ napoleon_use_rtype = False
 
 
 def links_beyond(app, docname: str, source: list[str]) -> None:
-    """Pages link to files of the repository, as GitHub wants it. Here they are copied along, to be downloaded; the
-    page of measurements is one of these files."""
+    """Turn GitHub's links to repository files into downloads, and include benchmarks/README.md as a page."""
     if docname == "measurements":
         text = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
         source[0] = re.sub(r"\]\((?!\w+:|#)", "](../benchmarks/", text)
@@ -63,10 +62,10 @@ def links_beyond(app, docname: str, source: list[str]) -> None:
 
 
 def readable(app, what, name, obj, options, lines: list[str]) -> None:
-    """Two things that napoleon does not know, before it reads a docstring.
+    """Prepare docstrings for napoleon.
 
-    The settings' docstrings list fields under headings of their own, which `--help` shows: each becomes a rubric, and
-    each field gets its default. And a property's docstring is a sentence, in which what is before a colon is no type.
+    The settings' docstrings list fields under custom headings, which `--help` shows: each heading becomes a rubric,
+    and each field gets its default. A property's docstring is a sentence: text before a colon is not a type.
     """
     if what in ("property", "attribute", "data"):
         lines[:1] = [line.replace(": ", " – ", 1) for line in lines[:1]]
@@ -89,24 +88,24 @@ def readable(app, what, name, obj, options, lines: list[str]) -> None:
 
 
 def without_signature(app, what, name, obj, options, signature, returned) -> tuple[str, None] | None:
-    """Settings have some eighty fields, which are listed with their defaults below."""
+    """Omit the signature of settings: their eighty fields are listed with defaults below."""
     return ("", None) if what == "class" and name.startswith("cps_hf.config.") else None
 
 
 def visit_math(self, node: nodes.math) -> None:
-    """A formula as MathML, which browsers show by themselves."""
+    """Write a formula as MathML, which browsers display natively."""
     self.body.append(latex2mathml.tex2mathml(node.astext(), as_block=False))
     raise nodes.SkipNode
 
 
 def visit_math_block(self, node: nodes.math_block) -> None:
-    """The same on a line of its own, which scrolls where the screen is narrow."""
+    """Write a display formula, which scrolls on narrow screens."""
     self.body.append(f'<div class="math">{latex2mathml.tex2mathml(node.astext(), as_block=True)}</div>')
     raise nodes.SkipNode
 
 
 class Diagram(SphinxDirective):
-    """A diagram's source, as text."""
+    """Show a diagram's source as text."""
 
     has_content = True
 

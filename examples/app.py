@@ -1,8 +1,8 @@
-"""A page to try branches on: drop an image; see the overlay, the classes' shares, and where two branches differ.
+"""A page for trying branches: drop an image; see the overlay, the share of each class, and where two branches differ.
 
     python examples/app.py outputs/train_cps                  # a run's folder: best, branch_0, branch_1, teacher
 
-It is `cps-hf app`; needs `pip install "cps_hf[app]"`.
+The same as `cps-hf app`. Needs `pip install "cps_hf[app]"`.
 """
 
 import sys

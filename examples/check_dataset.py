@@ -1,9 +1,9 @@
-"""Walk a data set before training: counts, sizes, class shares, broken files, a contact sheet.
+"""Check a data set before training: counts, sizes, class shares, broken files, a contact sheet.
 
     python examples/check_dataset.py DIR --split train                       # DIR/train/{images,masks}
     python examples/check_dataset.py DIR --images_only                       # unlabeled images: DIR/images
 
-It is `cps-hf check`.
+The same as `cps-hf check`.
 """
 
 import sys

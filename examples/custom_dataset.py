@@ -1,10 +1,10 @@
-"""A data set in a format of one's own, in a page: polygons in JSON files, as labeling tools write them.
+"""Your own data format on one page: polygons in JSON files, as labeling tools write them.
 
-    python examples/custom_dataset.py              # a small set is drawn first, into outputs/custom_dataset/polygons
+    python examples/custom_dataset.py              # first draws a small set into outputs/custom_dataset/polygons
     python examples/custom_dataset.py DIR          # DIR/*.json with "imagePath" and "shapes", as LabelMe writes them
 
-What the trainer wants is a `datasets.Dataset` with the columns "image", "label" and "id". Whatever lies on disk, this
-is all that is to be written: which classes there are, and how a file becomes a row.
+The trainer takes a `datasets.Dataset` with the columns "image", "label" and "id". For any format on disk, you only
+write which classes there are, and how a file becomes a row.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from cps_hf.data import LabelEncoding
 from cps_hf.training.reporting import mean_iou_in_words
 
 NAMES = ("background", "house", "tree")
-# The label column says what its values mean: class ids 0, 1, 2; 255 is ignored. It travels with the data set, also
-# through `push_to_hub`. Masks that are coded otherwise need no converting: see LabelEncoding's `values` and `colors`.
+# The label column defines its values: class ids 0, 1, 2; 255 is ignored. The definition stays with the data set, even
+# through `push_to_hub`. Masks with other codes need no conversion: see LabelEncoding's `values` and `colors`.
 FEATURES = Features({"image": Image(), "label": LabelEncoding(names=NAMES).to_feature(), "id": Value("string")})
 
 
 def load_polygons(folder: Path) -> Dataset:
-    """One row a JSON file. Images stay files; label maps are drawn from the polygons and kept as PNG.
+    """One row per JSON file. Images stay files; label maps are drawn from the polygons and stored as PNG.
 
     Raises:
-        ValueError: no JSON file is there, or one is no such annotation.
+        ValueError: there is no JSON file, or one is not such an annotation.
     """
     paths = sorted(folder.glob("*.json"))
     if not paths:
@@ -52,9 +52,9 @@ def read_polygons(path: Path) -> dict:
     except (ValueError, KeyError, TypeError) as error:
         wanted = '{"imagePath": ..., "shapes": [{"label": ..., "points": ...}, ...]}'
         raise ValueError(f"{path}: expected {wanted}, as LabelMe writes it ({error!r}).") from error
-    # The outlines are those of the picture as it is shown, and as the trainer reads it: turned as its EXIF says.
+    # Outlines refer to the picture as shown and as the trainer reads it: rotated by its EXIF orientation.
     label = PILImage.new("L", ImageOps.exif_transpose(PILImage.open(picture)).size, 0)
-    for name, points in shapes:  # later ones lie on top
+    for name, points in shapes:  # later shapes are drawn on top
         if name not in NAMES:
             raise ValueError(f"{path}: a shape is called {name!r}; the classes are {', '.join(NAMES)} (see NAMES).")
         ImageDraw.Draw(label).polygon(points, fill=NAMES.index(name))
@@ -65,7 +65,7 @@ def read_polygons(path: Path) -> dict:
 
 def main(argv: list[str] | None = None) -> dict:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("folder", type=Path, nargs="?", help="none: a small set is drawn")
+    parser.add_argument("folder", type=Path, nargs="?", help="default: draw a small set")
     parser.add_argument("--labeled", type=int, default=4, help="how many images keep their labels")
     parser.add_argument("--max_steps", type=int, default=300)
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/custom_dataset"))
@@ -105,7 +105,7 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 def draw_polygons(folder: Path, count: int = 32, size: tuple[int, int] = (80, 60)) -> Path:
-    """Houses and trees on a meadow, with their outlines in JSON: only so that this example has something to read."""
+    """Houses and trees on a meadow, with their outlines in JSON, for this example to read."""
     folder.mkdir(parents=True, exist_ok=True)
     for index in range(count):
         dice = random.Random(index)
@@ -129,6 +129,6 @@ def draw_polygons(folder: Path, count: int = 32, size: tuple[int, int] = (80, 60
 if __name__ == "__main__":
     try:
         main()
-    except (ValueError, OSError) as error:  # what a user can mend is one line, no traceback
+    except (ValueError, OSError) as error:  # errors the user can fix are one line, without a traceback
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -1,10 +1,10 @@
-"""A method of one's own, in a page: entropy minimisation (Grandvalet, Bengio; NIPS 2004) beside the labeled loss.
+"""Your own method on one page: the labeled loss plus entropy minimisation (Grandvalet, Bengio; NIPS 2004).
 
     python examples/custom_objective.py
 
-A method is a frozen dataclass of its hyper-parameters and one call: two batches of tensors in, a loss and named parts
-out. The loop, the data, evaluation, resuming, several processes: all of that is the trainer's, which takes any
-`Objective` object.
+A method is a frozen dataclass of its hyper-parameters with a `__call__` method: two batches of tensors in, a loss and
+named parts out. The trainer takes any `Objective` and does the rest: the loop, data, evaluation, resuming, several
+processes.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from cps_hf.training.reporting import mean_iou_in_words
 
 @dataclass(frozen=True, kw_only=True)
 class EntropyMinimization(Objective):
-    """L = Ls + weight * H, H the mean over valid unlabeled pixels of -sum_c p_c log p_c: be sure of what you say.
+    """L = Ls + weight * H, with H the mean entropy, -sum_c p_c log p_c, over valid unlabeled pixels.
 
     Args:
         weight: of the unlabeled term.
-        ramp_up: the share of training over which it grows to that.
+        ramp_up: the share of training over which the weight grows to its value.
     """
 
     weight: float = 0.1
@@ -37,33 +37,32 @@ class EntropyMinimization(Objective):
 
     @property
     def views(self):
-        return ("weak",)  # what the unlabeled stream is to yield: the cropped, scaled, flipped image
+        return ("weak",)  # what the unlabeled stream yields: the cropped, scaled and flipped image
 
     def __call__(
         self, branches, labeled, unlabeled, *, teacher=None, progress=0.0, unlabeled_weight=1.0
     ) -> ObjectiveOutput:
         supervised_loss = entropy = 0.0
-        for branch in branches:  # each by itself
+        for branch in branches:
             supervised_loss = supervised_loss + self.supervised_loss(branch(labeled.pixel_values), labeled)
-            # A branch's logits are coarser than its images. The losses of `cps_hf.functional` take them as they are;
-            # for math of one's own they are resized.
+            # Logits are coarser than images. The losses in `cps_hf.functional` take coarse logits; for your own math,
+            # resize them.
             log_probs = full_size(branch(unlabeled.weak)).log_softmax(1)
             pixelwise = -(log_probs.exp() * log_probs).sum(1)
-            # Padding does not count, and the sum is divided by the global count of pixels, which the trainer puts into
-            # the batch: so one process, several, and accumulated steps give one gradient.
+            # Exclude padding, and divide by the global pixel count, which the trainer puts into the batch. This gives
+            # the same gradient on one process, on several and with accumulation.
             entropy = entropy + (pixelwise * unlabeled.valid).sum() / unlabeled.num_pixels
-        # `unlabeled_weight` is the run's own factor, 1 unless its settings say otherwise (docs/unlabeled_weight.md).
+        # `unlabeled_weight` is the run's factor, 1 by default (docs/unlabeled_weight.md).
         factor = self.weight * unlabeled_weight * ramp(progress, ramp_up=self.ramp_up)
         loss = supervised_loss + factor * entropy
-        # What is named here is logged under that name: metrics.jsonl, trackers, curves.
-        # Losses are logged as means over branches.
+        # Values are logged under these names: metrics.jsonl, trackers, curves. Losses are means over branches.
         parts = {"supervised_loss": supervised_loss, "entropy_loss": entropy}
         return ObjectiveOutput(loss, {name: part.detach() / len(branches) for name, part in parts.items()})
 
 
 def main(argv: list[str] | None = None) -> dict:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data_root", help="a folder in the Cityscapes layout; none: street scenes are drawn")
+    parser.add_argument("--data_root", help="a folder in the Cityscapes layout; default: draw street scenes")
     parser.add_argument("--labeled", type=int, default=12, help="how many images are labeled")
     parser.add_argument("--max_steps", type=int, default=500)
     parser.add_argument("--output_dir", default="outputs/custom_objective")
@@ -104,6 +103,6 @@ def main(argv: list[str] | None = None) -> dict:
 if __name__ == "__main__":
     try:
         main()
-    except (ValueError, OSError) as error:  # what a user can mend is one line, no traceback
+    except (ValueError, OSError) as error:  # errors the user can fix are one line, without a traceback
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -1,8 +1,8 @@
-"""Write a branch as an ONNX file that is checked against PyTorch: pixel_values (B, 3, H, W) -> logits (B, C, H, W).
+"""Export a branch to ONNX and check it against PyTorch: pixel_values (B, 3, H, W) -> logits (B, C, H, W).
 
     python examples/export_onnx.py outputs/train_cps/best best.onnx
 
-It is `cps-hf export`; needs `pip install "cps_hf[onnx]"`.
+The same as `cps-hf export`. Needs `pip install "cps_hf[onnx]"`.
 """
 
 import sys

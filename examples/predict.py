@@ -1,8 +1,8 @@
-"""Predict images: masks, overlays with a legend and, on demand, the probability of every class.
+"""Predict images: masks, overlays with a legend and, optionally, the probabilities of every class.
 
     python examples/predict.py --branches outputs/train_cps/best --inputs photos 'more/*/img_*.jpg' one.png
 
-It is `cps-hf predict`.
+The same as `cps-hf predict`.
 """
 
 import sys

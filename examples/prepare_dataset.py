@@ -1,8 +1,8 @@
-"""Write a data set as parquet shards, to stream from a disk or from the Hub.
+"""Write a data set as parquet shards, for streaming from a disk or from the Hub.
 
     python examples/prepare_dataset.py --dataset cityscapes --data_root DIR --split train --output_dir shards
 
-It is `cps-hf prepare`.
+The same as `cps-hf prepare`.
 """
 
 import sys

@@ -1,8 +1,8 @@
-"""Put a branch on the Hub: weights, config, image processor, model card and, for our own architectures, code.
+"""Push a branch to the Hub: weights, config, image processor, model card and, for cps_hf's architectures, code.
 
     python examples/push_branch.py outputs/train_cps/best --repo_id USER/NAME --private
 
-It is `cps-hf push`; needs a token that may write: `hf auth login`, or HF_TOKEN.
+The same as `cps-hf push`. Needs a token with write access: `hf auth login`, or HF_TOKEN.
 """
 
 import sys

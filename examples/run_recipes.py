@@ -1,8 +1,9 @@
 """Run every recipe of examples/configs with `--smoke`, and print a table.
 
-    python examples/run_recipes.py            or some of them: python examples/run_recipes.py voc_cps_r50 ...
+    python examples/run_recipes.py                    # all recipes
+    python examples/run_recipes.py voc_cps_r50 ...    # some of them
 
-Exits with 1 when a recipe fails. Nothing is downloaded; a recipe takes some ten seconds on a CPU.
+Exits with 1 if a recipe fails. Nothing is downloaded; a recipe takes some ten seconds on a CPU.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ CONFIGS = Path(__file__).parent / "configs"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """How many recipes failed."""
+    """Return how many recipes failed."""
     known = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("recipes", nargs="*", metavar="NAME", help=f"none: all of {', '.join(known)}")
+    parser.add_argument("recipes", nargs="*", metavar="NAME", help=f"default: all of {', '.join(known)}")
     names = parser.parse_args(argv).recipes
     for name in names:
         if name not in known:
@@ -46,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(recipe: Path, output_dir: Path) -> tuple[str, str | None]:
-    """A recipe's row of the table, and what it said if it failed."""
+    """A recipe's row of the table, and its error output if it failed."""
     done = subprocess.run(
         [sys.executable, "-m", "cps_hf", "train", "--config", recipe, "--smoke", "--output_dir", output_dir],
         capture_output=True,

@@ -1,20 +1,21 @@
-"""Self-training in three stages: train on the labels, label the unlabeled images, train anew on both.
+"""Self-training in three stages: train on the labels, label the unlabeled images, train again on both.
 
     accelerate launch examples/self_training.py
         on the drawn street scenes, 12 labeled images of 400.
 
     accelerate launch examples/self_training.py --teacher outputs/train_cps/branch_0 outputs/train_cps/branch_1 \\
         --output_dir outputs/cps_then_st
-        the second and third stage alone: the labels come from trained networks, e.g. a CPS pair.
+        only the second and third stage: the labels come from trained networks, e.g. a CPS pair.
 
-Further options are those of `cps-hf train`; `--objective` is the third stage's. `fixed_teacher`, the default: fresh
-branches learn the labels on strong views with CutMix (`--num_branches 1`: one). `supervised`, as in the paper: the
-pseudo labels count as labels. Another one: likewise, and it has the unlabeled images too (`cps`: section 4.5 of the
-paper). Labels are made once, of whole images or by windows, as `--eval_mode` says, and are hard. Labels of each crop
-during training, hard or soft: `cps-hf train --objective fixed_teacher --labelers ...`.
+It takes the options of `cps-hf train`; `--objective` applies to the third stage. With `fixed_teacher`, the default,
+new branches learn the labels on strong views with CutMix (`--num_branches 1` trains a single one). With `supervised`,
+as in the paper, the pseudo labels count as labels. With any other objective they do too, and it also sees the
+unlabeled images (`cps`: section 4.5 of the paper). Hard labels are made once, for whole images or in windows,
+according to `--eval_mode`. To label each crop during training, hard or soft, use `cps-hf train --objective
+fixed_teacher --labelers ...`.
 
-In OUT: `labeling/`, the first stage's run; `pseudo_labels/`, a data set of labels with their soft-max confidence, and
-`contact_sheet.png`; and the third stage's run. The same command again goes on where it stopped.
+OUT contains the first stage's run (`labeling/`), a data set of labels with their softmax confidence
+(`pseudo_labels/`), `contact_sheet.png`, and the third stage's run. Running the same command again resumes it.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from cps_hf import Supervised
 from cps_hf.checkpointing.checkpoints import newest_checkpoint
 from cps_hf.commands import train
 from cps_hf.commands.datasets import TrainingSets, load_data
-from cps_hf.commands.errors import mendable
+from cps_hf.commands.errors import user_errors
 from cps_hf.commands.settings import Settings
 from cps_hf.inference.ensemble import Ensemble
 from cps_hf.inference.windows import check_options, default_stride
@@ -44,16 +45,16 @@ from cps_hf.training.self_training import contact_sheet, label_dataset, with_pse
 
 @dataclass(kw_only=True)
 class SelfTrainingConfig:
-    """What this script adds.
+    """The options that this script adds.
 
     Self-training
-        teacher: who labels, by the mean of their probabilities: folders of branches, or Hub ids; none: networks that
-            the first stage trains on the labels.
+        teacher: networks that label with the mean of their probabilities: folders of branches, or Hub ids. By default,
+            the first stage trains them on the labels.
         first_stage_labelers: which of the first stage's networks label, e.g. branch_0 branch_0_average (with
-            `ema_decay`); none: all of its branches. Only without `teacher`.
-        pseudo_label_flip: label by the mean over the image and its mirror image.
-        pseudo_label_scales: label by the mean over images at these sizes.
-        pseudo_label_threshold: pixels that they are less sure of are ignored; 0, as in the paper: none.
+            `ema_decay`). By default, all of its branches. Only without `teacher`.
+        pseudo_label_flip: average the predictions for the image and its mirror image.
+        pseudo_label_scales: average the predictions for the image at these scales.
+        pseudo_label_threshold: pixels with a lower confidence are ignored. With 0, as in the paper, none are.
     """
 
     teacher: list[str] = field(default_factory=list)
@@ -65,7 +66,7 @@ class SelfTrainingConfig:
 
 @dataclass(kw_only=True)
 class SelfTrainingSettings(Settings):
-    """The groups of `cps-hf train`, and one more: its fields are options as all others are."""
+    """The groups of `cps-hf train`, and one more, whose fields are options too."""
 
     self_training: SelfTrainingConfig
 
@@ -73,7 +74,7 @@ class SelfTrainingSettings(Settings):
 def main(argv: Sequence[str]) -> dict[str, Any]:
     description = __doc__.split("\n")[0].removesuffix(".")
     settings = train.parse(argv, SelfTrainingSettings, default_objective="fixed_teacher", description=description)
-    with mendable(settings.args.output_dir, train.MENDABLE):
+    with user_errors(settings.args.output_dir, train.USER_ERRORS):
         is_main = train.join_processes(settings.args.ddp_timeout)
         results, settings, names = train_in_stages(settings)
     if is_main:
@@ -82,7 +83,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
 
 
 def train_in_stages(settings: SelfTrainingSettings) -> tuple[dict[str, Any], SelfTrainingSettings, list[str]]:
-    """Everything but the printing; what results.json holds, the last stage's settings, and the classes' names."""
+    """Return the contents of results.json, the last stage's settings, and the class names."""
     args, data, own = settings.args, settings.data, settings.self_training
     state, output_dir = PartialState(), Path(args.output_dir)
     if data.smoke or data.streaming:
@@ -122,8 +123,8 @@ def train_in_stages(settings: SelfTrainingSettings) -> tuple[dict[str, Any], Sel
     if state.is_main_process:
         contact_sheet(sets.unlabeled, folder, output_dir / "contact_sheet.png")
 
-    # train anew on both
-    with state.main_process_first():  # who fills the cache of `datasets`
+    # train again on both
+    with state.main_process_first():  # fills the cache of `datasets`
         sets = both_sets(settings, sets, folder)
     if args.resume_from_checkpoint is None and not args.overwrite_output_dir:
         settings = settings.with_values(resume_from_checkpoint=newest_checkpoint(output_dir) is not None or None)
@@ -132,7 +133,7 @@ def train_in_stages(settings: SelfTrainingSettings) -> tuple[dict[str, Any], Sel
 
 
 def labeling_options(settings: SelfTrainingSettings) -> dict[str, Any]:
-    """How images are labeled, options of `Ensemble.logits`: at their own size, as the run evaluates them."""
+    """Options of `Ensemble.logits` for labeling: images keep their size; the mode is the evaluation's."""
     own, evaluation = settings.self_training, settings.evaluation
     options: dict[str, Any] = {"flip": own.pseudo_label_flip, "scales": own.pseudo_label_scales}
     options["mode"] = evaluation.eval_mode
@@ -144,7 +145,7 @@ def labeling_options(settings: SelfTrainingSettings) -> dict[str, Any]:
 
 
 def both_sets(settings: SelfTrainingSettings, sets: TrainingSets, folder: Path) -> TrainingSets:
-    """The third stage's: with pseudo labels beside the unlabeled images, or as further labeled ones."""
+    """The third stage's data: pseudo labels as a column of the unlabeled images, or as further labeled images."""
     threshold = settings.self_training.pseudo_label_threshold
     if "pseudo_labels" in settings.objective.views:
         options = {"confidence_threshold": threshold, "column": "pseudo_label"}
@@ -154,7 +155,7 @@ def both_sets(settings: SelfTrainingSettings, sets: TrainingSets, folder: Path) 
 
 
 def train_labeling_networks(settings: SelfTrainingSettings, sets: TrainingSets) -> list[str]:
-    """The first stage, on the labeled images alone: those of its networks, at the last step, that label."""
+    """Train on the labels alone; return the folders of the networks that label, at the last step."""
     folder = Path(settings.args.output_dir) / "labeling"
     if not (folder / "results.json").is_file():
         resume = newest_checkpoint(folder) is not None or None

@@ -1,4 +1,4 @@
-"""Imports point one way: the syntax trees say who imports whom."""
+"""Imports between subpackages follow the rules: the syntax trees show who imports whom."""
 
 import ast
 import importlib
@@ -15,9 +15,9 @@ HEAVY = {
     *("matplotlib", "jinja2", "yaml", "gradio", "onnx", "onnxruntime"),
 }
 
-# Every room, from the ground up: which rooms it may import, and which libraries beside torch, numpy, safetensors, tqdm
-# and the standard library.
-LAW = {
+# Every subpackage, from the bottom up: the subpackages and the libraries it may import, in addition to torch, numpy,
+# safetensors, tqdm and the standard library.
+IMPORTS = {
     "functional": (set(), set()),
     "files": (set(), set()),
     "config": (set(), set()),
@@ -37,7 +37,7 @@ LAW = {
         {"datasets", "huggingface_hub", "transformers"},
     ),
     "checkpointing": ({"files", "config", "data"}, {"accelerate", "datasets", "transformers"}),
-    "hub": ({"files", "config", "metrics", "checkpointing"}, {"huggingface_hub", "transformers"}),
+    "hub": ({"files", "config", "metrics", "checkpointing"}, {"huggingface_hub", "jinja2", "transformers"}),
     "report": ({"files", "hub", "visualization"}, {"jinja2", "yaml"}),
     "app": (
         {"functional", "files", "data", "scenes", "inference", "visualization"},
@@ -69,7 +69,7 @@ PAGES = sorted(
 )
 
 
-def room_of(path: Path) -> str:
+def subpackage_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
@@ -78,7 +78,7 @@ def name_of(path: Path) -> str:
 
 
 def imported_names(path: Path) -> list[str]:
-    """The dotted names that a file imports, anywhere in it, relative ones made absolute."""
+    """The dotted names that a file imports, anywhere in it; relative imports are made absolute."""
     package = ["cps_hf", *path.relative_to(PACKAGE).parts[:-1]] if path.is_relative_to(PACKAGE) else []
     names = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -92,36 +92,39 @@ def imported_names(path: Path) -> list[str]:
 
 
 def modules_imported_by(path: Path) -> set[str]:
-    """The modules of ours that are run when this one is imported: named ones, not the rooms around them."""
+    """The modules of the package that an import of this one names, without the subpackages around them."""
     known = {name_of(p) for p in MODULES}
     found = {name if name in known else name.rsplit(".", 1)[0] for name in imported_names(path)}
     return {name for name in found if name in known and name != name_of(path)}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_imports_point_one_way(path):
-    room, names = room_of(path), imported_names(path)
-    assert room in LAW, f"{room} is a new room: say in LAW which others it may import"
-    ours = {name.split(".")[1] for name in names if name.startswith("cps_hf.")} - {room}
+def test_imports_follow_the_rules(path):
+    subpackage, names = subpackage_of(path), imported_names(path)
+    assert subpackage in IMPORTS, f"{subpackage} is a new subpackage: add to IMPORTS what it may import"
+    ours = {name.split(".")[1] for name in names if name.startswith("cps_hf.")} - {subpackage}
     libraries = {name.split(".")[0] for name in names} & HEAVY
-    allowed_rooms, allowed_libraries = LAW[room]
-    assert ours <= allowed_rooms, f"{room} imports {ours - allowed_rooms}"
-    assert libraries <= allowed_libraries, f"{room} imports {libraries - allowed_libraries}"
+    allowed, allowed_libraries = IMPORTS[subpackage]
+    assert ours <= allowed, f"{subpackage} imports {ours - allowed}"
+    assert libraries <= allowed_libraries, f"{subpackage} imports {libraries - allowed_libraries}"
 
 
-def test_modules_import_each_other_in_no_circle():
+def test_there_are_no_import_cycles():
     TopologicalSorter({name_of(path): modules_imported_by(path) for path in MODULES}).prepare()  # CycleError
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_only_commands_import_the_trainer(path):
-    if room_of(path) not in ("commands", "__init__", "__main__") and path != PACKAGE / "training" / "__init__.py":
+    if (
+        subpackage_of(path) not in ("commands", "__init__", "__main__")
+        and path != PACKAGE / "training" / "__init__.py"
+    ):
         assert not any(name.startswith("cps_hf.training.trainer") for name in imported_names(path))
         assert not names_the_trainer(path.read_text(encoding="utf-8"))
 
 
 def names_the_trainer(code: str) -> bool:
-    """Whether a file takes the class from the package or a room, which hand it on."""
+    """Whether a file uses the class through the package or a subpackage, which re-export it."""
     return any(
         (isinstance(node, ast.alias) and node.name == "CPSTrainer")
         or (isinstance(node, ast.Attribute) and node.attr == "CPSTrainer")
@@ -139,51 +142,63 @@ def names_the_trainer(code: str) -> bool:
         "from cps_hf import training\ndef f(x: training.CPSTrainer): pass",
     ],
 )
-def test_each_way_to_the_trainer_is_seen(code):
+def test_every_way_to_import_the_trainer_is_detected(code):
     assert names_the_trainer(code)
     assert not names_the_trainer(code.replace("CPSTrainer", "CPSConfig"))
 
 
-def test_the_top_level_holds_few_modules():
+def test_the_top_level_has_few_modules():
     assert len([*PACKAGE.glob("*.py")]) <= 8
 
 
 @pytest.mark.parametrize("folder", sorted({path.parent for path in MODULES} - {PACKAGE}), ids=lambda p: p.name)
-def test_each_room_says_in_a_sentence_what_it_is_for_and_exports_what_it_has(folder):
-    room = importlib.import_module(name_of(folder / "__init__.py"))
-    first, *_ = room.__doc__.split("\n\n")
+def test_a_subpackage_has_a_one_sentence_docstring_and_valid_exports(folder):
+    subpackage = importlib.import_module(name_of(folder / "__init__.py"))
+    first, *_ = subpackage.__doc__.split("\n\n")
     assert re.fullmatch(r"[A-Z`](?:[^.]|\.\w)+\.", first), f"no single sentence: {first}"
-    assert room.__all__ and sorted(set(room.__all__)) == sorted(room.__all__)
-    assert [name for name in room.__all__ if not hasattr(room, name)] == []
+    assert subpackage.__all__ and sorted(set(subpackage.__all__)) == sorted(subpackage.__all__)
+    assert [name for name in subpackage.__all__ if not hasattr(subpackage, name)] == []
 
 
 def rows_of_the_page() -> dict[str, tuple[set[str], set[str]]]:
-    """By room, the rooms and the libraries that docs/architecture.md says it may import."""
+    """By subpackage, the subpackages and libraries that docs/architecture.md says it may import."""
     found = {}
     for line in PAGE.read_text(encoding="utf-8").splitlines():
         if named := re.match(r"\| `(\w+)(?:/|\.py)` \|", line):
-            *_, rooms, libraries, _ = (cell.strip() for cell in line.split("|"))
-            words = [{word for word in cell.split(", ") if word not in ("", "none")} for cell in (rooms, libraries)]
+            *_, subpackages, libraries, _ = (cell.strip() for cell in line.split("|"))
+            words = [
+                {word for word in cell.split(", ") if word not in ("", "none")} for cell in (subpackages, libraries)
+            ]
             found[named[1]] = tuple(words)
     return found
 
 
-def test_the_page_says_what_the_law_says():
-    law = {room: allowed for room, allowed in LAW.items() if not room.startswith("__")}
+def test_the_page_lists_the_import_rules():
+    rules = {subpackage: allowed for subpackage, allowed in IMPORTS.items() if not subpackage.startswith("__")}
     page = rows_of_the_page()
-    assert list(page) == list(law)
-    for room, (rooms, libraries) in law.items():
-        everything = {name for name in law if name != room}
-        assert page[room][0] == ({"all"} if rooms == everything else rooms), f"{room}: {', '.join(sorted(rooms))}"
-        assert page[room][1] == ({"any"} if libraries == HEAVY else libraries), f"{room}: {sorted(libraries)}"
+    assert list(page) == list(rules)
+    for subpackage, (subpackages, libraries) in rules.items():
+        everything = {name for name in rules if name != subpackage}
+        assert page[subpackage][0] == ({"all"} if subpackages == everything else subpackages), (
+            f"{subpackage}: {', '.join(sorted(subpackages))}"
+        )
+        assert page[subpackage][1] == ({"any"} if libraries == HEAVY else libraries), (
+            f"{subpackage}: {sorted(libraries)}"
+        )
 
 
-def test_the_pages_diagram_is_the_law_without_the_arrows_that_follow_from_others():
-    law = {room: set(rooms) for room, (rooms, _) in LAW.items() if not room.startswith("__")}
+def test_the_pages_diagram_shows_the_rules_without_implied_arrows():
+    rules = {
+        subpackage: set(subpackages)
+        for subpackage, (subpackages, _) in IMPORTS.items()
+        if not subpackage.startswith("__")
+    }
     below: dict[str, set[str]] = {}
-    for room in TopologicalSorter(law).static_order():
-        below[room] = law[room].union(*(below[other] for other in law[room]))
-    needed = {(a, b) for a, rooms in law.items() for b in rooms if not any(b in below[c] for c in rooms)}
+    for subpackage in TopologicalSorter(rules).static_order():
+        below[subpackage] = rules[subpackage].union(*(below[other] for other in rules[subpackage]))
+    needed = {
+        (a, b) for a, subpackages in rules.items() for b in subpackages if not any(b in below[c] for c in subpackages)
+    }
     drawn = re.search(r"```mermaid\nflowchart TD\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)[1]
     lines = [line.split(" --> ") for line in drawn.strip().splitlines()]
     arrows = [(a.strip(), b) for a, others in lines for b in others.split(" & ")]
@@ -191,14 +206,14 @@ def test_the_pages_diagram_is_the_law_without_the_arrows_that_follow_from_others
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").rglob("*.py")), ids=lambda p: p.name)
-def test_examples_use_no_private_name(path):
+def test_examples_use_no_private_names(path):
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("cps_hf"):
             assert not any(alias.name.startswith("_") for alias in node.names)
 
 
-def test_code_that_travels_with_a_branch_imports_only_its_own_files():
+def test_code_copied_with_a_branch_only_imports_its_own_files():
     shared = [PACKAGE / "modeling" / f"{name}.py" for name in ("segmentation_model", "timm_features")]
     own = [path for name in ("deeplabv3_plus", "hrnet", "vit_dpt") for path in PACKAGE.glob(f"modeling/*_{name}.py")]
     assert len(own) == 6
@@ -210,7 +225,7 @@ def test_code_that_travels_with_a_branch_imports_only_its_own_files():
         }
 
 
-def test_every_objective_of_the_command_line_is_one_file_and_has_a_test():
+def test_every_objective_has_its_own_file_and_test():
     from cps_hf.objectives import OBJECTIVES
 
     for cls in OBJECTIVES.values():
@@ -220,7 +235,7 @@ def test_every_objective_of_the_command_line_is_one_file_and_has_a_test():
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_a_file_that_a_page_or_a_script_names_is_there(path):
+def test_files_named_in_pages_and_scripts_exist(path):
     named = re.findall(
         r"\b((?:tests|cps_hf|benchmarks|examples|docs)/[\w/.-]+\.\w+)", path.read_text(encoding="utf-8")
     )

@@ -199,6 +199,12 @@ def test_a_relative_link_leads_to_a_file(page):
     assert [target for target in targets if not (page.parent / target).exists()] == []
 
 
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "benchmarks" / "README.md"], ids=name_of)
+def test_no_line_begins_with_a_percent_sign(page):
+    """MyST takes such a line for a comment, and the site loses it."""
+    assert re.findall(r"^\s*%.*", prose(page), re.MULTILINE) == []
+
+
 def test_the_licence_of_every_model_that_a_recipe_or_readme_names_is_told():
     sources = [ROOT / "README.md", *(ROOT / "examples").rglob("*.*"), *(ROOT / "cps_hf" / "planning").glob("*.py")]
     text = "\n".join(path.read_text(encoding="utf-8") for path in sources if path.suffix != ".pyc")

@@ -1,15 +1,15 @@
-"""What the released code does otherwise than the paper's words, one switch at a time, each measured.
+"""Measure what the released code does differently from the paper, one switch at a time.
 
     python benchmarks/comparisons/ablate_switches.py
-        CPS + CutMix and plain CPS on the drawn street scenes: the original's behaviour, then with each switch turned,
-        then ours; a table in OUT/table.md. Some three hours on two CPU cores.
+        CPS + CutMix and plain CPS on the drawn street scenes: the original's behaviour, then with each switch changed,
+        then ours; a table in OUT/table.md. Takes some three hours on two CPU cores.
 
     python benchmarks/comparisons/ablate_switches.py --config examples/configs/cityscapes_cps_cutmix_r50.yaml \\
         --data_root DIR --partition cps/cityscapes/1-8 --learning_rate 0.02 --weight_decay 1e-4 --world_size 8 \\
         --weights 5 6 --launch "accelerate launch --multi_gpu --num_processes 8"
 
-Further options are those of `cps-hf train`; with a recipe the learning rate and weight decay are to be the release's
-nominal ones, since the division of the loss is a switch here. Finished runs are not repeated, stopped ones go on.
+Further options are those of `cps-hf train`; with a recipe, set the learning rate and weight decay to the release's
+nominal values, since the division of the loss is a switch here. Finished runs are not repeated, stopped ones resume.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cells import Cell, run_all, table_parser  # the files beside this one
+from cells import Cell, run_all, table_parser  # files next to this one
 from report import score
 
 from cps_hf import CrossPseudoSupervision
@@ -34,11 +34,11 @@ from cps_hf.files import write_atomically
 
 @dataclass(frozen=True)
 class Switch:
-    """Something that the released code does, and what else could be done: a field of the objective or the settings.
+    """A choice of the released code and its alternative: a field of the objective or the settings.
 
     Args:
-        methods: to which it applies.
-        ours: whether this package turns it by default.
+        methods: the methods to which it applies.
+        ours: whether this package changes it by default.
     """
 
     title: str
@@ -50,7 +50,7 @@ class Switch:
 
 
 def switches(world_size: int) -> dict[str, Switch]:
-    """By name; the original's loss is divided by the number of its processes."""
+    """The switches by name; the original's loss is divided by the number of its processes."""
     whole = f"loss not divided by the world size {world_size}"
     return {
         "loss_divisor": Switch(whole, "loss_divisor", float(world_size), 1.0),
@@ -93,7 +93,7 @@ def arguments(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--weights", nargs="+", type=float, help="the CPS weight of each; default: the release's on VOC"
     )
-    parser.add_argument("--world_size", type=int, default=4, help="what the original divides its loss by")
+    parser.add_argument("--world_size", type=int, default=4, help="the divisor of the original's loss")
     return parser.parse_known_args(argv)
 
 
@@ -101,10 +101,10 @@ Key = tuple[str, str, int]  # method, arm, seed
 
 
 def plan(options: argparse.Namespace, settings: Settings) -> dict[Key, Cell]:
-    """The runs: per method the original, each switch turned to ours, and all of them turned.
+    """The runs: per method, the original, each switch changed, and all of ours changed.
 
     Raises:
-        ValueError: the folder holds runs of other settings, or there are not as many weights as methods.
+        ValueError: the folder contains runs with other settings, or the numbers of weights and methods differ.
     """
     weights = options.weights or [WEIGHTS[method] for method in options.methods]
     if len(weights) != len(options.methods):
@@ -137,7 +137,7 @@ def plan(options: argparse.Namespace, settings: Settings) -> dict[Key, Cell]:
 
 
 def check_folder(folder: Path, cells: dict[Key, Cell]) -> None:
-    """Runs that are there already must have the settings that are wanted now."""
+    """Check that existing runs have the same settings."""
     path = folder / "settings.json"
     found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     for cell in cells.values():

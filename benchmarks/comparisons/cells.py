@@ -1,7 +1,7 @@
-"""Many runs as the cells of a table: started a few at a time, taken up where they stopped, read back.
+"""Many runs as the cells of a table: started a few at a time, resumed where they stopped, and read back.
 
-What compare_objectives.py and ablate_switches.py share. Each run is a process of its own, so that one that fails or is
-killed costs no other.
+Shared by compare_objectives.py and ablate_switches.py. Each run is a separate process, so a failed or killed run does
+not affect others.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from cps_hf.checkpointing.checkpoints import newest_checkpoint
 from cps_hf.commands.settings import Settings
 from cps_hf.files import write_atomically
 
-TRAIN = ("-m", "cps_hf", "train")  # what starts a run, behind `python` or a launcher's words
+TRAIN = ("-m", "cps_hf", "train")  # the program, after `python` or a launcher's words
 
 
 def table_parser(description: str, output_dir: str, methods: Collection[str]) -> argparse.ArgumentParser:
-    """The options of a table of runs; what it does not know is for `cps-hf train`."""
+    """The options of a table of runs; unknown ones are passed to `cps-hf train`."""
     parser = argparse.ArgumentParser(
         description=description,
         epilog="Every other option is one of `cps-hf train` (see `cps-hf train --objective supervised --help-all`).",
@@ -38,13 +38,13 @@ def table_parser(description: str, output_dir: str, methods: Collection[str]) ->
     parser.add_argument("--seeds", nargs="+", type=int, default=[1])
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--launch", help='the words before `-m cps_hf train`, e.g. "accelerate launch --multi_gpu"')
-    parser.add_argument("--report_only", action="store_true", help="run nothing: tables of what is there")
+    parser.add_argument("--report_only", action="store_true", help="run nothing, only write the tables")
     return parser
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A run: what it is called, its settings (whose `output_dir` is its folder), and what starts it."""
+    """A run: its name, its settings (whose `output_dir` is its folder), and its program."""
 
     name: str
     settings: Settings
@@ -59,7 +59,7 @@ class Cell:
         return (self.folder / "results.json").is_file()
 
     def results(self) -> dict[str, Any]:
-        """What its results.json holds."""
+        """The contents of its results.json."""
         return json.loads((self.folder / "results.json").read_text(encoding="utf-8"))
 
     def log(self) -> list[dict[str, Any]]:
@@ -75,24 +75,25 @@ def run_all(
     launch: str | None = None,
     after_each: Callable[[], None] = lambda: None,
 ) -> list[Cell]:
-    """Run the cells that are not finished, `jobs` at a time; those that failed.
+    """Run the cells that are not finished, `jobs` at a time; return those that failed.
 
-    A cell that has a checkpoint goes on from it; one without begins anew. Checkpoints of a finished cell are removed:
-    its branches stay.
+    A cell with a checkpoint resumes from it; one without starts over. Checkpoints of a finished cell are removed; its
+    branches are kept.
 
     Args:
-        launch: the words before the program, like "accelerate launch --multi_gpu --num_processes 4"; none: Python's.
+        launch: the words before the program, like "accelerate launch --multi_gpu --num_processes 4"; by default,
+            Python.
         after_each: called when a cell is finished.
     """
     waiting = [cell for cell in cells if not cell.finished]
     total, begun, failed = len(waiting), 0, []
     running: dict[subprocess.Popen, tuple[Cell, float]] = {}
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the runs are ended too
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the runs end too
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
                 cell, begun = waiting.pop(0), begun + 1
-                print(f"[{begun}/{total}] {cell.name} {'goes on' if _started(cell) else 'starts'}", flush=True)
+                print(f"[{begun}/{total}] {cell.name} {'resumes' if _started(cell) else 'starts'}", flush=True)
                 running[_start(cell, launch)] = cell, time.monotonic()
             time.sleep(0.2)
             for process in [process for process in running if process.poll() is not None]:

@@ -1,20 +1,20 @@
-"""Every method on equal terms: the same data, labels, models, steps and seeds, one learning rate; a table, plots.
+"""Compare all methods on equal terms: the same data, labels, models, steps, seeds and learning rate.
 
     python benchmarks/comparisons/compare_objectives.py
-        street scenes, 12 of 400 images labeled, every method, one seed: some two hours on two CPU cores.
+        street scenes, 12 of 400 images labeled, every method, one seed: about two hours on two CPU cores.
 
     python benchmarks/comparisons/compare_objectives.py --methods supervised cps cps_cutmix all_labels --seeds 1 2 3
-        only some methods, with a spread over seeds. Into the same folder, later: the other methods, more seeds.
+        only some methods, with a spread over seeds. Other methods and seeds can be added to the same folder later.
 
     python benchmarks/comparisons/compare_objectives.py --dataset object_scenes --partitions 1-25 1-12 1-6
-        further options are those of `cps-hf train`; several partitions make the plot against the labeled ratio.
+        further options are those of `cps-hf train`; several partitions are plotted against the labeled ratio.
 
     python benchmarks/comparisons/compare_objectives.py --config examples/configs/voc_cps_cutmix_r50.yaml \\
         --data_root DIR --partitions cps/voc/1-16 cps/voc/1-8 \\
         --launch "accelerate launch --multi_gpu --num_processes 4"
 
-The protocol is written to OUT/protocol.md before the first run. Each run is a process of its own in OUT/runs; finished
-ones are not repeated, and one that was stopped goes on. OUT/table.md holds what is there so far.
+The protocol is written to OUT/protocol.md before the first run. Each run is a separate process in OUT/runs; finished
+runs are not repeated, and stopped ones resume. OUT/table.md contains the results so far.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import report  # the files beside this one
+import report  # files next to this one
 from cells import TRAIN, Cell, run_all, table_parser
 from transformers.utils import logging as transformers_logging
 
@@ -42,10 +42,10 @@ from cps_hf.files import write_atomically
 
 @dataclass(frozen=True)
 class Method:
-    """A run of the comparison: an objective with what differs from its defaults, which are its paper's.
+    """A run of the comparison: an objective, with changes to its defaults, which are its paper's.
 
     Args:
-        needs: the methods whose runs with the same labels and seed it starts from.
+        needs: the methods whose runs, with the same labels and seed, it starts from.
     """
 
     objective: str
@@ -72,24 +72,24 @@ Key = tuple[str, str, int]  # method, partition, seed
 
 PROTOCOL = """# The protocol, written before the first run
 
-- **Data.** {dataset}. The labeled images of a count or ratio are drawn by {drawn}; each method has the same
-  ones. Scores are mean IoU on the whole images of `{eval_split}`.
-- **Models.** {models}; initialised by the run's seed, so alike for every method.
-  Two networks are trained in one run, except by Mean Teacher, which trains one. A method that knows no second network
-  trains the two side by side.
-- **Steps.** {max_steps} optimizer steps of {batch} labeled and {unlabeled_batch} unlabeled images a process, for every
-  method, with the same crops and schedule. `supervised_equal_time` takes as many steps as last as long as the
-  CPS + CutMix run of the same labels and seed, by the seconds measured in the two runs (on a CPU the training
-  process's CPU seconds, so that other jobs do not count; on a GPU those of the clock; evaluating and saving never).
-- **Learning rate.** {learning_rate} No method's own score has a say in it. The other
-  hyper-parameters of the methods are set before, too: they stand in `protocol.json`.
-- **Choosing.** The score of a run is that of its last step: the mean over its networks, each by itself. Mean Teacher's
-  is its teacher's, the student stands in a row of its own. No step is chosen by the validation images; the best
-  evaluation is printed beside it and is no result.
+- **Data.** {dataset}. The labeled images of a count or ratio are drawn by {drawn}, the same for
+  each method. Scores are mean IoU on the whole images of `{eval_split}`.
+- **Models.** {models}; initialised by the run's seed, so equal for every method.
+  Each run trains two networks, except Mean Teacher, which trains one. A method for a single network trains
+  the two independently.
+- **Steps.** {max_steps} optimizer steps of {batch} labeled and {unlabeled_batch} unlabeled images per process, for
+  every method, with the same crops and schedule. `supervised_equal_time` takes as many steps as fit into the time of
+  the CPS + CutMix run with the same labels and seed, by the seconds measured in the two runs (on a CPU the training
+  process's CPU seconds, so that other jobs do not count; on a GPU wall-clock seconds; without evaluation and saving).
+- **Learning rate.** {learning_rate} No method's own score affects it. The other
+  hyper-parameters of the methods are also set before the first run: `protocol.json` lists them.
+- **Selection.** The score of a run is that of its last step: the mean over the scores of its networks. For Mean
+  Teacher it is the teacher's score; the student has its own row. No step is selected by the validation images; the
+  best evaluation is printed too, but is not a result.
 - **Self-training** starts from the supervised run's first network of the same labels and seed, labels all unlabeled
-  images, and trains anew on both; its seconds are those of both trainings.
-- **Seeds.** The mean over seeds, and the standard deviation (n - 1) where there are several. Differences to supervised
-  are taken seed by seed.
+  images, and trains again on both; its seconds are those of both trainings.
+- **Seeds.** The mean over seeds, and the standard deviation (n - 1) if there are several. Differences to supervised
+  are taken per seed.
 - A cell that was not run, or failed, is printed as such.
 """
 
@@ -138,10 +138,10 @@ def arguments(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
 
 
 class Comparison:
-    """The runs that are wanted, and those that earlier calls wanted in the same folder.
+    """The requested runs, and those that earlier calls requested in the same folder.
 
     Raises:
-        ValueError: settings that make no sense, or others than the folder's runs were made with.
+        ValueError: the settings are invalid, or differ from those of the folder's runs.
     """
 
     def __init__(self, options: argparse.Namespace, settings: Settings):
@@ -156,7 +156,7 @@ class Comparison:
         self.learning_rates = options.learning_rates or [args.learning_rate]
         self.settings = settings.with_values(
             learning_rate=self.learning_rates[0],
-            # Curves want several evaluations; a run that is killed goes on from the newest one.
+            # Curves need several evaluations; a killed run resumes from the newest one.
             eval_steps=args.eval_steps or max(1, args.max_steps // 8),
             save_steps=args.save_steps or args.eval_steps or max(1, args.max_steps // 8),
             save_total_limit=1,
@@ -167,7 +167,7 @@ class Comparison:
         self.keys = self._agree_with_folder()
 
     def _objectives(self, loss: Objective) -> dict[str, Objective]:
-        """Of every method, complete: its paper's defaults, the labeled loss of all, and `--method_options`."""
+        """The objective of every method: its paper's defaults, the shared labeled loss, and `--method_options`."""
         unknown = [name for name in self.options.method_options if name not in METHODS]
         if unknown:
             raise ValueError(f"`--method_options`: no method {unknown[0]!r}; there are {', '.join(METHODS)}.")
@@ -182,8 +182,8 @@ class Comparison:
         return found
 
     def _agree_with_folder(self) -> list[Key]:
-        """Write the protocol, or check that the folder's own is the same; all cells wanted so far, sorted."""
-        loss = {f.name for f in dataclasses.fields(self.settings.objective)}  # stands with the methods
+        """Write the protocol, or check that the folder's is the same; return all cells requested so far, sorted."""
+        loss = {f.name for f in dataclasses.fields(self.settings.objective)}  # listed with the methods
         own = {"output_dir", "seed", "partition", "overwrite_output_dir", "resume_from_checkpoint"}
         settings = {name: value for name, value in self.settings.flat().items() if name not in loss | own}
         wanted = {
@@ -191,7 +191,7 @@ class Comparison:
             "learning_rates": self.learning_rates,
             "learning_rate_seed": self.options.learning_rate_seed if len(self.learning_rates) > 1 else None,
             "methods": {name: self._method_of(name) for name in METHODS},
-            "cells": [[*key] for key in self._asked_for()],
+            "cells": [[*key] for key in self._requested()],
         }
         path = self.out / "protocol.json"
         if path.is_file():
@@ -219,8 +219,8 @@ class Comparison:
     def _method_of(self, name: str) -> dict[str, Any]:
         return {"objective": METHODS[name].objective, **dataclasses.asdict(self.objectives[name])}
 
-    def _asked_for(self) -> list[Key]:
-        """What the command line asks for, and what that needs."""
+    def _requested(self) -> list[Key]:
+        """The cells of the command line, and those they need."""
         asked = []
         for method in self.options.methods:
             for name in (*METHODS[method].needs, method):
@@ -234,8 +234,8 @@ class Comparison:
         learning_rate = f"{said} ({args.optim}, {args.lr_scheduler_type}), given before any run."
         if len(rates) > 1:
             learning_rate = (
-                f"Of {said} ({args.optim}, {args.lr_scheduler_type}) that whose *supervised* training, with seed "
-                f"{self.options.learning_rate_seed} and the first partition, ends highest is everyone's."
+                f"Of {said} ({args.optim}, {args.lr_scheduler_type}) the one whose *supervised* training, with seed "
+                f"{self.options.learning_rate_seed} and the first partition, ends highest is used for all."
             )
         return PROTOCOL.format(
             dataset=data.dataset + (f" ({Path(data.data_root).name})" if data.data_root else ""),
@@ -251,7 +251,7 @@ class Comparison:
     # -------------------------------------------------------------------------------------------------- running
 
     def run(self) -> list[Cell]:
-        """Run what is not finished; the cells that failed."""
+        """Run what is not finished; return the cells that failed."""
         self.settings.args.learning_rate, failed = self._learning_rate()
         if failed:
             return failed
@@ -265,7 +265,7 @@ class Comparison:
         )
 
     def _ready(self) -> Iterator[Cell]:
-        """The cells that start from others, where those are there."""
+        """The cells that start from others, if those are finished."""
         for method, partition, seed in self.keys:
             needs = [self.cell((name, partition, seed)) for name in METHODS[method].needs]
             if needs and all(cell.finished for cell in needs):
@@ -297,14 +297,14 @@ class Comparison:
         )
 
     def cell(self, key: Key) -> Cell:
-        """The run of a cell. What it needs must be finished, where its settings depend on it."""
+        """The run of a cell. The cells that its settings depend on must be finished."""
         method, partition, seed = key
         name = f"{method}-{re.sub(r'[^A-Za-z0-9.-]+', '_', partition)}-seed{seed}"
         settings, program = self._settings(method, partition, seed, self.out / "runs" / name), TRAIN
         needs = [self.cell((name, partition, seed)) for name in METHODS[method].needs]
         if method == "supervised_equal_time" and all(cell.finished for cell in needs):
             settings = settings.with_values(max_steps=equal_time_steps(*needs))
-        if self.objectives[method].teacher:  # it trains one network, of a pair the first
+        if self.objectives[method].teacher:  # it trains one network, the first of a pair
             backbone, models = settings.model_config.backbone, settings.data.models[:1]
             backbone = backbone[:1] if isinstance(backbone, list) else backbone
             settings = settings.with_values(models=models, backbone=backbone, num_branches=None)
@@ -319,7 +319,7 @@ class Comparison:
 
 
 def equal_time_steps(supervised: Cell, other: Cell) -> int:
-    """As many supervised steps as last as long as the other run, by measured seconds; never fewer than it had."""
+    """The number of supervised steps that takes as long as the other run, in measured seconds; at least its steps."""
     mine, theirs = supervised.results(), other.results()
     seconds = "cpu_seconds" if mine["training"]["device"] == "cpu" else "seconds"
     factor = theirs["training"][seconds] / mine["training"][seconds]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cells import Cell  # the file beside this one
+from cells import Cell  # the file next to this one
 from datasets import Dataset
 from matplotlib.figure import Figure
 
@@ -24,7 +24,7 @@ from cps_hf.training.setup import evenly_spaced
 
 Key = tuple[str, str, int]  # method, partition, seed
 COLORS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7")  # Okabe and Ito's
-PAIRS = ("cps_cutmix", "cps", "supervised")  # whose branches' agreement is shown, the first that was run in pictures
+PAIRS = ("cps_cutmix", "cps", "supervised")  # methods whose agreement is shown; pictures show the first that was run
 PANEL = ("supervised", "mean_teacher", "cps", "cps_cutmix", "all_labels")
 
 
@@ -56,7 +56,7 @@ def draw(
 
 
 def scores_figure(records: Sequence[dict[str, Any]], path: Path) -> None:
-    """The last step's score with its spread: against the labeled share, or, with one partition, a line a method."""
+    """The last step's score with its spread: against the labeled share or, with one partition, one line per method."""
     shares = {record["partition"]: _labeled_share(records, record["partition"]) for record in records}
     shares = {partition: share for partition, share in shares.items() if share is not None}
     if len(set(shares.values())) > 1:
@@ -101,13 +101,13 @@ def scores_figure(records: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def _labeled_share(records: Sequence[dict[str, Any]], partition: str) -> float | None:
-    """Labeled over all images, of a partition's rows that were not given all labels."""
+    """The share of labeled images in a partition, from rows without all labels."""
     own = [r for r in records if r["partition"] == partition and r["row"] != "all_labels" and r["num_images"]]
     return own[0]["num_labeled"] / own[0]["num_images"] if own else None
 
 
 def curves_figure(done: Mapping[Key, Cell], rows: Mapping[str, Any], curve: Callable, path: Path) -> None:
-    """The score of every evaluation over the steps, the mean over seeds; a panel a partition."""
+    """The score of every evaluation over the steps, the mean over seeds; one panel per partition."""
     partitions = [*dict.fromkeys(p for m, p, _ in done if m != "all_labels")] or [*{p for _, p, _ in done}]
     figure = Figure(figsize=(3 + 5.5 * len(partitions), 4.5), dpi=110, layout="constrained")
     every_axes = figure.subplots(1, len(partitions), sharey=True, squeeze=False)[0]
@@ -125,12 +125,12 @@ def curves_figure(done: Mapping[Key, Cell], rows: Mapping[str, Any], curve: Call
 
 
 def cell_all(method: str) -> str | None:
-    """The partition of the ceiling, which is drawn beside every partition's methods."""
+    """The cell with all labels, which is drawn in every partition's panel."""
     return "1-1" if method == "all_labels" else None
 
 
 def _mean_over_seeds(curves: Sequence[Sequence[tuple[int, float]]]) -> list[tuple[int, float]]:
-    """Of the steps at which every seed was evaluated."""
+    """The mean over seeds at steps at which every seed was evaluated."""
     values = defaultdict(list)
     for points in curves:
         for step, value in points:
@@ -139,7 +139,7 @@ def _mean_over_seeds(curves: Sequence[Sequence[tuple[int, float]]]) -> list[tupl
 
 
 def agreement_figure(done: Mapping[Key, Cell], path: Path) -> None:
-    """The branches' agreement on fixed unlabeled images over the steps, and beside it how right both are.
+    """The branches' agreement on fixed unlabeled images over the steps, and the accuracy of both.
 
     Args:
         done: the finished runs of one partition.
@@ -187,7 +187,7 @@ def _finish(figure: Figure, axes, path: Path, *, others: Sequence = (), legend: 
 
 
 def prediction_panel(shown: Mapping[str, Cell], rows: Mapping[str, Any], count: int, path: Path) -> None:
-    """Image, truth, and what one network of each method says, for validation images spread over the set."""
+    """Image, truth, and the prediction of one network of each method, for validation images spread over the set."""
     methods = [method for method in PANEL if method in shown]
     if not methods:
         return
@@ -205,9 +205,9 @@ def prediction_panel(shown: Mapping[str, Cell], rows: Mapping[str, Any], count: 
 
 
 def agreement_pictures(pairs: Mapping[str, Cell], rows: Mapping[str, Any], count: int, out: Path) -> None:
-    """Where the two branches agree on unlabeled images, and who is right; as pictures and as shares.
+    """Where the two branches agree on unlabeled images, and which is right, as pictures and shares.
 
-    The truth of these images is read here alone, after training: the runs never opened it.
+    The truth of these images is only read here, after training: the runs never opened it.
     """
     settings = next(iter(pairs.values())).settings
     unlabeled = evenly_spaced(_unlabeled_with_truth(settings.data), settings.args.agreement_images or 16)
@@ -249,7 +249,7 @@ def agreement_pictures(pairs: Mapping[str, Cell], rows: Mapping[str, Any], count
 
 
 def _unlabeled_with_truth(data: DataConfig) -> Dataset:
-    """The unlabeled images of a run in their order there, with the labels that the data set has for them."""
+    """The unlabeled images of a run in its order, with their labels from the data set."""
     unlabeled = load_data(data).unlabeled
     load, root = find_dataset(data.dataset, data.data_root, data.load_options)
     labeled = load(root, split=data.train_split)

@@ -1,4 +1,4 @@
-"""What compare_objectives.py writes of its runs: tables, plots, pictures; all of it read from the runs' folders."""
+"""The tables, plots and pictures of compare_objectives.py, read from the runs' folders."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import figures  # the files beside this one
+import figures  # files next to this one
 from cells import TRAIN, Cell
 
 from cps_hf.files import write_atomically
@@ -26,7 +26,7 @@ class Row:
     """A row of the table: the scores of some networks of a method's run.
 
     Args:
-        networks: of these rows of results.json the mean is taken; none: every "branch_<i>".
+        networks: the rows of results.json to average; by default, every "branch_<i>".
     """
 
     title: str
@@ -60,7 +60,7 @@ def score(cell: Cell, networks: Sequence[str] = ()) -> float:
 
 
 def curve(cell: Cell, networks: Sequence[str] = ()) -> list[tuple[int, float]]:
-    """(step, the same number) of every evaluation."""
+    """(step, score) of every evaluation."""
     chosen = networks or [row for row in cell.results()["final"] if row.startswith("branch_")]
     keys = [f"eval_{row}_mean_iou" for row in chosen]
     return [(line["step"], statistics.mean(line[k] for k in keys)) for line in cell.log() if keys[0] in line]
@@ -70,7 +70,7 @@ def write(out: Path, cells: Mapping[Key, Cell], *, num_pictures: int) -> None:
     """OUT/table.md, table.csv and comparison.json; with pictures also plots and panels.
 
     Args:
-        cells: of every wanted key; those that are not finished count as not run.
+        cells: every requested cell by key; unfinished ones count as not run.
     """
     records = [*_records(cells)]
     write_atomically(out / "table.md", _markdown(records, cells))
@@ -82,7 +82,7 @@ def write(out: Path, cells: Mapping[Key, Cell], *, num_pictures: int) -> None:
 
 
 def _records(cells: Mapping[Key, Cell]) -> Iterator[dict[str, Any]]:
-    """A record a partition and row, in the order of `ROWS`; fractions, seconds, bytes. None where nothing was run."""
+    """One record per partition and row, in the order of `ROWS`; fractions, seconds, bytes. None if nothing was run."""
     partitions = [*dict.fromkeys(partition for _, partition, _ in cells if partition != ALL)] or [ALL]
     for partition in partitions:
         for name, row in ROWS.items():
@@ -117,12 +117,12 @@ def _records(cells: Mapping[Key, Cell]) -> Iterator[dict[str, Any]]:
 
 
 def _first(cell: Cell, seed: int, partition: str, cells: Mapping[Key, Cell]) -> Cell:
-    """The run itself; of self-training the one before it, which labeled its images."""
+    """The run itself; for self-training, the run that labeled its images."""
     return cells[("supervised", partition, seed)] if cell.program != TRAIN else cell
 
 
 def _seconds(cell: Cell, seed: int, partition: str, cells: Mapping[Key, Cell]) -> float:
-    """Of training; self-training's are those of both of its trainings."""
+    """Training seconds; for self-training, those of both of its trainings."""
     runs = {c.name: c for c in (cell, _first(cell, seed, partition, cells))}
     return sum(c.results()["training"]["seconds"] for c in runs.values())
 
@@ -153,9 +153,9 @@ def _markdown(records: list[dict[str, Any]], cells: Mapping[Key, Cell]) -> str:
         lines[-1] += "| images/s | peak memory |"
         lines += ["|---|---|---|---|---|---|---|---|---|---|---|"]
         lines += [_line(record) for record in records if record["partition"] == partition] + [""]
-    lines += ["Seconds are those of the optimizer steps, as measured on this machine, whatever else ran beside them."]
+    lines += ["Seconds are those of the optimizer steps, measured on this machine, possibly with other jobs running."]
     missing = [cell.name for cell in cells.values() if not cell.finished]
-    lines += ["", f"**Not run**: {', '.join(missing)}." if missing else "Every wanted run is there.", ""]
+    lines += ["", f"**Not run**: {', '.join(missing)}." if missing else "All requested runs are finished.", ""]
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""What is compared: the settings of every arm, over those that all share."""
+"""The settings of every arm of the comparison, in addition to the shared ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PLAIN: dict[str, Any] = {
     **{name: LABELED[name] for name in ("optim", "learning_rate", "head_learning_rate_factor", "weight_decay")},
     **{name: LABELED[name] for name in ("per_device_train_batch_size", "lr_scheduler_type")},
     **{name: LABELED[name] for name in ("horizontal_flip", "random_scale", "random_scale_mode", "resize_antialias")},
-    "channels_last": True,  # a quarter faster on a CPU, for every arm alike
+    "channels_last": True,  # a quarter faster on a CPU, for every arm
 }
 """Today's plain supervised training, and what all arms share: data, network, optimizer, batch and geometry."""
 
@@ -29,11 +29,11 @@ class Arm:
     """A way of training.
 
     Args:
-        objective: its name.
-        options: its settings by option name.
+        objective: the objective's name.
+        options: settings by option name.
         branches: how many networks are trained.
-        two_stages: the first half of the steps is a supervised stage.
-        as_long_as: this arm takes as many steps as last as long as that one.
+        two_stages: use the first half of the steps as a supervised stage.
+        as_long_as: take as many steps as fit into the training time of this arm.
     """
 
     objective: str
@@ -43,10 +43,10 @@ class Arm:
     as_long_as: str | None = None
 
     def max_steps(self, length: int, seconds: dict[str, float], arms: dict[str, Arm]) -> int:
-        """Steps at this length.
+        """The number of steps at this length.
 
         Args:
-            seconds: of a step, by kind (`step_kind`).
+            seconds: per step, by kind (`step_kind`).
         """
         if self.as_long_as is None:
             return length
@@ -58,11 +58,11 @@ class Arm:
 
     @property
     def step_kind(self) -> str:
-        """What a step of the (second) stage is timed as."""
+        """The kind of step that the (second) stage is timed as."""
         return f"supervised_{self.branches}" if self.objective == "supervised" else self.objective
 
     def seconds(self, length: int, seconds: dict[str, float]) -> float:
-        """How long training lasts, evaluation and saving aside."""
+        """Training time, without evaluation and saving."""
         first = self.pretrain_steps(length) or 0
         return first * seconds[f"supervised_{self.branches}"] + (length - first) * seconds[self.step_kind]
 
@@ -76,7 +76,7 @@ ARMS = {
     "all_labels": Arm("supervised", CONTROL, branches=1),
     # What `cps-hf train DIR` chooses: CPS + CutMix from a supervised pair.
     "recommended": Arm("cps", STAGES | {k: v for k, v in UNLABELED.items() if k != "objective"}, two_stages=True),
-    # As published, from ImageNet's weights alone; beside `plain`.
+    # As published, from ImageNet weights alone; compared with `plain`.
     "cps_published": Arm("cps", PLAIN | {"weight": 1.5, "cutmix": True}),
     # The other methods with their papers' settings, from a supervised pair (or network) like `recommended`.
     "cps_averaged": Arm("cps_averaged", STAGES | {"ema_decay": 0.996}, two_stages=True),

@@ -1,17 +1,17 @@
-"""The methods on photographs and on steel surfaces, from ImageNet's weights, each beside a fair control.
+"""Compare the methods with a fair control on photographs and steel surfaces, from ImageNet weights.
 
     python benchmarks/real/compare.py --real DIR --arms recommended control_equal_time plain_equal_time
-        both sets, three seeds, each with labels of its own: the most valuable part.
+        both sets, three seeds, each with other labels: the most valuable part.
 
     python benchmarks/real/compare.py --real DIR --split val --seeds 0 --arms ...
-        on the images that settings are chosen on; kept apart from what is reported.
+        on the images for choosing settings; kept separate from what is reported.
 
     python benchmarks/real/compare.py --report
-        no run: the tables and figures of all cells there are.
+        no run: the tables and figures of all finished cells.
 
-`README.md` beside this file is the protocol. A run is a process of its own and goes on where it stopped; a finished
-one is kept as a small JSON in `--cells` with the hash of its settings, and not repeated while that is the same. The
-seconds of a step are measured first, alternately, and kept in `--cells` too.
+`README.md` in this folder is the protocol. Each run is a separate process and resumes where it stopped. A finished run
+is kept as a small JSON in `--cells` with the hash of its settings, and not repeated while that is the same.
+The seconds per step are measured first, alternating, and also kept in `--cells`.
 """
 
 from __future__ import annotations
@@ -45,12 +45,13 @@ from cps_hf.files import write_atomically  # noqa: E402
 from cps_hf.modeling import DeepLabV3PlusConfig  # noqa: E402
 
 CELLS = HERE.parent / "results" / "real" / "cells"
+PACKED_CELLS = HERE.parent / "results" / "real_packed" / "cells"
 TIMED_STEPS = 12
 
 
 @dataclass(frozen=True)
 class Key:
-    """Which run a cell is."""
+    """The run of a cell."""
 
     dataset: str
     labels: int
@@ -78,14 +79,19 @@ def main(argv: list[str] | None = None) -> int:
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.add_argument("--real", type=Path, help="the folder that holds camvid/ and steel/")
+    parser.add_argument("--real", type=Path, help="the folder that contains camvid/ and steel/, or a file of pack.py")
     parser.add_argument(
         "--backbone",
         default="package:efficientnet-lite0",
         help="weights of tf_efficientnet_lite0: a file, or what `cps-hf train --backbone` takes",
     )
     parser.add_argument("--runs", type=Path, default=Path("outputs/real"), help="the runs' folders")
-    parser.add_argument("--cells", type=Path, default=CELLS, help="where each finished run's JSON is kept")
+    parser.add_argument(
+        "--cells",
+        type=Path,
+        help="where each finished run's JSON is kept; default: benchmarks/results/real/cells, for a packed file "
+        "benchmarks/results/real_packed/cells",
+    )
     parser.add_argument("--sets", nargs="+", choices=LABELS, default=[*LABELS])
     parser.add_argument(
         "--arms", nargs="+", choices=ARMS, default=["recommended", "control_equal_time", "plain_equal_time"]
@@ -95,20 +101,23 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--labels", nargs="+", type=int, help="labeled images; default: 23 of camvid, 24 of steel")
     parser.add_argument("--lengths", nargs="+", type=int, default=[1500], help="optimizer steps, both stages together")
-    parser.add_argument("--split", choices=("val", "test"), default="test", help="val: to choose settings on")
+    parser.add_argument("--split", choices=("val", "test"), default="test", help="val: for choosing settings")
     parser.add_argument("--override", type=json.loads, default={}, help="further settings, as JSON; with --split val")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--report", action="store_true", help="run nothing")
     options = parser.parse_args(argv)
     if not options.report and options.real is None:
         parser.error("--real DIR is needed to run; --report needs none.")
+    if options.cells is None:
+        packed = options.real is not None and options.real.is_file()
+        options.cells = PACKED_CELLS if packed else CELLS
     if options.override and options.split == "test":
         parser.error("--override is for choosing settings, on --split val.")
     return options
 
 
 class Benchmark:
-    """The cells that are wanted, and how they are run."""
+    """The requested cells, and how to run them."""
 
     def __init__(self, options: argparse.Namespace):
         self.options = options
@@ -120,11 +129,11 @@ class Benchmark:
             )
 
     def run(self) -> list[Cell]:
-        """Run what has no cell yet; the runs that failed."""
+        """Run what has no cell yet; return the runs that failed."""
         values = {key: self._values(key) for key in self._keys()}
         wanted = [key for key in values if not self._is_kept(key, values[key])]
         jobs, failed = self.options.jobs, []
-        for start in range(0, len(wanted), jobs):  # so many run at a time, and each is kept as soon as they are done
+        for start in range(0, len(wanted), jobs):  # this many run at a time, and are kept when they are done
             batch = {key: self._cell(key, values[key]) for key in wanted[start : start + jobs]}
             failed += run_all([*batch.values()], jobs=jobs)
             for key, cell in batch.items():
@@ -163,7 +172,7 @@ class Benchmark:
         )
 
     def _values(self, key: Key) -> dict[str, Any]:
-        """What decides the result, by option name; all else is as the options' defaults are."""
+        """The settings that affect the result, by option name; all others have their defaults."""
         arm = ARMS[key.arm]
         steps = arm.max_steps(key.length, self._seconds(key.dataset) if arm.as_long_as else {}, ARMS)
         values = arm.options | self.options.override
@@ -178,14 +187,14 @@ class Benchmark:
             "eval_split": key.split,
             "partition": "1-1" if key.arm == "all_labels" else str(key.labels),
             "partition_seed": key.seed,
-            "dataloader_num_workers": 0,  # so that the process's CPU seconds are all there are
+            "dataloader_num_workers": 0,  # so that all CPU seconds are the process's
             "per_device_eval_batch_size": 8,
         }
 
     # -------------------------------------------------------------------------------------------------- seconds
 
     def _seconds(self, dataset: str) -> dict[str, float]:
-        """CPU seconds of a step (on a GPU those of the clock) by kind; measured once a set, in turn, twice each."""
+        """CPU seconds per step (wall-clock on a GPU) by kind, measured once per data set: twice each, alternating."""
         path = self.options.cells / f"seconds-{dataset}.json"
         found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"seconds": {}}
         arms = {arm: ARMS[arm] for arm in reversed(["control", "recommended", *self.options.arms])}
@@ -205,7 +214,7 @@ class Benchmark:
     def _time(self, dataset: str, kind: str, arm: str, turn: int) -> float:
         """The seconds of a step of this kind: in one stage, scored on eight images."""
         took = []
-        for steps in (2, 2 + TIMED_STEPS):  # the difference leaves out what the first steps take longer
+        for steps in (2, 2 + TIMED_STEPS):  # the difference excludes the overhead of the first steps
             folder = self.options.runs / "timing" / f"{dataset}-{kind}-{turn}-{steps}"
             shutil.rmtree(folder, ignore_errors=True)
             key = Key(dataset, LABELS[dataset], 0, arm, steps, "timing")

@@ -1,4 +1,4 @@
-"""The tables and figures of the cells that there are."""
+"""The tables and figures of the finished cells."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def read(folder: Path, split: str) -> Cells:
 
 
 def single(cell: Mapping[str, Any], part: str = "scores") -> float | None:
-    """What is compared: mean IoU of branch 0 at the last step, as it would be exported; of Mean Teacher and UniMatch
-    V2, whose average is what the method gives, the teacher's. Percent."""
+    """The compared score: mean IoU of branch 0 at the last step, as exported; for Mean Teacher and UniMatch
+    V2, which export an average, that of the teacher. In percent."""
     scores = cell[part]
     row = "teacher" if "teacher" in scores else "branch_0"
     return 100 * scores[row]["mean_iou"] if row in scores else None
@@ -95,12 +95,13 @@ def _differences(arms: Mapping[str, Mapping[int, Any]]) -> list[str]:
             seeds = sorted(by_seed.keys() & arms.get(other, {}).keys())
             if seeds:
                 lines.append(
-                    f"- {arm} - {other}: {_paired([single(by_seed[s]) - single(arms[other][s]) for s in seeds])}"
+                    f"- {arm} - {other}: {paired([single(by_seed[s]) - single(arms[other][s]) for s in seeds])}"
                 )
     return [*lines, ""] if lines else []
 
 
-def _paired(differences: Sequence[float]) -> str:
+def paired(differences: Sequence[float]) -> str:
+    """The mean, each seed's, and the 95 % interval of Student's t."""
     each = ", ".join(f"{difference:+.1f}" for difference in differences)
     mean, n = statistics.mean(differences), len(differences)
     if n not in T_95:
@@ -131,7 +132,7 @@ def _per_class(arms: Mapping[str, Mapping[int, Any]]) -> list[str]:
 def gain_figure(cells: Cells) -> Figure | None:
     """The gain of `recommended` over the controls at equal time against training length; a panel per set.
 
-    None while no set has two lengths: a single point is no curve.
+    None if no set has two lengths: a single point is not a curve.
     """
     gains = _gains(cells)
     if not any(len(by_length) > 1 for by_other in gains.values() for by_length in by_other.values()):

@@ -1,9 +1,10 @@
-"""The two real sets as folders that `cps-hf train` reads: split, scaled, and checked for what they should hold."""
+"""The two real sets as folders that `cps-hf train` reads: split, scaled, and checked."""
 
 from __future__ import annotations
 
 import random
 import shutil
+import zipfile
 from pathlib import Path
 
 from PIL import Image
@@ -14,23 +15,29 @@ COUNTS = {
     "camvid": {"train": 367, "val": 101, "test": 233},
     "steel": {"train": 3000, "val": 630, "test": 840},
 }
-"""Images per split. Steel has no validation split of its own: 630 of its training images are held back."""
+"""Images per split. Steel has no validation split: 630 of its training images are held out."""
 
 
 def prepare(real: Path, out: Path, name: str) -> Path:
     """The folder OUT/NAME with `<split>/images`, `<split>/masks` and `classes.json`; made once.
 
-    Camvid is taken as it is (240 x 180). Steel is halved to 100 x 100: images averaged over 2 x 2 pixels, masks
+    Camvid is used unchanged (240 x 180). Steel is halved to 100 x 100: images averaged over 2 x 2 pixels, masks
     nearest. The split `timing` is eight images of val.
 
     Args:
-        real: the folder that holds `camvid/` and `steel/` as they were published or halved.
+        real: the folder that contains `camvid/` and `steel/` as published or halved, or a file made by `pack.py`.
 
     Raises:
-        ValueError: a split does not hold the images that it should.
+        ValueError: a split does not contain the expected images.
     """
     root = out / name
     if (root / "complete").is_file():
+        return root
+    if real.is_file():
+        with zipfile.ZipFile(real) as archive:
+            members = [member for member in archive.namelist() if member.startswith(f"{name}/")]
+            members.sort(key=lambda member: member == f"{name}/complete")  # last, as it says that all is there
+            archive.extractall(out, members)
         return root
     folders = [real / name / split for split in ("train", "val", "test")]
     splits = {folder.name: _images(folder) for folder in folders if folder.is_dir()}

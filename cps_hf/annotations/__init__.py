@@ -1,4 +1,4 @@
-"""Labels out of annotation tools as masks of class ids, and masks back into tools as outlines to correct."""
+"""Convert labels from annotation tools to masks of class ids, and masks back to outlines that tools can edit."""
 
 from .convert import convert, format_report
 from .drafts import FORMATS, Draft, write_drafts

@@ -1,4 +1,4 @@
-"""Which class each label of a tool becomes."""
+"""The mapping from a tool's labels to classes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from ..functional import IGNORE_INDEX
 from .project import Project, clean, read_json
 
 IGNORED = "ignored"
-"""What `--map` and `--background` call pixels without a class."""
+"""How `--map` and `--background` denote pixels without a class."""
 REST = "*"
-"""In a map: all labels that it does not name."""
+"""In a map: all labels that are not listed."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,10 @@ class ClassTable:
 
 
 def read_map(path: Path) -> dict[str, str]:
-    """{label: class} of a JSON file; null and "ignored" are "ignored".
+    """{label: class} from a JSON file; null and "ignored" become "ignored".
 
     Raises:
-        ValueError: it is none.
+        ValueError: the file is not such a mapping.
     """
     content = read_json(path)
     if not isinstance(content, dict) or not all(isinstance(value, str | None) for value in content.values()):
@@ -50,21 +50,21 @@ def class_table(
     background: str | None = None,
     mapping: Mapping[str, str] | None = None,
 ) -> ClassTable:
-    """The classes of a project: the background first, then the tool's labels in its order, unless told otherwise.
+    """The classes of a project. By default the background first, then the tool's labels in its order.
 
     Args:
         classes: exactly these, in this order.
-        background: the class of the pixels without a label, or "ignored"; `None`: as the tool's reader says.
+        background: the class of unlabeled pixels, or "ignored". If `None`, the reader's default.
         mapping: label -> class or "ignored"; "*" stands for all other labels.
 
     Raises:
-        ValueError: a label leads to no class, the map names no label, or the background is none of `classes`.
+        ValueError: a label has no class, the map names an unknown label, or the background is not in `classes`.
     """
     mapping = dict(mapping or {})
     strange = [label for label in mapping if label not in project.labels and label != REST]
     if strange:
         raise ValueError(
-            f"`--map` names {strange[0]!r}, which is no label of {project.source}; there are "
+            f"`--map` names {strange[0]!r}, which is not a label of {project.source}. Its labels are "
             f"{first_few(project.labels, 12)}."
         )
     target = {label: mapping.get(label, mapping.get(REST, label)) for label in project.labels}
@@ -73,11 +73,11 @@ def class_table(
     names = classes or tuple(dict.fromkeys([*wanted, *(name for name in target.values() if name != IGNORED)]))
     if wanted and rest not in names:
         raise ValueError(
-            f"Pixels without a label are {rest!r}, which is none of `--classes` ({', '.join(names)}). Add it, or say "
-            f"what they are: `--background NAME` with one of these, or `--background {IGNORED}`."
+            f"Pixels without a label are {rest!r}, which is not in `--classes` ({', '.join(names)}). Add it, or set "
+            f"`--background NAME` to one of these, or `--background {IGNORED}`."
         )
     if not 1 <= len(names) <= IGNORE_INDEX:
-        raise ValueError(f"{project.source} has {len(names)} classes; 1 to {IGNORE_INDEX} can be told apart.")
+        raise ValueError(f"{project.source} has {len(names)} classes; 1 to {IGNORE_INDEX} are supported.")
     repeated = [name for name in names if names.count(name) > 1]
     if repeated:
         raise ValueError(f"`--classes` names {repeated[0]!r} twice.")
@@ -88,8 +88,8 @@ def class_table(
         close = difflib.get_close_matches(used[0], names, n=1)
         hint = f" Is {used[0]!r} meant to be {close[0]!r}?" if close else ""
         raise ValueError(
-            f"{project.source} has labels that are none of `--classes` ({', '.join(names)}): {counted}.{hint} Add "
-            'them, or say what they become: `--map FILE` with {"label": "class"}, null for ignored, "*" for the rest.'
+            f"{project.source} has labels that are not in `--classes` ({', '.join(names)}): {counted}.{hint} Add "
+            'them, or map them to classes: `--map FILE` with {"label": "class"}, null for ignored, "*" for the rest.'
         )
     ids = {label: names.index(name) if name in names else IGNORE_INDEX for label, name in target.items()}
     return ClassTable(names, ids, names.index(rest) if wanted else IGNORE_INDEX)

@@ -1,7 +1,7 @@
 """COCO: a JSON file with "images", "annotations" and "categories" (https://cocodataset.org/#format-data).
 
-Outlines, runs and compressed runs are read. The parts of an object are joined; a crowd is ignored and lies below all
-objects. The files have no order of drawing, so the smaller object is on top.
+Polygons, uncompressed and compressed RLE are read. The parts of an object are joined. A crowd is ignored and lies
+below all objects. The files have no drawing order, so the smaller object is on top.
 """
 
 from __future__ import annotations
@@ -36,29 +36,29 @@ def read_coco(source: Path, options: ReadOptions) -> Project:
     """One file, or all in a folder (`train/_annotations.coco.json`, `annotations/instances_val.json`).
 
     Raises:
-        ValueError: a file is cut off or no COCO file, or says of an object what cannot be.
+        ValueError: a file is truncated or not in COCO's format, or an object is invalid.
     """
     builder = ProjectBuilder("coco", source, options)
     found = exports_in(source, is_coco)
     if not found:
         raise ValueError(
-            f"{source} holds no COCO file: expected a JSON file with `images`, `annotations` and `categories`."
+            f"{source} contains no COCO file: expected a JSON file with `images`, `annotations` and `categories`."
         )
     unlabeled = 0
     for path, content in found:
         unlabeled += _read_file(path, content, builder)
     if unlabeled:
-        builder.notes.append(f"{unlabeled} objects have a box and no outline, and are drawn as boxes")
+        builder.notes.append(f"{unlabeled} objects have a box but no outline; their boxes are drawn")
     return builder.project(overlap="area")
 
 
 def _read_file(path: Path, content: dict[str, Any], builder: ProjectBuilder) -> int:
-    """Read one file; how many boxes were drawn."""
+    """Read one file. Returns how many boxes were drawn."""
     images = _by_id(content, "images", "file_name", path)
     categories = _by_id(content, "categories", "name", path)
     annotations = _by_image(content, images, categories, path)
     used = {row["category_id"] for found in annotations.values() for _, row in found}
-    # Roboflow lists its project as a category above the others, which no object has.
+    # Roboflow lists its project as a parent category, which no object has.
     above = {str(row.get("supercategory")) for row in categories.values()}
     builder.declare(row["name"] for key, row in categories.items() if key in used or row["name"] not in above)
     boxes = 0
@@ -78,15 +78,15 @@ def _read_file(path: Path, content: dict[str, Any], builder: ProjectBuilder) -> 
 
 
 def _by_id(content: dict[str, Any], key: str, name: str, path: Path) -> dict[int | str, dict[str, Any]]:
-    """The rows of a list by their ids; each has a text `name`."""
+    """The rows of a list by their ids; each must have a text `name`."""
     found: dict[int | str, dict[str, Any]] = {}
     for row in field_of(content, key, list, str(path)):
         id_ = field_of(row, "id", (int, str), f"{path}, `{key}`")
         named = field_of(row, name, str, f"{path}, `{key}`, id {id_}")
         if id_ in found and found[id_][name] != named:
             raise ValueError(
-                f"{path}: {found[id_][name]!r} and {named!r} of its `{key}` have one id, {id_!r}. Two exports were "
-                "joined without numbering them anew."
+                f"{path}: {found[id_][name]!r} and {named!r} in `{key}` have the same id, {id_!r}. Two exports were "
+                "merged without renumbering."
             )
         found[id_] = row
     return found
@@ -95,17 +95,17 @@ def _by_id(content: dict[str, Any], key: str, name: str, path: Path) -> dict[int
 def _by_image(
     content: dict[str, Any], images: Collection[Any], categories: Collection[Any], path: Path
 ) -> dict[int | str, list[tuple[str, dict[str, Any]]]]:
-    """The annotations of each image, and what errors call them."""
+    """The annotations of each image, and their names in error messages."""
     found = defaultdict(list)
     for number, row in enumerate(field_of(content, "annotations", list, str(path))):
         where = f"{path}, annotation {row.get('id', number) if isinstance(row, dict) else number}"
         image, category = (field_of(row, key, (int, str), where) for key in ("image_id", "category_id"))
         if image not in images:
-            raise ValueError(f"{where}: no image has the id {image!r}. Images and annotations are of two exports.")
+            raise ValueError(f"{where}: no image has the id {image!r}. Images and annotations are from two exports.")
         if category not in categories:
             raise ValueError(
                 f"{where}: no category has the id {category!r}; there are {sorted(categories, key=str)[:8]}. "
-                "Categories and annotations are of two exports."
+                "Categories and annotations are from two exports."
             )
         found[image].append((where, row))
     return found
@@ -114,15 +114,15 @@ def _by_image(
 def _outline(annotation: dict[str, Any], size: tuple[int, int] | None, where: str):
     segmentation = field_of(annotation, "segmentation", (list, dict), where)
     if isinstance(segmentation, list):
-        # COCO's own files hold outlines of two points; they cover no pixel.
+        # COCO's own files contain outlines of two points; they cover no pixel.
         parts = [points_of(part, where, least=2) for part in segmentation]
         return partial(_parts, parts)
     height, width = numbers_of(field_of(segmentation, "size", list, where), where, count=2)
     counts = field_of(segmentation, "counts", (list, str), where)
     if size is not None and size != (height, width):
         raise ValueError(
-            f"{where}: its runs are of {height:.0f} x {width:.0f} pixels (height x width), the image of {size[0]} x "
-            f"{size[1]}. Export it anew."
+            f"{where}: its runs are for {height:.0f} x {width:.0f} pixels (height x width), but the image has "
+            f"{size[0]} x {size[1]}. Export it again."
         )
     return partial(_runs, counts, int(height), int(width), where)
 
@@ -143,8 +143,8 @@ def _runs(counts, own_height: int, own_width: int, where: str, height: int, widt
 def _box(annotation: dict[str, Any], where: str, options: ReadOptions):
     if not options.boxes:
         raise ValueError(
-            f"{where} has no outline (`segmentation` is empty), and a box is no mask. Draw outlines in the tool, or "
-            "take boxes for masks, `--boxes`."
+            f"{where} has no outline (`segmentation` is empty), only a box. Draw outlines in the tool, or use boxes "
+            "as masks: `--boxes`."
         )
     x, y, width, height = numbers_of(field_of(annotation, "bbox", list, where), where, count=4)
     return partial(rectangle, (x, y), (x + width, y + height))

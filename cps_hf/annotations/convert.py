@@ -1,8 +1,8 @@
-"""A tool's export as a folder that `load_folder` reads: images/, masks/ and classes.json.
+"""Convert a tool's export to a folder that `load_folder` reads: images/, masks/ and classes.json.
 
-All labels are read before anything is written. Then each mask is written beside and renamed, and its image linked (or
-copied, to another disk); `converted.jsonl` lists what is done, so that a second call goes on, and does again what has
-been labeled anew.
+All labels are read before anything is written. Each mask is written to a temporary file and renamed, and its image is
+linked (or copied, to another disk). `converted.jsonl` lists finished images, so that a second call resumes and
+converts relabeled images again.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ ON_SHEET = 24  # images
 
 @dataclass
 class Painted:
-    """A mask, and what happened while it was painted.
+    """A mask, with statistics from painting it.
 
     Attributes:
         ids: uint8 (H, W).
-        shapes: how many were drawn, by label; those that are ignored are "".
-        contested: pixels on which shapes of different classes lie.
-        cut: shapes that reach beyond the image. lost: shapes that hold no pixel's centre.
+        shapes: how many were drawn, by label; ignored ones count as "".
+        contested: pixels covered by shapes of different classes.
+        cut: shapes that extend beyond the image. lost: shapes that contain no pixel center.
     """
 
     ids: np.ndarray
@@ -52,10 +52,10 @@ class Painted:
 
 
 def paint(shapes: Sequence[Shape], table: ClassTable, height: int, width: int, *, overlap: str) -> Painted:
-    """The shapes of one image on each other.
+    """Paint the shapes of one image on top of each other.
 
     Args:
-        overlap: "order": by their z, then as they come; "area": the smaller ones above.
+        overlap: "order": by their z, then in file order; "area": smaller shapes on top.
 
     Raises:
         ValueError: a shape cannot be drawn.
@@ -81,18 +81,18 @@ def paint(shapes: Sequence[Shape], table: ClassTable, height: int, width: int, *
 
 
 def paint_image(image: LabeledImage, raster: Raster, table: ClassTable, *, overlap: str) -> Painted:
-    """The mask of an image as a viewer shows it.
+    """The mask of an image in its display orientation.
 
-    Shapes that were drawn on the image as it is stored turn with it, as its EXIF says.
+    Shapes that were drawn on the stored image are rotated with it, according to its EXIF orientation.
 
     Raises:
-        ValueError: they were drawn on an image of another size.
+        ValueError: the shapes were drawn on an image of another size.
     """
     size = image.size or raster.size
     if size not in (raster.size, raster.stored_size):
         raise ValueError(
-            f"{image.where}: its shapes were drawn on {size[0]} x {size[1]} pixels (height x width), and "
-            f"{image.image} has {raster.size[0]} x {raster.size[1]}. Give the images that were labeled, "
+            f"{image.where}: its shapes were drawn on {size[0]} x {size[1]} pixels (height x width), but "
+            f"{image.image} has {raster.size[0]} x {raster.size[1]}. Give the images that were labeled: "
             "`--images DIR`."
         )
     painted = paint(image.shapes(), table, *size, overlap=overlap)
@@ -107,8 +107,8 @@ def convert(
     """Write a project's images and masks.
 
     Args:
-        out: gets images/, masks/, classes.json, contact_sheet.png and report.json.
-        overlap: "order" or "area"; `None`: as the tool draws.
+        out: receives images/, masks/, classes.json, contact_sheet.png and report.json.
+        overlap: "order" or "area". If `None`, as the tool draws.
         overwrite: first remove what an earlier call wrote there.
 
     Returns:
@@ -116,7 +116,7 @@ def convert(
         "cut" and "lost", images that are "empty", and "notes".
 
     Raises:
-        ValueError: `out` holds something else or was made with other settings, or an image cannot be read.
+        ValueError: `out` contains something else or was made with other settings, or an image cannot be read.
     """
     overlap = overlap or project.overlap
     outputs = Outputs(out, project, table, overlap, overwrite=overwrite)
@@ -141,7 +141,7 @@ class Outputs:
     """The files of one output folder, and which of them are done.
 
     Raises:
-        ValueError: the folder holds what this command did not write, or wrote with other settings.
+        ValueError: the folder contains files of another command, or files written with other settings.
     """
 
     def __init__(self, folder: Path, project: Project, table: ClassTable, overlap: str, *, overwrite: bool):
@@ -166,7 +166,7 @@ class Outputs:
                     path.unlink(missing_ok=True)
             (folder / INDEX).unlink(missing_ok=True)
             self.done = {}
-        for image in project.images:  # before anything is written: a name that cannot be
+        for image in project.images:  # before anything is written: a name may be invalid
             self._files(image.name, image.image.suffix)
         folder.mkdir(parents=True, exist_ok=True)
         if self.done:
@@ -178,7 +178,7 @@ class Outputs:
         return output_path(self.folder / "images", name, suffix), output_path(self.folder / "masks", name, ".png")
 
     def is_done(self, image: LabeledImage) -> bool:
-        """Both files are there, and neither image nor labels have changed since."""
+        """Whether both files are there and neither image nor labels have changed since."""
         entry = self.done.get(image.name)
         return (
             entry is not None
@@ -189,7 +189,7 @@ class Outputs:
     def write(self, image: LabeledImage, painted: Painted, palette: Sequence[tuple[int, int, int]]) -> None:
         link, mask = self._files(image.name, image.image.suffix)
         before = self.done.get(image.name)
-        if before is not None and before["suffix"] != image.image.suffix:  # a.jpg has become a.png
+        if before is not None and before["suffix"] != image.image.suffix:  # a.jpg was replaced by a.png
             self._files(image.name, before["suffix"])[0].unlink(missing_ok=True)
         write_mask(mask, painted.ids, palette)
         link.parent.mkdir(parents=True, exist_ok=True)
@@ -208,7 +208,7 @@ class Outputs:
         append_record(self.folder / INDEX, entry)
 
     def report(self, project: Project) -> dict[str, Any]:
-        """Counts over all images of the project, whenever they were written."""
+        """Counts over all images of the project, including those written by earlier calls."""
         names = [image.name for image in project.images]
         entries = [self.done[name] for name in names]
         shapes = sum((Counter(entry["shapes"]) for entry in entries), Counter())
@@ -222,25 +222,25 @@ class Outputs:
         notes = list(project.notes)
         if gone:
             notes.append(
-                f"{len(gone)} images of an earlier call are no longer in this export, and are kept: "
+                f"{len(gone)} images of an earlier call are no longer in this export and are kept: "
                 f"{first_few(gone, 3)}"
             )
         return found | {"notes": notes}
 
 
 def _check_settings(folder: Path, there: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    other = f"Choose another OUT, or `--overwrite` what {folder} holds"
+    other = "Choose another OUT, or replace it with `--overwrite`"
     if there["classes"] != now["classes"]:
         raise ValueError(
-            f"{folder} holds masks of the classes {', '.join(there['classes'])}; now they are "
-            f"{', '.join(now['classes'])}, so that ids would change their meaning. {other}; `--classes` fixes them."
+            f"{folder} contains masks of the classes {', '.join(there['classes'])}; now they are "
+            f"{', '.join(now['classes'])}, so that ids would change their meaning. {other}; or fix them: `--classes`."
         )
     for key in ("background", "overlap"):
         if there[key] != now[key]:
             raise ValueError(f"{folder} was made with `--{key}` {there[key]}, now it is {now[key]}. {other}.")
     for label, id_ in now["labels"].items():
         if there["labels"].get(label, id_) != id_:
-            raise ValueError(f"{folder} holds masks in which {label!r} is another class than now. {other}.")
+            raise ValueError(f"{folder} contains masks in which {label!r} is another class than now. {other}.")
 
 
 def _stamp(image: LabeledImage) -> list[Any]:
@@ -248,18 +248,18 @@ def _stamp(image: LabeledImage) -> list[Any]:
 
 
 def format_report(report: Mapping[str, Any]) -> str:
-    """For a terminal."""
+    """The report as text for a terminal."""
     lines = [f"{report['images']} images: {report['written']} written, {report['done before']} done before"]
     if report["shapes"]:
         lines.append("shapes: " + ", ".join(f"{name} {count}" for name, count in report["shapes"].items()))
     said = {
-        "contested": "pixels have two labels (`--overlap` says which counts), in",
-        "cut": "shapes reach beyond their image and are cut at its edge, in",
+        "contested": "pixels have two labels (choose with `--overlap`), in",
+        "cut": "shapes extend beyond their image and are cut at its edge, in",
         "lost": "shapes cover no pixel, in",
     }
     for key, what in said.items():
         if report[key]:
             lines.append(f"{report[key]} {what} {first_few(report[f'{key} in'], 3)}")
     if report["empty"]:
-        lines.append(f"{len(report['empty'])} images have no label at all: {first_few(report['empty'], 3)}")
+        lines.append(f"{len(report['empty'])} images have no label: {first_few(report['empty'], 3)}")
     return "\n".join([*lines, *report["notes"]])

@@ -1,7 +1,7 @@
 """CVAT's exports "CVAT for images 1.1" (annotations.xml) and "Segmentation mask 1.1" (labelmap.txt and PNGs).
 
-https://docs.cvat.ai/docs/manual/advanced/formats/. In the XML, shapes lie above each other by `z_order`, then by their
-order; all kinds but skeletons and cuboids are read.
+https://docs.cvat.ai/docs/manual/advanced/formats/. In the XML, shapes are stacked by `z_order`, then in file order.
+All kinds but skeletons and cuboids are read.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ MASKS = "SegmentationClass"
 
 
 def read_cvat(source: Path, options: ReadOptions) -> Project:
-    """annotations.xml, or a folder that holds one.
+    """annotations.xml, or a folder that contains one.
 
     Raises:
-        ValueError: the file is cut off, of a video, or none of CVAT's.
+        ValueError: the file is truncated, for a video, or not from CVAT.
     """
     builder = ProjectBuilder("cvat", source, options)
     files = [source] if source.is_file() else sorted(source.rglob("*.xml"))
     if not files:
-        raise ValueError(f"{source} holds no XML file; CVAT calls it annotations.xml.")
+        raise ValueError(f"{source} contains no XML file. CVAT names it annotations.xml.")
     for path in files:
         _read_file(path, builder)
     return builder.project()
@@ -39,12 +39,12 @@ def _read_file(path: Path, builder: ProjectBuilder) -> None:
         root = ElementTree.parse(path).getroot()
     except ElementTree.ParseError as error:
         raise ValueError(
-            f"{path} is no whole XML file: {error}. Export it anew; a download may have been cut off."
+            f"{path} is not a complete XML file: {error}. Export it again; the download may have been interrupted."
         ) from error
     if root.tag != "annotations":
-        raise ValueError(f"{path} is no file of CVAT: expected <annotations>, found <{root.tag}>.")
+        raise ValueError(f"{path} is not from CVAT: expected <annotations>, found <{root.tag}>.")
     if root.find("track") is not None:
-        raise ValueError(f'{path} is "CVAT for video"; export the task as "CVAT for images 1.1".')
+        raise ValueError(f'{path} is "CVAT for video". Export the task as "CVAT for images 1.1".')
     builder.declare(name.text or "" for name in root.iterfind("meta//labels/label/name"))
     for image in root.iter("image"):
         called = image.get("name", "")
@@ -92,17 +92,17 @@ def _shape(element: ElementTree.Element, where: str, options: ReadOptions) -> Sh
         draw = partial(bitmap, pixels, top, left)
     else:
         raise ValueError(
-            f"{where}: this kind of shape is not read; there are polygon, mask, box, ellipse, polyline, points. "
+            f"{where}: this kind of shape is not supported, only polygon, mask, box, ellipse, polyline and points. "
             "Remove it in CVAT."
         )
     return Shape(clean(element.get("label", "")), draw, z=z)
 
 
 def read_cvat_masks(source: Path, options: ReadOptions) -> Project:
-    """The folder with labelmap.txt; images lie in JPEGImages or elsewhere (`images`).
+    """The folder with labelmap.txt; images are in JPEGImages or elsewhere (`images`).
 
     Raises:
-        ValueError: the table cannot be read, a mask has no image, or it holds a colour that is not in the table.
+        ValueError: the table cannot be read, a mask has no image, or it contains a color that is not in the table.
     """
     builder = ProjectBuilder("cvat_masks", source, options)
     table = read_color_table(source / LABELMAP)

@@ -1,7 +1,7 @@
-"""Masks as what an annotation tool imports: a first draft to correct instead of an empty image.
+"""Masks in the import formats of annotation tools: a first draft to correct instead of an empty image.
 
-Each region becomes one polygon; a cut leads to each of its holes, since the tools' polygons have none. The class of
-the background is not drawn. What is written here `convert` reads again, to the same masks where the tolerance is 0.
+Each region becomes one polygon. The tools' polygons have no holes, so a cut leads to each hole. The background class
+is not drawn. `convert` reads the written files again; with a tolerance of 0, it gives the same masks.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Draft:
     """An image and its predicted mask.
 
     Attributes:
-        name: the mask's, without an ending; it may hold folders.
-        image: the file. called: its name in the tool, which may hold folders.
+        name: the mask's name without a suffix; may include folders.
+        image: the file. called: its name in the tool; may include folders.
         mask: a PNG of class ids.
     """
 
@@ -51,19 +51,19 @@ def write_drafts(
     min_area: int = 0,
     background: str | None = "background",
 ) -> list[Path]:
-    """Write what a tool imports.
+    """Write files that an annotation tool imports.
 
     Args:
-        folder: gets coco.json, cvat.xml, or labelme/ with a JSON file for each image; of "png" classes.json, which
-            says what the masks hold.
+        folder: receives coco.json, cvat.xml, or labelme/ with a JSON file per image; for "png" classes.json, which
+            names the classes in the masks.
         names: class names; the index is the class id.
         format: one of `FORMATS`.
-        tolerance: how far outlines may move when they are simplified, in pixels; 0: not at all.
-        min_area: regions of fewer pixels are filled from around.
-        background: the class that is not drawn; one that is not in `names` leaves none out.
+        tolerance: how far outlines may move when they are simplified, in pixels; 0 keeps them exact.
+        min_area: regions of fewer pixels are filled from their surroundings.
+        background: the class that is not drawn. If it is not in `names`, all classes are drawn.
 
     Returns:
-        The files, those of LabelMe as their folder.
+        The files; for LabelMe, their folder.
 
     Raises:
         ValueError: a negative tolerance or area.
@@ -125,7 +125,7 @@ def _coco(images: Sequence[_Drawn], names: Sequence[str]) -> str:
 
 
 def _write_labelme(path: Path, draft: Draft, size: tuple[int, int], outlines: list[tuple[str, Outline]]) -> None:
-    """One file of LabelMe, which finds the image from it."""
+    """One file of LabelMe, which refers to the image."""
     shapes = [
         {
             "label": name,
@@ -165,7 +165,7 @@ def _cvat(images: Sequence[_Drawn], names: Sequence[str]) -> str:
 
 
 def _from(folder: Path, path: Path) -> str:
-    """The way to a file; on another drive its whole path."""
+    """The relative path to a file; the absolute path if it is on another drive."""
     try:
         return Path(os.path.relpath(path, folder.resolve())).as_posix()
     except ValueError:

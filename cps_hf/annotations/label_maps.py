@@ -1,6 +1,6 @@
-"""Masks that hold a label in every pixel: by colour, by number, or in black and white. Also Roboflow's masks.
+"""Masks with a label in every pixel: by color, by number, or in black and white. Also Roboflow's masks.
 
-How a mask file is read is `cps_hf.data.reading`'s: lossy files are refused, one of the stored size turns with its
+`cps_hf.data.reading` reads the mask files: lossy files are rejected, and a mask of the stored size is rotated with its
 image.
 """
 
@@ -23,21 +23,21 @@ from .project import IMAGE_FOLDERS, Project, ProjectBuilder, ReadOptions, Shape,
 from .shapes import Region
 
 OTHER_MASKS = ("SegmentationObject", "SegmentationClass", "masks_machine", "masks_human")
-"""Folders whose files are no images."""
+"""Folders whose files are not images."""
 
 Color = tuple[int, int, int]
 
 
 def read_colors(source: Path, options: ReadOptions) -> Project:
-    """RGB masks and a table of colours, `options.colors`.
+    """RGB masks and a color table, `options.colors`.
 
     Raises:
-        ValueError: no table, one that cannot be read, or a mask with another colour.
+        ValueError: the table is missing or cannot be read, or a mask contains another color.
     """
     builder = ProjectBuilder("colors", source, options)
     if options.colors is None:
         raise ValueError(
-            'RGB masks need a table of colours, `--colors FILE`: JSON like {"road": [128, 64, 128]} or {"#804080": '
+            'RGB masks need a color table, `--colors FILE`: JSON like {"road": [128, 64, 128]} or {"#804080": '
             '"road"}, CSV with the columns name, r, g, b, or a labelmap.txt of CVAT.'
         )
     add_label_maps(builder, options.masks, colors=read_color_table(options.colors))
@@ -45,10 +45,10 @@ def read_colors(source: Path, options: ReadOptions) -> Project:
 
 
 def read_ids(source: Path, options: ReadOptions) -> Project:
-    """Masks of class ids; `options.first_id` is the first class's, and what lies below has no label.
+    """Masks of class ids. `options.first_id` is the first class; lower values have no label.
 
     Raises:
-        ValueError: no class names, or a mask holds another id.
+        ValueError: there are no class names, or a mask contains another id.
     """
     builder = ProjectBuilder("ids", source, options)
     if not options.classes:
@@ -64,12 +64,12 @@ def read_binary(source: Path, options: ReadOptions) -> Project:
     """Masks of 0 and 255 (or 1): `options.classes` names the two.
 
     Raises:
-        ValueError: other than two names, or a mask holds another value.
+        ValueError: the number of names is not two, or a mask contains another value.
     """
     builder = ProjectBuilder("binary", source, options)
     names = options.classes or ("background", "foreground")
     if len(names) != 2:
-        raise ValueError(f"`--format binary` has two classes, of 0 and of 255; `--classes` names {len(names)}.")
+        raise ValueError(f"`--format binary` has two classes, for 0 and for 255; `--classes` names {len(names)}.")
     values = {value: names[index] for value, index in {**BLACK_AND_WHITE, 1: 1}.items()}
     add_label_maps(builder, options.masks, values=values)
     return builder.project(background=None)
@@ -79,12 +79,12 @@ ROBOFLOW_CLASSES = "_classes.csv"
 
 
 def read_roboflow_masks(source: Path, options: ReadOptions) -> Project:
-    """Roboflow's "Semantic Segmentation Masks": in each split images, `<image>_mask.png`, and _classes.csv.
+    """Roboflow's "Semantic Segmentation Masks": each split has images, `<image>_mask.png`, and _classes.csv.
 
     Its other exports are COCO and YOLO, and are read as such.
 
     Raises:
-        ValueError: no table, one that cannot be read, tables that differ, or a mask with another value.
+        ValueError: a table is missing or cannot be read, tables differ, or a mask contains another value.
     """
     builder = ProjectBuilder("roboflow_masks", source, options)
     tables: dict[Path, dict[int, str]] = {}
@@ -95,11 +95,11 @@ def read_roboflow_masks(source: Path, options: ReadOptions) -> Project:
         except (ValueError, IndexError) as error:
             raise ValueError(f'{path}: expected the columns "Pixel Value, Class", found {rows[:3]}.') from error
     if not tables:
-        raise ValueError(f"{source} holds no {ROBOFLOW_CLASSES}, in which Roboflow says what its values mean.")
+        raise ValueError(f"{source} contains no {ROBOFLOW_CLASSES}, Roboflow's table of mask values.")
     (path, table), *others = tables.items()
     for other, differing in others:
         if differing != table:
-            raise ValueError(f"{path} and {other} name other classes: the splits are of two exports.")
+            raise ValueError(f"{path} and {other} name different classes: the splits are from two exports.")
     add_label_maps(builder, None, values=dict(table), mask_suffix="_mask")
     return builder.project(background=None)
 
@@ -112,16 +112,16 @@ def add_label_maps(
     values: Mapping[int, str | None] | None = None,
     mask_suffix: str = "",
 ) -> None:
-    """All masks of a source, each with its image.
+    """Add all masks of a source, each with its image.
 
     Args:
-        folder: what the masks' folder is called, in the source or in each of its splits; `None` or ".": masks lie
-            beside the images.
-        colors, values: what a colour or a number means: a label, `None` (ignored), "" (no label).
-        mask_suffix: of the masks' names, unless the options say one.
+        folder: name of the masks' folder, in the source or in each of its splits. If `None` or ".", masks are next to
+            the images.
+        colors, values: the meaning of a color or a number: a label, `None` (ignored), "" (no label).
+        mask_suffix: of the masks' names, unless the options set one.
 
     Raises:
-        ValueError: no mask is there.
+        ValueError: there are no masks.
     """
     table = colors if colors is not None else values
     names = [name for name in dict.fromkeys(table.values()) if name]
@@ -153,7 +153,7 @@ def _drawn(pixels: np.ndarray) -> Callable[[int, int], Region]:
 
 
 def _pairs(builder: ProjectBuilder, folder: str | None, mask_suffix: str) -> list[tuple[str, Path | None, Path]]:
-    """(name, image where there is one, mask)."""
+    """(name, image if any, mask)."""
     image_suffix = builder.options.image_suffix
     inner = Path(folder or ".").name or None
     masks: dict[str, Path] = {}
@@ -165,8 +165,8 @@ def _pairs(builder: ProjectBuilder, folder: str | None, mask_suffix: str) -> lis
     if not masks:
         there = f"a folder {inner!r}" if inner is not None else f"files *{mask_suffix}.png"
         raise ValueError(
-            f"{builder.source} holds no masks: looked for {there} with files of {', '.join(MASK_SUFFIXES)}. Say where "
-            "they are, `--masks NAME`; JPEG changes values and is not read."
+            f"{builder.source} contains no masks: looked for {there} with files of {', '.join(MASK_SUFFIXES)}. Set "
+            "their folder with `--masks NAME`. JPEG is not supported, as it changes values."
         )
     no_images = {inner, *OTHER_MASKS}
     images: dict[str, Path] = {}
@@ -178,15 +178,15 @@ def _pairs(builder: ProjectBuilder, folder: str | None, mask_suffix: str) -> lis
         images[clean(name.removesuffix(image_suffix))] = path
     alone = [name for name in images if name not in masks]
     if alone:
-        builder.notes.append(f"{len(alone)} images have no mask and are left out: {first_few(alone, 3)}")
+        builder.notes.append(f"{len(alone)} images have no mask and are skipped: {first_few(alone, 3)}")
     return [(name, images.get(name), mask) for name, mask in masks.items()]
 
 
 def read_color_table(path: Path) -> dict[Color, str | None]:
-    """What colours mean, from JSON, CSV or CVAT's labelmap.txt.
+    """The meaning of colors, from JSON, CSV or CVAT's labelmap.txt.
 
     Raises:
-        ValueError: it cannot be read, or one colour has two labels.
+        ValueError: the table cannot be read, or one color has two labels.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -195,13 +195,13 @@ def read_color_table(path: Path) -> dict[Color, str | None]:
             raise ValueError("it is empty")
     except (ValueError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise ValueError(
-            f'{path} is no table of colours ({error}): expected JSON like {{"road": [128, 64, 128]}} or {{"#804080": '
+            f'{path} is not a color table ({error}): expected JSON like {{"road": [128, 64, 128]}} or {{"#804080": '
             '"road"}, CSV with the columns name, r, g, b, or lines like `road:128,64,128::`.'
         ) from error
     table: dict[Color, str | None] = {}
     for color, name in pairs:
         if color in table and table[color] != name:
-            raise ValueError(f"{path}: the colour {color} means {table[color]!r} and {name!r}. Give each its own.")
+            raise ValueError(f"{path}: the color {color} means {table[color]!r} and {name!r}. Give each its own.")
         table[color] = name
     return table
 
@@ -223,7 +223,7 @@ def _text_table(text: str) -> list[tuple[Color, str | None]]:
         return [(_color(part[1]), clean(part[0])) for part in parts]
     rows = [[cell.strip() for cell in row] for row in csv.reader(lines)]
     if not rows[0][-1].isdigit():
-        rows = rows[1:]  # what the columns are called
+        rows = rows[1:]  # the header
     return [(_color(row[-3:]), clean(row[0])) for row in rows]
 
 
@@ -233,5 +233,5 @@ def _color(value: object) -> Color:
     parts = value.split(",") if isinstance(value, str) else value
     color = tuple(int(part) for part in parts)
     if len(color) != 3 or not all(0 <= part <= 255 for part in color):
-        raise ValueError(f"{value!r} is no colour (red, green, blue), each from 0 to 255")
+        raise ValueError(f"{value!r} is not a color (red, green, blue), each from 0 to 255")
     return color

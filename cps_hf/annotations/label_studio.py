@@ -1,8 +1,8 @@
 """Label Studio: the "JSON" export, a list of tasks (https://labelstud.io/guide/export).
 
-Polygons, rectangles, ellipses, key points and brush strokes are read; later ones lie above. Of a task that several
-people labeled the newest annotation counts. The export names images as they were uploaded (`3f2a81c0-a.jpg`); a file
-`a.jpg` will do.
+Polygons, rectangles, ellipses, key points and brush strokes are read; later ones are on top. If several people labeled
+a task, the newest annotation counts. The export names images as they were uploaded (`3f2a81c0-a.jpg`); a file `a.jpg`
+is found too.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ def is_label_studio(content: Any) -> bool:
 
 
 def read_label_studio(source: Path, options: ReadOptions) -> Project:
-    """The JSON file, or a folder that holds it.
+    """The JSON file, or a folder that contains it.
 
     Raises:
-        ValueError: the file is cut off or another export, or a shape cannot be read.
+        ValueError: the file is truncated or from another export, or a shape cannot be read.
     """
     builder = ProjectBuilder("label_studio", source, options)
     found = exports_in(source, is_label_studio)
     if not found:
-        raise ValueError(f'{source} holds no export of Label Studio: choose "JSON", not JSON-MIN or CSV.')
+        raise ValueError(f'{source} contains no export of Label Studio. Choose "JSON", not JSON-MIN or CSV.')
     several, unlabeled = 0, 0
     for path, tasks in found:
         for task in tasks:
@@ -64,9 +64,9 @@ def read_label_studio(source: Path, options: ReadOptions) -> Project:
             raw = [results, options.line_width]
             builder.add(image, shapes, called=called, where=where, raw=raw, size=size)
     if several:
-        builder.notes.append(f"{several} images were labeled more than once: the newest counts")
+        builder.notes.append(f"{several} images were labeled more than once; the newest labels count")
     if unlabeled:
-        builder.notes.append(f"{unlabeled} images are not labeled yet and left out")
+        builder.notes.append(f"{unlabeled} images are not labeled yet and are skipped")
     return builder.project()
 
 
@@ -79,18 +79,18 @@ def _image_name(task: dict[str, Any], where: str) -> str:
         path = local[0] if local else unquote(parts.path)
         if path.lower().endswith(IMAGE_SUFFIXES):
             return clean(path.lstrip("/") if local else path.rpartition("/")[2])
-    raise ValueError(f"{where}, task {task.get('id', '?')}: its data name no image file.")
+    raise ValueError(f"{where}, task {task.get('id', '?')}: its data names no image file.")
 
 
 def _shape(row: Any, where: str, options: ReadOptions) -> Shape | None:
-    """None: it has no label, or is no shape (a choice, a text)."""
+    """`None` if it has no label or is not a shape (a choice, a text)."""
     value = field_of(row, "value", dict, where)
     labels = next((v for k, v in value.items() if k.endswith("labels") and isinstance(v, list)), None)
     if not labels or row.get("type") in ("choices", "textarea", "rating"):
         return None
     height, width = map(int, numbers_of([row.get("original_height"), row.get("original_width")], where))
     if row.get("image_rotation"):
-        raise ValueError(f"{where}: the image was turned in Label Studio, which is not read. Turn the file instead.")
+        raise ValueError(f"{where}: images rotated in Label Studio are not supported. Rotate the file instead.")
     scale = np.array([width, height]) / 100  # from percent
 
     def numbers(*names: str) -> list[float]:
@@ -113,9 +113,9 @@ def _shape(row: Any, where: str, options: ReadOptions) -> Shape | None:
         corner, (w, h) = (x, y) * scale, (w, h) * scale
         along, down = np.array([np.cos(degrees), np.sin(degrees)]), np.array([-np.sin(degrees), np.cos(degrees)])
         corners = [corner, corner + w * along, corner + w * along + h * down, corner + h * down]
-        draw = partial(polygon, [np.array(corners)])  # turned about the upper left corner
+        draw = partial(polygon, [np.array(corners)])  # rotated about the upper left corner
     elif "x" in value:
         draw = partial(line, np.array([numbers("x", "y")]) * scale, options.line_width)
     else:
-        raise ValueError(f"{where}: a shape with {', '.join(value)} is not known.")
+        raise ValueError(f"{where}: a shape with {', '.join(value)} is not supported.")
     return Shape(clean(labels[0]), draw)

@@ -1,8 +1,8 @@
-"""LabelMe: one JSON file an image, beside it or in another folder (https://github.com/wkentaro/labelme).
+"""LabelMe: one JSON file per image, next to it or in another folder (https://github.com/wkentaro/labelme).
 
-All its shapes are read. Later shapes lie above. Lines are `line_width` thick and points are discs as wide, as in
-LabelMe's own export (10 pixels). Its words `__ignore__` and `_background_` mean what they say. Images without a JSON
-file are taken for not labeled yet.
+All its shapes are read; later ones are on top. Lines and points are `line_width` thick, as in LabelMe's own export (10
+pixels). Its labels `__ignore__` and `_background_` keep their meaning. Images without a JSON file count as not labeled
+yet.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .project import Project, ProjectBuilder, ReadOptions, Shape, clean, field_o
 from .shapes import bitmap, discs, ellipse, line, polygon, rectangle
 
 IGNORE, BACKGROUND = "__ignore__", "_background_"
-LABELS = "labels.txt"  # one label a line, in order; LabelMe's `--labels`
+LABELS = "labels.txt"  # one label per line, in order; LabelMe's `--labels`
 
 
 def is_labelme(content: Any) -> bool:
@@ -31,10 +31,10 @@ def is_labelme(content: Any) -> bool:
 
 
 def read_labelme(source: Path, options: ReadOptions) -> Project:
-    """A folder of JSON files, or one of them.
+    """A folder of JSON files, or a single file.
 
     Raises:
-        ValueError: a file is cut off or none of LabelMe's, or a shape is of a kind that it does not have.
+        ValueError: a file is truncated or not from LabelMe, or a shape is of an unknown kind.
     """
     builder = ProjectBuilder("labelme", source, options)
     files = [source] if source.is_file() else sorted(source.rglob("*.json"))
@@ -46,8 +46,8 @@ def read_labelme(source: Path, options: ReadOptions) -> Project:
         content = read_json(path)
         if not is_labelme(content):
             if source.is_file():
-                raise ValueError(f"{path} is no file of LabelMe: expected `shapes` and `imagePath`.")
-            builder.notes.append(f"{path} is no file of LabelMe and was passed over")
+                raise ValueError(f"{path} is not a LabelMe file: expected `shapes` and `imagePath`.")
+            builder.notes.append(f"{path} is not a LabelMe file and is skipped")
             continue
         called = str(content["imagePath"])
         image = builder.find(called, path.parent) or _embedded_name(builder, path)
@@ -61,14 +61,14 @@ def read_labelme(source: Path, options: ReadOptions) -> Project:
         alone = [name for name, path in everything.items() if path.resolve() not in labeled]
         if alone:
             builder.notes.append(
-                f"{len(alone)} images have no JSON file, are not labeled yet, and left out: {first_few(alone, 3)}"
+                f"{len(alone)} images have no JSON file, so are not labeled yet and skipped: {first_few(alone, 3)}"
             )
     own = BACKGROUND if BACKGROUND in (*builder.labels, *builder.uses) else "background"
     return builder.project(background=own)
 
 
 def _embedded_name(builder: ProjectBuilder, path: Path) -> Path | None:
-    """Where `imagePath` leads nowhere, as after the folder was renamed: the image of the JSON file's name."""
+    """The image with the JSON file's name, if `imagePath` does not exist (say, after the folder was renamed)."""
     for suffix in IMAGE_SUFFIXES:
         for name in (path.stem + suffix, path.stem + suffix.upper()):
             if found := builder.find(name, path.parent):
@@ -100,22 +100,22 @@ def _shape(row: Any, where: str, options: ReadOptions) -> Shape:
         if pixels.shape != (bottom - top + 1, right - left + 1):
             raise ValueError(
                 f"{where}: its mask is {pixels.shape[0]} x {pixels.shape[1]}, its corners span {bottom - top + 1} x "
-                f"{right - left + 1} (height x width). Save it anew in LabelMe."
+                f"{right - left + 1} (height x width). Save it again in LabelMe."
             )
         draw = partial(bitmap, pixels, int(top), int(left))
     else:
         raise ValueError(
-            f"{where}: the shape type {kind!r} is not known; there are polygon, rectangle, oriented_rectangle, "
-            "circle, line, linestrip, point, points, mask."
+            f"{where}: the shape type {kind!r} is not supported, only polygon, rectangle, oriented_rectangle, "
+            "circle, line, linestrip, point, points and mask."
         )
     return Shape(None if label == IGNORE else label, draw)
 
 
 def _decoded(text: Any, where: str) -> np.ndarray:
-    """The PNG inside a shape of type "mask" as bool (H, W)."""
+    """The PNG inside a shape of type "mask", as bool (H, W)."""
     try:
         data = base64.b64decode(text, validate=True)
         with Image.open(io.BytesIO(data)) as image:
             return np.asarray(image.convert("L")) > 0
     except (TypeError, ValueError, OSError, SyntaxError, binascii.Error) as error:
-        raise ValueError(f"{where}: its mask is no PNG in base64 ({error}). Save it anew in LabelMe.") from error
+        raise ValueError(f"{where}: its mask is not a PNG in base64 ({error}). Save it again in LabelMe.") from error

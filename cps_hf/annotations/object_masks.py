@@ -1,10 +1,10 @@
-"""One mask a class or an object: files in which a single thing is not 0.
+"""One mask per class or object: files in which one object is not 0.
 
-    masks/road/a.png          a folder a class, files named after their images
-    masks/a/road.png          a folder an image, files named after classes; road_1.png, road_2.png: two objects
-    masks/a_road_2.png        beside each other, named after image, class and object
+    masks/road/a.png          a folder per class, files named after their images
+    masks/a/road.png          a folder per image, files named after classes; road_1.png, road_2.png: two objects
+    masks/a_road_2.png        a single folder, files named after image, class and object
 
-Where `--classes` names one class beside the background, every file is an object of it, whatever it is called.
+If `--classes` names only one class in addition to the background, every file is an object of that class.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ _NUMBER = re.compile(r"[-_. ]*\d+$")
 
 
 def read_object_masks(source: Path, options: ReadOptions) -> Project:
-    """All masks of `<source>/<masks>`, which are drawn the smaller ones above.
+    """All masks of `<source>/<masks>`; smaller ones are on top.
 
     Raises:
-        ValueError: no mask is there, one belongs to no image or says no class, or holds more than two values.
+        ValueError: there are no masks, or one has no image, no class, or more than two values.
     """
     builder = ProjectBuilder("objects", source, options)
     folder = source / options.masks
     files = walk(folder, MASK_SUFFIXES).files if folder.is_dir() else {}
     if not files:
-        raise ValueError(f"{folder} holds no masks ({', '.join(MASK_SUFFIXES)}). Say where they are, `--masks NAME`.")
+        raise ValueError(f"{folder} contains no masks ({', '.join(MASK_SUFFIXES)}). Set their folder: `--masks NAME`.")
     images = {}
     for below, path in walk(builder.root, IMAGE_SUFFIXES).files.items():
         if not path.is_relative_to(folder):
@@ -59,7 +59,7 @@ def read_object_masks(source: Path, options: ReadOptions) -> Project:
         raise ValueError(
             f"{len(lost)} of {len(files)} masks in {folder} belong to no image or name no class: "
             f"{first_few(lost, 3)}. Expected masks/CLASS/IMAGE.png, masks/IMAGE/CLASS.png or "
-            "masks/IMAGE_CLASS.png, with numbers behind the class; or name the one class that all are of: "
+            "masks/IMAGE_CLASS.png, optionally with a number after the class; or name a single class for all: "
             "`--classes background NAME`."
         )
     builder.declare(sorted({label for found in masks.values() for label, _ in found}))
@@ -70,12 +70,12 @@ def read_object_masks(source: Path, options: ReadOptions) -> Project:
         builder.add(images[name], shapes, called=name, where=str(folder), raw=stamps)
     alone = [name for name in images if name not in masks]
     if alone:
-        builder.notes.append(f"{len(alone)} images have no mask and are left out: {first_few(alone, 3)}")
+        builder.notes.append(f"{len(alone)} images have no mask and are skipped: {first_few(alone, 3)}")
     return builder.project(overlap="area")
 
 
 def _place(name: str, images: dict[str, Path], single: str | None) -> tuple[str | None, str | None]:
-    """(the image, the label) of a mask by its path."""
+    """(image, label) of a mask, from its path."""
     first, _, rest = name.partition("/")
     above, _, last = name.rpartition("/")
     if above in images:  # masks/IMAGE/CLASS.png
@@ -100,8 +100,8 @@ def _shapes(name: str, image: Path, masks: list[tuple[str, Path]]) -> list[Shape
         found = np.unique(stored).tolist()
         if len(found) > 2 or (len(found) == 2 and 0 not in found):
             raise ValueError(
-                f"{path} holds the values {first_few(found)}; the mask of one object holds 0 and one other value. "
-                "Masks with a value a class are `--format ids`."
+                f"{path} contains the values {first_few(found)}; the mask of one object has 0 and one other value. "
+                "For masks with one value per class, use `--format ids`."
             )
         encoding = LabelEncoding(("outside", "inside"), values={value: int(value != 0) for value in found})
         row = {"image": {"path": str(image)}, "label": {"path": str(path)}, "id": name}

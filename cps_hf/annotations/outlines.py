@@ -1,9 +1,9 @@
-"""Outlines of the regions of a mask, exact or simplified, such that neighbours keep sharing their edges.
+"""Outlines of the regions of a mask, exact or simplified, such that neighbors keep sharing their edges.
 
-Outlines run along the cracks between pixels, so that what `shapes.polygon` fills again is the region itself. They are
-simplified (Douglas and Peucker, 1973) in arcs, from one point where three regions meet to the next: both neighbours of
-an arc keep the same points of it, and no gap opens between them. No point of an outline moves by more than the
-tolerance, so that no pixel whose centre is farther than that from every boundary changes its class.
+Outlines run along the edges between pixels, so that `shapes.polygon` fills exactly the region again. They are
+simplified (Douglas and Peucker, 1973) in arcs, from one point where three regions meet to the next. Both neighbors of
+an arc keep the same points, so that no gap opens between them. No point of an outline moves by more than the
+tolerance, so a pixel whose center is farther than that from every boundary keeps its class.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Directions right, down, left, up, in (x, y); the region is on the right hand.
+# Directions right, down, left, up, in (x, y); the region is on the right-hand side.
 _STEPS = ((1, 0), (0, 1), (-1, 0), (0, -1))
 _NO_CLASS = -1  # around the image
 
 
 @dataclass(frozen=True)
 class Outline:
-    """A region of one class whose pixels hang together by their sides.
+    """A region of one class whose pixels are connected by their sides.
 
     Attributes:
         class_id: its class.
-        ring: (N, 2), x and y in pixels; where there are holes, a cut leads to each and back, so that one closed line
-            surrounds the region, as tools without holes need it.
-        outer: (N, 2), the outline alone. holes: those of its holes.
+        ring: (N, 2), x and y in pixels. For a region with holes, a cut leads to each hole and back, so that a single
+            closed line surrounds the region, for tools without holes.
+        outer: (N, 2), the outline alone. holes: the outlines of its holes.
         area: pixels of the region, before simplification.
     """
 
@@ -38,11 +38,11 @@ class Outline:
 
 
 def trace(ids: np.ndarray, *, tolerance: float = 0) -> list[Outline]:
-    """The outlines of all regions of a mask, from the upper left on; those that simplifying made vanish are left out.
+    """The outlines of all regions of a mask, from the upper left. Regions that vanish by simplification are omitted.
 
     Args:
-        ids: (H, W), up to 255; each value has its regions.
-        tolerance: how far a point may move, in pixels; 0: exact.
+        ids: (H, W), up to 255; each value has its own regions.
+        tolerance: how far a point may move, in pixels; 0 is exact.
     """
     height, width = ids.shape
     padded = np.full((height + 2, width + 2), _NO_CLASS, np.int16)
@@ -73,9 +73,9 @@ def trace(ids: np.ndarray, *, tolerance: float = 0) -> list[Outline]:
 
 
 def without_specks(ids: np.ndarray, least: int) -> np.ndarray:
-    """The mask, regions of fewer than `least` pixels filled from around: pixel by pixel with a neighbour's class.
+    """The mask without regions of fewer than `least` pixels: each of their pixels takes a neighbor's class.
 
-    A mask of nothing but specks stays as it is.
+    A mask that consists only of such regions is returned unchanged.
     """
     regions = _regions(ids)
     is_speck = np.bincount(regions.ravel())[regions] < least
@@ -89,20 +89,20 @@ def without_specks(ids: np.ndarray, least: int) -> np.ndarray:
     return filled.astype(ids.dtype)
 
 
-# ------------------------------------------------------------------------------------------------ following cracks
+# ------------------------------------------------------------------------------------------------ following edges
 
 
 def _loops(padded: np.ndarray) -> tuple[list[list[tuple[int, int]]], dict[tuple[int, int], int]]:
-    """(every closed crack of every region as its corners and what lies between them, point by point; the loop that
-    goes upwards along a pixel's left side, by x and the pixel's row).
+    """All closed boundaries of every region, point by point, and an index: the loop that goes upwards along a pixel's
+    left side, by the pixel's x and row.
 
-    At a point where two regions of one class touch by their corners, each keeps to its own pixels.
+    If two regions of one class touch only at a corner, each loop keeps to its own pixels.
     """
     labels, stride = padded.ravel().tolist(), padded.shape[1]
     begins = np.argwhere(padded[1:-1, 1:-1] != padded[:-2, 1:-1]).tolist()
     seen: set[tuple[int, int]] = set()  # upper sides of pixels that a loop has passed
     loops, upwards = [], {}
-    # From a point (x, y), the padded index of the pixels ahead: of the right hand, of the left hand, by direction.
+    # From a point (x, y), the padded index of the pixels ahead, on the right and on the left, by direction.
     ahead = ((stride + 1, 1), (stride, stride + 1), (0, stride), (1, 0))
     for row, column in begins:
         if (row, column) in seen:
@@ -127,20 +127,20 @@ def _loops(padded: np.ndarray) -> tuple[list[list[tuple[int, int]]], dict[tuple[
 
 
 def _signed_area(loop: list[tuple[int, int]]) -> float:
-    """The pixels that a loop surrounds; of a hole's loop, less than 0."""
+    """The pixels that a loop surrounds; negative for the loop of a hole."""
     x, y = np.array(loop).T
     return float((x * np.roll(y, -1) - y * np.roll(x, -1)).sum() / 2)
 
 
 def _outer_of(i: int, loops, areas, of_edge: dict[tuple[int, int], int], padded: np.ndarray) -> int:
-    """The outer loop of the region that has the hole `i`.
+    """The outer loop of the region that contains the hole `i`.
 
-    From the hole's leftmost side, the region's pixels are followed to the left up to the next crack: that of the outer
-    loop, or of another hole, which lies more to the left.
+    Walk from the hole's leftmost side to the left, through the region's pixels, to the next boundary. It belongs to
+    the outer loop, or to another hole that is farther to the left.
     """
     while areas[i] < 0:
         x, y = min(loops[i])
-        # The hole's upper left pixel is (x, y); what is left of it belongs to the region.
+        # The hole's upper left pixel is (x, y); the pixel to its left belongs to the region.
         own = padded[y + 1, x]
         while padded[y + 1, x] == own:
             x -= 1
@@ -149,7 +149,7 @@ def _outer_of(i: int, loops, areas, of_edge: dict[tuple[int, int], int], padded:
 
 
 def _junctions(padded: np.ndarray) -> np.ndarray:
-    """bool (H + 1, W + 1): points from which more than two cracks go."""
+    """bool (H + 1, W + 1): points where more than two boundaries meet."""
     a, b, c, d = padded[:-1, :-1], padded[:-1, 1:], padded[1:, :-1], padded[1:, 1:]
     cracks = (a != b).astype(np.int8) + (b != d) + (d != c) + (c != a)
     return cracks > 2
@@ -159,7 +159,7 @@ def _junctions(padded: np.ndarray) -> np.ndarray:
 
 
 def _simplified(loop: list[tuple[int, int]], junctions: np.ndarray, tolerance: float) -> np.ndarray:
-    """(N, 2) of a closed loop. Fewer than three points: nothing of it is left."""
+    """(N, 2) of a closed loop. With fewer than three points, nothing is left of it."""
     points = np.array(loop)
     is_junction = junctions[points[:, 1], points[:, 0]]
     before, after = points - np.roll(points, 1, axis=0), np.roll(points, -1, axis=0) - points
@@ -167,7 +167,7 @@ def _simplified(loop: list[tuple[int, int]], junctions: np.ndarray, tolerance: f
     points, is_junction = points[is_corner | is_junction], is_junction[is_corner | is_junction]
     if tolerance <= 0:
         return points.astype(float)
-    if not is_junction.any():  # a ring on its own; its two sides begin at the same point
+    if not is_junction.any():  # an isolated ring; both of its sides must begin at the same point
         return _arc(np.roll(points, -int(np.lexsort(points.T)[0]), axis=0), tolerance)
     points = np.roll(points, -int(is_junction.argmax()), axis=0)
     starts = np.flatnonzero(np.roll(is_junction, -int(is_junction.argmax())))
@@ -177,15 +177,15 @@ def _simplified(loop: list[tuple[int, int]], junctions: np.ndarray, tolerance: f
 
 
 def _arc(ring: np.ndarray, tolerance: float) -> np.ndarray:
-    """A ring that begins at the same point on both its sides; small ones are kept as they are."""
+    """A ring that begins at the same point on both sides; small rings are kept unchanged."""
     kept = _open_arc(np.concatenate([ring, ring[:1]]), tolerance)
     return kept if len(kept) > 2 else ring.astype(float)
 
 
 def _open_arc(points: np.ndarray, tolerance: float) -> np.ndarray:
-    """What is kept of an arc, without its last point, which is the next arc's first.
+    """The kept points of an arc, without its last point, which is the next arc's first.
 
-    It is looked at from the same end whichever of its two sides it is met on.
+    An arc is always simplified from the same end, regardless of the side it is visited from.
     """
     backwards = points[::-1]
     turned = tuple(points.ravel().tolist()) > tuple(backwards.ravel().tolist())
@@ -194,7 +194,7 @@ def _open_arc(points: np.ndarray, tolerance: float) -> np.ndarray:
 
 
 def _kept(points: np.ndarray, tolerance: float) -> np.ndarray:
-    """Which points Douglas and Peucker keep: bool (N,)."""
+    """The points that Douglas and Peucker's algorithm keeps: bool (N,)."""
     kept = np.zeros(len(points), bool)
     kept[[0, -1]] = True
     todo = [(0, len(points) - 1)]
@@ -216,7 +216,7 @@ def _kept(points: np.ndarray, tolerance: float) -> np.ndarray:
 
 
 def _one_ring(outer: np.ndarray, holes: list[np.ndarray]) -> np.ndarray:
-    """One closed line: a cut leads from the outline to each hole and back the same way, and surrounds nothing."""
+    """One closed line: a cut leads from the outline to each hole and back the same way, and encloses no area."""
     ring = outer
     for hole in holes:
         start = hole[np.lexsort(hole.T[::-1])[0]]
@@ -227,7 +227,7 @@ def _one_ring(outer: np.ndarray, holes: list[np.ndarray]) -> np.ndarray:
 
 
 def _regions(ids: np.ndarray) -> np.ndarray:
-    """A number for each region, int (H, W), by handing the lowest one on along the sides of pixels."""
+    """A number for each region, int (H, W): the lowest number spreads across shared pixel sides."""
     height, width = ids.shape
     numbers = np.arange(height * width)
     flat = numbers.reshape(height, width)

@@ -1,6 +1,6 @@
-"""What a tool's export holds, whatever the tool: images, and the labeled shapes on each.
+"""The content of an export, independent of the tool: images, and the labeled shapes on each.
 
-A reader (`coco.py`, `labelme.py`, ...) fills a `ProjectBuilder`; `convert.py` makes masks of the `Project`.
+A reader (`coco.py`, `labelme.py`, ...) fills a `ProjectBuilder`; `convert.py` turns the `Project` into masks.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ..data.walk import IMAGE_SUFFIXES, walk
 from .shapes import Region
 
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "JPEGImages")
-"""What tools call the folder of images; it is no part of an image's name."""
+"""Names of image folders in exports; they are not part of an image's name."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ class Shape:
     """A labeled shape.
 
     Attributes:
-        label: as the tool calls it; `None`: its pixels are to be ignored.
-        draw: its pixels in an image of a height and width.
-        z: shapes of a higher one lie above.
-        under: it lies below all others, whatever its size (a crowd).
+        label: the tool's label. If `None`, its pixels are ignored.
+        draw: its pixels in an image of a given height and width.
+        z: shapes with a higher z are on top.
+        under: below all other shapes, regardless of size (a crowd).
     """
 
     label: str | None
@@ -48,12 +48,12 @@ class LabeledImage:
     """An image and its shapes.
 
     Attributes:
-        name: what its mask is called, without an ending; it may hold folders.
+        name: the mask's name without a suffix; may include folders.
         image: the file.
-        shapes: gives the shapes, those drawn later last. Of masks the file is read then.
-        size: height and width on which the shapes were drawn, where the tool says it.
-        stamp: another one where the labels have changed.
-        where: how errors call what holds the labels.
+        shapes: returns the shapes in drawing order. For masks, this reads the file.
+        size: height and width on which the shapes were drawn, if the tool exports it.
+        stamp: changes when the labels change.
+        where: the source of the labels, for error messages.
     """
 
     name: str
@@ -71,12 +71,12 @@ class Project:
     Attributes:
         format: one of `readers.READERS`.
         source: where it was read from.
-        labels: those the tool declares, in its order, then those that occur beside them.
-        uses: shapes by label; of masks, which are not read yet, every declared label counts as one.
+        labels: those the tool declares, in its order, then others that occur.
+        uses: number of shapes by label. Masks are not read yet, so each of their labels counts as one.
         images: sorted by name.
-        background: the class of the pixels without a label, unless told otherwise; `None`: every pixel has one.
-        overlap: which shape is on top, unless told otherwise: the later one ("order"), or the smaller one ("area").
-        notes: what was left out, in sentences.
+        background: the default class of unlabeled pixels. `None` if every pixel is labeled.
+        overlap: which shape is on top by default: the later one ("order") or the smaller one ("area").
+        notes: what was skipped, as sentences.
     """
 
     format: str
@@ -91,20 +91,20 @@ class Project:
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """What may be said of an export beside its place.
+    """Options for reading an export.
 
     Args:
-        images: the folder of images, where it lies elsewhere.
-        masks: of formats of masks: their folder, in the source.
-        image_suffix, mask_suffix: what an image's and its mask's name have after what both share.
-        classes: the classes in the order of their ids; some formats need them.
-        colors: a table of colours, a file.
-        first_id: of masks of ids: the lowest that is a class.
-        attribute: of VIA: which region attribute is the label.
-        line_width: how thick lines are, and points, in pixels.
+        images: the folder of images, if it is outside the export.
+        masks: for mask formats: their folder in the source.
+        image_suffix, mask_suffix: what an image's and its mask's name have in addition to their common part.
+        classes: the classes in the order of their ids; required by some formats.
+        colors: a file with a color table.
+        first_id: for masks of ids: the lowest value that is a class.
+        attribute: for VIA: the region attribute that contains the label.
+        line_width: width of lines and points, in pixels.
         boxes: draw the box of an object that has no outline.
-        skip_bad_images: leave out images that are not there.
-        skip_empty: leave out images without a shape.
+        skip_bad_images: skip missing images.
+        skip_empty: skip images without a shape.
     """
 
     images: Path | None = None
@@ -122,7 +122,7 @@ class ReadOptions:
 
 
 class ProjectBuilder:
-    """Gathers a `Project`: finds the images, names them, and keeps count of what is amiss.
+    """Builds a `Project`: finds the images, names them, and records problems.
 
     Args:
         format: the reader's name.
@@ -141,15 +141,15 @@ class ProjectBuilder:
         self._files: dict[str, list[Path]] | None = None
 
     def declare(self, labels: Iterable[str]) -> None:
-        """The labels that the tool lists, in its order."""
+        """Add the labels that the tool lists, in its order."""
         self.labels |= dict.fromkeys(map(clean, labels))
 
     def find(self, name: str, *near: Path) -> Path | None:
-        """The image file that an export calls `name`: beside the labels, in the folders that tools use, or, where one
-        alone fits best, anywhere in the source.
+        """The image file that an export calls `name`: next to the labels, in the folders that tools use, or anywhere
+        in the source if a single file matches best.
 
         Raises:
-            ValueError: several fit as well.
+            ValueError: several files match equally well.
         """
         name = clean(name).replace("\\", "/")
         for folder in (*near, self.root, *(self.root / sub for sub in IMAGE_FOLDERS)):
@@ -164,8 +164,8 @@ class ProjectBuilder:
         ranked = sorted(found, key=lambda path: -_shared(wanted, path.parts[::-1]))
         if len(ranked) > 1 and _shared(wanted, ranked[0].parts[::-1]) == _shared(wanted, ranked[1].parts[::-1]):
             raise ValueError(
-                f"The labels name the image {name!r}, and two files may be it: {ranked[0]} and {ranked[1]}. Give the "
-                "folder of images, `--images DIR`."
+                f"The labels name the image {name!r}, which matches two files: {ranked[0]} and {ranked[1]}. Set the "
+                "folder of images with `--images DIR`."
             )
         return ranked[0] if ranked else None
 
@@ -179,14 +179,14 @@ class ProjectBuilder:
         raw: Any,
         size: tuple[int, int] | None = None,
     ) -> None:
-        """One image and its shapes.
+        """Add an image and its shapes.
 
         Args:
-            image: the file; `None`: it was not found.
-            shapes: or, of masks, what reads them.
+            image: the file. `None` if it was not found.
+            shapes: the shapes; for masks, a function that reads them.
             called: the image's name in the labels.
-            where: what holds the labels, for errors.
-            raw: what the labels are made of, to tell whether they have changed.
+            where: the source of the labels, for error messages.
+            raw: the raw labels, to detect changes.
         """
         if image is None:
             self._missing.append(called)
@@ -197,13 +197,13 @@ class ProjectBuilder:
                 return
             used = Counter(shape.label for shape in shapes if shape.label is not None)
             if "" in used:
-                raise ValueError(f"{where}: {used['']} shapes have no label. Give them one in the tool.")
+                raise ValueError(f"{where}: {used['']} shapes have no label. Add labels in the tool.")
             self.uses += used
         name = self._name_of(image)
         if name in self._images:
             raise ValueError(
-                f"Two entries have one mask, {name}.png: {self._images[name].image} in {self._images[name].where}, "
-                f"and {image} in {where}. Remove or rename one."
+                f"Two entries have the same mask, {name}.png: {self._images[name].image} in "
+                f"{self._images[name].where}, and {image} in {where}. Remove or rename one."
             )
         text = json.dumps(raw, sort_keys=True, ensure_ascii=False, default=str)
         stamp = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
@@ -212,30 +212,30 @@ class ProjectBuilder:
         self._images[name] = LabeledImage(name, image, given, size, stamp, where)
 
     def project(self, **fields: Any) -> Project:
-        """All of it.
+        """The complete project.
 
         Raises:
-            ValueError: images are missing, or there is none.
+            ValueError: images are missing, or there are none.
         """
         if self._missing:
-            said = f"{len(self._missing)} of {len(self._missing) + len(self._images)} labeled images are not there"
+            said = f"{len(self._missing)} of {len(self._missing) + len(self._images)} labeled images are missing"
             if not self.options.skip_bad_images:
                 raise ValueError(
-                    f"{self.source}: {said}: {first_few(self._missing, 3)}. Looked in {self.root} and below. Give "
-                    "their folder, `--images DIR`, or leave them out, `--skip_bad_images`."
+                    f"{self.source}: {said}: {first_few(self._missing, 3)}. Looked in {self.root} and below. Set "
+                    "their folder with `--images DIR`, or skip them with `--skip_bad_images`."
                 )
-            self.notes.append(f"{said} and left out: {first_few(self._missing, 3)}")
+            self.notes.append(f"{said} and skipped: {first_few(self._missing, 3)}")
         if self._empty:
-            self.notes.append(f"{len(self._empty)} images without a shape are left out: {first_few(self._empty, 3)}")
+            self.notes.append(f"{len(self._empty)} images without a shape are skipped: {first_few(self._empty, 3)}")
         if not self._images:
-            raise ValueError(f"{self.source}: no labeled image is in this export, read as `--format {self.format}`.")
+            raise ValueError(f"{self.source}, read as `--format {self.format}`, contains no labeled image.")
         images = [self._images[name] for name in sorted(self._images)]
         labels = [*self.labels, *sorted(self.uses.keys() - self.labels.keys())]
         return Project(self.format, self.source, labels, self.uses, images, notes=self.notes, **fields)
 
     def _name_of(self, image: Path) -> str:
-        """The image's path below the root, without its ending and the folders that only say "images"."""
-        # Links are not followed: images that are links to a store keep their names.
+        """The image's path below the root, without its suffix and without folders named "images" or similar."""
+        # Links are not followed: images that link to a store keep their names.
         path, root = Path(os.path.abspath(image)), Path(os.path.abspath(self.root))
         parts = path.relative_to(root).parts if path.is_relative_to(root) else (path.name,)
         kept = [part for part in parts[:-1] if part not in IMAGE_FOLDERS]
@@ -243,39 +243,39 @@ class ProjectBuilder:
 
 
 def clean(text: str) -> str:
-    """One spelling of what Unicode spells in two ways (macOS does in file names), without spaces around."""
+    """One spelling of characters that Unicode has in two forms (macOS file names), without surrounding spaces."""
     return unicodedata.normalize("NFC", str(text)).strip()
 
 
 def _shared(a: Sequence[str], b: Sequence[str]) -> int:
-    """How many parts are the same from the first on."""
+    """The number of equal leading parts."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != clean(y)), min(len(a), len(b)))
 
 
-# ------------------------------------------------------------------------------------------------ reading parts
+# ------------------------------------------------------------------------------------------------ parsing
 
-_MOST = 1e12  # no coordinate is as far, and none of its products overflows
+_MOST = 1e12  # larger than any coordinate; products do not overflow
 
 
 def read_json(path: Path) -> Any:
     """A JSON file.
 
     Raises:
-        ValueError: it is cut off, or none.
+        ValueError: the file is truncated or not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise ValueError(
-            f"{path} is no whole JSON file: {error}. Export it anew; a download may have been cut off."
+            f"{path} is not a complete JSON file: {error}. Export it again; the download may have been interrupted."
         ) from error
 
 
 def exports_in(source: Path, is_export: Callable[[Any], bool]) -> list[tuple[Path, Any]]:
-    """(path, content) of the JSON files that are a tool's: `source` itself, or those at any depth in it.
+    """(path, content) of a tool's JSON files: `source` itself, or files at any depth in it.
 
     Raises:
-        ValueError: a JSON file is cut off.
+        ValueError: a JSON file is truncated.
     """
     files = [source] if source.is_file() else sorted(source.rglob("*.json"))
     contents = [(path, read_json(path)) for path in files]
@@ -283,7 +283,7 @@ def exports_in(source: Path, is_export: Callable[[Any], bool]) -> list[tuple[Pat
 
 
 def field_of(row: Any, name: str, kind: type | tuple[type, ...], where: str) -> Any:
-    """`row[name]`, which must be of some type.
+    """`row[name]`, checked for its type.
 
     Raises:
         ValueError: it is missing or of another type.
@@ -298,10 +298,10 @@ def field_of(row: Any, name: str, kind: type | tuple[type, ...], where: str) -> 
 
 
 def points_of(value: Any, where: str, *, least: int = 1) -> np.ndarray:
-    """Points (N, 2), from pairs or from one flat list.
+    """Points (N, 2), from pairs or from a flat list.
 
     Raises:
-        ValueError: they are no numbers, or no pairs, or fewer than `least`.
+        ValueError: the values are not numbers or not pairs, or there are fewer than `least` points.
     """
     try:
         points = np.array(value, dtype=np.float64)
@@ -314,10 +314,10 @@ def points_of(value: Any, where: str, *, least: int = 1) -> np.ndarray:
 
 
 def numbers_of(values: Iterable[Any], where: str, *, count: int | None = None) -> list[float]:
-    """Numbers, as many as `count`.
+    """A list of `count` numbers.
 
     Raises:
-        ValueError: one is none, or there are more or fewer.
+        ValueError: a value is not a number, or their count differs.
     """
     values = list(values)
     try:
@@ -330,7 +330,7 @@ def numbers_of(values: Iterable[Any], where: str, *, count: int | None = None) -
 
 
 def size_of(height: Any, width: Any) -> tuple[int, int] | None:
-    """Height and width where both are told."""
+    """Height and width if both are given."""
     try:
         size = int(height), int(width)
     except (TypeError, ValueError, OverflowError):

@@ -1,4 +1,4 @@
-"""Which reader takes an export: by its name, or by what lies there."""
+"""Choose the reader of an export: by name or by its content."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ READERS = {
 }
 
 CLASSES_ARE_THE_MASKS = ("binary", "ids")
-"""Formats of which `ReadOptions.classes` says what the stored values mean."""
+"""Formats for which `ReadOptions.classes` names the stored values."""
 
 _OF_FOLDERS = ("cvat_masks", "colors", "binary", "objects", "ids", "roboflow_masks", "yolo", "supervisely")
 _BY_CONTENT = {"coco": is_coco, "labelme": is_labelme, "label_studio": is_label_studio, "via": is_via}
 
 
 def read_project(source: Path, options: ReadOptions, *, format: str | None = None) -> Project:
-    """An export of some tool.
+    """Read a tool's export.
 
     Args:
-        source: its folder, or its one file.
-        format: one of `READERS`; `None`: told by what lies there.
+        source: its folder, or a single file.
+        format: one of `READERS`. If `None`, it is detected.
 
     Raises:
-        ValueError: nothing is there, it cannot be told what it is, or it cannot be read.
+        ValueError: the source does not exist, its format is not recognized, or it cannot be read.
     """
     if not source.exists():
         raise ValueError(f"No such file or folder: {source}.")
@@ -54,26 +54,26 @@ def read_project(source: Path, options: ReadOptions, *, format: str | None = Non
         raise ValueError(f"`--images`: no folder {options.images}.")
     if source.suffix.lower() in (".zip", ".tar", ".gz", ".tgz"):
         raise ValueError(
-            f"{source} is packed. Unpack it, and give the folder: `unzip {source.name} -d {source.stem}`."
+            f"{source} is an archive. Unpack it and give the folder: `unzip {source.name} -d {source.stem}`."
         )
     format = format or format_of(source)
     if source.is_file() and format in _OF_FOLDERS:
-        raise ValueError(f"`--format {format}` reads a folder, and {source} is a file.")
+        raise ValueError(f"`--format {format}` reads a folder, but {source} is a file.")
     return READERS[format](source, options)
 
 
 def format_of(source: Path) -> str:
-    """What an export is, by what lies there.
+    """Detect the format of an export.
 
     Raises:
-        ValueError: it cannot be told, or may be several.
+        ValueError: no format or several formats match.
     """
     if source.is_file():
         if source.suffix.lower() == ".xml":
             return "cvat"
         found = _format_of_json(source)
         if found is None:
-            raise ValueError(f"{source} is no export that is known. Say what it is, `--format {'|'.join(READERS)}`.")
+            raise ValueError(f"The format of {source} is not recognized. Set it: `--format {'|'.join(READERS)}`.")
         return found
     if (source / LABELMAP).is_file():
         return "cvat_masks"
@@ -87,9 +87,9 @@ def format_of(source: Path) -> str:
         return "cvat"
     found = {name for path in sorted(source.rglob("*.json"))[:20] if (name := _format_of_json(path))}
     if len(found) != 1:
-        what = f"may be {' or '.join(sorted(found))}" if found else "holds no export that tells itself"
+        what = f"may be {' or '.join(sorted(found))}" if found else "contains no export whose format is recognized"
         raise ValueError(
-            f"{source} {what}. Say what it is, `--format {'|'.join(READERS)}`; masks as PNGs are colors (RGB and a "
+            f"{source} {what}. Set it: `--format {'|'.join(READERS)}`. For masks as PNGs: colors (RGB and a "
             "table), binary (0 and 255), objects (a file per class or object) or ids (numbers)."
         )
     return found.pop()

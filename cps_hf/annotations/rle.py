@@ -1,6 +1,6 @@
-"""Masks as lengths of runs, in the ways of COCO, CVAT and Label Studio.
+"""Run-length encoded masks of COCO, CVAT and Label Studio.
 
-COCO's compressed text is read by twenty lines of ours instead of pycocotools: a compiled library for one loop. A test
+COCO's compressed text takes twenty lines here, instead of a dependency on pycocotools, a compiled library. A test
 compares the two.
 """
 
@@ -12,18 +12,18 @@ import numpy as np
 
 
 def from_runs(counts: Sequence[int], height: int, width: int, *, by_columns: bool) -> np.ndarray:
-    """Runs of outside, inside, outside ... as bool (H, W).
+    """Runs of outside, inside, outside, ... as bool (H, W).
 
     Args:
         by_columns: COCO counts down the columns, CVAT along the rows.
 
     Raises:
-        ValueError: the runs are not as long as the mask, or one is negative.
+        ValueError: the runs do not add up to the size of the mask, or one is negative.
     """
     try:
         runs = np.asarray(counts, dtype=np.int64)
     except (TypeError, OverflowError) as error:
-        raise ValueError(f"its runs are no whole numbers ({error})") from error
+        raise ValueError(f"its runs are not integers ({error})") from error
     if runs.ndim != 1 or (runs < 0).any() or runs.sum() != height * width:
         raise ValueError(f"its runs cover {int(runs.sum())} pixels, expected {height} x {width} = {height * width}")
     flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
@@ -31,7 +31,7 @@ def from_runs(counts: Sequence[int], height: int, width: int, *, by_columns: boo
 
 
 def to_runs(mask: np.ndarray, *, by_columns: bool) -> list[int]:
-    """The other way round."""
+    """The inverse of `from_runs`."""
     flat = (mask.T if by_columns else mask).ravel()
     edges = np.flatnonzero(np.diff(flat)) + 1
     runs = np.diff(np.concatenate([[0], edges, [len(flat)]])).tolist()
@@ -41,19 +41,19 @@ def to_runs(mask: np.ndarray, *, by_columns: bool) -> list[int]:
 def decompress(text: str) -> list[int]:
     """The runs of COCO's compressed text.
 
-    A number is in groups of five bits, the lowest first, each a letter from "0" on; a group's sixth bit says that more
-    follow, and the last one's fifth is the sign. From the fourth on a run is told by how far it differs from the last
-    but one.
+    A number is stored in groups of five bits, lowest first, each as a character from "0" on. The sixth bit of a group
+    says that another follows; the fifth bit of the last group is the sign. From the fourth run on, the difference to
+    the run before the previous one is stored.
 
     Raises:
-        ValueError: a letter is none of these, or the text breaks off.
+        ValueError: a character is invalid, or the text is truncated.
     """
     runs: list[int] = []
     value = shift = 0
     for letter in text:
         bits = ord(letter) - 48
         if not 0 <= bits < 64:
-            raise ValueError(f"its compressed runs hold the letter {letter!r}")
+            raise ValueError(f"its compressed runs contain the character {letter!r}")
         value |= (bits & 31) << shift
         shift += 5
         if bits & 32:
@@ -63,24 +63,24 @@ def decompress(text: str) -> list[int]:
         runs.append(value + (runs[-2] if len(runs) > 2 else 0))
         value = shift = 0
     if shift:
-        raise ValueError("its compressed runs break off")
+        raise ValueError("its compressed runs are truncated")
     return runs
 
 
 def from_brush(numbers: Sequence[int], height: int, width: int) -> np.ndarray:
-    """Label Studio's brush as bool (H, W): bytes that pack an RGBA picture, whose alpha is the mask.
+    """Label Studio's brush as bool (H, W): bytes that encode an RGBA picture, whose alpha channel is the mask.
 
-    32 bits say how many values there are, 5 how long a value is (less one), four times 4 how long counts are (less
-    one). Then come blocks: a bit (all values are the same), 2 bits (which length of count), the count less one, and
-    one value, or all of them.
+    The header has 32 bits for the number of values, 5 for the length of a value (minus one), and four times 4 for the
+    lengths of counts (minus one). Blocks follow: a bit (all values are equal), 2 bits (which length of count), the
+    count minus one, and one value or all of them.
 
     Raises:
-        ValueError: it breaks off, or is of another size.
+        ValueError: the data is truncated or of another size.
     """
     try:
         bits = np.unpackbits(np.asarray(numbers, dtype=np.uint8))
     except (TypeError, OverflowError) as error:
-        raise ValueError(f"its brush strokes are no bytes ({error})") from error
+        raise ValueError(f"its brush strokes are not bytes ({error})") from error
     weights = 1 << np.arange(32, dtype=np.int64)[::-1]
     position = 0
 
@@ -88,13 +88,13 @@ def from_brush(numbers: Sequence[int], height: int, width: int) -> np.ndarray:
         nonlocal position
         position += size
         if position > len(bits):
-            raise ValueError("its brush strokes break off")
+            raise ValueError("its brush strokes are truncated")
         return int(bits[position - size : position] @ weights[32 - size :])
 
     count, length = take(32), take(5) + 1
     counts = [take(4) + 1 for _ in range(4)]
     if count != height * width * 4:
-        raise ValueError(f"its brush strokes hold {count} values, expected {height} x {width} x 4")
+        raise ValueError(f"its brush strokes contain {count} values, expected {height} x {width} x 4")
     values, filled = np.zeros(count, np.int64), 0
     while filled < count:
         same = take(1)
@@ -104,7 +104,7 @@ def from_brush(numbers: Sequence[int], height: int, width: int) -> np.ndarray:
         else:
             position += run * length
             if position > len(bits) or filled + run > count:
-                raise ValueError("its brush strokes break off")
+                raise ValueError("its brush strokes are truncated")
             block = bits[position - run * length : position].reshape(run, length)
             values[filled : filled + run] = block @ weights[32 - length :]
         filled += run

@@ -1,8 +1,8 @@
-"""Shapes as pixels, by one rule: a pixel belongs to a shape whose inside holds the pixel's centre.
+"""Rasterize shapes by one rule: a pixel belongs to a shape if the shape contains the pixel's center.
 
-Coordinates are (x, y) in pixels from the image's upper left corner, so that the first pixel's centre is (0.5, 0.5) and
-a rectangle from (0, 0) to (10, 10) has 100 pixels. The inside is even-odd, as in LabelMe and COCO: what an outline
-surrounds twice is outside. Of two shapes that share an edge each pixel belongs to exactly one.
+Coordinates are (x, y) in pixels from the image's upper left corner. The first pixel's center is (0.5, 0.5), and a
+rectangle from (0, 0) to (10, 10) has 100 pixels. The inside follows the even-odd rule, as in LabelMe and COCO: an area
+that an outline surrounds twice is outside. If two shapes share an edge, each pixel belongs to exactly one of them.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ class Region(NamedTuple):
     """The pixels of a shape inside its image.
 
     Attributes:
-        top, left: where the window lies. pixels: bool (H, W), the window.
-        cut: whether the shape reaches beyond its image, by more than a pixel.
+        top, left: position of the window. pixels: bool (H, W), the window.
+        cut: whether the shape extends beyond its image by more than a pixel.
     """
 
     top: int
@@ -42,14 +42,14 @@ def polygon(rings: Sequence[np.ndarray], height: int, width: int) -> Region:
     ends = np.concatenate([np.roll(ring, -1, axis=0) for ring in rings])
     (top, left), (bottom, right), cut = _window(starts, 0, height, width)
     rows, columns = bottom - top, right - left
-    # Every edge runs downwards, so that both sides of a shared one compute the same crossings.
+    # Every edge runs downwards, so that both sides of a shared edge compute the same crossings.
     down = (starts[:, 1] <= ends[:, 1])[:, None]
     (x0, y0), (x1, y1) = np.where(down, starts, ends).T, np.where(down, ends, starts).T
     first = np.ceil(y0 - 0.5).clip(top, bottom).astype(int)
     count = np.ceil(y1 - 0.5).clip(top, bottom).astype(int) - first
     edge = np.repeat(np.arange(len(count)), count)
     row = np.arange(len(edge)) - np.repeat(np.cumsum(count) - count, count) + first[edge]
-    slope = (x1 - x0)[edge] / (y1 - y0)[edge]  # edges between two rows of centres are not here
+    slope = (x1 - x0)[edge] / (y1 - y0)[edge]  # edges between two rows of centers are already excluded
     crossing = x0[edge] + (row + 0.5 - y0[edge]) * slope
     column = np.ceil(crossing - 0.5).clip(left, right).astype(int)
     at = (row - top) * (columns + 1) + column - left
@@ -58,7 +58,7 @@ def polygon(rings: Sequence[np.ndarray], height: int, width: int) -> Region:
 
 
 def rectangle(a: Sequence[float], b: Sequence[float], height: int, width: int, *, degrees: float = 0) -> Region:
-    """Between two opposite corners, turned clockwise about its centre."""
+    """A rectangle between two opposite corners, rotated clockwise about its center."""
     (x0, y0), (x1, y1) = a, b
     corners = np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], float)
     center = corners.mean(axis=0)
@@ -68,7 +68,7 @@ def rectangle(a: Sequence[float], b: Sequence[float], height: int, width: int, *
 
 
 def ellipse(center: Sequence[float], radii: Sequence[float], height: int, width: int, *, degrees: float = 0) -> Region:
-    """An ellipse (a circle: two equal radii), turned clockwise about its centre."""
+    """An ellipse (with equal radii, a circle), rotated clockwise about its center."""
     (cx, cy), (rx, ry) = center, radii
     cos, sin = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
     reach = np.hypot(rx * cos, ry * sin), np.hypot(rx * sin, ry * cos)
@@ -82,7 +82,7 @@ def ellipse(center: Sequence[float], radii: Sequence[float], height: int, width:
 
 
 def line(points: np.ndarray, thickness: float, height: int, width: int) -> Region:
-    """All within half the thickness of a line through points (N, 2); of a single point a disc."""
+    """All pixels within half the thickness of a line through points (N, 2); a disc for a single point."""
     radius = thickness / 2
     (top, left), (bottom, right), _ = _window(points, radius, height, width)
     y, x = np.ogrid[top:bottom, left:right]
@@ -97,12 +97,12 @@ def line(points: np.ndarray, thickness: float, height: int, width: int) -> Regio
 
 
 def discs(points: np.ndarray, thickness: float, height: int, width: int) -> Region:
-    """A disc about each of the points (N, 2)."""
+    """A disc around each of the points (N, 2)."""
     return union([line(point[None], thickness, height, width) for point in points])
 
 
 def bitmap(pixels: np.ndarray, top: int, left: int, height: int, width: int) -> Region:
-    """A mask (H, W) whose upper left pixel lies at (top, left), which may be outside the image."""
+    """A mask (H, W) whose upper left pixel is at (top, left), which may be outside the image."""
     bottom, right = top + pixels.shape[0], left + pixels.shape[1]
     cut = top < 0 or left < 0 or bottom > height or right > width
     inside = pixels[max(-top, 0) : max(height - top, 0), max(-left, 0) : max(width - left, 0)]
@@ -110,7 +110,7 @@ def bitmap(pixels: np.ndarray, top: int, left: int, height: int, width: int) -> 
 
 
 def union(regions: Sequence[Region]) -> Region:
-    """All pixels of several."""
+    """All pixels of several regions."""
     if len(regions) == 1:
         return regions[0]
     top, left = min(r.top for r in regions), min(r.left for r in regions)
@@ -124,7 +124,7 @@ def union(regions: Sequence[Region]) -> Region:
 
 
 def _window(points: np.ndarray, reach, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int], bool]:
-    """(top, left), (bottom, right) of what is within `reach` of the points and in the image; whether it is cut."""
+    """(top, left), (bottom, right) of the area within `reach` of the points and in the image; whether it is cut."""
     low, high = points.min(axis=0) - reach, points.max(axis=0) + reach
     most = np.array([width, height])
     (left, top), (right, bottom) = np.floor(low).clip(0, most), np.ceil(high).clip(0, most)

@@ -1,6 +1,6 @@
-"""Supervisely: meta.json, and in each data set img/ and ann/, one JSON file an image, `a.jpg.json`.
+"""Supervisely: meta.json, and in each data set img/ and ann/, with one JSON file per image, `a.jpg.json`.
 
-https://developer.supervisely.com/getting-started/supervisely-annotation-format. Later objects lie above. Polygons
+https://developer.supervisely.com/getting-started/supervisely-annotation-format. Later objects are on top. Polygons
 (with holes), bitmaps, rectangles, lines and points are read.
 """
 
@@ -42,7 +42,7 @@ def read_supervisely(source: Path, options: ReadOptions) -> Project:
     """The project's folder.
 
     Raises:
-        ValueError: a file is cut off, or an object cannot be read.
+        ValueError: a file is truncated, or an object cannot be read.
     """
     builder = ProjectBuilder("supervisely", source, options)
     meta = read_json(source / META)
@@ -74,24 +74,24 @@ def _shape(row: Any, where: str, options: ReadOptions) -> Shape:
         holes = field_of(points, "interior", list, where) if points.get("interior") else []
         draw = partial(polygon, [outer, *(points_of(ring, where) for ring in holes)])
     elif kind == "rectangle":
-        draw = partial(rectangle, outer.min(axis=0), outer.max(axis=0) + 1)  # its corners are pixels, both inside
+        draw = partial(rectangle, outer.min(axis=0), outer.max(axis=0) + 1)  # corners are pixels, both inclusive
     elif kind == "line":
         draw = partial(line, outer, options.line_width)
     elif kind == "point":
         draw = partial(discs, outer, options.line_width)
     else:
         raise ValueError(
-            f"{where}: the geometry {kind!r} has no area; there are bitmap, polygon, rectangle, line, point."
+            f"{where}: the geometry {kind!r} is not supported, only bitmap, polygon, rectangle, line and point."
         )
     return Shape(clean(label), draw)
 
 
 def _decoded(text: Any, where: str) -> np.ndarray:
-    """A PNG, packed by zlib, in base64, as bool (H, W)."""
+    """A PNG, compressed by zlib, in base64, as bool (H, W)."""
     try:
         data = zlib.decompress(base64.b64decode(text, validate=True))
         with Image.open(io.BytesIO(data)) as image:
             pixels = np.asarray(image.convert("RGBA"))
     except (TypeError, ValueError, OSError, SyntaxError, zlib.error, binascii.Error) as error:
-        raise ValueError(f"{where}: its bitmap cannot be read ({error}). Export it anew.") from error
+        raise ValueError(f"{where}: its bitmap cannot be read ({error}). Export it again.") from error
     return (pixels[..., :3].max(axis=-1) > 0) & (pixels[..., 3] > 0)

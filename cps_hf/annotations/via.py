@@ -1,7 +1,7 @@
 """VIA, the VGG Image Annotator: a project or "annotations (as JSON)" (https://www.robots.ox.ac.uk/~vgg/software/via/).
 
-Polygons, rectangles, circles, ellipses, lines and points are read; later ones lie above. The label is a region's
-attribute: the only one that is used, or `--attribute NAME`.
+Polygons, rectangles, circles, ellipses, lines and points are read; later ones are on top. The label is a region
+attribute: the only one in use, or `--attribute NAME`.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ def is_via(content: Any) -> bool:
 
 
 def read_via(source: Path, options: ReadOptions) -> Project:
-    """The JSON file, or a folder that holds it.
+    """The JSON file, or a folder that contains it.
 
     Raises:
-        ValueError: the file is cut off or none of VIA's, it is not clear which attribute is the label, or a region has
-            none.
+        ValueError: the file is truncated or not from VIA, the label attribute is ambiguous, or a region has no
+            label.
     """
     builder = ProjectBuilder("via", source, options)
     found = exports_in(source, is_via)
     if not found:
-        raise ValueError(f'{source} holds no file of VIA: save the project, or export "annotations (as JSON)".')
+        raise ValueError(f'{source} contains no VIA file. Save the project, or export "annotations (as JSON)".')
     used = {
         key
         for _, content in found
@@ -51,7 +51,7 @@ def read_via(source: Path, options: ReadOptions) -> Project:
     attribute = options.attribute or (next(iter(used)) if len(used) == 1 else None)
     if used and attribute not in used:
         raise ValueError(
-            f"{source}: which attribute of a region is its label? There are {', '.join(sorted(used))}. Say it: "
+            f"{source}: which region attribute is the label? There are {', '.join(sorted(used))}. Choose with "
             "`--attribute NAME`."
         )
     for path, content in found:
@@ -72,16 +72,16 @@ def _images(content: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _regions(row: dict[str, Any], where: str) -> list[dict[str, Any]]:
-    """A list; VIA 1 had a mapping."""
+    """A list; a mapping in VIA 1."""
     regions = field_of(row, "regions", (list, dict), where)
     regions = [*regions.values()] if isinstance(regions, dict) else regions
     if not all(isinstance(region, dict) for region in regions):
-        raise ValueError(f"{where}: each of its `regions` must be a mapping. Save it anew in VIA.")
+        raise ValueError(f"{where}: each of its `regions` must be a mapping. Save it again in VIA.")
     return regions
 
 
 def _mapping(row: dict[str, Any], key: str | None) -> dict[str, Any]:
-    """A mapping that need not be there."""
+    """An optional mapping."""
     value = row.get(key)
     return value if isinstance(value, dict) else {}
 
@@ -91,7 +91,7 @@ def _shape(region: dict[str, Any], attribute: str, where: str, options: ReadOpti
     if isinstance(label, dict):  # a checkbox: {"road": true}
         label = next((name for name, chosen in label.items() if chosen), None)
     if not label:
-        raise ValueError(f"{where} has no {attribute!r}, which says its label. Give it one in VIA.")
+        raise ValueError(f"{where} has no {attribute!r}, the attribute of its label. Add it in VIA.")
     row = field_of(region, "shape_attributes", dict, where)
     kind = field_of(row, "name", str, where)
 
@@ -101,7 +101,7 @@ def _shape(region: dict[str, Any], attribute: str, where: str, options: ReadOpti
     if kind in ("polygon", "polyline"):
         xs, ys = (field_of(row, f"all_points_{axis}", list, where) for axis in "xy")
         if len(xs) != len(ys):
-            raise ValueError(f"{where}: {len(xs)} x and {len(ys)} y. Save it anew in VIA.")
+            raise ValueError(f"{where}: {len(xs)} x and {len(ys)} y. Save it again in VIA.")
         points = points_of([*zip(xs, ys, strict=True)], where)
         draw = partial(polygon, [points]) if kind == "polygon" else partial(line, points, options.line_width)
     elif kind == "rect":
@@ -117,6 +117,6 @@ def _shape(region: dict[str, Any], attribute: str, where: str, options: ReadOpti
         draw = partial(line, np.array([numbers("cx", "cy")]), options.line_width)
     else:
         raise ValueError(
-            f"{where}: the shape {kind!r} is not known; there are polygon, rect, circle, ellipse, polyline, point."
+            f"{where}: the shape {kind!r} is not supported, only polygon, rect, circle, ellipse, polyline and point."
         )
     return Shape(clean(label), draw)

@@ -1,8 +1,8 @@
-"""YOLO segmentation: a text file an image, a line an object: class x y x y ..., in shares of width and height.
+"""YOLO segmentation: a text file per image, a line per object: class x y x y ..., as shares of width and height.
 
-https://docs.ultralytics.com/datasets/segment/. Class names are in data.yaml, or in classes.txt, a line each. The files
-have no order of drawing, so the smaller object is on top. An image without a text file, or with an empty one, has no
-object.
+https://docs.ultralytics.com/datasets/segment/. Class names are in data.yaml, or in classes.txt, one per line. The
+files have no drawing order, so the smaller object is on top. An image without a text file, or with an empty one, has
+no object.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ def read_yolo(source: Path, options: ReadOptions) -> Project:
     """`images/train/a.jpg` with `labels/train/a.txt`, or `train/images/a.jpg` with `train/labels/a.txt`.
 
     Raises:
-        ValueError: no class names, or a line that says no class or no outline.
+        ValueError: there are no class names, or a line has no class or no outline.
     """
     builder = ProjectBuilder("yolo", source, options)
     names = options.classes or _names(source)
     builder.declare(names.values() if isinstance(names, dict) else names)
     by_id = names if isinstance(names, dict) else dict(enumerate(names))
     if not any(path.is_dir() for path in source.rglob(LABELS)):
-        raise ValueError(f"{source} holds no folder {LABELS!r}, where YOLO's text files lie.")
+        raise ValueError(f"{source} contains no folder {LABELS!r}, where YOLO's text files are expected.")
     texts = {}
     for below, path in walk(source, (".txt",)).files.items():
         parts = Path(below).parts
@@ -70,7 +70,7 @@ def _names(source: Path) -> dict[int, str]:
 
     path = yolo_table(source)
     if path is None:
-        raise ValueError(f"{source} holds no data.yaml, which names YOLO's classes. Name them: `--classes NAME ...`.")
+        raise ValueError(f"{source} contains no data.yaml with YOLO's class names. Set them: `--classes NAME ...`.")
     if path.suffix == ".txt":
         return dict(enumerate(filter(None, map(str.strip, path.read_text(encoding="utf-8").splitlines()))))
     try:
@@ -89,7 +89,7 @@ def _shape(row: list[str], names: dict[int, str], where: str, options: ReadOptio
     if len(numbers) == 4:
         if not options.boxes:
             raise ValueError(
-                f"{where} holds a box and no outline. Export for segmentation, or take boxes for masks, `--boxes`."
+                f"{where} contains a box and no outline. Export for segmentation, or use boxes as masks: `--boxes`."
             )
         x, y, width, height = numbers
         left, top, right, bottom = x - width / 2, y - height / 2, x + width / 2, y + height / 2

@@ -1,6 +1,6 @@
-"""The page on which branches are tried, and the Space of the Hub that serves it.
+"""The page for trying branches, and the Hugging Face Space that serves it.
 
-Gradio is an extra, and imported when the page is served.
+Gradio is an optional dependency, imported when the page is served.
 """
 
 from .page import Page, Segmented, find_branches

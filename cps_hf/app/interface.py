@@ -1,4 +1,4 @@
-"""The page in Gradio: what stands where, and which click does what. Nothing on it comes from elsewhere: no fonts, no
+"""The page in Gradio: its layout and event handlers. Nothing is loaded from other servers: no fonts, no
 telemetry."""
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def build(page: Page, other: str, examples: Sequence[str], title: str) -> gradio
 
     Args:
         other: the branch to compare with at the start.
-        examples: image files to pick from.
+        examples: example image files.
     """
     with gradio.Blocks(title=title, analytics_enabled=False) as blocks:
         gradio.Markdown(f"# {title}")
@@ -46,11 +46,11 @@ def build(page: Page, other: str, examples: Sequence[str], title: str) -> gradio
                 image = gradio.Image(
                     type="filepath", sources=["upload", "clipboard"], height=260, elem_id="image", show_label=False
                 )
-                # Gradio would decode the file before anybody has asked how large it is.
+                # Gradio would decode the file before its size is checked.
                 image.preprocess = lambda payload: None if payload is None else payload.path
                 branch = gradio.Dropdown(page.names, value=page.names[0], label="Branch", elem_id="branch")
                 beside = gradio.Dropdown([*page.names, NO_BRANCH], value=other, label="Compare with", elem_id="beside")
-                # Not gradio.Examples: a click there puts another Image, without our `preprocess`, in this one's place.
+                # Not gradio.Examples: a click there would replace this Image by one without our `preprocess`.
                 picks = gradio.Dataset(
                     components=["image"], samples=[[path] for path in examples], type="index", label="Examples"
                 )
@@ -94,7 +94,7 @@ def build(page: Page, other: str, examples: Sequence[str], title: str) -> gradio
 
 
 def _picture(name: str) -> tuple[gradio.Column, gradio.HTML, gradio.Image]:
-    """A picture below its caption (Gradio's own label would lie on it), not seen until there is one."""
+    """A picture below its caption (Gradio's own label would cover it), hidden until there is a picture."""
     with gradio.Column(visible=False, min_width=320) as column:
         caption = gradio.HTML(padding=False)
         picture = gradio.Image(
@@ -108,8 +108,8 @@ def _caption(text: str) -> str:
 
 
 def launch(page: Page, other: str, examples: Sequence[str], title: str, host: str | None, port: int | None) -> None:
-    """Serve the page until the process is stopped. `host`, `port`: None: Gradio's choice (GRADIO_SERVER_NAME, ...)."""
-    # Fonts of the system, which need no network.
+    """Serve the page until the process is stopped. `host`, `port`: if None, Gradio's (GRADIO_SERVER_NAME, ...)."""
+    # System fonts, which need no network.
     theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     build(page, other, examples, title).launch(
         server_name=host,

@@ -1,7 +1,7 @@
-"""A page to try branches on: an image in; overlay, class shares, another branch's view and where the two differ out.
+"""A page for trying branches. Input: an image. Output: overlay, class shares, another branch's view, differences.
 
-In plain Python: `Page.segment` is the work, and interface.py puts Gradio around it. Nothing on the page comes from
-elsewhere: no fonts, no telemetry.
+Plain Python: `Page.segment` does the work, and interface.py wraps it in Gradio. Nothing is loaded from other servers:
+no fonts, no telemetry.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from ..inference.ensemble import Ensemble
 from ..inference.windows import class_ids
 from ..scenes.write import draw_object_scene, draw_street_scene
 
-MAX_PIXELS = 50_000_000  # of an uploaded image, asked of its header before its pixels are decoded
+MAX_PIXELS = 50_000_000  # of an uploaded image; checked in its header before its pixels are decoded
 MAX_BYTES = 40 * 2**20  # of an uploaded file
-PREDICTED_PIXELS = 2_097_152  # 1024 x 2048; larger images are reduced to it
-SHOWN_SIDE = 512  # pixels: smaller pictures are enlarged
+PREDICTED_PIXELS = 2_097_152  # 1024 x 2048; larger images are reduced to this
+SHOWN_SIDE = 512  # pixels; smaller pictures are enlarged
 BRANCH_FOLDERS = ("best", "branch_0", "branch_1", "branch_0_average", "branch_1_average", "teacher")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 NO_BRANCH = "no other"
@@ -41,7 +41,7 @@ DIFFERS = visualization.AGREEMENT["disagree"]
 
 @dataclass(frozen=True)
 class Segmented:
-    """What the page shows of one image: pictures uint8 (h, w, 3), small ones enlarged by a whole factor, and HTML."""
+    """What the page shows for one image: HTML and pictures, uint8 (h, w, 3), the small ones enlarged."""
 
     message: str
     overlay: np.ndarray | None = None
@@ -51,16 +51,16 @@ class Segmented:
 
 
 class Page:
-    """Named branches, and what they make of an image.
+    """Named branches and their predictions.
 
     Args:
         sources: {name on the page: folder or Hub id}, see `find_branches`.
-        device: None: a GPU where there is one.
-        max_pixels: larger images are refused.
-        predicted_pixels: larger images are reduced to this many before they are predicted.
+        device: if None, a GPU if available.
+        max_pixels: larger images are rejected.
+        predicted_pixels: larger images are reduced to this many pixels before prediction.
 
     Raises:
-        ValueError: a branch cannot be read, or they differ in their classes.
+        ValueError: a branch cannot be read, or the branches have different classes.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Page:
         self.max_pixels, self.predicted_pixels = max_pixels, predicted_pixels
 
     def segment(self, path: str | None, name: str, other: str | None) -> Segmented:
-        """The image file as branch `name` sees it, and beside it `other` (None or `NO_BRANCH`: nobody)."""
+        """Predict the image file with branch `name`, and with `other` unless it is None or `NO_BRANCH`."""
         if path is None:
             return Segmented(_message("Drop an image, or pick an example."))
         try:
@@ -107,7 +107,7 @@ class Page:
         )
 
     def _read(self, path: str) -> tuple[Tensor, str]:
-        """The image, uint8 (3, H, W), small enough to be predicted, and what was done in words."""
+        """The image, uint8 (3, H, W), small enough to predict, and a text that describes its size."""
         name = Path(path).name
         try:
             with warnings.catch_warnings():
@@ -117,7 +117,7 @@ class Page:
         except Image.DecompressionBombError:
             width = height = math.inf
         except Exception as error:  # PIL raises many kinds on broken files
-            raise ValueError(f"{name} cannot be read: it is damaged, or no image. Try another file.") from error
+            raise ValueError(f"{name} cannot be read: it is damaged or not an image. Try another file.") from error
         most = f"{self.max_pixels / 1e6:g} megapixels"
         if width * height > self.max_pixels:
             size = f"{width} × {height} pixels" if math.isfinite(width) else "far more pixels than that"
@@ -125,7 +125,7 @@ class Page:
         try:
             image = read_image({"bytes": None, "path": path}, name=name)
         except ValueError as error:
-            raise ValueError(f"{name} cannot be read: it is damaged, or no image. Try another file.") from error
+            raise ValueError(f"{name} cannot be read: it is damaged or not an image. Try another file.") from error
         height, width = image.shape[-2:]
         said = f"{width} × {height} pixels."
         factor = math.sqrt(self.predicted_pixels / (width * height))
@@ -141,13 +141,13 @@ class Page:
         index = self.names.index(name)
         try:
             logits = self.branches.logits(image, only=index)
-        except ValueError:  # networks of several resolutions take multiples of 32 only: the image is padded
+        except ValueError:  # networks with several resolutions only take multiples of 32: pad the image
             window = tuple(-(-side // 32) * 32 for side in image.shape[-2:])
             logits = self.branches.logits(image, only=index, mode="sliding", crop_size=window, stride=window)
         return class_ids(logits)[0].cpu()
 
     def _table(self, predictions: Mapping[str, Tensor]) -> str:
-        """The legend, and each class's share of the pixels as each branch sees it; the largest first."""
+        """The legend, and each class's share of the pixels for each branch, largest first."""
         count = len(self.classes)
         shares = [torch.bincount(ids.flatten(), minlength=count) / ids.numel() for ids in predictions.values()]
         present = [i for i in range(count) if any(share[i] > 0 for share in shares)]
@@ -165,10 +165,10 @@ class Page:
 
 
 def find_branches(sources: Sequence[str]) -> dict[str, str]:
-    """{name: folder or Hub id} of what was asked for; a run's folder stands for the branches in it, the best first.
+    """{name: folder or Hub id} of the sources. A run's output folder stands for its branches, the best first.
 
     Raises:
-        ValueError: a folder that is neither a branch nor a run.
+        ValueError: a folder is neither a branch nor a run.
     """
     found: dict[str, str] = {}
     for source in sources:
@@ -180,8 +180,8 @@ def find_branches(sources: Sequence[str]) -> dict[str, str]:
         inside = [name for name in BRANCH_FOLDERS if (folder / name / "config.json").is_file()]
         if not inside:
             raise ValueError(
-                f"`{source}` is neither a branch (it has no config.json) nor a run's folder (no {BRANCH_FOLDERS[0]}/, "
-                f"{BRANCH_FOLDERS[1]}/ ... in it). Give one of these, or a model's name on the Hub."
+                f"`{source}` is neither a branch (no config.json) nor a run's output folder (no {BRANCH_FOLDERS[0]}/, "
+                f"{BRANCH_FOLDERS[1]}/ ...). Give one of these, or the Hub id of a model."
             )
         label = "" if len(sources) == 1 else f"{folder.resolve().name}/"
         found |= {label + name: str(folder / name) for name in inside}
@@ -189,7 +189,7 @@ def find_branches(sources: Sequence[str]) -> dict[str, str]:
 
 
 def other_branch(sources: Mapping[str, str]) -> str:
-    """What the first branch is compared with at the start: not the branch whose best step it is."""
+    """What the first branch is compared with at the start: not the branch of which it is the best step."""
     names = list(sources)
     results = Path(sources[names[0]]).parent / "results.json"
     itself = None
@@ -199,7 +199,7 @@ def other_branch(sources: Mapping[str, str]) -> str:
 
 
 def write_examples(folder: Path, classes: Sequence[str], count: int = 4) -> list[str]:
-    """Drawn scenes that no run has seen, as JPEG files: objects where the classes are VOC's, else streets."""
+    """Drawn scenes that no run was trained on, as JPEG files: objects for VOC's classes, otherwise streets."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for index in range(count):
@@ -214,14 +214,14 @@ def write_examples(folder: Path, classes: Sequence[str], count: int = 4) -> list
 
 
 def find_examples(folder: str) -> list[str]:
-    """The images in a folder, by name.
+    """The images in a folder, sorted by name.
 
     Raises:
         ValueError: there are none.
     """
     paths = sorted(str(path) for path in Path(folder).glob("*") if path.suffix.lower() in SUFFIXES)
     if not paths:
-        raise ValueError(f"`--examples {folder}`: no image ({', '.join(SUFFIXES)}) is there.")
+        raise ValueError(f"`--examples {folder}`: there is no image ({', '.join(SUFFIXES)}) in it.")
     return paths
 
 
@@ -236,7 +236,7 @@ def _share_cell(share: float, color: str) -> str:
 
 
 def _shown(picture: np.ndarray) -> np.ndarray:
-    """By a whole factor where it is small, as the browser would blur its pixels."""
+    """A small picture, enlarged by an integer factor, as the browser would blur its pixels."""
     return visualization.enlarged(picture, SHOWN_SIDE)
 
 

@@ -1,4 +1,4 @@
-"""Serving the page: what `cps-hf app` and a Space of the Hub run."""
+"""Serve the page: used by `cps-hf app` and by a Hugging Face Space."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ def serve(
     """Serve the page until the process is stopped.
 
     Args:
-        branches: runs' folders, branches' folders, names on the Hub; the first is shown first.
-        examples: a folder of images to pick from; None: scenes are drawn.
-        host: None: this machine only. "0.0.0.0": everybody who can reach it.
-        port: None: the first free one from 7860.
-        device: None: a GPU where there is one.
+        branches: output folders of runs, branch folders or Hub ids; the first is shown first.
+        examples: a folder of example images. If None, scenes are drawn.
+        host: if None, this machine only. "0.0.0.0": all network interfaces.
+        port: if None, the first free port from 7860.
+        device: if None, a GPU if available.
         trust_remote_code: run model code that comes with a branch.
 
     Raises:
-        ValueError: the port is none, a branch cannot be read, the branches differ in their classes, or there is no
+        ValueError: the port is invalid, a branch cannot be read, the branches have different classes, or there is no
             example.
         ImportError: Gradio is not installed: `pip install "cps_hf[app]"`.
     """
     if port is not None and not 1 <= port <= 65535:
         raise ValueError(f"`--port` must be from 1 to 65535, got {port}")
     try:
-        from .interface import launch  # late: Gradio is an extra, and takes seconds
+        from .interface import launch  # late: Gradio is optional, and takes seconds to import
     except ImportError as error:
         raise ImportError(f'the page needs Gradio: pip install "cps_hf[app]" ({error})') from error
     sources = find_branches(branches)

@@ -1,4 +1,4 @@
-"""A folder that is ready to be a Space of the Hub: the page of `cps_hf.app` on branches that lie there."""
+"""Write a folder that is ready to be a Hugging Face Space: the page of `cps_hf.app` for some branches."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ _README = """---
 
 Drop an image, or pick an example: the page shows the classes of its pixels and their shares{beside}.
 
-Branches: {links}. The source of `cps_hf` lies beside `app.py`; the example images are drawn, no photographs.
+Branches: {links}. The source of `cps_hf` is next to `app.py`. The example images are drawn, not photographs.
 {private}"""
 _PRIVATE = """
-A private branch can be read once the Space has a secret `HF_TOKEN` with a token that may read it.
+To read a private branch, the Space needs a secret `HF_TOKEN`: a token that may read it.
 """
 
 
@@ -49,35 +49,35 @@ def write_space(
 ) -> Path:
     """Write a Space: app.py, requirements.txt, README.md with the Hub's header, examples/, and the package's source.
 
-    The folder is the whole Space: `hf upload USER/SPACE FOLDER --repo-type space` puts it online, and `python app.py`
-    in it serves the same page here. It is filled beside and renamed, so it is never half-written.
+    The folder is the whole Space: `hf upload USER/SPACE FOLDER --repo-type space` publishes it, and `python app.py`
+    in it serves the same page locally. It is filled under a temporary name and renamed, so it is never half-written.
 
     Args:
-        folder: to be made.
-        branches: names on the Hub (or folders, to try it here); the first is shown first.
-        classes: the branches' class names, which say what the examples show.
-        title: none: "Segmentation with" and the first branch's name.
-        license: an identifier of the Hub for the header; none: no such line.
-        private: say what a Space needs to read a private branch.
+        folder: must not exist yet.
+        branches: Hub ids (or folders, to try it locally); the first is shown first.
+        classes: the branches' class names, which decide what the examples show.
+        title: if None, "Segmentation with" and the first branch's name.
+        license: a license identifier of the Hub for the header. If None, the header has none.
+        private: explain what a Space needs to read a private branch.
 
     Raises:
         ValueError: `folder` exists, or `branches` is empty.
     """
     folder = Path(folder)
     if folder.exists():
-        raise ValueError(f"{folder} exists already, and nothing is overwritten. Choose a new folder for the Space.")
+        raise ValueError(f"{folder} already exists and would be overwritten. Choose a new folder for the Space.")
     if not branches:
-        raise ValueError("A Space needs at least one branch: its name on the Hub, or a folder.")
+        raise ValueError("A Space needs at least one branch: its Hub id or a folder.")
     names = [re.sub(r".*/", "", branch.rstrip("/")) for branch in branches]
     title = title or f"Segmentation with {names[0]}"
     app = _APP.format(names=", ".join(names), branches=[*branches], title=title)
-    # What this package needs, as its metadata says, without the extras.
+    # This package's dependencies according to its metadata, without the extras.
     requirements = [line for line in requires("cps_hf") or [] if "extra ==" not in line] + [GRADIO]
     on_hub = [branch for branch in branches if not Path(branch).exists()]
     readme = _README.format(
         header=_header(title, license, on_hub),
         title=title,
-        beside=", what another branch sees, and where the two differ" if len(branches) > 1 else "",
+        beside=", another branch's prediction, and where the two differ" if len(branches) > 1 else "",
         links=", ".join(f"[{name}](https://huggingface.co/{name})" if name in on_hub else name for name in branches),
         private=_PRIVATE if private else "",
     )
@@ -99,22 +99,22 @@ def write_space_of(
     license: str | None = None,
     private: bool | None = None,
 ) -> str:
-    """`write_space` for a branch that was pushed, and the command that puts the Space online.
+    """`write_space` for a pushed branch. Returns the command that publishes the Space.
 
     Args:
         directory: the branch as it was exported.
-        address: what `push_branch` returned: the commit's.
+        address: the commit's URL, as returned by `push_branch`.
     """
     repo_id = "/".join(address.partition("/commit/")[0].split("/")[-2:])
     config = json.loads((Path(directory) / "config.json").read_text(encoding="utf-8"))
     classes = [name for _, name in sorted(config["id2label"].items(), key=lambda item: int(item[0]))]
     write_space(folder, [repo_id], classes, license=license, private=bool(private))
     words = ["hf", "upload", f"{repo_id}-demo", str(folder), "--repo-type", "space", *(["--private"] * bool(private))]
-    return f"The Space is in {folder}. To put it online: {shlex.join(words)}"
+    return f"The Space is in {folder}. To publish it: {shlex.join(words)}"
 
 
 def _header(title: str, license: str | None, on_hub: list[str]) -> str:
-    """The YAML by which the Hub knows how to run the Space."""
+    """The YAML header that tells the Hub how to run the Space."""
     fields = {
         "title": title,
         "emoji": "🖼️",

@@ -1,4 +1,4 @@
-"""What of a run is saved, whole or not at all, and how a run goes on from it."""
+"""Saves a run's checkpoints, completely or not at all, and resumes from them."""
 
 from .checkpoints import CheckpointError, checkpoints_in, newest_checkpoint
 from .signals import EXIT_CODE, Preempted

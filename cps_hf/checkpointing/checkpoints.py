@@ -1,9 +1,9 @@
-"""What is saved when, whole or not at all, and which checkpoint a run goes on from.
+"""Writes checkpoints completely or not at all, and chooses the one to resume from.
 
-`OUT/checkpoint-<step>/` holds what Accelerate saves (the module with all branches, their averages and its teacher as
-safetensors, the optimizer, every process's random states), `trainer_state.json`, which is ours, `best/`, the best
-branch so far (hard links: no second copy on the disk), and `manifest.json`, the size and SHA-256 of each file, written
-last: a folder without it is no checkpoint. All is written beside as `tmp-checkpoint-<step>`, flushed and renamed.
+`OUT/checkpoint-<step>/` contains what Accelerate saves (the module with all branches, their averages and its teacher
+as safetensors, the optimizer, every process's random states); our `trainer_state.json`; `best/`, the best branch so
+far (hard links, so it takes no extra space); and `manifest.json`, the size and SHA-256 of each file, which is written
+last: a folder without it is not a checkpoint. Everything is written to `tmp-checkpoint-<step>`, flushed and renamed.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ logger = logging.getLogger(__name__)
 
 STATE_FILE = "trainer_state.json"
 MANIFEST = "manifest.json"
-# What a run writes into its output folder, and so what `--overwrite_output_dir` may remove: nothing else.
-MARKER = "preempted.json"  # a signal stopped the run: it is to go on
+# What a run writes into its output folder. `--overwrite_output_dir` deletes these and nothing else.
+MARKER = "preempted.json"  # a signal stopped the run, which should be resumed
 RUN_FILES = (
     *(MARKER, "config.yaml", "metrics.jsonl", "results.json", "bad_samples.jsonl"),
     *("evaluation.json", "plan.json", "report.html"),
@@ -36,14 +36,14 @@ RUN_FOLDERS = (
 
 
 class CheckpointError(OSError):
-    """A checkpoint could not be written; the earlier ones are as they were."""
+    """A checkpoint could not be written. The earlier ones are unchanged."""
 
 
 # ------------------------------------------------------------------------------------------------ the output folder
 
 
 def check_place(output_dir: str) -> None:
-    """Raise a ValueError where the folder is or lies below a file, or may not be written to."""
+    """Raise a ValueError if the folder is a file, is inside one, or is not writable."""
     folder = Path(output_dir)
     there = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
     if not there.is_dir():
@@ -53,21 +53,21 @@ def check_place(output_dir: str) -> None:
 
 
 def check_output_dir(output_dir: str, *, overwrite: bool, resuming: bool, auto: bool = False) -> None:
-    """Say before any time is lost why the folder cannot be used.
+    """Check, before any time is lost, that the folder can be used.
 
     Args:
-        resuming: the run goes on from a checkpoint in this folder.
-        auto: a run that died before its first checkpoint is started anew: what it left is no reason to stop.
+        resuming: the run resumes from a checkpoint in this folder.
+        auto: a run that died before its first checkpoint is started again: its files are not an obstacle.
 
     Raises:
-        ValueError: it is or lies below a file, may not be written to, or holds a run and neither `overwrite` nor
-            `resuming` is asked for.
+        ValueError: it is a file or inside one, is not writable, or contains a run and neither `overwrite` nor
+            `resuming` is set.
     """
     check_place(output_dir)
     folder = Path(output_dir)
     if auto and not (folder / "results.json").exists():
         return
-    # A run that stopped before its first log left its settings alone: nothing that would be lost.
+    # A run that stopped before its first log only left its settings: nothing would be lost.
     traces = sorted(path.name for path in _run_paths(folder) if path.name not in ("config.yaml", "plan.json"))
     if traces and not overwrite and not resuming:
         newest = newest_checkpoint(output_dir)
@@ -77,46 +77,46 @@ def check_output_dir(output_dir: str, *, overwrite: bool, resuming: bool, auto: 
             else "it has no checkpoint to resume from"
         )
         raise ValueError(
-            f"`output_dir` {output_dir} holds a run ({', '.join(traces[:4])}{' ...' if len(traces) > 4 else ''}): "
-            f"{resume}; remove it with `--overwrite_output_dir`, or choose another folder."
+            f"`output_dir` {output_dir} contains a run ({', '.join(traces[:4])}{' ...' if len(traces) > 4 else ''}): "
+            f"{resume}; delete it with `--overwrite_output_dir`, or choose another folder."
         )
 
 
 def check_run_files(output_dir: str) -> None:
-    """What is in the way of a file or folder that a run writes at its end, said before it begins.
+    """Check, before a run begins, that nothing is in the way of files and folders that it writes at its end.
 
     Raises:
-        ValueError: a folder is where a file is to be, or the other way round; or it may not be written to.
+        ValueError: there is a folder in place of a file or the reverse, or it is not writable.
     """
     for path in _run_paths(Path(output_dir)):
         if path.name.lstrip(".").startswith("tmp-"):
             continue
         kind, other = ("file", "folder") if path.name in RUN_FILES else ("folder", "file")
         if path.is_dir() != (kind == "folder"):
-            raise ValueError(f"{path} is to be a {kind} of the run, but a {other} is there. Move it away.")
+            raise ValueError(f"{path} must be a {kind} of the run, but there is a {other}. Move it away.")
         if not os.access(path, os.W_OK):
-            raise ValueError(f"{path}, which the run is to replace, may not be written to. Change its permissions.")
+            raise ValueError(f"{path} will be replaced by the run but is not writable. Change its permissions.")
 
 
 def put_back(folder: Path) -> None:
-    """Give what a process that was killed between the two renames of `replace_folder` left its name back: it is the
-    only one of its kind. A checkpoint that was being removed stays what it is."""
+    """Restore the name of a folder whose process was killed between the two renames of `replace_folder`: it is the
+    only copy. A checkpoint that was being deleted stays deleted."""
     for path in sorted(folder.glob("tmp-old-*")):
         target = path.with_name(path.name.removeprefix("tmp-old-"))
         removed = target.name.startswith("checkpoint-") and problem_of(path, content=False) is not None
         if not target.exists() and not removed:
-            logger.warning("%s was being replaced when the run ended: it is back as it was.", target)
+            logger.warning("%s was being replaced when the run ended: it has been restored.", target)
             os.replace(path, target)
 
 
 def prepare_output_dir(output_dir: str, *, step: int | None, overwrite: bool) -> None:
-    """Make the folder ready; to be called by one process.
+    """Prepare the folder for a run; called by one process.
 
     Args:
-        step: the run goes on from this step: half-written files are removed, and checkpoints of later steps (damaged
-            ones, or those of a run that is left) are set aside, so that no later start takes them for this run's.
-            None: a new run, for which what an earlier one left is removed.
-        overwrite: whether a new run removes checkpoints too; else they are set aside.
+        step: the step that the run resumes from. Half-written files are deleted, and checkpoints of later steps
+            (damaged ones, or of an abandoned run) are renamed, so that no later start uses them for this run. If
+            `None`, the run is new, and files of an earlier run are deleted.
+        overwrite: whether a new run also deletes checkpoints; otherwise they are renamed.
     """
     folder = Path(output_dir)
     if step is not None or not overwrite:
@@ -124,7 +124,7 @@ def prepare_output_dir(output_dir: str, *, step: int | None, overwrite: bool) ->
     for path in _run_paths(folder):
         half_written = path.name.startswith(("tmp-", ".tmp-"))
         if half_written:
-            logger.warning("%s was half-written when the run ended: removed.", path)
+            logger.warning("%s was half-written when the run ended: deleted.", path)
         if half_written or (step is None and (overwrite or not path.name.startswith("aside-"))):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     (folder / MARKER).unlink(missing_ok=True)
@@ -136,7 +136,7 @@ def set_aside(folder: Path, *, after: int) -> None:
     for step, path in _numbered(folder):
         if step > after:
             aside = path.with_name(f"aside-{path.name}")
-            logger.warning("%s is beyond the step that the run goes on from: it is now %s.", path, aside.name)
+            logger.warning("%s is beyond the step that the run resumes from: it is now %s.", path, aside.name)
             replace_folder(path, aside)
 
 
@@ -149,15 +149,15 @@ def _run_paths(folder: Path) -> list[Path]:
 
 
 def _numbered(folder: Path) -> list[tuple[int, Path]]:
-    """Each `checkpoint-<step>` folder, whole or not, oldest first."""
+    """Each `checkpoint-<step>` folder, complete or not, oldest first."""
     found = [(re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in folder.glob("checkpoint-*")]
     return sorted((int(match[1]), path) for match, path in found if match)
 
 
 def checkpoints_in(output_dir: str | Path) -> list[Path]:
-    """The checkpoints of a run, oldest first, without those that are half-written or half-removed.
+    """The checkpoints of a run, oldest first, without half-written or half-deleted ones.
 
-    That every file is there with its size is looked at here, their content in `problem_of`.
+    This checks that every file exists with its size; `problem_of` checks the content.
     """
     return [path for _, path in _numbered(Path(output_dir)) if problem_of(path, content=False) is None]
 
@@ -167,15 +167,15 @@ def newest_checkpoint(output_dir: str | Path) -> Path | None:
 
 
 def problem_of(checkpoint: Path, *, content: bool = True) -> str | None:
-    """What is wrong with a checkpoint, naming the file; none: it is as it was written.
+    """What is wrong with a checkpoint, naming the file. `None` if it is as it was written.
 
     Args:
-        content: compare each file's SHA-256 too, which reads all of it.
+        content: also compare each file's SHA-256, which reads all of it.
     """
     try:
         expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in _files_of(checkpoint).items()}
     except FileNotFoundError:
-        return f"it has no {MANIFEST}: it was not written to its end" if checkpoint.is_dir() else "it does not exist"
+        return f"it has no {MANIFEST}: it was not written completely" if checkpoint.is_dir() else "it does not exist"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST} cannot be read ({error})"
     for name, (size, sha256) in expected.items():
@@ -183,19 +183,19 @@ def problem_of(checkpoint: Path, *, content: bool = True) -> str | None:
         if not path.is_file():
             return f"{name} is missing"
         if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} bytes, it had {size} when it was written"
+            return f"{name} has {path.stat().st_size} bytes, but had {size} when it was written"
         if content and sha256_of(path) != sha256:
-            return f"{name} is not what was written: its SHA-256 has changed"
+            return f"{name} has been modified: its SHA-256 has changed"
     return None
 
 
 def resolve_checkpoint(resume_from_checkpoint: str | bool | None, output_dir: str) -> Path | None:
-    """The folder to resume from; `None` when no resuming is asked for, or with "auto" when there is none.
+    """The folder to resume from; `None` if not resuming, or with "auto" if there is none.
 
-    A checkpoint in `output_dir` that is not whole is passed over with a warning; one that is named is not.
+    Incomplete checkpoints in `output_dir` are skipped with a warning. A checkpoint that is named must be complete.
 
     Raises:
-        ValueError: it is asked for by true or a path and there is none, or it is not whole.
+        ValueError: true or a path is given, and there is no checkpoint or it is incomplete.
     """
     if resume_from_checkpoint in (None, False, "false", "False"):
         return None
@@ -204,12 +204,12 @@ def resolve_checkpoint(resume_from_checkpoint: str | bool | None, output_dir: st
             problem = problem_of(path)
             if problem is None:
                 return path
-            logger.warning("%s is passed over: %s.", path, problem)
+            logger.warning("%s is skipped: %s.", path, problem)
         if resume_from_checkpoint == "auto":
             return None
         raise ValueError(
-            f"`resume_from_checkpoint=true`, but {output_dir} holds no whole checkpoint-<step> folder. "
-            "Check `output_dir`, or start anew: `--resume_from_checkpoint auto`, or none."
+            f"`resume_from_checkpoint=true`, but {output_dir} has no complete checkpoint-<step> folder. "
+            "Check `output_dir`, or start from scratch: `--resume_from_checkpoint auto`, or none."
         )
     path = Path(resume_from_checkpoint)
     problem = problem_of(path)
@@ -217,13 +217,13 @@ def resolve_checkpoint(resume_from_checkpoint: str | bool | None, output_dir: st
         nearby = [str(p) for p in checkpoints_in(path.parent) if p != path] if path.parent.is_dir() else []
         raise ValueError(
             f"`resume_from_checkpoint` {path} cannot be resumed from: {problem}"
-            + (f". There are: {', '.join(nearby)}." if nearby else f". {path.parent} holds no other checkpoint.")
+            + (f". There are: {', '.join(nearby)}." if nearby else f". {path.parent} has no other checkpoint.")
         )
     return path
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """What `save_checkpoint` was given as `state`."""
+    """The `state` that was passed to `save_checkpoint`."""
     return json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
 
 
@@ -244,20 +244,20 @@ def save_checkpoint(
     """Write `checkpoint-<step>`; called by every process.
 
     Args:
-        state: what we add: JSON values only.
-        save_state: Accelerate's, called with the folder to fill.
-        gather_errors: gives every process the lists of all, joined; waits for all.
-        save_total_limit: keep the newest so many, and that of `best_step`.
+        state: our own state, as JSON values.
+        save_state: Accelerate's function, called with the folder to fill.
+        gather_errors: gives every process the concatenated lists of all; waits for all.
+        save_total_limit: keep this many of the newest checkpoints, and that of `best_step`.
 
     Raises:
-        CheckpointError: on every process, when one could not write (a full disk); the earlier ones stay as they were.
-        RuntimeError: on every process, when a data worker of one ended meanwhile.
+        CheckpointError: on every process, if one could not write (a full disk); the earlier checkpoints are unchanged.
+        RuntimeError: on every process, if a data worker of one died meanwhile.
     """
     final = Path(output_dir) / f"checkpoint-{step}"
     temporary = final.with_name(f"tmp-{final.name}")
 
     def begin() -> None:
-        shutil.rmtree(temporary, ignore_errors=True)  # left by a run that was killed while it saved
+        shutil.rmtree(temporary, ignore_errors=True)  # left by a run that was killed while saving
         temporary.mkdir(parents=True)
 
     def finish() -> None:
@@ -272,20 +272,20 @@ def save_checkpoint(
         if everyone or is_main_process:
             try:
                 phase()
-            except Exception as caught:  # safetensors and torch.save have errors of their own for a full disk
+            except Exception as caught:  # safetensors and torch.save have their own errors for a full disk
                 error = caught
         errors = [e for e in gather_errors([None if error is None else f"{type(error).__name__}: {error}"]) if e]
         if errors:
             if is_main_process:
                 shutil.rmtree(temporary, ignore_errors=True)
-            if "DataLoader worker" in errors[0]:  # torch says so wherever its process is when a worker ends
+            if "DataLoader worker" in errors[0]:  # torch raises this anywhere in its process when a worker dies
                 raise RuntimeError(errors[0]) from error
             files = "Too many open files" in errors[0]
-            advice = "raise the limit on open files (`ulimit -n 65536`)" if files else "make room"
+            advice = "raise the limit on open files (`ulimit -n 65536`)" if files else "free some space"
             raise CheckpointError(
                 f"The checkpoint of step {step} could not be written to {output_dir} ({errors[0]})."
-                f"{'' if files else ' Is the disk full?'} The newest whole one is "
-                f"{newest_checkpoint(output_dir) or 'none yet'}: {advice} and go on with "
+                f"{'' if files else ' Is the disk full?'} The newest complete one is "
+                f"{newest_checkpoint(output_dir) or 'none yet'}: {advice} and resume with "
                 "`--resume_from_checkpoint auto`."
             ) from error
     if is_main_process:
@@ -296,10 +296,10 @@ def save_checkpoint(
 def amend_checkpoint(
     output_dir: str, step: int, state: dict[str, Any], *, save_total_limit: int | None, best_step: int | None
 ) -> None:
-    """Give `checkpoint-<step>`, which this run has just written, another `state` and the present best branch.
+    """Replace the `state` and the best branch in `checkpoint-<step>`, which this run has just written.
 
-    Called by the main process. As everything it is made beside, of hard links, and takes the old one's place when it
-    is whole; other files are as they were, and are not read again.
+    Called by the main process. Like all files, the new checkpoint is made separately, of hard links, and replaces the
+    old one when it is complete. Other files are unchanged and are not read again.
     """
     final = Path(output_dir) / f"checkpoint-{step}"
     temporary = final.with_name(f"tmp-{final.name}")
@@ -314,37 +314,37 @@ def amend_checkpoint(
         seal(temporary, known=_files_of(final))
         replace_folder(temporary, final)
     except Exception:
-        shutil.rmtree(temporary, ignore_errors=True)  # it would hold what room a full disk has
+        shutil.rmtree(temporary, ignore_errors=True)  # it would take up the little space of a full disk
         raise
     _prune(final, save_total_limit, best_step)  # another step may be the best now
 
 
 def _link_best(state: Mapping[str, Any], checkpoint: Path) -> None:
-    """The best branch so far into a checkpoint, unless its user took it away."""
+    """Link the best branch so far into a checkpoint, unless the user has deleted it."""
     best = checkpoint.with_name("best")
     if state.get("best") and best.is_dir():
         link_tree(best, checkpoint / "best")
 
 
 def _prune(newest: Path, limit: int | None, best_step: int | None) -> None:
-    """Remove older checkpoints than the `limit` newest, but for that of the best step. What cannot be removed costs
-    space and no training."""
+    """Delete checkpoints older than the `limit` newest, except that of the best step. A failure to delete costs space,
+    but no training."""
     keep = {newest, newest.with_name(f"checkpoint-{best_step}")}
     for old in checkpoints_in(newest.parent)[:-limit] if limit is not None else ():
         if old not in keep:
-            leaving = old.with_name(f"tmp-old-{old.name}")  # half-removed, it is no checkpoint any more
+            leaving = old.with_name(f"tmp-old-{old.name}")  # half-deleted, it is no longer a checkpoint
             try:
                 os.replace(old, leaving)
                 shutil.rmtree(leaving)
             except OSError as error:
-                logger.warning("%s could not be removed: %s", old, error)
+                logger.warning("%s could not be deleted: %s", old, error)
 
 
 def seal(folder: Path, known: Mapping[str, Mapping[str, Any]] | None = None) -> None:
-    """Write a checkpoint's manifest, of the files as they are now, and bring everything onto the disk.
+    """Write a checkpoint's manifest, for the files as they are now, and flush everything to disk.
 
     Args:
-        known: entries of an earlier manifest, for files that are links to those that it is of, and not read again.
+        known: entries of an earlier manifest for files that are hard links to its files. They are not read again.
     """
     (folder / MANIFEST).unlink(missing_ok=True)  # it may be a link to another checkpoint's
     files = sorted(path for path in folder.rglob("*") if path.is_file())

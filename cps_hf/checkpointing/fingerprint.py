@@ -1,6 +1,6 @@
-"""What decides how a run goes on, written into each checkpoint; and how two runs differ in it.
+"""Everything that determines how a run continues, saved in each checkpoint; and how two runs differ in it.
 
-Cheap on purpose: ids are hashed, images are not; models are told apart by their configuration and parameter names.
+It is cheap on purpose: ids are hashed, but images are not; models are compared by configuration and parameter names.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from transformers import PreTrainedModel
 from ..config import EvaluationConfig, flat, names_of_kind
 from ..data.streams import id_of, undecoded
 
-IDS_OF_A_STREAM = 8  # a streamed set is told by its first rows: reading all of it may take hours
-STREAM_ORDER = "by seed, stream and pass"  # a checkpoint that says nothing of it went by seed and pass alone
+IDS_OF_A_STREAM = 8  # a streamed set is identified by its first rows: reading all of it may take hours
+STREAM_ORDER = "by seed, stream and pass"  # in checkpoints without this entry: by seed and pass alone
 
 
 def versions() -> dict[str, str]:
-    """Python's version and those of the libraries that a number depends on."""
+    """The versions of Python and of the libraries that affect results."""
     found = {"python": platform.python_version()}
     for name in ("cps_hf", "torch", "torchvision", "transformers", "datasets", "accelerate", "evaluate", "timm"):
         try:
@@ -51,15 +51,15 @@ def fingerprint(
     class_counts: torch.Tensor | None = None,
     labelers: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """All that decides how a run goes on, by what a change of it does; JSON values only.
+    """Everything that determines how a run continues, grouped by the effect of a change; JSON values only.
 
-    "run": another run; "rounding": the same run, rounded otherwise; "best": the best branch is found anew.
+    "run": a different run; "rounding": the same run, rounded differently; "best": the best branch is chosen again.
 
     Args:
         groups: the settings, `CPSConfig` first.
         objective: a dataclass of the method's hyper-parameters.
-        class_counts: the labeled set's pixels by class, where the run weighs classes by them.
-        labelers: which networks label for the method, a hash of each.
+        class_counts: the labeled set's pixels per class, if the run weights classes by them.
+        labelers: a hash of each network that makes labels for the method.
     """
     args, settings = groups[0], flat(*groups)
     micro_batches = args.gradient_accumulation_steps * accelerator.num_processes
@@ -67,7 +67,7 @@ def fingerprint(
     found = {
         "run": {name: settings[name] for name in sorted(names_of_kind(None, *groups))}
         | {
-            "mixed_precision": accelerator.mixed_precision,  # what `accelerate launch` said, where the setting is none
+            "mixed_precision": accelerator.mixed_precision,  # from `accelerate launch` if the setting is None
             "labeled images a step": args.per_device_train_batch_size * micro_batches,
             "unlabeled images a step": args.unlabeled_batch_size * micro_batches if objective.views else 0,
             "objective": type(objective).__name__,
@@ -80,7 +80,7 @@ def fingerprint(
             "optimizer": type(getattr(optimizer, "optimizer", optimizer)).__name__,
             "scheduler": type(lr_scheduler).__name__,
             "models": len(models),
-            **({"sharding": "FSDP2"} if accelerator.is_fsdp2 else {}),  # its checkpoints are other files
+            **({"sharding": "FSDP2"} if accelerator.is_fsdp2 else {}),  # its checkpoints have other files
             **{k: v for i, model in enumerate(models) for k, v in _model(f"model {i}", model)},
         },
         "rounding": {name: settings[name] for name in sorted(names_of_kind("rounding", *groups))}
@@ -89,18 +89,18 @@ def fingerprint(
         "best": {name: settings[name] for name in sorted(names_of_kind("choice", *groups))}
         | _dataset("eval_dataset", eval_dataset, with_label=True),
     }
-    return json.loads(json.dumps(found, default=str))  # as a checkpoint gives it back: lists, no tuples
+    return json.loads(json.dumps(found, default=str))  # as it is read from a checkpoint: lists, no tuples
 
 
 def _judged_by(settings: Mapping[str, Any], eval_dataset: Any) -> dict[str, Any]:
-    """With `unlabeled_weight="auto"` evaluations decide how a run goes on."""
+    """With `unlabeled_weight="auto"`, evaluations affect how a run continues."""
     names = ["eval_steps", *sorted(names_of_kind("choice", EvaluationConfig))]
     return {name: settings[name] for name in names} | _dataset("eval_dataset", eval_dataset, with_label=True)
 
 
 def with_new_fields(saved: dict[str, Any], groups: Sequence[Any], objective: Any) -> dict[str, Any]:
-    """The fingerprint of a checkpoint that an earlier version wrote, with the fields that came since then at their
-    defaults, at which they do nothing."""
+    """Complete the fingerprint of a checkpoint from an earlier version: fields added since then get their defaults,
+    which have no effect."""
     values = {name: value for group in groups for name, value in _defaults(group).items()}
     parts = {"run": None, "rounding": "rounding", "best": "choice"}
     added = {
@@ -113,13 +113,13 @@ def with_new_fields(saved: dict[str, Any], groups: Sequence[Any], objective: Any
 
 
 def _defaults(group: Any) -> dict[str, Any]:
-    """The fields of a dataclass that have a default, at it."""
+    """The fields of a dataclass that have a default, with its value."""
     found = {f.name: f.default for f in fields(group) if f.default is not MISSING}
     return found | {f.name: f.default_factory() for f in fields(group) if f.default_factory is not MISSING}
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """ "name: before -> now" of each value of a group that is not the same."""
+    """ "name: before -> now" for each value of a group that differs."""
     names = [*now, *(name for name in saved if name not in now)]
     return [
         f"{name}: {_short(saved.get(name))} -> {_short(now.get(name))}"
@@ -134,7 +134,7 @@ def _short(value: Any) -> str:
 
 
 def _dataset(name: str, dataset: Any, *, with_label: bool) -> dict[str, Any]:
-    """Its rows, a hash of its ids (streamed: of its first ones), and how its labels are coded."""
+    """Its rows, a hash of its ids (streamed: of its first ones), and its label encoding."""
     if dataset is None:
         return {}
     coding = (dataset.features or {}).get("label") if with_label else None
@@ -160,7 +160,7 @@ def _model(name: str, model: PreTrainedModel) -> Iterator[tuple[str, Any]]:
     yield f"{name}, class", type(model).__name__
     for key, value in json.loads(model.config.to_json_string(use_diff=False)).items():
         if key == "input_shrink" and value == 1:
-            continue  # it does nothing, and checkpoints of before it was there have none
+            continue  # it has no effect, and older checkpoints do not have it
         if key not in ("_name_or_path", "transformers_version", "architectures", "auto_map", "dtype"):
             yield f"{name}, {key}", _without_sources(value)
     shapes = [f"{key} {tuple(value.shape)} {value.dtype}" for key, value in model.state_dict().items()]
@@ -168,7 +168,7 @@ def _model(name: str, model: PreTrainedModel) -> Iterator[tuple[str, Any]]:
 
 
 def _without_sources(value: Any) -> Any:
-    """A configuration within, without what only says where it came from."""
+    """A nested configuration without entries that only say where it came from."""
     if isinstance(value, dict):
         return {k: _without_sources(v) for k, v in value.items() if k not in ("_name_or_path", "transformers_version")}
     return value

@@ -1,12 +1,12 @@
-"""One run a folder: `OUT/run.lock` says which process writes into it, and is gone when that ends.
+"""One run per folder: `OUT/run.lock` says which process writes into it, and is deleted when that process ends.
 
-A file that is created exclusively is the lock, since that is atomic on every file system a cluster has (NFS from
-version 3 on). `flock` is not: network drives that are mounted without it grant it to everyone on their own host.
+The lock is a file that is created exclusively, which is atomic on every file system of a cluster (NFS from version 3
+on). `flock` is not: network drives mounted without it grant it to everyone on their own host.
 
-A holder on this machine is looked up by its process number and start time: when it is dead, killed too, its lock is
-free at once. One that cannot be looked up (on another host, or in another container that shares the host's name) shows
-that it lives by touching the file every `BEAT` seconds; whoever wants the folder watches that, and never compares two
-hosts' clocks.
+A holder on this machine is looked up by its process number and start time. If it is dead, even if it was killed, its
+lock is free at once. A holder that cannot be looked up (on another host, or in another container with the same host
+name) touches the file every `BEAT` seconds. A process that wants the folder watches for this, and never compares the
+clocks of two hosts.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ logger = logging.getLogger(__name__)
 
 NAME = "run.lock"
 BEAT = 10.0  # seconds
-WATCHED = 60.0  # seconds without a sign of life after which a holder that cannot be looked up counts as dead
+WATCHED = 60.0  # seconds without a heartbeat after which a holder that cannot be looked up counts as dead
 
 _PROC = Path("/proc")
 _HELD: set[str] = set()  # the tokens of this process's locks
 
 
 class LockedError(ValueError):
-    """The folder is another run's; it says whose, and what to do."""
+    """The folder belongs to another run. The message says which one, and what to do."""
 
 
 class FolderLock:
-    """While taken, no other run takes the same folder.
+    """While it is taken, no other run can take the same folder.
 
     Args:
-        folder: need not be there; it is made with the lock and, if nothing else came into it, removed with it.
+        folder: need not exist. It is created with the lock and, if it is otherwise empty, deleted with it.
     """
 
     def __init__(self, folder: str | os.PathLike):
@@ -56,7 +56,7 @@ class FolderLock:
 
         Raises:
             LockedError: another run has it.
-            OSError: the folder or the file cannot be made.
+            OSError: the folder or the file cannot be created.
         """
         self._made = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
         try:
@@ -66,7 +66,7 @@ class FolderLock:
                 if holder is None:
                     continue  # it ended just now
                 if self._is_dead(holder):
-                    logger.warning("%s was left by a run that is dead (%s): removed.", self.path, _name(holder))
+                    logger.warning("%s was left by a run that is dead (%s): deleted.", self.path, _name(holder))
                     self._remove(holder)
                 elif _read(self.path) == holder:
                     raise LockedError(self._describe(holder))
@@ -77,7 +77,7 @@ class FolderLock:
         threading.Thread(target=self._beat, args=(self._token,), name="run.lock", daemon=True).start()
 
     def release(self) -> None:
-        """Free the folder, if it is still this run's."""
+        """Free the folder if it still belongs to this run."""
         if self._token is None:
             return
         self._ended.set()
@@ -89,16 +89,16 @@ class FolderLock:
         self._remove_folders()
 
     def check(self) -> None:
-        """Raise a `LockedError` where another run took the folder: this one was taken for dead, as a machine that
-        slept for longer than `WATCHED` seconds is."""
+        """Raise a `LockedError` if another run took the folder because this one seemed dead, as happens when a machine
+        sleeps for more than `WATCHED` seconds."""
         if self._token is None:
             return
         holder = _read(self.path)
         if holder is None or holder.get("token") != self._token:
-            by = "it is gone" if holder is None else f"it is that of {_name(holder)}"
+            by = "it is gone" if holder is None else f"it belongs to {_name(holder)}"
             raise LockedError(
-                f"{self.path} is no longer this run's: {by}. This run gave no sign of life and was taken for dead, or "
-                "the file was removed. It stops and writes no more."
+                f"{self.path} no longer belongs to this run: {by}. This run sent no heartbeat and seemed dead, or "
+                "the file was deleted. It stops without writing anything more."
             )
 
     # -------------------------------------------------------------------------------------------- the file
@@ -121,8 +121,8 @@ class FolderLock:
         return True
 
     def _remove(self, dead: dict[str, Any]) -> None:
-        """Remove a dead holder's file, and no other one that came in its place: of several who rename it one succeeds,
-        and who finds a living run's under the new name puts it back."""
+        """Delete a dead holder's file, but no other file that has replaced it. If several processes rename it, one
+        succeeds; if it turns out to be a living run's file, it is put back."""
         if _read(self.path) != dead:
             return
         aside = self.path.with_name(f"tmp-{NAME}-{secrets.token_hex(4)}")
@@ -137,7 +137,7 @@ class FolderLock:
 
     def _beat(self, token: str) -> None:
         while not self._ended.wait(BEAT):
-            with contextlib.suppress(OSError):  # the next one may get through
+            with contextlib.suppress(OSError):  # the next one may succeed
                 if (_read(self.path) or {}).get("token") != token:
                     return
                 os.utime(self.path)
@@ -154,7 +154,7 @@ class FolderLock:
         if lives is not None:
             return not lives
         logger.warning(
-            "%s: %s holds it and cannot be looked up from here. Waiting up to %g s for a sign of life.",
+            "%s: %s has it and cannot be looked up from here. Waiting up to %g s for a heartbeat.",
             self.path,
             _name(holder),
             WATCHED,
@@ -162,13 +162,13 @@ class FolderLock:
         first, end = self._last_beat(), time.monotonic() + WATCHED
         while time.monotonic() < end:
             time.sleep(min(1.0, WATCHED / 10))
-            if self._last_beat() != first:  # a sign of life; or its end, or another one's lock
+            if self._last_beat() != first:  # a heartbeat, its end, or another lock
                 return False
         return True
 
     def _last_beat(self) -> tuple[int, int] | None:
         try:
-            with open(self.path, "rb") as file:  # network drives ask their server when a file is opened
+            with open(self.path, "rb") as file:  # network drives query their server when a file is opened
                 found = os.fstat(file.fileno())
                 return found.st_mtime_ns, found.st_size
         except FileNotFoundError:
@@ -176,16 +176,16 @@ class FolderLock:
 
     def _describe(self, holder: dict[str, Any]) -> str:
         beat, since = self._last_beat(), holder.get("since", "a moment ago")
-        age = "" if beat is None else f" (last sign of life {max(0, time.time() - beat[0] / 1e9):.0f} s ago)"
+        age = "" if beat is None else f" (last heartbeat {max(0, time.time() - beat[0] / 1e9):.0f} s ago)"
         return (
-            f"{self.folder} is another run's: {_name(holder)} has trained into it since {since}{age}. Wait until it "
-            f"ends, end it, or choose another `output_dir`. If you know that no such run is at work, remove "
+            f"{self.folder} belongs to another run: {_name(holder)} has trained into it since {since}{age}. Wait "
+            f"until it ends, stop it, or choose another `output_dir`. If you know that no such run is active, delete "
             f"{self.path}."
         )
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """What a lock says; empty: nothing yet, or nothing that was written whole; none: there is no such file."""
+    """A lock's content. Empty if nothing has been written completely yet; `None` if there is no such file."""
     try:
         holder = json.loads(path.read_text(encoding="utf-8"))
         return holder if isinstance(holder, dict) else {}
@@ -210,7 +210,7 @@ def _this_process() -> dict[str, Any]:
 
 
 def _machine() -> list[str]:
-    """Within what a process number means one process: a host since it was started, and a container on it."""
+    """The scope in which process numbers are unique: a host since its start, and a container on it."""
     found = [socket.gethostname()]
     with contextlib.suppress(OSError):  # not Linux
         found.append((_PROC / "sys/kernel/random/boot_id").read_text(encoding="ascii").strip())
@@ -219,8 +219,8 @@ def _machine() -> list[str]:
 
 
 def _start(pid: int) -> int | None:
-    """When a process started, in the kernel's ticks since the machine did; 0: it is dead and only not yet waited for;
-    none: the system does not say."""
+    """When a process started, in the kernel's ticks since boot; 0 if it is dead but not yet waited for; `None` if the
+    system does not say."""
     try:
         state, *fields = (_PROC / str(pid) / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except (OSError, ValueError):
@@ -229,12 +229,12 @@ def _start(pid: int) -> int | None:
 
 
 def _lives(holder: dict[str, Any]) -> bool | None:
-    """Whether the holder's process is alive; none: it cannot be looked up."""
+    """Whether the holder's process is alive; `None` if it cannot be looked up."""
     pid = holder.get("pid")
-    if pid == os.getpid() and holder.get("machine") == _machine():  # what comes then may have been interrupted
+    if pid == os.getpid() and holder.get("machine") == _machine():  # the next checks may have been interrupted
         return holder.get("token") in _HELD
     if os.name == "nt" or not isinstance(pid, int) or holder.get("machine") != _machine():
-        return None  # (on Windows os.kill(pid, 0) ends the process)
+        return None  # (on Windows, os.kill(pid, 0) ends the process)
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -242,6 +242,6 @@ def _lives(holder: dict[str, Any]) -> bool | None:
     except OSError:  # another user's
         pass
     start = _start(pid)
-    if start is None:  # another user's, where those are hidden, or not Linux
+    if start is None:  # another user's, if those are hidden, or not Linux
         return None
     return start == holder.get("process_start")

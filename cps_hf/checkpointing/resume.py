@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from, and how its parts go into one and come back."""
+"""Finds the checkpoint to resume from, and saves and restores a run's parts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 class State(Protocol):
-    """What a run knows of itself (`cps_hf.training.state.RunState`)."""
+    """What a run knows about itself (`cps_hf.training.state.RunState`)."""
 
     global_step: int
     best: dict[str, Any]
@@ -36,8 +36,8 @@ class State(Protocol):
 
 
 def on_main_process(accelerator: Accelerator | PartialState, call: Callable[[], Any]) -> Any:
-    """What `call()` gives on the main process, on every process; or the error that it raises there: on the others a
-    ValueError of the same text, so that nobody waits for a process that is gone."""
+    """The result of `call()` on the main process, on every process; or its error. The other processes raise a
+    ValueError with the same text, so that none waits for a process that is gone."""
     outcome: list[Any] = [None, None]
     failure = None
     if accelerator.is_main_process:
@@ -54,12 +54,12 @@ def on_main_process(accelerator: Accelerator | PartialState, call: Callable[[], 
 
 
 class Checkpointer:
-    """Saves a run's parts and brings them back. Every method is called by every process.
+    """Saves and restores a run's parts. All processes call every method.
 
     Args:
-        optimizer: as Accelerate prepared it; Accelerate saves it, and the models.
-        callbacks: those that are `ExportableState`s are saved too.
-        settings: all of the run's, to be read by people.
+        optimizer: the optimizer prepared by Accelerate, which saves it and the models.
+        callbacks: `ExportableState`s among them are saved too.
+        settings: all settings of the run, for people to read.
     """
 
     def __init__(
@@ -84,11 +84,11 @@ class Checkpointer:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Within, the output folder is this run's alone; its processes share it.
+        """A context in which the output folder belongs to this run alone; its processes share it.
 
         Raises:
             LockedError: another run has it.
-            ValueError: it cannot be made or written to.
+            ValueError: it cannot be created or is not writable.
         """
         on_main_process(self.accelerator, self._take)
         try:
@@ -106,8 +106,8 @@ class Checkpointer:
         checkpoints.put_back(Path(output_dir))
 
     def check_lock(self) -> None:
-        """Raise a LockedError (on other processes than the main one a ValueError) where another run has taken the
-        folder meanwhile; to be called before something is written."""
+        """Raise a LockedError (a ValueError except on the main process) if another run has taken the folder meanwhile.
+        Call it before writing anything."""
         on_main_process(self.accelerator, self.lock.check)
 
     def find(
@@ -116,17 +116,17 @@ class Checkpointer:
         fingerprint: Callable[[], dict[str, Any]],
         complete: Callable[[dict[str, Any]], dict[str, Any]],
     ) -> tuple[Path | None, dict[str, Any]]:
-        """The checkpoint to go on from and what we wrote into it; without one, (None, a new run's).
+        """The checkpoint to resume from and our state in it; without one, (None, a new run's state).
 
         Called before anything but the lock is written.
 
         Args:
-            fingerprint: what decides how this run goes on; asked for on the main process.
-            complete: adds to a checkpoint's fingerprint the fields that it is too old to have.
+            fingerprint: returns what determines how this run continues; called on the main process.
+            complete: adds fields to a checkpoint's fingerprint that are newer than the checkpoint.
 
         Raises:
-            ValueError: what is wanted is not there or not whole, the output folder holds another run, or the settings,
-                the data or the models are not those of the checkpoint (unless `args.resume_force`).
+            ValueError: the checkpoint is missing or incomplete, the output folder contains another run, or the
+                settings, the data or the models differ from the checkpoint's (unless `args.resume_force`).
         """
         args = self.args
 
@@ -144,8 +144,8 @@ class Checkpointer:
             saved = checkpoints.read_state(checkpoint)
             if saved["step"] > args.max_steps:
                 raise ValueError(
-                    f"{checkpoint} is at step {saved['step']}, beyond `max_steps` {args.max_steps}. Give at least "
-                    "that many, or resume from an earlier checkpoint."
+                    f"{checkpoint} is at step {saved['step']}, beyond `max_steps` {args.max_steps}. Increase "
+                    "`max_steps`, or resume from an earlier checkpoint."
                 )
             saved["fingerprint"] = complete(saved["fingerprint"])
             _check_same_run(checkpoint, saved["fingerprint"], now, force=args.resume_force)
@@ -155,14 +155,14 @@ class Checkpointer:
         return checkpoint, saved
 
     def prepare_output_dir(self, checkpoint: Path | None, saved: Mapping[str, Any], settings: str) -> None:
-        """Make the output folder that of the step that the run begins at.
+        """Set up the output folder for the step that the run begins at.
 
         Args:
-            checkpoint, saved: what `find` gave.
+            checkpoint, saved: the results of `find`.
             settings: the text of config.yaml.
 
         Raises:
-            OSError: a file or folder cannot be removed or made; on other processes than the main one a ValueError.
+            OSError: a file or folder cannot be deleted or created; a ValueError except on the main process.
             ValueError: something is in the way of what the run will write.
         """
         on_main_process(self.accelerator, lambda: self._prepare(checkpoint, saved, settings))
@@ -182,22 +182,22 @@ class Checkpointer:
         write_atomically(Path(self.args.output_dir) / "config.yaml", settings)
 
     def _change_of_choice(self, saved: Mapping[str, Any]) -> list[str]:
-        """What changed of the choice of the best branch; nothing where the run makes no such choice any more."""
+        """Changes in how the best branch is chosen; none if the run no longer makes this choice."""
         return differences(saved["fingerprint"]["best"], self.fingerprint["best"]) if self.evaluates else []
 
     # -------------------------------------------------------------------------------------------- saving
 
     def save(self, streams: Mapping[str, Mapping[str, Any]]) -> Path:
-        """Write the checkpoint of the step that the run is at.
+        """Write a checkpoint of the current step.
 
-        Batch norm's statistics are to be the main process's on all of them: of what all processes hold, a sharded
-        save takes any one's.
+        Batch norm's statistics must be the main process's on all of them: a sharded save takes replicated values from
+        any process.
 
         Args:
-            streams: of each, its "position" in the global order and its "length".
+            streams: by stream, its "position" in the global order and its "length".
 
         Raises:
-            CheckpointError: on every process, when one could not write.
+            CheckpointError: on every process, if one could not write.
         """
         return checkpoints.save_checkpoint(
             self.args.output_dir,
@@ -211,10 +211,10 @@ class Checkpointer:
         )
 
     def amend(self, streams: Mapping[str, Mapping[str, Any]]) -> None:
-        """Let the checkpoint of this step know what happened since it was saved: its evaluation, a new best branch.
+        """Update this step's checkpoint with what happened since it was saved: its evaluation, a new best branch.
 
-        A disk that is full costs nothing but that: the checkpoint stays as it was saved, and whoever goes on from it
-        does again what it holds as pending. Nothing happens where this step's checkpoint lies in another folder.
+        If the disk is full, the checkpoint stays as it was saved, and a run that resumes from it repeats what it lists
+        as pending. Nothing happens if this step's checkpoint is in another folder.
         """
         step = self.state.global_step
         if self.accelerator.is_main_process and (Path(self.args.output_dir) / f"checkpoint-{step}").is_dir():
@@ -236,7 +236,7 @@ class Checkpointer:
         self.accelerator.wait_for_everyone()
 
     def _content(self, streams: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-        """What Accelerate does not save: JSON values only."""
+        """What Accelerate does not save, as JSON values."""
         return {
             **self.state.state_dict(),
             "streams": {name: dict(stream) for name, stream in streams.items()},
@@ -252,13 +252,13 @@ class Checkpointer:
     # -------------------------------------------------------------------------------------------- loading
 
     def load(self, checkpoint: Path, saved: Mapping[str, Any]) -> None:
-        """Bring all parts to where they were, before the first step.
+        """Restore all parts, before the first step.
 
         Args:
-            checkpoint, saved: what `find` gave.
+            checkpoint, saved: the results of `find`.
 
         Raises:
-            ValueError: with `resume_force`, the checkpoint is of other models or another optimizer.
+            ValueError: with `resume_force`, the checkpoint has other models or another optimizer.
         """
         accelerator, scheduler = self.accelerator, self.lr_scheduler
         fresh_groups = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
@@ -267,21 +267,21 @@ class Checkpointer:
         try:
             accelerator.load_state(str(checkpoint))
         except (RuntimeError, ValueError, KeyError, OSError) as error:  # with `resume_force`, another model
-            raise ValueError(f"{checkpoint} does not fit this run's models or optimizer: {error}") from error
+            raise ValueError(f"{checkpoint} does not match this run's models or optimizer: {error}") from error
         finally:
             keeps.remove()
-        accelerator.step = 0  # micro-batches, from a step's beginning on; how many a step has may have changed
+        accelerator.step = 0  # micro-batches since the step's beginning; their number per step may have changed
         scheduler.load_state_dict(saved["scheduler"])
         if saved["fingerprint"]["rounding"]["processes"] != accelerator.num_processes:
-            set_seed(self.args.seed + saved["step"], device_specific=True)  # not the same random states once more
+            set_seed(self.args.seed + saved["step"], device_specific=True)  # not the same random states again
         choice = self._change_of_choice(saved)
         if choice:
-            logger.warning("The best branch is found anew, since these changed: %s.", "; ".join(choice))
+            logger.warning("The best branch is chosen again, since these changed: %s.", "; ".join(choice))
         same_set = saved["fingerprint"]["best"] == self.fingerprint["best"]
         self.state.load_state_dict(saved, same_choice=not choice, same_set=same_set)
         self._load_callbacks(saved["callbacks"])
         self._apply_changes(saved, fresh_groups)
-        done = ", its last: nothing is left to train" if saved["step"] == self.args.max_steps else ""
+        done = ", its last: there is nothing left to train" if saved["step"] == self.args.max_steps else ""
         logger.info("Resumed from %s at step %d%s.", checkpoint, saved["step"], done)
 
     def _load_callbacks(self, saved: Sequence[Sequence[Any]]) -> None:
@@ -294,7 +294,8 @@ class Checkpointer:
                     setattr(callback, name, value)
 
     def _apply_changes(self, saved: Mapping[str, Any], fresh_groups: list[dict[str, Any]]) -> None:
-        """Another `max_steps`, or by `resume_force` other rates: the checkpoint would silently bring back the old."""
+        """Apply another `max_steps` or, with `resume_force`, other rates: the checkpoint would restore the old
+        ones."""
         same_length = saved["settings"]["max_steps"] == self.args.max_steps
         if same_length and not differences(saved["fingerprint"]["run"], self.fingerprint["run"]):
             return
@@ -317,21 +318,21 @@ def _check_same_run(checkpoint: Path, saved: dict[str, Any], now: dict[str, Any]
         raise ValueError(
             f"{checkpoint} belongs to a run with other settings (in the checkpoint -> now):\n  "
             + "\n  ".join(changed)
-            + "\nGo on with the old ones, or with the new ones by `--resume_force`, or start a run in another folder."
+            + "\nContinue with the old ones, or with the new ones and `--resume_force`, or use another folder."
         )
     if changed:
-        logger.warning("Going on with other settings, as `resume_force` says: %s.", "; ".join(changed))
+        logger.warning("Continuing with other settings because of `resume_force`: %s.", "; ".join(changed))
     rounding = differences(saved["rounding"], now["rounding"])
     if rounding:
         logger.warning(
-            "Not bit for bit the run that was stopped, since these changed: %s. The order of samples, their crops and "
-            "their masks stay; sums are rounded otherwise, and where a process's share of a step changed, dropout is "
-            "drawn anew and batch norm sees other batches.",
+            "This is not bit for bit the run that was stopped, since these changed: %s. The order of samples, their "
+            "crops and their masks stay. Sums are rounded differently, and if a process's share of a step changed, "
+            "dropout is drawn again and batch norm sees other batches.",
             "; ".join(rounding),
         )
 
 
 def _keep_kernels(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
-    """A checkpoint would bring back its own `fused`, which may change (and says where the steps' counts lie)."""
+    """A checkpoint would restore its own `fused`, which may change (and determines where step counts are stored)."""
     for saved, own in zip(state_dict["param_groups"], optimizer.param_groups, strict=False):
         saved.update({name: own[name] for name in ("fused", "foreach") if name in own})

@@ -1,8 +1,8 @@
-"""Being told to stop: a signal ends a run after its step, with a checkpoint to go on from.
+"""Stop signals: a signal ends a run after the current step, with a checkpoint to resume from.
 
-Clusters announce the end of a job with SIGTERM, or with a signal of the user's choice, which by custom is SIGUSR1;
-Ctrl-C is SIGINT. (Windows has no SIGUSR1; Ctrl-Break there is SIGBREAK.) Launchers repeat a signal to the processes
-that they started, so what comes within `ECHO_SECONDS` counts as one.
+Clusters announce the end of a job with SIGTERM, or with a signal of the user's choice, usually SIGUSR1; Ctrl-C is
+SIGINT. (Windows has no SIGUSR1; Ctrl-Break there is SIGBREAK.) Launchers repeat a signal to the processes that they
+started, so signals within `ECHO_SECONDS` count as one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 EXIT_CODE = 85
-"""A run that was told to stop, and saved: start it again to go on. (HTCondor's code for the same.)"""
+"""The exit code of a run that was told to stop, and saved: start it again to resume. (As in HTCondor.)"""
 
 _NAMES = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGBREAK")
 SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
@@ -36,7 +36,7 @@ ECHO_SECONDS = 2.0
 class Preempted(SystemExit):
     """`CPSTrainer.train` was told to stop: the step is finished and saved.
 
-    Left alone it ends the program with `EXIT_CODE` and no traceback. Caught, `step` and `checkpoint` say where.
+    If uncaught, the program exits with `EXIT_CODE` and without a traceback. `step` and `checkpoint` say where it is.
     """
 
     def __init__(self, step: int, checkpoint: Path):
@@ -45,14 +45,14 @@ class Preempted(SystemExit):
 
 
 class StopSignals:
-    """While entered, the first signal sets `received`; a second one leaves the process at once, with 128 + its number.
+    """While it is entered, the first signal sets `received`; a second one exits at once, with 128 + its number.
 
-    Signals that the program handles itself or ignores stay the program's; outside the main thread, where Python
-    allows no handlers, all do. What was there before comes back at the end.
+    Signals that the program handles itself or ignores are left to it. Outside the main thread, where Python does not
+    allow handlers, this applies to all signals. The previous handlers are restored at the end.
 
-    A thread does the watching: Python runs a handler only between two of its own instructions, so never while the
-    main thread waits for another process that will not answer, which is when a second signal is sent. It is told by a
-    pair of sockets, which every system has; a pipe that does not block cannot be had on Windows.
+    A thread watches for signals. Python only runs a handler between two of its own instructions, so never while the
+    main thread waits for another process that does not respond, which is when a second signal is sent. The thread is
+    notified through a pair of sockets, which exists on every system; Windows has no non-blocking pipes.
     """
 
     def __init__(self):
@@ -80,32 +80,32 @@ class StopSignals:
         for number, handler in self._old.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._old_wakeup)
-        self._write.send(b"\0")  # no signal's number: the thread ends
+        self._write.send(b"\0")  # not a signal's number: the thread ends
         self._thread.join()
         self._read.close()
         self._write.close()
 
     def _watch(self) -> None:
         while number := self._read.recv(1)[0]:
-            if number not in self._old:  # SIGCHLD of a data loader's worker, say
+            if number not in self._old:  # SIGCHLD of a data loader's worker, for example
                 continue
             now = time.monotonic()
             if not self.received:
                 self.received, self._since = number, now
                 name = signal.Signals(number).name
-                _say(f"{name}: the run stops after this step and saves; a second signal leaves at once.")
+                _say(f"{name}: the run stops after this step and saves; a second signal exits at once.")
             elif now - self._since > ECHO_SECONDS:
-                _say(f"{signal.Signals(number).name} again: leaving without saving.")
+                _say(f"{signal.Signals(number).name} again: exiting without saving.")
                 os._exit(128 + number)
 
 
 def leave(accelerator: Accelerator, output_dir: str, step: int, number: int) -> NoReturn:
     """End a run after its step, whose checkpoint is written; called by every process.
 
-    `OUT/preempted.json` stays as a marker until the run goes on.
+    `OUT/preempted.json` marks the run until it is resumed.
 
     Args:
-        number: the signal that this process was sent; 0 where only another one was.
+        number: the signal that this process received; 0 if only another process did.
     """
     checkpoint = newest_checkpoint(output_dir)
     if accelerator.is_main_process:
@@ -115,13 +115,13 @@ def leave(accelerator: Accelerator, output_dir: str, step: int, number: int) -> 
             write_atomically(Path(output_dir) / MARKER, json.dumps(marker, indent=1))
         except OSError as error:  # the checkpoint is written, and the other processes wait for this one
             logger.warning("%s could not be written: %s", MARKER, error)
-        logger.warning("Stopped by a signal after step %d; %s is what to go on from.", step, checkpoint)
+        logger.warning("Stopped by a signal after step %d; resume from %s.", step, checkpoint)
     accelerator.wait_for_everyone()
     raise Preempted(step, checkpoint)
 
 
 def _leave_it_to_the_thread(number, frame) -> None:
-    """A handler has to be there for the signal's number to be written to the pipe."""
+    """A handler must exist for the signal's number to be written to the socket."""
 
 
 def _say(text: str) -> None:

@@ -1,4 +1,4 @@
-"""`cps-hf` and its commands, a module each: the room that reads command lines and settings files."""
+"""The `cps-hf` commands, one module per command, and the code that reads command lines and settings files."""
 
 from .main import COMMANDS
 

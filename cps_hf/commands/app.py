@@ -1,10 +1,10 @@
-"""`cps-hf app`: a page to try branches on: drop an image; see the overlay, the classes' shares, where two differ.
+"""`cps-hf app`: a page for trying branches. Drop an image, see the overlay, class shares and where branches differ.
 
-    cps-hf app outputs/train_cps                  # a run's folder: best, branch_0, branch_1, teacher
-    cps-hf app outputs/a/best user/name           # two branches, folders or names on the Hub
+    cps-hf app outputs/train_cps                  # a run's output folder: best, branch_0, branch_1, teacher
+    cps-hf app outputs/a/best user/name           # two branches: folders or Hub ids
 
-It serves http://127.0.0.1:7860. Any model of AutoModelForSemanticSegmentation will do. Needs
-`pip install "cps_hf[app]"`. A Space of the Hub runs the same.
+Serves http://127.0.0.1:7860. Works with any AutoModelForSemanticSegmentation model. Requires
+`pip install "cps_hf[app]"`. A Hugging Face Space runs the same page.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from ..app.serve import serve
 from .arguments import ArgumentParser
-from .errors import mendable
+from .errors import user_errors
 from .main import COMMANDS
 
 
@@ -22,20 +22,20 @@ def make_parser() -> ArgumentParser:
     first = ("examples", "title", "host", "port")
     parser = ArgumentParser("app", COMMANDS["app"], first=first, usage="BRANCH [BRANCH ...] [--option value ...]")
     parser.add_argument(
-        "branches", metavar="BRANCH", nargs="+", help="a run's folder, or folders of branches, or names on the Hub"
+        "branches", metavar="BRANCH", nargs="+", help="a run's output folder, branch folders or Hub ids"
     )
-    parser.add_argument("--examples", metavar="FOLDER", help="images to pick from; default: drawn scenes")
-    parser.add_argument("--title", default="Try a branch", help="what stands above")
-    parser.add_argument("--host", help="default: this machine only; 0.0.0.0: everybody who can reach it")
-    parser.add_argument("--port", type=int, help="default: the first free one from 7860")
-    parser.add_argument("--device", help="default: a GPU where there is one")
+    parser.add_argument("--examples", metavar="FOLDER", help="example images; default: drawn scenes")
+    parser.add_argument("--title", default="Try a branch", help="title of the page")
+    parser.add_argument("--host", help="default: this machine only; 0.0.0.0: all network interfaces")
+    parser.add_argument("--port", type=int, help="default: the first free port from 7860")
+    parser.add_argument("--device", help="default: a GPU if available")
     parser.add_argument("--trust_remote_code", action="store_true", help="run model code that comes with a branch")
     return parser
 
 
 def main(argv: Sequence[str]) -> None:
-    """Serve until it is stopped."""
+    """Serve the page until interrupted."""
     options = make_parser().parse_args(argv)
     logging.basicConfig(format="%(levelname)s: %(message)s")
-    with mendable("the page", (ValueError, OSError, ImportError)):
+    with user_errors("the page", (ValueError, OSError, ImportError)):
         serve(**vars(options))

@@ -1,4 +1,4 @@
-"""argparse as `cps-hf` speaks: a short help, errors of one line that name the nearest option, nothing given twice."""
+"""argparse for `cps-hf`: short help, one-line errors that suggest the nearest option, no option given twice."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from .errors import fail, nearest
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """The options of one command. `--help` shows the first of them, `--help-all` all.
+    """The options of one command. `--help` shows the most common ones, `--help-all` shows all.
 
     Args:
-        command: its name, behind `cps-hf`.
+        command: its name after `cps-hf`.
         description: what it does.
-        first: the options that `--help` shows, without dashes. (What has no dashes is always shown.)
-        usage: what is to be typed behind the command's name.
+        first: the options that `--help` shows, without dashes. Positional arguments are always shown.
+        usage: what follows the command's name in the usage line.
     """
 
     def __init__(self, command: str, description: str, *, first: Collection[str], usage: str):
@@ -29,11 +29,11 @@ class ArgumentParser(argparse.ArgumentParser):
             allow_abbrev=False,
         )
         self.first = frozenset(first)
-        self.add_argument("-h", "--help", action=_Help, help="the options to begin with")
-        self.add_argument("--help-all", action=_Help, help="all options")
+        self.add_argument("-h", "--help", action=_Help, help="show the most common options")
+        self.add_argument("--help-all", action=_Help, help="show all options")
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
-        """As argparse's, with `--data-root` for `--data_root`; an unknown option is named before a missing one is."""
+        """Like argparse's, but `--data-root` means `--data_root`, and unknown options are reported first."""
         words = self._checked(list(args or ()))
         options, rest = super().parse_known_args(words, namespace)
         if rest:
@@ -44,7 +44,7 @@ class ArgumentParser(argparse.ArgumentParser):
         fail(message)
 
     def format_help(self, *, everything: bool = False) -> str:
-        """argparse's, of the first options or of all."""
+        """Like argparse's, for the most common options or for all."""
         formatter = self._get_formatter()
         formatter.add_usage(self.usage, self._actions, self._mutually_exclusive_groups)
         formatter.add_text(self.description)
@@ -62,7 +62,7 @@ class ArgumentParser(argparse.ArgumentParser):
         return formatter.format_help()
 
     def options(self) -> dict[str, tuple[str, ...]]:
-        """Every option with dashes, and the values that it may have where they are few and known."""
+        """Every option with dashes, and its allowed values if it lists them."""
         named = [action for action in self._actions if action.option_strings]
         return {action.option_strings[-1]: tuple(map(str, action.choices or ())) for action in named}
 
@@ -70,9 +70,9 @@ class ArgumentParser(argparse.ArgumentParser):
         return not action.option_strings or action.dest in self.first or isinstance(action, _Help)
 
     def _checked(self, words: list[str]) -> list[str]:
-        """The words with options spelled as they are declared.
+        """The words, with options spelled as declared.
 
-        Ends with an error where one is unknown or given twice: argparse would take the last without a word.
+        An option that is unknown or given twice ends the command; argparse would silently keep the last value.
         """
         seen, checked = set(), []
         for position, word in enumerate(words):
@@ -102,7 +102,7 @@ class _Help(argparse.Action):
 
 
 class _Formatter(argparse.HelpFormatter):
-    """Wide, and with every default that is one."""
+    """Wide lines. Shows every default except None, False and empty lists."""
 
     def __init__(self, prog: str):
         super().__init__(prog, max_help_position=34, width=118)

@@ -1,4 +1,4 @@
-"""Branches that a command line names, and how they predict."""
+"""Branches named on a command line, and their prediction options."""
 
 from __future__ import annotations
 
@@ -11,56 +11,56 @@ from ..inference.windows import check_options, default_stride
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    """The options of a command that predicts: which branches, and how; `required`: whether `--branches` must be."""
+    """Add the options that choose branches and how they predict. `required`: whether `--branches` must be given."""
     group = parser.add_argument_group("branches")
-    group.add_argument("--branches", nargs="+", required=required, help="folders or Hub ids; several: their mean")
-    _add_how(group)
+    group.add_argument("--branches", nargs="+", required=required, help="folders or Hub ids; several are averaged")
+    _add_prediction_options(group)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Those of `add_arguments` that say how, where the command names its branches otherwise."""
-    _add_how(parser.add_argument_group("how branches predict"))
+    """Add the prediction options of `add_arguments` to a command that names its branches in another way."""
+    _add_prediction_options(parser.add_argument_group("how branches predict"))
 
 
-def _add_how(group: Any) -> None:
-    group.add_argument("--mode", choices=("whole", "sliding"), default="whole", help="whole images or windows")
-    group.add_argument("--crop_size", type=int, nargs=2, metavar=("H", "W"), help="the window, in pixels")
+def _add_prediction_options(group: Any) -> None:
+    group.add_argument("--mode", choices=("whole", "sliding"), default="whole", help="whole images or sliding windows")
+    group.add_argument("--crop_size", type=int, nargs=2, metavar=("H", "W"), help="window size in pixels")
     group.add_argument("--stride", type=int, nargs=2, metavar=("H", "W"), help="default: two thirds of the window")
     group.add_argument("--sum_windows", action="store_true", help="sum overlapping logits, as the CPS release does")
-    group.add_argument("--window_batch_size", type=int, default=4, help="windows a forward pass")
-    group.add_argument("--scales", type=float, nargs="+", default=[1.0], help="predict at these sizes and average")
-    group.add_argument("--flip", action="store_true", help="predict mirrored images too and average")
-    group.add_argument("--own_size", action="store_true", help="do not resize, though the image processor would")
-    group.add_argument("--device", help="default: a GPU where there is one")
-    group.add_argument("--revision", help="of the Hub ids")
+    group.add_argument("--window_batch_size", type=int, default=4, help="windows per forward pass")
+    group.add_argument("--scales", type=float, nargs="+", default=[1.0], help="predict at these scales and average")
+    group.add_argument("--flip", action="store_true", help="also predict mirrored images and average")
+    group.add_argument("--own_size", action="store_true", help="keep the image size; skip the processor's resizing")
+    group.add_argument("--device", help="default: a GPU if available")
+    group.add_argument("--revision", help="revision of the Hub ids")
     group.add_argument("--trust_remote_code", action="store_true", help="run model code that comes with a branch")
 
 
 def branch_of(run: str) -> str:
-    """The better branch of a run's folder; what is no such folder is a branch itself."""
+    """The better branch of a run's output folder. Any other path or id is returned unchanged, as a branch itself."""
     best = Path(run) / "best"
     return str(best) if (best / "config.json").is_file() else run
 
 
 def settle_run(options: argparse.Namespace, *, what: str) -> None:
-    """RUN stands for `--branches`.
+    """Use RUN as `--branches`.
 
     Raises:
-        ValueError: both are given, or none.
+        ValueError: both or neither are given.
     """
     if options.run and options.branches:
         raise ValueError("Give RUN or `--branches`, not both.")
     if options.run:
         options.branches = [branch_of(options.run)]
     if not options.branches:
-        raise ValueError(f"Which branch {what}? Give RUN, a run's folder or a branch, or `--branches`.")
+        raise ValueError(f"Which branch {what}? Give RUN, a run's output folder or a branch, or `--branches`.")
 
 
 def from_arguments(arguments: argparse.Namespace) -> tuple[Ensemble, dict[str, Any]]:
-    """The ensemble, and the options of `Ensemble.logits`, that `add_arguments` asked for.
+    """The ensemble and the options of `Ensemble.logits`, from the options that `add_arguments` added.
 
     Raises:
-        ValueError: options that make no sense together, or a branch that cannot be read.
+        ValueError: the options contradict each other, or a branch cannot be read.
     """
     options: dict[str, Any] = {"mode": arguments.mode, "scales": arguments.scales, "flip": arguments.flip}
     windows = {
@@ -70,13 +70,13 @@ def from_arguments(arguments: argparse.Namespace) -> tuple[Ensemble, dict[str, A
     }
     if arguments.mode == "sliding":
         if arguments.crop_size is None:
-            raise ValueError("`--mode sliding` needs `--crop_size H W`, best the crop that the branch was trained on.")
+            raise ValueError("`--mode sliding` needs `--crop_size H W`, ideally the crop size used in training.")
         options |= {"crop_size": tuple(arguments.crop_size), "average": not arguments.sum_windows}
         options |= {"stride": tuple(arguments.stride or default_stride(arguments.crop_size))}
     else:
         given = [name for name, value in windows.items() if value]
         if given:
-            raise ValueError(f"`{given[0]}` goes with `--mode sliding`.")
+            raise ValueError(f"`{given[0]}` requires `--mode sliding`.")
     check_options(**options, window_batch_size=arguments.window_batch_size)
     if arguments.mode == "sliding":
         options |= {"window_batch_size": arguments.window_batch_size}

@@ -1,13 +1,13 @@
-"""`cps-hf check`: walk a data set before training: counts, sizes, class shares, broken files, a contact sheet.
+"""`cps-hf check`: check a data set before training: counts, sizes, class shares, broken files, a contact sheet.
 
     cps-hf check DIR                                     # every split: DIR/train/{images,masks}, DIR/val/...
-                                                         # some images without masks: as `cps-hf train DIR` sees them
-    cps-hf check DIR --split train                       # one of them
+                                                         # some images without masks: as `cps-hf train DIR` reads them
+    cps-hf check DIR --split train                       # a single split
     cps-hf check DIR --dataset cityscapes --split train
     cps-hf check DIR --images_only                       # unlabeled images: DIR/images
 
-Ends with status 1 when a sample cannot be read as it is, and 2 when the set cannot be opened at all or the output
-cannot be written.
+Exits with status 1 if a sample cannot be read, and with 2 if the data set cannot be opened or the output cannot be
+written.
 """
 
 from __future__ import annotations
@@ -25,34 +25,34 @@ from ..data.discovered import Discovered
 from ..data.layout import find_layout
 from .arguments import ArgumentParser
 from .datasets import LOADERS, SPLITS, find_dataset, options_from_json
-from .errors import fail, mendable
+from .errors import fail, user_errors
 from .main import COMMANDS
 
 
 def make_parser() -> ArgumentParser:
     first = ("dataset", "split", "images_only", "output_dir")
     parser = ArgumentParser("check", COMMANDS["check"], first=first, usage="[DIR] [--option value ...]")
-    parser.add_argument("data_root", metavar="DIR", nargs="?", help="folder or Hub id; for the drawn scenes none")
-    parser.add_argument("--dataset", choices=LOADERS, help="what lies there; default: folder")
-    parser.add_argument("--split", help="default: every one")
-    parser.add_argument("--images_only", action="store_true", help="leave labels unread")
-    parser.add_argument("--load_options", default="{}", help="further arguments of the loader, as JSON")
+    parser.add_argument("data_root", metavar="DIR", nargs="?", help="folder or Hub id; not needed for drawn scenes")
+    parser.add_argument("--dataset", choices=LOADERS, help="type of the data set; default: folder")
+    parser.add_argument("--split", help="default: every split")
+    parser.add_argument("--images_only", action="store_true", help="do not read labels")
+    parser.add_argument("--load_options", default="{}", help="additional loader arguments, as JSON")
     parser.add_argument("--num_workers", type=int, default=1, help="processes that read images")
     parser.add_argument("--output_dir", default="outputs/check", help="where report.json and contact_sheet.png go")
     return parser
 
 
 def main(argv: Sequence[str]) -> dict[str, Any]:
-    """The report, where nothing is wrong."""
+    """Check the data set. Returns the report if nothing is wrong."""
     options = make_parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("cps_hf").setLevel(logging.INFO)  # also which files are passed over
+    logging.getLogger("cps_hf").setLevel(logging.INFO)  # also list skipped files
     output = Path(options.output_dir)
     told = options.dataset or options.split or options.images_only or options.load_options != "{}"
     options.dataset = options.dataset or "folder"
     if options.data_root is None and not options.dataset.endswith("_scenes"):
-        fail(f"DIR is missing: the folder or Hub id of `--dataset {options.dataset}`, as the first word.")
-    with mendable(output, (ValueError, TypeError, OSError)):
+        fail(f"DIR is missing. Give the folder or Hub id of `--dataset {options.dataset}` as the first argument.")
+    with user_errors(output, (ValueError, TypeError, OSError)):
         extra = options_from_json(options.load_options) | ({"with_labels": False} if options.images_only else {})
         load, root = find_dataset(options.dataset, options.data_root, extra)
         own = {"images": extra["images"]} if options.dataset == "folder" and "images" in extra else {}
@@ -65,23 +65,23 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
             splits, load = [*sets], lambda root, split: sets[split]
         several = len(splits) > 1
         dataset = None if several else load(root, split=splits[0])
-        output.mkdir(parents=True, exist_ok=True)  # before the walk, which may take long
+        output.mkdir(parents=True, exist_ok=True)  # before the check, which may take long
         sheet = output / "contact_sheet.png"
         if several:
             how = {"sheet": sheet, "num_workers": options.num_workers}
             report = check_splits(lambda split: load(root, split=split), splits, **how)
         else:
             report = check_dataset(dataset, sheet=sheet, num_workers=options.num_workers)
-    if found is not None and found.notes:  # a split that is left alone is not walked
+    if found is not None and found.notes:  # an unused split is not checked
         print(*found.notes, sep="\n", end="\n\n")
     print(format_report(report))
-    with mendable(output / "report.json"):  # on a full disk
+    with user_errors(output / "report.json"):  # the disk may be full
         (output / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
     parts = [*report["splits"].values()] if several else [report]
     for part in parts:
         if "contact_sheet_error" in part:
             fail(part["contact_sheet_error"])
-    sheets = [Path(part["contact_sheet"]).name for part in parts if "contact_sheet" in part]  # none: nothing was read
+    sheets = [Path(part["contact_sheet"]).name for part in parts if "contact_sheet" in part]  # may be empty
     print(f"\nWritten to {output}: {', '.join(['report.json', *sheets])}")
     if report["problems"]:
         sys.exit(1)
@@ -89,8 +89,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
 
 
 def partly_labeled(root: str | Path) -> Discovered | None:
-    """What `cps-hf train DIR` finds; `None` where every image has a mask, or where the folder's layout cannot be
-    told."""
+    """What `cps-hf train DIR` finds. `None` if every image has a mask or the folder's layout is not recognized."""
     try:
         complete = all(pair.mask is not None for pair in find_layout(root).pairs)
     except ValueError:

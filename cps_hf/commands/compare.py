@@ -1,9 +1,9 @@
-"""`cps-hf compare`: did the unlabeled images help, or would the labels alone have done as well in the same time?
+"""`cps-hf compare`: did the unlabeled images help, or would the labels alone do as well in the same time?
 
 Two runs. `OUT/semi_supervised` is the usual one: its first stage trains a pair of networks on the labels alone, its
-second stage adds the unlabeled images. `OUT/supervised_equal_time` trains a single network on the labels alone for the
-whole time that the first run took. Of each, the exported network of branch 0 at its last step is scored once, at the
-end: nothing is chosen on the images that it is scored on. The same command goes on where it was stopped.
+second stage adds the unlabeled images. `OUT/supervised_equal_time` trains a single network on the labels alone for as
+long as the first run took. From each run, the exported branch 0 of the last step is scored once, at the end: nothing
+is selected on the images used for scoring. Run the same command again to resume an interrupted comparison.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from . import parser, planned
 from .comparison_report import CONTROL, EQUAL_TIME, METHOD, REPORT, RESULT, Part, count_by_image, write
 from .console import print_any_text
 from .datasets import TrainingSets, load_data, warn_of_shared_images
-from .errors import mendable
+from .errors import user_errors
 from .main import COMMANDS
 from .settings import Settings
 from .timing import TimeLimit, time_steps
 from .train import (
-    MENDABLE,
+    USER_ERRORS,
     build,
     check_unlabeled,
     folder_as_options,
@@ -52,20 +52,20 @@ from .train import (
 logger = logging.getLogger(__name__)
 
 COMMAND = "command.json"
-"""The words that a comparison was started with."""
+"""The command line that the comparison was started with."""
 PLAN = "plan.yaml"
-"""All settings of the two-stage run, so that a restart makes no other plan."""
+"""All settings of the two-stage run, so that a restart does not make a new plan."""
 TIMING = "timing.json"
-"""How long a step of the single network takes, and so how many it gets."""
+"""How long a step of the single network takes, and so how many steps it gets."""
 TIMED_STEPS = 20
 PLANNED_SHARE, LARGEST_SHARE = 0.48, 0.52
-"""Of what is left of `--time`, what the two-stage run is planned to take, and what it may take where the machine has
-become slower. The other run takes as long; the scores get the rest."""
+"""Shares of the remaining `--time`: what the two-stage run is planned to take, and what it may take if the machine
+slows down. The other run takes as long; scoring gets the rest."""
 AFTER_TRAINING, AFTER_SHARE = 10.0, 0.06
-"""Seconds of a run after its last step, about, or this share of `--time` where it is more: then all is larger."""
+"""Approximate seconds of a run after its last step, or this share of `--time` if larger: longer runs take longer."""
 LAYOUT_OPTIONS = ("images", "masks", "image_suffix", "mask_suffix")
 SAVES = 8
-"""Checkpoints of each run, where the command line says nothing of them: what a kill costs at most is an eighth."""
+"""Checkpoints per run unless the command line says otherwise: a killed run loses at most an eighth."""
 FIRST = (
     *("time", "dataset", "unlabeled_root", "validation", "class_names", "backbone"),
     *("output_dir", "eval_dir", "seed", "max_steps"),
@@ -77,8 +77,8 @@ class ComparisonConfig:
     """What the networks are scored on.
 
     Comparison
-        eval_dir: a folder of images and masks that is read once, at the end; its masks are coded as the labeled
-            images' are. None: the validation images.
+        eval_dir: a folder of images and masks, read once at the end. Its masks use the same codes as those of the
+            labeled images. If None, the validation images are used.
     """
 
     eval_dir: str | None = None
@@ -86,19 +86,19 @@ class ComparisonConfig:
 
 @dataclass(kw_only=True)
 class ComparisonSettings(Settings):
-    """Those of a run, and of the comparison."""
+    """The settings of a run and of the comparison."""
 
     comparison: ComparisonConfig
 
 
 def main(argv: Sequence[str]) -> dict[str, Any]:
-    """Compare as a command line says; what comparison.json holds."""
+    """Run the comparison of a command line. Returns the content of comparison.json."""
     began = command_line.STARTED or time.monotonic()
     print_any_text()
     options = {"command": "compare", "description": COMMANDS["compare"], "first": FIRST}
     settings = parse(argv, ComparisonSettings, **options)
     out = Path(settings.args.output_dir)
-    with mendable(out, MENDABLE):
+    with user_errors(out, USER_ERRORS):
         is_main = join_processes(settings.args.ddp_timeout)
         check(settings)
         found = on_main_process(PartialState(), lambda: begin(out, folder_as_options(argv)))
@@ -116,37 +116,37 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         print(f"\n{(out / REPORT).read_text(encoding='utf-8')}\nWritten to {out}:")
         for path in sorted(out.iterdir()):
             print(f"  {path.name}{'/' if path.is_dir() else ''}")
-        with mendable(out):  # with the answer, which was not known when that run ended
+        with user_errors(out):  # add the answer, unknown when that run ended
             write_report(out / METHOD)
     PartialState().destroy_process_group()
     return found
 
 
 def check(settings: ComparisonSettings) -> None:
-    """What can be wrong before there are data.
+    """Check what can be checked before the data is loaded.
 
     Raises:
-        ValueError: it is.
+        ValueError: an option is invalid.
     """
     planned.check(settings, plans=True)
     setup.check_trackers(settings.args)
     for name, given in (("smoke", settings.data.smoke), ("push_to_hub", settings.hub.push_to_hub)):
         if given:
-            raise ValueError(f"`compare` has no `--{name}`: leave it out.")
+            raise ValueError(f"`compare` has no option `--{name}`. Remove it.")
     folder = settings.comparison.eval_dir
     if folder is not None and not Path(folder).is_dir():
-        raise ValueError(f"`--eval_dir {folder}`: there is no such folder. Give one of images and masks.")
+        raise ValueError(f"`--eval_dir {folder}`: no such folder. Give a folder of images and masks.")
 
 
 def begin(out: Path, argv: Sequence[str]) -> dict[str, Any] | None:
-    """Make the folder this command's; what comparison.json holds where all is done.
+    """Claim the folder for this comparison. Returns the content of comparison.json if the comparison is done.
 
     Raises:
-        ValueError: the folder holds something else, or a comparison with other options.
+        ValueError: the folder contains something else, or a comparison with other options.
     """
     words = {name: value for name, value in parser.read_words(argv).items() if name != "output_dir"}
     if not (out / COMMAND).is_file() and out.is_dir() and any(out.iterdir()):
-        raise ValueError(f"`--output_dir {out}` is not empty, and holds no comparison. Give another folder.")
+        raise ValueError(f"`--output_dir {out}` is not empty and contains no comparison. Choose another folder.")
     if not (out / PLAN).is_file():  # nothing was trained, so nothing is lost
         out.mkdir(parents=True, exist_ok=True)
         write_atomically(out / COMMAND, json.dumps(words, indent=1))
@@ -155,25 +155,25 @@ def begin(out: Path, argv: Sequence[str]) -> dict[str, Any] | None:
     if changed:
         old, new = (f"{found[changed[0]]!r}" if changed[0] in found else "not given" for found in (before, words))
         raise ValueError(
-            f"`--output_dir {out}` holds a comparison with other options: `--{changed[0]}` was {old}, and is {new} "
-            "now. Give the same options to go on with it, or another folder."
+            f"`--output_dir {out}` contains a comparison with other options: `--{changed[0]}` was {old}, and is {new} "
+            "now. Give the same options to resume it, or choose another folder."
         )
     done = out / RESULT
     return json.loads(done.read_text(encoding="utf-8")) if done.is_file() else None
 
 
 def typed_names(argv: Sequence[str]) -> set[str]:
-    """The options that a command line and its file give, "config" among them where there is a file."""
+    """The options given by a command line and its file; includes "config" if there is a file."""
     words = folder_as_options(argv)
     return parser.given_names(words) | (parser.read_words(words).keys() & {"config"})
 
 
 def plan(settings: ComparisonSettings, sets: TrainingSets, typed: Collection[str], began: float) -> ComparisonSettings:
-    """The settings of the two-stage run: what was not typed is chosen as for `train DIR`, unless a recipe or the drawn
-    scenes say it all.
+    """The settings of the two-stage run. Options that were not given are chosen as for `train DIR`, except with a
+    recipe or drawn scenes, whose settings are complete.
 
     Raises:
-        ValueError: there are no unlabeled images, or the method does without; or no supervised stage is wanted.
+        ValueError: there are no unlabeled images, the method does not use them, or the supervised stage is disabled.
     """
     is_main = PartialState().is_main_process
     if sets.found is not None and is_main:
@@ -193,13 +193,11 @@ def plan(settings: ComparisonSettings, sets: TrainingSets, typed: Collection[str
                 f"{error} That is for one run: `compare` trains twice, so give a little over twice that."
             ) from error
         if is_main and found.choices:
-            print(
-                f"The plan; each line is an option, and what you give is not changed:\n\n{found.table()}\n", flush=True
-            )
+            print(f"The plan. Each line is an option; what you set is kept:\n\n{found.table()}\n", flush=True)
     elif settings.plan.time is not None:
         raise ValueError(
-            "`time` needs a plan, and there is none with `--config`, the drawn scenes or labels without class names. "
-            "Say how long with `max_steps`."
+            "`time` needs a plan, and no plan is made with `--config`, drawn scenes or labels without class names. "
+            "Set the length with `max_steps`."
         )
     return restartable(planned.with_baseline(settings))
 
@@ -210,10 +208,10 @@ def _names_of(sets: TrainingSets) -> Sequence[str] | None:
 
 
 def compare(settings: ComparisonSettings, sets: TrainingSets, out: Path, began: float) -> dict[str, Any]:
-    """Both runs and the scores. Called by all processes.
+    """Run both trainings and score them. Called by all processes.
 
     Raises:
-        ValueError: as of a run; or there is nothing to score on.
+        ValueError: as raised by a run, or there is nothing to score on.
     """
     judged = evaluation_set(settings, sets)
     if isinstance(judged, Dataset) and len(judged) < MINIMUM_IMAGES:
@@ -228,7 +226,7 @@ def compare(settings: ComparisonSettings, sets: TrainingSets, out: Path, began: 
     control = out / METHOD / "supervised_0"
     if not control.is_dir():
         raise ValueError(
-            f"{out / METHOD} ended before its supervised stage did, so there is no control: give more time."
+            f"{out / METHOD} ended before its supervised stage did, so there is no control. Increase `--time`."
         )
     seconds, steps = results["training"]["supervised_seconds"], settings.args.pretrain_steps
     equal_time = run_equal_time(settings, sets, out, semi.seconds, deadline(settings, began))
@@ -237,7 +235,7 @@ def compare(settings: ComparisonSettings, sets: TrainingSets, out: Path, began: 
 
 
 def deadline(settings: ComparisonSettings, began: float, share: float = 1.0) -> list[TrainerCallback]:
-    """What ends a run that would take more than its share of what is left of `--time`; of one process, as of `train`.
+    """The callback that ends a run at its share of the remaining `--time`. Single process only, as for `train`.
 
     Args:
         began: when the command began (`time.monotonic`).
@@ -251,7 +249,7 @@ def deadline(settings: ComparisonSettings, began: float, share: float = 1.0) -> 
 
 
 def restartable(settings: ComparisonSettings) -> ComparisonSettings:
-    """With checkpoints to go on from."""
+    """The settings with checkpoints to resume from."""
     args = settings.args
     values: dict[str, Any] = {"resume_from_checkpoint": "auto"}
     if args.save_steps is None:
@@ -260,10 +258,10 @@ def restartable(settings: ComparisonSettings) -> ComparisonSettings:
 
 
 def evaluation_set(settings: ComparisonSettings, sets: TrainingSets) -> Dataset | IterableDataset:
-    """What the networks are scored on.
+    """The data set that the networks are scored on.
 
     Raises:
-        ValueError: there is nothing, or an image of `--eval_dir` has no mask.
+        ValueError: there is none, or an image of `--eval_dir` has no mask.
     """
     folder = settings.comparison.eval_dir
     if folder is not None:
@@ -275,7 +273,7 @@ def evaluation_set(settings: ComparisonSettings, sets: TrainingSets) -> Dataset 
         warn_of_shared_images(sets.labeled, sets.unlabeled, dataset)
         return dataset
     if sets.evaluation is None:
-        raise ValueError("There are no validation images to score the networks on. Give some with `--eval_dir`.")
+        raise ValueError("There are no validation images to score the networks on. Set `--eval_dir`.")
     return sets.evaluation
 
 
@@ -285,7 +283,7 @@ def evaluation_set(settings: ComparisonSettings, sets: TrainingSets) -> Dataset 
 def run(
     settings: ComparisonSettings, sets: TrainingSets, callbacks: Sequence[TrainerCallback]
 ) -> tuple[Part, dict[str, Any]]:
-    """A run, which goes on where it was stopped and is not run again where it is done; and its results.json."""
+    """A run and its results.json. Resumes an interrupted run; skips a finished one."""
     folder = Path(settings.args.output_dir)
     results = on_main_process(PartialState(), lambda: finished(folder, sets))
     if results is None:
@@ -296,7 +294,7 @@ def run(
 
 
 def finished(folder: Path, sets: TrainingSets) -> dict[str, Any] | None:
-    """The results of a run that came to its end and was scored there; None: it did not."""
+    """The results of a finished and scored run; None if it has not finished."""
     path = folder / "results.json"
     if not path.is_file():
         return None
@@ -311,7 +309,7 @@ def run_equal_time(
     seconds: float,
     callbacks: Sequence[TrainerCallback],
 ) -> Part:
-    """A single network on the labels alone. It gets as many steps as take so many seconds, by a timed trial."""
+    """Train a single network on the labels alone for `seconds`; a timed trial gives the number of steps."""
     sets = sets._replace(unlabeled=None)
     settings = single_network(settings).with_values(output_dir=str(out / EQUAL_TIME))
 
@@ -354,7 +352,7 @@ def single_network(settings: ComparisonSettings) -> ComparisonSettings:
 
 
 def score(out: Path, parts: dict[str, Part], settings: ComparisonSettings, judged: Any) -> dict[str, Any]:
-    """Score all networks and write the answer; what comparison.json holds."""
+    """Score all networks and write the answer. Returns the content of comparison.json."""
     counts, names = count_by_image(
         [part.folder for part in parts.values()],
         judged,
@@ -370,7 +368,7 @@ def score(out: Path, parts: dict[str, Part], settings: ComparisonSettings, judge
 
 
 def prediction_options(settings: Settings) -> dict[str, Any]:
-    """How the runs evaluate, as options of `Ensemble.logits`; an exported network brings its own image processor."""
+    """The runs' evaluation settings as options of `Ensemble.logits`. Exported networks have their image processors."""
     evaluation = settings.evaluation
     if evaluation.eval_mode == "whole":
         return {"mode": "whole"}

@@ -1,4 +1,4 @@
-"""The answer of `cps-hf compare`: three networks scored on the same images, as JSON and in words."""
+"""The result of `cps-hf compare`: three networks scored on the same images, as JSON and as text."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ CONTROL, EQUAL_TIME, METHOD = "supervised", "supervised_equal_time", "semi_super
 
 
 class Part(NamedTuple):
-    """A network that is compared.
+    """One network of the comparison.
 
     Args:
         folder: where it was exported.
-        seconds: of training, without evaluating and saving; of all networks that were trained with it.
+        seconds: of training, without evaluation and saving; of all networks that were trained with it.
         steps: optimizer steps.
     """
 
@@ -46,12 +46,12 @@ def count_by_image(
     trust_remote_code: bool,
     options: Mapping[str, Any],
 ) -> tuple[list[ImageCounts], list[str]]:
-    """Each network's counts of each image, and the names of the classes; every image is read once.
+    """Each network's counts per image, and the class names. Every image is read once.
 
     Args:
         folders: exported networks.
         dataset: with "image" and "label".
-        options: those of `Ensemble.logits`.
+        options: of `Ensemble.logits`.
 
     Raises:
         ValueError: an image cannot be read, or the networks and the labels have different classes.
@@ -65,7 +65,7 @@ def count_by_image(
     stream = EvaluationStream(dataset, num_labels=len(names), num_workers=num_workers)
     for sample in (sample for batch in stream for sample in batch):
         predictions = networks.predict_each(sample["image"], **options)
-        for own, prediction in zip(matrices, predictions, strict=False):  # the last one is that of their mean
+        for own, prediction in zip(matrices, predictions, strict=False):  # the last one is their mean
             one = IoUCounter(len(names))
             one.add(prediction=prediction, reference=sample["label"])
             own.append(one.confusion_matrix)
@@ -81,16 +81,16 @@ def write(
     method: str,
     images: str,
 ) -> dict[str, Any]:
-    """Write comparison.md and comparison.json, and return what the latter holds.
+    """Write comparison.md and comparison.json, and return the content of the latter.
 
-    The difference is that between the method's network and the one that learned from the labels alone for the same
-    time. Against the control that the method started from it would be that of more training, too.
+    The difference is between the method's network and the one trained on the labels alone for the same time. A
+    difference to the control that the method started from would include the effect of more training.
 
     Args:
         parts, counts: of `CONTROL`, `EQUAL_TIME` and `METHOD`.
         names: of the classes.
         method: the objective's name.
-        images: what the images are called.
+        images: how the text refers to the images.
     """
     entries: dict[str, dict[str, Any]] = {
         name: {"mean_iou": counts[name].mean_iou(), "seconds": part.seconds, "steps": part.steps}
@@ -100,16 +100,16 @@ def write(
     found = comparison.describe(counts[EQUAL_TIME], counts[METHOD], names)
     content = without_nan({**entries, "difference": found["difference"], "images": found["images"]})
     write_atomically(out / REPORT, in_words(entries, found, images=images))
-    write_atomically(out / RESULT, json.dumps(content, indent=1))  # last: it says that the comparison is done
+    write_atomically(out / RESULT, json.dumps(content, indent=1))  # last: it marks the comparison as done
     return content
 
 
 def in_words(entries: Mapping[str, Mapping[str, Any]], found: Mapping[str, Any], *, images: str) -> str:
-    """The answer, the three networks, and a line per class; Markdown.
+    """The answer, the three networks, and a line per class, as Markdown.
 
     Args:
-        entries: what comparison.json holds of each network.
-        found: `comparison.describe` of the two that are compared.
+        entries: what comparison.json contains for each network.
+        found: `comparison.describe` of the two networks that are compared.
     """
     method = entries[METHOD]["method"]
     rows = {
@@ -129,9 +129,9 @@ def in_words(entries: Mapping[str, Mapping[str, Any]], found: Mapping[str, Any],
             "",
             comparison.in_words("Learning from the unlabeled images", "the network", found, images=images),
             "",
-            f"That is the difference between {METHOD} and {EQUAL_TIME}. Against {CONTROL}, which {METHOD} started "
-            f"from, it is {gained:+.1f} points, some of which more training gives without unlabeled images. Each "
-            "score is that of one exported network (branch 0) at its last step.",
+            f"This is the difference between {METHOD} and {EQUAL_TIME}. Compared with {CONTROL}, which {METHOD} "
+            f"started from, it is {gained:+.1f} points; part of that comes from more training, not from unlabeled "
+            "images. Each score is that of one exported network (branch 0) at its last step.",
             "",
             "```",
             *lines,

@@ -1,10 +1,10 @@
-"""`cps-hf completion SHELL`: the script by which bash, zsh or fish complete commands, options and known values.
+"""`cps-hf completion SHELL`: a script with which bash, zsh or fish complete commands, options and known values.
 
     source <(cps-hf completion bash)                       # in ~/.bashrc
     source <(cps-hf completion zsh)                        # in ~/.zshrc, after compinit
     cps-hf completion fish > ~/.config/fish/completions/cps-hf.fish
 
-The script is made of the commands' own options and asks nothing of Python when a word is completed.
+The script is generated from the commands' options and does not start Python when a word is completed.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from .main import COMMANDS
 from .parser import groups_of
 from .settings import Settings
 
-Options = Mapping[str, tuple[str, ...]]  # option with its dashes -> its values, where they are few and known
+Options = Mapping[str, tuple[str, ...]]  # option with its dashes -> its allowed values, if listed
 
 
 def make_parser() -> ArgumentParser:
     parser = ArgumentParser("completion", COMMANDS["completion"], first=(), usage="bash|zsh|fish")
-    parser.add_argument("shell", choices=SCRIPTS, help="whose script is printed")
+    parser.add_argument("shell", choices=SCRIPTS, help="the shell to print the script for")
     return parser
 
 
@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def options_of(command: str) -> Options:
-    """All options of a command; of those that train, those of every objective."""
+    """All options of a command; for commands that train, the options of every objective."""
     if command not in ("train", "compare"):
         return importlib.import_module(f"{__package__}.{command}").make_parser().options()
     settings = ComparisonSettings if command == "compare" else Settings
@@ -56,7 +56,7 @@ def zsh(commands: Mapping[str, Options]) -> str:
 
 
 def fish(commands: Mapping[str, Options]) -> str:
-    lines = ["# of `cps-hf completion fish`"]
+    lines = ["# from `cps-hf completion fish`"]
     for command, options in commands.items():
         what, begun = shlex.quote(COMMANDS[command]), f"-n '__fish_seen_subcommand_from {command}'"
         lines.append(f"complete -c cps-hf -n __fish_use_subcommand -f -a {command} -d {what}")
@@ -68,7 +68,7 @@ def fish(commands: Mapping[str, Options]) -> str:
 
 
 def _of_values(commands: Mapping[str, Options]) -> str:
-    """The arms of a shell's `case "COMMAND WORD-BEFORE"`: an option's known values."""
+    """The arms of a shell's `case "COMMAND PREVIOUS-WORD"`: an option's known values."""
     arms = {f"{command} {option}": values for command, own in commands.items() for option, values in own.items()}
     arms["completion completion"] = tuple(SCRIPTS)
     return "\n".join(_arm(key, values) for key, values in arms.items() if values)
@@ -86,7 +86,7 @@ def _arm(key: str, found: Iterable[str]) -> str:
 SCRIPTS = {"bash": bash, "zsh": zsh, "fish": fish}
 
 _BASH = """\
-# of `cps-hf completion bash`
+# from `cps-hf completion bash`
 _cps_hf() {{
   local word=${{COMP_WORDS[COMP_CWORD]}} before=${{COMP_WORDS[COMP_CWORD - 1]}} command=${{COMP_WORDS[1]}} found=
   case "$command $before" in
@@ -106,7 +106,7 @@ complete -o default -F _cps_hf cps-hf
 
 _ZSH = """\
 #compdef cps-hf
-# of `cps-hf completion zsh`
+# from `cps-hf completion zsh`
 _cps_hf() {{
   local found= command=$words[2]
   case "$command $words[CURRENT-1]" in

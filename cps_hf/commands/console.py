@@ -1,4 +1,4 @@
-"""What a command prints to, which may know fewer letters than class names and paths have."""
+"""Console output: encodings that lack some characters, and quiet third-party logging."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import sys
 
 
 def print_any_text() -> None:
-    """From now on a letter that the console's or the log file's encoding lacks is printed as an escape, as Python does
-    on standard error anyway: no table of scores is lost for the name of a class.
+    """Print characters that the console's or log file's encoding lacks as escapes, as Python does on standard error.
+    Otherwise one class name could lose a whole table of scores.
 
-    To be called once, before a command does anything.
+    Call this once, before a command does anything.
     """
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # not where there is no console, or a program catches what is printed
+        if hasattr(stream, "reconfigure"):  # missing without a console, or if the output is captured
             stream.reconfigure(errors="backslashreplace")
 
 
 def log_warnings_alone() -> None:
-    """Of a command that loads branches: what this package warns of is printed as it is, without what Transformers
-    says and draws while it loads each."""
+    """For commands that load branches: print this package's warnings as plain text, and silence the messages and
+    progress bars of Transformers."""
     from transformers.utils import logging as transformers_logging  # slow, and this module is imported for `--help`
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")

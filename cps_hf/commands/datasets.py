@@ -1,4 +1,4 @@
-"""Data sets by the name that a command line calls them, the drawn scenes among them."""
+"""Data sets by their command-line names, including the drawn scenes."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from ..scenes.write import write_object_scenes, write_street_scenes
 logger = logging.getLogger(__name__)
 
 OWN = "own"
-"""`dataset`: a folder as people have it, in which images, masks and splits are found (data/discover.py)."""
+"""`dataset`: a folder in which images, masks and splits are found automatically (data/discover.py)."""
 
 HELD_OUT = "validation.txt"
-"""In a run's folder: the labeled images that it held out, one per line. `validation` reads it too."""
+"""In a run's output folder: the labeled images that were held out, one per line. `validation` reads it too."""
 
 SPLITS = {
     "street_scenes": cityscapes.splits_of,
@@ -54,15 +54,15 @@ LOADERS = {
 def find_dataset(
     dataset: str, data_root: str | Path | None, load_options: Mapping[str, Any] | None = None
 ) -> tuple[Callable[..., Any], str | Path]:
-    """(the loader with its further arguments, the root to give to it); scenes that are not there yet are drawn.
+    """The loader with its additional arguments, and the root to pass to it. Missing scenes are drawn.
 
     Args:
         dataset: one of `LOADERS`.
-        data_root: the folder or Hub id; for the scenes none: a folder in the Hugging Face cache.
-        load_options: further arguments of the loader.
+        data_root: the folder or Hub id. If None, scenes are drawn in the Hugging Face cache.
+        load_options: additional arguments of the loader.
 
     Raises:
-        ValueError: no such data set, no root, or an argument that the loader does not know.
+        ValueError: no such data set, no root, or an argument that the loader does not accept.
     """
     if dataset not in LOADERS:
         raise ValueError(f"`dataset` must be one of {', '.join(LOADERS)}, got {dataset!r}.")
@@ -70,7 +70,7 @@ def find_dataset(
     known = inspect.signature(load).parameters
     unknown = [name for name in load_options or {} if name not in known]
     if unknown:
-        raise ValueError(f"`load_options`: {load.__name__} does not know {unknown[0]!r}; it has {', '.join(known)}.")
+        raise ValueError(f"`load_options`: {load.__name__} has no argument {unknown[0]!r}, only {', '.join(known)}.")
     if dataset == "street_scenes":
         data_root = write_street_scenes(data_root)
     elif dataset == "object_scenes":
@@ -80,28 +80,28 @@ def find_dataset(
     return partial(load, **load_options or {}), data_root
 
 
-# ------------------------------------------------------------------------------------------------ to read one
+# ------------------------------------------------------------------------------------------------ reading one set
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, default: str | None) -> None:
-    """The options of a command that reads one data set; `default`: of `--dataset`."""
+    """Add the options of a command that reads one data set. `default`: the default of `--dataset`."""
     group = parser.add_argument_group("data")
     group.add_argument("--dataset", choices=LOADERS, default=default, help=f"default: {default or 'none'}")
-    group.add_argument("--data_root", help="folder or Hub id; none: the drawn scenes")
+    group.add_argument("--data_root", help="folder or Hub id; default: the drawn scenes")
     group.add_argument("--split", help="default: val; for folder, its folder")
-    group.add_argument("--load_options", default="{}", help="further arguments of the loader, as JSON")
+    group.add_argument("--load_options", default="{}", help="additional loader arguments, as JSON")
     group.add_argument("--streaming", action="store_true", help="read the data set as a stream")
     group.add_argument("--num_workers", type=int, default=1, help="processes that read images")
 
 
 def from_arguments(arguments: argparse.Namespace, **further: Any) -> Dataset | IterableDataset:
-    """The data set that `add_arguments` asked for; `arguments.split` is completed.
+    """The data set chosen by the options of `add_arguments`. Fills in `arguments.split`.
 
     Args:
-        further: arguments of the loader, which win over `--load_options`.
+        further: arguments of the loader, which override `--load_options`.
 
     Raises:
-        ValueError: as `find_dataset` and the loader, or `--load_options` is no JSON object.
+        ValueError: as `find_dataset` and the loader, or `--load_options` is not a JSON object.
     """
     options = options_from_json(arguments.load_options)
     load, root = find_dataset(arguments.dataset, arguments.data_root, options | further)
@@ -110,10 +110,10 @@ def from_arguments(arguments: argparse.Namespace, **further: Any) -> Dataset | I
 
 
 def options_from_json(text: str) -> dict[str, Any]:
-    """A loader's further arguments, from what a command line's `--load_options` says.
+    """A loader's additional arguments from the text of `--load_options`.
 
     Raises:
-        ValueError: it is no JSON object.
+        ValueError: the text is not a JSON object.
     """
     try:
         options = json.loads(text)
@@ -124,7 +124,7 @@ def options_from_json(text: str) -> dict[str, Any]:
     return options
 
 
-# ------------------------------------------------------------------------------------------------ to train on
+# ------------------------------------------------------------------------------------------------ training sets
 
 
 @dataclass(kw_only=True)
@@ -132,29 +132,29 @@ class DataConfig:
     """What is trained: which images, which of them labeled, which models.
 
     Data and models
-        dataset: own (what lies in a folder is found), street_scenes, object_scenes (both drawn here), cityscapes, voc,
-            folder or hub.
-        data_root: the data set's folder, or its Hub id; for the scenes none: a folder in the Hugging Face cache.
-        train_split: the split whose images are divided into labeled and unlabeled ones; for folder, its folder.
+        dataset: own (a folder whose content is detected), street_scenes, object_scenes (both drawn here), cityscapes,
+            voc, folder or hub.
+        data_root: the data set's folder or its Hub id. If None, scenes are drawn in the Hugging Face cache.
+        train_split: the split that is divided into labeled and unlabeled images; for folder, its folder.
         eval_split: the split that scores are computed on.
-        load_options: further arguments of the loader, as JSON: {"class_names": "names.json", "reduce_labels": true}.
-        partition: which images are labeled: a count (12), a ratio (1-8), a published partition's name, a list file;
-            none: all of `train_split`, of the drawn scenes 12.
-        partition_seed: which ones, where the partition is a count or a ratio.
-        unlabeled_root: for own, folder and hub: further images, without masks; of folder and hub, all of
+        load_options: additional loader arguments, as JSON: {"class_names": "names.json", "reduce_labels": true}.
+        partition: which images are labeled: a count (12), a ratio (1-8), a published partition's name, a list file.
+            If None, all of `train_split`, or 12 of the drawn scenes.
+        partition_seed: seed that draws the labeled images if the partition is a count or a ratio.
+        unlabeled_root: for own, folder and hub: additional images without masks. For folder and hub, all of
             `train_split` is labeled then.
         streaming: read the data set as a stream; then `data_root` is all labeled and needs `unlabeled_root`.
-        models: one or more Hub ids, folders or config.json files (a path in a YAML file may be relative to it); none:
-            a small UperNet-ResNet, from scratch.
+        models: one or more Hub ids, folders or config.json files (a path in a YAML file may be relative to it). If
+            empty, a small UperNet-ResNet trained from scratch.
         smoke: the same objective, schedule and model family at toy size on drawn data, for a handful of steps.
 
     A folder of one's own
-        validation: for own, which labeled images are validation images: a share (0.2), a file with an image a line,
-            the name of a split (val, test) or none; auto: the validation split, or 0.2 where there is none.
+        validation: for own, which labeled images are validation images: a share (0.2), a file with one image per line,
+            the name of a split (val, test) or none; auto: the validation split if any, otherwise 0.2.
             `partition_seed` draws them.
-        group_by: for own, a regular expression; images in whose paths its first group finds the same (a video, a
-            patient, a site) are all held out or none.
-        class_names: names of the classes in the order of their ids, or a file of them (JSON, or a name a line).
+        group_by: for own, a regular expression. Images whose paths have the same first group (a video, a patient, a
+            site) are held out together or not at all.
+        class_names: names of the classes in the order of their ids, or a file of them (JSON, or one name per line).
     """
 
     dataset: str = "street_scenes"
@@ -178,47 +178,47 @@ class DataConfig:
         if self.data_root is None and not self.smoke and not self.dataset.endswith("_scenes"):
             raise ValueError(f"`dataset={self.dataset}` needs `data_root`.")
         if self.unlabeled_root is not None and self.dataset not in (OWN, "folder", "hub"):
-            raise ValueError(f"`unlabeled_root` goes with `dataset` own, folder or hub, got {self.dataset!r}.")
+            raise ValueError(f"`unlabeled_root` requires `dataset` own, folder or hub, got {self.dataset!r}.")
         if self.dataset == OWN:
             self._check_own()
             return
         for name, default in (("validation", "auto"), ("group_by", None)):
             if getattr(self, name) != default:
                 raise ValueError(
-                    f"`{name}` goes with a folder of your own (`cps-hf train DIR`), not with `dataset` {self.dataset}."
+                    f"`{name}` requires a folder of your own (`cps-hf train DIR`), but `dataset` is {self.dataset}."
                 )
         if self.class_names and self.dataset not in ("folder", "hub"):
-            raise ValueError(f"`class_names` goes with `dataset` own, folder or hub: {self.dataset} has its own.")
+            raise ValueError(f"`class_names` requires `dataset` own, folder or hub: {self.dataset} has its own.")
         if self.streaming and self.unlabeled_root is None:
             raise ValueError("`streaming` needs `unlabeled_root`: a stream cannot be divided by ids.")
         if self.unlabeled_root is not None and (self.partition is not None or self.partition_seed != 0):
             raise ValueError(
-                "With `unlabeled_root` all of `train_split` is labeled: leave out `partition` and `partition_seed`."
+                "With `unlabeled_root` all of `train_split` is labeled. Remove `partition` and `partition_seed`."
             )
         if self.partition is None and self.dataset.endswith("_scenes"):
             self.partition = "12"
         if self.train_split == self.eval_split:
             raise ValueError(
-                f"`train_split` and `eval_split` are both {self.eval_split!r}: scores on images that were trained on "
-                "say nothing of others."
+                f"`train_split` and `eval_split` are both {self.eval_split!r}: scores on training images do not show "
+                "how well a network generalizes."
             )
 
     def _check_own(self) -> None:
         if self.streaming or self.partition is not None:
             name = "streaming" if self.streaming else "partition"
             raise ValueError(
-                f"`{name}` does not go with a folder of your own, in which images with a mask are labeled and those "
-                "without are not: leave it out, or say what the folder is with `--dataset`."
+                f"`{name}` cannot be used with a folder of your own, where images with a mask are labeled and the "
+                "others unlabeled. Remove it, or set the type of the folder with `--dataset`."
             )
         if (self.train_split, self.eval_split) != ("train", "val"):
             raise ValueError(
-                "In a folder of your own splits are found: leave out `train_split` and `eval_split`. Another split is "
-                "scored on with `validation`, e.g. `--validation test`."
+                "In a folder of your own, splits are found automatically. Remove `train_split` and `eval_split`. To "
+                "score on another split, set `validation`, e.g. `--validation test`."
             )
 
     @property
     def named_classes(self) -> list[str] | str | None:
-        """What a loader takes as `class_names`: one word that names a file, or that has commas, is no class."""
+        """The `class_names` argument of a loader. A single word that names a file or has commas is not a class."""
         if len(self.class_names) != 1:
             return self.class_names or None
         (word,) = self.class_names
@@ -228,7 +228,7 @@ class DataConfig:
 
 
 class TrainingSets(NamedTuple):
-    """What `load_data` finds; `chosen`: the partition, where there is one; `found`: what a folder of one's own is."""
+    """The result of `load_data`. `chosen`: the partition, if any; `found`: what was detected in an own folder."""
 
     labeled: Dataset | IterableDataset
     unlabeled: Dataset | IterableDataset | None
@@ -238,7 +238,7 @@ class TrainingSets(NamedTuple):
 
 
 def load_data(data: DataConfig) -> TrainingSets:
-    """The sets that a run is trained and judged on.
+    """The sets that a run is trained and evaluated on.
 
     Raises:
         ValueError: as `find_dataset`, the loaders, `discover` and `partition`.
@@ -246,7 +246,7 @@ def load_data(data: DataConfig) -> TrainingSets:
     if data.dataset == OWN:
         return _discovered(data)
     named = {} if data.named_classes is None else {"class_names": data.named_classes}
-    with PartialState().main_process_first():  # who may have to draw the scenes
+    with PartialState().main_process_first():  # it may have to draw the scenes
         load, root = find_dataset(data.dataset, data.data_root, data.load_options | named)
     evaluation = load(root, split=data.eval_split)
     if data.unlabeled_root is not None:
@@ -258,11 +258,11 @@ def load_data(data: DataConfig) -> TrainingSets:
         labeled, unlabeled, chosen = load(root, split=data.train_split), None, None
     else:
         images = load(root, split=data.train_split, with_labels=False)
-        if data.partition.startswith("coarse-"):  # all of train is labeled; the unlabeled ones are from train_extra
+        if data.partition.startswith("coarse-"):  # all of train is labeled; unlabeled images are from train_extra
             images = concatenate_datasets([images, load(root, split="train_extra", with_labels=False)])
         chosen = partition(data.partition, images["id"], seed=data.partition_seed)
         labeled_ids, unlabeled_ids = set(chosen.labeled_ids), set(chosen.unlabeled_ids)
-        # On a disk only the labeled images need a label file; the rows of other sets come as they are.
+        # On disk only the labeled images need a label file; other data sets keep their rows.
         only = {} if data.dataset == "hub" else {"only_ids": labeled_ids}
         labeled = load(root, split=data.train_split, **only)
         labeled = labeled.select([i for i, name in enumerate(labeled["id"]) if name in labeled_ids])
@@ -291,28 +291,28 @@ def warn_of_shared_images(
     unlabeled: Dataset | IterableDataset | None,
     evaluation: Dataset | IterableDataset,
 ) -> None:
-    """Scores on images that were trained on, and unlabeled images that are no others than the labeled ones.
+    """Warn about evaluation images that are also trained on, and about unlabeled images that are all labeled ones.
 
-    Told by the images' files: names may be the same in two folders, and what is stored inside tables has no path.
+    Compares image files: names may repeat between folders, and images stored inside tables have no path.
     """
     trained, more, judged = map(_image_files, (labeled, unlabeled, evaluation))
     for name, files in (("labeled", trained), ("unlabeled", more)):
         if shared := sorted(files & judged):
             logger.warning(
-                "%d of the %d evaluation images are %s images too, e.g. %s: scores on them say nothing of others.",
+                "%d of the %d evaluation images are also %s images, e.g. %s. Their scores do not show generalization.",
                 *(len(shared), len(judged), name, shared[0]),
             )
     if trained and trained == more:
-        logger.warning("The %d unlabeled images are the labeled ones and no others: they add nothing.", len(more))
+        logger.warning("The %d unlabeled images are all labeled images as well: they add nothing.", len(more))
 
 
 def warn_of_earlier_training(sets: TrainingSets, earlier: str | Path | None) -> None:
-    """Validation images that were not held out in the run that this one starts from: it may have been trained on them.
+    """Warn about validation images that the earlier run did not hold out: its networks may have trained on them.
 
-    A share is drawn anew when there are more labeled images, as in the next round of labelling.
+    A share is drawn again when there are more labeled images, as in the next round of labeling.
 
     Args:
-        earlier: the run's folder, or a branch in it; `None`: this run starts from no other.
+        earlier: the run's output folder or a branch in it. If `None`, this run starts from no other.
     """
     if earlier is None or sets.found is None or not sets.found.held_out:
         return
@@ -323,14 +323,14 @@ def warn_of_earlier_training(sets: TrainingSets, earlier: str | Path | None) -> 
     now = {*sets.found.held_out}
     if new := sorted(now - before) if before & {*now, *sets.labeled["id"]} else []:
         logger.warning(
-            "%d of the %d validation images were not held out in %s, from whose networks this run starts, e.g. %s: "
-            "where it was trained on them, scores on them are too good. `--validation %s` keeps that run's.",
+            "%d of the %d validation images were not held out in %s, from whose networks this run starts, e.g. %s. "
+            "If it was trained on them, their scores are too good. `--validation %s` keeps that run's split.",
             *(len(new), len(now), run, new[0], run / HELD_OUT),
         )
 
 
 def _image_files(dataset: Dataset | IterableDataset | None) -> set[str]:
-    """The paths of a data set's images, which are files; none of a stream, whose end may be far."""
+    """The paths of a data set's images if they are files. Empty for a stream, which may be long."""
     if not isinstance(dataset, Dataset):
         return set()
     rows = dataset.select_columns("image").with_format("arrow")[:]["image"].to_pylist()

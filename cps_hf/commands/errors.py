@@ -1,4 +1,4 @@
-"""What a user can mend is one line on standard error and status 2, with no traceback."""
+"""Errors the user can fix: one line on standard error and status 2, without a traceback."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ from typing import NoReturn
 
 
 def fail(message: str) -> NoReturn:
-    """Say what is wrong and end with status 2, as argparse does."""
+    """Print the message to standard error and exit with status 2, as argparse does."""
     print(f"error: {message}", file=sys.stderr)
     raise SystemExit(2)
 
 
 @contextmanager
-def mendable(output: str | os.PathLike, kinds: tuple[type[Exception], ...] = (ValueError, OSError)) -> Iterator[None]:
-    """Within it, errors that a user can mend end the command by `fail`.
+def user_errors(
+    output: str | os.PathLike, kinds: tuple[type[Exception], ...] = (ValueError, OSError)
+) -> Iterator[None]:
+    """A context in which errors that the user can fix end the command through `fail`.
 
     Args:
         output: what the command writes, see `one_line`.
-        kinds: of errors.
+        kinds: the error types to catch.
     """
     try:
         yield
@@ -31,23 +33,23 @@ def mendable(output: str | os.PathLike, kinds: tuple[type[Exception], ...] = (Va
 
 
 def one_line(error: Exception, output: str | os.PathLike) -> str:
-    """What a command says, without a traceback, of what its user can mend: bad input, or a disk that fails.
+    """A one-line message for an error that the user can fix: bad input or a failing disk.
 
     Args:
-        output: what the command writes: the system names no path where a write fails, as on a full disk.
+        output: what the command writes. The system names no path if a write fails, as on a full disk.
     """
     if not isinstance(error, OSError) or isinstance(error, ConnectionError) or error.strerror is None:
         return str(error)
-    path = error.filename2 or error.filename or output  # of a renaming its goal
+    path = error.filename2 or error.filename or output  # filename2: the target of a rename
     if isinstance(error, IsADirectoryError):
-        return f"{path}: a file is expected there, but a folder is in the way. Choose another name."
+        return f"{path}: expected a file, found a folder. Choose another name."
     if isinstance(error, FileExistsError | NotADirectoryError):
-        return f"{path}: a folder is expected there, but a file is in the way. Choose another name."
+        return f"{path}: expected a folder, found a file. Choose another name."
     return f"{path}: {error.strerror}."
 
 
 def nearest(name: str, known: Iterable[str], *, otherwise: str = "") -> str:
-    """ " Did you mean `...`?", what begins like it first; or `otherwise` where nothing is like it."""
+    """ " Did you mean `...`?" with the closest name, preferring a common beginning; `otherwise` if none is close."""
     begun = [word for word in known if len(name) > 2 and word.startswith(name)]
     close = begun or difflib.get_close_matches(name, list(known), n=1)
     return f" Did you mean `{close[0]}`?" if close else otherwise

@@ -1,18 +1,18 @@
 """`cps-hf evaluate`: score a branch, or the mean of several, on a labeled set; or write predictions for a server.
 
     cps-hf evaluate --branches outputs/train_cps/best
-        the drawn street scenes that the main job trains on.
+        the drawn street scenes of the demonstration.
 
     cps-hf evaluate --branches A B --each --dataset cityscapes --data_root DIR \\
         --mode sliding --crop_size 800 800 --scales 0.5 1.0 1.75 --flip
-        the mean of two branches and each by itself, in windows, at several sizes, mirrored too.
+        the mean of two branches and each branch separately, in windows, at several scales and mirrored.
 
     cps-hf evaluate --branches A --dataset cityscapes --data_root DIR --split test \\
         --export cityscapes
         predictions as labelIds PNGs for the evaluation server, or for the official script on a labeled split.
 
-Any model of AutoModelForSemanticSegmentation will do, trained here or not; images are prepared by its own image
-processor. All scores are at the labels' resolution. Written to `--output_dir`: results.json, confusion_matrix.csv,
+Works with any AutoModelForSemanticSegmentation model, trained here or not; its own image processor prepares the
+images. All scores are at the labels' resolution. Written to `--output_dir`: results.json, confusion_matrix.csv,
 pictures/, and predictions/ with `--export`.
 """
 
@@ -48,15 +48,15 @@ from . import branches as chosen
 from . import datasets as named
 from .arguments import ArgumentParser
 from .console import log_warnings_alone
-from .errors import mendable
+from .errors import user_errors
 from .main import COMMANDS
 
 Palette = visualization.Palette
-PANEL_SIDE = 1024  # pixels: what is kept of the worst images for their picture
+PANEL_SIDE = 1024  # pixels; the worst images are reduced to this for their picture
 
 
 class Row:
-    """The scores of one line of the table: a branch, or the mean."""
+    """The scores of one table row: a branch or the mean."""
 
     def __init__(self, num_labels: int):
         self.iou, self.boundary = IoUCounter(num_labels=num_labels), BoundaryIoU(num_labels)
@@ -72,7 +72,7 @@ class Row:
 
 
 class Worst:
-    """The images with the lowest mean IoU of their own, reduced to what a picture shows."""
+    """The images with the lowest mean IoU, reduced to what a picture shows."""
 
     def __init__(self, count: int):
         self.count, self.kept, self.scores = count, [], []
@@ -92,33 +92,33 @@ def make_parser() -> ArgumentParser:
     first = ("branches", "mode", "crop_size", "dataset", "data_root", "split", "output_dir", "export", "each")
     usage = "RUN [--option value ...]"
     parser = ArgumentParser("evaluate", COMMANDS["evaluate"], first=first, usage=usage)
-    parser.add_argument("run", metavar="RUN", nargs="?", help="a run's folder (its better branch) or a branch")
+    parser.add_argument("run", metavar="RUN", nargs="?", help="a run's output folder (its better branch) or a branch")
     chosen.add_arguments(parser, required=False)
     named.add_arguments(parser, default="street_scenes")
     group = parser.add_argument_group("output")
     group.add_argument("--output_dir", default="outputs/evaluation", help="where everything is written")
-    group.add_argument("--each", action="store_true", help="with several branches, score each by itself too")
+    group.add_argument("--each", action="store_true", help="with several branches, also score each separately")
     group.add_argument("--export", choices=("cityscapes", "voc"), help="write predictions as labelIds or palette PNGs")
-    group.add_argument("--num_pictures", type=int, default=6, help="how many of the worst images are drawn")
+    group.add_argument("--num_pictures", type=int, default=6, help="how many of the worst images to draw")
     return parser
 
 
 def main(argv: Sequence[str]) -> dict[str, Any]:
-    """Score as a command line says; what results.json holds."""
+    """Score as the command line says. Returns the content of results.json."""
     options = make_parser().parse_args(argv)
     log_warnings_alone()
     output = Path(options.output_dir)
-    with mendable(output):
-        chosen.settle_run(options, what="is scored")
+    with user_errors(output):
+        chosen.settle_run(options, what="should be scored")
         results, worst, palette = evaluate(options)
-        report(results, options)  # first, so that the scores outlive a full disk
+        report(results, options)  # first, so that the scores survive a full disk
         write(results, worst, palette, output)
     print(f"\nWritten to {output}: {', '.join(sorted(path.name for path in output.iterdir()))}")
     return results
 
 
 def evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], Worst, Palette]:
-    """What results.json holds (NaN where a class does not occur), the worst images, the classes' colours."""
+    """The content of results.json (NaN for absent classes), the worst images, and the class colors."""
     if options.num_pictures < 0:
         raise ValueError(f"`--num_pictures` must be 0 or more, got {options.num_pictures}.")
     output = Path(options.output_dir)
@@ -131,16 +131,16 @@ def evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], Worst, Palett
     if encoding is not None:
         check_classes(encoding.names, branches.id2label, f"The labels and {branches.sources[0]}")
     if not labeled and not options.export:
-        raise ValueError(f"Split {options.split!r} has no labels to score against. Give `--export` to predict only.")
+        raise ValueError(f"Split {options.split!r} has no labels to score against. Add `--export` to only predict.")
     if options.export == "cityscapes":
         check_classes(CITYSCAPES, branches.id2label, f"`--export cityscapes` and {branches.sources[0]}")
 
-    output.mkdir(parents=True, exist_ok=True)  # before the work, which would be lost where it cannot be made
+    output.mkdir(parents=True, exist_ok=True)  # fail before the work if this fails
     rows: dict[str, Row] = {}
     worst, count, exported = Worst(options.num_pictures), 0, set()
     for sample in samples(dataset, options, labeled, len(names)):
         predictions = predict(branches, sample["image"], how, each=options.each)
-        *_, final = predictions.values()  # the mean where there is one
+        *_, final = predictions.values()  # the mean, if any
         count += 1
         if options.export:
             if sample["id"] in exported:
@@ -174,18 +174,18 @@ def evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], Worst, Palett
 
 
 def check_folder(folder: Path) -> None:
-    """Raise a `ValueError` where files lie that are not this command's to replace."""
+    """Raise a `ValueError` if the folder contains files of another command."""
     found = [path.name for pattern in ("config.yaml", "checkpoint-*") for path in sorted(folder.glob(pattern))]
     results = folder / "results.json"
     try:
         if results.is_file() and "branches" not in json.loads(results.read_text(encoding="utf-8")):
             found.append(results.name)
-    except (ValueError, TypeError):  # no JSON, or none of ours
+    except (ValueError, TypeError):  # not JSON, or not ours
         found.append(results.name)
     if found:
         raise ValueError(
-            f"`--output_dir {folder}` holds a training run or other results ({', '.join(found[:3])}), which would be "
-            f"replaced in part. Give another folder, e.g. {folder / 'evaluation'}."
+            f"`--output_dir {folder}` contains a training run or other results ({', '.join(found[:3])}), which would "
+            f"be partly replaced. Choose another folder, e.g. {folder / 'evaluation'}."
         )
 
 
@@ -199,7 +199,7 @@ def samples(dataset, options: argparse.Namespace, labeled: bool, num_labels: int
 
 
 def predict(branches, image: torch.Tensor, how: dict[str, Any], *, each: bool) -> dict[str, torch.Tensor]:
-    """Class maps, uint8 (H, W), by row; the last one is what the ensemble says."""
+    """Class maps, uint8 (H, W), by row. The last one is the ensemble's prediction."""
     count = len(branches.networks)
     if count == 1 or not each:
         return {"mean" if count > 1 else "branch_0": branches.predict(image, **how)}
@@ -215,7 +215,7 @@ def export(prediction: np.ndarray, name: str, folder: Path, kind: str) -> None:
 
 
 def write(results: dict[str, Any], worst: Worst, palette: Palette, folder: Path) -> None:
-    """The scores, then what is drawn of them."""
+    """Write the scores, then the pictures."""
     write_atomically(folder / "results.json", json.dumps(without_nan(results), indent=1, ensure_ascii=False))
     if "scores" in results:
         matrix, names = torch.tensor(results["confusion_matrix"]), results["classes"]
@@ -224,7 +224,7 @@ def write(results: dict[str, Any], worst: Worst, palette: Palette, folder: Path)
 
 
 def draw(folder: Path, matrix: torch.Tensor, worst: Worst, names, rows: list[str], palette) -> None:
-    """The confusion matrix, and the worst images: image, label, prediction, where it is wrong."""
+    """Draw the confusion matrix and the worst images: image, label, predictions, errors."""
     visualization.write_confusion_matrix(matrix, names, folder / "confusion_matrix.png")
     if not worst.kept:
         return
@@ -253,7 +253,7 @@ def write_csv(path: Path, matrix: torch.Tensor, names: list[str]) -> None:
 
 
 def report(results: dict[str, Any], options: argparse.Namespace) -> None:
-    """The tables."""
+    """Print the tables."""
     what = f"{results['dataset']}, {results['split'] or 'all'}, {results['num_images']} images, {options.mode}"
     print(f"\n{', '.join(options.branches)}\n{what}:\n")
     if "scores" in results:

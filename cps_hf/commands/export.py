@@ -1,12 +1,12 @@
-"""`cps-hf export`: a branch as an ONNX file that is checked against PyTorch.
+"""`cps-hf export`: export a branch to ONNX and check the file against PyTorch.
 
     cps-hf export outputs/train_cps/best best.onnx
     cps-hf export nvidia/segformer-b0-finetuned-ade-512-512 segformer.onnx --size 512 512
 
-pixel_values (B, 3, H, W) become logits (B, C, H, W) at the input's size. Any model of
-AutoModelForSemanticSegmentation will do. Batch, height and width are free where the model allows; where it does not,
-the file takes images of `--size`, and the command says so. Class names and the normalisation are in the file's
-metadata. Needs `pip install "cps_hf[onnx]"`.
+pixel_values (B, 3, H, W) become logits (B, C, H, W) at the input's size. Works with any
+AutoModelForSemanticSegmentation model. Batch, height and width are dynamic if the model allows it. Otherwise the file
+only takes images of `--size`, which the command reports. The file's metadata contains class names and normalization.
+Requires `pip install "cps_hf[onnx]"`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from ..inference.ensemble import Ensemble
 from ..inference.onnx import export_onnx
 from .arguments import ArgumentParser
-from .errors import mendable
+from .errors import user_errors
 from .main import COMMANDS
 
 
@@ -26,7 +26,7 @@ def make_parser() -> ArgumentParser:
     parser = ArgumentParser("export", COMMANDS["export"], first=first, usage="BRANCH OUT.onnx [--size H W]")
     parser.add_argument("branch", metavar="BRANCH", help="a folder or a Hub id")
     parser.add_argument("out", metavar="OUT.onnx", help="the file to write")
-    parser.add_argument("--size", type=int, nargs=2, default=(256, 320), metavar=("H", "W"), help="of a trial image")
+    parser.add_argument("--size", type=int, nargs=2, default=(256, 320), metavar=("H", "W"), help="of the trial image")
     parser.add_argument("--trust_remote_code", action="store_true", help="run model code that comes with the branch")
     return parser
 
@@ -34,7 +34,7 @@ def make_parser() -> ArgumentParser:
 def main(argv: Sequence[str]) -> None:
     options = make_parser().parse_args(argv)
     logging.basicConfig(format="%(levelname)s: %(message)s")
-    with mendable(options.out, (OSError, ValueError, ImportError)):
+    with user_errors(options.out, (OSError, ValueError, ImportError)):
         branch = Ensemble.from_pretrained([options.branch], device="cpu", trust_remote_code=options.trust_remote_code)
         model, processor = branch.networks[0].model, branch.processors[0]
         written = export_onnx(model, processor, options.out, size=tuple(options.size))

@@ -1,4 +1,4 @@
-"""What `cps-hf train --help` shows: every field's docstring line, and the default that holds for what was typed."""
+"""The text of `cps-hf train --help`: each field's docstring line and its default for the given command line."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ def make_help(
     *,
     first: Collection[str],
 ) -> ArgumentParser:
-    """A parser that is never used to parse: it formats the help, and knows all options.
+    """A parser that knows all options. It only formats the help and never parses.
 
     Args:
-        groups: dataclasses, whose docstrings hold `name: text` lines under a section's line.
-        objective: whose name the help shows.
-        defaults: by field, where they differ from the classes' own.
+        groups: dataclasses whose docstrings contain `name: text` lines below a section title.
+        objective: the objective whose options the help shows.
+        defaults: by field, where they differ from the classes' defaults.
         first: the fields that the short help shows.
     """
     usage = "[DIR] [--config FILE.yaml] [--objective NAME] [--field value ...]"
     parser = ArgumentParser(command, description, first={*first, "config", "objective"}, usage=usage)
     main = parser.add_argument_group("what to run")
-    main.add_argument("DIR", nargs="?", help="images and masks as you have them, or what `--dataset` says")
-    main.add_argument("--config", metavar="FILE.yaml", help="fields by name; the command line wins")
+    main.add_argument("DIR", nargs="?", help="your folder of images and masks, or what `--dataset` names")
+    main.add_argument("--config", metavar="FILE.yaml", help="fields by name; the command line overrides them")
     main.add_argument(
         "--objective",
         metavar="NAME",
         choices=OBJECTIVES,
-        help=f"one of {', '.join(OBJECTIVES)} (this help: {objective}; `--objective NAME --help-all` shows another's)",
+        help=f"one of {', '.join(OBJECTIVES)} (shown here: {objective}; for others: `--objective NAME --help-all`)",
     )
     for cls in groups:
         helps, hints, section = documented(cls), typing.get_type_hints(cls), None
@@ -58,7 +58,7 @@ def make_help(
 
 
 def documented(cls: type) -> dict[str, tuple[str | None, str]]:
-    """Field name -> (section, help), from the class's docstrings: `name: text` lines under a section's line."""
+    """Field name -> (section, help), from the class's docstrings: `name: text` lines below a section title."""
     found: dict[str, tuple[str | None, str]] = {}
     for base in reversed(cls.__mro__):
         section, name = None, None
@@ -77,7 +77,7 @@ def documented(cls: type) -> dict[str, tuple[str | None, str]]:
 
 
 def _shown(value: Any) -> str:
-    """As it would be typed."""
+    """The value as it would be typed."""
     if isinstance(value, bool):
         return str(value).lower()
     if value in (None, "", [], {}):
@@ -88,7 +88,7 @@ def _shown(value: Any) -> str:
 
 
 def _metavar(expected: Any) -> str:
-    """What is typed: "INT", "true|false", "FLOAT ..." for several, "JSON" for a mapping."""
+    """What to type: "INT", "true|false", "FLOAT ..." for several, "JSON" for a mapping."""
     kinds = [kind for kind in typing.get_args(expected) if kind is not types.NoneType]
     if typing.get_origin(expected) in (types.UnionType, typing.Union):
         return "|".join(map(_metavar, kinds))

@@ -1,7 +1,7 @@
-"""Predicting an image that is too large to be decoded or predicted as a whole: in windows, some rows at a time.
+"""Predict an image that is too large to decode or predict as a whole: in windows, a few rows at a time.
 
-A tiled or striped TIFF is read as it is needed; the mask is written as it is found. Where the file says what place on
-Earth it shows, the mask is a GeoTIFF that says so too. The overlay is a reduced one.
+A tiled or striped TIFF is read in parts, and the mask is written as it is predicted. If the file is georeferenced, the
+mask is a GeoTIFF with the same position. The overlay is reduced in size.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from ..data.table import first_few
 from ..inference.ensemble import Ensemble
 
 HUGE = 50_000_000
-"""Pixels beyond which an image file is predicted by rows: 7,071 x 7,071."""
-_MOST_PER_BYTE = 1000  # pixels, in files other than TIFF: smaller files are not opened to learn their size
-_OVERVIEW = 2048  # the longer side of an overlay
+"""Image files with more pixels than this are predicted by rows: 7,071 x 7,071."""
+_MOST_PER_BYTE = 1000  # pixels, in files other than TIFF; smaller files are not opened to find their size
+_OVERVIEW = 2048  # the longer side of an overlay, in pixels
 
 
 class UnreadableError(ValueError):
@@ -34,7 +34,7 @@ class UnreadableError(ValueError):
 
 
 def is_huge(path: str, limit: int) -> bool:
-    """Whether an image file has more pixels than `limit`; false where its header cannot be read."""
+    """Whether an image file has more pixels than `limit`. False if its header cannot be read."""
     if Path(path).suffix.lower() not in TIFF_SUFFIXES and os.path.getsize(path) < limit // _MOST_PER_BYTE:
         return False
     return (pixels_of(path) or 0) > limit
@@ -43,14 +43,14 @@ def is_huge(path: str, limit: int) -> bool:
 def windows_for(
     images: Mapping[str, str], branches: Ensemble, how: Mapping[str, Any], options: argparse.Namespace
 ) -> dict[str, Any]:
-    """How huge images are predicted: as the command line says, or in windows of a usual size, which is said.
+    """How to predict huge images: as the command line says, or in windows of a default size, which is printed.
 
     Raises:
-        ValueError: probabilities, drafts or scales were chosen.
+        ValueError: probabilities, drafts or scales are set.
     """
     what = f"{first_few([*images.values()], 2)}: more than {options.huge_from} pixels, predicted by rows"
     if options.probabilities:
-        raise ValueError(f"{what}; `--probabilities` would hold all of them. Leave it out, or cut the image.")
+        raise ValueError(f"{what}; `--probabilities` would need all of them in memory. Remove it, or cut the image.")
     if options.format:
         raise ValueError(f"{what}; `--format` draws whole masks. Cut it first: `cps-hf prepare --tile 1024 DIR OUT`.")
     if [*how["scales"]] != [1.0]:
@@ -59,12 +59,12 @@ def windows_for(
     if how["mode"] != "sliding":
         found |= branches.default_windows() | {"window_batch_size": options.window_batch_size}
         height, width = found["crop_size"]
-        print(f"{what} in windows of {height} x {width}; `--mode sliding --crop_size H W` chooses others.")
+        print(f"{what} in windows of {height} x {width}. Set others with `--mode sliding --crop_size H W`.")
     return found
 
 
 def huge_paths(paths: Mapping[str, Path], source: str) -> dict[str, Path]:
-    """The outputs of a huge image: the mask of one with geo-tags is a TIFF."""
+    """The outputs of a huge image. A georeferenced image gets a TIFF mask."""
     masks = paths["masks"]
     if is_georeferenced(source):
         masks = masks.with_name(f"{masks.name.removesuffix('.png')}.tif")
@@ -83,7 +83,7 @@ def predict_huge(
     """Write the mask of one image, and a reduced overlay if `paths` has one.
 
     Raises:
-        UnreadableError: the image is damaged or is none.
+        UnreadableError: the image is damaged or not an image.
         ValueError: a network cannot take windows of this size.
     """
     try:
@@ -108,7 +108,7 @@ def predict_huge(
 
 
 class _Rows:
-    """Rows of an image, each read once: those that the next windows need again are kept.
+    """Rows of an image, each read once. Rows that the next windows need again are kept.
 
     Attributes:
         overview: each `step`-th pixel of each `step`-th row that was read, uint8 (rows, W, 3).
@@ -120,7 +120,7 @@ class _Rows:
 
     def __call__(self, rows: slice) -> Tensor:
         """uint8 (3, rows, W)."""
-        assert rows.start >= self._start, "rows are asked for from the top down"
+        assert rows.start >= self._start, "rows must be requested from the top down"
         end = self._start + len(self._kept)
         kept = self._kept[rows.start - self._start :]
         if rows.stop > end:

@@ -1,4 +1,4 @@
-"""Which networks a command line names: by `--models`, by a backbone alone, by an earlier run, or by nothing."""
+"""The networks of a command line: from `--models`, a backbone, an earlier run, or the small default."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from ..planning.plan import random_weights_note
 logger = logging.getLogger(__name__)
 
 FEW = 1000
-"""Fewer labeled images than these teach a network that starts from nothing little."""
+"""With fewer labeled images than this, a network trained from scratch learns little."""
 
 
 def chosen_models(
     models: list[str], backbone: str | list[str] | None, init_from: str | None, count: int
 ) -> str | PreTrainedConfig | list[Any]:
-    """What `CPSTrainer` takes as its models.
+    """The `models` argument of `CPSTrainer`.
 
     Args:
-        models: ids, folders or config.json files. backbone: weights. init_from: an earlier run's folder.
-        count: how many branches the method trains, where nothing else says it.
+        models: ids, folders or config.json files. backbone: weights. init_from: an earlier run's output folder.
+        count: how many branches the method trains if nothing else decides it.
 
     Raises:
-        ValueError: two of them contradict each other, or one names nothing that can be used.
+        ValueError: two of them contradict each other, or one of them names nothing usable.
     """
     if init_from is not None:
         if models or backbone:
             other = "models" if models else "backbone"
-            raise ValueError(f"`init_from` starts from an earlier run's networks: leave out `{other}`.")
+            raise ValueError(f"`init_from` starts from an earlier run's networks. Remove `{other}`.")
         return branches_of(init_from, count)
     if models:
         return models if len(models) > 1 else models[0]
@@ -47,17 +47,17 @@ def chosen_models(
 
 def _around(backbone: str) -> PreTrainedConfig:
     around = architecture_around(backbone)
-    logger.info("The network: %s.", around.said)
+    logger.info("Network: %s.", around.said)
     return around.config
 
 
 def branches_of(run: str, count: int) -> list[str]:
-    """The folders that `count` branches start from, of an earlier run or of one exported branch.
+    """The folders that `count` branches start from: those of an earlier run, or one exported branch.
 
-    One branch starts from the run's `best`; several from its branches, or all from `best` where it has fewer.
+    One branch starts from the run's `best`. Several start from its branches, or all from `best` if it has fewer.
 
     Raises:
-        ValueError: the folder holds no exported branch.
+        ValueError: the folder contains no exported branch.
     """
     folder = Path(run)
     if (folder / "config.json").is_file():
@@ -67,7 +67,7 @@ def branches_of(run: str, count: int) -> list[str]:
         return [str(branch) for branch in branches]
     one = next((folder / n for n in ("best", "branch_0") if (folder / n / "config.json").is_file()), None)
     if one is None:
-        found = "there is no such folder" if not folder.is_dir() else "it holds neither best/ nor branch_0/"
+        found = "no such folder" if not folder.is_dir() else "it contains neither best/ nor branch_0/"
         raise ValueError(
             f"`init_from` {run}: {found}. Give the output folder of an earlier run, or one of the branches in it."
         )
@@ -75,14 +75,14 @@ def branches_of(run: str, count: int) -> list[str]:
 
 
 def num_branches(objective: Objective, wanted: int | None) -> int:
-    """How many branches a run has, as `CPSTrainer` counts them."""
+    """How many branches a run has, counted as `CPSTrainer` does."""
     return wanted or (1 if objective.teacher else 2)
 
 
 def small_model() -> UperNetConfig:
     """A convolutional network that learns from scratch on few images (a small SegFormer does not).
 
-    Three stages: at stride 32, the fourth, the drawn scenes are two pixels high.
+    It has three stages: in a fourth, at stride 32, the drawn scenes would be two pixels high.
     """
     backbone = ResNetConfig(
         embedding_size=24,
@@ -95,7 +95,7 @@ def small_model() -> UperNetConfig:
 
 
 def warn_of_random_weights(models: Any, backbone: Any, num_labeled: int | None) -> None:
-    """Where every branch starts from nothing on few labels: what to do about it."""
+    """If every branch is trained from scratch on few labels, log what to do about it."""
     sources = models if isinstance(models, list) else [models]
     random = all(isinstance(source, PreTrainedConfig) or str(source).endswith(".json") for source in sources)
     if random and not backbone and num_labeled is not None and num_labeled < FEW:

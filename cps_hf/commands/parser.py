@@ -1,7 +1,7 @@
-"""A YAML file and a command line become settings in groups, an objective among them; the command line wins.
+"""Turn a YAML file and a command line into groups of settings, including an objective. The command line wins.
 
 Every field of the groups and of the chosen objective is an option of the same name, in YAML and as `--name value`.
-An unknown name or a value of a wrong type is an error that names it and the nearest valid name.
+An unknown name or a value of a wrong type raises an error that names it and the nearest valid name.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ def parse(
     """Read a command line, and the YAML file that its `--config` names.
 
     Args:
-        settings: a dataclass of dataclasses, no two of which have a field of the same name; its field `objective` is
+        settings: a dataclass of dataclasses. No two of them have a field of the same name. Its field `objective` is
             one of `OBJECTIVES`, chosen by name.
-        command: what the help calls it, behind `cps-hf`.
+        command: its name after `cps-hf`, for the help.
         first: the fields that `--help` shows; `--help-all` shows all.
-        defaults: of what the command line gives (see `read_words`), what differs from the classes' own defaults: by
-            field, and {objective: {field: value}} for what is one objective's own.
+        defaults: maps the given options (see `read_words`) to the defaults that differ from the classes' own: by
+            field, and {objective: {field: value}} for fields of a single objective.
 
-    Ends with a message on standard error and status 2 when something is wrong.
+    Prints errors to standard error and exits with status 2.
     """
     try:
         given = read_words(argv)
@@ -69,12 +69,12 @@ def parse(
 
 
 def groups_of(settings: type, objective: str) -> dict[str, type]:
-    """The classes of the groups by name, the objective's own class among them."""
+    """The classes of the groups by name, including the objective's class."""
     return typing.get_type_hints(settings) | {"objective": OBJECTIVES[objective]}
 
 
 def read_words(argv: Sequence[str]) -> dict[str, Any]:
-    """`--name value`, `--name=value`, `--name v1 v2` and `--flag` become {name: str, list of str or True}.
+    """Parse `--name value`, `--name=value`, `--name v1 v2` and `--flag` into {name: str, list of str or True}.
 
     Raises:
         ValueError: a value belongs to no option, or an option is given twice.
@@ -100,7 +100,7 @@ def read_words(argv: Sequence[str]) -> dict[str, Any]:
 
 
 def given_names(argv: Sequence[str]) -> set[str]:
-    """The options that a command line, and the file that its `--config` names, give; of words that `parse` took."""
+    """The options given by a command line and its `--config` file. The words must be valid for `parse`."""
     given = read_words(argv)
     from_file = _read_yaml(given["config"]) if "config" in given else {}
     return {*given, *from_file} - {"config"}
@@ -127,8 +127,8 @@ def _build(groups: Mapping[str, type], objective: str, values: Mapping[str, Any]
 
 
 def _without_foreign_fields(values: Mapping[str, Any], objective: str) -> dict[str, Any]:
-    """A file's values without its objective, without that one's hyper-parameters where another one was chosen, and
-    without what only earlier versions knew."""
+    """A file's values without its objective, without that objective's hyper-parameters if another one is chosen, and
+    without options of earlier versions."""
     values = dict(values)
     theirs = values.pop("objective", objective)
     own = OBJECTIVES.get(theirs) if isinstance(theirs, str) else None
@@ -140,7 +140,7 @@ def _without_foreign_fields(values: Mapping[str, Any], objective: str) -> dict[s
     retired = sorted({*RETIRED} & values.keys())
     if retired:
         listed = ", ".join(f"`{key}`" for key in retired)
-        print(f"note: {listed} of the file: no option any more, and left out.", file=sys.stderr)
+        print(f"note: {listed} of the file: no longer an option, ignored.", file=sys.stderr)
     return {key: value for key, value in values.items() if key not in foreign and key not in RETIRED}
 
 
@@ -155,19 +155,19 @@ def _read_yaml(path: Any) -> dict[str, Any]:
             values = _PlainLoader(file).get_single_data()
     except OSError as error:
         raise ValueError(f"cannot read `--config {path}`: {error.strerror}.") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or a date like 2026-99-99
-        raise ValueError(f"`--config {path}` is no valid YAML: {error}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or a date like 2026-99-99
+        raise ValueError(f"`--config {path}` is not valid YAML: {error}") from error
     if _size(values, {}) > 100_000:
-        raise ValueError(f"`--config {path}` refers to itself again and again, as no settings do.")
+        raise ValueError(f"`--config {path}` has too many or circular aliases for a settings file.")
     if values is None:
         return {}
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise ValueError(f"`--config {path}` must hold `field: value` lines, found a {type(values).__name__}.")
+        raise ValueError(f"`--config {path}` must contain `field: value` lines, found a {type(values).__name__}.")
     return values
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Plain values only, and no key twice: YAML would keep the last without a word."""
+    """Plain values only, and no duplicate keys: YAML would silently keep the last."""
 
     def construct_mapping(self, node, deep=False):
         seen = set()
@@ -179,7 +179,7 @@ class _PlainLoader(yaml.SafeLoader):
 
 
 def _size(value: Any, known: dict[int, float]) -> float:
-    """How many values there are when every alias is written out; infinite where one holds itself."""
+    """The number of values with every alias expanded; infinite if one contains itself."""
     if not isinstance(value, list | dict):
         return 1
     if id(value) not in known:

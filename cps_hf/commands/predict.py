@@ -1,19 +1,19 @@
-"""`cps-hf predict`: masks, overlays with a legend and, on demand, the probability of every class, or labeling drafts.
+"""`cps-hf predict`: write masks, overlays with a legend and, optionally, class probabilities or annotation drafts.
 
     cps-hf predict outputs/train_cps photos --format labelme
-        the better branch of a run on a folder of images, its masks also as what LabelMe opens.
+        the better branch of a run on a folder of images; masks also in LabelMe's format.
 
     cps-hf predict --branches outputs/train_cps/best --inputs photos 'more/*/img_*.jpg' one.png
-        image files, folders with all that lies below them, and globs (quoted, so that names keep their sub-folders).
+        image files, folders (recursively) and globs (quoted, so that names keep their subfolders).
 
     cps-hf predict --branches A B --dataset hub --data_root USER/SET --split test --probabilities
-        the mean of two branches on a data set of the Hub, on parquet files, or on any other set by name.
+        the mean of two branches on a data set from the Hub, on parquet files, or on any other named data set.
 
-Any model of AutoModelForSemanticSegmentation will do. Written to `--output_dir`, each with its image's name and
-sub-folders: masks/ (PNGs whose pixels hold class ids, in the classes' colours), overlays/ and probabilities/ (float16
-(C, H, W) at the image's size). Started again, it leaves out what is done: finished images are listed in
-predicted.jsonl, and no file has its name before it is whole. With `--format`, the masks of these images are also
-written as polygons for an annotation tool: coco.json, cvat.xml or labelme/ (`png`: classes.json, beside the masks).
+Works with any AutoModelForSemanticSegmentation model. Written to `--output_dir`, each with its image's name and
+subfolders: masks/ (PNGs of class ids in the class colors), overlays/ and probabilities/ (float16 (C, H, W) at the
+image's size). Run again, it skips finished images, which predicted.jsonl lists; incomplete files never have their
+final name. With `--format`, the masks are also written as polygons for an annotation tool: coco.json, cvat.xml or
+labelme/ (`png`: classes.json, next to the masks).
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ from . import branches as chosen
 from . import datasets as named
 from .arguments import ArgumentParser
 from .console import log_warnings_alone
-from .errors import mendable
+from .errors import user_errors
 from .huge import HUGE, UnreadableError, huge_paths, is_huge, predict_huge, windows_for
 from .main import COMMANDS
 
-OF_HUGE = "windows over huge images"  # what prediction.json calls them
+OF_HUGE = "windows over huge images"  # their name in prediction.json
 SUFFIXES = {"masks": ".png", "overlays": ".png", "probabilities": ".npy"}
 
 
@@ -58,41 +58,41 @@ def make_parser() -> ArgumentParser:
     first = ("branches", "mode", "crop_size", "inputs", "dataset", "data_root", "split", "output_dir", "probabilities")
     usage = "RUN IMAGES [IMAGES ...] [--option value ...]"
     parser = ArgumentParser("predict", COMMANDS["predict"], first=(*first, "format"), usage=usage)
-    parser.add_argument("run", metavar="RUN", nargs="?", help="a run's folder (its better branch) or a branch")
+    parser.add_argument("run", metavar="RUN", nargs="?", help="a run's output folder (its better branch) or a branch")
     parser.add_argument("images", metavar="IMAGES", nargs="*", help="image files, folders, globs")
     chosen.add_arguments(parser, required=False)
     group = parser.add_argument_group("images")
-    group.add_argument("--inputs", nargs="+", default=[], help="as IMAGES; or name a data set:")
+    group.add_argument("--inputs", nargs="+", default=[], help="same as IMAGES; or name a data set:")
     named.add_arguments(parser, default=None)
     group = parser.add_argument_group("output")
     group.add_argument("--output_dir", default="outputs/predictions", help="where everything is written")
     group.add_argument(
         "--huge_from", type=int, default=HUGE, metavar="PIXELS", help="predict larger files in windows, by rows"
     )
-    group.add_argument("--probabilities", action="store_true", help="write every class's probability too; large")
+    group.add_argument("--probabilities", action="store_true", help="also write every class's probability; large")
     group.add_argument("--no_overlays", action="store_true", help="write no overlays")
-    group.add_argument("--overlay_alpha", type=float, default=0.5, help="how much of the colour is seen, 0 to 1")
-    group.add_argument("--keep_suffix", action="store_true", help="a.jpg becomes a.jpg.png, so that a.png may be too")
-    group.add_argument("--skip_bad_images", action="store_true", help="leave out and count what cannot be read")
-    group.add_argument("--overwrite", action="store_true", help="first remove what this command wrote there before")
+    group.add_argument("--overlay_alpha", type=float, default=0.5, help="opacity of the class colors, 0 to 1")
+    group.add_argument("--keep_suffix", action="store_true", help="a.jpg becomes a.jpg.png, to allow a.png as well")
+    group.add_argument("--skip_bad_images", action="store_true", help="skip and count unreadable images")
+    group.add_argument("--overwrite", action="store_true", help="first remove this command's earlier output")
     group = parser.add_argument_group("drafts for annotation tools")
-    group.add_argument("--format", choices=FORMATS, help="also write what a tool imports; png: classes.json")
+    group.add_argument("--format", choices=FORMATS, help="also write a tool's import format; png: classes.json")
     group.add_argument("--tolerance", type=float, default=1.0, help="how far outlines may be simplified, in pixels")
-    group.add_argument("--min_area", type=int, default=0, help="fill smaller regions from around, in pixels")
+    group.add_argument("--min_area", type=int, default=0, help="fill in smaller regions from around, in pixels")
     group.add_argument("--background", default="background", help="the class that is not drawn")
     return parser
 
 
 def main(argv: Sequence[str]) -> dict[str, int]:
-    """Predict as a command line says; how many images were predicted, were done before, and could not be read."""
+    """Predict as the command line says. Returns how many images were predicted, done before, and unreadable."""
     options = make_parser().parse_args(argv)
     log_warnings_alone()
-    with mendable(options.output_dir):
+    with user_errors(options.output_dir):
         return predict(options)
 
 
 def predict(options: argparse.Namespace) -> dict[str, int]:
-    """Everything; returns how many images were predicted, were done before, and could not be read."""
+    """Predict everything. Returns how many images were predicted, done before, and unreadable."""
     _settle_words(options)
     _check_values(options)
     images = Images.from_files(options) if options.inputs else Images.from_dataset(options)
@@ -128,13 +128,13 @@ def _check_values(options: argparse.Namespace) -> None:
         if not getattr(options, name) >= 0:
             raise ValueError(f"`--{name}` must be 0 or more, got {getattr(options, name)}.")
     if options.format and not options.inputs:
-        raise ValueError(f"`--format {options.format}` goes with image files, which the tool opens too: give IMAGES.")
+        raise ValueError(f"`--format {options.format}` needs image files, which the tool opens too. Give IMAGES.")
 
 
 def _settings(
     options: argparse.Namespace, branches: Ensemble, how: dict[str, Any], how_huge: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """What decides how the outputs look; of windows over huge images only where there is such an image."""
+    """What decides how the outputs look. Windows over huge images only if there is such an image."""
     found = {"weights": fingerprint(branches), "classes": [*branches.id2label.values()], **how}
     found["overlay_alpha"] = options.overlay_alpha
     found.pop("window_batch_size", None)
@@ -145,7 +145,7 @@ def _settings(
 
 
 class Progress:
-    """How many images were predicted, were done before, and could not be read; and the bar that shows it."""
+    """How many images were predicted, done before, and unreadable; and the progress bar."""
 
     def __init__(self, total: int | None, *, skip_bad_images: bool):
         self.counts = {"predicted": 0, "done before": 0, "not readable": 0}
@@ -160,22 +160,22 @@ class Progress:
         self.bar.update()
 
     def leave_out(self, error: Exception) -> None:
-        """An image that cannot be read.
+        """Count an image that cannot be read.
 
         Raises:
-            ValueError: such images are not to be left out.
-            Exception: `error`, where it is not the image's fault.
+            ValueError: such images are not to be skipped.
+            Exception: `error`, if it is not the image's fault.
         """
         if not isinstance(error, ValueError):
             raise error
         if not self._skips:
-            raise ValueError(f"{error} `--skip_bad_images` leaves such images out.") from error
-        self.bar.write(f"left out: {error}", file=sys.stderr)
+            raise ValueError(f"{error} `--skip_bad_images` skips such images.") from error
+        self.bar.write(f"skipped: {error}", file=sys.stderr)
         self.count("not readable")
 
 
 Shown = tuple[list[str], Sequence[tuple[int, int, int]], float]
-"""The classes' names and colours, and how much of a colour is seen on an overlay."""
+"""The class names and colors, and the opacity of the colors on an overlay."""
 
 
 def _predict_one(
@@ -221,26 +221,26 @@ def _predict_huge(
 
 
 def _settle_words(options: argparse.Namespace) -> None:
-    """RUN and IMAGES stand for `--branches` and `--inputs`.
+    """Use RUN and IMAGES as `--branches` and `--inputs`.
 
     Raises:
-        ValueError: one of them is given twice, or no branch at all.
+        ValueError: one of them is given twice, or there is no branch.
     """
     if options.images and options.inputs:
         raise ValueError("Give IMAGES or `--inputs`, not both.")
-    chosen.settle_run(options, what="predicts")
+    chosen.settle_run(options, what="should predict")
     options.inputs = options.images or options.inputs
 
 
 @dataclass
 class Images:
-    """What is to be predicted: rows with "image" and "id", and where each came from."""
+    """The images to predict: rows with "image" and "id", and where each came from."""
 
     dataset: Any
-    sources: dict[str, str] | None  # of files: name -> path
-    origin: str  # of a data set: what it is called
+    sources: dict[str, str] | None  # for files: name -> path
+    origin: str  # for a data set: its name
     count: int | None
-    huge: dict[str, str] = field(default_factory=dict)  # of the files those that are predicted by rows
+    huge: dict[str, str] = field(default_factory=dict)  # the files that are predicted by rows
 
     @classmethod
     def from_files(cls, options: argparse.Namespace) -> Images:
@@ -259,8 +259,8 @@ class Images:
         dataset = undecoded(named.from_arguments(options, with_labels=False), with_label=False, what="dataset")
         if "id" not in (dataset.features or {}):
             raise ValueError(
-                "Rows of this stream have no id, and outputs would have no names. Give "
-                "`--load_options '{\"id_column\": ...}'`, or leave out `--streaming`."
+                "Rows of this stream have no id, so outputs would have no names. Give "
+                "`--load_options '{\"id_column\": ...}'`, or remove `--streaming`."
             )
         origin = " ".join(filter(None, (options.dataset, options.data_root, options.split)))
         return cls(dataset, None, origin, len(dataset) if isinstance(dataset, Dataset) else None)
@@ -269,7 +269,7 @@ class Images:
         return self.sources[name] if self.sources is not None else f"{self.origin}: {name}"
 
     def drafts(self, outputs: Outputs, *, keep_suffix: bool) -> list[Draft]:
-        """Of files: those that are predicted; `keep_suffix`: names have their images' endings already."""
+        """For files: the predicted ones. `keep_suffix`: names already have their images' suffixes."""
         done = [(name, Path(path)) for name, path in self.sources.items() if outputs.is_done(name, path)]
         found = []
         for name, path in done:
@@ -278,7 +278,7 @@ class Images:
         return found
 
     def samples(self, outputs: Outputs, progress: Progress, num_workers: int) -> Iterator[dict | Exception]:
-        """The images that are not done; of those that are only the ids are read."""
+        """The images that are not done. Of finished ones only the ids are read."""
 
         seen = set()
 
@@ -304,20 +304,20 @@ class Images:
             with_label=False,
             num_workers=num_workers,
             keep_errors=True,
-            may_be_empty=True,  # a stream of which all is done
+            may_be_empty=True,  # a stream whose images are all done
         ):
             yield from batch
 
 
 class Outputs:
-    """The files of one output folder, which images are done there, and how they were predicted.
+    """The files of an output folder, which images are done there, and how they were predicted.
 
     Args:
         kinds: of `SUFFIXES`, what is written for each image.
-        settings: what decides how the files look; others in the folder are an error unless `overwrite`.
+        settings: what decides how the files look; other settings in the folder are an error unless `overwrite`.
 
     Raises:
-        ValueError: the folder holds masks that were predicted otherwise, or that are not this command's at all.
+        ValueError: the folder contains masks with other settings, or files of another command.
     """
 
     def __init__(self, folder: Path, kinds: list[str], settings: dict[str, Any], *, overwrite: bool):
@@ -326,22 +326,20 @@ class Outputs:
         settings = json.loads(json.dumps(settings))  # tuples become lists, as they are in the file
         strange = [k for k in kinds if not about.is_file() and (folder / k).exists()]
         if strange:
-            raise ValueError(
-                f"{folder / strange[0]} is not this command's to write into. Choose another --output_dir."
-            )
+            raise ValueError(f"{folder / strange[0]} was not written by this command. Choose another `--output_dir`.")
         there = json.loads(about.read_text(encoding="utf-8")) if about.is_file() else settings
-        kept = {OF_HUGE: there.get(OF_HUGE, settings.get(OF_HUGE))}  # absent until there is such an image
+        kept = {OF_HUGE: there.get(OF_HUGE, settings.get(OF_HUGE))}  # absent until there is a huge image
         other = [name for name in settings if (kept | there).get(name) != settings[name]]
         if other and not overwrite:
             values = "" if other[0] == "weights" else f" ({there.get(other[0])} there, {settings[other[0]]} now)"
             raise ValueError(
-                f"{folder} holds predictions made with other {other[0]}{values}. Choose another `--output_dir`, or "
-                "`--overwrite` them."
+                f"{folder} contains predictions made with other {other[0]}{values}. Choose another `--output_dir`, or "
+                "replace them with `--overwrite`."
             )
         self.done = {entry["name"]: entry for entry in read_records(self.index)}
         if overwrite:
             for name in self.done:
-                output_path(folder / "masks", name, ".tif").unlink(missing_ok=True)  # of a huge image
+                output_path(folder / "masks", name, ".tif").unlink(missing_ok=True)  # from a huge image
                 for kind, suffix in SUFFIXES.items():
                     output_path(folder / kind, name, suffix).unlink(missing_ok=True)
             self.index.unlink(missing_ok=True)
@@ -355,18 +353,18 @@ class Outputs:
         return {kind: output_path(self.folder / kind, name, SUFFIXES[kind]) for kind in self.kinds}
 
     def is_done(self, name: str, source: str, paths: dict[str, Path] | None = None) -> bool:
-        """All files of this image are there, and the image has not changed since.
+        """Whether all files of this image are there and the image has not changed since.
 
         Raises:
-            ValueError: they are of another image.
+            ValueError: they belong to another image.
         """
         entry = self.done.get(name)
         if entry is None:
             return False
         if entry["source"] != source:
             raise ValueError(
-                f"{self.paths(name)['masks']} was predicted from {entry['source']}, and would be from {source} now. "
-                "Choose another `--output_dir`, or `--overwrite`."
+                f"{self.paths(name)['masks']} was predicted from {entry['source']}, not from {source}. Choose another "
+                "`--output_dir`, or replace it with `--overwrite`."
             )
         return entry["stamp"] == stamp(source) and all(path.is_file() for path in (paths or self.paths(name)).values())
 
@@ -376,7 +374,7 @@ class Outputs:
 
 
 def stamp(source: str) -> list[int] | None:
-    """A file's size and time of change; none for rows of a data set."""
+    """A file's size and modification time; `None` for rows of a data set."""
     try:
         return stamp_of(source)
     except OSError:
@@ -384,7 +382,7 @@ def stamp(source: str) -> list[int] | None:
 
 
 def fingerprint(branches: Ensemble) -> str:
-    """SHA-256 of all weights and image processors: the same name may hold other weights tomorrow."""
+    """SHA-256 of all weights and image processors: the same name may have other weights tomorrow."""
     digest = hashlib.sha256()
     for network, processor in zip(branches.networks, branches.processors, strict=True):
         for name, tensor in network.state_dict().items():

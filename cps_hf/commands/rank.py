@@ -1,15 +1,15 @@
-"""`cps-hf rank`: which images to label next, by what the branches of a run disagree on.
+"""`cps-hf rank`: which images to label next, ranked by how much a run's branches disagree.
 
 cps-hf rank outputs/run DIR --count 12
-    DIR may be the training folder: images that have a mask are left out. Written: ranking.csv, all images, best
-    first, and beside it ranking.png, the first ones with the disagreement drawn in.
+    DIR may be the training folder: images with a mask are skipped. Writes ranking.csv with all images, best first, and
+    ranking.png next to it: the first images with the disagreement drawn in.
 
 cps-hf rank outputs/run photos --labeled DIR
-    photos are where they were taken from, DIR is what `cps-hf convert` made of the labels: what has a mask there is
-    left out.
+    photos contains the original images, DIR is the output of `cps-hf convert`: images with a mask there are
+    skipped.
 
 cps-hf rank BRANCH photos 'more/*.jpg' --output next.csv
-    one network: by the entropy of its prediction.
+    a single network: ranked by the entropy of its prediction.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from ..inference.windows import add_probabilities, class_ids
 from . import branches as chosen
 from .arguments import ArgumentParser
 from .console import log_warnings_alone
-from .errors import mendable
+from .errors import user_errors
 from .main import COMMANDS
 
 COLUMNS = ("rank", "image", "score", "disagreement", "entropy", "different_pixels")
@@ -51,29 +51,29 @@ def make_parser() -> ArgumentParser:
     parser = ArgumentParser(
         "rank", COMMANDS["rank"], first=first, usage="RUN IMAGES [IMAGES ...] [--option value ...]"
     )
-    parser.add_argument("run", metavar="RUN", help="a run's folder, whose branches are compared, or a single branch")
-    parser.add_argument("images", metavar="IMAGES", nargs="+", help="a folder, also the training folder; files, globs")
-    parser.add_argument("--labeled", metavar="DIR", help="leave out images that have a mask in this training folder")
+    parser.add_argument("run", metavar="RUN", help="a run's output folder, whose branches are compared, or one branch")
+    parser.add_argument("images", metavar="IMAGES", nargs="+", help="a folder, even the training folder; files, globs")
+    parser.add_argument("--labeled", metavar="DIR", help="skip images that have a mask in this training folder")
     group = parser.add_argument_group("output")
-    group.add_argument("--output", default="ranking.csv", help="the table; the contact sheet is beside it, as .png")
-    group.add_argument("--count", type=int, default=12, help="how many you want to label; as many are drawn")
-    group.add_argument("--no_spread", action="store_true", help="by score alone, near-duplicates side by side")
-    group.add_argument("--skip_bad_images", action="store_true", help="leave out and count what cannot be read")
+    group.add_argument("--output", default="ranking.csv", help="the table; the contact sheet is next to it, as .png")
+    group.add_argument("--count", type=int, default=12, help="how many images you want to label; all are drawn")
+    group.add_argument("--no_spread", action="store_true", help="rank by score alone, even near-duplicates")
+    group.add_argument("--skip_bad_images", action="store_true", help="skip and count unreadable images")
     group.add_argument("--num_workers", type=int, default=1, help="processes that read images")
     chosen.add_options(parser)
     return parser
 
 
 def main(argv: Sequence[str]) -> list[str]:
-    """Rank as a command line says; the images' paths, best first."""
+    """Rank as the command line says. Returns the images' paths, best first."""
     options = make_parser().parse_args(argv)
     log_warnings_alone()
-    with mendable(options.output):
+    with user_errors(options.output):
         return rank(options)
 
 
 def rank(options: argparse.Namespace) -> list[str]:
-    """Everything; returns the images' paths, best first."""
+    """Rank everything. Returns the images' paths, best first."""
     if options.count < 1:
         raise ValueError(f"`--count` must be at least 1, got {options.count}.")
     output = Path(options.output)
@@ -104,14 +104,14 @@ def rank(options: argparse.Namespace) -> list[str]:
 
 
 def unlabeled_images(given: Sequence[str], labeled: str | None = None) -> tuple[dict[str, Path], str]:
-    """Name -> path of the images without a mask, and how many have one, in words.
+    """Name -> path of the images without a mask, and a text with the number of images that have one.
 
     Args:
-        given: a folder, files, globs. labeled: a training folder; images that have a mask there, under whatever path,
-            are left out too.
+        given: a folder, files, globs. labeled: a training folder; images with a mask there, under any path, are
+            skipped too.
 
     Raises:
-        ValueError: there is none, or a folder has masks of which it cannot be told whose they are.
+        ValueError: there are no images left, or a folder has masks that cannot be matched to images.
     """
     found, count = _without_mask(given)
     if labeled is not None:
@@ -119,12 +119,12 @@ def unlabeled_images(given: Sequence[str], labeled: str | None = None) -> tuple[
         everything, found = found, {name: path for name, path in found.items() if path not in known}
         count += len(everything) - len(found)
     if not found:
-        raise ValueError(f"Every image of {' '.join(given)} has a mask: none is left to label.")
-    return found, f", {count} that have a mask left out" if count else ""
+        raise ValueError(f"Every image of {' '.join(given)} has a mask. No image is left to label.")
+    return found, f", {count} with a mask skipped" if count else ""
 
 
 def _without_mask(given: Sequence[str]) -> tuple[dict[str, Path], int]:
-    """Of a folder that holds masks those without one, and how many have one; of all else everything."""
+    """In a folder with masks, the images without one, and how many have one. Otherwise all images."""
     if len(given) > 1 or not Path(given[0]).is_dir():
         return find_images(given), 0
     try:
@@ -136,26 +136,26 @@ def _without_mask(given: Sequence[str]) -> tuple[dict[str, Path], int]:
 
 
 def branches_of(run: str) -> list[str]:
-    """The branches of a run's folder; anything else is a branch itself, a folder or a Hub id.
+    """The branches of a run's output folder. Anything else is a branch itself, a folder or a Hub id.
 
     Raises:
-        ValueError: a folder that is neither.
+        ValueError: the folder is neither.
     """
     folder = Path(run)
     numbers = {path.name.removeprefix("branch_"): path for path in folder.glob("branch_[0-9]*")}
     whole = {int(n): path for n, path in numbers.items() if n.isdigit() and (path / "config.json").is_file()}
     if not whole and folder.is_dir() and not (folder / "config.json").is_file():
         raise ValueError(
-            f"{run} holds no branch: expected branch_0/ and branch_1/ of a run that has ended, or the config.json of "
-            "a single branch. Give the output folder of `cps-hf train`, or a branch in it."
+            f"{run} contains no branch: expected branch_0/ and branch_1/ of a finished run, or the config.json of a "
+            "single branch. Give the output folder of `cps-hf train`, or a branch in it."
         )
     return [str(path) for _, path in sorted(whole.items())] or [run]
 
 
 @dataclass
 class Scored:
-    """An image: its name, the means of its maps, the share of pixels that two networks see differently, and what it
-    looks like."""
+    """An image: its name, the means of its maps, the share of pixels on which two networks differ, and a small copy
+    for near-duplicates."""
 
     name: str
     means: dict[str, float]
@@ -164,7 +164,7 @@ class Scored:
 
 
 def score(ensemble: Ensemble, how: dict[str, Any], sources: dict[str, Path], options) -> list[Scored]:
-    """Each image, read and predicted once."""
+    """Read and predict each image once."""
     stream = EvaluationStream(
         build([*sources], [*sources.values()]),
         name="IMAGES",
@@ -178,8 +178,8 @@ def score(ensemble: Ensemble, how: dict[str, Any], sources: dict[str, Path], opt
         for sample in batch:
             if isinstance(sample, ValueError):
                 if not options.skip_bad_images:
-                    raise ValueError(f"{sample} `--skip_bad_images` leaves such images out.") from sample
-                bar.write(f"left out: {sample}", file=sys.stderr)
+                    raise ValueError(f"{sample} `--skip_bad_images` skips such images.") from sample
+                bar.write(f"skipped: {sample}", file=sys.stderr)
             elif isinstance(sample, Exception):
                 raise sample
             else:
@@ -218,7 +218,7 @@ def table(ranked: Sequence[Scored], sources: dict[str, Path], key: str) -> str:
 
 
 def contact_sheet(ensemble, how, ranked: Sequence[Scored], sources: dict[str, Path], key: str, path: Path) -> None:
-    """The first images, what the networks see in them, and where they are unsure: brighter is more."""
+    """Draw the first images, the networks' predictions, and their uncertainty: brighter is more."""
     names = [*ensemble.id2label.values()]
     stream = EvaluationStream(
         build([one.name for one in ranked], [sources[one.name] for one in ranked]), name="IMAGES", with_label=False
@@ -234,8 +234,8 @@ def contact_sheet(ensemble, how, ranked: Sequence[Scored], sources: dict[str, Pa
 
 
 def heat(values: np.ndarray) -> np.ndarray:
-    """A map of shares as a picture, uint8 (3, H, W): black is 0, white 1 (matplotlib's "inferno")."""
+    """A map of shares as a picture, uint8 (3, H, W): black is 0, white is 1 (matplotlib's "inferno")."""
     from matplotlib import colormaps
 
-    colors = colormaps["inferno"](np.clip(np.sqrt(values), 0, 1))[..., :3]  # the root: small values are the many
+    colors = colormaps["inferno"](np.clip(np.sqrt(values), 0, 1))[..., :3]  # the root, as most values are small
     return np.ascontiguousarray(np.moveaxis((255 * colors).round().astype(np.uint8), -1, 0))

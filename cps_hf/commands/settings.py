@@ -1,4 +1,4 @@
-"""All that a training command line and a YAML file say, in the groups that take it."""
+"""All options of a training command line and a YAML file, in groups."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class PlanConfig:
 
     Plan
         time: how long the whole command may take, with a folder of own images: 90s, 10m or 1.5h. A step is timed, and
-            the schedule fits. With `max_steps` the run ends at whichever comes first. None: a first length.
-        init_from: the output folder of an earlier run, whose networks this one starts from (the next round of
-            labelling, say), or one of the branches in it. Heads are kept where the classes are the same.
-        baseline: train on the labels alone first; the method starts from these networks, and the end says what the
-            unlabeled images changed. None: where a plan is made and there are unlabeled images.
+            the schedule is fitted. With `max_steps` the run ends at whichever comes first. If None, a default length.
+        init_from: the output folder of an earlier run whose networks this one starts from (say, in the next round of
+            labeling), or one of the branches in it. Heads are kept if the classes are the same.
+        baseline: first train on the labels alone; the method starts from these networks, and the end reports what the
+            unlabeled images changed. If None, this is done if a plan is made and there are unlabeled images.
     """
 
     time: str | None = None
@@ -42,7 +42,7 @@ class PlanConfig:
 
 @dataclass(kw_only=True)
 class Settings:
-    """The groups. On a command line and in a file their fields stand side by side: no two have one of the same name.
+    """The groups. Their fields share one namespace on a command line and in a file: no two have the same name.
 
     Raises:
         ValueError: two groups contradict each other.
@@ -62,7 +62,7 @@ class Settings:
         self.evaluation.check_stride(self.augmentation.crop_size)
 
     def with_values(self: SomeSettings, **values: Any) -> SomeSettings:
-        """A copy with other values of some fields, each in the group that has it."""
+        """A copy with new values of some fields, each in the group that has it."""
         groups = {}
         for name, group in vars(self).items():
             own = {f.name for f in dataclasses.fields(group)} & values.keys()
@@ -72,7 +72,7 @@ class Settings:
         return type(self)(**groups)
 
     def for_trainer(self) -> dict[str, Any]:
-        """The groups that `CPSTrainer` takes, by the names of its arguments."""
+        """The groups that `CPSTrainer` takes, by argument name."""
         return {
             "args": self.args,
             "objective": self.objective,
@@ -84,9 +84,9 @@ class Settings:
         }
 
     def flat(self) -> dict[str, Any]:
-        """Every field of every group, the objective's too, by name: without the token."""
+        """Every field of every group and of the objective, by name, without the token."""
         return flat(*vars(self).values())
 
     def to_yaml(self) -> str:
-        """A file that `--config` reads back to the same."""
+        """The content of a file from which `--config` reads the same settings."""
         return to_yaml(self.objective, *(group for group in vars(self).values() if group is not self.objective))

@@ -1,7 +1,7 @@
-"""`cps-hf train --config RECIPE.yaml --smoke`: a recipe at toy size, on generated data, in seconds on a CPU.
+"""`cps-hf train --config RECIPE.yaml --smoke`: run a recipe at toy size, on generated data, in seconds on a CPU.
 
-What is kept is what a recipe decides: objective, optimizer, schedule, augmentation, evaluation mode, model family.
-What is replaced is said aloud. The scores mean nothing.
+The recipe's decisions are kept: objective, optimizer, schedule, augmentation, evaluation mode, model family.
+Everything that is replaced is logged. The scores mean nothing.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 STEPS = 4
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 
-# model_type -> the fields that make it small; all others stay as the recipe's model has them.
+# model_type -> the fields that make it small; the other fields keep the values of the recipe's model.
 _VIT = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "out_features": STAGES}
 _SWIN = {"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 2], "window_size": 4}
 TOYS: dict[str, dict[str, Any]] = {
@@ -51,15 +51,15 @@ TOYS: dict[str, dict[str, Any]] = {
     "swinv2": _SWIN,
     "timm_backbone": {},
 }
-# What a Hub id begins with -> its model_type: nothing is asked of the Hub.
+# Prefix of a Hub id -> its model_type, so that nothing is downloaded.
 HUB_FAMILIES = {"nvidia/mit-": "segformer", "nvidia/segformer-": "segformer"}
 
 
 def shrink(settings: Settings) -> Settings:
-    """The settings at toy size, in a temporary folder that goes when Python ends.
+    """The settings at toy size, in a temporary folder that is removed when Python exits.
 
     Raises:
-        ValueError: no toy is known for a model, or no scenes for the data set.
+        ValueError: a model has no toy, or the data set has no scenes.
     """
     folder = Path(tempfile.mkdtemp(prefix="cps_hf-smoke-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -107,7 +107,7 @@ def shrink(settings: Settings) -> Settings:
 
 
 def toy_config(model: str) -> dict[str, Any]:
-    """A model of the same family as a config.json file, a folder or a known Hub id, as the content of a config.json.
+    """The content of a config.json for a toy of the same family as a config.json file, a folder or a known Hub id.
 
     Raises:
         ValueError: the family has no entry in `TOYS`, or the id none in `HUB_FAMILIES`.
@@ -118,8 +118,8 @@ def toy_config(model: str) -> dict[str, Any]:
     family = next((family for prefix, family in HUB_FAMILIES.items() if model.startswith(prefix)), None)
     if family is None:
         raise ValueError(
-            f"`--smoke` does not know the family of `{model}`, which is no file here: give its config.json, or add it "
-            "to HUB_FAMILIES in cps_hf/commands/smoke.py."
+            f"`--smoke` does not know the family of `{model}`, which is not a local file. Give its config.json, or "
+            "add it to HUB_FAMILIES in cps_hf/commands/smoke.py."
         )
     return _toy({"model_type": family}, model)
 
@@ -128,7 +128,7 @@ def _toy(config: dict[str, Any], model: str) -> dict[str, Any]:
     model_type = config.get("model_type")
     if model_type not in TOYS:
         raise ValueError(
-            f"`--smoke` has no toy for {model_type!r} in `{model}`: add its small sizes to TOYS in "
+            f"`--smoke` has no toy for {model_type!r} in `{model}`. Add its small sizes to TOYS in "
             f"cps_hf/commands/smoke.py. It has {', '.join(TOYS)}."
         )
     toy = {**config, **TOYS[model_type]}
@@ -137,12 +137,12 @@ def _toy(config: dict[str, Any], model: str) -> dict[str, Any]:
     elif model_type in ("deeplabv3_plus", "cps_hrnet", "timm_backbone"):
         is_hrnet = model_type == "cps_hrnet" or toy.get("backbone", "").startswith("hrnet")
         toy["backbone"] = "hrnet_w18_small" if is_hrnet else "test_resnet"  # timm's smallest ones
-        toy.pop("multi_grid", None)  # for the ResNets proper
+        toy.pop("multi_grid", None)  # only for regular ResNets
     return toy
 
 
 def crop_side(toys: list[dict[str, Any]]) -> int:
-    """A side in pixels that every toy takes: a multiple of the patches, or of 32, and at least 56."""
+    """A side in pixels that every toy accepts: a multiple of the patch size, or of 32, and at least 56."""
     step = 1
     for toy in toys or [{}]:
         patch = toy.get("backbone_config", toy).get("patch_size", 32)
@@ -160,14 +160,14 @@ def _small_data(data: DataConfig, folder: Path) -> dict[str, Any]:
         root = write_object_scenes(folder / "data", num_train=8, num_val=2, progress=False)
         dataset = "voc"
     else:
-        raise ValueError(f"`--smoke` draws scenes in place of cityscapes and voc, not of {data.dataset!r}.")
+        raise ValueError(f"`--smoke` replaces cityscapes and voc with drawn scenes, but not {data.dataset!r}.")
     return {
         "dataset": dataset,
         "data_root": str(root),
         "train_split": "train",
         "eval_split": "val",
         "load_options": {},
-        "partition": "4",  # published ones are lists of the real ids
+        "partition": "4",  # published partitions list ids of the real data
     }
 
 

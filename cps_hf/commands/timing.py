@@ -1,4 +1,4 @@
-"""What a step costs here: a short trial run with a plan's own settings, which leaves nothing behind."""
+"""Measure a step here: a short trial run with a plan's settings, which leaves no files behind."""
 
 from __future__ import annotations
 
@@ -21,41 +21,41 @@ from ..training.trainer import CPSTrainer
 logger = logging.getLogger(__name__)
 
 WARM_UP = 2
-"""Steps that are not counted, of each stage: the first ones find batches that were prepared ahead."""
+"""Steps of each stage that are not counted: the first ones find batches that were prefetched."""
 PICTURES = 6.0
-"""Seconds that pictures, figures, cards and the report take at the end of a run, about."""
+"""Approximate seconds for pictures, figures, cards and the report at the end of a run."""
 
 
 class StepTimes(TrainerCallback):
-    """Seconds of each step, data waited for included; and when the first began and the last ended."""
+    """Seconds per step, including waiting for data; and when the first step began and the last ended."""
 
     def __init__(self):
         self.seconds: list[float] = []
         self.began = self.ended = 0.0
 
     def on_step_begin(self, args, state, control, **kwargs):
-        """The clock starts."""
+        """Start the clock."""
         self._start = time.monotonic()
         self.began = self.began or self._start
 
     def on_step_end(self, args, state, control, **kwargs):
-        """The clock stops. (The losses were read by the host in this step: a GPU is done with it.)"""
+        """Stop the clock. The host has read the losses in this step, so a GPU is done with it."""
         self.ended = time.monotonic()
         self.seconds.append(self.ended - self._start)
 
 
 class TimeLimit(TrainerCallback):
-    """Ends training when the time is nearly over: what is there is then saved and evaluated.
+    """Ends training when the time is nearly over; the run is then saved and evaluated.
 
     Args:
-        deadline: by `time.monotonic`, when the last step must be done.
+        deadline: when the last step must be done, by `time.monotonic`.
     """
 
     def __init__(self, deadline: float):
         self.deadline = deadline
 
     def on_step_end(self, args, state, control, **kwargs):
-        """Looks at the clock."""
+        """Check the clock."""
         if time.monotonic() > self.deadline and state.global_step < state.max_steps:
             logger.warning(
                 "`--time` is nearly over at step %d of %d, so training ends here: steps were slower than expected, or "
@@ -66,14 +66,14 @@ class TimeLimit(TrainerCallback):
 
 
 def time_steps(make_trainer: Callable[..., CPSTrainer], two_stages: bool, *, timed: int = 5) -> Timings:
-    """Take some steps of each stage, and evaluate a few images.
+    """Run some steps of each stage, and evaluate a few images.
 
-    Called by all processes, which get the same numbers: the slowest one's.
+    Called by all processes, which get the same numbers: those of the slowest process.
 
     Args:
         make_trainer: makes the trainer of the run, given a callback and other values of some settings by name.
-        two_stages: whether the method comes after a supervised stage.
-        timed: steps that are timed in each stage.
+        two_stages: whether the method follows a supervised stage.
+        timed: timed steps per stage.
     """
     start, steps, clock = time.monotonic(), WARM_UP + timed, StepTimes()
     with tempfile.TemporaryDirectory(prefix="cps_hf-timing-") as folder, _quiet():
@@ -100,10 +100,10 @@ def time_steps(make_trainer: Callable[..., CPSTrainer], two_stages: bool, *, tim
         trained = time.monotonic()
         an_image = _seconds_an_image(trainer.evaluator, evaluation)
     count = len(evaluation) if isinstance(evaluation, Dataset) else 0
-    # the agreement of the branches is measured twice, on 16 images
+    # the branches' agreement is measured twice, on 16 images
     agreement = 2 * 16 * an_image if two_stages else 0.0
     stages = [clock.seconds[:steps], clock.seconds[steps:]] if two_stages else [clock.seconds, clock.seconds]
-    first, second = (statistics.median(stage[WARM_UP:]) for stage in stages)  # not the mean: one step may be held up
+    first, second = (statistics.median(stage[WARM_UP:]) for stage in stages)  # not the mean: a step may be delayed
     timings = Timings(
         first_stage=first,
         second_stage=second,
@@ -118,11 +118,11 @@ def time_steps(make_trainer: Callable[..., CPSTrainer], two_stages: bool, *, tim
 
 
 def _seconds_an_image(evaluator: Evaluator, evaluation) -> float:
-    """Of scoring all networks; 0 without an evaluation set."""
+    """Seconds for scoring all networks; 0 without an evaluation set."""
     if evaluation is None:
         return 0.0
     few = evenly_spaced(evaluation, 4)
-    evaluator.scores(evenly_spaced(evaluation, 1))  # the first one finds nothing in the caches
+    evaluator.scores(evenly_spaced(evaluation, 1))  # warm-up: the first image finds cold caches
     start = time.monotonic()
     evaluator.scores(few)
     return (time.monotonic() - start) / (len(few) if isinstance(few, Dataset) else 4)
@@ -130,7 +130,7 @@ def _seconds_an_image(evaluator: Evaluator, evaluation) -> float:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """What a trial says, the run says again."""
+    """Silence the messages of a trial, which the run repeats."""
     logger = logging.getLogger("cps_hf")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -29,13 +29,13 @@ from ..training import comparison, setup
 from ..training.inspection import absent_line
 from ..training.late import AfterTrainingError
 from ..training.reporting import mean_iou_in_words, scores_table
-from ..training.sharding import refuse_engines
+from ..training.sharding import reject_engines
 from ..training.trainer import CPSTrainer
 from . import main as command_line
 from . import parser, planned
 from .console import print_any_text
 from .datasets import HELD_OUT, OWN, TrainingSets, load_data, warn_of_earlier_training
-from .errors import fail, mendable
+from .errors import fail, user_errors
 from .main import COMMANDS
 from .models import warn_of_random_weights
 from .planned import models_of
@@ -44,9 +44,9 @@ from .smoke import shrink
 
 SomeSettings = TypeVar("SomeSettings", bound=Settings)
 
-# Of the demonstration, which draws its data: small enough for two CPU cores and five minutes. The learning rate was
-# chosen on supervised training alone (the best of 1e-3, 2e-3, 4e-3, 8e-3); what is CPS's own, on other seeds (7 and 8)
-# than those that the README reports.
+# The demonstration draws its data: small enough for two CPU cores and five minutes. The learning rate was chosen on
+# supervised training alone (the best of 1e-3, 2e-3, 4e-3, 8e-3). The CPS options were chosen on other seeds (7 and 8)
+# than those in the README.
 DEFAULTS = {
     "output_dir": "outputs/train_cps",
     "max_steps": 800,
@@ -61,27 +61,27 @@ DEFAULTS = {
     "logging_steps": 25,
     "dataloader_num_workers": 1,
     "save_total_limit": 1,
-    # The paper has no ramp-up or balance: its networks start from ImageNet, these from nothing.
+    # The paper has no ramp-up or balance: its networks start from ImageNet, these are trained from scratch.
     "cps": {"weight": 0.5, "ramp_up": 0.3, "class_balance": 0.5},
 }
-# What `--help` shows; `--help-all` shows everything.
+# Shown by `--help`; `--help-all` shows everything.
 FIRST = (
     *("time", "dataset", "unlabeled_root", "validation", "class_names", "backbone", "init_from"),
     *("output_dir", "max_steps", "crop_size"),
 )
 ONE_CLASS = 0.98
-"""From this share of one class on, branches that agree are told to have collapsed."""
-MENDABLE = (ValueError, OSError, FloatingPointError, OutOfMemoryError, AfterTrainingError)
-"""What a user can mend is one line, no traceback."""
+"""If at least this share of predictions is one class, agreeing branches are reported as collapsed."""
+USER_ERRORS = (ValueError, OSError, FloatingPointError, OutOfMemoryError, AfterTrainingError)
+"""Errors the user can fix: reported in one line, without a traceback."""
 
 
 def main(argv: Sequence[str]) -> dict[str, Any]:
-    """Train as a command line says; what results.json holds."""
+    """Train as the command line says. Returns the content of results.json."""
     began = command_line.STARTED or time.monotonic()
-    print_any_text()  # an example calls this and not `cps-hf`
+    print_any_text()  # for examples, which call this and not `cps-hf`
     argv = as_resumed(argv)
     settings = parse(argv)
-    with mendable(settings.args.output_dir, MENDABLE):
+    with user_errors(settings.args.output_dir, USER_ERRORS):
         is_main = join_processes(settings.args.ddp_timeout)
         if settings.data.smoke:
             settings = shrink(settings)
@@ -95,13 +95,13 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
             words = folder_as_options(argv)
             typed = parser.given_names(words)
             settings, plan = planned.complete(settings, sets, typed, began=began)
-            # The config.yaml of an earlier run repeats its steps, also on a slower machine.
+            # The config.yaml of an earlier run repeats its number of steps, also on a slower machine.
             repeats = "config" in parser.read_words(words)
             limits = [] if repeats and plan.timings is None else planned.time_limit(settings, plan, began=began)
             limits += [WritePlan(plan)] if plan.choices else []
             if is_main and plan.choices:
                 print(
-                    f"The plan; each line is an option, and what you give is not changed:\n\n{plan.table()}\n",
+                    f"The plan. Each line is an option; what you set is kept:\n\n{plan.table()}\n",
                     flush=True,
                 )
         check_unlabeled(settings, sets)
@@ -123,13 +123,13 @@ def parse(
     first: Sequence[str] = FIRST,
     **options: Any,
 ) -> SomeSettings:
-    """The command line, over the demonstration's defaults where it names neither real data nor a recipe.
+    """Parse the command line. The demonstration's defaults apply if it names neither real data nor a recipe.
 
     Args:
         settings: `Settings`, or a class that adds groups.
         defaults: the demonstration's.
         first: the fields that `--help` shows.
-        options: further ones of `parser.parse`.
+        options: additional arguments of `parser.parse`.
     """
     argv = folder_as_options(argv)
     found = parser.parse(
@@ -146,34 +146,34 @@ def parse(
 
 
 def is_demonstration(given: Mapping[str, Any]) -> bool:
-    """Whether a command line leaves the data to be drawn, and the settings to this file."""
+    """Whether a command line uses the demonstration's drawn data and settings."""
     drawn = given.get("dataset", "street_scenes") in ("street_scenes", "object_scenes")
     return drawn and not given.keys() & {"config", "data_root"}
 
 
 def _defaults(given: Mapping[str, Any], of_demonstration: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A recipe and a data set have the classes' own. A plan's optimizer is known: its options may be given alone."""
+    """A recipe and a data set use the classes' defaults. A plan sets an optimizer; its options may be set alone."""
     if given.get("dataset") == OWN:
         return {"optim": LABELED["optim"]}
     return of_demonstration if is_demonstration(given) else {}
 
 
 def folder_as_options(argv: Sequence[str]) -> list[str]:
-    """`DIR ...`: the folder of a data set of one's own, unless `--dataset` says what lies there."""
+    """Turn `DIR ...` into options: the folder of an own data set, unless `--dataset` names another type."""
     if not argv or argv[0].startswith("-"):
         return [*argv]
     if argv[0].endswith((".yaml", ".yml")):
-        fail(f"expected a folder of images and masks, found {argv[0]!r}: a file of settings is read with `--config`.")
+        fail(f"expected a folder of images and masks, found {argv[0]!r}. Pass a settings file with `--config`.")
     names = {word.partition("=")[0].replace("-", "_") for word in argv}
     return [*([] if "__dataset" in names else ["--dataset", OWN]), "--data_root", *argv]
 
 
 def as_resumed(argv: Sequence[str]) -> list[str]:
-    """With `DIR` and `--resume_from_checkpoint` the run's own config.yaml, so that its plan is not made anew."""
+    """With `DIR` and `--resume_from_checkpoint`, use the run's own config.yaml, so that no new plan is made."""
     words = folder_as_options(argv)
     try:
         given = parser.read_words(words)
-    except ValueError:  # `parse` says what is wrong
+    except ValueError:  # `parse` reports it
         return [*argv]
     config = Path(str(given.get("output_dir", CPSConfig().output_dir))) / "config.yaml"
     resumes = str(given.get("resume_from_checkpoint", "none")).lower() not in ("none", "null", "false")
@@ -183,27 +183,27 @@ def as_resumed(argv: Sequence[str]) -> list[str]:
 
 
 def beside(config: str | None, model: str) -> str:
-    """`model` itself or, where it is a file beside the one that `--config` names and not one here, its path."""
+    """`model`, or its path next to the `--config` file if it exists there and not in the working folder."""
     candidate = Path(config or ".").parent / model
     return str(candidate) if not Path(model).exists() and candidate.is_file() else model
 
 
 def join_processes(ddp_timeout: int) -> bool:
-    """Find the other processes, quiet what is noisy; whether this one is the main one."""
-    refuse_engines()  # Accelerate would look for them here
+    """Join the other processes and silence noisy loggers. Returns whether this is the main process."""
+    reject_engines()  # Accelerate would look for them here
     timeout = timedelta(seconds=ddp_timeout)
-    # Before the trainer makes its Accelerator, and as that will: CPU processes find each other only when told so.
+    # Before the trainer creates its Accelerator, and with the same options: CPU processes join only if told to.
     is_main = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=timeout).is_main_process
     logging.basicConfig(level=logging.INFO if is_main else logging.ERROR, format="%(message)s")
     for noisy in ("httpx", "accelerate"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()  # a bar of its own for each exported branch
+    transformers_logging.disable_progress_bar()  # one per exported branch
     return is_main
 
 
 def check_before_loading(settings: Settings) -> None:
-    """What needs neither data nor models to be wrong; a checkpoint to resume from is looked at with them."""
+    """Check what needs neither data nor models. A checkpoint to resume from is checked with them."""
     args = settings.args
     planned.check(settings)
     check_output_dir(args.output_dir, overwrite=args.overwrite_output_dir, resuming=bool(args.resume_from_checkpoint))
@@ -212,30 +212,31 @@ def check_before_loading(settings: Settings) -> None:
 
 
 def check_unlabeled(settings: Settings, sets: TrainingSets) -> None:
-    """A method that learns from unlabeled images has some.
+    """Check that a method that learns from unlabeled images has some.
 
     Raises:
-        ValueError: it has none; says where to take them from.
+        ValueError: there are none; the message says how to add them.
     """
     if settings.objective.views and sets.unlabeled is None and sets.found is not None:
         raise ValueError(
             f"{type(settings.objective).__name__} learns from unlabeled images, and all images to train on in "
-            f"{settings.data.data_root} have a mask. Put images without masks beside them; or give a folder of them "
-            "with `--unlabeled_root`; or train without: `--objective supervised`."
+            f"{settings.data.data_root} have a mask. Add images without masks to it, set a folder of such images with "
+            "`--unlabeled_root`, or train without them: `--objective supervised`."
         )
     if settings.objective.views and sets.unlabeled is None:
         raise ValueError(
             f"{type(settings.objective).__name__} learns from unlabeled images, and all {len(sets.labeled)} images of "
-            f"`{settings.data.train_split}` are labeled. Give others, without masks, with `--unlabeled_root`; or say "
-            "with `--partition` (a count such as 12, a ratio such as 1-8, a list file) which count as labeled: the "
-            "rest is unlabeled then; or train without: `--objective supervised`."
+            f"`{settings.data.train_split}` are labeled. Set a folder of images without masks with "
+            "`--unlabeled_root`; or choose with `--partition` (a count such as 12, a ratio such as 1-8, a list file) "
+            "which images count as labeled, so that the rest is unlabeled; or train without them: "
+            "`--objective supervised`."
         )
 
 
 def build(
     settings: SomeSettings, sets: TrainingSets, callbacks: Sequence[TrainerCallback] = ()
 ) -> tuple[CPSTrainer, SomeSettings]:
-    """The trainer, and the settings completed by what the data sets say."""
+    """The trainer, and the settings completed from the data sets."""
     chosen = sets.chosen
     provenance = replace(
         settings.provenance,
@@ -247,7 +248,7 @@ def build(
     write = WriteSettings(settings)
     lists = [WriteHeldOut(sets.found.held_out)] if sets.found is not None and sets.found.held_out else []
     models = models_of(settings)
-    # The demonstration shows how far one gets from nothing; a plan has said it already.
+    # The demonstration shows training from scratch on purpose; a plan has already printed the note.
     if not settings.data.dataset.endswith("_scenes") and (settings.data.models or settings.data.dataset != OWN):
         warn_of_random_weights(models, settings.model_config.backbone, setup.length(sets.labeled))
     trainer = CPSTrainer(
@@ -263,19 +264,19 @@ def build(
 
 
 class WriteSettings(TrainerCallback):
-    """OUT/config.yaml with the groups that the trainer does not know too, so that `--config` repeats the run."""
+    """OUT/config.yaml, including the groups that the trainer does not know, so that `--config` repeats the run."""
 
     def __init__(self, settings: Settings):
         self.settings = settings
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            text = replace(self.settings, args=args).to_yaml()  # the trainer's: it may have fitted the batch size
+            text = replace(self.settings, args=args).to_yaml()  # the trainer's args: it may have fitted the batch size
             write_atomically(Path(args.output_dir) / "config.yaml", text)
 
 
 class WritePlan(TrainerCallback):
-    """OUT/plan.json: what was chosen and why, which the report shows."""
+    """OUT/plan.json: what was chosen and why. The report shows it."""
 
     def __init__(self, plan: Plan):
         self.plan = plan
@@ -287,7 +288,7 @@ class WritePlan(TrainerCallback):
 
 
 class WriteHeldOut(TrainerCallback):
-    """OUT/validation.txt: the labeled images that are validation images, as `--validation` reads them."""
+    """OUT/validation.txt: the labeled images held out for validation, in the format of `--validation`."""
 
     def __init__(self, ids: Sequence[str]):
         self.ids = ids
@@ -298,13 +299,13 @@ class WriteHeldOut(TrainerCallback):
 
 
 def _called(settings: Settings) -> str:
-    """The data set's name: of a folder of one's own that one's, and not where it lies."""
+    """The data set's name. For an own folder, the folder's name without its path."""
     data = settings.data
     return Path(data.data_root).resolve().name if data.dataset == OWN else data.dataset
 
 
 def report(results: Mapping[str, Any], settings: Settings, names: Sequence[str]) -> None:
-    """The table, the agreement, where everything is, and how to load it."""
+    """Print the table, the agreement, the written files, and how to load the branch."""
     best, folder = results["best"], settings.args.output_dir
     labeled = settings.provenance.partition_name or "all of data_root"
     labeled = results["num_labeled"] if settings.data.dataset == OWN else labeled
@@ -318,7 +319,7 @@ def report(results: Mapping[str, Any], settings: Settings, names: Sequence[str])
     if best:
         supervised = ""
         if best["step"] <= (settings.args.pretrain_steps or 0):
-            supervised = " of the supervised stage, since the second one's are worse beyond chance"
+            supervised = " of the supervised stage, since the second stage is worse beyond chance"
         print(f"\nBest: {best['branch'].replace('_', ' ')} at step {best['step']}{supervised}, ", end="")
         print(f"{mean_iou_in_words(best[best['branch']])}.")
     if results["agreement"]:
@@ -326,7 +327,7 @@ def report(results: Mapping[str, Any], settings: Settings, names: Sequence[str])
     if found := results.get("comparison"):
         print(f"\nDid the unlabeled images help? {found['sentence']}\n")
         print(comparison.table(next(iter(found["branches"].values()))))
-        print("\nMore steps alone may have done some of that: `cps-hf compare` trains without them for the same time.")
+        print("\nMore steps alone may explain part of that: `cps-hf compare` trains without them for the same time.")
     print(f"\nWritten to {folder}:")
     for path in sorted(Path(folder).iterdir()):
         print(f"  {path.name}{os.sep if path.is_dir() else ''}")
@@ -338,11 +339,11 @@ def report(results: Mapping[str, Any], settings: Settings, names: Sequence[str])
 
 
 def agreement_in_words(agreement: Mapping[str, float], commonest_class: Mapping[str, float]) -> str:
-    """How far the branches agree at the start and at the end; that is no success where they predict one class."""
+    """How far the branches agree at the start and at the end. Agreement on one class is reported as a collapse."""
     start, end = (f"{100 * agreement[when]:.1f} %" for when in ("start", "end"))
     said = f"The branches agree on {start} of unlabeled pixels at the start, {end} at the end"
     if "end" not in commonest_class:
         return f"{said}."
     share = commonest_class["end"]
     said = f"{said}, where {100 * share:.1f} % of predictions are one class."
-    return said if share < ONE_CLASS else f"{said} That is a collapse and no success: look at the IoU of each class."
+    return said if share < ONE_CLASS else f"{said} This is a collapse, not a success: look at the IoU of each class."

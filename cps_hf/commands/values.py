@@ -1,4 +1,4 @@
-"""A value from a command line or a YAML file as the type that its field declares."""
+"""Convert a value from a command line or a YAML file to its field's declared type."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ def convert(name: str, value: Any, expected: Any) -> Any:
     """The value as its field's type.
 
     Args:
-        name: the field's, for errors.
-        value: text, a list of texts or True from the command line, or what YAML made of it.
+        name: the field's name, for errors.
+        value: text, a list of texts or True from the command line, or a value parsed from YAML.
         expected: bool, int, float, str, a list or dict of them, or a union of these and None.
 
     Raises:
-        ValueError: it is nothing of that type.
+        ValueError: the value is not of that type.
     """
     origin, arguments = typing.get_origin(expected), typing.get_args(expected)
     if origin in (types.UnionType, typing.Union):  # X | None, or bool | str | None
@@ -39,7 +39,7 @@ def convert(name: str, value: Any, expected: Any) -> Any:
         wanted = {bool: "true or false", int: "an integer", float: "a number", str: "text", dict: "a mapping"}[kind]
         got = "" if name.endswith("_token") else f", got {value!r}"
         several = kind is str and isinstance(value, list)
-        hint = " Quote what has spaces; DIR stands before all options." if several else ""
+        hint = " Quote values with spaces; DIR comes before all options." if several else ""
         raise ValueError(f"`{name}` must be {wanted}{got}.{hint}")
     return converted
 
@@ -61,7 +61,7 @@ def _to_float(value: Any) -> float | None:
 
 
 def _to_str(value: Any) -> str | None:
-    # `--run_name` without a value arrives as True; a YAML 92 or 1.0 where text is expected is that text
+    # `--run_name` without a value arrives as True; a YAML 92 or 1.0 is valid where text is expected
     return None if isinstance(value, bool | list | dict) or value is None else str(value)
 
 

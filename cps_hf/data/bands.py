@@ -12,7 +12,7 @@ import os
 import struct
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -44,8 +44,13 @@ def open_bands(path: str | Path, *, name: str, what: str) -> Bands:
         ValueError: the file cannot be read, or has to be decoded whole and has more pixels than the limit.
     """
     path = Path(path)
+    return open_in_parts(path, name=name, what=what) or WholeBands(path, name, what)
+
+
+def open_in_parts(path: Path, *, name: str, what: str) -> TiffBands | None:
+    """As `open_bands`; `None` for a file that has to be decoded whole."""
     found = _Tiff.of(path, name, what)
-    return TiffBands(found, path, name, what) if found and found.is_in_parts else WholeBands(path, name, what)
+    return TiffBands(found, path, name, what) if found and found.is_in_parts else None
 
 
 def pixels_of(path: str | Path) -> int | None:
@@ -150,10 +155,24 @@ class TiffBands(Bands):
         self.order = tiff.order
 
     def image_rows(self, start: int, stop: int) -> np.ndarray:
-        return self._rows(self._rgb, start, stop)
+        return self.image_window(start, 0, stop - start, self.size[1])
 
     def mask_rows(self, start: int, stop: int) -> np.ndarray:
-        return self._rows(self._mask_of, start, stop)
+        return self.window(self._mask_of, start, 0, stop - start, self.size[1])
+
+    def row_ranges(self) -> Iterator[tuple[int, int]]:
+        """(start, stop) of the rows that are decoded at a time, from the top down."""
+        height, width = self.size
+        step = max(1, PIXELS_AT_ONCE // width)
+        return ((start, min(start + step, height)) for start in range(0, height, step))
+
+    def image_window(self, top: int, left: int, height: int, width: int) -> np.ndarray:
+        """uint8 (height, width, 3); only the tiles or strips that it touches are decoded.
+
+        Raises:
+            ValueError: as `image_rows`.
+        """
+        return self.window(self._rgb, top, left, height, width)
 
     def _rgb(self, raster: Raster) -> np.ndarray:
         if raster.bits > 8:
@@ -163,35 +182,44 @@ class TiffBands(Bands):
     @cached_property
     def _largest(self) -> int:
         """Of more than 8 bits, the image's largest value: how many bits are in use is a question to the whole."""
-        found, height = 0, self._tiff.height
-        step = max(1, PIXELS_AT_ONCE // self._tiff.width)
-        for start in range(0, height, step):
-            found = max(found, int(self._rows(Raster.wide, start, min(start + step, height)).max(initial=0)))
+        found = 0
+        for start, stop in self.row_ranges():
+            rows = self.window(Raster.wide, start, 0, stop - start, self._tiff.width)
+            found = max(found, int(rows.max(initial=0)))
         return found
 
     def _mask_of(self, raster: Raster) -> np.ndarray:
         values, self.palette = _stored(raster)
         return values
 
-    def _rows(self, take: Callable[[Raster], np.ndarray], start: int, stop: int) -> np.ndarray:
+    def window(self, take: Callable[[Raster], np.ndarray], top: int, left: int, height: int, width: int) -> np.ndarray:
+        """What `take` makes of a window's pixels: (height, width) or (height, width, C).
+
+        Args:
+            take: gets the tiles as a `Raster`; returns an array of its height and width.
+        """
         tiff, out = self._tiff, None
-        step = max(1, PIXELS_AT_ONCE // (tiff.block_height * tiff.width))
-        last = -(-stop // tiff.block_height)
+        bottom, right = top + height, left + width
+        columns = range(left // tiff.block_width, -(-right // tiff.block_width))
+        step = max(1, PIXELS_AT_ONCE // (tiff.block_height * len(columns) * tiff.block_width))
+        end = -(-bottom // tiff.block_height)
+        if tiff.is_sparse:
+            value = tiff.missing_value
+            fill = take(open_raster({"bytes": tiff.pixel(value)}, self._where, self._what))[0, 0]
+            out = np.empty((height, width, *fill.shape), fill.dtype)
+            out[:] = fill
         with open(self._path, "rb") as file:
-            for first in range(start // tiff.block_height, last, step):
-                for part in tiff.parts(file, first, min(first + step, last), self._where):
+            for first in range(top // tiff.block_height, end, step):
+                for part in tiff.parts(file, first, min(first + step, end), columns, self._where):
                     raster = open_raster({"bytes": part.data, "path": str(self._path)}, self._name, self._what)
                     pixels = take(raster)
                     if out is None:
-                        shape = (stop - start, tiff.width, *pixels.shape[2:])
-                        out = np.full(shape, tiff.missing_value(pixels.dtype), pixels.dtype)
-                    top, end = max(part.top, start), min(part.top + pixels.shape[0], stop)
-                    columns = slice(part.left, part.left + pixels.shape[1])
-                    out[top - start : end - start, columns] = pixels[top - part.top : end - part.top]
-        if out is None:  # the file leaves out all tiles of these rows
-            pixels = take(open_raster({"bytes": tiff.empty()}, self._where, self._what))
-            shape = (stop - start, tiff.width, *pixels.shape[2:])
-            out = np.full(shape, tiff.missing_value(pixels.dtype), pixels.dtype)
+                        out = np.empty((height, width, *pixels.shape[2:]), pixels.dtype)
+                    y, stop_y = max(part.top, top), min(part.top + pixels.shape[0], bottom)
+                    x, stop_x = max(part.left, left), min(part.left + pixels.shape[1], right)
+                    out[y - top : stop_y - top, x - left : stop_x - left] = pixels[
+                        y - part.top : stop_y - part.top, x - part.left : stop_x - part.left
+                    ]
         return out
 
     @property
@@ -296,30 +324,47 @@ class _Tiff:
         self.offsets = [self.offsets[0] + start * row for start in starts]
         self.counts = [min(self.block_height, self.height - start) * row for start in starts]
 
-    def missing_value(self, dtype: np.dtype) -> int:
-        """What tiles hold that the file leaves out: what it calls missing, or 0."""
+    @cached_property
+    def is_sparse(self) -> bool:
+        """Whether the file leaves out tiles, as GDAL does with SPARSE_OK: their length is 0."""
+        return not all(self.counts)
+
+    @property
+    def missing_value(self) -> int:
+        """The stored value of left out tiles: what the file calls missing data, or 0."""
         try:
-            value = int(float(self.tags[_NO_DATA][2].strip(b"\0 ")))
-            return value if np.iinfo(dtype).min <= value <= np.iinfo(dtype).max else 0
-        except (KeyError, ValueError, OverflowError):
+            value, dtype = int(float(self.tags[_NO_DATA][2].strip(b"\0 "))), self._dtype
+            holds = np.finfo(dtype) if dtype.kind == "f" else np.iinfo(dtype)
+            return value if holds.min <= value <= holds.max else 0
+        except (KeyError, ValueError, OverflowError, TypeError):
             return 0
 
-    def parts(self, file: BinaryIO, first: int, end: int, where: str) -> list[_Part]:
-        """Some rows of tiles as one part; each tile as its own where some are left out of the file."""
-        blocks = [first * self.columns + i for i in range((end - first) * self.columns)]
-        whole = all(self.counts[block + plane] for block in blocks for plane in self._planes())
-        if whole:
-            groups = [(blocks, first, 0, end - first, self.columns)]
+    @property
+    def _dtype(self) -> np.dtype:
+        """Of a sample.
+
+        Raises:
+            TypeError: NumPy has none such.
+        """
+        kind = {1: "u", 2: "i", 3: "f"}.get(self.one(339, 1), "u")
+        bits = self.one(258, 1)
+        return np.dtype(f"{self.order}{kind}{bits // 8 if bits % 8 == 0 else bits}")
+
+    def parts(self, file: BinaryIO, first: int, end: int, columns: range, where: str) -> list[_Part]:
+        """The tiles of these rows and columns as one part; one part per tile if the file leaves out some."""
+        blocks = [row * self.columns + column for row in range(first, end) for column in columns]
+        there = [block for block in blocks if all(self.counts[block + plane] for plane in self._planes())]
+        if len(there) == len(blocks):
+            groups = [(blocks, first, columns.start, end - first, len(columns))]
         else:
-            there = [block for block in blocks if all(self.counts[block + plane] for plane in self._planes())]
             groups = [([block], *divmod(block, self.columns), 1, 1) for block in there]
         return [
             _Part(
-                self._small(file, group, row, column, rows, columns, where),
+                self._small(file, group, row, column, rows, count, where),
                 row * self.block_height,
                 column * self.block_width,
             )
-            for group, row, column, rows, columns in groups
+            for group, row, column, rows, count in groups
         ]
 
     def _planes(self) -> list[int]:
@@ -340,9 +385,12 @@ class _Tiff:
             found.append(file.read(count))
         return self._tiff_of(found, height, width)
 
-    def empty(self) -> bytes:
-        """A TIFF of one zero pixel of this kind, not compressed."""
-        bits = -(-self.one(277, 1) * self.one(258, 1) // 8)
+    def pixel(self, value: int) -> bytes:
+        """A TIFF of one pixel of this kind, not compressed, whose samples have this value."""
+        samples = self.one(277, 1)
+        data = bytes(-(-samples * self.one(258, 1) // 8))
+        if value:
+            data = np.full(samples, value, self._dtype).tobytes()
         plain = {259: (3, 1, struct.pack(f"{self.order}H", 1)), 317: (3, 1, struct.pack(f"{self.order}H", 1))}
         plain |= {284: (3, 1, struct.pack(f"{self.order}H", 1))}
         if self.one(262, 1) == 6:  # of JPEG
@@ -351,7 +399,7 @@ class _Tiff:
         plain_tiff.order, plain_tiff.tags, plain_tiff.is_tiled = self.order, {**self.tags, **plain}, False
         plain_tiff.block_height = 1
         plain_tiff.tags.pop(347, None)
-        return plain_tiff._tiff_of([bytes(bits)], 1, 1)
+        return plain_tiff._tiff_of([data], 1, 1)
 
     def _tiff_of(self, blocks: list[bytes], height: int, width: int) -> bytes:
         """A TIFF of some tiles or strips."""

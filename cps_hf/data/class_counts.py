@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ..functional import IGNORE_INDEX
 from .labels import LabelEncoding
-from .reading import read_label
 from .streams import check_label_range, id_of, undecoded
+from .windowed import label_bands
 
 logger = logging.getLogger(__name__)
 
@@ -57,14 +57,17 @@ def count_class_pixels(
 
     def count(row: dict[str, Any]) -> Tensor | None:
         try:
-            label = read_label(row["label"], encoding, name=repr(id_of(row)))
-            check_label_range(label, num_labels, id_of(row))
+            counts = torch.zeros(num_labels, dtype=torch.int64)
+            for ids in label_bands(row["label"], encoding, name=repr(id_of(row))):
+                label = torch.from_numpy(ids)
+                check_label_range(label, num_labels, id_of(row))
+                counts += torch.bincount(label[label != IGNORE_INDEX].long(), minlength=num_labels)
+            return counts
         except ValueError as error:
             if not skip_bad_samples:
                 raise
             logger.warning("Class weights are counted without a label: %s", error)
             return None
-        return torch.bincount(label[label != IGNORE_INDEX].long(), minlength=num_labels)
 
     total = torch.zeros(num_labels, dtype=torch.int64)
     for counts in _in_threads(count, rows, num_threads):

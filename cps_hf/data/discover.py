@@ -31,6 +31,7 @@ from .mask_codes import Coding, class_pixels, look_at_masks, settle
 from .partitions import read_list
 from .same_files import KnownFiles
 from .table import build, first_few
+from .windowed import is_beyond_decoding, windowed_size
 
 SHARE = 0.2  # of the labeled images, where there is no validation split
 SIZES_OF = 1000  # images of a set, evenly spaced: what is known of its sizes
@@ -268,9 +269,16 @@ def _held_out(
 ) -> tuple[list[Pair], list[str]]:
     """(the held out images, sentences); `sides` loses unlabeled ones of their groups."""
     usable = [pair for pair in sides.labeled if pixels[pair.path][:IGNORE_INDEX].any()]
+    too_large = {pair.path for pair in usable if is_beyond_decoding({"path": str(pair.image)})}
+    usable = [pair for pair in usable if pair.path not in too_large]
     paths = [pair.path for pair in usable]
     groups = None if group_by is None else group_of(group_by, paths)
     notes = []
+    if too_large:
+        notes.append(
+            f"{len(too_large)} labeled images are too large to be scored whole and are not held out. `cps-hf prepare "
+            "--tile 1024` cuts images for validation."
+        )
     chosen: set[str] = set()
     if usable:
         holds = np.stack([pixels[path][:IGNORE_INDEX] > 0 for path in paths])
@@ -322,6 +330,9 @@ def _sizes(images: Sequence[Path]) -> list[tuple[int, int]]:
     """(height, width) as a viewer shows them, from the headers of at most `SIZES_OF`; unreadable ones are left out."""
     found = []
     for path in images[:: max(1, -(-len(images) // SIZES_OF))]:
+        if size := windowed_size({"path": str(path)}):
+            found.append(size)
+            continue
         try:
             with PILImage.open(path) as image:
                 turned = image.format in ("JPEG", "MPO") and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)

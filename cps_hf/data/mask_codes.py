@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image as PILImage
 
+from .bands import TiffBands
 from .class_tables import ClassTable, without_ignored
 from .folder import label_feature
 from .labels import BLACK_AND_WHITE, IGNORE_INDEX, LabelEncoding, stored_values
 from .raster import open_raster
 from .table import first_few
+from .windowed import open_mask_bands
 
 MOST_COLORS = 1024  # in one mask; a picture has more
 FEW_VALUES = 20  # that are no consecutive ids, and still are classes where nothing names them
@@ -62,6 +65,9 @@ def look_at_masks(names: Sequence[str], masks: Sequence[Path], *, num_threads: i
 
 def _look(name: str, path: Path) -> MaskLook:
     try:
+        large = open_mask_bands(path, name=repr(name))
+        if large is not None:
+            return _look_at_bands(large, name)
         raster = open_raster({"path": str(path), "bytes": None}, repr(name), "label")
         shown = raster.shown()
         if len(shown.getbands()) > 1:
@@ -70,12 +76,35 @@ def _look(name: str, path: Path) -> MaskLook:
         values, counts = np.unique(stored_values(raster.stored(), name=raster.where), return_counts=True)
     except ValueError as error:
         return MaskLook(problem=str(error))
-    by_value = dict(zip(values.tolist(), counts.tolist(), strict=True))
+    return _look_of_values(dict(zip(values.tolist(), counts.tolist(), strict=True)), palette)
+
+
+def _look_of_values(by_value: dict[int, int], palette: Mapping[int, Color] | None) -> MaskLook:
     shown_as = {value: (palette or {}).get(value, (value, value, value)) for value in by_value}
     colors: Counter[Color] = Counter()
     for value, count in by_value.items():
         colors[shown_as[value]] += count
     return MaskLook(by_value, dict(colors), palette is not None, shown_as.get(IGNORE_INDEX))
+
+
+def _look_at_bands(mask: TiffBands, name: str) -> MaskLook:
+    """As `_look`, some rows at a time."""
+    values: Counter[int] = Counter()
+    colors: Counter[Color] = Counter()
+    for start, stop in mask.row_ranges():
+        rows = mask.mask_rows(start, stop)
+        if rows.ndim == 3:
+            look = _look_at_colors(rows[..., :3] if rows.shape[2] >= 3 else rows[..., [0, 0, 0]], name)
+            if look.problem is not None:
+                return look
+            colors.update(look.colors)
+        else:
+            found = np.unique(stored_values(PILImage.fromarray(rows), name=repr(name)), return_counts=True)
+            values.update(dict(zip(*(part.tolist() for part in found), strict=True)))
+    if colors:
+        return MaskLook(None, dict(colors))
+    shown = {v: tuple(mask.palette[3 * v : 3 * v + 3]) for v in values} if mask.palette else {}
+    return _look_of_values(dict(values), None if all(color == (v, v, v) for v, color in shown.items()) else shown)
 
 
 def _look_at_colors(pixels: np.ndarray, name: str) -> MaskLook:

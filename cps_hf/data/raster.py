@@ -430,8 +430,9 @@ def most_pixels() -> int | None:
 def _too_large(where: str, what: str, size: str, pixels: int, limit: int | None) -> ValueError:
     return ValueError(
         f"{where}, the {what}, has {size}, more than the limit of {limit}, which guards against files made to exhaust "
-        "memory. Save it as a tiled TIFF, which `cps-hf prepare --tile` cuts and `cps-hf predict` predicts part by "
-        f"part; or, if it is meant, set the environment variable `{MAX_PIXELS}={pixels}`."
+        "memory. Save it as a tiled TIFF, of which training reads crops and `cps-hf predict` predicts parts; images "
+        "to be scored are cut by `cps-hf prepare --tile`. Or, if it is meant, set the environment variable "
+        f"`{MAX_PIXELS}={pixels}`."
     )
 
 

@@ -51,7 +51,7 @@ def read_label(value: Any, encoding: LabelEncoding | None, *, name: str) -> Tens
         ValueError: as `read_image`; a lossy compression; values that the encoding does not know.
     """
     raster = open_raster(value, name, "label")
-    ids = _class_ids(raster, encoding)
+    ids = class_ids_of(raster, encoding)
     return torch.from_numpy(np.ascontiguousarray(ids if raster.is_upright else turn(ids, raster.orientation)))
 
 
@@ -127,8 +127,8 @@ def _upright(raster: Raster) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
 
 
-def _class_ids(raster: Raster, encoding: LabelEncoding | None) -> np.ndarray:
-    """uint8 (H, W), not turned but for a TIFF's."""
+def class_ids_of(raster: Raster, encoding: LabelEncoding | None) -> np.ndarray:
+    """The class ids of a mask, uint8 (H, W), not turned but for a TIFF's."""
     if encoding is not None and encoding.colors is not None:
         if raster.bits == 16:
             raise ValueError(
@@ -162,7 +162,7 @@ def _fitted(raster: Raster, encoding: LabelEncoding | None, image: Raster) -> _F
     Raises:
         ValueError: it has another size.
     """
-    ids, own = _class_ids(raster, encoding), raster.orientation
+    ids, own = class_ids_of(raster, encoding), raster.orientation
     drawn = ids if raster.is_upright else turn(ids, own)
     unusual = [] if own == 1 else ["turned itself"]
     resizes = encoding is not None and encoding.resize_masks

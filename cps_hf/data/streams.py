@@ -6,6 +6,7 @@ CutMixed depends on the seed and its position alone, so nothing depends on the n
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -21,11 +22,15 @@ from .order import IterableReader, MapReader, Plan, Shard, Source, check_length,
 from .reading import NO_ID, read_sample
 from .table import as_typed
 from .transforms import labeled_sample, unlabeled_views
+from .windowed import is_beyond_decoding, open_windowed
 from .workers import allowed_workers, outlive_signals
+
+logger = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 10  # replacements for one bad sample before giving up
 NUM_SPARES = 32  # rows of a streamed data set that stand in for bad ones
 SHARE_COUNTED_OVER = 200  # samples; one bad sample among the first few is no verdict
+SLOW_FROM = 2**24  # pixels of an image that is decoded whole for each crop, from which on tiles would pay
 PSEUDO_LABEL = "pseudo_label"
 """The column of an unlabeled set that holds labels made by a network, coded as the labeled set's are."""
 
@@ -174,6 +179,7 @@ class SampleMaker(torch.utils.data.Dataset):
         self.views, self.cutmix_masks = views, cutmix_masks  # no views: the labeled stream
         self.with_label = label_column_of(views) is not None
         self.encoding = LabelEncoding.from_feature(dataset.features["label"]) if self.with_label else None
+        self._told_of_slow = False
         self.spares: list[Source] = []  # what bad samples are replaced by; empty: they are errors
 
     def __getitem__(self, plan: Plan) -> dict[str, Any] | Exception:
@@ -219,14 +225,40 @@ class SampleMaker(torch.utils.data.Dataset):
         raise ValueError(f"`{self.name}`: {MAX_ATTEMPTS} samples in a row could not be read. The last: {bad[-1]}")
 
     def _make(self, row: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
-        image, label = read_sample(row, self.encoding, with_label=self.with_label)
-        if self.with_label:
+        windowed = open_windowed(row, self.encoding, with_label=self.with_label)
+        image, label = windowed or read_sample(row, self.encoding, with_label=self.with_label)
+        if not windowed:
+            self._tell_if_slow(image, row)
+        if self.with_label and not windowed:
             check_label_range(label, self.num_labels, id_of(row))
         if self.views is None:
             sample = labeled_sample(image, label, self.augmentation, generator)
         else:
             sample = unlabeled_views(image, self.views, self.augmentation, generator, self.cutmix_masks, label)
+        if self.with_label and windowed:
+            check_label_range(sample["labels" if self.views is None else "pseudo_labels"], self.num_labels, id_of(row))
         return {**sample, "ids": id_of(row)}
+
+    def _tell_if_slow(self, image: Tensor, row: dict[str, Any]) -> None:
+        """Once per stream, and by one worker."""
+        worker = torch.utils.data.get_worker_info()
+        height, width = image.shape[-2:]
+        if height * width >= SLOW_FROM and not self._told_of_slow and (worker is None or worker.id == 0):
+            self._told_of_slow = True
+            logger.warning(
+                "`%s`: %r is %d x %d (height x width) and decoded whole for every crop. `cps-hf prepare --tile 1024` "
+                "cuts such images once; of a tiled TIFF training reads only the tiles under a crop.",
+                *(self.name, id_of(row), height, width),
+            )
+
+
+def decodable(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset | None:
+    """Without the images that are too large to be decoded whole, `None` if none is left; a stream as it is."""
+    if not isinstance(dataset, Dataset):
+        return dataset
+    rows = undecoded(dataset, with_label=False, what="dataset")
+    kept = [i for i in range(len(rows)) if not is_beyond_decoding(rows[i]["image"])]
+    return dataset.select(kept) if kept else None
 
 
 def label_column_of(views: tuple[str, ...] | None) -> str | None:

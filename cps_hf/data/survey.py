@@ -20,6 +20,7 @@ from .labels import BLACK_AND_WHITE, IGNORE_INDEX, LabelEncoding
 from .reading import examine
 from .streams import check_label_range, id_of, undecoded
 from .table import as_typed
+from .windowed import is_beyond_decoding, open_windowed
 from .workers import allowed_workers, outlive_signals
 
 FIRST_ROWS = 64  # of a stream, whose end may be far
@@ -203,6 +204,7 @@ def survey(
     seconds: float | None = None,
     num_workers: int = 0,
     progress: bool = True,
+    in_windows: bool = True,
 ) -> Survey:
     """Look at every sample: the label's values, the sizes of both, what is unusual.
 
@@ -213,6 +215,8 @@ def survey(
         whole: decode images too; else their headers are read, and their labels.
         seconds: stop after so long; samples are then those of a fixed random choice. None: no limit.
         num_workers: processes that read.
+        in_windows: read images that are too large to be decoded whole some rows at a time, since training reads crops
+            of them. Otherwise they are problems, as they are for an evaluation.
 
     Raises:
         ValueError: it is no data set of images.
@@ -224,7 +228,7 @@ def survey(
         names = encoding.names if encoding is not None else [f"class {c}" for c in range(IGNORE_INDEX)]
     length = len(rows) if isinstance(rows, Dataset) else None
     found = Survey(what, names, encoding, with_label, length)
-    looks = _Looks(rows, encoding, with_label, len(names) if with_label else None, whole)
+    looks = _Looks(rows, encoding, with_label, len(names) if with_label else None, whole, in_windows)
     order = list(range(length or 0))
     if length is not None and seconds is not None:
         order = np.random.default_rng(0).permutation(length).tolist()
@@ -246,9 +250,17 @@ def survey(
 class _Looks(torch.utils.data.Dataset):
     """What runs in the workers."""
 
-    def __init__(self, rows, encoding: LabelEncoding | None, with_label: bool, num_labels: int | None, whole: bool):
+    def __init__(
+        self,
+        rows,
+        encoding: LabelEncoding | None,
+        with_label: bool,
+        num_labels: int | None,
+        whole: bool,
+        in_windows: bool,
+    ):
         self.rows, self.encoding, self.with_label = rows, encoding, with_label
-        self.num_labels, self.whole = num_labels, whole
+        self.num_labels, self.whole, self.in_windows = num_labels, whole, in_windows
 
     def __getitem__(self, index: int) -> dict[str, Any] | Exception:
         try:
@@ -256,14 +268,14 @@ class _Looks(torch.utils.data.Dataset):
         except Exception as error:  # carried over as it is, without the worker's traceback
             return error
 
-    def _suspicious(self, pixels: np.ndarray, ids: np.ndarray) -> Iterator[str]:
+    def _suspicious(self, pixels: np.ndarray, ids: np.ndarray | None) -> Iterator[str]:
         """What may be a mistake of this mask."""
         if not pixels[:IGNORE_INDEX].any():
             yield "all ignored"
         coded = _has_table(self.encoding)
         if self.num_labels == 2 and not coded and np.flatnonzero(pixels).tolist() == [0, IGNORE_INDEX]:
             yield "white"
-        if holds_seams(ids):
+        if ids is not None and holds_seams(ids):
             yield "seams"
 
     def of_rows(self, order: Sequence[int], num_workers: int) -> Iterable[dict[str, Any] | Exception]:
@@ -283,6 +295,8 @@ class _Looks(torch.utils.data.Dataset):
     def look(self, row: dict[str, Any]) -> dict[str, Any]:
         name = id_of(row)
         try:
+            if self.in_windows and is_beyond_decoding(row["image"]):
+                return self._look_in_windows(row, name)
             found = examine(row, self.encoding, with_label=self.with_label, whole=self.whole)
             if found.ids is not None:
                 check_label_range(torch.from_numpy(found.ids), self.num_labels, name)
@@ -292,6 +306,21 @@ class _Looks(torch.utils.data.Dataset):
         if found.ids is not None:
             look["pixels"] = np.bincount(found.ids.reshape(-1), minlength=256)
             look["unusual"] += [("label", kind) for kind in self._suspicious(look["pixels"], found.ids)]
+        return look
+
+    def _look_in_windows(self, row: dict[str, Any], name: str) -> dict[str, Any]:
+        """Some rows at a time; seams, palettes and what is unusual about the image are not looked for."""
+        image, label = open_windowed(row, self.encoding, with_label=self.with_label)
+        look: dict[str, Any] = {"id": name, "size": image.shape[1:], "unusual": [], "palette": None}
+        if self.whole:
+            for _ in image.bands():  # damage shows where it is decoded
+                pass
+        if label is not None:
+            look["pixels"] = np.zeros(256, np.int64)
+            for ids in label.bands():
+                check_label_range(torch.from_numpy(ids), self.num_labels, name)
+                look["pixels"] += np.bincount(ids.reshape(-1), minlength=256)
+            look["unusual"] += [("label", kind) for kind in self._suspicious(look["pixels"], None)]
         return look
 
 

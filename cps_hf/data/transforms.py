@@ -19,6 +19,7 @@ from torchvision.transforms.v2 import functional as TF
 from ..config import AugmentationConfig
 from ..functional import IGNORE_INDEX
 from ..functional.cutmix import draw_cutmix_masks
+from .windowed import WindowedImage, WindowedLabel
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -26,7 +27,10 @@ VIEWS = ("weak", "strong", "strong_2", "second_crop", "cutmix_mask", "cutmix_mas
 
 
 def random_crop(
-    image: Tensor, label: Tensor | None, augmentation: AugmentationConfig, generator: torch.Generator
+    image: Tensor | WindowedImage,
+    label: Tensor | WindowedLabel | None,
+    augmentation: AugmentationConfig,
+    generator: torch.Generator,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """Flip, scale and crop an image and its label alike.
 
@@ -34,7 +38,7 @@ def random_crop(
     image and cropping it gives, up to a rounding of the box to whole source pixels.
 
     Args:
-        image: uint8 (3, H, W). label: uint8 (H, W) or `None`.
+        image: uint8 (3, H, W). label: uint8 (H, W) or `None`. Of windowed ones the box alone is read.
 
     Returns:
         image uint8 (3, h, w) with 0 on padding, label uint8 (h, w) with 255 on padding, and valid bool (h, w), false
@@ -49,6 +53,9 @@ def random_crop(
     top = int(draw[2] * (height - box_height + 1))
     left = int(draw[3] * (width - box_width + 1))
     box, filled = (top, left, box_height, box_width), (filled_height, filled_width)
+    if isinstance(image, WindowedImage):
+        image, label = (None if part is None else part.window(*box) for part in (image, label))
+        box = (0, 0, box_height, box_width)
 
     image = TF.resized_crop(
         tv_tensors.Image(image),
@@ -113,7 +120,10 @@ def _torchvision_draws_from(generator: torch.Generator) -> Iterator[None]:
 
 
 def labeled_sample(
-    image: Tensor, label: Tensor, augmentation: AugmentationConfig, generator: torch.Generator
+    image: Tensor | WindowedImage,
+    label: Tensor | WindowedLabel,
+    augmentation: AugmentationConfig,
+    generator: torch.Generator,
 ) -> dict[str, Tensor]:
     """ "pixel_values" uint8 (3, h, w), "labels" uint8 (h, w), "valid" bool (h, w)."""
     image, label, valid = random_crop(image, label, augmentation, generator)
@@ -124,12 +134,12 @@ def labeled_sample(
 
 
 def unlabeled_views(
-    image: Tensor,
+    image: Tensor | WindowedImage,
     views: Sequence[str],
     augmentation: AugmentationConfig,
     generator: torch.Generator,
     cutmix_masks: Mapping[str, Any] | None = None,
-    label: Tensor | None = None,
+    label: Tensor | WindowedLabel | None = None,
 ) -> dict[str, Tensor]:
     """The views that an objective declares, by name, and "valid". All but "second_crop" share one crop.
 

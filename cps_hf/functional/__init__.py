@@ -1,4 +1,4 @@
-"""The math on tensors, of torch alone: losses, CutMix, and logits that are resized a piece at a time."""
+"""Tensor math that only needs torch: losses, CutMix, and logits that are resized piecewise."""
 
 from .cutmix import draw_cutmix_masks, mix, swap_neighbours
 from .losses import (

@@ -1,4 +1,4 @@
-"""CutMix for segmentation: drawing box masks and mixing by them (French et al. 2020; as the CPS release does it)."""
+"""CutMix for segmentation: draws box masks and mixes with them (French et al. 2020; as in the CPS release)."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ def draw_cutmix_masks(
     probability: float = 1.0,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Draw one mask an image: true where the partner's pixel is taken.
+    """Draw one mask per image: true where the partner's pixel is taken.
 
     Each box has an area share p ~ U(area), the height share p**u with u ~ U(0, 1) and the width share p / p**u, both
-    scaled by sqrt(1 / boxes), and a position uniform inside the image; the boxes of a mask are combined by exclusive
-    or. With the defaults a quarter of the pixels is mixed in (0.2515 on average at 512 x 512). With a `probability`
-    below 1 the other masks are empty: nothing is mixed into those images.
+    scaled by sqrt(1 / boxes), and a uniform position inside the image. A mask is the exclusive or of its boxes. With
+    the defaults, a quarter of the pixels is mixed in (0.2515 on average at 512 x 512). With a `probability` below 1,
+    the other masks are empty: nothing is mixed into those images.
 
-    With `aspect`, two bounds, the height share is instead r times the width share, r ~ U(aspect), drawn again together
-    with the position until the box lies inside the image (as UniMatch's release draws it, on square crops).
+    With `aspect`, two bounds, the height share is r times the width share instead, with r ~ U(aspect). It is drawn
+    again with the position until the box is inside the image (as in UniMatch's release, which has square crops).
 
     Returns:
         bool (batch_size, height, width), on the generator's device.
@@ -60,17 +60,17 @@ def draw_cutmix_masks(
 
 
 def _height_share(share: Tensor, aspect: tuple[float, float], draw: Tensor) -> Tensor:
-    """Where `draw` falls in the distribution of height shares, of boxes with these area shares.
+    """The quantile `draw` of the distribution of height shares, for boxes with these area shares.
 
-    Trial and error until a box is inside leaves a ratio as often as there are places for its box: here, that weight is
-    computed instead, so that each mask takes as many random numbers as any other.
+    Drawing until a box is inside gives each ratio a weight that is proportional to the number of positions of its box.
+    Here these weights are computed instead, so that every mask uses the same number of random numbers.
     """
     ratios = torch.linspace(*aspect, 1001, dtype=share.dtype, device=share.device)
     heights = (share.unsqueeze(-1) * ratios).sqrt()
     widths = share.unsqueeze(-1) / heights
     places = ((1 - heights).clamp(min=0) * (1 - widths).clamp(min=0)).cumsum(-1)
     index = torch.searchsorted(places, draw.unsqueeze(-1) * places[..., -1:])
-    # Where no ratio fits, as for a box that is nearly the image: the nearest that does.
+    # If no ratio fits, as for a box that is nearly the whole image: the nearest one that does.
     return heights.gather(-1, index).squeeze(-1).maximum(share).clamp(max=1)
 
 
@@ -80,6 +80,6 @@ def mix(own: Tensor, partner: Tensor, mask: Tensor) -> Tensor:
 
 
 def swap_neighbours(batch: Tensor) -> Tensor:
-    """The partner of each image: its neighbour, in pairs (0, 1), (2, 3), ... The odd one out gets the first image."""
+    """The partner of each image: its neighbour, in pairs (0, 1), (2, 3), ... A last odd image gets the first one."""
     index = torch.arange(batch.shape[0], device=batch.device) ^ 1
     return batch[index.where(index < batch.shape[0], 0)]

@@ -1,12 +1,12 @@
-"""The math on tensors: every loss is a sum over pixels divided by a count of data.
+"""Losses on tensors: each is a sum over pixels divided by a count that only depends on the data.
 
-Shapes: B images, C classes, H x W pixels. A term never divides by a count of predictions (how many pixels passed a
-threshold, say), so the same global batch gives the same gradient on one process, on several, and with gradient
+Shapes: B images, C classes, H x W pixels. A term never divides by a count of predictions (such as the pixels above a
+threshold). The same global batch therefore gives the same gradient with one process, with several, and with gradient
 accumulation: the trainer passes the global count, divided by (processes x accumulation steps), as `count`.
-OHEM and Dice are the exceptions and say so.
+OHEM and Dice are exceptions, as documented there.
 
-Logits are full-size tensors (B, C, H, W), or `StridedLogits`, which are resized and forgotten a piece at a time: the
-same numbers to rounding, for a fraction of the memory.
+Logits are full-size tensors (B, C, H, W), or `StridedLogits`, which are resized piecewise: the same values up to
+rounding, with a fraction of the memory.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 from .strided import Logits, StridedLogits, add_over_pixels, at_least_float32, map_over_pixels, sum_over_pixels
 
 IGNORE_INDEX = 255
-"""The label of pixels that no loss and no score looks at."""
+"""The label of pixels that are ignored in all losses and scores."""
 
 
 def pixel_cross_entropy(
@@ -35,20 +35,20 @@ def pixel_cross_entropy(
     """Cross entropy summed over pixels, divided by a count.
 
     Args:
-        logits: (B, C, H, W), any float type; the loss is computed in float32 at least.
-        target: long (B, H, W), class ids; pixels equal to `ignore_index` add nothing.
-        valid: bool (B, H, W); pixels where it is false add nothing. `None`: all are valid.
-        count: what the sum is divided by. `None`: the number of pixels that are neither ignored nor invalid.
-        class_weights: float (C,), what a pixel's loss is multiplied with, by its target.
+        logits: (B, C, H, W), any float type; the loss is computed in float32 or higher.
+        target: long (B, H, W), class ids; pixels equal to `ignore_index` are ignored.
+        valid: bool (B, H, W); pixels where it is false are ignored. If `None`, all are valid.
+        count: the divisor of the sum. If `None`, the number of valid pixels that are not ignored.
+        class_weights: float (C,), the factor on a pixel's loss, by its target.
 
     Returns:
-        A scalar. Zero, with zero gradients, when no pixel counts.
+        A scalar. Zero, with zero gradients, if no pixel counts.
     """
     if valid is not None:
         target = target.masked_fill(~valid, ignore_index)
 
     def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-        # Summed apart: on a GPU the loss's own sum adds in no fixed order (docs/determinism.md).
+        # Summed separately: on a GPU the loss's own sum has no fixed order (docs/determinism.md).
         options = {"weight": class_weights, "ignore_index": ignore_index, "reduction": "none"}
         return F.cross_entropy(at_least_float32(logits), target, **options).sum()
 
@@ -67,16 +67,16 @@ def ohem_cross_entropy(
     class_weights: Tensor | None = None,
     ignore_index: int = IGNORE_INDEX,
 ) -> Tensor:
-    """Cross entropy on the hard pixels only: online hard example mining, as the CPS release uses it on Cityscapes.
+    """Cross entropy on hard pixels only: online hard example mining, as the CPS release uses it on Cityscapes.
 
-    A pixel is kept when the probability of its true class is at most `max(threshold, p_k)`, where `p_k` is the
-    `min_kept`-th smallest such probability among all pixels of this call (ignored pixels count as 1). With fewer than
-    `min_kept` labeled pixels, all are kept. The result is the mean over the kept pixels of *this* call: unlike the
-    other losses it depends on how the global batch is split over processes and micro-batches.
+    A pixel is kept if the probability of its true class is at most `max(threshold, p_k)`, where `p_k` is the
+    `min_kept`-th smallest such probability among all pixels of this call (ignored pixels count as 1). If fewer than
+    `min_kept` pixels are labeled, all are kept. The result is the mean over the kept pixels of *this* call. Unlike the
+    other losses, it depends on how the global batch is split over processes and micro-batches.
 
     Args:
         logits: (B, C, H, W). labels: long (B, H, W). min_kept: pixels of this call, at least 1.
-        class_weights: float (C,), what a kept pixel's loss is multiplied with; they do not decide which are kept.
+        class_weights: float (C,), the factor on a kept pixel's loss. It has no effect on which pixels are kept.
     """
     if min_kept < 1:
         raise ValueError(f"`min_kept` must be at least 1 pixel, got {min_kept}.")
@@ -88,7 +88,7 @@ def ohem_cross_entropy(
 
     true_class_probs = map_over_pixels(true_class_probability, logits, labels).masked_fill(~labeled, 1.0)
     smallest = true_class_probs.flatten().topk(min(min_kept, labels.numel()), largest=False, sorted=False).values
-    p_k = smallest.max()  # as kthvalue, which has no deterministic form on a GPU
+    p_k = smallest.max()  # like kthvalue, which has no deterministic implementation on a GPU
     # Kept on the device: reading the number of labeled pixels here would make the host wait.
     bound = torch.where(labeled.sum() < min_kept, torch.inf, p_k.clamp(min=threshold))
     kept = labeled & (true_class_probs <= bound)
@@ -104,13 +104,13 @@ def focal_loss(
     class_weights: Tensor | None = None,
     ignore_index: int = IGNORE_INDEX,
 ) -> Tensor:
-    """The focal loss (Lin et al., ICCV 2017, equation 5) of the soft-max: -(1 - p)^gamma log p, p the probability of
-    the true class, summed over pixels and divided by a count.
+    """The focal loss (Lin et al., ICCV 2017, equation 5) with soft-max: -(1 - p)^gamma log p, p the probability of the
+    true class, summed over pixels and divided by a count.
 
     Args:
-        logits: (B, C, H, W). labels: long (B, H, W); pixels equal to `ignore_index` add nothing.
+        logits: (B, C, H, W). labels: long (B, H, W); pixels equal to `ignore_index` are ignored.
         gamma: 0 is cross entropy; the larger, the less easy pixels count.
-        count: what the sum is divided by. `None`: the number of labeled pixels.
+        count: the divisor of the sum. If `None`, the number of labeled pixels.
         class_weights: float (C,), the paper's alpha.
     """
 
@@ -134,23 +134,23 @@ def dice_loss(
     class_weights: Tensor | None = None,
     ignore_index: int = IGNORE_INDEX,
 ) -> Tensor:
-    """The soft Dice loss: the mean over classes of 1 - 2 I / (P + Y), with I the sum of a class's probability over its
-    own pixels, P its sum over all labeled pixels and Y the number of its pixels (Milletari et al. 2016, of one class;
-    here without squares, as Sudre et al. 2017 have it).
+    """The soft Dice loss: the mean over classes of 1 - 2 I / (P + Y). I is the sum of a class's probability over its
+    own pixels, P its sum over all labeled pixels, and Y the number of its pixels (Milletari et al. 2016, for one
+    class; here without squares, as in Sudre et al. 2017).
 
-    I, P and Y are of this call's images together and of those that other processes see at the same time; a class
-    without a pixel there is left out of the mean. It is no sum over pixels: with gradient accumulation it is the mean
-    of the micro-batches' own losses, and so depends on how a step is split into those, but not on how a micro-batch
-    is split over processes.
+    I, P and Y are summed over this call's images and those that other processes see at the same time. A class without
+    pixels there is not part of the mean. The loss is not a sum over pixels: with gradient accumulation it is the mean
+    of the micro-batches' losses. It therefore depends on how a step is split into micro-batches, but not on how a
+    micro-batch is split over processes.
 
     Args:
-        logits: (B, C, H, W). labels: long (B, H, W); pixels equal to `ignore_index` add nothing.
-        over_processes: gives the mean over processes of a tensor of sums. The loss is the same for sums and their
-            means, and the mean over processes of its gradient is the gradient of the loss of all.
+        logits: (B, C, H, W). labels: long (B, H, W); pixels equal to `ignore_index` are ignored.
+        over_processes: averages a tensor of sums over processes. Sums and their means give the same loss, and the mean
+            of the loss's gradient over processes is the gradient of the global loss.
         class_weights: float (C,), the weights of the mean over classes.
 
     Returns:
-        A scalar, the same on all processes. Zero, with zero gradients, where no pixel is labeled.
+        A scalar, the same on all processes. Zero, with zero gradients, if no pixel is labeled.
     """
 
     def own(logits: Tensor, labels: Tensor) -> Tensor:
@@ -164,7 +164,7 @@ def dice_loss(
     weights = weights / weights.sum().clamp(min=1e-12)
     union = (predicted + there).clamp(min=1e-12)
     value = (weights * (1 - 2 * inside / union)).sum()
-    # The slopes of the value in I and in P: with them the gradient is that of a sum over pixels.
+    # The slopes of the value in I and in P: with them, the gradient is that of a sum over pixels.
     of_inside, of_predicted = -2 * weights / union, 2 * weights * inside / union**2
 
     def slope(logits: Tensor, labels: Tensor) -> Tensor:
@@ -179,13 +179,13 @@ def dice_loss(
 
 
 def pseudo_label(logits: Logits, *others: Logits, confidence_threshold: float = 0.0) -> Tensor:
-    """The most likely class of each pixel, one-hot in the paper's words: long (B, H, W), without gradient.
+    """The most likely class of each pixel (the paper's one-hot labels): long (B, H, W), without gradient.
 
     255 (ignored) where its soft-max probability is below the threshold. The probabilities of the other classes are
-    never made.
+    never computed.
 
     Args:
-        others: further logits of the same images; then the probabilities are the mean over all of them.
+        others: more logits of the same images; the probabilities are then the mean over all of them.
     """
 
     def label(logits: Tensor, *others: Tensor) -> Tensor:
@@ -211,9 +211,9 @@ def _mean_softmax(*logits: Tensor) -> Tensor:
 
 
 def soft_target(logits: Logits, *, temperature: float = 1.0) -> Tensor | StridedLogits:
-    """The soft-max of logits / temperature as a target, without gradient: what the next two losses take.
+    """The soft-max of logits / temperature as a target without gradient, for the next two losses.
 
-    Of strided logits it is not made here but in the loss, a piece at a time: they come back with the temperature.
+    For strided logits it is computed piecewise in the loss: they are returned with the temperature.
     """
     if isinstance(logits, StridedLogits):
         return logits._replace(values=logits.values.detach(), temperature=logits.temperature * temperature)
@@ -232,7 +232,7 @@ def soft_cross_entropy(
 
     Args:
         logits: (B, C, H, W). target: a `soft_target`, or probabilities (B, C, H, W). valid: bool (B, H, W).
-        class_weights: float (C,), what a pixel's loss is multiplied with, by its target's most likely class.
+        class_weights: float (C,), the factor on a pixel's loss, by its target's most likely class.
     """
 
     def cross_entropy(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
@@ -254,7 +254,7 @@ def squared_difference(
 
     Args:
         logits: (B, C, H, W). target: a `soft_target`, or probabilities (B, C, H, W). valid: bool (B, H, W).
-        class_weights: float (C,), what a pixel's loss is multiplied with, by its target's most likely class.
+        class_weights: float (C,), the factor on a pixel's loss, by its target's most likely class.
     """
 
     def difference(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
@@ -265,7 +265,7 @@ def squared_difference(
 
 
 def _weighted(losses: Tensor, target: Tensor, class_weights: Tensor | None) -> Tensor:
-    """Losses (B, H, W) times the weight of the target's most likely class."""
+    """Multiply losses (B, H, W) by the weight of the target's most likely class."""
     return losses if class_weights is None else losses * class_weights[target.argmax(1)]
 
 
@@ -276,24 +276,24 @@ def _sum_with_soft_target(loss, logits, target, valid) -> Tensor:
 
 
 def balanced_class_weights(labels: Tensor, valid: Tensor, num_labels: int, *, power: float) -> Tensor:
-    """Weights that fall with a class's frequency among the valid pixels of this call: frequency ** -power.
+    """Class weights that decrease with a class's frequency among the valid pixels of this call: frequency ** -power.
 
-    Their mean over those pixels is 1, so a loss keeps its size. As with OHEM, they depend on how a batch is split.
+    Their mean over those pixels is 1, so a loss keeps its scale. As with OHEM, they depend on how a batch is split.
 
     Args:
-        labels: long (B, H, W), class ids. valid: bool (B, H, W). power: 0 weighs all alike, 1 each class alike.
+        labels: long (B, H, W), class ids. valid: bool (B, H, W). power: 0: all pixels equal; 1: all classes equal.
 
     Returns:
-        float (num_labels,); a class without a pixel has the weight of one with a single pixel.
+        float (num_labels,). A class without pixels gets the weight of a class with one.
     """
     return frequency_weights(class_counts(labels, num_labels, valid=valid), power=power)
 
 
 def class_counts(labels: Tensor, num_labels: int, *, valid: Tensor | None = None) -> Tensor:
-    """How many pixels each class has, float (num_labels,).
+    """The number of pixels of each class, float (num_labels,).
 
     Args:
-        labels: long (B, H, W). valid: bool (B, H, W), the pixels that are counted. `None`: those not ignored.
+        labels: long (B, H, W). valid: bool (B, H, W), the pixels to count. If `None`, those that are not ignored.
     """
     index = torch.where(labels != IGNORE_INDEX if valid is None else valid, labels, num_labels).flatten()
     counts = torch.zeros(num_labels + 1, device=labels.device).scatter_add_(0, index, torch.ones_like(index).float())
@@ -301,20 +301,20 @@ def class_counts(labels: Tensor, num_labels: int, *, valid: Tensor | None = None
 
 
 def frequency_weights(counts: Tensor, *, power: float) -> Tensor:
-    """A weight a class, count ** -power, scaled so that the mean over the counted pixels is 1.
+    """A weight per class, count ** -power, scaled so that the mean over the counted pixels is 1.
 
     Args:
-        counts: (C,), pixels by class. power: 0 weighs all pixels alike, 1 each class alike.
+        counts: (C,), pixels by class. power: 0: all pixels equal; 1: all classes equal.
 
     Returns:
-        As `counts`; a class without a pixel has the weight of one with a single pixel.
+        Like `counts`. A class without pixels gets the weight of a class with one.
     """
     weights = counts.clamp(min=1) ** -power
     return weights * counts.sum() / (counts * weights).sum().clamp(min=1e-12)
 
 
 def _at_least_one(count: Tensor | float) -> Tensor | float:
-    """A sum over no pixels is zero, not zero divided by zero. Global counts are shares, hence floats below one."""
+    """Make a sum over no pixels zero instead of 0 / 0. Global counts are shares, hence floats below one."""
     if isinstance(count, Tensor):
         return torch.where(count > 0, count, torch.ones_like(count))
     return count if count > 0 else 1.0

@@ -1,4 +1,4 @@
-"""Bilinear resizing of some rows of maps, as `F.interpolate` resizes the whole: for losses and windows, by strips."""
+"""Bilinear resizing of some rows of maps, equal to `F.interpolate` on whole maps, for piecewise losses and windows."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 BY_LINES = {"cpu": True, "cuda": False}
-"""Where columns are resized as lines, one a class and row. On GPUs torch's kernel for lines gives each column one
-thread, and takes 30 times as long as the one for images (benchmarks/LOG.md)."""
+"""By device, whether columns are resized as lines, one per class and row. On GPUs, torch's kernel for lines
+uses one thread per column and takes 30 times as long as the one for images (benchmarks/LOG.md)."""
 
 
 def source_rows(height: int, target: int, rows: slice, *, align_corners: bool = False) -> slice:
-    """The source rows that some target rows lie between; numbers of the host, so no device is waited for.
+    """The source rows that are needed for some target rows. Computed on the host, so no device synchronisation.
 
     Args:
-        height, target: how many rows the source and the target have. rows: of the target, at least one.
+        height, target: the number of rows in the source and in the target. rows: of the target, at least one.
     """
     if height == target:
         return rows
@@ -31,11 +31,11 @@ def resize_rows(
     """Some rows of maps that are resized from (height, w) to `size` (H, W).
 
     Args:
-        source: (B, C, h, w) float, rows of the maps from number `first` on: those that `source_rows` names, or more.
+        source: (B, C, h, w) float, rows of the maps from number `first` on: those from `source_rows`, or more.
         rows: of the resized maps.
 
     Returns:
-        (B, C, rows, W). A gradient flows into `source`.
+        (B, C, rows, W). Gradients flow into `source`.
     """
     by_lines = BY_LINES.get(source.device.type, False)
     if rows == slice(0, size[0]) and source.shape[2] == height and not by_lines:
@@ -60,7 +60,7 @@ def resize_rows(
 
 
 def _positions(height: int, target: int, align_corners: bool) -> tuple[float, float]:
-    """Target row y lies at scale * y + offset among the source rows."""
+    """Target row y is at scale * y + offset in source rows."""
     if align_corners:
         return (height - 1) / max(target - 1, 1), 0.0
     return height / target, 0.5 * height / target - 0.5

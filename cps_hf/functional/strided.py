@@ -1,9 +1,10 @@
 """Losses and labels at full size from logits at a coarser stride, without full-size logits.
 
-A segmentation network's logits come at a quarter of the image's size or less. The plain way resizes them and keeps the
-resized logits, their soft-max and its gradient: three or four float tensors (B, C, H, W), for 16 images of 512 x 512
-pixels and 150 classes 2.5 GB each. Here a piece is resized at a time (some images, or some rows of one), its loss and
-its gradient with respect to the coarse logits are added up at once, and the piece is forgotten: what stays is coarse.
+A segmentation network's logits have a quarter of the image's size or less. The usual way resizes them and keeps the
+resized logits, their soft-max and its gradient: three or four float tensors (B, C, H, W), of 2.5 GB each for 16 images
+of 512 x 512 pixels and 150 classes. Here one piece is resized at a time (some images, or some rows of one). Its loss
+and its gradient with respect to the coarse logits are accumulated at once, and the piece is freed: only coarse tensors
+stay.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from torch import Tensor
 from .resize import resize_rows, source_rows
 
 PIECE = {"cpu": 2**19, "cuda": 2**27}
-"""How many numbers a resized piece has at most: what stays in a CPU's cache; what keeps a GPU busy, mostly whole
-images. (Both measured: benchmarks/LOG.md.)"""
+"""The largest size of a resized piece: on a CPU it fits into the cache; on a GPU it keeps the device busy, usually
+with whole images. (Both measured: benchmarks/LOG.md.)"""
 
 
 EPSILON = 1e-6
-"""What is added to every score before the logarithm."""
+"""Added to every score before the logarithm."""
 
 
 class StridedLogits(NamedTuple):
@@ -31,12 +32,12 @@ class StridedLogits(NamedTuple):
 
     Args:
         values: (B, C, h, w), any float type.
-        size: (H, W), what they are resized to, bilinearly.
-        align_corners: how they are resized.
-        scores: the values are no logits but scores of classes, at least 0, as mask-classification networks give them.
-            They are resized as they are, and the logits are the logarithm of their shares,
-            log((s + 1e-6) / sum over classes of (s + 1e-6)), whose soft-max is these shares.
-        temperature: what the logits are divided by at last.
+        size: (H, W), the size to resize to, bilinearly.
+        align_corners: how to resize.
+        scores: if true, the values are not logits but class scores >= 0, as from mask-classification networks. They
+            are resized as they are. The logits are the logarithm of their shares,
+            log((s + 1e-6) / sum over classes of (s + 1e-6)), whose soft-max equals these shares.
+        temperature: the logits are finally divided by this.
     """
 
     values: Tensor
@@ -47,22 +48,22 @@ class StridedLogits(NamedTuple):
 
     @property
     def shape(self) -> torch.Size:
-        """(B, C, H, W): that of the full-size logits."""
+        """(B, C, H, W): the shape of the full-size logits."""
         return torch.Size((*self.values.shape[:2], *self.size))
 
     def resized(self) -> Tensor:
-        """The full-size logits, (B, C, H, W) float32 (float64 stays): the plain way."""
+        """The full-size logits, (B, C, H, W) float32 (or float64), computed in the usual way."""
         values = at_least_float32(self.values)
         if values.shape != self.shape:
             values = F.interpolate(values, size=self.size, mode="bilinear", align_corners=self.align_corners)
         return self.logits_of(values)
 
     def coarse(self) -> Tensor:
-        """The logits at the values' own size, (B, C, h, w): nothing is resized."""
+        """The logits at the values' own size, (B, C, h, w), without resizing."""
         return self.logits_of(self.values)
 
     def logits_of(self, values: Tensor) -> Tensor:
-        """Values (B, C, ...) that were resized, or some rows of them, as logits."""
+        """The logits of values (B, C, ...) that were resized, or of some rows of them."""
         if self.scores:
             values = at_least_float32(values) + EPSILON
             values = (values / values.sum(1, keepdim=True)).log()
@@ -70,38 +71,38 @@ class StridedLogits(NamedTuple):
 
 
 Logits = Tensor | StridedLogits
-"""What a network says of each pixel: full-size logits (B, C, H, W), or what stands for them. Every function of this
-room takes both."""
+"""The network's output for each pixel: full-size logits (B, C, H, W), or an object that stands for them. Every
+function of this subpackage accepts both."""
 
 
 def full_size(logits: Logits) -> Tensor:
-    """The full-size logits (B, C, H, W), float32 at least, with gradient: for math that is not in this room, at the
-    price of the memory that strided logits save."""
+    """The full-size logits (B, C, H, W), float32 or higher, with gradient: for math outside this subpackage. This uses
+    the memory that strided logits save."""
     return logits.resized() if isinstance(logits, StridedLogits) else at_least_float32(logits)
 
 
 def mirrored(logits: Logits) -> Logits:
-    """Flipped from left to right: of an image, from the logits of its mirror image."""
+    """Flip logits left to right: from those of a mirrored image to those of the image."""
     return logits._replace(values=logits.values.flip(-1)) if isinstance(logits, StridedLogits) else logits.flip(-1)
 
 
 def split_images(logits: Logits, sizes: Sequence[int]) -> list[Logits]:
-    """The logits of consecutive images, so many a part: what one network pass on joined batches is taken apart by."""
+    """Split logits into consecutive groups of images of these sizes, to undo joining batches for one network pass."""
     if isinstance(logits, StridedLogits):
         return [logits._replace(values=values) for values in logits.values.split(sizes)]
     return [*logits.split(sizes)]
 
 
 def sum_over_pixels(loss: Callable[..., Tensor], logits: Logits, *maps: Tensor | StridedLogits) -> Tensor:
-    """`loss(logits, *maps)` at full size, for a loss that is a sum over pixels; strided logits a piece at a time.
+    """`loss(logits, *maps)` at full size, for a loss that is a sum over pixels; piecewise for strided logits.
 
-    The gradient is computed along with the value, so backward costs next to nothing; it has no second derivative.
+    The gradient is computed with the value, so the backward pass is almost free. There is no second derivative.
 
     Args:
         loss: takes full-size logits (b, C, rows, W) and maps, returns their sum over pixels, a scalar.
-        logits: (B, C, H, W), for which this is the plain call, or strided ones.
-        maps: targets and the like, (B, H, W) or (B, ..., H, W), or strided logits, which `loss` gets resized. No
-            gradient flows into them.
+        logits: (B, C, H, W), for which `loss` is simply called, or strided ones.
+        maps: targets etc., (B, H, W) or (B, ..., H, W), or strided logits, which `loss` gets resized. No gradient
+            flows into them.
     """
     if isinstance(logits, Tensor):
         return loss(logits, *(full_size(one).detach() for one in maps))
@@ -110,10 +111,10 @@ def sum_over_pixels(loss: Callable[..., Tensor], logits: Logits, *maps: Tensor |
 
 @torch.no_grad()
 def map_over_pixels(function: Callable[..., Tensor], logits: Logits, *maps: Tensor | StridedLogits) -> Tensor:
-    """`function(logits, *maps)` at full size, without gradient; strided logits a piece at a time.
+    """`function(logits, *maps)` at full size, without gradient; piecewise for strided logits.
 
     Args:
-        function: (b, C, rows, W) and maps -> (b, rows, W) or (b, ..., rows, W), each pixel by itself.
+        function: (b, C, rows, W) and maps -> (b, rows, W) or (b, ..., rows, W), independently for each pixel.
     """
     if isinstance(logits, Tensor):
         return function(logits.detach(), *(full_size(one) for one in maps))
@@ -128,8 +129,8 @@ def map_over_pixels(function: Callable[..., Tensor], logits: Logits, *maps: Tens
 
 @torch.no_grad()
 def add_over_pixels(function: Callable[..., Tensor], logits: Logits, *maps: Tensor | StridedLogits) -> Tensor:
-    """`function(logits, *maps)` at full size, without gradient, for sums over pixels of any shape; strided logits a
-    piece at a time.
+    """`function(logits, *maps)` at full size, without gradient, for sums over pixels of any shape; piecewise for
+    strided logits.
 
     Args:
         function: (b, C, rows, W) and maps -> sums over these pixels.
@@ -143,7 +144,7 @@ def add_over_pixels(function: Callable[..., Tensor], logits: Logits, *maps: Tens
 
 
 def at_least_float32(values: Tensor) -> Tensor:
-    """Half precision as float32; float64 stays."""
+    """Convert half precision to float32; float64 is unchanged."""
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
@@ -153,14 +154,14 @@ class _SumOverPixels(torch.autograd.Function):
         with_gradient = ctx.needs_input_grad[0]
         gradient = torch.zeros_like(at_least_float32(values), memory_format=torch.contiguous_format)
         total = gradient.new_zeros(())
-        device = values.device.type  # "meta", on which costs are counted, has no autocast
+        device = values.device.type  # "meta", where costs are counted, has no autocast
         with torch.autocast(device if torch.amp.is_autocast_available(device) else "cpu", enabled=False):
             for piece in _pieces(logits):
                 coarse = piece.source(logits, values.detach()).requires_grad_(with_gradient)
                 targets = [piece.of(one) for one in maps]
                 with torch.set_grad_enabled(with_gradient):
                     here = loss(piece.resized(coarse, logits), *targets)
-                if with_gradient:  # add_, since += on an indexed tensor copies it onto itself afterwards
+                if with_gradient:  # add_, since += on an indexed tensor also copies it onto itself
                     gradient[piece.part(logits)].add_(torch.autograd.grad(here, coarse)[0])
                 total += here.detach()
         ctx.save_for_backward(gradient)
@@ -181,18 +182,18 @@ class _Piece(NamedTuple):
     rows: slice  # of the full size
 
     def of(self, one: Tensor | StridedLogits) -> Tensor:
-        """This piece of a full-size map (B, ..., H, W), or of strided logits, resized."""
+        """This piece of a full-size map (B, ..., H, W), or of resized strided logits."""
         if isinstance(one, StridedLogits):
             return self.resized(self.source(one, one.values.detach()), one)
         return one[self.images, ..., self.rows, :]
 
     def part(self, logits: StridedLogits) -> tuple[slice, slice, slice]:
-        """Where the coarse values lie that it is resized from: logits of one full size may be of different strides."""
+        """The coarse values that it is resized from: logits of the same full size may have different strides."""
         rows = source_rows(logits.values.shape[2], logits.size[0], self.rows, align_corners=logits.align_corners)
         return self.images, slice(None), rows
 
     def source(self, logits: StridedLogits, values: Tensor) -> Tensor:
-        """These coarse values, (b, C, coarse rows, w), float32 at least."""
+        """These coarse values, (b, C, coarse rows, w), float32 or higher."""
         return at_least_float32(values[self.part(logits)]).contiguous()
 
     def resized(self, source: Tensor, logits: StridedLogits) -> Tensor:
@@ -209,7 +210,7 @@ class _Piece(NamedTuple):
 
 
 def _pieces(logits: StridedLogits) -> Iterator[_Piece]:
-    """All of it, in pieces of at most `PIECE` numbers (at least one row)."""
+    """Split the logits into pieces of at most `PIECE` numbers (at least one row)."""
     batch, classes, height, width = logits.shape
     limit = PIECE.get(logits.values.device.type, PIECE["cuda"])
     num_images = max(1, limit // (classes * height * width))

@@ -1,4 +1,4 @@
-"""One branch on its way to others: the export, its model card, and pushes to the Hub."""
+"""Publishes one branch: the export, its model card, and pushes to the Hub."""
 
 from .card import render_card
 from .export import export_branch

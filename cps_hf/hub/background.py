@@ -1,4 +1,4 @@
-"""A run's pushes to the Hub, which training does not wait for."""
+"""Pushes to the Hub during a run, without making training wait."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ LAST_CHECKPOINT = "last-checkpoint"
 
 @dataclass(frozen=True)
 class _Job:
-    branch: Path  # what the user knows
-    copy: Path  # what is pushed
+    branch: Path  # shown to the user
+    copy: Path  # pushed
     message: str
 
 
 class BackgroundPushes:
-    """One push at a time, each of a copy made when it was asked for; of those that wait the newest wins.
+    """Runs one push at a time, each of a copy made when it was submitted. Of those that wait, only the newest is kept.
 
-    A push is a process of its own (`push.py`): it takes no time from the training process, and one that hangs, since
-    the clients wait for a stalled upload forever, can be ended. What fails is a warning with the command that pushes
+    A push is a separate process (`push.py`): it takes no time from the training process, and can be killed if it
+    hangs, since the clients wait for a stalled upload forever. Failures are warnings with the command that pushes
     later. Used by the main process.
 
     Args:
@@ -46,7 +46,7 @@ class BackgroundPushes:
         output_dir: the run's folder.
 
     Raises:
-        ValueError: there is no token, the Hub refuses it, or the repository's name or privacy cannot be as asked for.
+        ValueError: the token is missing or rejected, or the repository's name or privacy cannot be as configured.
     """
 
     def __init__(self, hub: HubConfig, output_dir: str | os.PathLike):
@@ -64,10 +64,10 @@ class BackgroundPushes:
         threading.Thread(target=self._work, name="pushes to the Hub", daemon=True).start()
 
     def submit(self, branch: Path, message: str, *, checkpoint: Path | None = None) -> None:
-        """Push a branch's folder as it is now, soon.
+        """Push a branch's folder in its current state, soon.
 
         Args:
-            checkpoint: a checkpoint's folder to push beside it.
+            checkpoint: a checkpoint's folder to push with it.
         """
         copy = self.output_dir / f"tmp-push-{self._count}"
         self._count += 1
@@ -80,13 +80,14 @@ class BackgroundPushes:
             return
         with self._changed:
             if self._waiting is not None:
-                logger.info("The push %r is left out: %r is newer.", self._waiting.message, message)
+                logger.info("The push %r is skipped: %r is newer.", self._waiting.message, message)
                 shutil.rmtree(self._waiting.copy)
             self._waiting = _Job(branch, copy, message)
             self._changed.notify_all()
 
     def finish(self, branch: Path, message: str, *, checkpoint: Path | None = None) -> str | None:
-        """Push the last state, and wait for it at most `hub_timeout` seconds; its address, or none if it failed."""
+        """Push the last state and wait for it at most `hub_timeout` seconds. Returns its URL, or `None` if it
+        failed."""
         self.submit(branch, message, checkpoint=checkpoint)
         with self._changed:
             in_time = self._changed.wait_for(lambda: not (self._waiting or self._running), self.hub.hub_timeout)
@@ -94,7 +95,7 @@ class BackgroundPushes:
             self._changed.notify_all()
             late = [job for job in (self._waiting, self._running) if job is not None]
             if self._process is not None:
-                self._process.kill()  # the Hub takes a commit as a whole or not at all
+                self._process.kill()  # the Hub accepts a commit completely or not at all
         for job in late:
             shutil.rmtree(job.copy, ignore_errors=True)
         if not in_time:
@@ -112,7 +113,7 @@ class BackgroundPushes:
             if not push.may_pass(error):
                 reason = str(error) if type(error) is ValueError else push.describe(error)
                 raise ValueError(f"`push_to_hub` to {self.repo_id}: {reason}") from error
-            logger.warning("The Hub cannot be reached (%s) Training goes on and tries again.", push.describe(error))
+            logger.warning("The Hub cannot be reached (%s) Training continues and tries again.", push.describe(error))
 
     def _work(self) -> None:
         while True:
@@ -168,7 +169,7 @@ def _copy(branch: Path, checkpoint: Path | None, copy: Path) -> None:
 
 
 def _cut_paths(path: Path) -> None:
-    """The settings in a checkpoint's state, with paths of this machine cut to names."""
+    """Reduce paths of this machine to names in the settings of a checkpoint's state."""
 
     def cut(value: Any) -> Any:
         if isinstance(value, Mapping):

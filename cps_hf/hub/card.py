@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -10,6 +11,7 @@ from importlib.resources import files
 from numbers import Real
 from typing import Any
 
+import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
@@ -32,25 +34,25 @@ _CITATION = """@inproceedings{chen2021cps,
 
 
 def render_card(facts: Mapping[str, Any]) -> str:
-    """The model card: metadata for the Hub, and a page for people. No local path gets into it.
+    """Render the model card: metadata for the Hub, and a page for people. It contains no local paths.
 
     Args:
         facts: all of
             model_name, branch ("branch_0", ..., "branch_0_average", ..., "teacher"), architecture (the class),
             directory (the folder's name);
-            base_model (a name on the Hub or None), license (an identifier or None: `push_branch` then takes the base
-            model's); id2label; trust_remote_code (whether code travels along);
+            base_model (a name on the Hub or None), license (an identifier or None: `push_branch` then uses the base
+            model's); id2label; trust_remote_code (whether code is included);
             dataset_name, partition_name, partition_sha256, num_labeled, num_unlabeled (each may be None);
             objective (its name), objective_fields, citation (BibTeX, may be empty), settings, step, versions: dicts
             of what to print; eval: {"mode": ..., further options};
             scores: network -> {"mean_iou", "per_category_iou", ...}, fractions, at the last step; best: the same at
             the best step, with "step" and "branch", or empty; absent: by "training" and "evaluation", names of
             classes without a pixel there, or empty;
-            picture: an image file that lies beside the card, or None; limits: a sentence or None.
+            picture: an image file next to the card, or None; limits: a sentence or None.
 
     Raises:
-        ValueError: a fact is missing or unknown (Jinja would leave an empty place in silence), `id2label` does not
-            count up from 0, or a network's `per_category_iou` has another count of classes.
+        ValueError: a fact is missing or unknown (Jinja would silently leave a gap), the keys of `id2label` are not
+            0, 1, ..., or a network's `per_category_iou` has a different number of classes.
     """
     missing, unknown = set(_FACTS) - set(facts), set(facts) - set(_FACTS)
     if missing or unknown:
@@ -60,9 +62,8 @@ def render_card(facts: Mapping[str, Any]) -> str:
     networks = [name for name in own if name not in ("step", "branch")]
     _check_classes(facts["id2label"], {name: own[name] for name in networks})
     citations = [_CITATION, facts["citation"]] if facts["citation"] else [_CITATION]
-    card = ModelCard.from_template(
-        _metadata(facts, own.get(facts["branch"], {})),
-        template_str=(files("cps_hf") / "model_card_template.md").read_text(encoding="utf-8"),
+    card = _template().render(
+        card_data=_metadata(facts, own.get(facts["branch"], {})).to_yaml(),
         **{name: _shown(value) for name, value in facts.items() if name not in ("scores", "best", "absent")},
         auto_class=auto_class_name(facts["architecture"]),
         model_id=json.dumps(without_paths(facts["directory"])),
@@ -75,14 +76,20 @@ def render_card(facts: Mapping[str, Any]) -> str:
         percent=_percent,
         over=over_classes,
     )
-    return f"{str(card).rstrip()}\n"
+    return f"{str(ModelCard(card)).rstrip()}\n"
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+    """Compiled once. `ModelCard.from_template` compiles it for each card, which takes longer than all the rest."""
+    return jinja2.Template((files("cps_hf") / "model_card_template.md").read_text(encoding="utf-8"))
 
 
 def _check_classes(id2label: Mapping[int, str], scores: Mapping[str, Mapping[str, Any]]) -> None:
-    """Else a table would say, with dashes, that a class does not occur."""
+    """Otherwise a table would show dashes, as for classes that do not occur."""
     count = len(id2label)
     if set(id2label) != set(range(count)):
-        raise ValueError(f"`id2label` of a model card must have the keys 0 to {count - 1}, {[*id2label]} found.")
+        raise ValueError(f"`id2label` of a model card must have the keys 0 to {count - 1}, got {[*id2label]}.")
     for name, score in scores.items():
         found = len(score["per_category_iou"])
         if found != count:
@@ -90,13 +97,13 @@ def _check_classes(id2label: Mapping[int, str], scores: Mapping[str, Mapping[str
 
 
 def escape_markdown(text: Any) -> str:
-    """A text that a Markdown page or a table cell shows as it is."""
+    """Escape a text so that a Markdown page or table cell shows it unchanged."""
     text = re.sub(r"([\\`*_\[\]{}|~$#])", r"\\\1", " ".join(str(text).split()))
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def _shown(value: Any) -> Any:
-    """Facts as the template prints them: every text escaped and without paths, at any depth; numbers as they are."""
+    """Facts as the template prints them: all texts escaped and without paths, at any depth; numbers unchanged."""
     if isinstance(value, Mapping):
         return {_shown(name): _shown(item) for name, item in value.items()}
     if value is None or isinstance(value, int | float):
@@ -105,13 +112,13 @@ def _shown(value: Any) -> Any:
 
 
 def without_paths(value: Any) -> str:
-    """One line, in which paths of this machine are cut to names."""
+    """The text as one line, with paths of this machine reduced to names."""
     path = r"""(^|[\s'",(\[=])((?:/|~/|\.\.?[/\\]|[A-Za-z]:[/\\]|\\\\)(?=\S)[^'",)\]]+)"""
     return re.sub(path, lambda m: m[1] + re.split(r"[/\\]", m[2].rstrip("/\\"))[-1], " ".join(str(value).split()))
 
 
 def hub_id(name: str | None) -> str | None:
-    """`name` if the Hub could have it."""
+    """`name` if it is a valid id on the Hub, else `None`."""
     try:
         validate_repo_id(name)
     except HFValidationError:
@@ -130,7 +137,7 @@ def _metadata(facts: Mapping[str, Any], own: Mapping[str, Any]) -> ModelCardData
             dataset_split="validation",
             metric_type=metric,
             metric_name=name + over_classes(own, metric),
-            metric_value=float(own[metric]),  # a numpy float would poison the YAML
+            metric_value=float(own[metric]),  # a numpy float would break the YAML
         )
         for metric, name in (("mean_iou", "mIoU"), ("mean_accuracy", "mean accuracy"))
         if dataset and _is_number(own.get(metric))
@@ -141,7 +148,7 @@ def _metadata(facts: Mapping[str, Any], own: Mapping[str, Any]) -> ModelCardData
         library_name="transformers",
         pipeline_tag="image-segmentation",
         base_model=hub_id(facts["base_model"]),
-        datasets=[dataset] if dataset and "/" in dataset and hub_id(dataset) else None,  # as the Hub names them
+        datasets=[dataset] if dataset and "/" in dataset and hub_id(dataset) else None,  # an id on the Hub
         metrics=["mean_iou"],
         tags=["semantic-segmentation", "semi-supervised-learning", "cross-pseudo-supervision", "cps_hf"],
         eval_results=results or None,

@@ -1,4 +1,4 @@
-"""One branch as a folder that loads anywhere. Its page is `card`'s, its way to the Hub `push`'s."""
+"""Exports one branch as a folder that loads anywhere. `card` writes its page, `push` sends it to the Hub."""
 
 from __future__ import annotations
 
@@ -36,31 +36,32 @@ def export_branch(
     processing_class: Any | None = None,
     card: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write what `from_pretrained(directory)` of its Auto class and `pipeline` need, and no more.
+    """Write what `from_pretrained(directory)` of its Auto class and `pipeline` need, and nothing else.
 
-    The folder is filled beside and renamed, so it is never half-written; an earlier export of the same name is
-    replaced as a whole.
+    The folder is filled under a temporary name and renamed, so it is never half-written. An earlier export of the same
+    name is replaced as a whole.
 
     Args:
-        model: one bare branch (`Branch.model`), saved in its own dtype; if its architecture is one of ours, its code
-            goes along.
-        state_dict: its weights, where it holds a share of them only; none: the model's own.
-        id2label: class names for config.json; none: the model's own.
+        model: one bare branch (`Branch.model`), saved in its own dtype. If its architecture is from this package, its
+            code is included.
+        state_dict: its full weights, if the model is sharded. If `None`, the model's own.
+        id2label: class names for config.json. If `None`, the model's own.
         image_mean, image_std: of the three colours, for images in [0, 1], as in training.
-        do_reduce_labels: whether masks were read so that 0 is ignored and k is class k - 1.
-        input_shrink: what a DeepLabV3+ shrinks its input by, which training showed it shrunk (`eval_shrink`).
-        processing_class: an image processor to save, which must do the same. `None`, or one whose post-processing is
-            for the other kind of output (logits, or queries with masks): a processor that normalises and does not
-            resize, unless the model takes one size only.
-        card: the facts of `render_card`, to write README.md; none: no README.md. A file under "picture" is copied.
+        do_reduce_labels: whether masks were read with 0 as ignored and k as class k - 1.
+        input_shrink: the factor by which a DeepLabV3+ must shrink its input, as training did (`eval_shrink`).
+        processing_class: an image processor to save, which must do what training did. If `None`, or if its
+            post-processing is for the other kind of output (logits, or queries with masks), one is made that
+            normalises and does not resize, unless the model only accepts one size.
+        card: the facts of `render_card`, to write README.md. If `None`, no README.md. A file under "picture" is
+            copied.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: `model` is a wrapper, `id2label` has another count of classes than the model, `processing_class`
-            makes something else of an image than training did, or `directory` holds something that is no exported
-            model.
+        ValueError: `model` is a wrapper, `id2label` has a different number of classes than the model,
+            `processing_class` processes images differently from training, or `directory` contains something other than
+            an exported model.
     """
     directory = Path(directory)
     _check_export(model, directory, id2label)
@@ -87,7 +88,7 @@ def export_branch(
 def _check_export(model: PreTrainedModel, directory: Path, id2label: Mapping[int, str] | None) -> None:
     if not isinstance(model, PreTrainedModel):
         raise ValueError(
-            f"`export_branch` takes a bare transformers model, got {type(model).__name__}. Pass `.model` of a Branch, "
+            f"`export_branch` needs a bare transformers model, got {type(model).__name__}. Pass `.model` of a Branch, "
             "or `.module` of a model wrapped for several processes."
         )
     if id2label is not None and sorted(id2label) != list(range(model.config.num_labels)):
@@ -99,20 +100,20 @@ def _check_export(model: PreTrainedModel, directory: Path, id2label: Mapping[int
 
 
 def check_target(directory: Path) -> None:
-    """Raise a ValueError where a folder holds something that is no exported model."""
+    """Raise a ValueError if a folder contains something other than an exported model."""
     if directory.exists():
         names = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
         if not directory.is_dir() or (names and "config.json" not in names) or ".git" in names:
             found = ", ".join(names[:4]) or "a file"
             raise ValueError(
-                f"{directory} holds something that is no exported model ({found}), and exporting would replace it. "
-                "Choose a new folder."
+                f"{directory} contains files that are not of an exported model ({found}), and exporting would replace "
+                "them. Choose a new folder."
             )
 
 
 def _rewrite_config(path: Path, id2label: Mapping[int, str] | None, input_shrink: int) -> dict[str, Any]:
-    """config.json with the class names, what the input is shrunk by, and without local paths; the model in memory is
-    left as it is."""
+    """Write class names and the shrink factor to config.json, and remove local paths. The model in memory does not
+    change."""
     config = json.loads(path.read_text(encoding="utf-8"))
     if id2label is not None:
         config["id2label"] = {str(index): id2label[index] for index in sorted(id2label)}
@@ -127,14 +128,15 @@ def _rewrite_config(path: Path, id2label: Mapping[int, str] | None, input_shrink
 
 
 def _reads_output(processor: Any, model: PreTrainedModel) -> bool:
-    """Whether a processor's post-processing is for what the model gives: logits, or queries with masks."""
+    """Whether a processor's post-processing matches the model's output: logits, or queries with masks."""
     of_queries = auto_class_name(type(model).__name__) == "AutoModelForUniversalSegmentation"
     processor = getattr(processor, "image_processor", processor)
     return hasattr(processor, "post_process_panoptic_segmentation") == of_queries
 
 
 def _image_processor(model: PreTrainedModel, image_mean, image_std, do_reduce_labels):
-    """The architecture's own where its post-processing is; none resizes, where the model takes any size."""
+    """The architecture's own processor if its post-processing matches. It does not resize if the model accepts any
+    size."""
     kind = model.config.model_type
     numbers = {
         "do_rescale": True,

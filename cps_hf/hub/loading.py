@@ -1,4 +1,4 @@
-"""How an exported branch is loaded: lines of Python that run as they are."""
+"""How to load an exported branch: lines of Python that run as they are."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ _OF_QUERIES = ("ForUniversalSegmentation", "ForInstanceSegmentation")
 
 
 def auto_class_name(architecture: str) -> str:
-    """The Auto class of transformers that loads a model of this class."""
+    """The transformers Auto class that loads a model of this class."""
     return f"AutoModelFor{'Universal' if architecture.endswith(_OF_QUERIES) else 'Semantic'}Segmentation"
 
 
 def loading_lines(branch: str | os.PathLike) -> list[str]:
-    """The lines that load a branch where cps_hf is not installed, to be printed and copied.
+    """The lines that load a branch where cps_hf is not installed, for printing and copying.
 
     Args:
         branch: the folder of an exported branch.
@@ -30,7 +30,7 @@ def loading_lines(branch: str | os.PathLike) -> list[str]:
         fields = json.loads(config.read_text(encoding="utf-8"))
         architectures = fields.get("architectures")
         if fields.get("auto_map"):
-            code = ", trust_remote_code=True"  # the architecture's code lies beside the weights
+            code = ", trust_remote_code=True"  # the architecture's code is next to the weights
     auto_class = auto_class_name((architectures or [""])[0])
     return [
         f"from transformers import AutoImageProcessor, {auto_class}",

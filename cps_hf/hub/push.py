@@ -1,6 +1,6 @@
-"""An exported branch on its way to the Hub: one commit, whatever fails meanwhile.
+"""Pushes an exported branch to the Hub in one commit, even if requests fail in between.
 
-Nothing of ours is imported: a run pushes by this file in a process of its own, which is to start fast and be small.
+This file imports nothing from the package: a run starts it as a separate process, which must start fast and be small.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ logger = logging.getLogger("cps_hf.hub.push")
 Result = TypeVar("Result")
 
 MESSAGE = "Upload a branch trained with cps_hf"
-# Seconds before each further try. The clients try uploads and reads again by themselves, but no commit (HTTP 5xx).
+# Seconds before each retry. The clients retry uploads and reads themselves, but no commits (HTTP 5xx).
 _WAITS = (1, 4, 16, 60)
 _WEIGHTS = re.compile(r"(model|pytorch_model)[^/]*\.(safetensors|bin)(\.index\.json)?")
 
@@ -43,30 +43,31 @@ def push_branch(
     license: str | None = None,
     push_pictures: bool = False,
 ) -> str:
-    """Upload an exported branch in one commit, and say where it is. The folder is left as it is.
+    """Upload an exported branch in one commit, and return its URL. The folder does not change.
 
-    The card in the repository names the repository (and `revision`) in its example and, where no license was chosen,
-    the base model's. Weights of an earlier push that this one does not replace are removed in the same commit: beside
-    new shards an old `model.safetensors` would be loaded. What may pass (no answer, 5xx, 409, 429) is tried again; a
-    commit whose answer was lost is looked up first, so there is one commit.
+    In its example, the repository's card names the repository (and `revision`), and if no licence was chosen, it has
+    the base model's. Weights of an earlier push that this one does not replace are deleted in the same commit: an old
+    `model.safetensors` would be loaded instead of new shards. Temporary failures (no response, 5xx, 409, 429) are
+    retried. A commit whose response was lost is looked up first, so there is only one commit.
 
     Args:
-        directory: written by `export_branch`. All that lies in it is uploaded.
-        repo_id: "user/name" (or "name": the token's user); made if it does not exist.
-        private: of a new repository; none: as the user's or organization's settings say. True refuses a public one.
-        token: none: the one of `hf auth login` or HF_TOKEN. It is never logged.
-        revision: a branch of the repository, made if missing; none: main.
+        directory: written by `export_branch`. Everything in it is uploaded.
+        repo_id: "user/name" (or "name" of the token's user); created if it does not exist.
+        private: whether a new repository is private. If `None`, the default of the user or organization. If true, an
+            existing public repository is an error.
+        token: if `None`, that of `hf auth login` or HF_TOKEN. It is never logged.
+        revision: a branch of the repository, created if missing. If `None`, main.
         tag: a name for the commit, like "v1".
-        license: an identifier of the Hub for the card's metadata; none: what the card says, or the base model's.
-        push_pictures: put the run's `pictures/predictions.png`, which lies beside `directory`, into the card.
+        license: the Hub's licence identifier for the card's metadata. If `None`, the card's or the base model's.
+        push_pictures: put the run's `pictures/predictions.png`, next to `directory`, into the card.
 
     Returns:
-        The commit's address.
+        The commit's URL.
 
     Raises:
-        ValueError: `directory` is no exported branch, a name cannot be one, there is no token, `tag` is taken, or the
-            repository is public and `private` is true.
-        RuntimeError: the Hub did not take it; the message holds the command that pushes later.
+        ValueError: `directory` is not an exported branch, a name is not valid, there is no token, `tag` is taken, or
+            the repository is public and `private` is true.
+        RuntimeError: the Hub did not accept it; the message contains the command that pushes later.
     """
     directory = Path(directory)
     check_push(directory, repo_id, token)
@@ -77,7 +78,7 @@ def push_branch(
         if revision is not None:
             _persist(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True))
         if tag is not None and tag in _tags(api, repo_id):
-            raise ValueError(f"`tag` {tag} names a commit of {repo_id} already. Choose another name.")
+            raise ValueError(f"`tag` {tag} is already used for a commit of {repo_id}. Choose another name.")
         card = _finished_card(api, directory, repo_id, revision, license, picture)
         address, commit = _commit(api, directory, repo_id, revision, commit_message, card, picture)
         if tag is not None:
@@ -87,7 +88,7 @@ def push_branch(
             )
     except Exception as error:  # of the Hub, the network or the disk
         if isinstance(error, ValueError) and not isinstance(error, HfHubHTTPError):
-            raise  # the user's to mend
+            raise  # errors the user can fix
         options = {"private": private, "revision": revision, "tag": tag, "license": license}
         options |= {"push_pictures": push_pictures}
         options |= {} if commit_message == MESSAGE else {"commit_message": commit_message}
@@ -100,12 +101,12 @@ def push_branch(
 
 
 def push_command(directory: str | os.PathLike, repo_id: str, **options: Any) -> str:
-    """The command line that does what `push_branch` would, to be copied into a shell. It holds no token."""
+    """The command line that does what `push_branch` would, for copying into a shell. It contains no token."""
     return shlex.join(["cps-hf", "push", str(directory), "--repo_id", repo_id, *option_words(options)])
 
 
 def option_words(options: Mapping[str, Any]) -> list[str]:
-    """Options as a command line has them: what is none or false is left out."""
+    """Options in command-line form. Those that are `None` or false are omitted."""
     words = []
     for name, value in options.items():
         words += [f"--{name}"] if value is True else [f"--{name}", str(value)] if value not in (None, False) else []
@@ -113,17 +114,17 @@ def option_words(options: Mapping[str, Any]) -> list[str]:
 
 
 def check_push(directory: Path | None, repo_id: str, token: str | None) -> None:
-    """All that can be said without asking the Hub. `directory`: none where the branch is still to come.
+    """All checks that do not need the Hub. `directory` is `None` if the branch does not exist yet.
 
     Raises:
-        ValueError: as `push_branch`.
+        ValueError: as in `push_branch`.
     """
     if directory is not None:
         missing = [name for name in ("config.json", "preprocessor_config.json") if not (directory / name).is_file()]
         if not missing and not [*directory.glob("*.safetensors")]:
             missing = ["model.safetensors"]
         if missing:
-            raise ValueError(f"{directory} is no exported branch: it has no {' and no '.join(missing)}.")
+            raise ValueError(f"{directory} is not an exported branch: it has no {' and no '.join(missing)}.")
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
@@ -133,16 +134,16 @@ def check_push(directory: Path | None, repo_id: str, token: str | None) -> None:
 
 
 def repo_id_of(hub_model_id: str | None, output_dir: str) -> str:
-    """Where a run is pushed to: what was asked for, or the output folder's name."""
+    """The repository of a run: the configured one, or the output folder's name."""
     return hub_model_id or Path(output_dir).resolve().name
 
 
 def make_repo(api: HfApi, repo_id: str, private: bool | None) -> str:
-    """The repository's full name; it exists afterwards.
+    """Create the repository if needed, and return its full name.
 
     Raises:
-        ValueError: it is public and was to be private.
-        HfHubHTTPError: the Hub refuses the token.
+        ValueError: it is public but should be private.
+        HfHubHTTPError: the Hub rejects the token.
     """
     repo_id = _persist(lambda: api.create_repo(repo_id, private=private, exist_ok=True)).repo_id
     if private and not _persist(lambda: api.repo_info(repo_id)).private:
@@ -154,10 +155,10 @@ def make_repo(api: HfApi, repo_id: str, private: bool | None) -> str:
 
 
 def describe(error: Exception) -> str:
-    """One line for people, with what to do where the Hub refuses."""
+    """An error as one line, with advice if the Hub denies access."""
     text = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(".") + "."
     if _status(error) in (401, 403):
-        text += " May the token write there? `hf auth login` sets another one."
+        text += " Does the token have write access there? `hf auth login` sets another one."
     return text
 
 
@@ -171,7 +172,7 @@ def _picture_of_run(directory: Path) -> Path:
 def _finished_card(
     api: HfApi, directory: Path, repo_id: str, revision: str | None, license: str | None, picture: Path | None
 ) -> str | None:
-    """The card as the repository gets it: its own name in the example, a license, and the picture."""
+    """The card as the repository gets it: with its own name in the example, a licence, and the picture."""
     path = directory / "README.md"
     if not path.is_file():
         logger.warning("%s has no README.md: the repository will have no model card.", directory)
@@ -206,14 +207,14 @@ def _commit(
     card: str | None,
     picture: Path | None,
 ) -> tuple[str, str]:
-    """(address, hash) of the one commit.
+    """(URL, hash) of the commit.
 
-    Not `upload_folder`, which makes several commits of a large folder where hf_xet is installed.
+    Not with `upload_folder`, which splits a large folder into several commits if hf_xet is installed.
     """
     push_id = f"Push {uuid.uuid4().hex}"
 
     def commit() -> tuple[str, str]:
-        # Anew each time, so that what is in the repository by then is not committed again.
+        # Checked at each try, so that files that are already in the repository are not committed again.
         files = {p.relative_to(directory).as_posix(): p for p in sorted(directory.rglob("*")) if p.is_file()}
         files = {name: path for name, path in files.items() if not re.search(r"(^|/)\.", name)}  # no .git, no .cache
         parent = api.repo_info(repo_id, revision=revision).sha
@@ -231,7 +232,7 @@ def _commit(
             commit_message=message,
             commit_description=push_id,
             revision=revision,
-            parent_commit=parent,  # whose files `old` are: else weights that came since would stay beside ours
+            parent_commit=parent,  # to which the files `old` belong: newer weights would otherwise stay next to ours
         )
         return info.commit_url, info.oid
 
@@ -249,10 +250,10 @@ def _tags(api: HfApi, repo_id: str) -> dict[str, str]:
 
 
 def _persist(call: Callable[[], Result], *, lookup: Callable[[], Result | None] = lambda: None) -> Result:
-    """`call()`, tried again after faults that may pass.
+    """`call()`, retried after temporary failures.
 
     Args:
-        lookup: the result if an earlier try took effect although its answer was lost; else none.
+        lookup: returns the result if an earlier try succeeded although its response was lost, else `None`.
     """
     for wait in (*_WAITS, None):
         try:
@@ -264,7 +265,7 @@ def _persist(call: Callable[[], Result], *, lookup: Callable[[], Result | None] 
                 return found
             if wait is None:
                 raise
-            logger.warning("%s Trying again in %g s.", describe(error), wait)
+            logger.warning("%s Retrying in %g s.", describe(error), wait)
             time.sleep(wait)
     raise AssertionError("unreachable")
 
@@ -272,7 +273,7 @@ def _persist(call: Callable[[], Result], *, lookup: Callable[[], Result | None] 
 def _quietly(lookup: Callable[[], Result | None]) -> Result | None:
     try:
         return lookup()
-    except Exception:  # the Hub is gone: the first error is the one to tell
+    except Exception:  # the Hub is gone: report the first error
         return None
 
 
@@ -288,7 +289,7 @@ def _status(error: Exception) -> int | None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """What a run starts to push by itself (`background`); for people there is `cps-hf push`."""
+    """Run by `background` to push from a separate process; for people there is `cps-hf push`."""
     parser = argparse.ArgumentParser(prog="push", allow_abbrev=False)
     parser.add_argument("directory")
     parser.add_argument("--repo_id", required=True)
@@ -298,7 +299,7 @@ def main(argv: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
         print(push_branch(**vars(parser.parse_args(argv))))
-    except (ValueError, RuntimeError) as error:  # what a user can mend: one line, no traceback
+    except (ValueError, RuntimeError) as error:  # errors the user can fix: one line, no traceback
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 

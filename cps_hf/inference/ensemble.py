@@ -1,4 +1,4 @@
-"""Trained branches read from folders or the Hub, ours or anybody's, that predict images together."""
+"""Loads trained branches, or other models, from folders or the Hub, and predicts images with them together."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from transformers import AutoConfig, AutoImageProcessor
 from ..modeling.branches import Branch
 from ..modeling.channels import check_channels
 from ..modeling.classes import letters
-from ..modeling.universal import auto_class, refuse_other_universal
+from ..modeling.universal import auto_class, reject_other_universal
 from .windows import class_ids, default_stride, predict_each, predict_logits, predict_rows
 
 logger = logging.getLogger(__name__)
 
 WINDOW = 512
-"""Height and width of the windows over a huge image, where nothing says another size."""
+"""Default height and width of the windows over a huge image."""
 
 
 class Ensemble:
-    """One or several models that a `Branch` can be made of, each with its own image processor.
+    """One or several models that support `Branch`, each with its own image processor.
 
     Args:
-        models: with the same classes.
+        models: must have the same classes.
         processors: the image processor of each.
-        sources: what errors and reports call them.
-        device: where they go; None: a GPU where there is one.
+        sources: their names in errors and reports.
+        device: where to put the models. If `None`, a GPU if there is one.
 
     Raises:
-        ValueError: there is no model, they have different classes, or more than 255: class maps are uint8; one takes
-            no RGB images; or the device is not there.
+        ValueError: there is no model, their classes differ or are more than 255 (class maps are uint8), a model does
+            not accept RGB images, or the device does not exist.
     """
 
     def __init__(
@@ -68,10 +68,10 @@ class Ensemble:
         revision: str | None = None,
         trust_remote_code: bool = False,
     ) -> Ensemble:
-        """Read models and image processors from local folders or the Hub.
+        """Load models and image processors from local folders or the Hub.
 
         Raises:
-            ValueError: one cannot be read; it says which and what transformers said.
+            ValueError: one cannot be loaded; the message says which, and what transformers said.
         """
         for source in sources:
             _check_source(source)
@@ -80,60 +80,60 @@ class Ensemble:
         for source in sources:
             try:
                 config = AutoConfig.from_pretrained(source, **options)
-                refuse_other_universal(config, f"`{source}`")
+                reject_other_universal(config, f"`{source}`")
                 models.append(auto_class(config).from_pretrained(source, **options))
                 processors.append(AutoImageProcessor.from_pretrained(source, **options))
             except (OSError, ValueError, KeyError, ImportError) as error:
                 missing = "model" if len(models) == len(processors) else "image processor (preprocessor_config.json)"
-                absent = "" if Path(source).exists() else ": there is no such folder, and the Hub gave none"
+                absent = "" if Path(source).exists() else ": there is no such folder, and it was not found on the Hub"
                 raise ValueError(
                     f"`{source}`: no {missing} could be read{absent}. Give a folder that `save_pretrained` or this "
-                    "package wrote, or a Hub id; a private or gated one needs HF_TOKEN, one with code of its own "
+                    "package wrote, or a Hub id; a private or gated one needs HF_TOKEN, one with its own code needs "
                     f"`trust_remote_code`. transformers said: {' '.join(str(error).split())}"
                 ) from error
         return cls(models, processors, sources, device=device)
 
     def logits(self, image: Tensor, *, own_size: bool = False, only: int | None = None, **options: Any) -> Tensor:
-        """Logits (1, C, H, W) at the image's size.
+        """Compute logits (1, C, H, W) at the image's size.
 
         Args:
             image: uint8 (3, H, W).
-            own_size: feed the image at its own size though a processor would resize it. With sliding windows that is
-                always so. (Cropping to the middle is always left out: every pixel is to be predicted.)
-            only: a network's number: not the mean of all but this one.
+            own_size: use the image at its own size even if a processor would resize it. Always the case with sliding
+                windows. (Centre cropping is always skipped: every pixel is predicted.)
+            only: the index of a single network to use. If `None`, the mean of all.
             options: those of `cps_hf.inference.predict_logits`.
 
         Raises:
-            ValueError: options that make no sense, or a size that a network cannot take.
+            ValueError: options are invalid, or a network does not accept this size.
         """
         chosen = range(len(self.networks)) if only is None else [only]
-        return self._ask(predict_logits, image, chosen, own_size, options)
+        return self._run(predict_logits, image, chosen, own_size, options)
 
     def predict(self, image: Tensor, **options: Any) -> Tensor:
-        """Class ids, uint8 (H, W) on the CPU, of an image uint8 (3, H, W); options as for `logits`."""
+        """Class ids, uint8 (H, W) on the CPU, of an image uint8 (3, H, W). Options as in `logits`."""
         return class_ids(self.logits(image, **options))[0].to(torch.uint8).cpu()
 
     def predict_each(self, image: Tensor, *, own_size: bool = False, **options: Any) -> list[Tensor]:
-        """Class ids, uint8 (H, W) on the CPU, of each network, and with several, as the last, of their mean.
+        """Class ids, uint8 (H, W) on the CPU, of each network and, if there are several, of their mean as the last.
 
-        Options as for `logits`.
+        Options as in `logits`.
         """
         options |= {"num_labels": len(self.id2label)}
-        found = self._ask(predict_each, image, range(len(self.networks)), own_size, options)
+        found = self._run(predict_each, image, range(len(self.networks)), own_size, options)
         return [ids[0].to(torch.uint8).cpu() for ids in found]
 
     def predict_rows(
         self, image_rows: Callable[[slice], Tensor], size: tuple[int, int], **options: Any
     ) -> Iterator[tuple[slice, Tensor]]:
-        """Class ids of an image that memory does not hold, from the top down: (rows, uint8 (rows, W) on the CPU).
+        """Class ids of an image that does not fit into memory, from top to bottom: (rows, uint8 (rows, W) on the CPU).
 
         Args:
-            image_rows: the image's rows, slice -> uint8 (3, rows, W); asked for from the top down, with overlap.
+            image_rows: returns the image's rows, slice -> uint8 (3, rows, W); called from top to bottom, with overlap.
             size: height and width of the image.
             options: those of `cps_hf.inference.windows.predict_rows`.
 
         Raises:
-            ValueError: options that make no sense, or windows that a network cannot take.
+            ValueError: options are invalid, or a network does not accept the windows' size.
         """
 
         def view_of(processor: Any) -> Callable[[slice], Tensor]:
@@ -152,17 +152,17 @@ class Ensemble:
             ) from error
 
     def default_windows(self) -> dict[str, Any]:
-        """Sliding windows for who chose none: of the size that the first processor resizes to, else of `WINDOW`."""
+        """Default sliding windows: of the size that the first processor resizes to, or else of `WINDOW`."""
         processor = self.processors[0]
         size = getattr(processor, "size", None) if getattr(processor, "do_resize", False) else None
         height, width = (_field(size, "height"), _field(size, "width")) if size else (None, None)
         crop = (height, width) if height and width else (WINDOW, WINDOW)
         return {"mode": "sliding", "crop_size": crop, "stride": default_stride(crop)}
 
-    def _ask(self, function, image: Tensor, chosen: Sequence[int], own_size: bool, options: dict[str, Any]) -> Any:
+    def _run(self, function, image: Tensor, chosen: Sequence[int], own_size: bool, options: dict[str, Any]) -> Any:
         """`function` of the chosen networks and of the image as their processors make it."""
         own_size = own_size or options.get("mode") == "sliding"
-        made = {}  # networks whose processors are alike share an image
+        made = {}  # networks with equal processors share an image
         for processor in (self.processors[i] for i in chosen):
             if repr(processor) not in made:
                 made[repr(processor)] = _processed(processor, image, own_size).to(self.device)
@@ -184,16 +184,18 @@ def _field(size: Any, name: str) -> int | None:
 
 
 def _check_source(source: str) -> None:
-    """Of folders, what can be said before a network is loaded; transformers would look for them on the Hub."""
+    """Check folders before a network is loaded; transformers would look for missing ones on the Hub."""
     folder = Path(source)
     if (folder / "config.json").is_file():
         return
     inside = sorted(str(path.parent) for path in folder.glob("*/config.json"))
     if folder.is_dir() and inside:
-        raise ValueError(f"`{source}`: no model could be read, since it holds several. Give one: {', '.join(inside)}.")
+        raise ValueError(
+            f"`{source}`: no model could be read, since it contains several. Give one: {', '.join(inside)}."
+        )
     if folder.exists():
         raise ValueError(f"`{source}`: no model could be read, since there is no config.json in it.")
-    if folder.is_absolute() or source.startswith((".", "~")) or len(folder.parts) > 2:  # no Hub id is like that
+    if folder.is_absolute() or source.startswith((".", "~")) or len(folder.parts) > 2:  # not a Hub id
         raise ValueError(f"`{source}`: no model could be read, since there is no such folder.")
 
 
@@ -201,16 +203,16 @@ def _usable(name: str | torch.device) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch's own: no such kind, none of them here, no such number
+    except (RuntimeError, AssertionError) as error:  # torch's: no such kind, not available here, no such number
         raise ValueError(
             f"`device` {str(name)!r} cannot be used here: {str(error).strip().splitlines()[0]} Give `cpu`, `cuda` or "
-            "`cuda:NUMBER`, or none: a GPU is taken where there is one."
+            "`cuda:NUMBER`, or none: a GPU is used if there is one."
         ) from error
     return device
 
 
 def _processed(processor: Any, image: Tensor, own_size: bool) -> Tensor:
-    """float (1, 3, h, w): what the processor makes of an image, without what would lose pixels."""
+    """float (1, 3, h, w): the processor's output for an image, without steps that would lose pixels."""
     off = ["do_center_crop", "do_split_image", *(["do_resize", "do_pad"] if own_size else [])]
     kept_off = {name: False for name in off if getattr(processor, name, None)}
     made = processor(images=image, return_tensors="pt", input_data_format="channels_first", **kept_off)
@@ -218,10 +220,10 @@ def _processed(processor: Any, image: Tensor, own_size: bool) -> Tensor:
 
 
 def check_classes(found: Sequence[str], expected: Mapping[int, str], what: str) -> None:
-    """Two lists of class names must mean the same classes in the same order, as far as names can tell.
+    """Check that two lists of class names mean the same classes in the same order, as far as names can tell.
 
     Raises:
-        ValueError: there are more or fewer of them, or the same names stand in another order.
+        ValueError: their numbers differ, or the same names are in another order.
     """
     names = [expected[i] for i in range(len(expected))]
     if len(found) != len(names):
@@ -237,4 +239,4 @@ def check_classes(found: Sequence[str], expected: Mapping[int, str], what: str) 
         )
     if ours != theirs and not all(re.fullmatch(r"(label|class)?\d+", name) for name in ours):
         first = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b)
-        logger.warning("%s name class %d %r and %r; taken as the same.", what, first, found[first], names[first])
+        logger.warning("%s name class %d %r and %r; assumed to be the same.", what, first, found[first], names[first])

@@ -1,4 +1,4 @@
-"""A branch as an ONNX file that gives logits at its input's size, checked against PyTorch before it is kept."""
+"""Exports a branch as an ONNX file with logits at its input's size, and compares it with PyTorch before keeping it."""
 
 from __future__ import annotations
 
@@ -29,14 +29,15 @@ _AXES = {0: "batch", 2: "height", 3: "width"}
 
 @dataclass(frozen=True)
 class OnnxExport:
-    """What `export_onnx` wrote.
+    """The result of `export_onnx`.
 
     Attributes:
         path: the file.
-        dynamic: whether it takes any height and width that the model takes; else only `size`. The batch is free.
+        dynamic: whether it accepts any height and width that the model accepts; else only `size`. The batch size is
+            free.
         size: (height, width) of the traced image.
         checked: the (batch, height, width) at which onnxruntime and PyTorch were compared.
-        max_difference: the largest difference of their logits, as a share of the largest logit.
+        max_difference: the largest difference between their logits, relative to the largest logit.
     """
 
     path: Path
@@ -56,25 +57,25 @@ def export_onnx(
 ) -> OnnxExport:
     """Write `model` as an ONNX file: pixel_values (B, 3, H, W) float32 -> logits (B, C, H, W) float32.
 
-    Logits are resized to the input's size inside the file, as `Branch` resizes them. Batch, height and width are free
-    where the model allows it; where onnxruntime then differs from PyTorch, or the model takes one size only, the file
-    is written anew for `size` alone, and a warning says so.
+    Logits are resized to the input's size inside the file, as in `Branch`. Batch, height and width are free if the
+    model allows it. If onnxruntime then differs from PyTorch, or the model only accepts one size, the file is written
+    again for `size` alone, with a warning.
 
-    The file's metadata (strings; JSON where they hold more than a word): id2label, image_mean, image_std,
-    rescale_factor and the processor's resizing, so that who has only the file can prepare images and name classes.
+    The file's metadata (strings; JSON for structured values) are id2label, image_mean, image_std, rescale_factor and
+    the processor's resizing, so that the file alone is enough to prepare images and name classes.
 
     Args:
-        model: any model of `AutoModelForSemanticSegmentation`; it is left as it is.
+        model: any model of `AutoModelForSemanticSegmentation`; it does not change.
         processor: its image processor.
-        size: (height, width) of the image that is traced; of the only size, where the model takes no other.
-        tolerance: the largest difference of logits that is taken for rounding, as a share of the largest logit.
+        size: (height, width) of the traced image, which is the only size if the model accepts no other.
+        tolerance: the largest accepted difference between logits, relative to the largest logit.
 
     Raises:
-        ValueError: the model does not take `size`, cannot be exported, or gives other logits in onnxruntime.
+        ValueError: the model does not accept `size`, cannot be exported, or has different logits in onnxruntime.
         OSError: the file cannot be written.
         ImportError: onnx or onnxruntime is missing: `pip install "cps_hf[onnx]"`.
     """
-    import onnxruntime  # noqa: F401  (both are asked for before the work, not after)
+    import onnxruntime  # noqa: F401  (both are imported before the work, so that a missing one is found first)
     from onnx import load, save
     from onnx.helper import set_model_props
 
@@ -98,19 +99,19 @@ def export_onnx(
 def _dynamic_or_fixed(
     branch: Branch, inputs: list[Tensor], expected: list[Tensor], path: Path, tolerance: float
 ) -> tuple[bool, float, int]:
-    """Writes the file: (whether its size is free, the largest relative difference, on how many inputs)."""
+    """Write the file. Returns whether its size is free, the largest relative difference, and the number of inputs."""
     name, why = type(branch.model).__name__, None
     of_one_size = 2  # the first two inputs: the traced image, and two of them
     for dynamic in (True, False):
         count = len(inputs) if dynamic else of_one_size
         if dynamic and count == of_one_size:
-            why = "PyTorch itself takes no other size"
+            why = "PyTorch itself does not accept other sizes"
             continue
         try:
             _trace(branch, inputs[0], path, _AXES if dynamic else {0: "batch"})
             difference = _difference(path, inputs[:count], expected[:count])
-        except Exception as error:  # the exporter and onnxruntime raise kinds of their own
-            if isinstance(error, OSError) and error.errno is not None:  # the disk's fault, not the model's
+        except Exception as error:  # the exporter and onnxruntime raise their own types
+            if isinstance(error, OSError) and error.errno is not None:  # caused by the disk, not by the model
                 raise
             reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
         else:
@@ -125,11 +126,11 @@ def _dynamic_or_fixed(
 
 
 def _inputs_that_the_model_takes(branch: Branch, size: tuple[int, int]) -> list[Tensor]:
-    """Random images: of `size`, two of `size`, then odd, oblong and round sizes as far as PyTorch takes them."""
+    """Random images: of `size`, two of `size`, then odd, non-square and round sizes if PyTorch accepts them."""
     height, width = size
     generator = torch.Generator().manual_seed(0)
     odd = [(1, height + 33, width + 1), (2, height // 2 + 21, width - 15)]
-    round_ = [(1, height + 64, width + 32), (1, height, 2 * width)]  # for models that take multiples of 32 only
+    round_ = [(1, height + 64, width + 32), (1, height, 2 * width)]  # for models that only accept multiples of 32
     inputs = []
     for batch, *side in [(1, *size), (2, *size), *odd, *round_]:
         images = torch.randn(batch, 3, *side, generator=generator)
@@ -138,8 +139,8 @@ def _inputs_that_the_model_takes(branch: Branch, size: tuple[int, int]) -> list[
         except (RuntimeError, ValueError, AssertionError, IndexError) as error:
             if tuple(side) == tuple(size):
                 raise ValueError(
-                    f"{type(branch.model).__name__} takes no images of {height} x {width} pixels: {error} Give a size "
-                    "that it takes."
+                    f"{type(branch.model).__name__} cannot process images of {height} x {width} pixels: {error} Give "
+                    "a size that it accepts."
                 ) from error
         else:
             inputs.append(images)
@@ -152,7 +153,7 @@ def _run(branch: Branch, inputs: Sequence[Tensor]) -> list[Tensor]:
 
 
 class _OfPixels(nn.Module):
-    """A branch without options: the exporter hands over all that `forward` names."""
+    """A branch without options: the exporter passes everything that `forward` names."""
 
     def __init__(self, branch: Branch):
         super().__init__()
@@ -163,12 +164,12 @@ class _OfPixels(nn.Module):
 
 
 def _trace(branch: Branch, images: Tensor, path: Path, axes: dict[int, str]) -> None:
-    """By the exporter that traces: seconds, where the one over torch.export took half a minute on a toy model.
+    """Export by tracing. This takes seconds; torch.export took half a minute for a toy model.
 
-    A trace freezes what Python computes from sizes; that is what the comparison at other sizes finds.
+    A trace freezes what Python computes from sizes, which the comparison at other sizes detects.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the tracer's, one a line of Python that looks at a size
+        warnings.simplefilter("ignore")  # the tracer warns for every line of Python that reads a size
         torch.onnx.export(
             _OfPixels(branch),
             (images,),
@@ -182,7 +183,7 @@ def _trace(branch: Branch, images: Tensor, path: Path, axes: dict[int, str]) -> 
 
 
 def _difference(path: Path, inputs: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """The largest difference of onnxruntime's logits from the expected ones; infinite where shapes differ."""
+    """The largest difference of onnxruntime's logits from the expected ones; infinite if shapes differ."""
     predict = onnx_predictor(path)
     worst = 0.0
     for images, logits in zip(inputs, expected, strict=True):
@@ -194,11 +195,11 @@ def _difference(path: Path, inputs: Sequence[Tensor], expected: Sequence[Tensor]
 
 
 def onnx_predictor(path: str | os.PathLike) -> Callable[[np.ndarray], np.ndarray]:
-    """The file in onnxruntime on the CPU: pixel_values (B, 3, H, W) float32 -> logits (B, C, H, W) float32."""
+    """Load the file in onnxruntime on the CPU: pixel_values (B, 3, H, W) float32 -> logits (B, C, H, W) float32."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # its errors are raised too
+    options.log_severity_level = 4  # its errors are also raised
     session = onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
     return lambda pixel_values: session.run(["logits"], {"pixel_values": pixel_values})[0]
 
@@ -223,7 +224,7 @@ def _pooling(side: Any, bins: int, like: Tensor) -> Tensor:
 
 
 def _metadata(model: PreTrainedModel, processor: Any, dynamic: bool) -> dict[str, str]:
-    """What is needed beside the network: class names, and how pixels become its input."""
+    """What is needed in addition to the network: class names, and how pixels become its input."""
     names = ("do_resize", "size", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
     settings = processor.to_dict()
     facts = {

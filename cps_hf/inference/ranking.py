@@ -1,4 +1,4 @@
-"""Which images to label next: those on which branches disagree most, without near-duplicates at the top."""
+"""Ranks images for labeling: those where branches disagree most come first, without near-duplicates at the top."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
-THUMBNAIL = 8  # pixels a side of the picture by which images are told apart
-NEAR = 0.25  # of the median distance between two images: closer ones are much the same scene
+THUMBNAIL = 8  # pixels per side of the thumbnail with which images are compared
+NEAR = 0.25  # of the median distance between two images: closer ones show much the same scene
 
 
 def uncertainty(probabilities: Sequence[Tensor]) -> dict[str, Tensor]:
-    """How unsure networks are of each pixel.
+    """How uncertain networks are about each pixel.
 
-    With several networks the mutual information of prediction and network is what a label would settle: the entropy of
-    the mean minus the mean entropy, that is the Jensen-Shannon divergence of the networks (Houlsby et al. 2011, arXiv
-    1112.5745). It is 0 where they predict the same distribution, however flat. One network has only its entropy.
+    With several networks, a label would resolve the mutual information of prediction and network: the entropy of the
+    mean minus the mean entropy, that is the networks' Jensen-Shannon divergence (Houlsby et al. 2011, arXiv
+    1112.5745). It is 0 where they predict the same distribution, however flat. A single network only has its entropy.
 
     Args:
         probabilities: one tensor (C, H, W) per network.
 
     Returns:
-        Maps (H, W): "entropy" of the mean and, with several networks, "disagreement"; both as shares, the entropy of
-        log(C), the disagreement of log(min(C, networks)).
+        Maps (H, W): "entropy" of the mean and, with several networks, "disagreement"; both as fractions: the entropy
+        of log(C), the disagreement of log(min(C, networks)).
     """
     classes, count = probabilities[0].shape[0], len(probabilities)
     entropy = _entropy(sum(probabilities) / count)
     found = {"entropy": entropy / np.log(max(2, classes))}
     if count > 1:
         mean_entropy = sum(_entropy(one) for one in probabilities) / count
-        # rounding may leave a little less than nothing
+        # rounding may give slightly negative values
         found["disagreement"] = (entropy - mean_entropy).clamp(min=0) / np.log(max(2, min(classes, count)))
     return found
 
@@ -41,7 +41,7 @@ def _entropy(probabilities: Tensor) -> Tensor:
 
 
 def descriptor(image: Tensor) -> np.ndarray:
-    """A small picture as a vector: alike for neighbouring frames of a video and for copies.
+    """A thumbnail as a vector: similar for neighbouring frames of a video and for copies.
 
     Args:
         image: uint8 (3, H, W).
@@ -51,18 +51,18 @@ def descriptor(image: Tensor) -> np.ndarray:
 
 
 def spread(scores: Sequence[float], descriptors: np.ndarray, count: int | None = None) -> list[int]:
-    """The order in which to label: each next image has the highest score times its distance to those before it.
+    """The order in which to label: each next image has the highest product of score and distance to those before it.
 
-    The distance factor is 1 - exp(-d^2 / 2 s^2) of the nearest image that is ahead, with s a quarter of the median
-    distance between two images: 0 for a copy, close to 1 for another scene.
+    The distance factor is 1 - exp(-d^2 / 2 s^2), where d is the distance to the nearest image that is already ranked
+    and s is a quarter of the median distance between two images: 0 for a copy, close to 1 for another scene.
 
     Args:
         scores: one per image, at least 0.
         descriptors: (images, features).
-        count: how many are spread; the rest follow by what is left of their scores. `None`: all.
+        count: how many images to rank like this; the rest are ordered by their remaining scores. If `None`, all.
 
     Returns:
-        All indices, best first; ties in the order given.
+        All indices, best first; ties keep their order.
     """
     left = np.asarray(scores, dtype=np.float64).copy()
     if len(left) < 2:
@@ -82,7 +82,7 @@ def spread(scores: Sequence[float], descriptors: np.ndarray, count: int | None =
 
 
 def _median_distance(descriptors: np.ndarray, at_most: int = 500) -> float:
-    """Of pairs of images, of at most so many evenly spaced ones."""
+    """The median distance of pairs of images, from at most so many evenly spaced ones."""
     some = descriptors[np.linspace(0, len(descriptors) - 1, min(len(descriptors), at_most)).astype(int)]
     squared = (some**2).sum(1)
     distances = np.sqrt(np.maximum(squared[:, None] + squared[None] - 2 * some @ some.T, 0))

@@ -1,8 +1,8 @@
 """Is one network better than another, or is it chance? A paired bootstrap over the images that both were scored on.
 
-The images are drawn again with replacement, the same ones for both networks, and the scores are computed anew from the
-confusion matrices of the drawn images. What varies is which images were scored: an interval says nothing of another
-seed or another labeled set.
+Images are drawn with replacement, the same ones for both networks, and the scores are computed again from the
+confusion matrices of the drawn images. Only the choice of evaluation images varies: an interval says nothing about
+another seed or another labeled set.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from typing import Any
 import numpy as np
 
 MINIMUM_IMAGES = 10
-"""With fewer images an interval is not to be trusted: it knows the spread between images from these few alone."""
+"""With fewer images an interval is not reliable: it estimates the spread between images from these few alone."""
 
 WORTH_KNOWING = 0.01
-"""The smallest difference of a score that `images_needed` asks for: one point."""
+"""The smallest difference of scores that `images_needed` is computed for: one point."""
 
 METRICS = ("mean_iou", "mean_accuracy", "overall_accuracy")
-_DRAWN_AT_A_TIME = 2**22  # images over all samples: what a block of samples holds in memory
+_DRAWN_AT_A_TIME = 2**22  # images over all samples: the size of a block of samples in memory
 
 
 @dataclass(frozen=True)
 class ImageCounts:
-    """What the scores need of each image's confusion matrix: 3 C numbers in place of C x C.
+    """What the scores need from each image's confusion matrix: 3 C numbers instead of C x C.
 
     Args:
-        correct: int64 (n, C), the pixels of each class that are predicted as it.
-        truth: int64 (n, C), the pixels that belong to each class.
-        predicted: int64 (n, C), the pixels that are predicted as each class. Ignored pixels count nowhere.
+        correct: int64 (n, C), the pixels of each class that are predicted correctly.
+        truth: int64 (n, C), the pixels of each class in the labels.
+        predicted: int64 (n, C), the pixels that are predicted as each class. Ignored pixels are not counted.
     """
 
     correct: np.ndarray
@@ -41,7 +41,7 @@ class ImageCounts:
 
     @classmethod
     def of(cls, matrices: Any) -> ImageCounts:
-        """Of confusion matrices, int (n, C, C): rows are the truth, columns the prediction."""
+        """From confusion matrices, int (n, C, C): rows are the truth, columns the prediction."""
         matrices = np.asarray(matrices)
         if matrices.ndim != 3 or matrices.shape[1] != matrices.shape[2]:
             raise ValueError(f"Confusion matrices by image must be (n, C, C), got {matrices.shape}.")
@@ -51,24 +51,24 @@ class ImageCounts:
         return len(self.truth)
 
     def mean_iou(self) -> float:
-        """Over all images together, as `MeanIoU` gives it; NaN without a pixel that counts."""
+        """Over all images together, as in `MeanIoU`; NaN if no pixel counts."""
         summed = (one.sum(0, keepdims=True) for one in (self.correct, self.truth, self.predicted))
         return float(_scores(*summed, "mean_iou")[0][0])
 
     def mean_iou_by_image(self) -> list[float]:
-        """Of each image over the classes that occur in it or are predicted; NaN where all its pixels are ignored."""
+        """Of each image, over the classes that occur in it or are predicted; NaN if all its pixels are ignored."""
         return _scores(self.correct, self.truth, self.predicted, "mean_iou")[0].tolist()
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A difference of two scores, the second network's less the first's. Fractions.
+    """A difference of two scores, the second network's minus the first's. Fractions.
 
     Args:
-        difference: on the images themselves; NaN where the class occurs for neither or for one network only.
-        low, high: the ends of the interval; NaN where there is one image only.
-        images: how many images it rests on; of a class, those in which it occurs or is predicted.
-        by_class: of each class's IoU (or accuracy); empty in those themselves.
+        difference: on the images themselves; NaN if the class occurs for neither or for only one network.
+        low, high: the ends of the interval; NaN if there is only one image.
+        images: the number of images; for a class, those in which it occurs or is predicted.
+        by_class: the intervals of each class's IoU (or accuracy); empty in those themselves.
     """
 
     difference: float
@@ -79,7 +79,7 @@ class Interval:
 
     @property
     def beyond_chance(self) -> int:
-        """1: the second network is better, -1: it is worse, 0: that may be chance, or cannot be told."""
+        """1: the second network is better; -1: it is worse; 0: it may be chance, or is unknown."""
         if self.images < MINIMUM_IMAGES:
             return 0
         return int(self.low > 0) - int(self.high < 0)
@@ -94,24 +94,25 @@ def paired_bootstrap(
     seed: int = 0,
     confidence: float = 0.95,
 ) -> Interval:
-    """How much better the second network is, with an interval that would hold the true difference 19 times of 20.
+    """How much better the second network is, with an interval that contains the true difference 19 times out of 20.
 
-    In each sample a score is what `MeanIoU` gives of the drawn images: a class that is neither in their labels nor
-    predicted counts for nothing, one that is predicted without being there has an IoU of 0.
+    In each sample, a score is that of `MeanIoU` on the drawn images: a class that is neither in their labels nor
+    predicted is not counted, and one that is predicted but absent has an IoU of 0.
 
     The interval is the percentile interval with expanded tails (Hesterberg, What Teachers Should Know About the
-    Bootstrap, The American Statistician 69, 2015): plain percentiles are too narrow for few images, by the factor of
-    sqrt((n - 1) / n) and of a normal quantile in place of Student's.
+    Bootstrap, The American Statistician 69, 2015). Plain percentiles are too narrow for few images, by the factor
+    sqrt((n - 1) / n) and by a normal quantile instead of Student's.
 
     Args:
-        first, second: `ImageCounts`, or confusion matrices int (n, C, C) by image, of the same images in one order.
+        first, second: `ImageCounts`, or confusion matrices int (n, C, C) by image, of the same images in the same
+            order.
         metric: "mean_iou", "mean_accuracy" or "overall_accuracy".
         samples: how many times the images are drawn.
-        seed: of the drawing; the same gives the same interval.
-        confidence: how often the interval is to hold the difference.
+        seed: the seed of the draws; equal seeds give equal intervals.
+        confidence: how often the interval should contain the difference.
 
     Raises:
-        ValueError: the two are not of the same images and classes, there is no image, or an option makes no sense.
+        ValueError: the two are not of the same images and classes, there is no image, or an option is invalid.
     """
     first, second = (one if isinstance(one, ImageCounts) else ImageCounts.of(one) for one in (first, second))
     _check(first, second, metric, samples, confidence)
@@ -132,10 +133,11 @@ def paired_bootstrap(
 
 
 def images_needed(interval: Interval) -> int:
-    """How many images would do to tell the difference that was seen, or one point where it is smaller.
+    """How many images are needed to detect the observed difference, or one point if it is smaller.
 
-    The width of an interval goes with 1 / sqrt(images), so the answer is images x (half width / difference)^2, and at
-    least `MINIMUM_IMAGES`, below which nothing is told. From few images it is an order of magnitude.
+    The width of an interval is proportional to 1 / sqrt(images), so the result is images x (half width /
+    difference)^2, and at least `MINIMUM_IMAGES`, below which nothing is concluded. From few images it is an order of
+    magnitude.
     """
     half = (interval.high - interval.low) / 2
     if not math.isfinite(half) or not math.isfinite(interval.difference):
@@ -161,8 +163,8 @@ def _check(first: ImageCounts, second: ImageCounts, metric: str, samples: int, c
     differ = np.flatnonzero((first.truth != second.truth).any(1))
     if len(differ):
         raise ValueError(
-            f"Image {differ[0]} has other labels for the first network than for the second one: both must be scored "
-            "on the same images in the same order."
+            f"Image {differ[0]} has different labels for the first and the second network: both must be scored on the "
+            "same images in the same order."
         )
 
 
@@ -202,15 +204,15 @@ def _interval(difference: float, drawn: np.ndarray, tail: float, images: int) ->
 
 
 def _tail(n: int, confidence: float) -> float:
-    """The share of the samples on either side of the interval."""
+    """The share of the samples on each side of the interval."""
     if n < 2:
         return (1 - confidence) / 2
     return NormalDist().cdf(-math.sqrt(n / (n - 1)) * _student(n - 1, 0.5 + confidence / 2))
 
 
 def _student(degrees: int, probability: float) -> float:
-    """A quantile of Student's distribution, by its expansion at the normal one's (Abramowitz and Stegun, 26.7.5):
-    within 0.1 % from 9 degrees on, where intervals begin to be trusted."""
+    """A quantile of Student's distribution, by its expansion around the normal one (Abramowitz and Stegun, 26.7.5):
+    accurate to 0.1 % from 9 degrees of freedom on, where intervals become reliable."""
     z, d = NormalDist().inv_cdf(probability), degrees
     return (
         z

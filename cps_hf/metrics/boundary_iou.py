@@ -1,4 +1,4 @@
-"""Boundary IoU (Cheng, Girshick, Dollár, Berg, Kirillov; CVPR 2021): IoU of what lies near the contours."""
+"""Boundary IoU (Cheng, Girshick, Dollár, Berg, Kirillov; CVPR 2021): the IoU of pixels near contours."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ..functional.losses import IGNORE_INDEX
 
 
 class BoundaryIoU:
-    """Boundary IoU of every class over a data set, from three counts a class.
+    """Boundary IoU of every class over a data set, from three counts per class.
 
-    A class's boundary region holds its pixels that are at most d from a pixel of another class or from outside the
-    image, in steps to any of the eight neighbours; d is 2 % of the image's diagonal, at least 1 (the paper's section 4
-    and its released code). The score of a class is the intersection of the true and the predicted region over their
-    union, each summed over images as for mean IoU; the mean is over classes that occur.
+    A class's boundary region contains its pixels that are at most d steps, to any of the eight neighbours, from a
+    pixel of another class or from outside the image. d is 2 % of the image's diagonal, at least 1 (section 4 of the
+    paper and its released code). The score of a class is the intersection of the true and the predicted region over
+    their union, each summed over images as for mean IoU. The mean is over classes that occur.
 
-    Pixels to ignore count neither way: they are taken out of truth and prediction alike before regions are found.
+    Ignored pixels are removed from truth and prediction before regions are computed.
 
     Args:
         num_labels: C, the number of classes.
@@ -31,15 +31,15 @@ class BoundaryIoU:
         if num_labels < 1:
             raise ValueError(f"`num_labels` must be at least 1, got {num_labels}.")
         if not 0 < ratio < 1:
-            raise ValueError(f"`ratio` is a share of the diagonal between 0 and 1, got {ratio}.")
+            raise ValueError(f"`ratio` must be a share of the diagonal between 0 and 1, got {ratio}.")
         self.num_labels, self.ratio = num_labels, ratio
-        self.counts = torch.zeros(3, num_labels, dtype=torch.int64)  # pixels in both regions, in the true, the guessed
+        self.counts = torch.zeros(3, num_labels, dtype=torch.int64)  # pixels in both regions, the true, the predicted
 
     def add_batch(self, *, predictions: Tensor, references: Tensor) -> None:
         """Add class maps (B, H, W) and their truths, integers; 255 in the truth is ignored.
 
         Raises:
-            ValueError: the shapes differ, or a pixel that counts holds no class.
+            ValueError: the shapes differ, or a pixel that counts has no class.
         """
         if predictions.shape != references.shape or predictions.ndim != 3:
             raise ValueError(
@@ -52,8 +52,8 @@ class BoundaryIoU:
                 strange = labels[(labels != IGNORE_INDEX) & ((labels < 0) | (labels >= self.num_labels))]
                 if len(strange):
                     raise ValueError(
-                        f"{what} hold {strange.unique().tolist()[:5]}: expected class ids in [0, {self.num_labels}), "
-                        "or 255 in references. Map the labels to class ids before scoring."
+                        f"{what} contain {strange.unique().tolist()[:5]}: expected class ids in [0, "
+                        f"{self.num_labels}), or 255 in references. Map the labels to class ids before scoring."
                     )
             distance = max(1, round(self.ratio * math.hypot(*truth.shape)))
             near_truth, near_guess = (
@@ -71,10 +71,11 @@ class BoundaryIoU:
 
 
 def near_contour(labels: Tensor, distance: int) -> Tensor:
-    """Bool (H, W): the square of `2 distance + 1` pixels around holds another value, or leaves the image.
+    """Bool (H, W): whether the surrounding square of side `2 distance + 1` has another value, or leaves the image.
 
-    All classes at once: a square holds one value if no two neighbours in it differ, and how many do is read off
-    running sums. (torch's max_pool2d over the square says the same, 20 times slower on an image of 1024 x 2048.)
+    All classes at once: a square has a single value if no two neighbours in it differ, and the number of those that do
+    comes from running sums. (torch's max_pool2d over the square gives the same, 20 times slower for 1024 x 2048
+    pixels.)
     """
     height, width = labels.shape
     near = torch.ones_like(labels, dtype=torch.bool)

@@ -1,8 +1,9 @@
-"""Mean intersection over union, from one confusion matrix that is filled as predictions come.
+"""Mean intersection over union, from one confusion matrix that is updated with each batch of predictions.
 
-The interface, the keys and the numbers are those of `evaluate`'s own mean_iou; what differs: nothing is stored but a
-C x C matrix (on the batches' device), a value that is no class is an error and not dropped, and processes sum their
-matrices. The file stands alone: `evaluate.load("<path of this file>", num_labels=19)` works without a network.
+The interface, the keys and the numbers are those of `evaluate`'s own mean_iou. The differences: only a C x C matrix is
+stored (on the batches' device), a value that is not a class is an error instead of being dropped, and processes can
+sum their matrices. This file stands alone: `evaluate.load("<path of this file>", num_labels=19)` works without a
+network.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 IGNORE_INDEX = 255  # as in cps_hf.functional, which this file cannot import
-STRIP = 2**17  # pixels that are counted at a time: what stays in a CPU's cache
+STRIP = 2**17  # pixels that are counted at a time: they fit into a CPU's cache
 
 _DESCRIPTION = (
     "IoU is the overlap of prediction and truth divided by their union; the mean is over classes that occur."
@@ -27,10 +28,10 @@ Args:
     predictions: class ids (H, W) or (B, H, W), or a list of maps of different sizes.
     references: the true class ids, of the same shapes.
     num_labels: the number of classes, given at load or at compute.
-    ignore_index: pixels whose reference is this do not count. Default 255.
-    label_map: {found: meant} for the references that are given with it.
-    reduce_labels: references hold 0 for "no class" and 1..C for the classes.
-    nan_to_num: what to put in place of NaN.
+    ignore_index: pixels whose reference is this are ignored. Default 255.
+    label_map: {found: meant} for the references that are passed with it.
+    reduce_labels: references contain 0 for "no class" and 1..C for the classes.
+    nan_to_num: the value that replaces NaN.
 Returns:
     mean_iou, mean_accuracy, overall_accuracy: floats; per_category_iou, per_category_accuracy: float64 (num_labels,),
     NaN for a class that does not occur. Fractions.
@@ -38,11 +39,11 @@ Returns:
 
 
 class IoUCounter:
-    """All that `MeanIoU` does, without `evaluate`: it takes no time to make, and nothing of the machine.
+    """All of `MeanIoU`, without `evaluate`: it is created at once, without reading the machine's state or disk.
 
     Args:
-        num_labels: C, the number of classes. `None`: it must be given to `compute`, which then takes all maps at once.
-        ignore_index: pixels whose reference is this do not count.
+        num_labels: C, the number of classes. If `None`, it must be passed to `compute`, with all maps.
+        ignore_index: pixels whose reference is this are ignored.
     """
 
     def __init__(self, num_labels: int | None = None, ignore_index: int = IGNORE_INDEX):
@@ -50,7 +51,7 @@ class IoUCounter:
         self.reset()
 
     def reset(self) -> None:
-        """Forget all that was added."""
+        """Forget everything that was added."""
         self._matrix: Tensor | None = None
 
     @property
@@ -72,12 +73,12 @@ class IoUCounter:
     @property
     def _size(self) -> int:
         if self.num_labels is None:
-            raise ValueError("`num_labels` is not known: give it when the metric is made, or to `compute`.")
+            raise ValueError("`num_labels` is not known: pass it to the constructor or to `compute`.")
         if self.num_labels < 1:
             raise ValueError(f"`num_labels` must be at least 1, got {self.num_labels}.")
         return self.num_labels
 
-    # evaluate appends to the docstrings of the next three, so each must have one.
+    # evaluate appends to the docstrings of the next three methods, so each must have one.
 
     def add(self, *, prediction: Any = None, reference: Any = None) -> None:
         """Add one map (H, W) and its truth."""
@@ -87,7 +88,7 @@ class IoUCounter:
         """Add maps and their truths: tensors or arrays (H, W) or (B, H, W), or lists of maps.
 
         Raises:
-            ValueError: shapes differ, values are no integers, or a pixel that counts holds no class.
+            ValueError: shapes differ, values are not integers, or a pixel that counts has no class.
         """
         for guess, truth in _pairs(predictions, references):
             self._count(guess, truth)
@@ -107,11 +108,11 @@ class IoUCounter:
         self._matrix = added if self._matrix is None else self._matrix.to(added.device) + added
 
     def _counted_by_values(self, guess: np.ndarray, truth: np.ndarray) -> Tensor | None:
-        """The matrix from a table of all pairs of values in [0, 256), a few pixels at a time; None: other values, or
-        some that are no class.
+        """The matrix from a table of all pairs of values in [0, 256), a few pixels at a time. `None` if there are
+        other values, or some that are not classes.
 
-        Each pixel costs one shift, one "or" of two bytes and one count: what is to be ignored and what is no class
-        is looked up in the table.
+        Each pixel costs one shift, one "or" of two bytes and one count. Which values are ignored and which are not
+        classes is looked up in the table.
         """
         size, table = self._size, np.zeros(256 * 256, np.int64)
         if size > 256:
@@ -120,7 +121,7 @@ class IoUCounter:
             a, b = truth[start : start + STRIP], guess[start : start + STRIP]
             if any(one.dtype != np.uint8 and (one.min() < 0 or one.max() > 255) for one in (a, b)):
                 return None
-            pairs = np.left_shift(a, 8, dtype=np.uint16, casting="unsafe")  # in range, also where the type is another
+            pairs = np.left_shift(a, 8, dtype=np.uint16, casting="unsafe")  # in range, even if the type differs
             np.bitwise_or(pairs, b, out=pairs, dtype=np.uint16, casting="unsafe")
             table += np.bincount(pairs, minlength=256 * 256)
         table = table.reshape(256, 256)
@@ -130,26 +131,27 @@ class IoUCounter:
         return torch.from_numpy(matrix) if matrix.sum() == table.sum() else None
 
     def _counted_by_classes(self, guess: Tensor, truth: Tensor) -> Tensor:
-        """The matrix by one count over cells; for other devices and any values. It says what is no class."""
+        """The matrix from one count over cells; for other devices and any values. Names values that are not
+        classes."""
         size = self._size
         counted = truth != self.ignore_index
         known = (truth >= 0) & (truth < size) & (guess >= 0) & (guess < size)
-        # Cells: size * truth + prediction; then one for pixels to ignore, and one for those that hold no class.
+        # Cells: size * truth + prediction; then one for ignored pixels, and one for those without a class.
         cells = torch.where(known, size * truth + guess, size * size + 1)
         cells = torch.where(counted, cells, size * size)
-        # On a GPU bincount makes the host wait, so that looking at the last cell costs nothing more.
+        # On a GPU bincount makes the host wait, so looking at the last cell has no extra cost.
         counts = torch.bincount(cells, minlength=size * size + 2)
         if counts[-1]:
             self._raise_no_class(guess[counted & ~known], truth[counted & ~known])
         return counts[: size * size].view(size, size)
 
     def _raise_no_class(self, guess: Any, truth: Any) -> None:
-        self.reset()  # what was added so far is no score of anything
+        self.reset()  # what was added so far is not a score of anything
         found = []
         for what, values in (("references", truth), ("predictions", guess)):
             strange = [value for value in sorted(set(values.tolist())) if not 0 <= value < self._size]
             if strange:
-                found.append(f"{what} hold {strange[:5]}{' and more' if len(strange) > 5 else ''}")
+                found.append(f"{what} contain {strange[:5]}{' and more' if len(strange) > 5 else ''}")
         raise ValueError(
             f"{' and '.join(found)}: expected class ids in [0, {self._size}), or ignore_index {self.ignore_index} in "
             "references. Map the labels to class ids before scoring."
@@ -166,10 +168,10 @@ class IoUCounter:
         reduce_labels: bool = False,
         nan_to_num: float | None = None,
     ) -> dict[str, Any]:
-        """The scores of all that was added since the last time, and of what is given here; then starts anew.
+        """The scores of everything that was added since the last call, and of the arguments; then start again.
 
         Raises:
-            ValueError: as `add_batch`; or an option that would have had to be known when maps were added.
+            ValueError: as in `add_batch`; or an option was needed when maps were added.
         """
         for name, value in (("num_labels", num_labels), ("ignore_index", ignore_index)):
             known = getattr(self, name)
@@ -179,8 +181,8 @@ class IoUCounter:
                 setattr(self, name, value)
         if (label_map or reduce_labels) and (references is None or self._matrix is not None):
             raise ValueError(
-                "`label_map` and `reduce_labels` change the references given to the same call of `compute`, and maps "
-                "were added before it. Map those labels before they are added."
+                "`label_map` and `reduce_labels` apply to references passed to the same call of `compute`, but maps "
+                "were added before it. Map those labels before adding them."
             )
         if predictions is not None or references is not None:
             for guess, truth in _pairs(predictions, references):
@@ -204,19 +206,19 @@ class IoUCounter:
         }
         if nan_to_num is None:
             return scores
-        # As in evaluate: the means are over what occurs; NaN is replaced only in what is handed out.
+        # As in evaluate: the means are over classes that occur; NaN is only replaced in what is returned.
         filled = {key: np.nan_to_num(value, nan=nan_to_num) for key, value in scores.items()}
         return {key: value if value.ndim else float(value) for key, value in filled.items()}
 
 
 class MeanIoU(IoUCounter, evaluate.Metric):
-    """Mean IoU over a confusion matrix; memory does not grow with the number of images.
+    """Mean IoU from a confusion matrix. Memory does not grow with the number of images.
 
     With several processes, each adds its share, and before `compute` everyone sums:
     `metric.confusion_matrix = accelerator.reduce(metric.confusion_matrix, "sum")`.
 
     Args:
-        num_labels, ignore_index: as of `IoUCounter`. All others are `evaluate.Metric`'s.
+        num_labels, ignore_index: as in `IoUCounter`. All others are `evaluate.Metric`'s.
 
     Raises:
         RuntimeError: Python runs without docstrings (`-OO`), to which evaluate appends.
@@ -232,15 +234,15 @@ class MeanIoU(IoUCounter, evaluate.Metric):
     def __init__(self, *args: Any, num_labels: int | None = None, ignore_index: int = IGNORE_INDEX, **kwargs: Any):
         if self.compute.__doc__ is None:
             raise RuntimeError(
-                "A metric of `evaluate` cannot be made by `python -OO` (or PYTHONOPTIMIZE=2), which takes docstrings "
-                "away. Start Python with `-O` or without, or use `IoUCounter`, which has the same methods."
+                "A metric of `evaluate` needs docstrings, which `python -OO` (or PYTHONOPTIMIZE=2) removes. "
+                "Start Python with `-O` or without it, or use `IoUCounter`, which has the same methods."
             )
         evaluate.Metric.__init__(self, *args, **kwargs)
         IoUCounter.__init__(self, num_labels, ignore_index)
 
     def _build_data_dir(self) -> str:
-        """Where evaluate would keep what is added. Nothing is kept, so no folder is made: the disk of the Hugging Face
-        cache may be one that cannot be written to."""
+        """Where evaluate would store what is added. Nothing is stored, so no folder is made: the Hugging Face cache
+        may be on a read-only disk."""
         return os.path.join(self._data_dir_root, self.name, self.config_name)
 
     def _info(self) -> evaluate.MetricInfo:
@@ -262,7 +264,7 @@ def _pairs(predictions: Any, references: Any) -> list[tuple[Tensor, Tensor]]:
     if not isinstance(predictions, list | tuple) and not isinstance(references, list | tuple):
         return [(_tensor(predictions), _tensor(references))]
     if len(predictions) != len(references):
-        raise ValueError(f"{len(predictions)} predictions were given for {len(references)} references.")
+        raise ValueError(f"Got {len(predictions)} predictions for {len(references)} references.")
     return [(_tensor(guess), _tensor(truth)) for guess, truth in zip(predictions, references, strict=True)]
 
 

@@ -1,4 +1,5 @@
-"""Over how many classes a mean is: one without a pixel has no score, and a mean that leaves it out says so."""
+"""How many classes a mean is over: a class without pixels has no score and is not part of the mean, which is
+stated."""
 
 from __future__ import annotations
 
@@ -8,24 +9,24 @@ from typing import Any
 
 
 def scored_classes(scores: Mapping[str, Any], metric: str = "mean_iou") -> int:
-    """How many classes a mean is over: an IoU needs a pixel in the labels or the predictions, an accuracy in the
+    """The number of classes in a mean: an IoU needs a pixel in the labels or the predictions, an accuracy in the
     labels.
 
     Args:
-        scores: as `MeanIoU.compute` returns them, or as results.json holds them.
+        scores: as returned by `MeanIoU.compute`, or as in results.json.
         metric: "mean_iou", "mean_accuracy" or "mean_boundary_iou".
     """
     return sum(not is_missing(value) for value in _by_class(scores, metric))
 
 
 def over_classes(scores: Mapping[str, Any], metric: str = "mean_iou") -> str:
-    """ " over 17 of 19 classes"; empty where the mean is over all classes, or the scores hold none by class."""
+    """ " over 17 of 19 classes"; empty if the mean is over all classes, or there are no scores by class."""
     scored, named = scored_classes(scores, metric), len(_by_class(scores, metric))
     return "" if scored == named else f" over {scored} of {named} classes"
 
 
 def is_missing(value: float | None) -> bool:
-    """Whether this is the score of a class without a pixel: NaN, or None in results.json."""
+    """Whether this is the score of a class without pixels: NaN, or None in results.json."""
     return value is None or math.isnan(value)
 
 

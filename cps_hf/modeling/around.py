@@ -1,4 +1,4 @@
-"""The segmentation network around a backbone that is given by its name alone."""
+"""Chooses the segmentation network around a backbone that is given by name only."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from .configuration_deeplabv3_plus import DeepLabV3PlusConfig
 from .universal import auto_class
 
 SMALL = 10e6
-"""Up to so many parameters a backbone gets a head of 64 channels, which costs less than the backbone; else 256."""
+"""A backbone with at most this many parameters gets a head of 64 channels, which is cheaper than it; others get
+256."""
 
 
 class Around(NamedTuple):
-    """`config`: the network's configuration. `said`: what was chosen and why. `has_batch_norms`: the backbone has."""
+    """`config`: the network's configuration. `said`: what was chosen and why. `has_batch_norms`: of the backbone."""
 
     config: DeepLabV3PlusConfig
     said: str
@@ -30,8 +31,8 @@ class Around(NamedTuple):
 def architecture_around(backbone: str | PathLike) -> Around:
     """DeepLabV3+ with the textbook head around a timm network.
 
-    The low-level map is the network's at stride 4, the high-level one its last, at stride 16 where the network can be
-    dilated. The head has 64 channels on a small backbone and 256 on others.
+    The low-level map is the network's at stride 4. The high-level one is its last, at stride 16 if the network
+    supports dilation. The head has 64 channels on small backbones and 256 on others.
 
     Args:
         backbone: a timm name, with or without "timm/" and a tag, or `package:efficientnet-lite0`.
@@ -45,15 +46,15 @@ def architecture_around(backbone: str | PathLike) -> Around:
     name = offline_backbone.TIMM_NAME if packaged else str(backbone).removeprefix("timm/").split(".")[0]
     if not timm.is_model(name):
         raise ValueError(
-            f"`backbone` {str(backbone)!r} is no network that timm knows, so it does not say which segmentation "
-            "network goes around it. Name one with `models`: a config.json (examples/configs/models has some), a "
-            f"folder or a Hub id. Without `models` it may be a timm name or {offline_backbone.SOURCE}."
+            f"`backbone` {str(backbone)!r} is not a network of timm, so the segmentation network around it is not "
+            "known. Name one with `models`: a config.json (examples/configs/models has some), a "
+            f"folder or a Hub id. Without `models`, it may be a timm name or {offline_backbone.SOURCE}."
         )
     found = _features(name)
     if found is None or 4 not in found.strides[:-1] or not found.channels_first:
         maps = "no feature maps" if found is None else f"maps at the strides {list(found.strides)}"
         raise ValueError(
-            f"timm's {name!r} gives {maps}; DeepLabV3+, which is built around a timm network, needs convolutional "
+            f"timm's {name!r} gives {maps}; DeepLabV3+, which is built around timm networks, needs convolutional "
             "maps at stride 4 and above it. Choose another backbone, or name the network around this one with "
             "`models`."
         )
@@ -70,14 +71,14 @@ def architecture_around(backbone: str | PathLike) -> Around:
 
 
 def has_batch_norms(config: PreTrainedConfig) -> bool:
-    """Whether the backbone of the network that this configuration describes has batch norms."""
+    """Whether the backbone of the configured network has batch norms."""
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         model = auto_class(config).from_config(config)
     return _any_batch_norm(backbone_of(model))
 
 
 class _Features(NamedTuple):
-    """What a timm network gives as a backbone; `dilated`: its last map is at stride 16 because it was told so."""
+    """A timm network's properties as a backbone. `dilated`: its last map is at stride 16 because of dilation."""
 
     strides: tuple[int, ...]
     indices: tuple[int, ...]
@@ -89,7 +90,7 @@ class _Features(NamedTuple):
 
 @cache
 def _features(name: str) -> _Features | None:
-    """Found on a network without values; none: it gives no feature maps."""
+    """Determined on a network without values. `None` if it has no feature maps."""
     import timm
 
     for how in ({"output_stride": 16}, {}):
@@ -112,7 +113,7 @@ def _features(name: str) -> _Features | None:
 
 
 def _gives_channels_first(network: nn.Module) -> bool:
-    """(B, C, h, w), as convolutions do; some transformers of timm give (B, h, w, C)."""
+    """Whether maps are (B, C, h, w), as from convolutions; some of timm's transformers give (B, h, w, C)."""
     try:
         with torch.no_grad():
             maps = network.eval()(torch.empty(1, 3, 224, 224, device="meta"))

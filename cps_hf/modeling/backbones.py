@@ -29,7 +29,7 @@ def backbone_of(model: PreTrainedModel) -> nn.Module:
         if name and isinstance(getattr(model, name, None), nn.Module):
             return getattr(model, name)
     raise ValueError(
-        f"{type(model).__name__} has no backbone that is known: expected a module `backbone` or "
+        f"{type(model).__name__} has no known backbone: expected a module `backbone` or "
         f"`{model.base_model_prefix}`, found {', '.join(name for name, _ in model.named_children())}."
     )
 
@@ -46,21 +46,21 @@ def head_parameters(model: PreTrainedModel) -> set[str]:
 
 
 def load_backbone_weights(model: PreTrainedModel, source: str | PathLike) -> None:
-    """Fills the backbone of `model` with pretrained weights, in place.
+    """Fill the backbone of `model` with pretrained weights, in place.
 
     Args:
-        model: a segmentation model of transformers or ours.
-        source: for a backbone of transformers: a folder or Hub id of a checkpoint of the same kind (a bare model or a
+        model: a segmentation model from transformers or this package.
+        source: for a transformers backbone: a folder or Hub id of a checkpoint of the same kind (a bare model or a
             classifier). For a timm backbone: a file of timm weights (.safetensors, .pth, .bin), or a timm name with
             or without "timm/" ("timm/resnet50s.gluon_in1k", downloaded).
 
     Raises:
-        ValueError: the weights do not fit, or cannot be had.
+        ValueError: the weights do not match, or cannot be loaded.
     """
     if model.config.model_type in OF_ONE_SIZE:
         raise ValueError(
-            f"`backbone` {str(source)!r}: the weights of a vision transformer cannot be put into a "
-            f"{type(model).__name__}. Give a whole checkpoint of this kind as the model; its classes may be others."
+            f"`backbone` {str(source)!r}: a vision transformer's weights cannot be loaded into a "
+            f"{type(model).__name__}. Pass a full checkpoint of this kind as the model; its classes may differ."
         )
     backbone = backbone_of(model)
     network = timm_network(backbone)
@@ -71,11 +71,11 @@ def load_backbone_weights(model: PreTrainedModel, source: str | PathLike) -> Non
     else:
         _load_transformers(backbone, source)
     if any(p.device.type != "meta" and not torch.isfinite(p).all() for p in backbone.parameters()):
-        raise ValueError(f"The backbone weights of `{source}` hold NaN or infinite values.")
+        raise ValueError(f"The backbone weights of `{source}` contain NaN or infinite values.")
 
 
 def timm_network(backbone: nn.Module) -> nn.Module | None:
-    """The timm network in a TimmBackbone, however deep transformers wraps it."""
+    """The timm network in a TimmBackbone, however deeply transformers wraps it."""
     wrapper = _timm_wrapper(backbone)
     return None if wrapper is None else wrapper._backbone
 
@@ -87,10 +87,10 @@ def _timm_wrapper(backbone: nn.Module) -> nn.Module | None:
 def timm_normalization(
     model: PreTrainedModel, source: str | PathLike | None = None
 ) -> tuple[list[float], list[float]] | None:
-    """Mean and deviation of the three colours that timm's weights were fed with; none: the backbone is not timm's.
+    """The mean and standard deviation that timm's weights were trained with; `None` if the backbone is not timm's.
 
     Args:
-        source: where the weights come from, as for `load_backbone_weights`; none: the backbone's own name.
+        source: the weights, as in `load_backbone_weights`; if `None`, the backbone's own name is used.
     """
     import timm
 
@@ -112,8 +112,8 @@ def _load_packaged(backbone: nn.Module, network: nn.Module | None, source: str |
     name = type(backbone).__name__ if network is None else _timm_wrapper(backbone).config.backbone
     if name.split(".")[0] != offline_backbone.TIMM_NAME:
         raise ValueError(
-            f"The weights `{source}` are of timm's {offline_backbone.TIMM_NAME!r}, and the backbone is {name!r}. "
-            "Leave out `models`: the network is then built around these weights."
+            f"The weights `{source}` belong to timm's {offline_backbone.TIMM_NAME!r}, and the backbone is {name!r}. "
+            "Remove `models`: the network is then built around these weights."
         )
     weights = offline_backbone.packaged_weights()
     wanted = {key for key in network.state_dict() if not key.endswith("num_batches_tracked")}
@@ -121,9 +121,9 @@ def _load_packaged(backbone: nn.Module, network: nn.Module | None, source: str |
 
 
 def _load_timm(backbone: nn.Module, network: nn.Module, source: str | PathLike) -> None:
-    """timm is asked for the same network with its weights; it knows how its files become feature networks.
+    """Let timm create the same network with its weights, since it can convert its files to feature networks.
 
-    Loading after building matters: building with pretrained=True inside transformers resets batch-norm statistics.
+    Weights must be loaded after building: building with pretrained=True in transformers resets batch-norm statistics.
     """
     import timm
 
@@ -132,12 +132,12 @@ def _load_timm(backbone: nn.Module, network: nn.Module, source: str | PathLike) 
     if Path(source).is_file():
         how["pretrained_cfg_overlay"] = {"file": str(source)}
     elif Path(source).is_dir():
-        raise ValueError(f"`{source}` is a folder; the weights of a timm backbone are one file, or a timm name.")
+        raise ValueError(f"`{source}` is a folder; a timm backbone's weights are a single file, or a timm name.")
     else:
         name = str(source).removeprefix("timm/")
         if name.split(".")[0] != config.backbone.split(".")[0]:
-            raise ValueError(f"The weights `{source}` are not of the backbone, which is timm's {config.backbone!r}.")
-    if getattr(network, "incre_modules", True) is None:  # an HRNet that gives its streams, see modeling_hrnet.py
+            raise ValueError(f"The weights `{source}` do not belong to the backbone, timm's {config.backbone!r}.")
+    if getattr(network, "incre_modules", True) is None:  # an HRNet that returns its streams, see modeling_hrnet.py
         how["feature_location"] = ""
     if config.output_stride is not None:
         how["output_stride"] = config.output_stride
@@ -148,13 +148,13 @@ def _load_timm(backbone: nn.Module, network: nn.Module, source: str | PathLike) 
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(seed)
                 donors.append(timm.create_model(name, pretrained=True, **how).state_dict())
-    except Exception as error:  # timm, the Hub client and torch raise a dozen kinds here
+    except Exception as error:  # timm, the Hub client and torch raise many kinds here
         raise ValueError(
-            f"timm cannot give the weights `{source}` for {config.backbone!r}. "
+            f"timm cannot load the weights `{source}` for {config.backbone!r}. "
             f"It said: {type(error).__name__}: {error}"
         ) from error
     weights, drawn_otherwise = donors
-    # timm passes over weights that a file lacks; those were drawn, so they differ between the two
+    # timm ignores weights that a file lacks; those were drawn at random, so they differ between the two
     lacking = [key for key, tensor in weights.items() if not torch.equal(tensor, drawn_otherwise[key])]
     if lacking:
         raise ValueError(
@@ -175,8 +175,8 @@ def _load_transformers(backbone: nn.Module, source: str | PathLike) -> None:
         )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise ValueError(
-            f"`{source}` cannot be loaded as a {type(backbone).__name__}: a folder or Hub id of a checkpoint of this "
-            f"kind and these sizes is needed. transformers said: {type(error).__name__}: {error}"
+            f"`{source}` cannot be loaded as a {type(backbone).__name__}: pass a folder or Hub id of a checkpoint of "
+            f"this kind and size. transformers said: {type(error).__name__}: {error}"
         ) from error
     missing = {n: p for n, p in backbone.named_parameters() if n in info["missing_keys"] and p.numel() > 0}
     vital = [name for name, p in missing.items() if p.ndim > 1 and "mask_token" not in name]
@@ -184,7 +184,7 @@ def _load_transformers(backbone: nn.Module, source: str | PathLike) -> None:
         raise ValueError(
             f"`{source}` lacks {len(vital)} weights of a {type(backbone).__name__}: {', '.join(vital[:4])}."
         )
-    if missing:  # norms that only the backbone's own maps have, such as Swin's: 1 and 0 is how they start
-        logger.warning("%s lacks these weights of the backbone, left as they were: %s.", source, ", ".join(missing))
+    if missing:  # norms that only the backbone's own maps have, such as Swin's: they start from 1 and 0
+        logger.warning("%s lacks these weights of the backbone, left unchanged: %s.", source, ", ".join(missing))
     kept = {name: tensor for name, tensor in donor.state_dict().items() if name not in missing}
     backbone.load_state_dict(kept, strict=False)

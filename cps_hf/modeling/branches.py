@@ -1,19 +1,18 @@
-"""Any segmentation model of transformers as a branch: full-size logits, and how a set of branches starts.
+"""Any transformers segmentation model as a branch: full-size logits, and how a set of branches is initialised.
 
-A branch starts from as much pretrained weight as there is, and no two branches start with the same head:
+A branch uses as many pretrained weights as there are, and no two branches start with the same head:
 
-- a configuration: everything is initialised, for each branch with a seed of its own;
-- backbone weights: every branch gets the same backbone, its head is initialised with a seed of its own;
-- a whole checkpoint with the same classes: kept as it is (`reinit_heads=True` initialises the heads anew); a second
-  branch that would have the same head (the same checkpoint, or a copy of it) keeps the backbone and gets a head of its
-  own;
-- a whole checkpoint with other classes, by count or by name: kept but for the weights that stand for classes.
+- a configuration: everything is initialised, with a different seed per branch;
+- backbone weights: every branch gets the same backbone, and its head is initialised with a different seed;
+- a full checkpoint with the same classes: kept unchanged (`reinit_heads=True` draws new heads). A second branch that
+  would have the same head (the same checkpoint, or a copy of it) keeps the backbone and gets a new head;
+- a full checkpoint with a different number of classes or other names: kept, except the weights that depend on classes.
 
-A model that is passed is used as it is.
+A model that is passed as an object is used unchanged.
 
-Heads are initialised by kaiming normal (fan-in, relu), those without norm layers by torch's default, those of
-universal models by the library's rule (see initialization.py); the first two also where the library initialises the
-rest from a configuration. Which of these happened is logged, one message a branch, by the logger "cps_hf".
+Heads are initialised with kaiming normal (fan-in, relu), heads without norm layers with torch's default, and heads of
+universal models by the library's rule (see initialization.py). The first two also apply if the library initialises the
+rest from a configuration. The choice is logged, one message per branch, by the logger "cps_hf".
 """
 
 from __future__ import annotations
@@ -35,27 +34,27 @@ from .backbones import backbone_parameters, head_parameters, load_backbone_weigh
 from .classes import (
     by_number,
     checked_id2label,
+    has_other_names,
     listed,
-    names_otherwise,
-    refuse_classes_of_another_task,
+    reject_classes_of_another_task,
     settle_classes,
 )
 from .initialization import branch_seed, head_has_norms, initialize_weights
-from .twins import tell_apart
+from .twins import redraw_equal_heads
 from .universal import (
     UNIVERSAL,
     auto_class,
     decoder_module,
     input_window,
     is_universal,
-    refuse_other_universal,
-    said_of_pixels,
+    pixel_outputs,
+    reject_other_universal,
     switch_masked_attention_off,
 )
 
 HEAD_NAMES = ("neck", "decode_head", "segmentation_head", "head", "decoder")
-"""What transformers' models (and ours) call the module that the backbone's feature maps go into. A DPT has a neck
-before its head."""
+"""The name of the module in transformers' models (and this package's) that takes the backbone's feature maps.
+A DPT has a neck before its head."""
 
 logger = logging.getLogger("cps_hf")
 
@@ -66,10 +65,10 @@ class Branch(nn.Module):
     Args:
         model: any model of `AutoModelForSemanticSegmentation`, or a Mask2Former, MaskFormer or EoMT of
             `AutoModelForUniversalSegmentation`, whose queries give class scores (universal.py); kept as `.model`.
-            `align_corners` is its configuration's, false where that does not say.
+            `align_corners` comes from its configuration, false by default.
 
     Attributes:
-        window: (height, width) of the only images that the model takes, where its positions fit one size; else `None`.
+        window: (height, width) of the only images that the model accepts if its positions fit one size, else `None`.
     """
 
     def __init__(self, model: PreTrainedModel):
@@ -86,7 +85,7 @@ class Branch(nn.Module):
             head.register_forward_pre_hook(self._feature_dropout, with_kwargs=True)
 
     def compile_model(self, **options) -> None:
-        """From now on the model runs compiled in training mode. `options` are torch.compile's."""
+        """Compile the model for training mode. `options` are passed to torch.compile."""
         self._compiled = torch.compile(self.model.__call__, **options)
 
     def forward(
@@ -97,33 +96,34 @@ class Branch(nn.Module):
         complementary_dropout: float = 0.0,
         resize: bool = True,
     ) -> Tensor:
-        """Logits at the size of the input.
+        """Compute logits at the size of the input.
 
         Args:
             pixel_values: (B, 3, H, W) float, normalised.
-            feature_dropout: the probability in [0, 1) with which a whole channel of the feature maps that enter the
-                decode head is set to zero, the others divided by 1 - p, for each image anew (UniMatch, CVPR 2023,
-                section 3.3); in evaluation mode too.
-            complementary_dropout: the images are two views each, those of the first half of the batch and, in the same
-                order, those of the second: the share in [0, 1] of these pairs (rounded up, drawn anew) whose feature
-                maps are dropped. A channel is doubled in one view and zero in the other, or the reverse, with equal
-                chance (UniMatch V2, TPAMI 2025, has 0.5); in evaluation mode too. Maps with as many channels share a
-                draw: those of a vision transformer are one stream, in which a channel is gone when it is gone in all.
-            resize: false: what `strided` resizes: the model's logits or class scores at its own size.
+            feature_dropout: the probability in [0, 1) of zeroing a whole channel of the feature maps that enter the
+                decode head, independently per image; the others are divided by 1 - p (UniMatch, CVPR 2023,
+                section 3.3). Also active in evaluation mode.
+            complementary_dropout: the images are pairs of views: the first half of the batch, then the second half in
+                the same order. Dropout applies to this share in [0, 1] of the pairs (rounded up, drawn at random).
+                Each channel of their feature maps is doubled in one view and zeroed in the other, or the reverse, with
+                equal probability (UniMatch V2, TPAMI 2025, has 0.5). Also active in evaluation mode. Maps with equally
+                many channels share a draw: those of a vision transformer are one stream, where a channel is only gone
+                if it is gone in all of them.
+            resize: if false, return what `strided` resizes: the model's logits or class scores at its own size.
 
         Returns:
             (B, C, H, W) float32: resized bilinearly, with `align_corners`.
 
         Raises:
-            ValueError: `feature_dropout` is no such probability, `complementary_dropout` no such share or given beside
-                it or with an odd number of images, or the model has no decode head that is known.
+            ValueError: a dropout is out of range, both are given, `complementary_dropout` is used with an odd number
+                of images, or the model has no known decode head.
         """
         if not 0 <= feature_dropout < 1:
-            raise ValueError(f"`feature_dropout` is a probability in [0, 1), got {feature_dropout}.")
+            raise ValueError(f"`feature_dropout` must be a probability in [0, 1), got {feature_dropout}.")
         if not 0 <= complementary_dropout <= 1:
-            raise ValueError(f"`complementary_dropout` is a share in [0, 1], got {complementary_dropout}.")
+            raise ValueError(f"`complementary_dropout` must be a share in [0, 1], got {complementary_dropout}.")
         if complementary_dropout > 0 and feature_dropout > 0:
-            raise ValueError("`feature_dropout` and `complementary_dropout` are two ways to drop: give one of them.")
+            raise ValueError("`feature_dropout` and `complementary_dropout` cannot be combined: set one of them to 0.")
         if complementary_dropout > 0 and len(pixel_values) % 2:
             raise ValueError(
                 f"`complementary_dropout` needs two views of each image, an even number, got {len(pixel_values)}."
@@ -131,20 +131,20 @@ class Branch(nn.Module):
         dropout = "complementary_dropout" if complementary_dropout > 0 else "feature_dropout"
         if max(feature_dropout, complementary_dropout) > 0 and not self._has_head:
             raise ValueError(
-                f"{dropout} needs a module that the backbone's feature maps go into, called one of "
+                f"{dropout} needs a module that takes the backbone's feature maps, called one of "
                 f"{', '.join(HEAD_NAMES)}; {type(self.model).__name__} has "
                 f"{', '.join(name for name, _ in self.model.named_children())}. Use a method without feature dropout."
             )
         self._feature_dropout.p, self._feature_dropout.complementary = feature_dropout, complementary_dropout
         network = self._compiled if self._compiled is not None and self.training else self.model
         try:
-            values = said_of_pixels(self.model, pixel_values.to(next(self.model.parameters()).dtype), network)
+            values = pixel_outputs(self.model, pixel_values.to(next(self.model.parameters()).dtype), network)
         finally:
             self._feature_dropout.p = self._feature_dropout.complementary = 0.0
         return self._strided(values, pixel_values).resized() if resize else values
 
     def strided(self, pixel_values: Tensor, **dropout: float) -> StridedLogits:
-        """The logits at the model's own size, with the size of the input: what the losses resize a piece at a time."""
+        """The logits at the model's own size, with the size of the input. Losses resize them piecewise."""
         return self._strided(self(pixel_values, **dropout, resize=False), pixel_values)
 
     def _strided(self, values: Tensor, pixel_values: Tensor) -> StridedLogits:
@@ -152,8 +152,8 @@ class Branch(nn.Module):
 
 
 class _FeatureDropout:
-    """A forward pre-hook, registered once and driven by `p` and `complementary`, so that a compiled or wrapped model
-    keeps its hooks."""
+    """A forward pre-hook, registered once and controlled by `p` and `complementary`, so that compiled or wrapped
+    models keep their hooks."""
 
     def __init__(self):
         self.p = self.complementary = 0.0
@@ -169,7 +169,7 @@ class _FeatureDropout:
 
 
 class _ComplementaryDropout:
-    """What one pass draws: which pairs are dropped, and for each number of channels what these are multiplied with."""
+    """The draw of one pass: which pairs are dropped, and the factors for each number of channels."""
 
     def __init__(self, share: float):
         self.share = share
@@ -190,7 +190,7 @@ class _ComplementaryDropout:
 
 
 def _of_maps(function, value):
-    """`function` of every feature map inside, (B, channels, h, w) or, turned from tokens, (B, channels, tokens)."""
+    """Apply `function` to every feature map inside: (B, channels, h, w), or tokens as (B, channels, tokens)."""
     if isinstance(value, (list, tuple)):
         return type(value)(_of_maps(function, item) for item in value)
     if not isinstance(value, Tensor):
@@ -218,33 +218,33 @@ def build_branches(
     attn_implementation: str | dict[str, str] | None = None,
     revision: str | None = None,
 ) -> list[PreTrainedModel]:
-    """The models that will teach each other, and where their weights come from (said aloud, see the module's page).
+    """The models that will teach each other, and where their weights come from (logged; see the module's docstring).
 
     Args:
         models: one Hub id, local folder or configuration, used `num_branches` times; or a sequence of these and of
-            models. A model is used as it is, only checked.
-        id2label: the classes, written into the configuration of every branch that is built; a model that is passed
-            must have them, or classes without names (LABEL_0, ...). None: those of the models.
-        num_branches: how many, where `models` is one thing (default 2).
-        seed: with it and a branch's index its initialisation is seeded.
-        reinit_heads: initialise the heads anew although the checkpoint has them.
-        backbone: weights for the backbones, see `load_backbone_weights`; a sequence gives one for each branch.
-        trust_remote_code: run the model code that a repository holds.
-        dtype: of the parameters; None: float32, whatever the checkpoint has.
-        attn_implementation: "sdpa", "eager", ..., or {"backbone_config": "sdpa"} for a backbone inside; None: the
+            models. A model object is only checked, and used unchanged.
+        id2label: the classes, written into the configuration of every branch that is built. A model object must have
+            the same classes, or unnamed ones (LABEL_0, ...). If `None`, the models' classes.
+        num_branches: the number of branches if `models` is a single item (default 2).
+        seed: together with the branch's index, the seed of its initialisation.
+        reinit_heads: draw new heads even if the checkpoint has them.
+        backbone: weights for the backbones, see `load_backbone_weights`; a sequence has one per branch.
+        trust_remote_code: run the model code in a repository.
+        dtype: the parameters' type; if `None`, float32, whatever the checkpoint has.
+        attn_implementation: "sdpa", "eager", ..., or {"backbone_config": "sdpa"} for a backbone inside; if `None`, the
             library's choice for each part.
-        revision: of a Hub id.
+        revision: the revision of a Hub id.
 
     Returns:
-        The models, all with the same classes, without auxiliary heads, 255 as their ignored label.
+        The models, all with the same classes, without auxiliary heads, and with 255 as their ignored label.
 
     Raises:
-        ValueError: a source that cannot be loaded or has no segmentation head, weights that do not fit, models whose
-            share weights or whose classes differ, are fewer than 2 or more than 255; or `id2label` is none and a
-            checkpoint without a segmentation head is to say what the classes are.
+        ValueError: a source cannot be loaded or has no segmentation head; weights do not match; models share weights;
+            their classes differ, or are fewer than 2 or more than 255; or `id2label` is `None` and a checkpoint
+            without a segmentation head would have to name the classes.
     """
-    sources = one_source_a_branch(models, num_branches)
-    backbones = _one_backbone_a_branch(backbone, len(sources))
+    sources = source_per_branch(models, num_branches)
+    backbones = _backbone_per_branch(backbone, len(sources))
     if id2label is not None:
         id2label = checked_id2label(id2label)
     options = {"trust_remote_code": trust_remote_code, "revision": revision}
@@ -254,29 +254,29 @@ def build_branches(
         if isinstance(source, PreTrainedModel):
             if weights is not None or reinit_heads:
                 raise ValueError(
-                    "`backbone` and `reinit_heads` change weights, and a model that is passed is used as it is: pass "
+                    "`backbone` and `reinit_heads` change weights, but a model object is used unchanged: pass "
                     "its configuration or its folder, or call load_backbone_weights(model, source) yourself."
                 )
             branches.append(source)
-            said = "the model that was passed, as it is"
+            said = "the model that was passed, unchanged"
         else:
             model, said = _build(source, index, seed, id2label, weights, reinit_heads, options, build)
             branches.append(model)
         logger.info("branch %d, %s: %s.", index, type(branches[-1]).__name__, said)
     settle_classes(branches, id2label)
-    tell_apart(branches, [isinstance(source, PreTrainedModel) for source in sources], seed)
+    redraw_equal_heads(branches, [isinstance(source, PreTrainedModel) for source in sources], seed)
     return branches
 
 
 def _build(source, index, seed, id2label, weights, reinit_heads, options, build) -> tuple[PreTrainedModel, str]:
-    """One branch, and what was done in words."""
+    """Build one branch. Returns it with a description of what was done."""
     generator_seed = branch_seed(seed, index)
     config = _read_config(source, options)
     own_classes, keeps_head = config.id2label, weights is None and not reinit_heads
     if id2label is None:
-        refuse_classes_of_another_task(config, _named(source), isinstance(source, PreTrainedConfig))
+        reject_classes_of_another_task(config, _named(source), isinstance(source, PreTrainedConfig))
     config = _adapted_config(config, source, id2label)
-    with torch.random.fork_rng(devices=[]):  # nobody else's random numbers move
+    with torch.random.fork_rng(devices=[]):  # leaves other random numbers unaffected
         torch.default_generator.manual_seed(generator_seed)
         from_config = isinstance(source, PreTrainedConfig) or not _has_weights(source)
         if from_config:
@@ -284,16 +284,16 @@ def _build(source, index, seed, id2label, weights, reinit_heads, options, build)
             to_initialize = set() if head_has_norms(model) else head_parameters(model)
         else:
             if getattr(config, "input_shrink", 1) != 1:
-                config.input_shrink = 1  # an exported branch shrinks whole photographs; crops are shrunk already
+                config.input_shrink = 1  # an exported branch shrinks whole photographs; crops are already shrunk
             model, to_initialize, said = _from_checkpoint(source, config, options, build)
-            renamed = id2label is not None and keeps_head and names_otherwise(own_classes, id2label)
+            renamed = id2label is not None and keeps_head and has_other_names(own_classes, id2label)
             by_class = _parameters_by_class(config, options) if renamed else set()
             if not by_class <= to_initialize:
                 to_initialize |= by_class
-                said = f"weights from {source} but for its classes, which have other names"
+                said = f"weights from {source} except for its classes, which have other names"
                 logger.warning(
-                    "%s has %d classes too, but by other names (%s; these are %s), so what it learnt of them is left "
-                    "out. To keep that, write these names into its config.json.",
+                    "%s has %d classes too, but with other names (%s; these are %s), so its weights for classes are "
+                    "not used. To keep them, write these names into its config.json.",
                     *(source, len(own_classes), listed(own_classes), listed(id2label)),
                 )
         if weights is not None:
@@ -312,8 +312,8 @@ def _build(source, index, seed, id2label, weights, reinit_heads, options, build)
     return model.train(), said
 
 
-def one_source_a_branch(models: Source | Sequence[Source], num_branches: int | None) -> list[Source]:
-    """What each branch is made of. Arguments as of `build_branches`."""
+def source_per_branch(models: Source | Sequence[Source], num_branches: int | None) -> list[Source]:
+    """What each branch is made from. Arguments as in `build_branches`."""
     if isinstance(models, PreTrainedModel):
         models = [models]
     if isinstance(models, (str, PathLike, PreTrainedConfig)):
@@ -325,22 +325,22 @@ def one_source_a_branch(models: Source | Sequence[Source], num_branches: int | N
     for source in sources:
         if not isinstance(source, (str, PathLike, PreTrainedConfig, PreTrainedModel)):
             raise ValueError(
-                "`models` must hold Hub ids, local folders, transformers configurations or transformers models, got "
+                "`models` must be Hub ids, local folders, transformers configurations or transformers models, got "
                 f"{type(source).__name__}."
             )
     if not sources:
-        raise ValueError("`models` is empty: give one id, folder or configuration, or a list of them.")
+        raise ValueError("`models` is empty: pass one id, folder or configuration, or a list of them.")
     if num_branches is not None and num_branches != len(sources):
-        raise ValueError(f"`models` has {len(sources)} entries and `num_branches` is {num_branches}: leave it out.")
+        raise ValueError(f"`models` has {len(sources)} entries, `num_branches` is {num_branches}: remove the latter.")
     return sources
 
 
-def _one_backbone_a_branch(backbone, count: int) -> list[str | PathLike | None]:
+def _backbone_per_branch(backbone, count: int) -> list[str | PathLike | None]:
     if backbone is None or isinstance(backbone, (str, PathLike)):
         return [backbone] * count
     if len(backbone) != count:
         raise ValueError(
-            f'`backbone` has {len(backbone)} entries for {count} branches: one for each, "none" for none.'
+            f'`backbone` has {len(backbone)} entries for {count} branches: give one per branch, "none" for none.'
         )
     return list(backbone)
 
@@ -350,7 +350,7 @@ def _is_config_file(source) -> bool:
 
 
 def _has_weights(source: str | PathLike) -> bool:
-    """False for a local folder that holds a configuration and nothing else."""
+    """False for a local folder that only contains a configuration."""
     if _is_config_file(source):
         return False
     folder = Path(source)
@@ -358,12 +358,12 @@ def _has_weights(source: str | PathLike) -> bool:
 
 
 def _read_config(source, options: dict) -> PreTrainedConfig:
-    """A copy of the configuration, one of a model that segments."""
+    """A copy of the configuration, which must be of a segmentation model."""
     if isinstance(source, PreTrainedConfig):
         config = copy.deepcopy(source)
     else:
         if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
-            raise ValueError(f"The folder `{source}` holds no config.json: it is no model of transformers.")
+            raise ValueError(f"The folder `{source}` has no config.json: it is not a transformers model.")
         try:
             config = AutoConfig.from_pretrained(source, **options)
         except (OSError, ValueError, KeyError) as error:
@@ -373,37 +373,37 @@ def _read_config(source, options: dict) -> PreTrainedConfig:
                 ) from error
             raise ValueError(
                 f"`{source}` is neither a folder here nor a model that could be read from the Hub. Check the spelling "
-                f"and the connection (HF_HUB_OFFLINE forbids it); a gated or private one needs HF_TOKEN; one with "
-                f"code of its own needs trust_remote_code=True. transformers said: {error}"
+                f"and the connection (HF_HUB_OFFLINE disables it); a gated or private one needs HF_TOKEN; one with "
+                f"its own code needs trust_remote_code=True. transformers said: {error}"
             ) from error
-    refuse_other_universal(config, _named(source))
+    reject_other_universal(config, _named(source))
     known = type(config) in AutoModelForSemanticSegmentation._model_mapping or is_universal(config)
     if not known and "AutoModelForSemanticSegmentation" not in (getattr(config, "auto_map", None) or {}):
         names = sorted({kind.model_type for kind in AutoModelForSemanticSegmentation._model_mapping} | {*UNIVERSAL})
         raise ValueError(
             f"{_named(source)} is a {config.model_type!r}, which has no semantic segmentation head in transformers. "
-            f"Those that have: {', '.join(names)}. To use it as a backbone, give a UperNetConfig or "
+            f"Types that have one: {', '.join(names)}. To use it as a backbone, pass a UperNetConfig or "
             "DeepLabV3PlusConfig as the model and this as `backbone`."
         )
     if config.model_type == "dpt" and config.backbone_config is not None and not config.is_hybrid:
         raise ValueError(
             f"{_named(source)}: DPTForSemanticSegmentation ignores `backbone_config` and "
-            "builds a ViT of its own. For another backbone take ViTDPTConfig (a DPT head) or UperNetConfig."
+            "builds its own ViT. For another backbone, use ViTDPTConfig (a DPT head) or UperNetConfig."
         )
     return config
 
 
 def _adapted_config(config: PreTrainedConfig, source, id2label: dict[int, str] | None) -> PreTrainedConfig:
-    """The configuration with our classes, no auxiliary head and our ignored label."""
+    """The configuration with our classes and ignored label, and without auxiliary head."""
     if id2label is None:
         config.id2label = by_number(config.id2label, f"The configuration of {_named(source)}")
     else:
         config.id2label = dict(id2label)
         config.label2id = {name: index for index, name in id2label.items()}
     if hasattr(config, "use_auxiliary_head"):
-        config.use_auxiliary_head = False  # it would get no gradient from our losses, and stop DDP
+        config.use_auxiliary_head = False  # it would get no gradient from our losses, which stops DDP
     if config.model_type == "maskformer":
-        config.use_auxiliary_loss = False  # it makes masks of every layer, for the set loss, which is not run
+        config.use_auxiliary_loss = False  # it makes masks in every layer for the set loss, which is not used
     for field in ("semantic_loss_ignore_index", "loss_ignore_index"):  # the second is UperNet's
         if hasattr(config, field):
             setattr(config, field, IGNORE_INDEX)
@@ -415,9 +415,9 @@ def _from_config(config: PreTrainedConfig, options: dict, build: dict) -> PreTra
     try:
         model = auto_class(config).from_config(config, trust_remote_code=options["trust_remote_code"], **kwargs)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, AssertionError) as error:
-        hint = "Often the backbone does not give the stages that the head needs (`out_features`, `out_indices`)."
+        hint = "Often the backbone does not return the stages that the head needs (`out_features`, `out_indices`)."
         if "attention implementation" in str(error) or "attn_implementation" in str(error):
-            hint = 'For the backbone alone pass attn_implementation={"backbone_config": ...}, or leave it out.'
+            hint = 'For the backbone alone, pass attn_implementation={"backbone_config": ...}, or remove it.'
         raise ValueError(
             f"A {config.model_type!r} cannot be built from its configuration. {hint} The library said: "
             f"{type(error).__name__}: {error}"
@@ -427,7 +427,7 @@ def _from_config(config: PreTrainedConfig, options: dict, build: dict) -> PreTra
 
 
 def _from_checkpoint(source, config: PreTrainedConfig, options: dict, build: dict):
-    """The model, the names of the parameters that the checkpoint did not fill, and what was done in words."""
+    """The model, the names of parameters that the checkpoint did not fill, and a description of what was done."""
     kwargs = {name: value for name, value in {**options, **build}.items() if value is not None}
     try:
         model, info = auto_class(config).from_pretrained(
@@ -441,7 +441,7 @@ def _from_checkpoint(source, config: PreTrainedConfig, options: dict, build: dic
     backbone_names = backbone_parameters(model)
     if backbone_names and backbone_names <= new:
         raise ValueError(
-            f"`{source}` holds no weight of the backbone of {type(model).__name__}. If it is a backbone, give the "
+            f"`{source}` has no weight of the backbone of {type(model).__name__}. If it is a backbone, pass the "
             f"segmentation model's configuration as the model and `{source}` as `backbone`."
         )
     if lost := new & backbone_names:
@@ -450,16 +450,16 @@ def _from_checkpoint(source, config: PreTrainedConfig, options: dict, build: dic
     if not new:
         return model, new, f"all weights from {source}"
     if mismatched:
-        return model, new, f"weights from {source} but for the class count (now {config.num_labels})"
+        return model, new, f"weights from {source} except for the class count (now {config.num_labels})"
     if head_names <= new:
         return model, new, f"backbone from {source}"
     return model, new, f"weights from {source}"
 
 
 def _parameters_by_class(config: PreTrainedConfig, options: dict) -> set[str]:
-    """The names of those that stand for classes: their shapes change with the number of classes.
+    """The names of parameters that depend on classes: their shapes change with the number of classes.
 
-    Found on two models without values (on the meta device), one of which has a class more.
+    Found by comparing two models without values (on the meta device), one of which has one more class.
     """
     shapes = []
     for count in (config.num_labels, config.num_labels + 1):

@@ -1,4 +1,4 @@
-"""The classes that models name, against each other and against those of the data."""
+"""Compares the classes that models name, with each other and with the data's."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ..functional.losses import IGNORE_INDEX
 
 _ONE_CLASS = (
-    "One class is nothing to tell apart: every pixel is right, whatever a network learns. For a binary task name both "
-    'classes, the background first, like ["background", "crack"], and let masks hold 0 and 1. Those of 0 and 255 are '
-    "read so where the data set is loaded with `values={0: 0, 255: 1}` (on a command line `--load_options "
+    "A single class cannot be learned: every pixel is right, whatever a network predicts. For a binary task, name "
+    'both classes, the background first, like ["background", "crack"], and use masks of 0 and 1. Masks of 0 and 255 '
+    "are supported if the data set is loaded with `values={0: 0, 255: 1}` (on a command line `--load_options "
     """'{"values": {"0": 0, "255": 1}}'`)."""
 )
 
 
 def by_number(id2label: Mapping[Any, str], whose: str) -> dict[int, str]:
-    """Class names by number, also where they were given by "0", "1", ..., as JSON has them.
+    """Class names by number, also if the keys are "0", "1", ..., as in JSON.
 
     Args:
-        whose: how an error begins.
+        whose: the beginning of the error message.
 
     Raises:
-        ValueError: the keys are no numbers 0, 1, ... without a gap.
+        ValueError: the keys are not the numbers 0, 1, ... without a gap.
     """
     try:
         table = {int(key): str(name) for key, name in id2label.items()}
@@ -40,10 +40,10 @@ def by_number(id2label: Mapping[Any, str], whose: str) -> dict[int, str]:
 
 
 def checked_id2label(id2label: Mapping[Any, str]) -> dict[int, str]:
-    """`by_number`, of at least two classes.
+    """`by_number`, for at least two classes.
 
     Raises:
-        ValueError: it is no such table.
+        ValueError: it is not such a table.
     """
     id2label = by_number(id2label, "`id2label`")
     if len(id2label) < 2:
@@ -52,30 +52,30 @@ def checked_id2label(id2label: Mapping[Any, str]) -> dict[int, str]:
 
 
 def are_named(id2label: Mapping[Any, str]) -> bool:
-    """Whether someone named these classes: transformers' own names for others are LABEL_0, LABEL_1, ..."""
+    """Whether these classes have names: transformers' default names are LABEL_0, LABEL_1, ..."""
     return not all(re.fullmatch(r"LABEL_\d+", str(name)) for name in id2label.values())
 
 
 def same_names(one: Mapping[int, str], other: Mapping[int, str]) -> bool:
-    """Whether two tables give the same numbers the same names, whatever their capitals."""
+    """Whether two tables give the same numbers the same names, ignoring case."""
     return one.keys() == other.keys() and all(
         str(one[key]).strip().casefold() == str(other[key]).strip().casefold() for key in one
     )
 
 
 def letters(name: str) -> str:
-    """A name's letters and digits in small, by which "Traffic light" and "traffic_light" are one class."""
+    """A name's letters and digits in lower case, so that "Traffic light" and "traffic_light" are equal."""
     return re.sub(r"[\W_]", "", name.lower())
 
 
-def names_otherwise(own: Mapping[Any, str], id2label: Mapping[int, str]) -> bool:
+def has_other_names(own: Mapping[Any, str], id2label: Mapping[int, str]) -> bool:
     """Whether a checkpoint's table names as many classes as `id2label`, but others, or in another order."""
     own, ours = ({str(key): name for key, name in table.items()} for table in (own, id2label))
     return len(own) == len(ours) and are_named(own) and are_named(ours) and not same_names(own, ours)
 
 
 def classes_of(branches: Sequence[PreTrainedModel]) -> dict[int, str]:
-    """The classes that branches have in common, by the names that one of them gives, if one does."""
+    """The branches' common classes, with the names that one of them has, if any."""
     return branches[_first_named(branches)].config.id2label
 
 
@@ -84,11 +84,11 @@ def _first_named(branches: Sequence[PreTrainedModel]) -> int:
 
 
 def settle_classes(branches: Sequence[PreTrainedModel], id2label: Mapping[int, str] | None) -> None:
-    """Checks that branches have the same classes, those of `id2label` where there is one; the keys of their
-    configurations' tables become numbers. A branch whose classes have no names has them by their count.
+    """Check that branches have the same classes, and those of `id2label` if given. Keys of their configurations'
+    tables become numbers. Unnamed classes are compared by count.
 
     Raises:
-        ValueError: they have others, or fewer than 2 or more than 255.
+        ValueError: they differ, or are fewer than 2 or more than 255.
     """
     for index, branch in enumerate(branches):
         branch.config.id2label = by_number(branch.config.id2label, f"The configuration's `id2label` of branch {index}")
@@ -97,8 +97,8 @@ def settle_classes(branches: Sequence[PreTrainedModel], id2label: Mapping[int, s
         raise ValueError(f"{_ONE_CLASS} Here {expected[0]!r} is the only one.")
     if len(expected) > IGNORE_INDEX:
         raise ValueError(
-            f"Branches can have at most {IGNORE_INDEX} classes, got {len(expected)}: a label is a byte, and "
-            f"{IGNORE_INDEX} is the ignored one. Merge classes."
+            f"Branches can have at most {IGNORE_INDEX} classes, got {len(expected)}: a label is one byte, and "
+            f"{IGNORE_INDEX} is the ignored label. Merge classes."
         )
     for index, branch in enumerate(branches):
         found = branch.config.id2label
@@ -114,20 +114,20 @@ def settle_classes(branches: Sequence[PreTrainedModel], id2label: Mapping[int, s
         raise ValueError(
             f"Branches can only teach each other the same classes: {where} has {len(expected)}, branch {index} "
             f"has {len(found)}{detail}. Pass `id2label` to build all branches with the same ones; "
-            "of a model that is passed, set `model.config.id2label`."
+            "for a model object, set `model.config.id2label`."
         )
 
 
-def refuse_classes_of_another_task(config: PreTrainedConfig, name: str, made_in_python: bool) -> None:
-    """Where the data do not say what the classes are, those of a checkpoint that does not segment are no answer: they
-    are a classifier's thousand, or the two that the library writes where no one named any.
+def reject_classes_of_another_task(config: PreTrainedConfig, name: str, made_in_python: bool) -> None:
+    """If the data do not name the classes, reject a checkpoint that is no segmentation model as their source: its
+    classes are a classifier's thousand, or the two that the library writes by default.
 
     Args:
-        name: of the checkpoint, for the error.
-        made_in_python: a configuration object, whose classes someone may have counted without naming them.
+        name: the checkpoint's name in the error.
+        made_in_python: whether it is a configuration object, whose classes may have been counted but not named.
 
     Raises:
-        ValueError: the configuration is such a checkpoint's.
+        ValueError: the configuration belongs to such a checkpoint.
     """
     architectures = getattr(config, "architectures", None) or []
     tasks = ("SemanticSegmentation", "UniversalSegmentation", "InstanceSegmentation")
@@ -137,9 +137,9 @@ def refuse_classes_of_another_task(config: PreTrainedConfig, name: str, made_in_
         return
     raise ValueError(
         f"{name} is a {architectures[0]}: its {len(config.id2label)} classes ({listed(config.id2label)}) are not "
-        "those of the masks, and the data do not name theirs. Name them, one for each value of the masks: by a "
-        '`classes.json` like ["background", "road"] in the data set\'s folder, by `class_names` where the data set is '
-        "loaded, or, calling build_branches, by `id2label`."
+        "those of the masks, and the data set does not name its classes. Name them, one per value of the masks: in a "
+        '`classes.json` like ["background", "road"] in the data set\'s folder, with `class_names` when loading the '
+        "data set, or with `id2label` when calling build_branches."
     )
 
 

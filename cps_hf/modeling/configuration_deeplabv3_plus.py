@@ -1,4 +1,4 @@
-"""Configuration of DeepLabV3+ on any backbone. Travels with a pushed model: imports nothing of the package."""
+"""Configuration of DeepLabV3+ on any backbone. Copied with a pushed model: imports nothing from the package."""
 
 from __future__ import annotations
 
@@ -11,33 +11,34 @@ HEADS = ("original", "textbook")
 
 
 class DeepLabV3PlusConfig(PreTrainedConfig):
-    r"""DeepLabV3+ (ECCV 2018, arXiv 1802.02611), with the head of the CPS release or the paper's.
+    r"""DeepLabV3+ (ECCV 2018, arXiv 1802.02611), with the head of the CPS release or of the paper.
 
     Args:
-        backbone: a timm network with five feature levels ("resnet50s": ResNet-50 with the deep stem 64-64-128, the
-            default). Left out when `backbone_config` is given.
-        backbone_config: any backbone of transformers; its first feature map is the low-level one, its last goes into
-            the pyramid, so it must give at least two.
-        output_stride: 8 or 16 (default), the last feature map's; only for a timm backbone, others have their own.
-        head: "original": the CPS release's; one norm over the concatenated pyramid, the pooled branch added,
-            LeakyReLU, no dropout. "textbook": norm and ReLU in each of five branches, concatenated, then dropout.
+        backbone: a timm network with five feature levels (default: "resnet50s", a ResNet-50 with the deep stem
+            64-64-128). Omit it if `backbone_config` is given.
+        backbone_config: any transformers backbone with at least two feature maps. The first one is the low-level map,
+            the last one goes into the pyramid.
+        output_stride: the last feature map's stride, 8 or 16 (default). Only for a timm backbone; others have their
+            own.
+        head: "original": the CPS release's, with one norm over the concatenated pyramid, the pooled branch added,
+            LeakyReLU, and no dropout. "textbook": norm and ReLU in each of five branches, concatenated, then dropout.
         multi_grid: dilations of the last stage's blocks as multiples of the stage's own (2 at stride 16, 4 at 8);
-            only for timm ResNets. Default: [1, 2, 4] for the original's head on a ResNet-50, -101 or -152 (dilations
-            2, 4, 8 at stride 16; 4, 8, 16 at stride 8), else timm's own dilations.
+            only for timm ResNets. Default: [1, 2, 4] for the original head on a ResNet-50, -101 or -152 (dilations
+            2, 4, 8 at stride 16; 4, 8, 16 at stride 8), otherwise timm's own dilations.
         atrous_rates: dilations of the pyramid's three 3 x 3 convolutions. Default: 6, 12, 18; twice these for the
             textbook head at stride 8.
-        aspp_channels: of the pyramid's output and of the decoder.
-        low_level_channels: to which the low-level map is reduced.
-        dropout: after the textbook head's pyramid. Default 0.1 there (the TensorFlow release keeps 0.9); the
-            original's head has none.
-        align_corners: in every bilinear resize, also in that of the logits. Default: true for the original's head.
-        input_shrink: every so many by so many pixels of the input are averaged before the network sees them: one that
-            was trained on shrunk photographs takes whole ones. 1: none are.
-        initializer_range: standard deviation for what is neither convolution nor norm, as elsewhere in transformers.
-        semantic_loss_ignore_index: the label that the built-in loss leaves out.
+        aspp_channels: the number of channels of the pyramid's output and of the decoder.
+        low_level_channels: the number of channels that the low-level map is reduced to.
+        dropout: the dropout after the textbook head's pyramid. Default 0.1 (the TensorFlow release keeps 0.9); the
+            original head has none.
+        align_corners: used in every bilinear resize, including the logits'. Default: true for the original head.
+        input_shrink: average blocks of this many by this many input pixels before the network sees them, so that one
+            trained on shrunk photographs accepts whole ones. 1: no shrinking.
+        initializer_range: the standard deviation for weights of neither convolutions nor norms, as in transformers.
+        semantic_loss_ignore_index: the label that the built-in loss ignores.
 
     Raises:
-        ValueError: values that contradict each other or are not among those named.
+        ValueError: values are contradictory or not supported.
     """
 
     model_type = "deeplabv3_plus"
@@ -84,7 +85,7 @@ class DeepLabV3PlusConfig(PreTrainedConfig):
         self.aspp_channels = aspp_channels
         self.low_level_channels = low_level_channels
         if head == "original" and dropout:
-            raise ValueError(f'The original\'s head has no dropout, got dropout={dropout}. Use head="textbook".')
+            raise ValueError(f'The original head has no dropout, got dropout={dropout}. Use head="textbook".')
         self.dropout = (0.1 if head == "textbook" else 0.0) if dropout is None else dropout
         self.align_corners = (head == "original") if align_corners is None else align_corners
         if input_shrink < 1:
@@ -109,16 +110,16 @@ def _backbone_config(
         backbone_config = CONFIG_MAPPING[model_type](**values)
     if backbone_config.model_type == "timm_backbone":
         if backbone is not None and backbone != backbone_config.backbone:
-            raise ValueError(f"`backbone` is {backbone!r} and `backbone_config` says {backbone_config.backbone!r}.")
+            raise ValueError(f"`backbone` is {backbone!r}, but `backbone_config` says {backbone_config.backbone!r}.")
         if output_stride is not None and output_stride != backbone_config.output_stride:
             raise ValueError(
-                f"`output_stride` is {output_stride} and `backbone_config` says {backbone_config.output_stride}."
+                f"`output_stride` is {output_stride}, but `backbone_config` says {backbone_config.output_stride}."
             )
         if backbone_config.output_stride not in (None, 8, 16, 32):
             raise ValueError(f"`output_stride` must be 8, 16 or 32, got {backbone_config.output_stride}.")
     elif backbone is not None or output_stride is not None:
         raise ValueError(
             f"`backbone` and `output_stride` are for timm backbones; `backbone_config` is a "
-            f"{backbone_config.model_type!r}, which has its own strides. Leave them out."
+            f"{backbone_config.model_type!r}, which has its own strides. Remove them."
         )
     return backbone_config

@@ -1,4 +1,4 @@
-"""Configuration of HRNet for segmentation. Travels with a pushed model: imports nothing of the package."""
+"""Configuration of HRNet for segmentation. Copied with a pushed model: imports nothing from the package."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ class HRNetConfig(PreTrainedConfig):
 
     Args:
         backbone: timm's name of the network: "hrnet_w18", "hrnet_w48", ...
-        align_corners: in the bilinear resizes of the streams and of the logits.
-        initializer_range: standard deviation for what is neither convolution nor norm, as elsewhere in transformers.
-        semantic_loss_ignore_index: the label that the built-in loss leaves out.
+        align_corners: used in the bilinear resizes of the streams and of the logits.
+        initializer_range: the standard deviation for weights of neither convolutions nor norms, as in transformers.
+        semantic_loss_ignore_index: the label that the built-in loss ignores.
 
     Raises:
-        ValueError: the backbone is no HRNet.
+        ValueError: the backbone is not an HRNet.
     """
 
     model_type = "cps_hrnet"

@@ -1,4 +1,4 @@
-"""Checkpoints of the public CPS code (TorchSemiSeg) as models of transformers."""
+"""Converts checkpoints of the public CPS code (TorchSemiSeg) to transformers models."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from .configuration_deeplabv3_plus import DeepLabV3PlusConfig
 from .modeling_deeplabv3_plus import DeepLabV3PlusForSemanticSegmentation
 
-# a prefix there -> the prefix here; what follows it is the same
+# a prefix there -> the prefix here; the rest is the same
 PREFIXES = {
     "backbone.": "backbone._backbone.",
     "head.aspp.map_convs.": "decode_head.pyramid.convs.",
@@ -37,17 +37,17 @@ def from_torchsemiseg(
     num_labels: int = 21,
     id2label: Mapping[int, str] | None = None,
 ) -> DeepLabV3PlusForSemanticSegmentation:
-    """One branch of a public CPS checkpoint as a DeepLabV3+ with the same logits, in evaluation mode.
+    """Convert one branch of a public CPS checkpoint to a DeepLabV3+ with the same logits, in evaluation mode.
 
     Args:
-        state_dict: names to tensors, with or without "module." in front, or the file's whole content with the state
+        state_dict: names to tensors, with or without the prefix "module.", or the file's whole content with the state
             under "model".
-        branch: 1 (the one the release evaluates) or 2.
+        branch: 1 (the one that the release evaluates) or 2.
         num_labels: the number of classes: 21 on VOC, 19 on Cityscapes.
         id2label: their names.
 
     Raises:
-        ValueError: another branch or number of classes, weights that are missing, unknown, or of another shape.
+        ValueError: the branch or number of classes is wrong, or weights are missing, unknown, or of another shape.
     """
     if branch not in (1, 2):
         raise ValueError(f"`branch` must be 1 or 2, got {branch!r}.")
@@ -65,7 +65,7 @@ def from_torchsemiseg(
     expected = model.state_dict()
     found = {_renamed(key, branch): tensor for key, tensor in weights.items()}
     for key, tensor in expected.items():
-        if key.endswith("num_batches_tracked"):  # counts batches, enters nothing; old torch did not save it
+        if key.endswith("num_batches_tracked"):  # a batch counter that nothing uses; old torch did not save it
             found.setdefault(key, torch.zeros_like(tensor))
     missing, unknown = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
     if missing or unknown:
@@ -84,7 +84,7 @@ def from_torchsemiseg(
 
 
 def _branch_weights(state_dict: Mapping, branch: int) -> dict[str, Tensor]:
-    """The branch's weights by their names within it; "model" and "module." peeled off, in any order."""
+    """The branch's weights by their names inside it; "model" and "module." are removed, in any order."""
     if isinstance(state_dict.get("model"), Mapping):
         state_dict = state_dict["model"]
     weights = {}

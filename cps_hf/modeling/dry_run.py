@@ -1,4 +1,4 @@
-"""A forward pass on shapes without values: on meta tensors nothing is computed, and nothing of the model changes."""
+"""Forward passes on shapes without values: on meta tensors nothing is computed, and the model does not change."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .universal import check_window
 def error_at(
     model: PreTrainedModel, height: int, width: int, *, batch_size: int = 1, training: bool = False
 ) -> Exception | None:
-    """The error that a forward pass on images of this size raises, or None."""
+    """The error that a forward pass on images of this size raises, or `None`."""
     tensors = meta_tensors(model)
     dtype = next(model.parameters()).dtype
     pixel_values = torch.empty(batch_size, 3, height, width, device="meta", dtype=dtype)
@@ -28,12 +28,12 @@ def error_at(
 
 
 def meta_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """All parameters and buffers as shapes without values; tied ones stay tied."""
+    """All parameters and buffers as shapes without values. Tied ones stay tied."""
     shapes: dict[int, torch.Tensor] = {}
     named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     for name, tensor in named:
         if id(tensor) not in shapes:
-            if name.endswith("attn_mask_probs"):  # EoMT's code branches by these few numbers
+            if name.endswith("attn_mask_probs"):  # EoMT's code branches on these few numbers
                 shapes[id(tensor)] = tensor
                 continue
             shapes[id(tensor)] = torch.empty_like(tensor, device="meta").requires_grad_(tensor.requires_grad)
@@ -42,7 +42,7 @@ def meta_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 
 @contextlib.contextmanager
 def in_mode(model: nn.Module, *, training: bool):
-    """The whole model in one mode, each module's own mode restored after."""
+    """Put the whole model into one mode, and restore each module's own mode at the end."""
     modes = {module: module.training for module in model.modules()}
     model.train(training)
     try:

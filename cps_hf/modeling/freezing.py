@@ -1,4 +1,4 @@
-"""Freezing: the backbone, its norm layers, and parameters that would get no gradient."""
+"""Freezes the backbone, its norm layers, or parameters that would get no gradient."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from transformers import PreTrainedModel
 from .backbones import backbone_of
 from .dry_run import in_mode, meta_tensors
 from .norms import NORMS
-from .universal import said_of_pixels
+from .universal import pixel_outputs
 
 
 def freeze(model: PreTrainedModel, *, backbone: bool = False, norms: bool = False) -> list[str]:
-    """Freezes the backbone, or its norm layers only, and returns the names of the parameters this froze.
+    """Freeze the backbone, or only its norm layers. Returns the names of the parameters that this froze.
 
-    A frozen norm stays in evaluation mode (`.train()` does not wake it), so its statistics do not move either.
-    (timm.utils.freeze puts modules of another kind in the place of batch norms, and leaves other norms awake.)
+    A frozen norm stays in evaluation mode (`.train()` does not change that), so its statistics do not move either.
+    (timm.utils.freeze replaces batch norms by modules of another kind, and does not handle other norms.)
 
     Args:
         model: a segmentation model.
-        backbone: all parameters of the backbone, and its norms' statistics. Dropout and stochastic depth stay on.
-        norms: the backbone's norm layers: batch, group and layer norms.
+        backbone: freeze all parameters of the backbone, and its norms' statistics. Dropout and stochastic depth stay
+            active.
+        norms: freeze the backbone's norm layers: batch, group and layer norms.
 
     Raises:
         ValueError: `norms` on a backbone without any.
@@ -31,7 +32,7 @@ def freeze(model: PreTrainedModel, *, backbone: bool = False, norms: bool = Fals
     network = backbone_of(model)
     layers = [module for module in network.modules() if isinstance(module, NORMS)]
     if norms and not layers:
-        raise ValueError(f"`norms`: the backbone of {type(model).__name__} has no norm layer of torch's kinds.")
+        raise ValueError(f"`norms`: the backbone of {type(model).__name__} has none of torch's norm layers.")
     frozen: set[int] = set()
     if backbone:
         frozen |= {id(parameter) for parameter in network.parameters()}
@@ -52,14 +53,14 @@ def _stay_in_eval_mode(self: nn.Module, mode: bool = True) -> nn.Module:
 
 
 def freeze_unused_parameters(model: PreTrainedModel, size: int | tuple[int, int]) -> list[str]:
-    """Freezes the parameters that the logits do not depend on, and returns their names.
+    """Freeze the parameters that the logits do not depend on. Returns their names.
 
-    DDP waits for a gradient of every parameter that requires one; Swin, DINOv2, DPT, MobileNetV2 and others have some
-    that never get one. Batch-norm statistics, random numbers and existing gradients stay as they are.
+    DDP waits for a gradient of every parameter that requires one. Swin, DINOv2, DPT, MobileNetV2 and others have
+    parameters that never get one. Batch-norm statistics, random numbers and existing gradients are not changed.
 
     Args:
         model: in any mode; the mode is kept.
-        size: the input's height and width (one number: both) that the model takes.
+        size: a height and width (one number: both) that the model accepts.
     """
     height, width = (size, size) if isinstance(size, int) else size
     wanted = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -72,7 +73,7 @@ def freeze_unused_parameters(model: PreTrainedModel, size: int | tuple[int, int]
             under_wrapper = {f"model.{name}": tensor for name, tensor in tensors.items()}
             gradients = torch.func.functional_call(gradients_of, under_wrapper, (pixel_values,))
         except (RuntimeError, ValueError, TypeError, IndexError, AssertionError):
-            # a model that needs values, not only shapes (or a size that does not fit: then this raises)
+            # a model that needs values, not only shapes (or a wrong size: then this raises)
             device = next(model.parameters()).device
             pixel_values = torch.zeros(2, 3, height, width, dtype=dtype, device=device)
             gradients = _LogitGradients(model, list(wanted.values()))(pixel_values)
@@ -83,7 +84,7 @@ def freeze_unused_parameters(model: PreTrainedModel, size: int | tuple[int, int]
 
 
 class _LogitGradients(nn.Module):
-    """Backward inside a forward, so that recomputed activations see the same tensors as the first time."""
+    """The backward pass inside a forward pass, so that recomputed activations see the same tensors as before."""
 
     def __init__(self, model: nn.Module, tensors: list[torch.Tensor]):
         super().__init__()
@@ -91,5 +92,5 @@ class _LogitGradients(nn.Module):
         self.tensors = tensors
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        values = said_of_pixels(self.model, pixel_values)
+        values = pixel_outputs(self.model, pixel_values)
         return torch.autograd.grad(values.sum(), self.tensors, allow_unused=True)

@@ -1,4 +1,4 @@
-"""Gradient checkpointing, of whichever part of a model supports it."""
+"""Gradient checkpointing for whichever part of a model supports it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from .backbones import backbone_of, timm_network
 
 
 def enable_gradient_checkpointing(model: PreTrainedModel) -> None:
-    """Trades time for memory: activations of the blocks are computed again in the backward pass.
+    """Trade time for memory: the blocks' activations are computed again in the backward pass.
 
-    The whole model's checkpointing where it has one, else its backbone's. (A batch norm inside a checkpointed block
+    Uses the whole model's checkpointing if it has one, else its backbone's. (A batch norm inside a checkpointed block
     sees each batch twice, so its running statistics follow the data twice as fast.)
 
     Raises:
@@ -31,10 +31,10 @@ def enable_gradient_checkpointing(model: PreTrainedModel) -> None:
                 part.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             return
     if network is not None and hasattr(network, "set_grad_checkpointing"):
-        with contextlib.suppress(AssertionError):  # timm's way to say that it cannot
+        with contextlib.suppress(AssertionError):  # timm raises this if it is not supported
             network.set_grad_checkpointing(True)
             return
     raise ValueError(
         f"Neither {type(model).__name__} nor its backbone {type(network or backbone).__name__} supports gradient "
-        "checkpointing: leave `gradient_checkpointing` out, or take a smaller crop or batch."
+        "checkpointing: remove `gradient_checkpointing`, or use a smaller crop or batch."
     )

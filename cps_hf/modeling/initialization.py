@@ -1,4 +1,4 @@
-"""Initialisation of the weights that no checkpoint gives, and the seed that each branch has for it."""
+"""Initialises weights that no checkpoint provides, with a seed per branch."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from .universal import initialize_by_own_rule, is_universal
 
 
 def branch_seed(seed: int, index: int) -> int:
-    """The seed with which branch `index` is initialised: another one for each pair, the same on every machine."""
+    """The seed that initialises branch `index`: different for each pair, and the same on every machine."""
     return random.Random(f"cps_hf branch {seed} {index}").getrandbits(63)
 
 
 def head_has_norms(model: PreTrainedModel) -> bool:
-    """Whether there is a norm layer outside the backbone: it gives logits of a sane scale whatever the weights."""
+    """Whether there is a norm layer outside the backbone, which gives logits of a sane scale whatever the weights."""
     inside = set(backbone_of(model).modules())
     outside = [module for module in model.modules() if module not in inside]
     return any(isinstance(module, NORMS) or type(module).__name__.endswith("Norm") for module in outside)
@@ -27,16 +27,17 @@ def head_has_norms(model: PreTrainedModel) -> bool:
 
 @torch.no_grad()
 def initialize_weights(model: PreTrainedModel, names: set[str]) -> None:
-    """Initialises the named parameters in place, from torch's global generator, in the model's order.
+    """Initialise the named parameters in place, from torch's global generator, in the model's order.
 
-    Convolutions: kaiming normal, fan-in, relu, their biases by torch's default; norms: weight 1, bias 0 (as the CPS
-    release initialises its heads). All else by the model's own rule.
+    Convolutions: kaiming normal, fan-in, relu, with biases by torch's default; norms: weight 1, bias 0 (as the CPS
+    release initialises its heads). Everything else: the model's own rule.
 
-    In a head without norm layers (Tipsv2Dpt's) convolutions, transposed ones and linear layers get torch's default
-    instead: kaiming normal keeps the variance through every layer, so a deep stack's residual sums grow it. A
-    DPT head on DINOv2 would start with logits of a deviation in the hundreds; by torch's default it is below 0.1.
+    In a head without norm layers (Tipsv2Dpt's), convolutions, transposed ones and linear layers get torch's default
+    instead. Kaiming normal keeps the variance through every layer, so it grows with a deep stack's residual sums: a
+    DPT head on DINOv2 would start with logits with a standard deviation in the hundreds. With torch's default it is
+    below 0.1.
 
-    Universal models have decoders with rules of their own, which are kept.
+    The decoders of universal models have their own rules, which are kept.
     """
     if is_universal(model.config):
         initialize_by_own_rule(model, names, backbone_of(model))
@@ -62,7 +63,7 @@ def initialize_weights(model: PreTrainedModel, names: set[str]) -> None:
                 module.reset_running_stats()
         else:
             for parameter in own.values():
-                parameter._is_hf_initialized = False  # transformers passes over tensors with this flag
+                parameter._is_hf_initialized = False  # transformers skips tensors with this flag
             model._init_weights(module)
 
 

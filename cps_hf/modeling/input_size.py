@@ -1,4 +1,4 @@
-"""Which image and batch sizes a model takes: found out by trying, before a run starts."""
+"""Finds out, by trying before a run starts, which image and batch sizes a model accepts."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from .dry_run import error_at, in_mode
 
 
 def check_input_size(model: PreTrainedModel, height: int, width: int) -> None:
-    """Raises unless the model takes images of this size; finds out by trying, on shapes without values where it can.
+    """Raise if the model does not accept images of this size. Tries it, on shapes without values if possible.
 
     Args:
         model: a segmentation model.
         height, width: of the crop, in pixels.
 
     Raises:
-        ValueError: it does not; the message names sizes that it does take.
+        ValueError: it does not; the message names sizes that it accepts.
     """
     error = error_at(model, height, width)
     if error is None:
@@ -37,21 +37,21 @@ def check_input_size(model: PreTrainedModel, height: int, width: int) -> None:
             return
         except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as real_error:
             error = real_error
-        hint = f"Nor does it take {' or '.join(f'{h} x {w}' for h, w in candidates)}."
+        hint = f"It does not accept {' or '.join(f'{h} x {w}' for h, w in candidates)} either."
     else:
-        hint = f"It takes, for instance, {' or '.join(f'{h} x {w}' for h, w in taken)}"
+        hint = f"It accepts, for instance, {' or '.join(f'{h} x {w}' for h, w in taken)}"
         taller = (taken[0][0] + step, taken[0][1])
         hint += f"; multiples of {step}" if error_at(model, *taller) is None else ", no oblong image"
         larger = (taken[0][0] + step, taken[0][1] + step)
         hint += "." if error_at(model, *larger) is None else ", and no other size near it."
     raise ValueError(
-        f"{type(model).__name__} cannot take images of {height} x {width} pixels (height x width). {hint} "
+        f"{type(model).__name__} cannot process images of {height} x {width} pixels (height x width). {hint} "
         f"It stopped with {type(error).__name__}: {error}"
     )
 
 
 def _size_step(model: PreTrainedModel) -> int:
-    """The number of pixels whose multiples are most likely to fit: the patch's side, or 32."""
+    """The number whose multiples are the most likely sizes: the patch's side, or 32."""
     for config in (getattr(model.config, "backbone_config", None), model.config):
         patch_size = getattr(config, "patch_size", None)
         if isinstance(patch_size, (list, tuple)):
@@ -64,18 +64,18 @@ def _size_step(model: PreTrainedModel) -> int:
 def check_train_batch(
     model: PreTrainedModel, batch_size: int, height: int | None = None, width: int | None = None
 ) -> None:
-    """Raises if a batch norm over an image-pooled map would see one value a channel, which has no deviation.
+    """Raise if a batch norm over an image-pooled map would see one value per channel, which has no variance.
 
-    ASPP and pyramid pooling average the whole image; with one image a process their batch norm cannot train, unless
-    it is synchronised (`convert_sync_batchnorm`) or frozen.
+    ASPP and pyramid pooling average the whole image. With one image per process their batch norm cannot be trained,
+    unless it is synchronised (`convert_sync_batchnorm`) or frozen.
 
     Args:
         model: a segmentation model.
-        batch_size: images a process and forward.
-        height, width: of the crop, a size the model takes; None: the model's own, or 256.
+        batch_size: images per process and forward pass.
+        height, width: of the crop, a size that the model accepts. If `None`, the model's own, or 256.
 
     Raises:
-        ValueError: it would.
+        ValueError: a batch norm would.
     """
     if any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
         return
@@ -85,7 +85,7 @@ def check_train_batch(
     if error is not None and "more than 1 value per channel" in str(error):
         raise ValueError(
             f"{type(model).__name__} has a batch norm on an image-pooled 1 x 1 map, which cannot be trained with "
-            f"{batch_size} image a process. Set `per_device_train_batch_size=2` (on a command line "
-            "`--per_device_train_batch_size 2`) and, where it is given, `per_device_unlabeled_batch_size` too; or "
+            f"{batch_size} image per process. Set `per_device_train_batch_size=2` (on a command line "
+            "`--per_device_train_batch_size 2`) and, if it is set, `per_device_unlabeled_batch_size` too; or "
             "train on several GPUs with `sync_batchnorm`."
         )

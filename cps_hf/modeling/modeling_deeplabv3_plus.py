@@ -1,7 +1,7 @@
-"""DeepLabV3+ on any backbone. Travels with a pushed model: imports torch, transformers, timm and its neighbours only.
+"""DeepLabV3+ on any backbone. Copied with a pushed model: imports only torch, transformers, timm and its neighbours.
 
 Encoder-Decoder with Atrous Separable Convolution, Chen et al., ECCV 2018, arXiv 1802.02611 (with plain convolutions).
-The "original" head is the one of the CPS release (CVPR 2021).
+The "original" head is that of the CPS release (CVPR 2021).
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class TextbookPyramid(nn.Module):
 
 
 class DeepLabV3PlusHead(nn.Module):
-    """The pyramid on the high-level map, the decoder that joins it with the low-level map, the classifier.
+    """The pyramid on the high-level map, the decoder that combines it with the low-level map, and the classifier.
 
     (B, C1, h1, w1), (B, C2, h2, w2) -> logits (B, num_labels, h1, w1).
     """
@@ -98,12 +98,12 @@ class DeepLabV3PlusForSemanticSegmentation(SegmentationModel):
         config: see `DeepLabV3PlusConfig`.
 
     Raises:
-        ValueError: the backbone gives fewer than two feature maps, or not the low-level map at stride 4 (timm), or
-            `multi_grid` does not fit its last stage.
+        ValueError: the backbone has fewer than two feature maps, or its low-level map is not at stride 4 (timm), or
+            `multi_grid` does not match its last stage.
     """
 
     config_class = DeepLabV3PlusConfig
-    _supports_sdpa = True  # of the backbone; the head has no attention
+    _supports_sdpa = True  # in the backbone; the head has no attention
 
     def __init__(self, config: DeepLabV3PlusConfig):
         super().__init__(config)
@@ -132,17 +132,17 @@ class DeepLabV3PlusForSemanticSegmentation(SegmentationModel):
         return_dict: bool | None = None,
         **kwargs,
     ) -> SemanticSegmenterOutput | tuple:
-        """Logits at stride 4, and a loss where labels are given.
+        """Compute logits at stride 4, and a loss if labels are given.
 
         Args:
             pixel_values: (B, 3, H, W) float.
-            labels: (B, H, W) long; `config.semantic_loss_ignore_index` is left out.
+            labels: (B, H, W) long; `config.semantic_loss_ignore_index` is ignored.
             return_dict: False for a tuple.
             **kwargs: for the backbone (`output_hidden_states`, ...).
 
         Returns:
-            `logits` (B, num_labels, H/4, W/4), with `input_shrink` that much smaller; `loss`: the mean cross entropy
-            at label size, None without labels.
+            `logits` (B, num_labels, H/4, W/4), smaller by the factor `input_shrink`; `loss`: the mean cross entropy at
+            label size, None without labels.
         """
         shrink = self.config.input_shrink
         if shrink > 1:
@@ -164,16 +164,16 @@ def _check_timm_strides(backbone: TimmFeatures) -> None:
 
 
 def dilate_blocks(network: nn.Module, output_stride: int | None, multi_grid: list[int]) -> None:
-    """Dilates a timm ResNet's 3 x 3 convolutions as the CPS release does, block by block.
+    """Dilate a timm ResNet's 3 x 3 convolutions as the CPS release does, block by block.
 
-    Stage 4's block b by d x multi_grid[b], its first block too (timm gives that half of the others' dilation); d = 2
-    at stride 16 and 4 at stride 8, where stage 3 is dilated by 2.
+    Block b of stage 4 is dilated by d x multi_grid[b], including the first block (which timm dilates by half as much);
+    d = 2 at stride 16, and 4 at stride 8, where stage 3 is dilated by 2.
     """
     if output_stride not in (8, 16):
         raise ValueError(f"`multi_grid` needs `output_stride` 8 or 16, got {output_stride}.")
     if len(multi_grid) != len(network.layer4):
         raise ValueError(
-            f"`multi_grid` needs one factor for each block of the last stage: {len(network.layer4)}, got {multi_grid}."
+            f"`multi_grid` needs one factor per block of the last stage: {len(network.layer4)}, got {multi_grid}."
         )
     if output_stride == 8:
         for block in network.layer3:

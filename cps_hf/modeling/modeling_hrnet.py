@@ -1,4 +1,4 @@
-"""HRNet for segmentation. Travels with a pushed model: imports torch, transformers, timm and its neighbours only."""
+"""HRNet for segmentation. Copied with a pushed model: imports only torch, transformers, timm and its neighbours."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class HRNetForSemanticSegmentation(SegmentationModel):
     def __init__(self, config: HRNetConfig):
         super().__init__(config)
         streams = TimmBackboneConfig(backbone=config.backbone, out_indices=[1, 2, 3, 4])
-        # timm's default are the widened maps of its classifier; the streams themselves are what segmentation uses
+        # By default timm returns its classifier's widened maps; segmentation uses the streams themselves
         self.backbone = TimmFeatures(streams, feature_location="")
         self.decode_head = HRNetHead(config, self.backbone._backbone.feature_info.channels())
         self.post_init()
@@ -52,11 +52,11 @@ class HRNetForSemanticSegmentation(SegmentationModel):
     def forward(
         self, pixel_values: Tensor, labels: Tensor | None = None, return_dict: bool | None = None, **kwargs
     ) -> SemanticSegmenterOutput | tuple:
-        """Logits at stride 4, and a loss where labels are given.
+        """Compute logits at stride 4, and a loss if labels are given.
 
         Args:
             pixel_values: (B, 3, H, W) float, H and W multiples of 32.
-            labels: (B, H, W) long; `config.semantic_loss_ignore_index` is left out.
+            labels: (B, H, W) long; `config.semantic_loss_ignore_index` is ignored.
             return_dict: False for a tuple.
             **kwargs: for the backbone (`output_hidden_states`, ...).
 
@@ -64,7 +64,7 @@ class HRNetForSemanticSegmentation(SegmentationModel):
             `logits` (B, num_labels, H/4, W/4); `loss`: the mean cross entropy at label size, None without labels.
 
         Raises:
-            ValueError: H or W is no multiple of 32: the streams' sizes would not meet.
+            ValueError: H or W is not a multiple of 32: the streams' sizes would not match.
         """
         height, width = pixel_values.shape[-2:]
         if height % 32 or width % 32:

@@ -1,4 +1,4 @@
-"""Norm layers: what counts as one, and batch norms that see all processes' images."""
+"""Norm layers: which modules are norms, and batch norms over all processes' images."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
 def convert_sync_batchnorm(model: nn.Module) -> nn.Module:
-    """Every batch norm becomes a synchronised one (needs GPUs and several processes when it trains); saves as before.
+    """Convert every batch norm to a synchronised one (which needs GPUs and several processes to train). The state dict
+    does not change.
 
-    timm's conversion, because torch's drops the activation of timm's fused norm layers. Frozen norms stay as they are.
+    This is timm's conversion, since torch's drops the activation of timm's fused norm layers. Frozen norms stay
+    frozen.
     """
     from timm.layers import convert_sync_batchnorm as convert
 
@@ -22,13 +24,13 @@ def convert_sync_batchnorm(model: nn.Module) -> nn.Module:
 
 
 def set_norm_momentum(model: nn.Module, momentum: float) -> None:
-    """Gives all batch norms of a model this share of a batch's statistics in their running ones.
+    """Set the share of a batch's statistics in the running statistics' update, for all batch norms of a model.
 
     Raises:
         ValueError: it has no batch norm.
     """
     layers = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     if not layers:
-        raise ValueError(f"`norm_momentum`: {type(model).__name__} has no batch norm. Leave it out.")
+        raise ValueError(f"`norm_momentum`: {type(model).__name__} has no batch norm. Remove the setting.")
     for layer in layers:
         layer.momentum = momentum

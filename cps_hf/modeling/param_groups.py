@@ -1,4 +1,4 @@
-"""The optimizer's parameter groups: weight decay, rates of head and backbone, layer-wise rate decay."""
+"""The optimizer's parameter groups: weight decay, learning rates of head and backbone, layer-wise rate decay."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from .backbones import backbone_of, timm_network
 
-NO_DECAY_NAMES = (  # of what is neither a map's weight nor a vector
+NO_DECAY_NAMES = (  # for parameters that are neither a weight matrix nor a vector
     "pos_embed",
     "position_embedding",
     "mask_token",
@@ -33,23 +33,23 @@ def parameter_groups(
     backbone_learning_rate_factor: float = 1.0,
     layer_decay: float | None = None,
 ) -> list[dict]:
-    """The optimizer's groups: every trainable parameter once.
+    """The optimizer's groups, with every trainable parameter once.
 
-    No weight decay on biases and norms (every parameter of one dimension), position embeddings, tokens and scales.
+    No weight decay on biases and norms (all one-dimensional parameters), position embeddings, tokens and scales.
 
     Args:
         model: a segmentation model.
-        learning_rate: of a parameter whose factors are 1.
-        weight_decay: of the weights that decay.
-        head_learning_rate_factor, backbone_learning_rate_factor: what the rate is multiplied with in each part.
-        layer_decay: in (0, 1]: layer l of the L layers of the backbone learns at layer_decay^(L + 1 - l) of the
-            backbone's rate, l = 0 being the embeddings (BEiT, ICLR 2022, appendix). None: all alike.
+        learning_rate: the rate of parameters whose factors are 1.
+        weight_decay: the weight decay of all others.
+        head_learning_rate_factor, backbone_learning_rate_factor: multiply the rate in each part.
+        layer_decay: in (0, 1]: layer l of the backbone's L layers has layer_decay^(L + 1 - l) times the backbone's
+            rate, where l = 0 is the embeddings (BEiT, ICLR 2022, appendix). If `None`, all rates are equal.
 
     Returns:
         Dicts with "params", "lr", "weight_decay" and "name".
 
     Raises:
-        ValueError: a factor out of range, or `layer_decay` on a backbone without layers.
+        ValueError: a factor is out of range, or `layer_decay` is used on a backbone without layers.
     """
     if layer_decay is not None and not 0 < layer_decay <= 1:
         raise ValueError(f"`layer_decay` must be in (0, 1], got {layer_decay}.")
@@ -75,40 +75,40 @@ def parameter_groups(
     return list(groups.values())
 
 
-# A block's place in the stack, in the names of transformers and timm: `stages.2.blocks.0.`, `layer3.0.`, `layers.7.`.
+# A block's position, in the names of transformers and timm: `stages.2.blocks.0.`, `layer3.0.`, `layers.7.`.
 _BLOCK = re.compile(
     r"(?:^|[._])(?:stages|levels|layers?|blocks?)[._]?(\d+)\.(?:(?:blocks|layers?|stage)\.)?(?:(\d+)\.)?"
 )
-# Where all stages' patch embeddings or norms stand in a list of their own: `patch_embeddings.2.`.
+# Patch embeddings or norms of all stages in a separate list: `patch_embeddings.2.`.
 _BESIDE = re.compile(r"(?:^|\.)\w*(?:patch_embed\w*|norms?|pos_block)\.(\d+)\.")
 
 
 def layer_numbers(backbone: nn.Module) -> tuple[dict[str, int], int]:
-    """The layer of each parameter, from 0 (embeddings) to L, by its name; and L, the number of blocks in the stack.
+    """The layer of each parameter by name, from 0 (embeddings) to L; and L, the number of blocks in the stack.
 
-    A parameter in no block goes with the last block before it in the model; where it comes first in its stage, with
-    that stage's first block; where it comes before all, with the embeddings.
+    A parameter outside the blocks belongs to the last block before it in the model; if it comes first in its stage, to
+    that stage's first block; if it comes before all blocks, to the embeddings.
 
-    timm's `param_groups_layer_decay` cannot do this: it asks the model for a `group_matcher`, which transformers'
-    models do not have and timm's own lose when they become feature networks. Where timm has one, both agree.
+    timm's `param_groups_layer_decay` cannot do this: it needs the model's `group_matcher`, which transformers' models
+    do not have and timm's own lose when they become feature networks. If timm has one, both agree.
 
     Raises:
-        ValueError: most of the backbone is in no block.
+        ValueError: most of the backbone is outside the blocks.
     """
     sizes = {name: parameter.numel() for name, parameter in backbone.named_parameters()}
     found = {name: match for name in sizes if (match := _BLOCK.search(name))}
-    split = {match[1] for match in found.values() if match[2]}  # stages of several blocks; others are one
+    split = {match[1] for match in found.values() if match[2]}  # stages of several blocks; the others are one block
     places = {name: (int(m[1]), int(m[2] or 0)) for name, m in found.items() if m[2] or m[1] not in split}
     if 2 * sum(sizes[name] for name in places) <= sum(sizes.values()):
         raise ValueError(
             f"`layer_decay` needs a backbone of stacked layers; {type(timm_network(backbone) or backbone).__name__} "
-            "has none that is known. Leave it out, or lower the whole backbone's rate with "
+            "has no known ones. Remove it, or lower the whole backbone's rate with "
             "`backbone_learning_rate_factor`."
         )
     order = sorted(set(places.values()))
     layer = {place: number for number, place in enumerate(order, 1)}
-    first, last = dict(reversed(order)), dict(order)  # of each stage the number of its first and of its last block
-    numbers, passed = {}, set()  # `passed`: stages of which a block was met
+    first, last = dict(reversed(order)), dict(order)  # by stage, the number of its first and of its last block
+    numbers, passed = {}, set()  # `passed`: stages of which a block was seen
     for name in sizes:
         match = found.get(name) or _BESIDE.search(name)
         stage = int(match[1]) if match else None

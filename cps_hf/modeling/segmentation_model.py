@@ -1,4 +1,4 @@
-"""What our architectures share: how they are initialised, and what they return. Travels with a pushed model."""
+"""The common initialisation and output of DeepLabV3+, HRNet and ViT-DPT. Copied with a pushed model."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class SegmentationModel(PreTrainedModel):
     def output(
         self, logits: Tensor, labels: Tensor | None, hidden_states: tuple | None, return_dict: bool | None
     ) -> SemanticSegmenterOutput | tuple:
-        """What `forward` returns: the logits as they are, and with labels the mean cross entropy at label size."""
+        """The output of `forward`: the logits, and with labels the mean cross entropy at label size."""
         loss = None
         if labels is not None:
             upsampled = F.interpolate(

@@ -1,7 +1,7 @@
-"""A timm network as a backbone that keeps timm's own initialisation. Travels with a pushed model.
+"""A timm network as a backbone that keeps timm's own initialisation. Copied with a pushed model.
 
 transformers' TimmBackbone resets batch-norm statistics when it is built, and leaves weights that a checkpoint lacks
-as uninitialised memory. Here both stay as timm drew them, and a checkpoint that lacks some is refused.
+as uninitialised memory. Here both stay as timm drew them, and a checkpoint that lacks weights is an error.
 """
 
 from __future__ import annotations
@@ -11,19 +11,20 @@ from transformers import TimmBackbone, TimmBackboneConfig
 
 
 class TimmFeatures(TimmBackbone):
-    """TimmBackbone, with its weights marked as initialised once timm has drawn them."""
+    """TimmBackbone with weights marked as initialised once timm has drawn them."""
 
     config_class = TimmBackboneConfig
 
     def post_init(self):
-        """Marks what timm drew. (While a checkpoint is loaded all is on the meta device, and nothing was drawn.)"""
+        """Mark what timm drew. (While a checkpoint is loaded, everything is on the meta device and nothing was
+        drawn.)"""
         for tensor in (*self._backbone.parameters(), *self._backbone.buffers()):
             if not tensor.is_meta:
                 tensor._is_hf_initialized = True
         super().post_init()
 
     def _init_weights(self, module: nn.Module):
-        """Called for modules that a checkpoint left out."""
+        """Called for modules that are missing in a checkpoint."""
         lacking = [
             name
             for name, parameter in module.named_parameters(recurse=False)

@@ -1,4 +1,4 @@
-"""No two branches start as one network: what one says, the other says already, and neither learns from it."""
+"""Ensures that no two branches start as the same network: identical networks cannot learn from each other."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from .initialization import branch_seed, initialize_weights
 logger = logging.getLogger("cps_hf")
 
 
-def tell_apart(branches: Sequence[PreTrainedModel], passed: Sequence[bool], seed: int) -> None:
-    """Draws the head of a branch anew that would start with the head of another.
+def redraw_equal_heads(branches: Sequence[PreTrainedModel], passed: Sequence[bool], seed: int) -> None:
+    """Draw a new head for each branch that would start with the head of another one.
 
-    So it is where one checkpoint is given for several branches, or a copy of it: the first of them is kept as it is,
-    the others keep the backbone. Told by the weights, so by whatever way they came.
+    This happens if one checkpoint, or a copy of it, is given for several branches: the first one is kept unchanged,
+    the others keep the backbone. Weights are compared, so it does not matter how they were loaded.
 
     Args:
-        passed: which branches are models of the user, and stay as they are.
-        seed: with it and a branch's index its head is drawn.
+        passed: which branches are the user's model objects, and stay unchanged.
+        seed: together with the branch's index, the seed of its new head.
 
     Raises:
         ValueError: two branches share parameters.
     """
-    _refuse_shared_parameters(branches)
+    _reject_shared_parameters(branches)
     settled = [index for index, is_passed in enumerate(passed) if is_passed]
     for index, model in enumerate(branches):
         if passed[index]:
@@ -41,28 +41,28 @@ def tell_apart(branches: Sequence[PreTrainedModel], passed: Sequence[bool], seed
                 initialize_weights(model, head_parameters(model))
             logger.warning(
                 "branch %d, %s: its head would be that of branch %d, and one network cannot teach itself. The "
-                "backbone is kept and the head drawn anew (seed %d, branch %d); its first pseudo labels are worth "
-                "little, which the objective's `ramp_up` allows for.",
+                "backbone is kept and a new head is drawn (seed %d, branch %d). Its first pseudo labels are of little "
+                "use; the objective's `ramp_up` reduces their weight.",
                 *(index, type(model).__name__, twin, seed, index),
             )
 
 
-def refuse_twins(branches: Sequence[PreTrainedModel]) -> None:
-    """For branches that are to teach each other.
+def reject_twins(branches: Sequence[PreTrainedModel]) -> None:
+    """Check branches that are to teach each other.
 
     Raises:
-        ValueError: two are one network. So models can be that were passed, and are used as they are.
+        ValueError: two are the same network, as can happen with model objects, which are used unchanged.
     """
     for (i, one), (j, other) in itertools.combinations(enumerate(branches), 2):
         if _alike(one, other, heads=False):
             raise ValueError(
                 f"The models passed as branches {i} and {j} have the same weights: they are one network, which cannot "
-                "teach itself. Pass the folder or Hub id that they were loaded from in their place: then the first is "
-                "kept as it is, and each of the others gets a head of its own."
+                "teach itself. Pass the folder or Hub id that they were loaded from instead: then the first is "
+                "kept unchanged, and each of the others gets a new head."
             )
 
 
-def _refuse_shared_parameters(branches: Sequence[PreTrainedModel]) -> None:
+def _reject_shared_parameters(branches: Sequence[PreTrainedModel]) -> None:
     owners: dict[int, int] = {}
     for index, branch in enumerate(branches):
         for name, parameter in branch.named_parameters():
@@ -74,13 +74,13 @@ def _refuse_shared_parameters(branches: Sequence[PreTrainedModel]) -> None:
                     "The same model object was passed twice: a branch cannot teach itself. Pass two models."
                 )
             raise ValueError(
-                f"Branches {owner} and {index} share parameters ({name}, ...), and each is trained by itself. Give "
-                f"branch {index} its own: `copy.deepcopy` of the part that is shared."
+                f"Branches {owner} and {index} share parameters ({name}, ...), but each is trained separately. Give "
+                f"branch {index} its own: `copy.deepcopy` the shared part."
             )
 
 
 def _alike(one: PreTrainedModel, other: PreTrainedModel, *, heads: bool) -> bool:
-    """Whether two models have the same weights, or the same head, to the rounding of a copy in half precision."""
+    """Whether two models have the same weights, or the same head, up to the rounding of a half-precision copy."""
     if type(one) is not type(other):
         return False
     weights, others = ({name: p.detach() for name, p in model.named_parameters()} for model in (one, other))

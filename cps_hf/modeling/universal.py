@@ -1,9 +1,9 @@
 """Mask-classification networks (Mask2Former, MaskFormer, EoMT) as branches: class scores of pixels from queries.
 
-Such a network gives queries, each with class logits and a mask, and no logits of pixels. A class's score at a pixel is
-the sum over queries of class probability times mask probability, as in the networks' papers and in the library's
+Such a network returns queries, each with class logits and a mask, instead of pixel logits. A class's score at a pixel
+is the sum over queries of class probability times mask probability, as in the networks' papers and in the library's
 `post_process_semantic_segmentation`. The scores are resized to the image, and a pixel's logits are the logarithm of
-its scores' shares (`StridedLogits.scores`). The networks' own set loss is not run.
+its normalised scores (`StridedLogits.scores`). The networks' own set loss is not used.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from transformers import (
 )
 
 WITH_DECODER = ("mask2former", "maskformer")
-"""A backbone, a pixel decoder that its feature maps go into, and a transformer decoder."""
+"""A backbone, a pixel decoder that takes its feature maps, and a transformer decoder."""
 OF_ONE_SIZE = ("eomt", "eomt_dinov3")
-"""A vision transformer whose last blocks see the queries too; its positions fit one input size."""
+"""A vision transformer whose last blocks also process the queries. Its positions fit one input size."""
 UNIVERSAL = (*WITH_DECODER, *OF_ONE_SIZE)
 
 
@@ -34,19 +34,19 @@ def is_universal(config: PreTrainedConfig) -> bool:
 
 
 def auto_class(config: PreTrainedConfig) -> type:
-    """The Auto class of transformers that builds and loads this kind of network."""
+    """The transformers Auto class that builds and loads this kind of network."""
     return AutoModelForUniversalSegmentation if is_universal(config) else AutoModelForSemanticSegmentation
 
 
-def refuse_other_universal(config: PreTrainedConfig, name: str) -> None:
+def reject_other_universal(config: PreTrainedConfig, name: str) -> None:
     """Raise a `ValueError` for a universal model that cannot be a branch.
 
     Args:
-        name: of the model, for the error.
+        name: the model's name, for the error.
     """
     known = type(config) in AutoModelForUniversalSegmentation._model_mapping
     if known and not is_universal(config):
-        why = "needs a task text beside each image" if config.model_type == "oneformer" else "has no such scores"
+        why = "needs a task text with each image" if config.model_type == "oneformer" else "has no such scores"
         raise ValueError(
             f"{name} is a {config.model_type!r}, which {why}. Of the models of AutoModelForUniversalSegmentation "
             f"these can be branches: {', '.join(UNIVERSAL)}."
@@ -54,7 +54,7 @@ def refuse_other_universal(config: PreTrainedConfig, name: str) -> None:
 
 
 def input_window(config: PreTrainedConfig) -> tuple[int, int] | None:
-    """(height, width) of the only images that a network of positions takes; `None`: it takes others."""
+    """(height, width) of the only images that a network with fixed positions accepts; `None` if it accepts others."""
     if getattr(config, "model_type", None) not in OF_ONE_SIZE:
         return None
     size = config.image_size
@@ -62,26 +62,26 @@ def input_window(config: PreTrainedConfig) -> tuple[int, int] | None:
 
 
 def check_window(config: PreTrainedConfig, height: int, width: int) -> None:
-    """Raise a `ValueError` where a network takes images of one size, and not of this. Of another size with as many
+    """Raise a `ValueError` if a network only accepts images of another size. For another size with equally many
     patches, the library would put them in wrong places."""
     window = input_window(config)
     if window is not None and window != (height, width):
         raise ValueError(f"its positions are those of {window[0]} x {window[1]} pixels, got {height} x {width}")
 
 
-def said_of_pixels(model: PreTrainedModel, pixel_values: Tensor, network: Callable[..., Any] | None = None) -> Tensor:
-    """What a segmentation model says of each pixel, at its own size: logits, or the class scores of a universal model.
+def pixel_outputs(model: PreTrainedModel, pixel_values: Tensor, network: Callable[..., Any] | None = None) -> Tensor:
+    """A segmentation model's logits, or a universal model's class scores, for each pixel at the model's own size.
 
     Args:
-        model: of semantic or universal segmentation.
+        model: a semantic or universal segmentation model.
         pixel_values: (B, 3, H, W).
-        network: what is called in the model's place, e.g. the model compiled.
+        network: called instead of the model, e.g. the compiled model.
 
     Returns:
         (B, C, h, w) float32.
 
     Raises:
-        ValueError: images of a size that the model does not take.
+        ValueError: the model does not accept images of this size.
     """
     network = network or model
     if not is_universal(model.config):
@@ -109,22 +109,23 @@ def class_scores(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
 
 
 def backbone_module(model: PreTrainedModel) -> nn.Module:
-    """The part of a universal model that pretraining fills. EoMT has no such module: its parts come side by side."""
+    """The part of a universal model that pretraining fills. EoMT has no such module: its parts are separate
+    children."""
     if model.config.model_type in WITH_DECODER:
         return model.model.pixel_level_module.encoder
     return nn.ModuleDict({name: getattr(model, name) for name in ("embeddings", "layers", "layernorm")})
 
 
 def decoder_module(model: PreTrainedModel) -> nn.Module | None:
-    """What the backbone's feature maps go into; `None`: EoMT has no such module."""
+    """The module that takes the backbone's feature maps; `None` for EoMT, which has no such module."""
     return model.model.pixel_level_module.decoder if model.config.model_type in WITH_DECODER else None
 
 
 def switch_masked_attention_off(model: PreTrainedModel) -> None:
-    """An EoMT that is built anew starts where its published training ends: its queries see every patch.
+    """Start a new EoMT where its published training ends: its queries see every patch.
 
-    While that training goes on, the masks that a block predicts hide patches from the next one, and the set loss
-    trains these masks. A loss on pixels trains the last masks only, so the hidden patches would be any.
+    Earlier in that training, the masks that a block predicts hide patches from the next one, and the set loss trains
+    these masks. A loss on pixels only trains the last masks, so the hidden patches would be arbitrary.
     """
     if model.config.model_type in OF_ONE_SIZE:
         model.attn_mask_probs.zero_()
@@ -132,8 +133,8 @@ def switch_masked_attention_off(model: PreTrainedModel) -> None:
 
 @contextlib.contextmanager
 def _without_masks_of_blocks(model: PreTrainedModel) -> Iterator[None]:
-    """In training mode EoMT predicts masks in every block, for its set loss, also where these hide nothing
-    (`attn_mask_probs` 0). The outermost module's mode decides that alone; dropout is in those inside."""
+    """In training mode, EoMT predicts masks in every block for its set loss, even if they hide nothing
+    (`attn_mask_probs` 0). Only the outermost module's mode decides that; dropout is in the inner modules."""
     training, model.training = model.training, model.training and model.config.model_type not in OF_ONE_SIZE
     try:
         yield
@@ -143,10 +144,10 @@ def _without_masks_of_blocks(model: PreTrainedModel) -> Iterator[None]:
 
 @torch.no_grad()
 def initialize_by_own_rule(model: PreTrainedModel, names: set[str], backbone: nn.Module) -> None:
-    """Draws the named parameters anew as the library draws them, in place.
+    """Draw the named parameters again in place, as the library draws them.
 
-    Its rules stand in whole layers (a decoder layer draws its attentions), and torch's attention is drawn whatever is
-    marked as initialised. So every module outside the backbone is drawn, and what is to stay is put back.
+    Its rules apply to whole layers (a decoder layer draws its attentions), and torch's attention is drawn even if it
+    is marked as initialised. So every module outside the backbone is drawn, and the other parameters are restored.
     """
     if not names:
         return
@@ -155,7 +156,7 @@ def initialize_by_own_rule(model: PreTrainedModel, names: set[str], backbone: nn
     kept = {name: tensor.clone() for name, tensor in tensors.items() if name not in names}
     marks = {name: getattr(tensor, "_is_hf_initialized", False) for name, tensor in tensors.items()}
     for tensor in tensors.values():
-        tensor._is_hf_initialized = False  # transformers passes over tensors with this flag
+        tensor._is_hf_initialized = False  # transformers skips tensors with this flag
 
     def draw(module: nn.Module) -> None:
         for child in module.children():

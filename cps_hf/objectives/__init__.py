@@ -1,6 +1,6 @@
-"""The methods, one a file: what turns a labeled and an unlabeled batch into a loss, with tensors and networks alone.
+"""The methods, one per file: each turns a labeled and an unlabeled batch into a loss, using only tensors and networks.
 
-`OBJECTIVES` is what a command line's `--objective NAME` can say; a program passes the object.
+`OBJECTIVES` maps the names for the command line's `--objective NAME` to classes; in Python, pass an object instead.
 """
 
 from .base import Branch, Objective, ObjectiveOutput, ramp, warmed_up

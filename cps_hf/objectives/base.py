@@ -1,6 +1,6 @@
-"""What a method is: a frozen dataclass of its hyper-parameters and one call that turns two batches into a loss.
+"""The base of all methods: a frozen dataclass of hyper-parameters whose call turns two batches into a loss.
 
-An objective sees tensors and callables. It knows no optimizer, no accelerator, no file.
+An objective only sees tensors and callables. It knows nothing about optimizers, accelerators or files.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from .batch import LabeledBatch, UnlabeledBatch
 
 
 class Branch(Protocol):
-    """A network as an objective calls it. Any function from images to full-size logits is one.
+    """A network as an objective calls it: any function from images to full-size logits.
 
-    The trainer's branches return `StridedLogits`, which stand for full-size ones: the functions of `cps_hf.functional`
-    take both, and `full_size(logits)` is a tensor (B, C, H, W) for math of one's own.
+    The trainer's branches return `StridedLogits`, which stand for full-size logits. The functions of
+    `cps_hf.functional` accept both; for your own math, `full_size(logits)` gives a tensor (B, C, H, W).
     """
 
     def __call__(
@@ -43,18 +43,18 @@ class Branch(Protocol):
     ) -> Logits:
         """The logits of normalised images (B, 3, H, W).
 
-        Methods that do not ask for a dropout leave it out.
+        A method that needs no dropout omits these arguments.
 
         Args:
-            feature_dropout: the probability with which a channel of the backbone's feature maps is dropped.
-            complementary_dropout: the images are two views each, the first half of the batch and the second: the share
-                of these pairs of whose maps each channel is dropped in one view and doubled in the other.
+            feature_dropout: the probability of dropping a channel of the backbone's feature maps.
+            complementary_dropout: the images are pairs of views, with the first views in the first half of the batch.
+                In this share of the pairs, each channel of the maps is dropped in one view and doubled in the other.
         """
 
 
 class ObjectiveOutput(NamedTuple):
-    """`loss`: the scalar to back-propagate, a sum over branches. `logs`: detached scalars, logged under the names they
-    have here; the parts of the loss are means over branches, so that runs of one and of two branches compare."""
+    """`loss`: the scalar to back-propagate, summed over branches. `logs`: detached scalars to log under these names.
+    The loss parts in `logs` are means over branches, so that runs with one and with two branches are comparable."""
 
     loss: Tensor
     logs: dict[str, Tensor]
@@ -65,21 +65,21 @@ LABELED_LOSSES = ("cross_entropy", "ohem", "focal", "dice", "cross_entropy_dice"
 
 @dataclass(frozen=True, kw_only=True)
 class Objective(ABC):
-    """The base of every method.
+    """The base class of every method.
 
     Args:
         labeled_loss: "cross_entropy"; "ohem" (hard pixels only; the CPS release uses it on Cityscapes); "focal" (easy
             pixels count less); "dice" (each class's overlap); or "cross_entropy_dice", the sum of the two.
-        ohem_threshold: a labeled pixel whose true class is more likely than this is left out. Only with "ohem".
-        ohem_min_kept: how many pixels *an image* are kept at least. Only with "ohem".
-        focal_gamma: how much less: a pixel's loss is multiplied with (1 - p)^gamma. Only with "focal".
-        class_weights: what the labeled loss of a pixel is multiplied with, by its class (in Dice, the weights of the
-            mean over classes). None, as in the papers: all alike. A number p: the class's frequency in the labeled set
-            to the power of minus p, scaled to a mean of 1 over that set's pixels; 0.5 is a good start, 1 weighs all
-            classes alike. A list: a weight a class, taken as it is.
-        joint_forward: the labeled and the unlabeled images that a branch learns from go through it in one pass: fewer,
-            larger ones. It changes what is learned where a model has batch norm, whose statistics are then those of
-            labeled and unlabeled images together. (A method of one's own gets it by calling `self.logits`.)
+        ohem_threshold: skip labeled pixels whose true class has a higher probability than this. Only with "ohem".
+        ohem_min_kept: keep at least this many pixels *per image*. Only with "ohem".
+        focal_gamma: multiply each pixel's loss by (1 - p)^gamma. Only with "focal".
+        class_weights: weights of the labeled loss by a pixel's class (with Dice, of the mean over classes). If `None`,
+            as in the papers, all classes have equal weight. A number p weights each class by its frequency in the
+            labeled set to the power of -p, scaled to a mean of 1 over the set's pixels; 0.5 is a good start, and 1
+            balances all classes. A list has one weight per class, which is used as it is.
+        joint_forward: pass a branch's labeled and unlabeled images through it together: fewer, larger passes. This
+            changes the result if a model has batch norm, whose statistics then mix labeled and unlabeled images. (Your
+            own method supports this by calling `self.logits`.)
     """
 
     labeled_loss: str = "cross_entropy"
@@ -90,63 +90,64 @@ class Objective(ABC):
     joint_forward: bool = False
 
     min_branches: ClassVar[int] = 1
-    """How many models the method needs; how many there are is `len(branches)`."""
+    """The smallest number of models the method needs. The actual number is `len(branches)`."""
     teacher: ClassVar[bool] = False
-    """Whether the trainer keeps an averaged teacher of branch 0; then `ema_decay(step) -> float` is asked for."""
+    """Whether the trainer keeps an averaged teacher of branch 0. It then calls `ema_decay(step) -> float`."""
     averages: ClassVar[bool] = False
-    """Whether the method asks for an average of each branch (`CPSConfig.ema_decay`), which it gets as `averages`."""
+    """Whether the method needs an average of each branch (`CPSConfig.ema_decay`), which is passed as `averages`."""
     labelers: ClassVar[Sequence[str]] = ()
-    """Folders or Hub ids of finished networks that label for the method, which overrides this by a field of its own.
-    The trainer reads them, and the method gets them as `labelers`."""
+    """Folders or Hub ids of trained networks that make labels for the method. Override this with a field. The trainer
+    loads the networks and passes them as `labelers`."""
     citation: ClassVar[str] = ""
-    """BibTeX, for the model card."""
+    """BibTeX for the model card."""
 
     def __post_init__(self):
         if self.labeled_loss not in LABELED_LOSSES:
             raise ValueError(f"`labeled_loss` must be one of {', '.join(LABELED_LOSSES)}, got {self.labeled_loss!r}.")
         if not 0 <= self.ohem_threshold <= 1:
-            raise ValueError(f"`ohem_threshold` is a probability in [0, 1], got {self.ohem_threshold}.")
+            raise ValueError(f"`ohem_threshold` must be a probability in [0, 1], got {self.ohem_threshold}.")
         if self.ohem_min_kept < 1:
-            raise ValueError(f"`ohem_min_kept` is a number of pixels an image, at least 1, got {self.ohem_min_kept}.")
+            raise ValueError(f"`ohem_min_kept` must be at least 1 pixel per image, got {self.ohem_min_kept}.")
         check_not_negative(self, "focal_gamma")
         if self.weighs_by_frequency:
             check_shares(self, "class_weights")
         elif self.class_weights is not None:
             weights = [*self.class_weights]
             if not all(0 <= weight < math.inf for weight in weights) or not any(weights):
-                raise ValueError(f"`class_weights` must be numbers of at least 0, and one above it, got {weights}.")
+                raise ValueError(f"`class_weights` must be numbers >= 0, and at least one > 0, got {weights}.")
 
     @property
     def weighs_by_frequency(self) -> bool:
-        """Whether the labeled set's pixels by class are asked for (`LabeledBatch.class_counts`)."""
+        """Whether the method needs the pixels per class of the labeled set (`LabeledBatch.class_counts`)."""
         return isinstance(self.class_weights, int | float)
 
     def check_class_weights(self, classes: int) -> None:
-        """Raises a ValueError where `class_weights` is a list of another length than there are classes."""
+        """Raise a ValueError if `class_weights` is a list whose length is not the number of classes."""
         if self.class_weights is None or self.weighs_by_frequency or len(self.class_weights) == classes:
             return
         raise ValueError(
-            f"`class_weights` has {len(self.class_weights)} numbers for {classes} classes: give one a class, in the "
+            f"`class_weights` has {len(self.class_weights)} numbers for {classes} classes: give one per class, in the "
             "order of their ids."
         )
 
     @property
     def least_confidence(self) -> float:
-        """A prediction for an unlabeled image whose probability is smaller teaches nothing; 0: all teach."""
+        """Predictions for unlabeled images below this probability are not learned from; 0: all are."""
         return getattr(self, "confidence_threshold", 0.0)
 
     @property
     def views(self) -> tuple[str, ...]:
-        """What the unlabeled stream must yield: of `UnlabeledBatch`'s "weak", "strong", "strong_2", "cutmix_mask",
-        "cutmix_mask_2", "second_crop" and "pseudo_labels" (then the unlabeled set has a column "pseudo_label").
+        """The views that the unlabeled stream must provide, from `UnlabeledBatch`: "weak", "strong", "strong_2",
+        "cutmix_mask", "cutmix_mask_2", "second_crop" and "pseudo_labels". The last one needs a column "pseudo_label"
+        in the unlabeled set.
 
-        Empty: the method reads no unlabeled image. What is not named here is None in the batch.
+        If empty, the method uses no unlabeled images. Views that are not listed are `None` in the batch.
         """
         return ()
 
     @property
     def cutmix_masks(self) -> dict[str, Any]:
-        """How "cutmix_mask" and "cutmix_mask_2" are drawn: keyword arguments of `draw_cutmix_masks`."""
+        """How to draw "cutmix_mask" and "cutmix_mask_2": keyword arguments of `draw_cutmix_masks`."""
         return {}
 
     @abstractmethod
@@ -160,30 +161,30 @@ class Objective(ABC):
         progress: Tensor | float = 0.0,
         unlabeled_weight: Tensor | float = 1.0,
     ) -> ObjectiveOutput:
-        """One step's loss.
+        """Compute the loss of one step.
 
         Args:
-            branches: the networks that are trained.
-            labeled: images and labels. unlabeled: the declared `views`; `None` without views.
-            teacher: the averaged network, with `teacher = True` alone.
-            averages: with `averages = True` alone, which such a method adds to these arguments: a sequence of the
-                branches' averages, `Branch` each, in evaluation mode.
-            labelers: with `labelers` alone, which such a method adds likewise: the finished networks, `Branch` each,
-                in evaluation mode and without gradient.
-            progress: the share of training done, in [0, 1].
-            unlabeled_weight: a factor on the unlabeled term, beside the method's own weight
-                (`CPSConfig.unlabeled_weight`). A method of one's own that leaves it out can be trained without that
-                setting alone.
+            branches: the networks to train.
+            labeled: images and labels. unlabeled: the views listed in `views`; `None` if there are none.
+            teacher: the averaged network; only if `teacher = True`.
+            averages: the branches' averages, a sequence of `Branch` in evaluation mode. Passed only if
+                `averages = True`; such a method adds this argument.
+            labelers: the trained networks, a sequence of `Branch` in evaluation mode and without gradient. Passed only
+                if `labelers` is not empty; such a method adds this argument.
+            progress: the share of training completed, in [0, 1].
+            unlabeled_weight: multiplies the unlabeled term, in addition to the method's own weight
+                (`CPSConfig.unlabeled_weight`). A method without this argument cannot be used with that setting.
         """
 
     def logits(self, branch: Branch, *images: Tensor) -> list[Logits]:
-        """A branch's logits of each of these images (B, 3, H, W), a pass each, or with `joint_forward` one for all."""
+        """A branch's logits of each of these images (B, 3, H, W): one pass each, or a single one if
+        `joint_forward`."""
         if not self.joint_forward or len(images) == 1:
             return [branch(batch) for batch in images]
         return split_images(branch(torch.cat(images)), [len(batch) for batch in images])
 
     def supervised_loss(self, logits: Logits, labeled: LabeledBatch) -> Tensor:
-        """The labeled loss of one branch (the paper's Ls, a mean over labeled pixels; equation 1)."""
+        """The labeled loss of one branch: the paper's Ls, a mean over labeled pixels (equation 1)."""
         labels, weights = labeled.labels, self._labeled_class_weights(logits, labeled)
         if self.labeled_loss == "ohem":
             return ohem_cross_entropy(
@@ -209,17 +210,17 @@ class Objective(ABC):
         if not self.weighs_by_frequency:
             self.check_class_weights(classes)
             weights = torch.tensor(self.class_weights, dtype=torch.float32)
-            return weights.to(labeled.labels.device, non_blocking=True)  # else the host would wait for the GPU
+            return weights.to(labeled.labels.device, non_blocking=True)  # otherwise the host would wait for the GPU
         counts = labeled.class_counts
         counts = class_counts(labeled.labels, classes) if counts is None else counts
         return frequency_weights(counts, power=self.class_weights)
 
 
 def pseudo_label_weights(logits: Logits, labels: Tensor, valid: Tensor, power: float) -> Tensor | None:
-    """The weights (C,) of a loss on pseudo labels by their frequency in the batch; none where `power` is 0.
+    """The class weights (C,) of a loss on pseudo labels, from their frequency in the batch. `None` if `power` is 0.
 
     Args:
-        logits: of what is taught. labels: long (B, H, W), 255 where nothing is. valid: bool (B, H, W).
+        logits: the logits that are trained. labels: long (B, H, W), 255 where ignored. valid: bool (B, H, W).
     """
     if power == 0:
         return None
@@ -227,15 +228,15 @@ def pseudo_label_weights(logits: Logits, labels: Tensor, valid: Tensor, power: f
 
 
 def soft_label_weights(logits: Logits, target: Tensor | StridedLogits, valid: Tensor, power: float) -> Tensor | None:
-    """`pseudo_label_weights` for a soft target, whose pixels count as those of its most likely class."""
+    """`pseudo_label_weights` for a soft target, where a pixel counts towards its most likely class."""
     return None if power == 0 else pseudo_label_weights(logits, pseudo_label(target), valid, power)
 
 
 def ramp(progress: Tensor | float, *, warm_up: float = 0.0, ramp_up: float = 0.0) -> Tensor:
-    """What an unsupervised weight is multiplied with: 0 while warming up, then linearly up to 1.
+    """The factor on an unsupervised weight: 0 during warm-up, then growing linearly to 1.
 
     Args:
-        progress: the share of training done, in [0, 1]. warm_up, ramp_up: shares of training.
+        progress: the share of training completed, in [0, 1]. warm_up, ramp_up: shares of training.
     """
     since = torch.as_tensor(progress) - warm_up
     if ramp_up == 0:
@@ -244,30 +245,29 @@ def ramp(progress: Tensor | float, *, warm_up: float = 0.0, ramp_up: float = 0.0
 
 
 def one_box(probability: float) -> dict[str, Any]:
-    """How UniMatch's release draws CutMix masks (obtain_cutmix_box in its dataset/transform.py): keyword arguments of
-    `draw_cutmix_masks`.
+    """Keyword arguments of `draw_cutmix_masks` that draw masks as UniMatch's release does (obtain_cutmix_box in its
+    dataset/transform.py).
 
     Args:
-        probability: with which an image is mixed.
+        probability: the probability of mixing an image.
     """
     return {"boxes": 1, "area": (0.02, 0.4), "aspect": (0.3, 1 / 0.3), "probability": probability}
 
 
 def warmed_up(decay: float, step: int) -> float:
-    """The decay of an average over steps after optimizer step `step` (1, 2, ...): of a true mean at first, then
-    `decay`."""
+    """The decay of an average after optimizer step `step` (1, 2, ...): that of a true mean at first, then `decay`."""
     return min(1 - 1 / (step + 1), decay)
 
 
 def check_shares(objective: Objective, *names: str) -> None:
-    """Each of these fields must be in [0, 1]."""
+    """Check that each of these fields is in [0, 1]."""
     for name in names:
         if not 0 <= getattr(objective, name) <= 1:
             raise ValueError(f"`{name}` must be in [0, 1], got {getattr(objective, name)}.")
 
 
 def check_not_negative(objective: Objective, *names: str) -> None:
-    """Each of these fields must be at least 0."""
+    """Check that each of these fields is at least 0."""
     for name in names:
         if getattr(objective, name) < 0:
             raise ValueError(f"`{name}` must not be negative, got {getattr(objective, name)}.")

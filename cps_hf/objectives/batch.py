@@ -1,8 +1,8 @@
-"""What an objective is given of the data: a batch of labeled images and one of unlabeled images, by view.
+"""The batches that an objective receives: one of labeled images and one of unlabeled images, by view.
 
-A batch completes itself when it is made, so a formula need not ask what is there: without `valid` every pixel is
-valid, and what sums are divided by is counted here. The trainer puts the counts of the whole optimizer step in their
-place, which makes the gradient the same on one process, on several and with accumulated steps.
+A batch fills in what is missing when it is created, so formulas need no special cases: without `valid`, every pixel is
+valid, and the divisors of sums are counted. The trainer replaces these counts by those of the whole optimizer step.
+The gradient is then the same with one process, with several, and with gradient accumulation.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from ..functional import IGNORE_INDEX, draw_cutmix_masks, mix, swap_neighbours
 
 @dataclass(kw_only=True, eq=False)
 class Batch:
-    """What labeled and unlabeled batches have in common. `dataclasses.replace` takes the counts along.
+    """The common part of labeled and unlabeled batches. `dataclasses.replace` keeps the counts.
 
     Args:
-        valid: bool (B, H, W), false on padding. None: true everywhere.
-        num_pixels: what a sum over valid pixels is divided by, a scalar. None: their number.
+        valid: bool (B, H, W), false on padding. If `None`, true everywhere.
+        num_pixels: the divisor of a sum over valid pixels, a scalar. If `None`, their number.
 
     Raises:
-        ValueError: there is no image.
+        ValueError: the batch has no images.
     """
 
     valid: Tensor | None = None
@@ -41,7 +41,7 @@ class Batch:
             self.num_pixels = self.valid.sum()
 
     def tensors(self) -> dict[str, Tensor]:
-        """What the batch holds, by name."""
+        """The batch's tensors, by name."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
@@ -53,11 +53,11 @@ class LabeledBatch(Batch):
     Args:
         pixel_values: float (B, 3, H, W), normalised.
         labels: long (B, H, W), 255 where ignored.
-        num_labels: what a sum over labeled pixels is divided by, a scalar. None: the number of those not ignored.
-        class_counts: pixels by class of the whole labeled set, float (C,), which class weights are made of. None:
-            those of this batch are counted, where weights are asked for.
-        over_processes: gives the mean over processes of a tensor of sums, for a loss that is no sum over pixels. Left
-            out: this process is the only one.
+        num_labels: the divisor of a sum over labeled pixels, a scalar. If `None`, the number of pixels not ignored.
+        class_counts: the pixels per class of the whole labeled set, float (C,), for class weights. If `None`, they are
+            counted in this batch when needed.
+        over_processes: averages a tensor of sums over processes, for losses that are not sums over pixels. If omitted,
+            this process is the only one.
     """
 
     pixel_values: Tensor
@@ -74,16 +74,17 @@ class LabeledBatch(Batch):
 
 @dataclass(kw_only=True, eq=False)
 class UnlabeledBatch(Batch):
-    """The views that the objective asks for (`Objective.views`) of unlabeled images; the others are None.
+    """The views of unlabeled images that the objective lists in `Objective.views`; the others are `None`.
 
     Args:
-        weak: float (B, 3, H, W), normalised: the images cropped, scaled and flipped.
-        strong, strong_2: the same crops with colour jitter, grey and blur, each drawn for itself.
+        weak: float (B, 3, H, W), normalised: the images after cropping, scaling and flipping.
+        strong, strong_2: the same crops with colour jitter, grayscale and blur, drawn independently.
         second_crop: another crop of the same images, valid where `second_valid` is true.
-        pseudo_labels: long (B, H, W), labels of the crops that were made before training, 255 where there is none.
-        cutmix_mask, cutmix_mask_2: bool (B, H, W), true where `cutmix` takes the partner's pixel. None: drawn there.
+        pseudo_labels: long (B, H, W), labels of the crops that were made before training, 255 where ignored.
+        cutmix_mask, cutmix_mask_2: bool (B, H, W), true where `cutmix` takes the partner's pixel. If `None`, `cutmix`
+            draws them.
         partner_weak, partner_strong, partner_strong_2, partner_pseudo_labels, partner_valid: what the images are mixed
-            with. None: the neighbour in the batch, which a batch of an odd size has not for all.
+            with. If `None`, the neighbour in the batch, which requires an even batch size.
     """
 
     weak: Tensor | None = None
@@ -108,7 +109,7 @@ class UnlabeledBatch(Batch):
     def partner_targets(
         self, own: Sequence[Tensor], predict: Callable[[Tensor], Sequence[Tensor]]
     ) -> Sequence[Tensor]:
-        """The targets of the weak views' partners: `own` ones swapped; those that were sent along are predicted."""
+        """The targets of the weak views' partners: swapped from `own`, or predicted if the batch has partner views."""
         if self.partner_weak is not None:
             return predict(self.partner_weak)
         return [swap_neighbours(target) for target in own]
@@ -122,15 +123,15 @@ class UnlabeledBatch(Batch):
         mask: str = "cutmix_mask",
         **drawn: object,
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """A view mixed with its partners, and the targets alike.
+        """Mix a view with its partners, and the targets in the same way.
 
         Args:
-            view: which images. mask: which masks they are mixed by; drawn, by `draw_cutmix_masks(**drawn)`, when the
-                batch has none.
+            view: the images to mix. mask: the masks to mix them by; drawn by `draw_cutmix_masks(**drawn)` if the batch
+                has none.
             own, partners: targets (B, H, W) or (B, C, H, W) of the images and of their partners.
 
         Returns:
-            The mixed images (B, 3, H, W), where they are valid, bool (B, H, W), and the mixed targets.
+            The mixed images (B, 3, H, W), their valid pixels, bool (B, H, W), and the mixed targets.
         """
         images, masks = getattr(self, view), getattr(self, mask)
         if masks is None:

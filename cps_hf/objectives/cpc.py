@@ -1,6 +1,6 @@
-"""Cross probability consistency: what CPS is compared with in its paper (section 4.5 of arXiv 2106.01226).
+"""Cross probability consistency: the baseline of the CPS paper's comparison (section 4.5 of arXiv 2106.01226).
 
-As CPS, but a branch is drawn towards the other's soft-max probabilities instead of its one-hot prediction.
+Like CPS, but a branch learns from the other's soft-max probabilities instead of its one-hot prediction.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from .cps import CrossPseudoSupervision, agreement
 class CrossProbabilityConsistency(Objective):
     """L = Ls + weight * Lcpc, Lcpc the mean over pixels and classes of (p1 - sg(p2))^2 + (p2 - sg(p1))^2.
 
-    sg stops the gradient; without CutMix that is the gradient of (p1 - p2)^2.
+    sg stops the gradient; without CutMix this has the gradient of (p1 - p2)^2.
 
     Args:
-        weight: the paper gives none; 100 is the release's for the same loss in Mean Teacher.
-        cutmix: true: Lcpc on mixed unlabeled images, the probabilities mixed like them. False: on labeled and
-            unlabeled images together.
-        class_balance: weigh a pixel of the unlabeled term by how frequent its target's most likely class is in the
-            batch, to the power of minus this. 0, as in the paper: all pixels alike; 1: all classes alike.
-        ramp_up: the share of training over which `weight` grows linearly to its value.
+        weight: the weight of Lcpc. The paper gives none; the release has 100 for the same loss in Mean Teacher.
+        cutmix: if true, Lcpc is computed on CutMixed unlabeled images, with the probabilities mixed in the same way.
+            If false, on labeled and unlabeled images together.
+        class_balance: weight each pixel of the unlabeled term by the frequency in the batch of its target's most
+            likely class, to the power of minus this. 0, as in the paper: all pixels equal; 1: all classes equal.
+        ramp_up: the share of training over which `weight` grows linearly to its full value.
     """
 
     weight: float = 100.0
@@ -91,7 +91,7 @@ class CrossProbabilityConsistency(Objective):
 
     @torch.no_grad()
     def _mixed(self, branches, unlabeled):
-        """CutMix: the mixed images, where they are valid, their targets by branch, and the unmixed images' classes."""
+        """CutMix: the mixed images, their valid pixels, their targets by branch, and the classes before mixing."""
         logits = [branch(unlabeled.weak) for branch in branches]
         own = [probabilities(one) for one in logits]
         partners = unlabeled.partner_targets(own, lambda x: [probabilities(branch(x)) for branch in branches])

@@ -1,6 +1,6 @@
 """Cross Pseudo Supervision (Chen, Yuan, Zeng, Wang; CVPR 2021; arXiv 2106.01226).
 
-Two networks of different initialisation see the same image; each is trained on the other's one-hot prediction.
+Two networks with different initialisations see the same image; each is trained on the other's one-hot prediction.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ class CrossPseudoSupervision(Objective):
     """L = Ls + weight * Lcps (section 3.1, equations 1 to 4).
 
     Args:
-        weight: the paper's lambda. The release has 1.5 (VOC) and 6 (Cityscapes), with CutMix 1 and 5.
-        cutmix: true: Lcps on mixed unlabeled images; the pseudo labels come from the unmixed images and are mixed
-            like them. False: the paper's plain CPS.
-        on_labeled: whether Lcps is on the labeled images too. None: as in the release, without CutMix only.
+        weight: the paper's lambda. The release has 1.5 (VOC) and 6 (Cityscapes), or with CutMix 1 and 5.
+        cutmix: if true, Lcps is computed on CutMixed unlabeled images: pseudo labels are predicted for the unmixed
+            images and then mixed like them. If false, the paper's plain CPS.
+        on_labeled: whether Lcps includes the labeled images. If `None`, only without CutMix, as in the release.
         cutmix_partner: "neighbour": another image of the batch. "itself": another crop of the same image, which is
-            what the release's two loaders with one seed come to.
-        teach_padding: whether pixels that padding made teach and are counted, as in the release.
-        loss_divisor: what the whole loss is divided by. The release divides by the number of processes once too often
-            (4 on VOC, 8 on Cityscapes); with SGD that is a smaller learning rate and a larger weight decay.
-        warm_up: the share of training at whose start Lcps is left out. The paper has none.
-        ramp_up: the share of training, after it, over which `weight` grows linearly to its value. The paper has none:
-            its networks start from ImageNet. Those that start from nothing predict the commonest class everywhere at
-            first, and without a ramp-up confirm each other in that.
-        confidence_threshold: a pixel teaches only where the teacher's probability of its prediction is at least this.
-            0, as in the paper: everywhere. The loss is still divided by all valid pixels.
-        class_balance: weigh a pixel by its pseudo label's frequency in the batch to the power of minus this, so that
-            rare classes are not unlearned. 0, as in the paper: all pixels alike; 1: all classes alike. (The labeled
-            loss has weights of its own, `class_weights`.)
+            what the release's two loaders with equal seeds produce.
+        teach_padding: whether to train on padding pixels and count them, as the release does.
+        loss_divisor: divides the whole loss. The release divides by the number of processes once too often (4 on VOC,
+            8 on Cityscapes); with SGD this equals a smaller learning rate and a larger weight decay.
+        warm_up: the share of training before Lcps is used. The paper has none.
+        ramp_up: the share of training, after `warm_up`, over which `weight` grows linearly to its full value. The
+            paper has none: its networks start from ImageNet weights. Networks trained from scratch first predict the
+            most common class everywhere and, without a ramp-up, confirm each other in this.
+        confidence_threshold: train on a pixel only if the teacher's probability of its prediction is at least this. 0,
+            as in the paper: on all pixels. The loss is still divided by the number of all valid pixels.
+        class_balance: weight each pixel by its pseudo label's frequency in the batch to the power of minus this, so
+            that rare classes are not unlearned. 0, as in the paper: all pixels equal; 1: all classes equal. (The
+            labeled loss has its own weights, `class_weights`.)
 
-    With n branches each is taught by all others, and its loss is the mean over its n - 1 teachers.
+    With n branches, each is taught by all others, and its loss is the mean over its n - 1 teachers.
     """
 
     weight: float = 1.0
@@ -67,7 +67,7 @@ class CrossPseudoSupervision(Objective):
         if self.warm_up + self.ramp_up > 1 + 1e-9:  # rounding: 0.9 + 0.1 may be more
             raise ValueError(
                 f"`warm_up` and `ramp_up` are shares of training and must not exceed 1 together, got {self.warm_up} "
-                f"and {self.ramp_up}: `weight` would never get to its value."
+                f"and {self.ramp_up}: `weight` would never reach its full value."
             )
         if self.loss_divisor <= 0:
             raise ValueError(f"`loss_divisor` must be positive, got {self.loss_divisor}.")
@@ -116,9 +116,9 @@ class CrossPseudoSupervision(Objective):
 
     @torch.no_grad()  # batch norm stays in train mode, as in the release
     def _mixed(self, branches, unlabeled):
-        """CutMix: the mixed images, where they are valid, their pseudo labels by branch, and the branches' agreement.
+        """CutMix: the mixed images, their valid pixels, pseudo labels by branch, and the branches' agreement.
 
-        One pass a branch on the weak views labels both sides of every pair.
+        One pass per branch over the weak views labels both images of every pair.
         """
         if self.cutmix_partner == "itself":
             unlabeled = replace(unlabeled, partner_weak=unlabeled.second_crop, partner_valid=unlabeled.second_valid)
@@ -138,17 +138,17 @@ class CrossPseudoSupervision(Objective):
         return [pseudo_label(one, confidence_threshold=threshold) for one in logits], agreement(classes, batch)
 
     def _pixels(self, batch, valid):
-        """Which pixels teach, bool (B, H, W), and by how many the sum over them is divided.
+        """The pixels to train on, bool (B, H, W), and the divisor of the sum over them.
 
-        Mixing moves valid pixels between images; the count of the global batch stands for both.
+        Mixing moves valid pixels between images, but the count of the global batch is the same before and after.
         """
         if self.teach_padding:
             return torch.ones_like(valid), valid.numel()
         return valid, batch.num_pixels
 
     def _cross_teaching(self, logits, pseudo_labels, where):
-        """Each branch on the pseudo labels of all others (eq. 2; for n branches the mean over n - 1 teachers), summed
-        over pixels."""
+        """The loss of each branch on the pseudo labels of all others, summed over pixels (eq. 2; for n branches, the
+        mean over n - 1 teachers)."""
         losses = [
             pixel_cross_entropy(
                 student,
@@ -165,7 +165,7 @@ class CrossPseudoSupervision(Objective):
 
 
 def agreement(predictions, batch):
-    """The share of valid pixels for which all branches predict the same class; predictions are a list of (B, H, W)."""
+    """The share of valid pixels where all branches predict the same class. `predictions`: a list of (B, H, W)."""
     first, *others = predictions
     same = batch.valid.clone()
     for other in others:

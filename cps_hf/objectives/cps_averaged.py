@@ -1,8 +1,8 @@
-"""CPS taught by averages: two networks, each taught by the other's average over steps, as UniMatch V2's is by its own.
+"""CPS with averaged teachers: each of two networks learns from the other's exponential moving average.
 
-From Cross Pseudo Supervision (arXiv 2106.01226) that two networks of different initialisation teach each other; from
-UniMatch V2 (arXiv 2410.10777) that the average teaches, by its confident predictions for the weak view, two strong
-views with complementary features. No paper has this combination; every part can be left out.
+Cross Pseudo Supervision (arXiv 2106.01226) contributes two networks of different initialisation that teach each other.
+UniMatch V2 (arXiv 2410.10777) contributes averaged teachers, whose confident predictions for the weak view are the
+labels of two strong views with complementary features. No paper has this combination. Each part can be switched off.
 """
 
 from __future__ import annotations
@@ -24,27 +24,28 @@ TEACHERS = ("averages", "branches", "own_average")
 class AveragedCPS(Objective):
     """L = Ls + weight * Lcps, both summed over branches.
 
-    Lcps is the mean over strong views, CutMixed by masks of their own, of a branch's cross entropy where its label,
-    the prediction of the other branch's average for the weak view, is confident. The trainer keeps the averages, as
-    `CPSConfig.ema_decay` says (UniMatch V2 has 0.996); they predict in evaluation mode. With n branches each is taught
-    by all others' averages, and its loss is the mean over these n - 1 teachers.
+    Lcps is a branch's cross entropy, averaged over strong views that are CutMixed with separate masks. The labels are
+    the confident predictions of the other branch's average for the weak view. The trainer updates the averages as
+    `CPSConfig.ema_decay` says (UniMatch V2 has 0.996); they predict in evaluation mode. With n branches, each is
+    taught by the averages of all others, and its loss is the mean over these n - 1 teachers.
 
     Args:
-        weight: of Lcps.
+        weight: the weight of Lcps.
         teachers: "averages": the other branches' averages. "branches": the other branches themselves, in training
-            mode, as in CPS; no averages are needed then. "own_average": a branch's own, so that each is trained by
-            itself, as in UniMatch V2.
-        strong_views: how many strong views of an image are taught, 0, 1 or 2; 0: the weak view is, CutMixed.
-        confidence_threshold: a pixel teaches only where the teacher's probability of its prediction is at least this.
-            0.95, as in UniMatch V2; 0, as in CPS: everywhere. The loss is divided by all valid pixels in any case.
-        cutmix: the probability with which an image is CutMixed, by one box: 2 to 40 % of its area, its height 0.3
-            to 3.3 times its width (as shares of the image's).
-        complementary_dropout: the share of images of whose two views each channel of the backbone's maps is doubled in
-            one and zero in the other. Half, as in UniMatch V2; 0: of none, as it must be with less than two strong
-            views.
-        class_balance: weigh a pixel of the unlabeled term by its pseudo label's frequency in the batch to the power of
-            minus this. 0: all pixels alike; 1: all classes alike.
-        ramp_up: the share of training over which `weight` grows linearly to its value.
+            mode, as in CPS; no averages are needed then. "own_average": a branch's own average, so that each branch is
+            trained independently, as in UniMatch V2.
+        strong_views: the number of strong views per image, 0, 1 or 2. With 0, the CutMixed weak view is used.
+        confidence_threshold: train on a pixel only if the teacher's probability of its prediction is at least this.
+            0.95, as in UniMatch V2; 0, as in CPS: on all pixels. The loss is always divided by the number of all valid
+            pixels.
+        cutmix: the probability of CutMixing an image with one box: 2 to 40 % of its area, its height 0.3 to 3.3 times
+            its width (as shares of the image's).
+        complementary_dropout: in this share of images, each channel of the backbone's feature maps is doubled in one
+            of the two views and zeroed in the other. 0.5, as in UniMatch V2; 0: no dropout, which is required with
+            fewer than two strong views.
+        class_balance: weight each pixel of the unlabeled term by its pseudo label's frequency in the batch to the
+            power of minus this. 0: all pixels equal; 1: all classes equal.
+        ramp_up: the share of training over which `weight` grows linearly to its full value.
     """
 
     weight: float = 1.0
@@ -70,7 +71,7 @@ class AveragedCPS(Objective):
             raise ValueError(f"`strong_views` must be 0, 1 or 2, got {self.strong_views}.")
         if self.complementary_dropout > 0 and self.strong_views < 2:
             raise ValueError(
-                f"`complementary_dropout` is between two views and `strong_views` is {self.strong_views}: set "
+                f"`complementary_dropout` needs two views and `strong_views` is {self.strong_views}: set "
                 "`complementary_dropout` to 0, or `strong_views` to 2."
             )
         check_pairs_alone(self)
@@ -81,7 +82,7 @@ class AveragedCPS(Objective):
 
     @property
     def _taught(self) -> tuple[tuple[str, str], ...]:
-        """The views that are taught, and the masks of each."""
+        """The views to train on, with the name of each one's masks."""
         return TWO_VIEWS[: self.strong_views] or (("weak", "cutmix_mask"),)
 
     @property
@@ -128,7 +129,7 @@ class AveragedCPS(Objective):
 
     @torch.no_grad()
     def _labeled_by(self, teachers, unlabeled):
-        """The views that are taught, mixed, with their labels by teacher; and how far the teachers agree."""
+        """The mixed views to train on, their labels by teacher, and the teachers' agreement."""
         logits = [one(unlabeled.weak) for one in teachers]
         own = [self._pseudo_label(one) for one in logits]
         partners = unlabeled.partner_targets(own, lambda x: [self._pseudo_label(one(x)) for one in teachers])

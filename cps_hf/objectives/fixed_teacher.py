@@ -1,7 +1,7 @@
-"""Self-training with strong views: finished networks, which never change, label for fresh ones.
+"""Self-training with strong views: trained networks, which stay fixed, make labels for new ones.
 
-As in Noisy Student (Xie et al., CVPR 2020) and ST++ (Yang et al., CVPR 2022) the teacher sees the image as it is, the
-student a strong view of it. Here the strong view is CutMixed too.
+As in Noisy Student (Xie et al., CVPR 2020) and ST++ (Yang et al., CVPR 2022), the teacher sees the unchanged image and
+the student a strong view of it. Here the strong view is also CutMixed.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ from .base import Objective, ObjectiveOutput, check_not_negative, check_shares, 
 
 @dataclass(frozen=True, kw_only=True)
 class FixedTeacher(Objective):
-    """L = Ls + weight * Lu, summed over branches, each of which learns by itself.
+    """L = Ls + weight * Lu, summed over branches, which are trained independently.
 
-    Lu is the cross entropy of a branch's prediction for the CutMixed strong view, with the labelers' prediction for
-    the weak view as its label, summed over the pixels where that is confident and divided by the number of valid ones.
-    The labelers' prediction is the mean of their probabilities.
+    Lu is the cross entropy of a branch's prediction for the CutMixed strong view. The label is the labelers'
+    prediction for the weak view: the mean of their probabilities. The loss is summed over the pixels where it is
+    confident and divided by the number of valid pixels.
 
     Args:
-        labelers: finished networks: folders of exported branches, or Hub ids. They are read when the run starts and
-            never change. None: the labels were made before (`cps_hf.training.self_training`) and are the unlabeled
-            set's column "pseudo_label".
-        weight: of Lu.
-        flip: the labelers also label the mirrored weak view, and the mean is over both. Only with `labelers`.
-        soft: the labels are the labelers' probabilities, not their most likely class. Only with `labelers`.
-        confidence_threshold: a pixel teaches only where the probability of the labelers' most likely class is at least
-            this. 0: everywhere. Only with `labelers`.
-        cutmix: the probability with which an image is CutMixed, by one box: 2 to 40 % of its area, its height 0.3
-            to 3.3 times its width (as shares of the image's).
-        class_balance: weigh a pixel of Lu by its pseudo label's frequency in the batch to the power of minus this. 0:
-            all pixels alike; 1: all classes alike. Not with `soft`. (`class_weights` act on Ls alone.)
-        ramp_up: the share of training over which `weight` grows linearly to its value.
+        labelers: trained networks: folders of exported branches, or Hub ids. They are loaded at the start of the run
+            and never change. If `None`, labels were made before (`cps_hf.training.self_training`) and are in the
+            unlabeled set's column "pseudo_label".
+        weight: the weight of Lu.
+        flip: let the labelers also predict the mirrored weak view, and average both. Only with `labelers`.
+        soft: use the labelers' probabilities as labels instead of their most likely class. Only with `labelers`.
+        confidence_threshold: train on a pixel only if the labelers' probability of their most likely class is at least
+            this. 0: on all pixels. Only with `labelers`.
+        cutmix: the probability of CutMixing an image with one box: 2 to 40 % of its area, its height 0.3 to 3.3 times
+            its width (as shares of the image's).
+        class_balance: weight each pixel of Lu by its pseudo label's frequency in the batch to the power of minus this.
+            0: all pixels equal; 1: all classes equal. Not with `soft`. (`class_weights` apply to Ls only.)
+        ramp_up: the share of training over which `weight` grows linearly to its full value.
     """
 
     labelers: list[str] = field(default_factory=list, metadata={"on_resume": "free"})  # a checkpoint has their hashes
@@ -73,11 +73,11 @@ class FixedTeacher(Objective):
         check_not_negative(self, "weight")
         check_shares(self, "confidence_threshold", "cutmix", "class_balance", "ramp_up")
         if self.soft and self.class_balance > 0:
-            raise ValueError("`class_balance` counts hard labels: set `class_balance` to 0, or leave `soft` out.")
+            raise ValueError("`class_balance` counts hard labels: set `class_balance` to 0, or remove `soft`.")
         if not self.labelers and (self.soft or self.confidence_threshold > 0):
             raise ValueError(
-                "`soft` and `confidence_threshold` are about labels that networks make during training: name these "
-                "networks by `labelers`. (Labels that were made before have a threshold of their own.)"
+                "`soft` and `confidence_threshold` apply to labels that networks make during training: name these "
+                "networks with `labelers`. (Labels that were made before have their own threshold.)"
             )
 
     @property
@@ -116,7 +116,7 @@ class FixedTeacher(Objective):
 
     @torch.no_grad()
     def _mixed(self, labelers, unlabeled):
-        """The CutMixed strong view, where it is valid, its target, and where the target is confident."""
+        """The CutMixed strong view, its valid pixels, its target, and where the target is confident."""
         if self.labelers:
             own = self._labels(labelers, unlabeled.weak)
             partners = unlabeled.partner_targets(own, lambda images: self._labels(labelers, images))

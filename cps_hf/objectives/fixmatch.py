@@ -1,6 +1,6 @@
 """FixMatch (Sohn et al.; NeurIPS 2020; arXiv 2001.07685), for segmentation as UniMatch's paper sets it up.
 
-The prediction for the weak view, where it is confident, is the label of the strong view, which is CutMixed.
+The confident predictions for the weak view are the labels of the CutMixed strong view.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ class FixMatch(Objective):
     Lu is the mean over valid pixels of 1[max p(weak) >= threshold] CE(arg max p(weak), p(strong)).
 
     Args:
-        weight: of the unlabeled term.
-        confidence_threshold: 0.95 (UniMatch's paper: on VOC; 0 on Cityscapes).
-        cutmix: the probability with which an image is CutMixed, by one box: 2 to 40 % of its area, its height 0.3
-            to 3.3 times its width (as shares of the image's).
-        class_balance: weigh a pixel of the unlabeled term by its pseudo label's frequency in the batch to the power of
-            minus this. 0, as in the paper: all pixels alike; 1: all classes alike.
-        ramp_up: the share of training over which `weight` grows linearly to its value.
+        weight: the weight of the unlabeled term.
+        confidence_threshold: the threshold. UniMatch's paper has 0.95 on VOC and 0 on Cityscapes.
+        cutmix: the probability of CutMixing an image with one box: 2 to 40 % of its area, its height 0.3 to 3.3 times
+            its width (as shares of the image's).
+        class_balance: weight each pixel of the unlabeled term by its pseudo label's frequency in the batch to the
+            power of minus this. 0, as in the paper: all pixels equal; 1: all classes equal.
+        ramp_up: the share of training over which `weight` grows linearly to its full value.
     """
 
     weight: float = 1.0
@@ -61,7 +61,7 @@ class FixMatch(Objective):
     ) -> ObjectiveOutput:
         count = unlabeled.num_pixels
         supervised_loss = unsupervised_loss = taught = 0.0
-        for branch in branches:  # each by itself
+        for branch in branches:  # each independently
             with torch.no_grad():
                 own = self._pseudo_labels(branch, unlabeled.weak)
                 partners = unlabeled.partner_targets(own, lambda x, branch=branch: self._pseudo_labels(branch, x))

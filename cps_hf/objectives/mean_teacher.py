@@ -1,7 +1,7 @@
 """Mean Teacher (Tarvainen, Valpola; NeurIPS 2017; arXiv 1703.01780), for segmentation.
 
-The student, shown a perturbed image, is drawn towards the probabilities that its own average over steps has for the
-image as it is.
+The student sees a perturbed image. It learns to match the probabilities that its own moving average predicts for the
+unperturbed image.
 """
 
 from __future__ import annotations
@@ -29,31 +29,31 @@ PERTURBATIONS = ("cutmix", "jitter", "noise")
 class MeanTeacher(Objective):
     """L = Ls + weight * c * J, J the mean over pixels and classes of (p_student(perturbed x) - p_teacher(x))^2.
 
-    x is the weak view of the unlabeled images. Labeled images are never perturbed, and Ls alone is on them. c is the
-    share of pixels on which the teacher is confident (French et al.; BMVC 2020; arXiv 1906.01916), of a micro-batch on
-    all processes: like Dice, a mean that is multiplied with another depends on how a step is split into micro-batches,
-    but not on how these are split over processes.
+    x is the weak view of the unlabeled images. Labeled images are never perturbed and only used in Ls. c is the share
+    of pixels where the teacher is confident (French et al.; BMVC 2020; arXiv 1906.01916), in a micro-batch over all
+    processes. Like Dice, it is a mean that multiplies another one. The loss therefore depends on how a step is split
+    into micro-batches, but not on how these are split over processes.
 
-    The trainer keeps the teacher, an average of branch 0's parameters and buffers, in float32 whatever `dtype` these
-    have. It predicts in evaluation mode.
+    The trainer keeps the teacher, an average of branch 0's parameters and buffers, in float32 whatever their `dtype`
+    is. It predicts in evaluation mode.
 
     Args:
-        weight: of the consistency. None: the number of classes, which is 1 for the squared difference summed over
-            classes: French et al.'s for CutMix. (Tarvainen and Valpola have 100 for 10 classes, with a ramp-up in
-            place of c; the CPS release has 100 for VOC's 21, both networks looking at the same image.)
-        decay: of the teacher's average; at the start it is less, 1 - 1 / (t + 1).
-        perturbation: what the student sees of the unlabeled images. "cutmix": weak views CutMixed, the teacher's
-            probabilities mixed alike: what gains clearly in French et al., who find small changes of an image to say
-            little about segmentation, as its classes are not apart in pixel space. "jitter": the strong view (colour
-            jitter, grey, blur). "noise": Gaussian noise (Tarvainen and Valpola).
-        noise_std: of the noise, in units of normalised pixel values; Tarvainen and Valpola's is 0.15. Only with
-            "noise".
-        confidence_threshold: the teacher is confident where the probability of its prediction is at least this. 0.97,
-            as French et al. have it; 0: c is 1.
-        class_balance: weigh a pixel of the unlabeled term by how frequent its target's most likely class is in the
-            batch, to the power of minus this. 0, as in the papers: all pixels alike; 1: all classes alike.
-        ramp_up: the share of training over which `weight` grows linearly to its value. Tarvainen and Valpola's is a
-            quarter of training, in the shape exp(-5 (1 - x)^2); French et al. have c alone.
+        weight: the weight of the consistency. If `None`, the number of classes, as for CutMix in French et al., who
+            sum the squared difference over classes. (Tarvainen and Valpola have 100 for 10 classes, with a ramp-up
+            instead of c; the CPS release has 100 for VOC's 21, with both networks seeing the same image.)
+        decay: the decay of the teacher's average. Early in training it is at most 1 - 1 / (t + 1).
+        perturbation: how the student's unlabeled images are perturbed. "cutmix": weak views are CutMixed, and the
+            teacher's probabilities in the same way. This helps most in French et al., who find that small changes of
+            an image say little about segmentation, since its classes are not separated in pixel space. "jitter": the
+            strong view (colour jitter, grayscale, blur). "noise": Gaussian noise (Tarvainen and Valpola).
+        noise_std: the noise's standard deviation, in units of normalised pixel values. Tarvainen and Valpola have
+            0.15. Only with "noise".
+        confidence_threshold: the teacher is confident if the probability of its prediction is at least this. 0.97, as
+            in French et al.; with 0, c is 1.
+        class_balance: weight each pixel of the unlabeled term by the frequency in the batch of its target's most
+            likely class, to the power of minus this. 0, as in the papers: all pixels equal; 1: all classes equal.
+        ramp_up: the share of training over which `weight` grows linearly to its full value. Tarvainen and Valpola have
+            a quarter of training, with the shape exp(-5 (1 - x)^2); French et al. use only c.
     """
 
     weight: float | None = None
@@ -88,7 +88,7 @@ class MeanTeacher(Objective):
 
     @property
     def least_confidence(self) -> float:
-        return 0.0  # the threshold weighs the sum over all pixels
+        return 0.0  # the threshold weights the sum over all pixels
 
     @property
     def views(self) -> tuple[str, ...]:
@@ -106,7 +106,7 @@ class MeanTeacher(Objective):
     def __call__(
         self, branches, labeled, unlabeled, *, teacher=None, progress=0.0, unlabeled_weight=1.0
     ) -> ObjectiveOutput:
-        (student,) = branches  # the trainer refuses more
+        (student,) = branches  # the trainer raises for more than one
         images, valid, target, confident = self._perturbed(teacher, unlabeled)
         labeled_logits, logits = self.logits(student, labeled.pixel_values, images)
         supervised_loss = self.supervised_loss(labeled_logits, labeled)
@@ -129,7 +129,7 @@ class MeanTeacher(Objective):
 
     @torch.no_grad()
     def _perturbed(self, teacher, unlabeled):
-        """What the student sees, where it is valid, the target, and where the teacher is confident."""
+        """What the student sees, its valid pixels, the target, and where the teacher is confident."""
         logits = teacher(unlabeled.weak)
         if self.perturbation == "cutmix":
             own = self._mixable(logits)

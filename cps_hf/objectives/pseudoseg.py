@@ -1,6 +1,6 @@
 """PseudoSeg (Zou et al.; ICLR 2021; arXiv 2010.09713), without its fusion with a Grad-CAM map.
 
-The prediction for the weakly augmented view, sharpened, is the target of the strongly augmented one.
+The sharpened prediction for the weak view is the target of the strong view.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from .base import Objective, ObjectiveOutput, check_not_negative, check_shares, 
 class PseudoSeg(Objective):
     """L = Ls + weight * CE(sharpen(p(weak)), p(strong)), where sharpen(p) is p^(1/T) over its sum (sections 3.1, 3.2).
 
-    The targets are the decoder's own probabilities: the paper's fusion with a self-attention Grad-CAM map is left out.
+    The targets are the decoder's own probabilities; the paper's fusion with a self-attention Grad-CAM map is omitted.
 
     Args:
-        weight: of the unlabeled term.
-        temperature: T; 1: the probabilities as they are, towards 0: one-hot.
-        class_balance: weigh a pixel of the unlabeled term by how frequent its target's most likely class is in the
-            batch, to the power of minus this. 0, as in the paper: all pixels alike; 1: all classes alike.
-        ramp_up: the share of training over which `weight` grows linearly to its value.
+        weight: the weight of the unlabeled term.
+        temperature: T. With 1, probabilities are unchanged; towards 0, they become one-hot.
+        class_balance: weight each pixel of the unlabeled term by the frequency in the batch of its target's most
+            likely class, to the power of minus this. 0, as in the paper: all pixels equal; 1: all classes equal.
+        ramp_up: the share of training over which `weight` grows linearly to its full value.
     """
 
     weight: float = 1.0
@@ -56,7 +56,7 @@ class PseudoSeg(Objective):
     ) -> ObjectiveOutput:
         valid, count = unlabeled.valid, unlabeled.num_pixels
         supervised_loss = unsupervised_loss = 0.0
-        for branch in branches:  # each by itself
+        for branch in branches:  # each independently
             with torch.no_grad():  # p^(1/T), normalised
                 target = soft_target(branch(unlabeled.weak), temperature=self.temperature)
             labeled_logits, logits = self.logits(branch, labeled.pixel_values, unlabeled.strong)

@@ -1,4 +1,4 @@
-"""Supervised training on the labeled images alone: the baseline that every method here must beat."""
+"""Supervised training on the labeled images alone: the baseline for every method here."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from .base import Objective, ObjectiveOutput
 
 @dataclass(frozen=True, kw_only=True)
 class Supervised(Objective):
-    """Each branch is trained on the labels by itself; two branches are two independent networks in one run."""
+    """Each branch is trained on the labels. Two branches are two independent networks in one run."""
 
     def __post_init__(self):
         super().__post_init__()
         if self.joint_forward:
             raise ValueError(
-                "`joint_forward` joins labeled and unlabeled images, and Supervised has no unlabeled ones."
+                "`joint_forward` joins labeled and unlabeled images, but Supervised uses no unlabeled ones."
             )
 
     @classmethod
     def of(cls, objective: Objective) -> Supervised:
-        """The labeled part of a method: the same loss of the same labels, and no unlabeled image."""
+        """The labeled part of a method: the same loss on the same labels, without unlabeled images."""
         shared = [field.name for field in fields(Objective) if field.name != "joint_forward"]
         return cls(**{name: getattr(objective, name) for name in shared})
 

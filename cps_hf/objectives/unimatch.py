@@ -1,6 +1,6 @@
 """UniMatch (Yang, Qi, Feng, Zhang, Shi; CVPR 2023; arXiv 2208.09910).
 
-FixMatch with two strong views of an image, and with a third stream whose features, not pixels, are perturbed.
+FixMatch with two strong views per image, and a third stream with perturbed features instead of pixels.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from .base import Objective, ObjectiveOutput, check_not_negative, check_shares, 
 class UniMatch(Objective):
     """L = (Ls + weight * (s1 / 4 + s2 / 4 + fp / 2)) / 2 (section 3.4; its mu and lambda are 0.5).
 
-    s1 and s2 are FixMatch's loss on two strong views with masks of their own; fp is the loss on the weak view with
-    channels of the backbone's feature maps dropped. All three are taught by the prediction for the weak view.
+    s1 and s2 are FixMatch's loss on two strong views with separate CutMix masks. fp is the loss on the weak view with
+    dropped channels in the backbone's feature maps. The labels of all three are the prediction for the weak view.
 
     Args:
-        weight: of the unlabeled terms; the paper's formula has 1.
-        confidence_threshold: 0.95 on VOC, 0 on Cityscapes.
-        cutmix: the probability with which an image is CutMixed, by one box: 2 to 40 % of its area, its height 0.3
-            to 3.3 times its width (as shares of the image's).
-        feature_dropout: the probability with which a channel of the backbone's maps is dropped.
-        class_balance: weigh a pixel of the unlabeled term by its pseudo label's frequency in the batch to the power of
-            minus this. 0, as in the paper: all pixels alike; 1: all classes alike.
-        ramp_up: the share of training over which `weight` grows linearly to its value.
+        weight: the weight of the unlabeled terms; 1 in the paper's formula.
+        confidence_threshold: the threshold: 0.95 on VOC, 0 on Cityscapes.
+        cutmix: the probability of CutMixing an image with one box: 2 to 40 % of its area, its height 0.3 to 3.3 times
+            its width (as shares of the image's).
+        feature_dropout: the probability of dropping a channel of the backbone's feature maps.
+        class_balance: weight each pixel of the unlabeled term by its pseudo label's frequency in the batch to the
+            power of minus this. 0, as in the paper: all pixels equal; 1: all classes equal.
+        ramp_up: the share of training over which `weight` grows linearly to its full value.
     """
 
     weight: float = 1.0
@@ -66,7 +66,7 @@ class UniMatch(Objective):
     ) -> ObjectiveOutput:
         weak, valid, count = unlabeled.weak, unlabeled.valid, unlabeled.num_pixels
         supervised_loss = strong_loss = feature_loss = taught = 0.0
-        for branch in branches:  # each by itself
+        for branch in branches:  # each independently
             with torch.no_grad():
                 own = self._pseudo_labels(branch, weak)
                 partners = unlabeled.partner_targets(own, lambda x, branch=branch: self._pseudo_labels(branch, x))

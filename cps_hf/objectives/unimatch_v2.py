@@ -1,7 +1,8 @@
 """UniMatch V2 (Yang, Zhao, Zhao; TPAMI 2025; arXiv 2410.10777).
 
-An averaged teacher labels the weak view for two strong views, whose features are dropped so that each has what the
-other lacks.
+An averaged teacher labels the weak view. The student learns these labels on two strong views with complementary
+feature
+dropout: each view has the channels that the other lacks.
 """
 
 from __future__ import annotations
@@ -30,22 +31,22 @@ TWO_VIEWS = (("strong", "cutmix_mask"), ("strong_2", "cutmix_mask_2"))
 class UniMatchV2(Objective):
     """L = (Ls + weight * (s1 + s2) / 2) / 2.
 
-    s1 and s2 are the cross entropy of the student's predictions for two strong views, CutMixed by masks of their own,
-    where the teacher's prediction for the weak view, their label, is confident. Both go through the student in one
-    pass, with complementary dropout. The trainer keeps the teacher, an average of branch 0's parameters and buffers,
-    which predicts in evaluation mode.
+    s1 and s2 are the cross entropy of the student's predictions for two strong views, CutMixed with separate masks.
+    The labels are the teacher's confident predictions for the weak view. The student sees both views in one pass, with
+    complementary dropout. The trainer keeps the teacher, an average of branch 0's parameters and buffers, which
+    predicts in evaluation mode.
 
     Args:
-        weight: of the unlabeled terms; the paper's formula has 1.
-        confidence_threshold: a pixel teaches only where the teacher's probability of its prediction is at least this.
-        cutmix: the probability with which an image is CutMixed, by one box: 2 to 40 % of its area, its height 0.3
-            to 3.3 times its width (as shares of the image's).
-        complementary_dropout: the share of images of whose two views each channel of the backbone's maps is doubled in
-            one and zero in the other. Half, as in the paper; 0: of none.
-        class_balance: weigh a pixel of the unlabeled term by its pseudo label's frequency in the batch to the power of
-            minus this. 0, as in the paper: all pixels alike; 1: all classes alike.
-        decay: of the teacher's average; at the start it is less, 1 - 1 / (t + 1).
-        ramp_up: the share of training over which `weight` grows linearly to its value.
+        weight: the weight of the unlabeled terms; 1 in the paper's formula.
+        confidence_threshold: train on a pixel only if the teacher's probability of its prediction is at least this.
+        cutmix: the probability of CutMixing an image with one box: 2 to 40 % of its area, its height 0.3 to 3.3 times
+            its width (as shares of the image's).
+        complementary_dropout: in this share of images, each channel of the backbone's feature maps is doubled in one
+            of the two views and zeroed in the other. 0.5, as in the paper; 0: no dropout.
+        class_balance: weight each pixel of the unlabeled term by its pseudo label's frequency in the batch to the
+            power of minus this. 0, as in the paper: all pixels equal; 1: all classes equal.
+        decay: the decay of the teacher's average. Early in training it is at most 1 - 1 / (t + 1).
+        ramp_up: the share of training over which `weight` grows linearly to its full value.
     """
 
     weight: float = 1.0
@@ -87,7 +88,7 @@ class UniMatchV2(Objective):
     def __call__(
         self, branches, labeled, unlabeled, *, teacher=None, progress=0.0, unlabeled_weight=1.0
     ) -> ObjectiveOutput:
-        (student,) = branches  # the trainer refuses more
+        (student,) = branches  # the trainer raises for more than one
         count = unlabeled.num_pixels
         with torch.no_grad():
             own = self._pseudo_labels(teacher, unlabeled.weak)
@@ -114,30 +115,29 @@ class UniMatchV2(Objective):
 
 
 def check_pairs_alone(objective) -> None:
-    """Complementary dropout is between the two halves of a pass, which then can hold nothing else."""
+    """Complementary dropout pairs the two halves of a pass, which therefore cannot contain anything else."""
     if objective.joint_forward and objective.complementary_dropout > 0:
         raise ValueError(
-            "`joint_forward` joins labeled images to pairs of views, and only pairs can have "
-            "`complementary_dropout`: set `complementary_dropout` to 0, or leave `joint_forward` out."
+            "`joint_forward` joins labeled images to pairs of views, but `complementary_dropout` needs pairs only: "
+            "set `complementary_dropout` to 0, or remove `joint_forward`."
         )
 
 
 def complementary_logits(objective, branch, labeled_images, images):
-    """A branch's logits of labeled images and of views, these with the objective's complementary dropout."""
+    """A branch's logits of labeled images and of views. Only the views get the objective's complementary dropout."""
     if objective.complementary_dropout == 0:
         return objective.logits(branch, labeled_images, images)
     return branch(labeled_images), branch(images, complementary_dropout=objective.complementary_dropout)
 
 
 def mixed_views(unlabeled, views, own, partners, **drawn):
-    """Views of the same images, each CutMixed by masks of its own, in one batch: those of the first view come first.
+    """Views of the same images, each CutMixed with separate masks, in one batch, ordered by view.
 
     Args:
-        views: a view's name and that of its masks, as many as there are. own, partners, drawn: as in
-            `UnlabeledBatch.cutmix`.
+        views: pairs of a view's name and its masks' name. own, partners, drawn: as in `UnlabeledBatch.cutmix`.
 
     Returns:
-        The images (views * B, 3, H, W), where they are valid, and each of the targets alike.
+        The images (views * B, 3, H, W), their valid pixels, and each of the targets in the same layout.
     """
     mixed = [unlabeled.cutmix(view, own, partners, mask=mask, **drawn) for view, mask in views]
     images, valid, targets = zip(*mixed, strict=True)

@@ -1,4 +1,4 @@
-"""What is chosen for people's own data: from the images and the machine, each choice with its reason."""
+"""Choose settings for a user's own data from the images and the machine, each with its reason."""
 
 from .facts import DataFacts
 from .machine import Machine

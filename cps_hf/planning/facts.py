@@ -1,4 +1,4 @@
-"""What a plan needs to know of the images: how many, how large, which classes, grey or in colour."""
+"""What a plan needs to know about the images: how many, their sizes, their classes, gray or color."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ from datasets import Dataset
 from ..data.class_counts import count_class_pixels
 from ..data.reading import read_image
 from ..data.streams import id_of, undecoded
+from ..data.windowed import open_windowed
 
 LOOKED_AT = 24
-"""Images of each set that are opened: enough for their size, few enough to wait for."""
+"""How many images of each set are opened: enough to know their sizes, few enough to be quick."""
 LABELS_COUNTED = 400
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataFacts:
-    """Counts and sizes of a data set that is trained on.
+    """Counts and sizes of a training data set.
 
     Args:
-        num_labeled, num_unlabeled, num_evaluation: images; 0: there is no such set; None: a stream, of any length.
+        num_labeled, num_unlabeled, num_evaluation: numbers of images; 0 if there is no such set, None for a stream.
         height, width: the median image's, in pixels.
-        largest: height and width of the image with the most pixels of those looked at.
-        class_shares: of the labeled pixels that hold a class, by class name.
-        grey: whether every image that was looked at is grey.
+        largest: height and width of the sampled image with the most pixels.
+        class_shares: shares of the labeled pixels, by class name.
+        grey: whether all sampled images are gray.
     """
 
     num_labeled: int | None
@@ -41,19 +42,26 @@ class DataFacts:
 
     @classmethod
     def of(cls, labeled: Any, unlabeled: Any, evaluation: Any, class_names: Sequence[str]) -> DataFacts:
-        """Look at the data sets: a few images of each, and the labels.
+        """Sample the data sets: a few images of each, and the labels.
 
         Args:
-            labeled, unlabeled, evaluation: data sets of `cps_hf.data` or streams; None: there is none.
+            labeled, unlabeled, evaluation: data sets of `cps_hf.data` or streams; None if there is none.
 
         Raises:
-            ValueError: an image or a label cannot be read; it names it.
+            ValueError: an image or a label cannot be read; the message names it.
         """
         sizes, grey = [], True
         for what, dataset in (("labeled", labeled), ("unlabeled", unlabeled), ("evaluation", evaluation)):
             for row in _some_rows(dataset, what):
-                image = read_image(row["image"], name=repr(id_of(row)))
-                sizes.append(tuple(image.shape[-2:]))
+                windowed = open_windowed(row, None, with_label=False)
+                if windowed is None:
+                    image = read_image(row["image"], name=repr(id_of(row)))
+                    size = tuple(image.shape[-2:])
+                else:  # its middle tells whether it is grey
+                    size = tuple(windowed[0].shape[-2:])
+                    middle = [min(side, 512) for side in size]
+                    image = windowed[0].window((size[0] - middle[0]) // 2, (size[1] - middle[1]) // 2, *middle)
+                sizes.append(size)
                 grey = grey and bool((image[:1] == image).all())
         some = _evenly(labeled, LABELS_COUNTED) if isinstance(labeled, Dataset) else labeled
         counts = count_class_pixels(some, len(class_names)).tolist()

@@ -1,4 +1,4 @@
-"""What a plan needs to know of the machine, and which pretrained backbone can be had on it."""
+"""What a plan needs to know about the machine, and which pretrained backbone is available on it."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ logger = logging.getLogger(__name__)
 
 WEIGHTS = "model.safetensors"
 SMALL = "timm/tf_efficientnet_lite0.in1k"
-"""The Hub's name of the weights that the package holds."""
+"""The Hub name of the weights that the package contains."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """Where training takes place.
+    """The machine that trains.
 
     Args:
         device: "cpu" or "cuda".
@@ -30,8 +30,9 @@ class Machine:
         cores: CPU cores that this process may use.
         memory: of the GPU, in GiB; 0 on a CPU.
         bf16: whether the GPU computes in bfloat16.
-        num_processes: how many train together.
-        backbone: the best pretrained backbone that can be had here, as `ModelConfig.backbone` names it; None: none.
+        num_processes: number of processes that train together.
+        backbone: the best pretrained backbone available here, as `ModelConfig.backbone` names it; None if there is
+            none.
     """
 
     device: str = "cpu"
@@ -51,8 +52,8 @@ class Machine:
         """This machine.
 
         Args:
-            looks_for_backbone: whether a backbone is looked for, which downloads its weights from the Hub where no
-                package holds them.
+            looks_for_backbone: whether to look for a backbone. This downloads its weights from the Hub unless an
+                installed package contains them.
         """
         facts = {"cores": _cores(), "num_processes": num_processes}
         if torch.cuda.is_available():
@@ -72,9 +73,9 @@ def candidates(machine: Machine) -> list[str]:
 
 
 def first_available(names: Sequence[str]) -> str | None:
-    """The first of these backbones whose weights are here or can be fetched; None: none of them.
+    """The first of these backbones whose weights are here or can be downloaded; None if there is none.
 
-    After one that the Hub did not give, no other is asked for.
+    After one failed download from the Hub, no other is tried.
     """
     hub_answers = True
     for name in names:
@@ -85,14 +86,14 @@ def first_available(names: Sequence[str]) -> str | None:
             try:
                 _fetch(name)
                 return name
-            except Exception as error:  # the client and what is beneath it raise a dozen kinds
-                logger.info("%s cannot be fetched from the Hub: %s.", name, str(error).strip().split("\n")[0])
+            except Exception as error:  # the client and its dependencies raise many kinds
+                logger.info("%s could not be downloaded from the Hub: %s.", name, str(error).strip().split("\n")[0])
                 hub_answers = False
     return None
 
 
 def _fetch(name: str) -> None:
-    """From the cache or the Hub, which is asked once first: without a connection a download is tried for half a
+    """Load from the cache or the Hub. Checks the connection first: without one, a download is retried for half a
     minute."""
     try:
         hf_hub_download(name, WEIGHTS, local_files_only=True)

@@ -1,4 +1,4 @@
-"""A finished run as one HTML page: what was set, what came of it, on which images, and how to load it."""
+"""A finished run as one HTML page: its settings, its results, example images, and how to load the result."""
 
 from .page import render_report, write_report
 

@@ -1,7 +1,7 @@
-"""`OUT/report.html`: one file, readable anywhere, without scripts and without a network.
+"""`OUT/report.html`: one file that opens anywhere, without scripts and without a network.
 
-Everything is read from the run's folder; what is missing there is left out of the page. Names of classes, images and
-settings are a user's and may hold anything: the template escapes every one.
+Everything is read from the run's output folder; missing parts are omitted. Names of classes, images and settings come
+from the user and may contain anything: the template escapes all of them.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from ..hub.loading import loading_lines
 from ..visualization.runs import EVALUATION, class_rows, image_caption, read_json, read_records
 
 REPORT = "report.html"
-CELLS = 40  # classes: with more, the confusion matrix is a picture and no table
-# What a reader wants to know first; all others are behind a fold.
+CELLS = 40  # classes; with more, the confusion matrix is a picture instead of a table
+# What a reader wants to know first; the other settings are collapsed.
 _FIRST = (
     *("objective", "models", "backbone", "max_steps", "pretrain_steps", "per_device_train_batch_size", "crop_size"),
     *("optim", "learning_rate", "class_weights", "freeze_norms", "labeled_color_jitter", "image_mean", "image_std"),
@@ -35,16 +35,16 @@ _FIRST = (
 
 
 def write_report(run: str | os.PathLike) -> Path:
-    """Write the page of a finished run into its folder.
+    """Write the page of a finished run into its output folder.
 
     Args:
-        run: the output folder; its results.json is needed, and everything else that the run wrote is shown.
+        run: the output folder. Its results.json is required; everything else that the run wrote is shown if present.
 
     Returns:
         The file's path.
 
     Raises:
-        ValueError: the folder holds no results.json of a run, or a file of it is not whole.
+        ValueError: the folder has no results.json of a run, or one of its files is incomplete.
         OSError: a file cannot be read or written.
     """
     run = Path(run)
@@ -54,11 +54,11 @@ def write_report(run: str | os.PathLike) -> Path:
 
 
 def render_report(run: str | os.PathLike) -> str:
-    """The page as a text; raises as `write_report`."""
+    """The page as text. Raises the errors of `write_report`."""
     run = Path(run)
     results = read_json(run / "results.json")
     if not isinstance(results, Mapping) or "training" not in results:
-        raise ValueError(f"{run} holds no results.json of a finished run: give the output folder of `cps-hf train`.")
+        raise ValueError(f"{run} has no results.json of a finished run. Give the output folder of `cps-hf train`.")
     evaluation = read_json(run / EVALUATION)
     settings = _settings(run)
     branch = run / ("best" if (run / "best").is_dir() else "branch_0")
@@ -91,11 +91,11 @@ def _template() -> jinja2.Template:
     return environment.from_string(text)
 
 
-# ------------------------------------------------------------------------------------------------ what it shows
+# ------------------------------------------------------------------------------------------------ content
 
 
 def _facts(results: Mapping[str, Any], settings: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The lines on top: what was trained on what, for how long, and which network is the best."""
+    """The lines at the top: what was trained on what, for how long, and which network is best."""
     training, best = results["training"], results.get("best") or {}
     seconds = training.get("seconds")
     images = [
@@ -118,7 +118,7 @@ def _facts(results: Mapping[str, Any], settings: Mapping[str, Any]) -> list[tupl
 
 
 def _settings(run: Path) -> dict[str, Any]:
-    """config.yaml; empty where there is none that can be read."""
+    """config.yaml; empty if there is none that can be read."""
     path = run / "config.yaml"
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
@@ -128,7 +128,7 @@ def _settings(run: Path) -> dict[str, Any]:
 
 
 def _plan(run: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Lines of {"name", "value", "reason"}: plan.json's; without it, the settings that a reader looks for first."""
+    """Lines of {"name", "value", "reason"} from plan.json; without it, the settings a reader looks for first."""
     plan = read_json(run / "plan.json")
     if isinstance(plan, Sequence) and not isinstance(plan, str):
         rows = [row for row in plan if isinstance(row, Mapping) and "name" in row]
@@ -138,7 +138,7 @@ def _plan(run: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _comparison(found: Any) -> dict[str, Any] | None:
-    """results.json's "comparison" as far as a page needs it; None where there is none."""
+    """The parts of results.json's "comparison" that the page needs; None if there is none."""
     if not isinstance(found, Mapping) or not found.get("sentence"):
         return None
     rows = [row for row in (found.get("branches") or {}).values() if isinstance(row, Mapping)]
@@ -146,12 +146,12 @@ def _comparison(found: Any) -> dict[str, Any] | None:
 
 
 def _compared(found: Any) -> dict[str, Any] | None:
-    """comparison.json of `cps-hf compare`; None where there is none."""
+    """comparison.json of `cps-hf compare`; None if there is none."""
     if not isinstance(found, Mapping):
         return None
     titles = {
         "supervised": "without unlabeled images",
-        "supervised_equal_time": "without, trained as long",
+        "supervised_equal_time": "without them, trained as long",
         "semi_supervised": "with unlabeled images",
     }
     rows = [{"title": title, **found[key]} for key, title in titles.items() if isinstance(found.get(key), Mapping)]
@@ -159,13 +159,13 @@ def _compared(found: Any) -> dict[str, Any] | None:
 
 
 def _comparison_file(run: Path) -> Any:
-    """What `cps-hf compare` wrote: into the folder that its runs lie in."""
+    """What `cps-hf compare` wrote into the folder that contains its runs."""
     folder = run.resolve()
     return read_json((folder.parent if folder.name == "semi_supervised" else folder) / "comparison.json")
 
 
 def _collapse(records: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
-    """The last agreement that was measured, with the share of the commonest class among the predictions."""
+    """The last measured agreement, with the share of the most common class among the predictions."""
     measured = [record for record in records if record.get("eval_agreement") is not None]
     if not measured:
         return None
@@ -179,7 +179,7 @@ def _classes(evaluation: Mapping[str, Any] | None) -> list[dict[str, Any]]:
 
 
 def _images(run: Path, evaluation: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """The groups "worst" and "best" with what is in them; a group without a picture is left out."""
+    """The groups "worst" and "best" with their images; a group without a picture is omitted."""
     groups = []
     for kind, title in (("worst", "Lowest mean IoU"), ("best", "Highest mean IoU")):
         rows = [
@@ -197,7 +197,7 @@ def _images(run: Path, evaluation: Mapping[str, Any] | None) -> list[dict[str, A
 
 
 def _matrix(evaluation: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """The rows of the confusion matrix in percent of the true class; empty where a picture shows them."""
+    """The rows of the confusion matrix in percent of the true class; empty if a picture shows them."""
     if not evaluation or len(evaluation["classes"]) > CELLS:
         return []
     matrix = np.asarray(evaluation["confusion_matrix"], np.float64)
@@ -208,11 +208,11 @@ def _matrix(evaluation: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     return rows
 
 
-# ------------------------------------------------------------------------------------------------ how it looks
+# ------------------------------------------------------------------------------------------------ formatting
 
 
 def _data_uri(path: Path) -> str | None:
-    """A picture as an address that holds it; None: there is none."""
+    """A picture as a data URI; None if there is no picture."""
     if not path.is_file():
         return None
     kind = "jpeg" if path.suffix == ".jpg" else "png"

@@ -1,4 +1,4 @@
-"""Drawn street and object scenes with exact labels, to try the package on without data."""
+"""Drawn street and object scenes with exact labels, for trying the package without data."""
 
 from .object_scenes import draw_object_scene
 from .street_scenes import STREET_SIZE, draw_street_scene

@@ -1,4 +1,4 @@
-"""What both kinds of drawn scenes share: paints, textures, a canvas with a label plane, and the camera's faults."""
+"""Shared by both kinds of drawn scenes: paints, textures, a canvas with a label plane, and camera effects."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _TILE = 512
 
 Color = tuple[int, int, int]
 
-# One box of paints for walls, clothes and vehicles alike: a colour alone must not tell the class.
+# One set of paints for walls, clothes and vehicles alike: color alone must not reveal the class.
 PAINTS: tuple[Color, ...] = (
     (240, 238, 232),
     (205, 200, 190),
@@ -45,13 +45,13 @@ SKINS: tuple[Color, ...] = ((236, 198, 170), (206, 156, 120), (148, 100, 72), (9
 
 
 def jitter(rng: np.random.Generator, color: Sequence[int], amount: float = 14) -> Color:
-    """`color` a little brighter or darker, and a little off in hue."""
+    """`color` with slightly changed brightness and hue."""
     moved = np.asarray(color) + rng.normal(0, amount) + rng.normal(0, amount / 2, 3)
     r, g, b = np.clip(moved, 0, 255).astype(int).tolist()
     return r, g, b
 
 
-# Where a kind of thing has favourites they are drawn more often; every kind still takes any paint at times.
+# Favorite paints of a kind of object are drawn more often; every kind still uses any paint at times.
 FAVOURITES: dict[str, tuple[int, ...]] = {
     "building": (6, 7, 10),
     "wall": (15, 3, 2),
@@ -71,26 +71,26 @@ FAVOURITES: dict[str, tuple[int, ...]] = {
 
 
 def paint(rng: np.random.Generator, kind: str | None = None, amount: float = 9) -> Color:
-    """Any paint of the shared box, or, nine times of ten, a favourite of this kind of thing."""
+    """Any paint of the shared set or, nine times out of ten, a favorite of this kind of object."""
     among = FAVOURITES[kind] if kind in FAVOURITES and rng.random() < 0.9 else range(len(PAINTS))
     return jitter(rng, PAINTS[among[rng.integers(len(among))]], amount)
 
 
 def scaled(color: Sequence[int], factor: float) -> Color:
-    """`color` in more (> 1) or less light."""
+    """`color`, brighter (`factor` > 1) or darker."""
     r, g, b = (max(0, min(255, int(c * factor))) for c in color)
     return r, g, b
 
 
 def mixed(a: Sequence[int], b: Sequence[int], share: float) -> Color:
-    """`share` of b, the rest of a."""
+    """A mix with `share` of b and the rest of a."""
     r, g, b = (int(x + (y - x) * share) for x, y in zip(a, b, strict=True))
     return r, g, b
 
 
 @lru_cache(maxsize=1)
 def _tiles() -> dict[str, np.ndarray]:
-    """Grey textures of 512 x 512 pixels, about -1 to 1; each use cuts its piece out at a place drawn anew."""
+    """Gray textures of 512 x 512 pixels, about -1 to 1. Each use cuts out a piece at a random position."""
     rng = np.random.default_rng(20210601)
     y, x = np.mgrid[:_TILE, :_TILE]
 
@@ -119,7 +119,7 @@ def _tiles() -> dict[str, np.ndarray]:
 
 
 def texture(rng: np.random.Generator, kind: str, height: int, width: int) -> np.ndarray:
-    """A piece of the texture `kind`, float32 (height, width), cut out at a place drawn by `rng`."""
+    """A piece of the texture `kind`, float32 (height, width), cut out at a position drawn by `rng`."""
     tile = _tiles()[kind]
     tops = (rng.integers(_TILE) + np.arange(height)) % _TILE
     lefts = (rng.integers(_TILE) + np.arange(width)) % _TILE
@@ -127,13 +127,13 @@ def texture(rng: np.random.Generator, kind: str, height: int, width: int) -> np.
 
 
 class Canvas:
-    """An image, its labels, its instances and its depth, painted together, nearer things over farther ones.
+    """An image, its labels, its instances and its depth, painted together; near objects cover far ones.
 
-    Coordinates are pixels of the finished image, (x, y), fractions included; painting happens at twice that size.
+    Coordinates are pixels of the finished image, (x, y), with fractions. Everything is painted at twice that size.
 
     Args:
         size: (height, width) of the finished image.
-        background: the value that the label plane starts with.
+        background: the initial value of the label plane.
     """
 
     def __init__(self, size: tuple[int, int], background: int, rng: np.random.Generator):
@@ -150,17 +150,17 @@ class Canvas:
         self.z: int | None = None
 
     def begin(self, label: int | None, *, z: float | None = None, instance: int | None = None) -> None:
-        """What follows is painted as this label (none: only the colour changes), `z` metres away."""
+        """Paint what follows as this label, `z` meters away. If `label` is None, only the color changes."""
         self.label = label
         self.instance = instance
         self.z = None if z is None else int(255 * (1 - np.exp(-z / 60)))
 
     def polygon(self, points, color: Color | None, *, grain: tuple[str, float] | None = None) -> None:
-        """A filled polygon. Colour none: labels alone. `grain`: a texture and its strength in grey levels."""
+        """A filled polygon. If `color` is None, labels only. `grain`: a texture and its strength in gray levels."""
         self._paint("polygon", [(x * SUPERSAMPLING, y * SUPERSAMPLING) for x, y in points], color, grain, {})
 
     def ellipse(self, box, color: Color | None, *, grain: tuple[str, float] | None = None, ring: float = 0) -> None:
-        """An ellipse in `box` (left, top, right, bottom), filled, or with `ring` a line of that width."""
+        """An ellipse in `box` (left, top, right, bottom), filled, or an outline of width `ring`."""
         left, top, right, bottom = (v * SUPERSAMPLING for v in box)
         corners = [(min(left, right), min(top, bottom)), (max(left, right), max(top, bottom))]
         options = {"width": max(1, round(ring * SUPERSAMPLING))} if ring else {}
@@ -210,27 +210,27 @@ class Canvas:
         self.rgb.paste(Image.fromarray(np.clip(patch, 0, 255).astype(np.uint8)), (left, top), mask)
 
     def darken(self, points, strength: float) -> None:
-        """A soft shadow over a polygon: only colours change."""
+        """A soft shadow over a polygon: only colors change."""
         points = [(x * SUPERSAMPLING, y * SUPERSAMPLING) for x, y in points]
         mask = Image.new("L", self.rgb.size, 0)
         ImageDraw.Draw(mask).polygon(points, fill=int(255 * strength))
         self.rgb.paste((12, 14, 22), (0, 0), mask.filter(ImageFilter.BoxBlur(2)))
 
     def picture(self) -> np.ndarray:
-        """The colours at their final size, float32 (H, W, 3), 0 to 255."""
+        """The colors at their final size, float32 (H, W, 3), 0 to 255."""
         return np.asarray(self.rgb.reduce(SUPERSAMPLING), np.float32)
 
     def plane(self, name: str) -> np.ndarray:
-        """The plane `labels`, `instances` or `depth` at its final size, uint8 (H, W): one painted pixel of four."""
+        """The plane `labels`, `instances` or `depth` at its final size, uint8 (H, W): every second painted pixel."""
         return np.asarray(getattr(self, name))[1::SUPERSAMPLING, 1::SUPERSAMPLING].copy()
 
 
 def photograph(picture: np.ndarray, rng: np.random.Generator, *, noise: float) -> np.ndarray:
-    """What a camera makes of a scene: exposure, contrast, white balance, vignetting, blur and noise.
+    """Camera effects: exposure, contrast, white balance, vignetting, blur and noise.
 
     Args:
         picture: float32 (H, W, 3), 0 to 255.
-        noise: the strongest noise, in grey levels.
+        noise: the strongest noise, in gray levels.
     """
     height, width = picture.shape[:2]
     white_balance = rng.normal(1, 0.03, 3).astype(np.float32)
@@ -250,7 +250,7 @@ def photograph(picture: np.ndarray, rng: np.random.Generator, *, noise: float) -
 
 
 def check_scene(index: int, seed: int) -> None:
-    """Raise the `ValueError` of a scene's number or seed that is none."""
+    """Raise a `ValueError` for an invalid scene index or seed."""
     for name, value in (("index", index), ("seed", seed)):
         if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 0:
             raise ValueError(f"`{name}` of a scene must be an integer of 0 or more, got {value!r}.")

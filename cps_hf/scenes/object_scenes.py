@@ -22,11 +22,11 @@ _WALLS = (
 
 
 def draw_object_scene(index: int, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """One object scene; the same (seed, index) always gives the same one. Sizes and orientations differ.
+    """One object scene. The same (seed, index) always gives the same scene. Sizes and orientations vary.
 
     Returns:
-        the image, uint8 (H, W, 3), and the labels, uint8 (H, W): 0 background, 1 to 20 VOC's classes, 255 where two
-        things meet.
+        the image, uint8 (H, W, 3), and the labels, uint8 (H, W): 0 background, 1 to 20 VOC's classes, 255 along
+        object borders.
 
     Raises:
         ValueError: `index` or `seed` is negative.
@@ -39,7 +39,7 @@ def draw_object_scene(index: int, *, seed: int = 0) -> tuple[np.ndarray, np.ndar
     count = int(rng.choice([1, 2, 3, 4], p=[0.35, 0.35, 0.2, 0.1]))
     share = rng.uniform(0.65, 1.0) if count == 1 else rng.uniform(0.45, 0.75)
     halves = np.sort(share / 2 * min(height, width) * rng.uniform(0.7, 1.15, count))  # far (small) ones first
-    # As in VOC, people are the commonest.
+    # As in VOC, people are the most common.
     classes = rng.integers(len(SHAPES), size=count)
     classes[rng.random(count) < 0.15] = SHAPES.index(person)
     for instance, (half, kind) in enumerate(zip(halves, classes, strict=True), start=1):
@@ -55,14 +55,14 @@ def draw_object_scene(index: int, *, seed: int = 0) -> tuple[np.ndarray, np.ndar
 
 
 def _size(rng: np.random.Generator) -> tuple[int, int]:
-    """(height, width): landscape, portrait or square, odd numbers included."""
+    """(height, width): landscape, portrait or square, including odd numbers."""
     long_side = int(rng.integers(112, 169))
     short_side = round(long_side / float(rng.choice([1.0, 1.2, 4 / 3, 1.5], p=[0.12, 0.18, 0.45, 0.25])))
     return (short_side, long_side) if rng.random() < 0.65 else (long_side, short_side)
 
 
 def _background(canvas: Canvas, rng: np.random.Generator) -> float:
-    """A wall or sky above a ground, and things of no class on both. Returns where they meet."""
+    """A wall or sky above a ground, with unlabeled clutter on both. Returns where they meet."""
     height, width = canvas.height, canvas.width
     horizon = height * rng.uniform(0.25, 0.75)
     canvas.begin(0)

@@ -1,4 +1,4 @@
-"""The 20 object classes of VOC as simple shapes, in a unit square: u to the right and v up, both -1 to 1."""
+"""The 20 object classes of VOC as simple shapes in a unit square: u to the right and v up, both -1 to 1."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DARK: Color = (30, 30, 34)
 
 @dataclass
 class Pen:
-    """Paints one object: places the unit square in the picture, turned, mirrored and in its own paints."""
+    """Paints one object: places the unit square in the picture, rotated, mirrored and with random paints."""
 
     canvas: Canvas
     rng: np.random.Generator
@@ -74,7 +74,7 @@ def aeroplane(p: Pen) -> None:
 
 
 def bicycle(p: Pen) -> None:
-    # What shows between the spokes and the tubes is labeled too: the lines alone would be nothing but border.
+    # The gaps between spokes and tubes are labeled too: the lines alone would be nothing but border.
     p.shape([(-0.6, -0.4), (-0.2, 0.3), (0.42, 0.25), (0.0, -0.4)], None)
     for u in (-0.6, 0.6):
         p.oval(u, -0.4, 0.4, 0.4, None)

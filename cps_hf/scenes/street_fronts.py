@@ -1,4 +1,4 @@
-"""What lines a drawn street on the side `side` (-1 left, 1 right), at X metres, from Z = `near` to `far`."""
+"""What lines a drawn street on `side` (-1 left, 1 right), at X meters, from Z = `near` to `far`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def building(stage: Stage, side: int, x: float, near: float, far: float) -> None
                 ys, zs = (low - 0.15, low + floor * h + 0.15), (z - 0.1, z + step * w + 0.1)
                 canvas.polygon(camera.wall(x, ys, zs), frame)
             canvas.polygon(camera.wall(x, (low, low + floor * h), (z, z + step * w)), color)
-    if rng.random() < 0.3:  # an awning or a shop's board
+    if rng.random() < 0.3:  # an awning or a shop sign
         canvas.polygon(camera.wall(x, (floor * 0.85, floor * 1.05), (near, far)), stage.paint())
 
 
@@ -53,7 +53,7 @@ def wall(stage: Stage, side: int, x: float, near: float, far: float) -> None:
 
 
 def fence(stage: Stage, side: int, x: float, near: float, far: float) -> None:
-    """Boards, or bars and rails; what is behind shows through the bars, and is labeled fence all the same."""
+    """Boards, or bars and rails. The background shows through the bars but is labeled fence."""
     rng, canvas, camera = stage.rng, stage.canvas, stage.camera
     height, color = rng.uniform(0.9, 2.8), stage.paint("fence")
     canvas.begin(ID["guard rail" if height < 1.0 else "fence"], z=(near + far) / 2)

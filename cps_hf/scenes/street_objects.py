@@ -1,4 +1,4 @@
-"""The things that stand or move in a drawn street. Each function paints one, at X metres to the right, Z ahead."""
+"""The objects in a drawn street. Each function paints one, at X meters to the right and Z meters ahead."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SURFACES = ("grain", "plaster", "blotch", "ribs", "weave")
 
 @dataclass(frozen=True)
 class Camera:
-    """A pinhole camera in a street that may bend: metres (X right, Y up from the ground, Z ahead) to pixels."""
+    """A pinhole camera in a street that may bend: meters (X right, Y up from the ground, Z ahead) to pixels."""
 
     center: float
     horizon: float
@@ -24,7 +24,7 @@ class Camera:
     bend: float = 0.0
 
     def project(self, x: float, y: float, z: float) -> tuple[float, float]:
-        """Where a point is seen, (x, y) in pixels."""
+        """The projection of a point, (x, y) in pixels."""
         scale = self.focal / z
         return self.center + scale * (x + self.bend * z * z), self.horizon + scale * (self.height - y)
 
@@ -37,13 +37,13 @@ class Camera:
         return [self.project(x, y, z) for y, z in ((ys[0], zs[0]), (ys[0], zs[1]), (ys[1], zs[1]), (ys[1], zs[0]))]
 
     def upright(self, x: float, z: float, outline) -> list[tuple[float, float]]:
-        """An outline in metres (right, up) around the ground point (x, z), facing the camera."""
+        """An outline in meters (right, up) around the ground point (x, z), facing the camera."""
         return [self.project(x + dx, y, z) for dx, y in outline]
 
 
 @dataclass
 class Stage:
-    """What every drawing function of a street is given."""
+    """The state passed to every drawing function of a street."""
 
     canvas: Canvas
     camera: Camera
@@ -61,13 +61,13 @@ class Stage:
         return SURFACES[self.rng.integers(len(SURFACES))], self.rng.uniform(low, high)
 
     def disc(self, x: float, y: float, z: float, radius: float, color, *, grain=None, ring: float = 0) -> None:
-        """A circle, `radius` and `ring` in metres."""
+        """A circle; `radius` and `ring` in meters."""
         cx, cy = self.camera.project(x, y, z)
         r, width = radius * self.camera.focal / z, ring * self.camera.focal / z
         self.canvas.ellipse((cx - r, cy - r, cx + r, cy + r), color, grain=grain, ring=width)
 
     def rod(self, points, z: float, width: float, color) -> None:
-        """A line through points (X, Y) in metres, `width` metres thick."""
+        """A line through points (X, Y) in meters, `width` meters thick."""
         path = [self.camera.project(x, y, z) for x, y in points]
         self.canvas.line(path, color, width * self.camera.focal / z)
 
@@ -79,7 +79,7 @@ class Stage:
 
 
 def pole(stage: Stage, x: float, z: float, *, height: float | None = None) -> float:
-    """A thin pole, at times a lamp with an arm. Returns its height."""
+    """A thin pole, sometimes a lamp with an arm. Returns its height."""
     rng, canvas = stage.rng, stage.canvas
     tall = height or rng.uniform(3.5, 7)
     color, width = stage.paint("metal"), rng.uniform(0.2, 0.36)
@@ -94,7 +94,7 @@ def pole(stage: Stage, x: float, z: float, *, height: float | None = None) -> fl
 
 
 def traffic_light(stage: Stage, x: float, z: float) -> None:
-    """A dark, upright box of three lamps on a pole; which lamp is lit, and the frame, differ."""
+    """A dark, upright box of three lamps on a pole; the lit lamp and the frame vary."""
     rng, canvas = stage.rng, stage.canvas
     top = pole(stage, x, z, height=rng.uniform(2.6, 4))
     half, tall = rng.uniform(0.34, 0.5), rng.uniform(1.4, 2.0)
@@ -131,7 +131,7 @@ def traffic_sign(stage: Stage, x: float, z: float) -> None:
 
 
 def person(stage: Stage, x: float, z: float) -> None:
-    """Someone walking or standing, in any clothes."""
+    """A person walking or standing, in any clothes."""
     rng, canvas, camera = stage.rng, stage.canvas, stage.camera
     tall, broad = rng.uniform(1.35, 1.95), rng.uniform(0.2, 0.3)
     coat, trousers, skin = stage.paint("clothes"), stage.paint("clothes"), stage.lit(SKINS[rng.integers(4)])
@@ -161,7 +161,7 @@ def person(stage: Stage, x: float, z: float) -> None:
 
 
 def two_wheeler(stage: Stage, x: float, z: float, kind: str, *, ridden: bool) -> None:
-    """A bicycle or a motorcycle, seen from the side or from behind, with or without its rider."""
+    """A bicycle or a motorcycle, seen from the side or from behind, with or without a rider."""
     rng, side = stage.rng, stage.rng.random() < 0.6
     facing = rng.choice([-1, 1])
     stage.shadow(x, z, 0.7, 0.5)
@@ -183,7 +183,7 @@ def two_wheeler(stage: Stage, x: float, z: float, kind: str, *, ridden: bool) ->
 def _bicycle(stage: Stage, x: float, z: float, facing: int, frame: Color) -> None:
     tyre, spokes = stage.lit((30, 30, 32)), stage.lit((190, 190, 194))
     for end in (-0.52, 0.52):
-        stage.disc(x + end, 0.34, z, 0.34, None)  # the whole wheel is labeled, what shows between the spokes too
+        stage.disc(x + end, 0.34, z, 0.34, None)  # the whole wheel is labeled, including gaps between the spokes
         for angle in (0.2, 1.25, 2.3):
             du, dv = 0.32 * np.cos(angle), 0.32 * np.sin(angle)
             stage.rod([(x + end - du, 0.34 - dv), (x + end + du, 0.34 + dv)], z, 0.05, spokes)
@@ -234,7 +234,7 @@ def _rider(stage: Stage, x: float, z: float, facing: int, *, seat: float) -> Non
 
 
 def tree(stage: Stage, x: float, z: float) -> None:
-    """A trunk and a crown of several clumps, green or autumnal, at times bare or conical."""
+    """A trunk and a crown of several clumps, green or autumnal, sometimes bare or conical."""
     rng, canvas, camera = stage.rng, stage.canvas, stage.camera
     tall = rng.uniform(3.5, 9)
     canvas.begin(ID["vegetation"], z=z)
@@ -254,13 +254,13 @@ def tree(stage: Stage, x: float, z: float) -> None:
 
 
 def foliage(stage: Stage) -> Color:
-    """A colour of leaves in one of the seasons."""
+    """The color of leaves in a random season."""
     seasons = ((62, 98, 44), (38, 66, 34), (112, 130, 58), (150, 120, 56), (60, 104, 52), (74, 104, 40))
     return stage.lit(seasons[stage.rng.integers(len(seasons))], 14)
 
 
 def clutter(stage: Stage, x: float, z: float) -> None:
-    """Things that are not evaluated: bins, boxes, benches (static), bags and carts (dynamic)."""
+    """Objects that are not evaluated: bins, boxes, benches (static), bags and carts (dynamic)."""
     rng = stage.rng
     stage.canvas.begin(ID["dynamic" if rng.random() < 0.4 else "static"], z=z)
     half, tall = rng.uniform(0.2, 0.7), rng.uniform(0.4, 1.3)

@@ -1,4 +1,4 @@
-"""Drawn street scenes with the official Cityscapes label ids: sky, ground, what lines the street, and its traffic."""
+"""Drawn street scenes with the official Cityscapes label ids: sky, ground, street fronts and traffic."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _FAR = 90.0
 def draw_street_scene(
     index: int, *, size: tuple[int, int] = STREET_SIZE, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One street scene; the same (seed, index, size) always gives the same one.
+    """One street scene. The same (seed, index, size) always gives the same scene.
 
     Returns:
-        the image, uint8 (H, W, 3), and the label ids, uint8 (H, W), 0 to 33 as Cityscapes numbers them.
+        the image, uint8 (H, W, 3), and the official Cityscapes label ids, uint8 (H, W), 0 to 33.
 
     Raises:
         ValueError: `index` or `seed` is negative, or a side of `size` is below 32.
@@ -68,7 +68,7 @@ def draw_street_scene(
 
 
 class _Street:
-    """Where the bands of one street lie, in metres to the right of the camera: road, parking, sidewalks, fronts."""
+    """Where the bands of one street lie, in meters to the right of the camera: road, parking, sidewalks, fronts."""
 
     def __init__(self, rng: np.random.Generator):
         self.road = (-rng.uniform(2.2, 6.5), rng.uniform(2.2, 6.5))
@@ -87,7 +87,7 @@ class _Street:
 
 
 def _sky(stage: Stage) -> tuple[int, int, int]:
-    """Sky with clouds and a far skyline. Returns the colour at the horizon, which haze takes too."""
+    """Sky with clouds and a distant skyline. Returns the color at the horizon, which haze uses too."""
     canvas, rng, camera = stage.canvas, stage.rng, stage.camera
     weathers = (
         ((70, 120, 190), (190, 210, 230)),
@@ -169,7 +169,7 @@ def _ground(stage: Stage, street: _Street) -> None:
 
 
 def _ground_depth(stage: Stage) -> Image.Image:
-    """The depth of the ground below the horizon, coded as the canvas codes it."""
+    """The depth of the ground below the horizon, in the canvas's encoding."""
     height = stage.canvas.depth.height - int(stage.camera.horizon * SUPERSAMPLING)
     z = stage.camera.focal * stage.camera.height / (np.arange(height) / SUPERSAMPLING + 0.3)
     column = (255 * (1 - np.exp(-z / 60))).astype(np.uint8)
@@ -177,7 +177,7 @@ def _ground_depth(stage: Stage) -> Image.Image:
 
 
 def _road_paint(stage: Stage, street: _Street, asphalt) -> None:
-    """Lane lines, crossings, patches, puddles, and a tram's tracks. All but the tracks stay road."""
+    """Lane lines, crossings, patches, puddles and tram tracks. All but the tracks are labeled road."""
     rng, (left, right) = stage.rng, street.road
     white = stage.lit(((226, 226, 222), (214, 186, 90))[int(rng.random() < 0.2)], 10)
     for _ in range(rng.integers(0, 4)):
@@ -213,7 +213,7 @@ def _track_position(street: _Street) -> float:
 
 
 def _sides(stage: Stage, street: _Street) -> None:
-    """What lines the street on both sides, from far to near: buildings, walls, fences, hedges, gaps."""
+    """The street fronts on both sides, from far to near: buildings, walls, fences, hedges, gaps."""
     rng = stage.rng
     for side in (-1, 1):
         front = street.edges(side)[3]
@@ -236,7 +236,7 @@ def _sides(stage: Stage, street: _Street) -> None:
 
 
 def _traffic(stage: Stage, street: _Street) -> None:
-    """Everything that stands or moves, painted from far to near so that the nearer hides the farther."""
+    """All objects and traffic, painted from far to near so that near objects cover far ones."""
     rng = stage.rng
     things: list[tuple[float, object, tuple, dict]] = []
 
@@ -262,7 +262,7 @@ def _vehicle_of(kind: str):
 
 
 def _depth(rng: np.random.Generator, near: float = 4.0, far: float = 18.0) -> float:
-    """A distance, near ones likelier than far ones."""
+    """A distance; near ones are more likely than far ones."""
     return near * (far / near) ** float(rng.random() ** 1.3)
 
 
@@ -305,7 +305,7 @@ def _on_the_road(add, rng: np.random.Generator, street: _Street) -> None:
 
 
 def _shadows(stage: Stage) -> None:
-    """Sunlight falls between houses: broad dark bands over the street, and over whatever is there."""
+    """Sunlight between houses: broad dark bands over the street and everything on it."""
     rng, camera = stage.rng, stage.camera
     if stage.night or rng.random() < 0.5:
         return
@@ -320,7 +320,7 @@ def _shadows(stage: Stage) -> None:
 
 
 def _ego_vehicle(stage: Stage) -> None:
-    """The hood of the car that carries the camera, in about two images of three."""
+    """The hood of the car with the camera, in about two images out of three."""
     rng, canvas = stage.rng, stage.canvas
     if rng.random() < 0.35:
         return
@@ -336,7 +336,7 @@ def _ego_vehicle(stage: Stage) -> None:
 
 
 def _weather(picture: np.ndarray, depth: np.ndarray, sky, rng: np.random.Generator) -> np.ndarray:
-    """Haze that grows with distance, and at times rain or snow."""
+    """Haze that grows with distance, and sometimes rain or snow."""
     fog = rng.uniform(0.4, 0.8) if rng.random() < 0.12 else rng.uniform(0.0, 0.25)
     share = (fog * depth.astype(np.float32) / 255)[..., None]
     picture = picture + (np.asarray(sky, np.float32) - picture) * share
@@ -354,7 +354,7 @@ def _weather(picture: np.ndarray, depth: np.ndarray, sky, rng: np.random.Generat
 
 
 def _out_of_roi(image: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> None:
-    """What rectifying a picture leaves at its rim: blank, and labeled so. In place."""
+    """The blank border that rectification leaves, with its label. In place."""
     if rng.random() < 0.5:
         return
     label = ID["out of roi"] if rng.random() < 0.7 else ID["rectification border"]

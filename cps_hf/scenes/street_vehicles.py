@@ -1,11 +1,11 @@
-"""Cars, trucks, buses, trams and their kin, seen from behind, ahead or the side."""
+"""Cars, trucks, buses, trams and similar vehicles, seen from behind, ahead or the side."""
 
 from __future__ import annotations
 
 from .canvas import jitter, mixed, scaled
 from .street_objects import ID, Stage, glass
 
-# width, height, length in metres: (smallest, largest)
+# width, height, length in meters: (smallest, largest)
 SIZES = {
     "car": ((1.6, 1.9), (1.35, 1.75), (3.6, 4.8)),
     "truck": ((2.1, 2.6), (2.5, 3.6), (5.5, 9)),
@@ -17,7 +17,7 @@ SIZES = {
 
 
 def vehicle(stage: Stage, kind: str, x: float, z: float, *, across: bool = False) -> None:
-    """A vehicle whose near end is at (x, z); `across`: it stands across the street and shows its flank."""
+    """A vehicle whose near end is at (x, z). `across`: it stands across the street and shows its side."""
     rng, canvas = stage.rng, stage.canvas
     width, height, length = (rng.uniform(*bounds) for bounds in SIZES[kind])
     body = stage.paint(kind)
@@ -86,7 +86,7 @@ def _end_view(stage: Stage, kind: str, x: float, z: float, size: tuple[float, fl
     near_left, near_right = camera.project(xs[0], 0, z)[0], camera.project(xs[1], 0, z)[0]
     far_left, far_right = camera.project(xs[0], 0, far)[0], camera.project(xs[1], 0, far)[0]
     for edge, seen in ((xs[0], far_left < near_left), (xs[1], far_right > near_right)):
-        if seen:  # the flank towards the middle of the picture
+        if seen:  # the side facing the center of the picture
             _flank_in_perspective(stage, kind, edge, (z, far), height, body_top, body)
     if kind == "car":
         roof = rng.uniform(0.62, 0.85) * width / 2
@@ -128,7 +128,7 @@ def _flank_in_perspective(stage: Stage, kind: str, edge: float, zs, height: floa
 
 
 def _face(stage: Stage, kind: str, x: float, z: float, width: float, height: float) -> None:
-    """Panes, lamps and plates of the end that is seen."""
+    """Windows, lamps and plates of the visible end."""
     rng, camera, canvas = stage.rng, stage.camera, stage.canvas
     half = width / 2
     if kind in ("bus", "train"):

@@ -1,7 +1,7 @@
 """Data that needs no download: drawn scenes, written once in the layouts of Cityscapes and VOC.
 
-`write_street_scenes()` and `write_object_scenes()` give folders that `load_cityscapes` and `load_voc`, and also
-torchvision's classes, read like the real ones. They are a stand-in to try the package on, not a benchmark.
+`write_street_scenes()` and `write_object_scenes()` create folders that `load_cityscapes` and `load_voc`, and also
+torchvision's classes, read like the real ones. They are for trying the package, not a benchmark.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from .object_scenes import draw_object_scene
 from .street_scenes import STREET_SIZE, draw_street_scene
 
 GENERATOR_VERSION = 1
-"""Part of every cached folder's name. Frozen: scores are compared across runs, so who changes a pixel raises it."""
+"""Part of every cached folder's name. Scores are compared across runs, so increase it if any pixel changes."""
 
 MANIFEST = "manifest.json"
-_MOST = 1_000_000  # images a split: names have six digits, and each split has its own range of scene indices
+_MOST = 1_000_000  # images per split: names have six digits, and each split has its own range of scene indices
 _CITIES = {
     "train": ("aachen", "bochum", "bremen", "cologne", "hanover", "stuttgart", "ulm", "weimar"),
     "train_extra": ("augsburg", "dortmund", "freiburg", "mannheim"),
@@ -47,18 +47,18 @@ def write_street_scenes(
     """Street scenes in the Cityscapes layout: `leftImg8bit/` and `gtFine/*_labelIds.png` with the official ids.
 
     Args:
-        root: the folder to make; a folder that already holds this very set is returned as it is. None: a folder in
-            the Hugging Face cache, named after all that determines its content.
+        root: the folder to create; a folder that already contains exactly this set is returned as it is. If None, a
+            folder in the Hugging Face cache, named after everything that determines its content.
         num_train, num_train_extra, num_val: how many images; `train_extra` has no labels.
         size: (height, width) in pixels.
-        seed: another seed draws other scenes. Scene n of a split does not depend on how many there are.
-        progress: show a bar while drawing.
+        seed: another seed draws other scenes. Scene n of a split does not depend on the number of scenes.
+        progress: show a progress bar while drawing.
 
     Returns:
-        The folder, to be given to `load_cityscapes`.
+        The folder, for `load_cityscapes`.
 
     Raises:
-        ValueError: a number makes no sense, or `root` holds something else (nothing is ever overwritten).
+        ValueError: a number is invalid, or `root` contains something else (nothing is ever overwritten).
     """
     counts = {"train": num_train, "train_extra": num_train_extra, "val": num_val}
     _check(counts, may_be_empty="train_extra", seed=seed)
@@ -98,17 +98,17 @@ def write_object_scenes(
     """Object scenes in the VOC layout, in `VOCdevkit/VOC2012/` below `root`: JPEG images of many sizes, palette PNGs.
 
     Args:
-        root: the folder to make; a folder that already holds this very set is returned as it is. None: a folder in
-            the Hugging Face cache, named after all that determines its content.
+        root: the folder to create; a folder that already contains exactly this set is returned as it is. If None, a
+            folder in the Hugging Face cache, named after everything that determines its content.
         num_train, num_val: how many images.
-        seed: another seed draws other scenes. Scene n of a split does not depend on how many there are.
-        progress: show a bar while drawing.
+        seed: another seed draws other scenes. Scene n of a split does not depend on the number of scenes.
+        progress: show a progress bar while drawing.
 
     Returns:
-        The folder (`root`), to be given to `load_voc`.
+        The folder (`root`), for `load_voc`.
 
     Raises:
-        ValueError: a number makes no sense, or `root` holds something else (nothing is ever overwritten).
+        ValueError: a number is invalid, or `root` contains something else (nothing is ever overwritten).
     """
     counts = {"train": num_train, "val": num_val}
     _check(counts, may_be_empty=None, seed=seed)
@@ -121,7 +121,7 @@ def write_object_scenes(
             image, labels = draw_object_scene(_scene_index(list(counts), split, n), seed=seed)
             name = f"{_VOC_YEARS[split]}_{n:06d}"
             mask = Image.fromarray(labels)
-            mask.putpalette(palette)  # greyscale becomes palette mode, the values stay
+            mask.putpalette(palette)  # changes grayscale to palette mode and keeps the values
             _save(image, voc / "JPEGImages" / f"{name}.jpg", quality=92)
             _save(mask, voc / "SegmentationClass" / f"{name}.png")
             names[split].append(name)
@@ -135,7 +135,7 @@ def write_object_scenes(
 
 
 def is_drawn(path: str | Path) -> bool:
-    """Whether an image file lies in a folder that this module filled: a drawing, and nobody's photograph."""
+    """Whether an image file is in a folder filled by this module: a drawing, not a user's photograph."""
     manifests = (_read_manifest(parent) for parent in Path(path).parents)
     return any(isinstance(found, dict) and "generator_version" in found for found in manifests)
 
@@ -169,10 +169,10 @@ def _save(pixels: np.ndarray | Image.Image, path: Path, **options) -> None:
 
 
 def _write_once(root: str | Path | None, parameters: dict, fill: Callable[[Path], None]) -> Path:
-    """The folder that holds the set of `parameters`, filled if it is not there yet.
+    """The folder that contains the set of `parameters`; it is filled if it does not exist yet.
 
-    At its place there is a whole folder or none, whatever is interrupted and however many processes want it at once:
-    the first to finish wins, the others take its folder.
+    The folder is either complete or absent, even after interruptions and with several processes at once: the first to
+    finish wins, and the others use its folder.
     """
     manifest = {"generator_version": GENERATOR_VERSION, **parameters}
     if root is None:
@@ -188,7 +188,7 @@ def _write_once(root: str | Path | None, parameters: dict, fill: Callable[[Path]
             fill(partial)
             (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     except OSError:
-        if not _holds(root, manifest):  # not another process that was faster
+        if not _holds(root, manifest):  # unless another process was faster
             _check_free(root, manifest)
             raise
     return root
@@ -212,8 +212,8 @@ def _check_free(root: Path, manifest: dict) -> None:
     if isinstance(found, dict):
         differing = [key for key in {**manifest, **found} if manifest.get(key) != found.get(key)]
         what = "drawn scenes with other settings (" + ", ".join(
-            f"{key} {found.get(key)}, asked for {manifest.get(key)}" for key in differing
+            f"{key} {found.get(key)}, requested {manifest.get(key)}" for key in differing
         ) + ")"  # fmt: skip
     else:
-        what = f"something that is no set of drawn scenes (no readable {MANIFEST})"
-    raise ValueError(f"{root} holds {what}. Nothing was overwritten: give another folder, or remove this one.")
+        what = f"something other than a set of drawn scenes (no readable {MANIFEST})"
+    raise ValueError(f"{root} contains {what}. Nothing was overwritten. Choose another folder, or remove this one.")

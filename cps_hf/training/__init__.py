@@ -1,4 +1,4 @@
-"""The loop, and what surrounds a step: streams, averages, evaluation, the health of the numbers, callbacks."""
+"""The training loop and what surrounds a step: streams, averages, evaluation, numerical health, callbacks."""
 
 from .evaluation import Evaluator
 from .late import AfterTrainingError, EvaluationError

@@ -1,4 +1,4 @@
-"""What `CPSTrainer` is made with, looked at before anything else: easy mistakes, each in a sentence."""
+"""Checks of `CPSTrainer`'s arguments, before anything else is done. Each message explains a common mistake."""
 
 from __future__ import annotations
 
@@ -12,42 +12,42 @@ from transformers import TrainingArguments
 from ..config import GROUPS
 from ..objectives import OBJECTIVES, CrossPseudoSupervision, Objective
 
-# What transformers' Trainer takes and has another place, or none, here.
+# Arguments of transformers' Trainer that have another place here, or none.
 ELSEWHERE = {
     "tokenizer": "give the image processor as `processing_class`",
-    "image_processor": "give it as `processing_class`",
-    "data_collator": "batches are made of the data sets' rows: leave it out, and see `augmentation`",
-    "compute_metrics": "mean IoU, accuracies and IoU by class are always computed: leave it out",
-    "compute_loss_func": "the loss is the objective's: derive one from `cps_hf.Objective`",
-    "model_init": "give ids or configurations as `models`: weights are drawn by `args.seed`",
+    "image_processor": "pass it as `processing_class`",
+    "data_collator": "batches are made from the data sets' rows: remove it, and see `augmentation`",
+    "compute_metrics": "mean IoU, accuracies and per-class IoU are always computed: remove it",
+    "compute_loss_func": "the objective computes the loss: derive one from `cps_hf.Objective`",
+    "model_init": "pass ids or configurations as `models`: weights are initialised with `args.seed`",
     "labeled_dataset": "it is called `train_dataset`",
 }
 
 
 def models_given(models: Any, model: Any) -> Any:
-    """The models, under either name.
+    """The models, passed under either name.
 
     Raises:
-        TypeError: both were given, or none.
+        TypeError: both or none were passed.
     """
     if models is not None and model is not None:
-        raise TypeError("`model` is another name of `models`: give one of them.")
+        raise TypeError("`model` is another name for `models`: pass only one of them.")
     found = model if models is None else models
     if found is None:
         raise TypeError(
-            "`models` is missing: a Hub id, a folder or a configuration, of which each branch is built; or a list of "
-            "them or of models."
+            "`models` is missing: pass a Hub id, a folder or a configuration, from which each branch is built; or a "
+            "list of them or of models."
         )
     if isinstance(found, type):
-        raise TypeError(f"`models` is the class {found.__name__}: give an object of it, or its configuration.")
+        raise TypeError(f"`models` is the class {found.__name__}: pass an instance or its configuration.")
     return found
 
 
 def objective_given(objective: Any) -> Objective:
-    """The method: an object as it is, a name as the method of that name with its defaults, None as CPS.
+    """The method. An object is returned as it is; a name gives that method with its defaults; `None` gives CPS.
 
     Raises:
-        TypeError: it is a class or no objective. ValueError: there is no method of that name.
+        TypeError: it is a class or not an objective. ValueError: no method has that name.
     """
     if objective is None:
         return CrossPseudoSupervision()
@@ -58,20 +58,20 @@ def objective_given(objective: Any) -> Objective:
             raise ValueError(f"`objective` must be one of {', '.join(OBJECTIVES)}, got {objective!r}.{hint}")
         return OBJECTIVES[objective]()
     if isinstance(objective, type):
-        raise TypeError(f"`objective` is the class {objective.__name__}: give an object, `{objective.__name__}()`.")
+        raise TypeError(f"`objective` is the class {objective.__name__}: pass an instance, `{objective.__name__}()`.")
     if not isinstance(objective, Objective):
         raise TypeError(f"`objective` must be an object of `cps_hf.objectives` or a name, got {_named(objective)}.")
     return objective
 
 
 def check_groups(groups: Mapping[str, tuple[Any, type]]) -> None:
-    """Each group of settings is an object of its class.
+    """Check that each group of settings is an object of its class.
 
     Args:
-        groups: by argument what was given and the class that it is to be of; None was not given.
+        groups: by argument, the value that was passed and its expected class. `None` means not passed.
 
     Raises:
-        TypeError: one is not; says what to do.
+        TypeError: a group has another type. The message says what to do.
     """
     for name, (value, cls) in groups.items():
         if value is None or isinstance(value, cls):
@@ -86,17 +86,17 @@ def check_groups(groups: Mapping[str, tuple[Any, type]]) -> None:
                 f"the same names where they mean the same: `{cls.__name__}({example})`."
             )
         if isinstance(value, type):
-            raise TypeError(f"`{name}` is the class {value.__name__}: give an object, `{cls.__name__}(...)`.")
+            raise TypeError(f"`{name}` is the class {value.__name__}: pass an instance, `{cls.__name__}(...)`.")
         if isinstance(value, Mapping):
-            raise TypeError(f"`{name}` is a mapping; give a {cls.__name__}: `{cls.__name__}(**{name})`.")
+            raise TypeError(f"`{name}` is a mapping; pass a {cls.__name__}: `{cls.__name__}(**{name})`.")
         raise TypeError(f"`{name}` must be a {cls.__name__}, got {_named(value)}.")
 
 
-def refuse_unknown(trainer: type, unknown: Mapping[str, Any]) -> None:
-    """Keyword arguments that a trainer does not have.
+def reject_unknown(trainer: type, unknown: Mapping[str, Any]) -> None:
+    """Reject keyword arguments that a trainer does not have.
 
     Raises:
-        TypeError: there is one; names the nearest, or the group of settings that has it.
+        TypeError: there is one. The message names the nearest argument, or the group of settings that has it.
     """
     for name in unknown:
         group = next((cls.__name__ for cls in GROUPS if name in cls.__dataclass_fields__), None)

@@ -1,4 +1,4 @@
-"""From a stream's micro-batches of bytes to what an objective is called with: the border where tensors get names."""
+"""Converts a stream's micro-batches of bytes to the batches that an objective is called with."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..objectives import LabeledBatch, UnlabeledBatch
 
 
 class MicroBatch(NamedTuple):
-    """What one call of the training module is given, and whose pixels these are."""
+    """The arguments of one call of the training module, and the ids of their samples."""
 
     labeled: LabeledBatch
     unlabeled: UnlabeledBatch | None
@@ -25,10 +25,10 @@ class MicroBatch(NamedTuple):
 def to_device(
     batch: dict[str, Any], device: torch.device, image_mean: Tensor, image_std: Tensor
 ) -> LabeledBatch | UnlabeledBatch:
-    """The batch's tensors on the device, images normalised, labels long; ids and the like stay behind.
+    """Move a batch's tensors to the device, normalise images and convert labels to long. Ids etc. stay behind.
 
     Args:
-        batch: as a `TrainStream` yields it; the labeled stream's has "labels".
+        batch: as `TrainStream` yields it; the labeled stream's has "labels".
     """
     tensors = {k: v.to(device, non_blocking=True) for k, v in batch.items() if isinstance(v, Tensor)}
     for name in [name for name, value in tensors.items() if value.dim() == 4]:  # the images, by view
@@ -42,13 +42,13 @@ def to_device(
 def share_counts(
     micro_batches: Sequence[MicroBatch], accelerator: Accelerator, class_counts: Tensor | None = None
 ) -> None:
-    """Put the global counts that the losses divide by into the batches of one optimizer step, in place of their own.
+    """Replace the counts in the batches of one optimizer step by the global counts that losses are divided by.
 
-    A loss is a sum over N pixels of the whole step. Accelerate divides it by the accumulation steps and DDP averages
+    A loss is a sum over N pixels of the whole step. Accelerate divides it by the accumulation steps, and DDP averages
     gradients over processes, so each micro-batch divides by N / (processes x accumulation steps).
 
     Args:
-        class_counts: of the labeled set, on the device; none: no class weights are made of them.
+        class_counts: the labeled set's counts, on the device. If `None`, no class weights are computed from them.
     """
     counts = torch.zeros(3, dtype=torch.int64, device=accelerator.device)
     for labeled, unlabeled, _ in micro_batches:

@@ -1,4 +1,4 @@
-"""Which branch of which step `OUT/best` is."""
+"""Decides which branch of which step `OUT/best` contains."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ logger = logging.getLogger(__name__)
 
 
 class BestBranch:
-    """Keeps `OUT/best`, and what the state says of it.
+    """Maintains `OUT/best` and its description in the state.
 
-    In a run of one stage it is the branch with the highest score of all evaluations. With a supervised stage first the
-    choice begins anew with the second stage, whose network `best` is even where it scores a little less: that may be
-    chance. Only where the second stage's best network is worse than the supervised stage's beyond chance is `best` the
-    supervised one at the end, and a warning says so. Every method is called by every process.
+    In a run with one stage, it is the branch with the highest score of all evaluations. With a supervised first stage,
+    the choice starts again with the second stage, whose network becomes `best` even if it scores a little lower, since
+    that may be chance. Only if the second stage's best network is worse than the supervised one beyond chance is
+    `best` the supervised one at the end, with a warning. All processes call every method.
     """
 
     def __init__(self, args: CPSConfig, stages: Stages, state: RunState, exporter: BranchExporter, late: Late):
@@ -34,11 +34,11 @@ class BestBranch:
         self.folder = Path(args.output_dir) / "best"
 
     def row_of(self, scores: Mapping[str, Mapping[str, Any]]) -> str:
-        """Which single network is best."""
+        """The row of the best single network."""
         return max((row for row in scores if row != "mean"), key=lambda row: scores[row][self.metric])
 
     def keep(self) -> None:
-        """Let the newest scores' best branch be `OUT/best` if it is better than the one before."""
+        """Make the best branch of the newest scores `OUT/best` if it is better than the previous one."""
         state, border = self.state, self.stages.border
         if not state.scores:
             return
@@ -52,7 +52,7 @@ class BestBranch:
             )
 
     def settle(self) -> None:
-        """At the end of the second stage: is `OUT/best` its network or the supervised one?"""
+        """At the end of the second stage, decide whether `OUT/best` is its network or the supervised one."""
         state, border = self.state, self.stages.border
         supervised = state.stages.get("supervised")
         if not (supervised and state.supervised_counts and state.best_counts and state.best["step"] > border):
@@ -75,7 +75,7 @@ class BestBranch:
     def _replace(
         self, write: Callable[[], None], scores: Mapping[str, Any], row: str, step: int, counts: dict[str, Any]
     ) -> None:
-        """The state first, since the card tells it; where writing fails, `best` is still the one before."""
+        """Change the state first, since the card reads it. If writing fails, `best` is still the previous one."""
         names = ("best_metric", "best_global_step", "best", "best_counts")
         before = {name: getattr(self.state, name) for name in names}
         best = {**scores, "step": step, "branch": row}

@@ -1,7 +1,7 @@
-"""Did the unlabeled images help? The supervised stage's networks against the second stage's, image by image.
+"""Did the unlabeled images help? Compares the supervised stage's networks with the second stage's, image by image.
 
-What is compared are the counts that `Evaluator.image_counts` keeps of two evaluations of the same images; what is said
-is a difference with its 95 % interval (`cps_hf.metrics.bootstrap`), and whether that is beyond chance.
+The comparison uses the counts that `Evaluator.image_counts` keeps of two evaluations of the same images. The result is
+a difference with its 95 % interval (`cps_hf.metrics.bootstrap`), and whether it is beyond chance.
 """
 
 from __future__ import annotations
@@ -22,27 +22,28 @@ NAMED = 6  # how many classes a sentence names
 
 
 def pack(counts: ImageCounts) -> dict[str, Any]:
-    """As JSON values, so that a checkpoint can hold it: most counts are 0 and take next to nothing."""
+    """Convert to JSON values for checkpoints. Most counts are 0 and take little space."""
     values = np.stack([counts.correct, counts.truth, counts.predicted]).astype("<i8")
     return {"shape": list(values.shape), "zlib": base64.b64encode(zlib.compress(values.tobytes())).decode()}
 
 
 def unpack(packed: Mapping[str, Any]) -> ImageCounts:
-    """What `pack` was given."""
+    """The inverse of `pack`."""
     values = np.frombuffer(zlib.decompress(base64.b64decode(packed["zlib"])), "<i8")
     return ImageCounts(*values.astype(np.int64).reshape(packed["shape"]))
 
 
 def compare(before: Mapping[str, ImageCounts], after: Mapping[str, ImageCounts], names: Sequence[str]) -> dict:
-    """Every row that both have, branch 0 among them; empty where there is none.
+    """Compare every row that both have, branch 0 first. Empty if there is none.
 
     Args:
-        before, after: the counts by row of the supervised networks and of those that came of them, on the same images.
-        names: of the classes.
+        before, after: by row, the counts of the supervised networks and of the networks trained from them, on the same
+            images.
+        names: the class names.
 
     Returns:
-        What results.json holds as "comparison": "images"; "branches", by row what `describe` gives; "images_needed";
-        "sentence". Scores and differences are fractions.
+        The value of "comparison" in results.json: "images"; "branches", by row what `describe` returns;
+        "images_needed"; "sentence". Scores and differences are fractions.
     """
     rows = {row: describe(before[row], after[row], names) for row in after if row in before}
     if not rows:
@@ -57,13 +58,13 @@ def compare(before: Mapping[str, ImageCounts], after: Mapping[str, ImageCounts],
 
 
 def describe(before: ImageCounts, after: ImageCounts, names: Sequence[str]) -> dict[str, Any]:
-    """One network against another.
+    """Compare two networks.
 
     Returns:
-        "before" and "after": each one's mean IoU; "difference": {"mean_iou", "low", "high"}, after less before;
+        "before" and "after": the mean IoU of each; "difference": {"mean_iou", "low", "high"}, after minus before;
         "verdict": "better", "worse", "within chance" or "too few images"; "classes": a list of {"name", "difference",
-        "low", "high", "images", "verdict"}, where images are those in which the class occurs or is predicted;
-        "images"; "images_needed": how many would do to tell the difference.
+        "low", "high", "images", "verdict"}, where images counts those in which the class occurs or is predicted;
+        "images"; "images_needed": how many images would be enough to detect the difference.
     """
     found = paired_bootstrap(before, after)
     return {
@@ -90,18 +91,18 @@ def in_words(what: str, whose: str, found: Mapping[str, Any], *, images: str = "
     interval +1.1 to +4.4, 50 validation images), which is beyond chance; by class: car +5.0 (+1.2 to +8.8)."
 
     Args:
-        what: made the difference.
+        what: the cause of the difference.
         whose: the network.
-        found: what `describe` gave.
-        images: what the images are called.
+        found: the result of `describe`.
+        images: what to call the images.
     """
     scores = f"from {_percent(found['before'])} to {_percent(found['after'])}"
     count = found["images"]
     noun = images if count != 1 else images.removesuffix("s")
     if found["verdict"] == TOO_FEW:
         return (
-            f"{what} changed {whose}'s mean IoU by {_points(found['difference']['mean_iou'])}, {scores}, but with "
-            f"{count} {noun} it cannot be told whether that is beyond chance: about {found['images_needed']} would do."
+            f"{what} changed {whose}'s mean IoU by {_points(found['difference']['mean_iou'])}, {scores}, but {count} "
+            f"{noun} cannot show whether that is beyond chance: about {found['images_needed']} would."
         )
     low, high = (_signed(found["difference"][end]) for end in ("low", "high"))
     interval = f"95 % interval {low} to {high}, {count} {noun}"
@@ -114,7 +115,7 @@ def in_words(what: str, whose: str, found: Mapping[str, Any], *, images: str = "
 
 
 def _classes_in_words(classes: Sequence[Mapping[str, Any]]) -> str:
-    """ "; beyond chance by class: car +5.0 (+1.2 to +8.8)", the greatest first."""
+    """ "; beyond chance by class: car +5.0 (+1.2 to +8.8)", largest difference first."""
     certain = [one for one in classes if one["verdict"] in (VERDICTS[1], VERDICTS[-1])]
     certain.sort(key=lambda one: -abs(one["difference"]))
     if not certain:
@@ -131,7 +132,7 @@ def table(found: Mapping[str, Any]) -> str:
     """A line per class: the difference of its IoU in points, the interval and the verdict.
 
     Args:
-        found: what `describe` gave.
+        found: the result of `describe`.
     """
     width = max(16, *(len(one["name"]) for one in found["classes"]))
     lines = [f"{'IoU, points':<{width}}{'difference':>12}{'95 % interval':>20}  "]

@@ -1,19 +1,19 @@
-"""The lines that a run prints while it goes on."""
+"""The lines that a run prints during training."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 
-# What the record of a log calls a number, and what a line calls it.
+# The name of a number in a log record, and in the printed line.
 _NAMES = {"learning_rate": "lr", "images_per_second": "img/s"}
 
 
 def log_line(record: Mapping[str, float], where: str) -> str:
-    """The numbers of a log, where there is no progress bar to show them.
+    """The numbers of a log record as a line, for outputs without a progress bar.
 
     Args:
-        where: the step, the stage and the time left, of `place`.
+        where: the step, the stage and the time left, from `place`.
     """
     parts = [f"{_NAMES.get(name, name.replace('_', ' '))} {_number(name, value)}" for name, value in _shown(record)]
     if "agreement" in record:
@@ -22,10 +22,10 @@ def log_line(record: Mapping[str, float], where: str) -> str:
 
 
 def evaluation_line(metrics: Mapping[str, float], where: str, prefix: str = "eval") -> str:
-    """The mean IoU of every network and, where there are two, how far they agree; empty without a score.
+    """The mean IoU of every network and, if there are two, their agreement. Empty if there is no score.
 
     Args:
-        metrics: what `CPSTrainer.evaluate` returns.
+        metrics: the result of `CPSTrainer.evaluate`.
         where: as in `log_line`.
     """
     start, end = f"{prefix}_", "_mean_iou"
@@ -39,8 +39,8 @@ def evaluation_line(metrics: Mapping[str, float], where: str, prefix: str = "eva
 
 
 def agreement(share: float, commonest: float | None) -> str:
-    """How far the branches agree, and beside it how much of what they predict is one class: branches that predict the
-    same class everywhere agree on everything."""
+    """How far the branches agree, and the share of their predictions in one class: branches that predict the same
+    class everywhere agree on everything."""
     beside = "" if commonest is None else f", with {percent(commonest, 1)} of predictions in one class"
     return f"the branches agree on {percent(share, 1)} of unlabeled pixels{beside}"
 
@@ -49,8 +49,8 @@ def place(step: int, max_steps: int, stage: str, seconds_left: float | None) -> 
     """ "step 50 of 800, stage 1 of 2: supervised, 3 min left".
 
     Args:
-        stage: what the step belongs to; empty with one stage.
-        seconds_left: of the stage; none: not known yet.
+        stage: the stage of the step; empty if there is only one.
+        seconds_left: seconds left in the stage; `None` if not known yet.
     """
     parts = [f"step {step} of {max_steps}", *([stage] if stage else [])]
     if seconds_left:
@@ -71,7 +71,7 @@ def percent(value: float, digits: int = 2) -> str:
 
 
 def _shown(record: Mapping[str, float]) -> list[tuple[str, float]]:
-    hidden = ("agreement", "commonest_class", "stage")  # each is told in words
+    hidden = ("agreement", "commonest_class", "stage")  # these are described in words
     return [(name, value) for name, value in record.items() if name not in hidden and "norm" not in name]
 
 

@@ -1,4 +1,4 @@
-"""Deterministic algorithms in place of faster ones."""
+"""Deterministic algorithms instead of faster ones."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def deterministic_algorithms(wanted: bool) -> Iterator[None]:
-    """Where wanted, torch refuses what has no deterministic implementation on its device; as before afterwards.
+    """If `wanted`, torch raises an error for operations without a deterministic implementation on their device. The
+    previous mode is restored at the end.
 
-    docs/determinism.md says what that is worth where.
+    docs/determinism.md explains what this achieves.
     """
     if not wanted:
         yield
@@ -24,7 +25,7 @@ def deterministic_algorithms(wanted: bool) -> Iterator[None]:
     if torch.cuda.is_available() and os.environ.get("CUBLAS_WORKSPACE_CONFIG") not in (":4096:8", ":16:8"):
         logger.warning(
             "`full_determinism`: set the environment variable CUBLAS_WORKSPACE_CONFIG=:4096:8 before Python starts; "
-            "without it torch refuses some matrix products on a GPU."
+            "without it, some matrix products on a GPU are errors in torch."
         )
     cudnn = torch.backends.cudnn
     before = (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled())

@@ -1,4 +1,4 @@
-"""Averages over steps of a branch's parameters and buffers: a method's teacher, and what is scored beside a branch."""
+"""Moving averages of a branch's parameters and buffers: a method's teacher, and averages that are also evaluated."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import nn
 
 
 def make_teacher(branch: nn.Module) -> nn.Module:
-    """A copy of the branch that is no part of what is optimized (`requires_grad=False`), in float32 at least.
+    """A copy of the branch that is not optimized (`requires_grad=False`), in float32 at least.
 
-    In bfloat16 or float16 a step's share of a weight is less than half of its last digit, and the teacher would never
-    move.
+    In bfloat16 or float16 a step's change of a weight is less than half of its last digit, and the teacher would never
+    change.
     """
     teacher = copy.deepcopy(branch).requires_grad_(False)
     for tensor in (*teacher.parameters(), *teacher.buffers()):
@@ -23,12 +23,12 @@ def make_teacher(branch: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def update_teacher(teacher: nn.Module, branch: nn.Module, decay: float) -> None:
-    """teacher = decay * teacher + (1 - decay) * branch, for parameters and floating-point buffers (batch norm's).
+    """Set teacher = decay * teacher + (1 - decay) * branch for parameters and floating-point buffers (batch norm's).
 
     Integer buffers (batch norm's counter) are copied.
     """
     own, new = teacher.state_dict(keep_vars=True), branch.state_dict(keep_vars=True)
-    once = {id(value): (name, value) for name, value in own.items()}  # a tied one has several names
+    once = {id(value): (name, value) for name, value in own.items()}  # a tied parameter has several names
     for name, value in once.values():
         if value.dtype.is_floating_point:
             value.lerp_(new[name].to(value.dtype), 1 - decay)

@@ -1,7 +1,7 @@
-"""Judging branches on whole images: scores of every branch and of their mean, agreement, predictions.
+"""Evaluates branches on whole images: scores of every branch and of their mean, agreement, predictions.
 
-Each image is normalised once and predicted once per branch. What is kept is, for each row of the table, one confusion
-matrix and the counts of each image, from which `cps_hf.metrics.bootstrap` tells a difference from chance.
+Each image is normalised once and predicted once per branch. Each row of the table needs one confusion matrix, and the
+counts of each image, with which `cps_hf.metrics.bootstrap` tests whether a difference is beyond chance.
 """
 
 from __future__ import annotations
@@ -35,30 +35,30 @@ logger = logging.getLogger(__name__)
 Samples = list[dict[str, Any]]
 
 MOST_COUNTS = 2**24
-"""Of the images' counts, per row and process: 128 MiB, e.g. 37 000 images of 150 classes. Beyond it none are kept."""
+"""The limit of counts per row and process: 128 MiB, e.g. 37 000 images of 150 classes. Above it, none are kept."""
 
 
 class Agreement(NamedTuple):
-    """Shares of pixels: for which all branches predict one class; and for which the branch of which this is the most
-    predicts its commonest class."""
+    """Two shares of pixels: where all branches predict the same class; and, for the branch where it is largest, the
+    share of its most common class."""
 
     agreement: float
     commonest_class: float
 
 
 class Evaluator:
-    """Looks at the branches of a run with the run's evaluation settings. Every process takes its share of images.
+    """Evaluates a run's branches with the run's evaluation settings. Every process evaluates its share of the images.
 
     Args:
-        module: its branches are each `(pixel_values (B, 3, H, W)) -> logits (B, C, H, W)`; its teacher and its
-            branches' averages, if it has any, are scored too and are no part of the mean.
-        crop_size: height and width of training's crops, which windows are where `evaluation` says no other.
-        skip_bad_samples: whether agreement leaves out images that cannot be read.
+        module: each of its branches maps `pixel_values (B, 3, H, W)` to `logits (B, C, H, W)`. Its teacher and its
+            branches' averages, if any, are scored too, but are not part of the mean.
+        crop_size: height and width of training crops, the default window size of `evaluation`.
+        skip_bad_samples: whether agreement skips images that cannot be read.
 
     Attributes:
         confusion_matrices: of the newest scores, int64 (C, C) by row, over all processes.
-        image_counts: the same image by image, in the data set's order; the same on every process. Empty where there
-            would be more than `MOST_COUNTS`.
+        image_counts: the same per image, in the data set's order and equal on every process. Empty if there are more
+            than `MOST_COUNTS`.
     """
 
     def __init__(
@@ -91,12 +91,12 @@ class Evaluator:
             self.options |= {"crop_size": crop, "stride": stride, "window_batch_size": self.batch_size}
 
     def scores(self, dataset) -> dict[str, dict[str, Any]]:
-        """By row (`TrainingModule.networks`, and "mean" of the branches' probabilities) what `IoUCounter.compute`
-        gives, as plain floats and lists. The same on every process.
+        """The results of `IoUCounter.compute` by row (`TrainingModule.networks`, and "mean" of the branches'
+        probabilities), as plain floats and lists. The same on every process.
 
-        `agreed_accuracy` is then the share of right predictions among the labeled pixels for which all networks that
-        make pseudo labels (`TrainingModule.labeling`) predict one class; NaN where there is no such pixel, `None` with
-        a single such network.
+        Also sets `agreed_accuracy`: among the labeled pixels where all networks that make pseudo labels
+        (`TrainingModule.labeling`) predict the same class, the share of correct predictions. NaN if there is no such
+        pixel, `None` if there is only one such network.
 
         Raises:
             ValueError: an image or a label cannot be read.
@@ -132,14 +132,14 @@ class Evaluator:
             return {name: plain(row.metric.compute()) for name, row in counted.items()}
 
     def agreement(self, dataset) -> Agreement:
-        """How far the branches agree, and how much of what they predict is one class.
+        """How far the branches agree, and the share of the most common class in their predictions.
 
-        On whole unlabeled images, in evaluation mode, without CutMix: what the overlap figure of the paper shows.
-        Branches that predict one class everywhere agree too, hence the second number. With `skip_bad_samples` images
-        that cannot be read are left out, with a warning.
+        Measured on whole unlabeled images, in evaluation mode, without CutMix, as in the paper's overlap figure.
+        Branches that predict one class everywhere agree too, hence the second number. With `skip_bad_samples`, images
+        that cannot be read are skipped with a warning.
 
         Raises:
-            ValueError: an image cannot be read, or none of them.
+            ValueError: an image, or every image, cannot be read.
         """
         counts = torch.zeros(2, dtype=torch.int64, device=self.device)
         by_class = torch.zeros(len(self.branches), self.num_labels, dtype=torch.int64, device=self.device)
@@ -161,7 +161,7 @@ class Evaluator:
         if total == 0:
             raise ValueError(
                 "None of the unlabeled images that agreement is measured on can be read (see the warnings above). "
-                "Mend them, or set `agreement_images=0`."
+                "Fix them, or set `agreement_images=0`."
             )
         return Agreement(agreed / total, by_class.max().item() / total)
 
@@ -170,7 +170,7 @@ class Evaluator:
         samples = self.stream(dataset, name="dataset", with_label=False)
         with whole(self.module):
             for group, images in self._batches(samples):
-                with self.accelerator.autocast(), evaluating(networks):  # not held while the caller has the turn
+                with self.accelerator.autocast(), evaluating(networks):  # left again before the caller runs
                     probs = None
                     for network in networks:
                         probs = add_probabilities(probs, self.logits(network, images))
@@ -178,10 +178,11 @@ class Evaluator:
                     yield sample["id"], prediction.to(torch.uint8).cpu()
 
     def check_first_batch(self, dataset) -> None:
-        """A bad label or an image that a branch cannot take is found before step 1, not at the first evaluation.
+        """Find a bad label, or an image that a branch cannot process, before step 1 instead of at the first
+        evaluation.
 
         Raises:
-            ValueError: names the image and what was wrong with it.
+            ValueError: names the image and what is wrong with it.
             OtherProcessError: on the other processes, when one raised.
         """
         mode = self.options["mode"]
@@ -220,15 +221,15 @@ class Evaluator:
         return predict_logits(network, self._seen(images), target_size=tuple(images.shape[-2:]), **self.options)
 
     def _seen(self, images: Tensor) -> Tensor:
-        """What a branch is shown of uint8 images (B, 3, H, W): normalised and, with `eval_shrink`, shrunk, as an
-        exported DeepLabV3+ shrinks them (its `input_shrink`)."""
+        """The network input for uint8 images (B, 3, H, W): normalised and, with `eval_shrink`, shrunk as an exported
+        DeepLabV3+ shrinks them (its `input_shrink`)."""
         images = normalize(images, self.mean, self.std)
         return (
             images if self.shrink == 1 else F.avg_pool2d(images, self.shrink, ceil_mode=True, count_include_pad=False)
         )
 
     def _batches(self, samples: Iterable[Samples]) -> Iterator[tuple[Samples, Tensor]]:
-        """Lists of samples -> (samples of one size, their images as uint8 (B, 3, H, W) on the device)."""
+        """Group lists of samples into (samples of one size, their images as uint8 (B, 3, H, W) on the device)."""
         for batch in samples:
             by_size: dict[torch.Size, Samples] = {}
             for sample in batch:
@@ -237,7 +238,7 @@ class Evaluator:
                 yield group, torch.stack([s["image"] for s in group]).to(self.device)
 
     def _gathered(self, counted: dict[str, _Counted]) -> dict[str, ImageCounts]:
-        """Every image's counts by row, on every process; nothing where a process has too many."""
+        """The counts of every image by row, on every process. Empty if a process has too many."""
         too_many = any(row.too_many for row in counted.values())
         shares = gather_object([None if too_many else {name: row.by_number() for name, row in counted.items()}])
         if any(share is None for share in shares):
@@ -246,12 +247,12 @@ class Evaluator:
         return {name: _in_order([share[name] for share in shares], self.accelerator.num_processes) for name in counted}
 
     def _sum(self, tensor: Tensor) -> Tensor:
-        """Summed over processes, on the tensor's own device."""
+        """The sum over processes, on the tensor's device."""
         return self.accelerator.reduce(tensor.to(self.device), "sum").to(tensor.device)
 
 
 def _right_and_agreed(predictions: Sequence[Tensor], labels: Tensor) -> Tensor:
-    """Of labeled pixels, those for which all predictions (B, H, W) are right, and those for which all are the same."""
+    """The number of labeled pixels where all predictions (B, H, W) are right, and where all are the same."""
     first, *others = predictions
     agreed = labels != IGNORE_INDEX
     for other in others:
@@ -260,7 +261,7 @@ def _right_and_agreed(predictions: Sequence[Tensor], labels: Tensor) -> Tensor:
 
 
 class _Counted:
-    """What is counted of one row of the table: all images together, and each by itself."""
+    """The counts of one row of the table: over all images, and per image."""
 
     def __init__(self, num_labels: int):
         self.metric = IoUCounter(num_labels)
@@ -268,7 +269,7 @@ class _Counted:
         self.too_many = False
 
     def add(self, predictions: Tensor, labels: Tensor, numbers: Sequence[int]) -> None:
-        """Class ids (B, H, W) and the labels of images with these numbers."""
+        """Add class ids (B, H, W) and the labels of the images with these numbers."""
         size = self.metric.num_labels
         for prediction, label, number in zip(predictions, labels, numbers, strict=True):
             one = IoUCounter(size)
@@ -288,7 +289,7 @@ class _Counted:
 
 
 def _in_order(shares: Sequence[np.ndarray], num_processes: int) -> ImageCounts:
-    """Image i is that of process i % num_processes: the processes take turns."""
+    """Merge the processes' shares. The processes take turns: image i belongs to process i % num_processes."""
     counts = np.zeros((sum(map(len, shares)), *shares[0].shape[1:]), np.int64)
     for rank, share in enumerate(shares):
         counts[rank::num_processes] = share
@@ -296,7 +297,7 @@ def _in_order(shares: Sequence[np.ndarray], num_processes: int) -> ImageCounts:
 
 
 def _numbered(batches: Iterable[Samples]) -> Iterator[Samples]:
-    """The samples with their "number" among this process's."""
+    """Add to each sample its "number" among this process's samples."""
     count = 0
     for batch in batches:
         yield [{**sample, "number": count + i} for i, sample in enumerate(batch)]
@@ -304,7 +305,7 @@ def _numbered(batches: Iterable[Samples]) -> Iterator[Samples]:
 
 
 def _readable(batches: Iterable[list[dict[str, Any] | Exception]]) -> Iterator[Samples]:
-    """The batches without what could not be read, each with a warning."""
+    """The batches without samples that cannot be read. Each of those is a warning."""
     for batch in batches:
         for error in batch:
             if isinstance(error, Exception):
@@ -314,7 +315,7 @@ def _readable(batches: Iterable[list[dict[str, Any] | Exception]]) -> Iterator[S
 
 @contextmanager
 def evaluating(networks: Sequence[nn.Module]) -> Iterator[None]:
-    """The networks in evaluation mode; afterwards each is as it was."""
+    """Put the networks into evaluation mode, and restore their modes at the end."""
     were_training = [network.training for network in networks]
     for network in networks:
         network.eval()
@@ -326,7 +327,7 @@ def evaluating(networks: Sequence[nn.Module]) -> Iterator[None]:
 
 
 def plain(scores: dict[str, Any]) -> dict[str, Any]:
-    """Python floats and lists in place of numpy's, so that JSON and YAML can hold them."""
+    """Replace numpy values by Python floats and lists, which JSON and YAML support."""
     return {
         key: [float(v) for v in value] if hasattr(value, "__len__") else float(value) for key, value in scores.items()
     }

@@ -1,4 +1,4 @@
-"""A run's branches as folders that load anywhere, each with its model card."""
+"""Exports a run's branches as folders that load anywhere, each with its model card."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from .state import RunState
 
 
 class BranchExporter:
-    """Writes branches, and their cards as the run's state is then. Every method is called by every process.
+    """Writes branches, and model cards from the run's current state. All processes call every method.
 
     Args:
-        image_mean, image_std, do_reduce_labels, processing_class: of the image processor, see
+        image_mean, image_std, do_reduce_labels, processing_class: for the image processor, see
             `cps_hf.hub.export.export_branch`.
-        pictures: draws what a card shows.
+        pictures: draws the pictures of cards.
     """
 
     def __init__(
@@ -54,21 +54,22 @@ class BranchExporter:
 
     @property
     def names(self) -> list[str]:
-        """Those of `TrainingModule.networks`."""
+        """The names in `TrainingModule.networks`."""
         return [*self.module.networks()]
 
     @property
     def supervised(self) -> dict[str, Path]:
-        """What the second stage starts from, by name, with its folder; empty with one stage. (A teacher is a copy of
-        branch 0 there.)"""
+        """The folders of the networks that the second stage starts from, by name. Empty if there is one stage. (The
+        teacher starts as a copy of branch 0.)"""
         names = [name for name in self.names if name != "teacher"] if self.run.stages.border else []
         return {name: self.output_dir / name.replace("branch_", "supervised_", 1) for name in names}
 
     def name_of(self, branch: int | str) -> str:
-        """ "branch_<number>" of a number, "teacher" of the teacher, "branch_<number>_average" of "<number>_average".
+        """ "branch_<number>" for a number, "teacher" for the teacher, "branch_<number>_average" for
+        "<number>_average".
 
         Raises:
-            ValueError: there is no such branch.
+            ValueError: no such branch exists.
         """
         known = {name.removeprefix("branch_"): name for name in self.names}
         if str(branch).removeprefix("branch_") not in known:
@@ -80,15 +81,15 @@ class BranchExporter:
         return self.module.networks()[self.name_of(branch)]
 
     def check_folders(self) -> None:
-        """Raise a ValueError where a folder of a branch holds something else, which an export would not replace."""
+        """Raise a ValueError if a branch's folder contains something else, which an export would not replace."""
         folders = [*(self.output_dir / name for name in (*self.names, "best")), *self.supervised.values()]
         on_main_process(self.accelerator, lambda: [check_target(folder) for folder in folders])
 
     def export(self, name: str, directory: Path | None = None) -> None:
-        """Write one branch: weights, config, image processor and card, and nothing of the other branch.
+        """Write one branch: weights, config, image processor and card, without anything of the other branches.
 
         Args:
-            directory: none: `<name>` in the output folder.
+            directory: if `None`, `<name>` in the output folder.
         """
         directory = directory or self.output_dir / name
         aside, card = self.output_dir / "tmp-card", None
@@ -115,8 +116,8 @@ class BranchExporter:
                 shutil.rmtree(aside, ignore_errors=True)
 
     def copy_supervised(self, name: str, directory: Path) -> None:
-        """The branch that the supervised stage left, once more; its card is that of the new place once it is
-        rewritten."""
+        """Export the supervised stage's branch again, to `directory`. Its card becomes that of the new place when it
+        is rewritten."""
         with together(self.accelerator):
             if self.accelerator.is_main_process:
                 with filled_whole(directory, replace=True) as temporary:
@@ -126,7 +127,7 @@ class BranchExporter:
     def _card(self, name: str, directory: str, aside: Path) -> dict[str, Any]:
         picture = self._picture(name, aside)
         facts = {**card_facts(self.run, self.state, name, directory), "picture": picture}
-        render_card(facts)  # what cannot be rendered fails here, and not while the weights are written
+        render_card(facts)  # fails here, and not while the weights are written
         return facts
 
     @optional("a picture in the model card")
@@ -134,7 +135,7 @@ class BranchExporter:
         return self.pictures.draw_for_card(self.network(name), aside)
 
     def rewrite_card(self, name: str, directory: Path) -> None:
-        """The card of a branch that was exported before the scores were known; by the main process alone."""
+        """Rewrite the card of a branch that was exported before its scores were known. Only on the main process."""
         facts = card_facts(self.run, self.state, name, directory.name)
         facts["picture"] = PREDICTIONS if (directory / PREDICTIONS).is_file() else None
         write_atomically(directory / "README.md", render_card(facts))

@@ -1,4 +1,5 @@
-"""Keeping a run's numbers sound: what is not finite reaches no weight, and a branch that collapses is noticed."""
+"""Keeps a run's numbers sound: values that are not finite never reach a weight, and collapsed branches are
+detected."""
 
 from __future__ import annotations
 
@@ -29,42 +30,43 @@ logger = logging.getLogger(__name__)
 
 ONE_CLASS = "one_class_branch_"
 PIXELS = "class_pixels_"
-"""Before "labels" and "pseudo_labels": how many pixels of a step each class has in them, a vector."""
+"""The prefix of "labels" and "pseudo_labels": a vector with the pixels of each class in a step."""
 MAX_OVERFLOWS = 25
-"""After so many steps in a row with gradients that are not finite fp16's loss scale, 65536 at first and halved each
-time, is 0.002: it is no overflow."""
+"""After this many steps in a row with non-finite gradients, fp16's loss scale, which starts at 65536 and is halved
+each time, is 0.002, so they are not caused by overflow."""
 
 
 class Verdict(NamedTuple):
-    """What the host learns of a step, the same on all processes."""
+    """What the host learns about a step. It is the same on all processes."""
 
     finite: bool
     norms: list[float]  # of each branch's gradient
-    stop: bool  # some process was told to stop
+    stop: bool  # whether some process received a stop signal
 
 
 class Guard:
-    """Stands between backward and the optimizer's step: clips gradients, and lets no number pass that is not finite.
+    """Runs between the backward pass and the optimizer step: clips gradients and stops values that are not finite.
 
-    `args.max_skipped_steps` steps with bad numbers are left out; the next one is an error.
+    `args.max_skipped_steps` steps with such values are skipped; the next one is an error.
     """
 
     def __init__(self, accelerator: Accelerator, module: nn.Module, args: CPSConfig, state: RunState):
         self.accelerator, self.module, self.args, self.state = accelerator, module, args, state
-        self._overflows = 0  # steps in a row that the scaler of fp16 left out
-        self._parameters = [[*branch.parameters()] for branch in module.branches]  # a walk costs a GPU a millisecond
+        self._overflows = 0  # steps in a row that fp16's scaler skipped
+        self._parameters = [[*branch.parameters()] for branch in module.branches]  # traversing them takes a GPU a ms
         self._buffers: list[Tensor] = []
 
     def before_step(self) -> None:
-        """Keep batch norm's statistics, which a forward pass changes, where a step may be undone."""
+        """Keep batch norm's statistics, which a forward pass changes, if the step may have to be undone."""
         if self.args.max_skipped_steps:
             self._buffers = [buffer.clone() for buffer in self.module.buffers()]
 
     def judge(self, optimizer, *, told_to_stop: bool) -> Verdict:
-        """Clip each branch's gradient and look at the step's numbers, which count only if they are finite.
+        """Clip each branch's gradient and check the step's numbers, which are only counted if they are finite.
 
-        The step's one host read. With fp16 a gradient that is not finite is the scaler's to skip, up to
-        `MAX_OVERFLOWS` times in a row; a loss never is. The state's averages hold the step's "loss" and its parts.
+        This is the step's only host read. With fp16, the scaler skips non-finite gradients, up to `MAX_OVERFLOWS`
+        times in a row; a non-finite loss is never skipped by it. The state's averages contain the step's "loss" and
+        its parts.
         """
         averages = self.state.averages
         self.accelerator.unscale_gradients(optimizer)
@@ -88,35 +90,35 @@ class Guard:
             averages.keep(seen)
         return Verdict(finite, norms, stop)
 
-    def refuse(
+    def reject(
         self, step: int, verdict: Verdict, micro_batches: Sequence[MicroBatch], outputs: Sequence[ObjectiveOutput]
     ) -> None:
-        """Save the batch, and undo the step or end the run. To be called by all processes.
+        """Save the batch, then undo the step or end the run. All processes must call it.
 
         Raises:
-            FloatingPointError: on all processes alike; names the parts, branches and samples.
+            FloatingPointError: on all processes; names the loss parts, branches and samples.
         """
         folder = Path(self.args.output_dir) / f"bad_batch-{step}"
         reports = [report(batch, output) for batch, output in zip(micro_batches, outputs, strict=True)]
         process = self.accelerator.process_index
         try:
             save_bad_batch(folder, process, micro_batches, {"step": step, "norms": verdict.norms, "batches": reports})
-        except Exception as error:  # the numbers are the news, not the disk (for which safetensors has an own error)
+        except Exception as error:  # report the numbers even if saving fails (safetensors has its own error type)
             logger.warning("The bad batch cannot be saved in %s: %s.", folder, error)
         everywhere = gather_object([{"process": process, **entry} for entry in reports])
         found = _describe(everywhere, verdict.norms)
         if self._overflows >= MAX_OVERFLOWS:
-            found += f"; so it was in {self._overflows} steps in a row, whatever the loss scale"
+            found += f"; so it was in {self._overflows} steps in a row, at every loss scale"
         if self.state.skipped_steps < self.args.max_skipped_steps:
             self._undo()
             count = f"{self.state.skipped_steps} of at most {self.args.max_skipped_steps} (`max_skipped_steps`)"
-            logger.warning("Step %d: %s. It is left out, %s; its batch is in %s.", step, found, count, folder)
+            logger.warning("Step %d: %s. It is skipped, %s; its batch is in %s.", step, found, count, folder)
             return
         skipped = f" {self.state.skipped_steps} steps were skipped before." if self.state.skipped_steps else ""
         raise FloatingPointError(
             f"Step {step}: {found}. Nothing was updated.{skipped} The batch is saved in {folder}. Lower "
-            "`learning_rate`, set `max_grad_norm`, or use bf16 in place of fp16; if it is the sample, mend it, or "
-            "skip a few such steps with `max_skipped_steps`. The newest checkpoint is whole: "
+            "`learning_rate`, set `max_grad_norm`, or use bf16 instead of fp16. If the sample is bad, fix it, or "
+            "skip a few such steps with `max_skipped_steps`. The newest checkpoint is complete: "
             f"{newest_checkpoint(self.args.output_dir) or 'there is none yet'}."
         )
 
@@ -124,12 +126,12 @@ class Guard:
         self.state.skipped_steps += 1
         for buffer, kept in zip(self.module.buffers(), self._buffers, strict=True):
             buffer.copy_(kept)
-        if self.accelerator.scaler is not None:  # the gradients were unscaled, and no step will end that
+        if self.accelerator.scaler is not None:  # the gradients were unscaled, and no step will reset that
             self.accelerator.scaler.update()
 
 
 def report(batch: MicroBatch, output: ObjectiveOutput) -> dict[str, Any]:
-    """Whose pixels a micro-batch holds and what came of it: JSON values (NaN and infinity as text)."""
+    """The samples of a micro-batch and its results, as JSON values (NaN and infinity as text)."""
     values = {"loss": output.loss.detach(), **output.logs}
     return {
         "ids": batch.ids,
@@ -140,8 +142,8 @@ def report(batch: MicroBatch, output: ObjectiveOutput) -> dict[str, Any]:
 
 
 def save_bad_batch(folder: Path, process: int, micro_batches: Sequence[MicroBatch], facts: Mapping[str, Any]) -> None:
-    """`process_<rank>.safetensors`: every tensor as the objective got it, named `<micro-batch>.labeled.pixel_values`
-    and so on; `process_<rank>.json`: the facts."""
+    """Write `process_<rank>.safetensors`, every tensor as the objective received it, named
+    `<micro-batch>.labeled.pixel_values` etc., and `process_<rank>.json`, the facts."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {
         f"{index}.{kind}.{name}": tensor.detach().cpu().contiguous().clone()  # counts are views of one tensor
@@ -162,7 +164,7 @@ def _as_json(value: float) -> float | str:
 
 
 def _describe(reports: Sequence[Mapping[str, Any]], norms: Sequence[float]) -> str:
-    """What is not finite: parts of the loss, with the samples that it is of; gradients by branch."""
+    """What is not finite: parts of the loss, with their samples; gradients by branch."""
     found = []
     branches = [f"branch {index}" for index, norm in enumerate(norms) if not math.isfinite(norm)]
     if branches:
@@ -186,17 +188,17 @@ def _where(entry: Mapping[str, Any]) -> str:
 
 
 class Watched:
-    """A network that notes which classes it predicts for unlabeled images, and which share of them is one class.
+    """A network wrapper that records which classes are predicted for unlabeled images, and how large the share of one
+    class is.
 
-    Every fourth logit of every fourth row is looked at. Where one pass holds labeled images too, these count as well.
+    It looks at every fourth logit of every fourth row. If a pass also contains labeled images, they count too.
 
     Args:
-        least_confidence: a prediction of a smaller probability is no pseudo label.
+        least_confidence: predictions with a lower probability are not pseudo labels.
 
     Attributes:
-        sure: the predictions that are sure enough, 255 where none is and on padding, of passes with gradient (true)
-            and without.
-        num_labels: how many classes there are, after the first pass.
+        sure: the confident predictions, 255 elsewhere and on padding, of passes with gradient (true) and without.
+        num_labels: the number of classes, after the first pass.
     """
 
     def __init__(self, network: Branch, labeled_images: Tensor, *, least_confidence: float = 0.0):
@@ -218,22 +220,22 @@ class Watched:
         return logits
 
     def one_class(self) -> Tensor | None:
-        """1.0 or 0.0, a scalar; `None` where the branch saw no unlabeled image."""
+        """1.0 or 0.0, a scalar; `None` if the branch saw no unlabeled image."""
         share = self.commonest_class()
         return None if share is None else (share == 1).float()
 
     def commonest_class(self) -> Tensor | None:
-        """The share of the commonest class among all that it predicted, a scalar; `None` as in `one_class`."""
+        """The share of the most common class among all predictions, a scalar; `None` as in `one_class`."""
         if not self._labels:
             return None
         labels = torch.cat(self._labels)
-        # Not by bincount, for which the host would wait for a GPU.
+        # Not with bincount, which would make the host wait for a GPU.
         counts = (labels[:, None] == torch.arange(self.num_labels, device=labels.device)).sum(0)
         return counts.max() / labels.numel()
 
 
 def watch(networks: Sequence[Branch], labeled: LabeledBatch, objective: Objective | None = None) -> list[Watched]:
-    """The networks of one call of the training module."""
+    """Wrap the networks of one call of the training module."""
     least = 0.0 if objective is None else objective.least_confidence
     return [Watched(network, labeled.pixel_values, least_confidence=least) for network in networks]
 
@@ -241,11 +243,10 @@ def watch(networks: Sequence[Branch], labeled: LabeledBatch, objective: Objectiv
 def with_class_pixels(
     output: ObjectiveOutput, watched: Sequence[Watched], labels: Tensor, given: Tensor | None = None
 ) -> ObjectiveOutput:
-    """The output with how many pixels each class has in the pseudo labels and in the labels (B, H, W), a sample of
-    both.
+    """Add to the output how many pixels each class has in the pseudo labels and in the labels (B, H, W), both sampled.
 
-    Pseudo labels are the given ones (B, H, W), which were made before training; else what networks predict for
-    unlabeled images without gradient; or, in a method that has no such pass, what they predict for them at all.
+    Pseudo labels are the given ones (B, H, W) that were made before training; otherwise the networks' predictions for
+    unlabeled images without gradient; or, if the method has no such pass, all their predictions for these images.
     """
     found = [] if given is None else [given[:, ::4, ::4].flatten()]
     found = found or [one for network in watched for one in network.sure[False]]
@@ -259,9 +260,9 @@ def with_class_pixels(
 
 
 def with_one_class(output: ObjectiveOutput, watched: Sequence[Watched]) -> ObjectiveOutput:
-    """The output with what the branches noted among its logs: it is averaged and read with them, at no cost.
+    """Add what the branches recorded to the output's logs, with which it is averaged and read at no extra cost.
 
-    "commonest_class" is that of the branch that has the largest share.
+    "commonest_class" is that of the branch with the largest share.
     """
     noted = {f"{ONE_CLASS}{index}": branch.one_class() for index, branch in enumerate(watched)}
     shares = [share for branch in watched if (share := branch.commonest_class()) is not None]

@@ -1,7 +1,7 @@
-"""What a run looks at before its first step: the labels that it is trained and judged on, all if there is time.
+"""Checks labels before the first step: those for training and evaluation, all of them if there is time.
 
-What is wrong with them would else be found at the first evaluation, or never: a whole set of masks can be read without
-an error and teach nothing.
+Otherwise a problem would be found at the first evaluation, or never: a whole set of masks can be readable and still
+teach nothing.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from ..data.table import as_typed, first_few
 logger = logging.getLogger(__name__)
 
 ROLES = {"train_dataset": "training", "eval_dataset": "evaluation"}
-_TO_KNOW = {("label", "cannot tell"), ("label", "white"), ("image", "few bits")}  # what may be a mistake
+_TO_KNOW = {("label", "cannot tell"), ("label", "white"), ("image", "few bits")}  # possible mistakes
 
 
-def look_at_labels(args: CPSConfig, train_dataset, eval_dataset, names: Sequence[str]) -> dict[str, list[str]]:
-    """Every label's values and size, within `args.check_labels_seconds`; called by the main process alone.
+def check_labels(args: CPSConfig, train_dataset, eval_dataset, names: Sequence[str]) -> dict[str, list[str]]:
+    """Check every label's values and size, within `args.check_labels_seconds`. Called by the main process only.
 
     Args:
-        eval_dataset: or none.
-        names: the models' classes.
+        eval_dataset: the evaluation set, or `None`.
+        names: the models' class names.
 
     Returns:
-        By "training" and "evaluation", the classes of which no pixel was found; empty where no label was looked at.
+        By "training" and "evaluation", the classes without any pixel. Empty if no label was checked.
 
     Raises:
-        ValueError: a label cannot be read (but for a training label with `skip_bad_samples`), none is labeled, or the
-            masks as a whole are not what they seem; it says what to do.
+        ValueError: a label cannot be read (except a training label with `skip_bad_samples`), nothing is labeled, or
+            the masks as a whole are not what they seem. The message says what to do.
     """
     if args.check_labels_seconds == 0:
         logger.info(
-            "Labels are not looked at before step 1 (`check_labels_seconds=0`): one that cannot be used ends the run "
-            "when it is read, and classes that never occur are not named."
+            "Labels are not checked before step 1 (`check_labels_seconds=0`): an unusable label stops the run when it "
+            "is read, and classes that never occur are not reported."
         )
         return {}
     sets = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
@@ -54,6 +54,7 @@ def look_at_labels(args: CPSConfig, train_dataset, eval_dataset, names: Sequence
             seconds=left / (len(sets) - i),
             num_workers=args.dataloader_num_workers,
             progress=not args.disable_tqdm,
+            in_windows=what == "train_dataset",
         )
         left = max(left - (time.monotonic() - begin), 0.0)
         _judge(found[what], skips=args.skip_bad_samples and what == "train_dataset")
@@ -79,35 +80,35 @@ def _judge(seen: Survey, *, skips: bool) -> None:
 
 
 def _check_codings(sets) -> None:
-    """`map` with a function that returns the label column leaves it without its coding."""
+    """`map` with a function that returns the label column loses its encoding."""
     codings = {what: LabelEncoding.from_feature((d.features or {}).get("label")) for what, d in sets.items()}
     for what, other in (("train_dataset", "eval_dataset"), ("eval_dataset", "train_dataset")):
         coded = codings.get(other)
         if what in sets and coded is not None and codings[what] is None and coded.has_table:
             raise ValueError(
-                f"`{other}` says how its labels are coded and `{what}` does not, so that its masks would be taken for "
-                "class ids as they are. Where `map` lost it: `map(..., features=loaded.features)`, with the features "
-                "of the set that it was called on."
+                f"`{other}` says how its labels are encoded and `{what}` does not, so its masks would be read as "
+                "plain class ids. If `map` lost the encoding, use `map(..., features=loaded.features)`, with the "
+                "features of the set it was called on."
             )
 
 
 def _check_white(found: dict[str, Survey]) -> None:
-    """255 is a class in one set and ignored in the other, where the loader told by what each holds."""
+    """255 is a class in one set and ignored in the other if the loader inferred its meaning from each set's values."""
     for what, seen in found.items():
         for other, theirs in found.items():
             coded = theirs.encoding is not None and theirs.encoding.has_table
             if seen.white_is_a_class and not coded and theirs.pixels[IGNORE_INDEX]:
                 raise ValueError(
-                    f"The masks of `{what}` hold 0 and 255 alone, so that 255 is {seen.names[1]!r} there, and those "
-                    f"of `{other}` hold other values too, so that 255 is ignored there. Say for both what it means: "
-                    f"{as_typed(values={0: 0, 1: 1, IGNORE_INDEX: 1})}, or 255 for it to be ignored."
+                    f"The masks of `{what}` contain only 0 and 255, so 255 means {seen.names[1]!r} there. Those of "
+                    f"`{other}` also contain other values, so 255 is ignored there. Say for both what it means: "
+                    f"{as_typed(values={0: 0, 1: 1, IGNORE_INDEX: 1})}, or map 255 to 255 to ignore it."
                 )
 
 
 def _say(seen: Survey, what: str) -> None:
     if not seen.is_whole:
         why = "of the stream" if seen.rows is None else "within `check_labels_seconds`"
-        logger.info("`%s`: labels were looked at before step 1 in %s %s.", what, seen.scope, why)
+        logger.info("`%s`: labels were checked before step 1 in %s %s.", what, seen.scope, why)
     if seen.white_is_a_class:
         logger.info("`%s`: 255 in the masks is %r.", what, seen.names[1])
     if seen.absent:
@@ -118,12 +119,12 @@ def _say(seen: Survey, what: str) -> None:
 
 
 def absent_line(absent: dict[str, list[str]], count: int, scope: str | None = None) -> str:
-    """A sentence on the named classes that never occur.
+    """A sentence about the named classes that never occur.
 
     Args:
-        absent: by "training" and "evaluation", as `look_at_labels` gives it.
-        count: of classes that are named.
-        scope: what was looked at; none: it is not said.
+        absent: by "training" and "evaluation", the result of `check_labels`.
+        count: the number of named classes.
+        scope: what was checked; omitted if `None`.
     """
     where = f" ({scope})" if scope else ""
     parts = [

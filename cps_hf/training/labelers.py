@@ -1,4 +1,4 @@
-"""Finished networks that label for a method: read once, checked against the run, and never changed."""
+"""Trained networks that make labels for a method: loaded once, checked against the run, and never changed."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from ..modeling.classes import are_named, letters, listed
 
 
 class Labeler:
-    """A finished network as an objective calls it, on images as the run normalises them.
+    """A trained network as an objective calls it, on images that are normalised as in the run.
 
     Args:
         branch: the network. It is put into evaluation mode and gets no gradient.
-        source: what errors call it.
-        factor, shift: float (3,); factor * pixel + shift is what the network is fed with. None: the pixels are.
-        swaps_colors: whether the network is fed with blue, green, red; `factor` and `shift` are in that order then.
+        source: its name in errors.
+        factor, shift: float (3,); the network's input is factor * pixel + shift. If `None`, the pixels.
+        swaps_colors: whether the network expects blue, green, red; `factor` and `shift` are then in that order.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Labeler:
 
     @torch.no_grad()
     def __call__(self, pixel_values: Tensor) -> StridedLogits:
-        """The logits of images (B, 3, H, W), normalised as the run does it."""
+        """The logits of images (B, 3, H, W) that are normalised as in the run."""
         if self.swaps_colors:
             pixel_values = pixel_values.flip(1)
         if self.factor is not None:
@@ -50,7 +50,7 @@ class Labeler:
         return self.branch.strided(pixel_values)
 
     def sha256(self) -> str:
-        """The beginning of a hash of all that decides what it says of an image."""
+        """The beginning of a hash of everything that determines its predictions."""
         digest = hashlib.sha256(str(self.branch.model.config.model_type).encode())
         for name, tensor in self.branch.model.state_dict().items():
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
@@ -61,14 +61,14 @@ class Labeler:
 
 
 def check_sources(sources: Sequence[str], *, option: str = "labelers") -> None:
-    """Refuses what is no branch's folder, before models are built.
+    """Reject sources that are not folders of branches, before models are built.
 
     Args:
         sources: folders of exported branches, or Hub ids, which are not looked up.
-        option: which names them.
+        option: the option that names them.
 
     Raises:
-        ValueError: a folder is missing, is a run's, or holds no model.
+        ValueError: a folder is missing, belongs to a whole run, or contains no model.
     """
     for source in sources:
         path = Path(source)
@@ -82,7 +82,7 @@ def check_sources(sources: Sequence[str], *, option: str = "labelers") -> None:
                 f"{', '.join(inside)})."
             )
         if path.is_dir():
-            raise ValueError(f"`{option}`: {source} holds no model (config.json is missing).")
+            raise ValueError(f"`{option}`: {source} contains no model (config.json is missing).")
         is_local = source.startswith((".", "/", "~")) or source.count("/") > 1 or path.parent.is_dir()
         if path.exists() or ("/" in source and is_local):
             raise ValueError(
@@ -101,17 +101,17 @@ def load_labelers(
     device: torch.device,
     trust_remote_code: bool = False,
 ) -> list[Labeler]:
-    """Reads networks with their image processors, whose normalisation each of them keeps.
+    """Load networks with their image processors; each keeps its own normalisation.
 
     Args:
-        sources: folders of exported branches, or Hub ids; there may be none.
+        sources: folders of exported branches, or Hub ids; may be empty.
         id2label: the run's classes.
-        image_mean, image_std: what the run normalises images in [0, 1] with.
-        crop_size: height and width of the images that they will label.
+        image_mean, image_std: the run's normalisation of images in [0, 1].
+        crop_size: height and width of the images to label.
 
     Raises:
-        ValueError: one cannot be read, has other classes than the run, takes no images of the crop's size, or has an
-            image processor that does not normalise.
+        ValueError: one cannot be loaded, has other classes than the run, does not accept images of the crop's size, or
+            has an image processor that does not normalise.
     """
     if not sources:
         return []
@@ -135,11 +135,11 @@ def load_labelers(
 
 
 def _check_classes(own: Mapping[int, str], id2label: Mapping[int, str], source: str) -> None:
-    """As many classes, and the same names in the same order where both name theirs."""
+    """Check for the same number of classes, and the same names in the same order if both have names."""
     own = {int(key): str(name) for key, name in own.items()}
     if len(own) != len(id2label):
         raise ValueError(
-            f"`labelers`: {source} knows {len(own)} classes ({listed(own)}), and this run has {len(id2label)} "
+            f"`labelers`: {source} has {len(own)} classes ({listed(own)}), and this run has {len(id2label)} "
             f"({listed(id2label)}). A labeler needs the run's classes."
         )
     if not (are_named(own) and are_named(id2label)):

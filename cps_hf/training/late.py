@@ -1,5 +1,5 @@
-"""What comes after a run's last optimizer step costs none of its training: each part is tried, what fails is kept and
-told at the end."""
+"""Failures after a run's last optimizer step must not cost any training: each part is tried, and what failed is
+collected and reported at the end."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ CHECKPOINT = "the checkpoint"
 
 
 class AfterTrainingError(RuntimeError):
-    """A run is trained and kept, and something that comes after its last step failed; it says what, and how to have it
-    done."""
+    """The run is trained and saved, but something after its last step failed. The message says what, and how to
+    complete it."""
 
 
 class EvaluationError(AfterTrainingError):
-    """The last evaluation came to no scores."""
+    """The last evaluation produced no scores."""
 
 
 class Late:
-    """The parts of a run's end that failed.
+    """Collects the parts of a run's end that failed.
 
-    Before the last step is done (`active` is false) an error is raised as anywhere; from then on it is kept, with a
-    warning, and the next part is tried. Every process has one.
+    Before the last step is done (`active` is false), errors are raised as usual. Afterwards they are kept, with a
+    warning, and the next part is tried. Every process has one instance.
     """
 
     def __init__(self, args: CPSConfig, accelerator: Accelerator):
@@ -44,7 +44,7 @@ class Late:
 
     @contextmanager
     def attempt(self, what: str) -> Iterator[None]:
-        """A part; afterwards `what in self.failed` says whether it failed."""
+        """Run a part; afterwards `what in self.failed` says whether it failed."""
         try:
             yield
         except Exception as error:
@@ -55,19 +55,20 @@ class Late:
             self.failed.pop(what, None)
 
     def keep(self, what: str, error: Exception) -> None:
-        """Warn of a part that failed and go on, also before the last step; the end tells it unless it is done by then.
+        """Warn about a part that failed and continue, even before the last step. If the part has not been done by
+        then, the end of the run reports it.
 
         Raises:
-            Exception: the error, where another process is lost: there is nothing left to try.
+            Exception: the error itself, if another process is lost, since nothing else can be done then.
         """
-        if self.accelerator.num_processes > 1 and failures.is_of_the_connection(error):
+        if self.accelerator.num_processes > 1 and failures.is_connection_error(error):
             raise error
         self.failed[what] = failures.told(error, self.args)
         ours = not isinstance(error, OSError | ValueError | MemoryError)
         logger.warning("%s failed: %s", what, self.failed[what], exc_info=ours)
 
     def tell(self, step: int, exported: Sequence[str]) -> None:
-        """Raise what failed, on any process, on all of them.
+        """Raise an error on all processes if something failed on any of them.
 
         Args:
             exported: the branches' folders, by name.
@@ -87,9 +88,9 @@ class Late:
             kept.insert(0, f"checkpoint-{step}")
         if CHECKPOINT in failed:
             newest = newest_checkpoint(output_dir)
-            again = f"goes on from {newest.name}" if newest else "starts anew, since there is no checkpoint"
+            again = f"resumes from {newest.name}" if newest else "starts from scratch, since there is no checkpoint"
         else:
-            again = "does what is missing and trains no further"
+            again = "does what is missing without further training"
         score = ""
         if EVALUATION in failed and any(name in kept for name in exported):
             branch = next(name for name in exported if name in kept)
@@ -97,6 +98,6 @@ class Late:
         kind = EvaluationError if EVALUATION in failed else AfterTrainingError
         raise kind(
             f"Training is done, and {', '.join(kept) or 'nothing'} of step {step} {'are' if len(kept) > 1 else 'is'} "
-            f"kept in {output_dir}. What failed after it is {why}. Mend that and start the same command with "
+            f"kept in {output_dir}. What failed afterwards: {why}. Fix that and run the same command with "
             f"`--resume_from_checkpoint auto`, which {again}{score}."
         )

@@ -1,4 +1,4 @@
-"""When a batch does not fit into memory: what to say, and how to find one that does."""
+"""Handles batches that do not fit into memory: the error message, and the search for a size that fits."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ logger = logging.getLogger(__name__)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Of a GPU's memory or the host's."""
+    """Whether a GPU or the host ran out of memory."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or should_reduce_batch_size(error)
 
 
 def advice(args: CPSConfig, crop_size: Sequence[int], device: torch.device, step: int, *, unlabeled: bool) -> str:
-    """What an out-of-memory error says: the batch, the crop, and the settings that reduce memory."""
+    """The text of an out-of-memory error: the batch, the crop, and the settings that reduce memory."""
     used = ""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
@@ -35,7 +35,7 @@ def advice(args: CPSConfig, crop_size: Sequence[int], device: torch.device, step
     smaller = "; or let `auto_find_batch_size` do that" if not args.auto_find_batch_size else ""
     return (
         f"Out of memory on {device} at step {step}{used}: each process takes {images} images of {height} x {width} "
-        "pixels at a time. In the order of what changes least: `gradient_checkpointing`; `mixed_precision=bf16`; half "
+        "pixels at a time. Options, least change first: `gradient_checkpointing`; `mixed_precision=bf16`; half "
         "the `per_device_train_batch_size` (and `per_device_unlabeled_batch_size`) with twice the "
         f"`gradient_accumulation_steps`, which keeps the global batch{smaller}; a smaller `crop_size`; a smaller "
         "model. If it is in the evaluation: `per_device_eval_batch_size`, or `eval_mode=sliding` with an "
@@ -53,21 +53,21 @@ def fit_batch(
     *,
     unlabeled: bool,
 ) -> None:
-    """Halve the batch a process and double the accumulation until a step fits: the global batch, and which images
-    are in it, stay the same. Called by all processes, which end with the same numbers; `args` are changed.
+    """Halve the per-process batch and double the accumulation until a step fits. The global batch and its images stay
+    the same. Called by all processes, which agree on the result; `args` are changed.
 
-    As with Accelerate's `find_executable_batch_size`, a size is found by trying. One forward and backward pass of
-    the first micro-batch is tried before the first step, with place held for the optimizer's states, and leaves no
-    trace: random states, gradients and batch norm's statistics are as before.
+    Like Accelerate's `find_executable_batch_size`, this tries sizes. Before the first step, one forward and backward
+    pass of the first micro-batch is tried, with memory reserved for the optimizer's states. It leaves no trace: random
+    states, gradients and batch norm's statistics are restored.
 
     Args:
         module: the training module.
-        optimizer: as Accelerate prepared it.
-        first_micro_batch: the labeled and the unlabeled batch of the sizes that `args` say, on the device.
-        unlabeled: whether the objective asks for unlabeled images.
+        optimizer: the optimizer prepared by Accelerate.
+        first_micro_batch: returns the labeled and the unlabeled batch of the sizes in `args`, on the device.
+        unlabeled: whether the objective uses unlabeled images.
 
     Raises:
-        ValueError: a batch that does not fit cannot be halved.
+        ValueError: a batch does not fit and cannot be halved.
     """
     while True:
         fits = torch.tensor(int(_step_fits(accelerator, module, optimizer, first_micro_batch)))
@@ -88,7 +88,7 @@ def fit_batch(
         args.gradient_accumulation_steps *= 2
         halved = ", ".join(f"`{name}={size // 2}`" for name, size in sizes.items())
         logger.warning(
-            "Out of memory: going on with %s, `gradient_accumulation_steps=%d`; the global batch is the same.",
+            "Out of memory: continuing with %s, `gradient_accumulation_steps=%d`; the global batch is the same.",
             halved,
             args.gradient_accumulation_steps,
         )
@@ -127,10 +127,10 @@ def _step_fits(
 
 
 def _stateless(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
-    """The parameters whose optimizer states are made at the first step."""
+    """The parameters whose optimizer states are created at the first step."""
     return [p for group in optimizer.param_groups for p in group["params"] if p not in optimizer.state]
 
 
 def states_per_parameter(optimizer: torch.optim.Optimizer) -> int:
-    """AdamW keeps two, SGD with momentum one; an optimizer of the user's own is taken to keep two."""
+    """AdamW keeps two, SGD with momentum one; for a user's optimizer, two are assumed."""
     return 1 if isinstance(getattr(optimizer, "optimizer", None), torch.optim.SGD) else 2

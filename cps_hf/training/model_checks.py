@@ -1,4 +1,4 @@
-"""What is wrong with models that only a run can see: against its data, its optimizer, and each other."""
+"""Checks of models that need the run: its data, its optimizer, and the other branches."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ logger = logging.getLogger(__name__)
 
 
 def check_passed_classes(models, id2label: Mapping[int, str] | None) -> None:
-    """Models that are passed bring classes of their own, which must be those that the data name.
+    """Check that models passed as objects have the classes that the data name.
 
     Args:
-        models: what the trainer was given.
-        id2label: the data's classes; none: they name none.
+        models: the trainer's argument.
+        id2label: the data's classes; `None` if they have no names.
 
     Raises:
-        ValueError: a model has another count of them, other names, or the same in another order.
+        ValueError: a model has a different number of classes, other names, or the same names in another order.
     """
     for index, model in enumerate(_each(models)):
         if id2label is None or not isinstance(model, PreTrainedModel):
@@ -44,43 +44,43 @@ def check_passed_classes(models, id2label: Mapping[int, str] | None) -> None:
             at = next(i for i in own if not same_names({i: own[i]}, {i: id2label[i]}))
             shown = dict(id2label) if len(id2label) <= 20 else f"{{0: {id2label[0]!r}, ...}}"
             raise ValueError(
-                f"The model passed as branch {index} names its classes otherwise than the data: class {at} is "
-                f"{own[at]!r} there and {id2label[at]!r} in `train_dataset`. If its numbers mean what the data's do, "
-                f"set `model.config.id2label = {shown}`; if not, build it with that `id2label`."
+                f"The class names of the model passed as branch {index} differ from the data's: class {at} is "
+                f"{own[at]!r} there and {id2label[at]!r} in `train_dataset`. If its numbers mean the same as the "
+                f"data's, set `model.config.id2label = {shown}`; otherwise, build it with that `id2label`."
             )
 
 
-def tell_whose_classes(models, id2label: Mapping[int, str], *, trust_remote_code: bool = False) -> None:
-    """Said where the data name no classes, so that a checkpoint's count, however many they are.
+def log_class_source(models, id2label: Mapping[int, str], *, trust_remote_code: bool = False) -> None:
+    """Log whose classes are used if the data name none, so that the checkpoint's number of classes is taken.
 
     Args:
-        models: what the trainer was given.
+        models: the trainer's argument.
         id2label: the branches' classes.
     """
     source = next((source for source in _each(models) if isinstance(source, str | PathLike)), None)
     if source is None or not are_named(id2label):
         return
     logger.warning(
-        "The data do not name their classes: they are taken to be the %d of %s (%s). If they are others, name them "
-        "where the data set is loaded, by `class_names` or a `classes.json` in its folder.",
+        "The data set does not name its classes. The %d classes of %s are used (%s). If they are different, pass "
+        "`class_names` when loading the data set, or add a `classes.json` to its folder.",
         *(len(id2label), source, listed(id2label)),
     )
     processor = processor_of(source, trust_remote_code=trust_remote_code)
     if getattr(processor, "do_reduce_labels", False):
         logger.warning(
-            "In the masks that %s learnt from 0 was ignored and 1 was class 0 (`do_reduce_labels` of its image "
-            "processor); here 0 is class 0. If the masks are coded as those, load the data set with `reduce_labels`.",
+            "%s was trained on masks in which 0 is ignored and 1 is class 0 (`do_reduce_labels` of its image "
+            "processor); here 0 is class 0. If the masks are like those, load the data set with `reduce_labels`.",
             source,
         )
 
 
 def _each(models) -> list:
-    """What a trainer may be given: one of them or several."""
+    """The items of the trainer's `models`: one or several."""
     return [models] if isinstance(models, str | PathLike | PreTrainedConfig | PreTrainedModel) else [*models]
 
 
 def check_trainable(model: nn.Module, index: int) -> None:
-    """A branch learns.
+    """Check that a branch can learn.
 
     Args:
         index: the branch's number.
@@ -93,10 +93,10 @@ def check_trainable(model: nn.Module, index: int) -> None:
 
 
 def freeze_unused(model: PreTrainedModel, index: int, size: tuple[int, int]) -> list[str]:
-    """`freeze_unused_parameters`, which must leave something.
+    """Call `freeze_unused_parameters`, which must leave trainable parameters.
 
     Raises:
-        ValueError: the logits depend on no parameter that is not frozen.
+        ValueError: the logits depend on no trainable parameter.
     """
     trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     try:
@@ -104,22 +104,22 @@ def freeze_unused(model: PreTrainedModel, index: int, size: tuple[int, int]) -> 
     except RuntimeError as error:
         if "does not require grad" not in str(error):
             raise
-        why = f"its logits depend on none of the parameters that are not frozen ({', '.join(trainable[:3])}, ...)"
+        why = f"its logits depend on none of the trainable parameters ({', '.join(trainable[:3])}, ...)"
         raise _nothing_to_train(model, index, why) from error
 
 
 def _nothing_to_train(model: nn.Module, index: int, why: str) -> ValueError:
     return ValueError(
-        f"Branch {index}, a {type(model).__name__}, has nothing to train: {why}. A network that stays as it is cannot "
-        "be a branch. Thaw it, `model.requires_grad_(True)`, and leave out what freezes more (`freeze_backbone`)."
+        f"Branch {index}, a {type(model).__name__}, has nothing to train: {why}. A network that never changes cannot "
+        "be a branch. Unfreeze it, `model.requires_grad_(True)`, and remove what freezes more (`freeze_backbone`)."
     )
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer, models: Sequence[nn.Module]) -> None:
-    """An optimizer that was passed updates every branch.
+    """Check that a user's optimizer updates every branch.
 
     Raises:
-        ValueError: it holds no parameter of one, which would stay as it is.
+        ValueError: it contains no parameter of some branch, which would never change.
     """
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     for index, model in enumerate(models):
@@ -127,30 +127,30 @@ def check_optimizer(optimizer: torch.optim.Optimizer, models: Sequence[nn.Module
         left_out = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in held]
         if len(left_out) == len(trainable):
             raise ValueError(
-                f"`optimizers`: the optimizer holds no parameter of branch {index}, which would never learn. Make it "
-                "over the parameters of all models that you pass: `[p for m in models for p in m.parameters()]`."
+                f"`optimizers`: the optimizer contains no parameter of branch {index}, which would never learn. "
+                "Create it with all models' parameters: `[p for m in models for p in m.parameters()]`."
             )
         if left_out:
             logger.warning(
-                "`optimizers`: the optimizer leaves out %d of the %d trainable parameters of branch %d, which stay as "
-                "they are: %s, ...",
+                "`optimizers`: the optimizer omits %d of the %d trainable parameters of branch %d, which will not "
+                "change: %s, ...",
                 *(len(left_out), len(trainable), index, ", ".join(left_out[:3])),
             )
 
 
-def refuse_equal_branches(branches: Sequence[nn.Module], accelerator: Accelerator, step: int) -> None:
-    """Branches that a step left equal to the bit stay so, and teach each other nothing. Called by all processes; of
-    sharded weights each compares its own.
+def reject_equal_branches(branches: Sequence[nn.Module], accelerator: Accelerator, step: int) -> None:
+    """Reject branches that are identical after a step: they stay so and teach each other nothing. Called by all
+    processes; with sharded weights, each compares its own shards.
 
     Raises:
-        ValueError: two are equal, on every process.
+        ValueError: two branches are equal on every process.
     """
     for i, j in itertools.combinations(range(len(branches)), 2):
         equal = torch.tensor(int(_equal(branches[i], branches[j])), device=accelerator.device)
         if accelerator.reduce(equal, "sum") == accelerator.num_processes:
             raise ValueError(
                 f"Branches {i} and {j} are one network: after step {step} all of their weights are equal, and neither "
-                "learns anything from the other. Start one of them otherwise: another checkpoint, another head "
+                "learns anything from the other. Start one of them differently: another checkpoint, another head "
                 "(`reinit_heads`), or another architecture."
             )
 
@@ -166,14 +166,14 @@ def _same(p: Tensor, q: Tensor) -> bool:
 
 
 def check_shrink(evaluation: EvaluationConfig, models: Sequence[PreTrainedModel]) -> None:
-    """With `eval_shrink` an exported branch must take whole images, and so shrink them by itself.
+    """With `eval_shrink`, exported branches must accept whole images and therefore shrink them themselves.
 
     Raises:
-        ValueError: a model cannot.
+        ValueError: a model cannot do that.
     """
     for index, model in enumerate(models):
         if evaluation.eval_shrink > 1 and not hasattr(model.config, "input_shrink"):
             raise ValueError(
-                f"`eval_shrink={evaluation.eval_shrink}` is for DeepLabV3+, which shrinks images by itself once it is "
-                f"exported; branch {index} is a {type(model).__name__}. Leave it out, with a `random_scale` around 1."
+                f"`eval_shrink={evaluation.eval_shrink}` is for DeepLabV3+, which shrinks images itself once it is "
+                f"exported; branch {index} is a {type(model).__name__}. Remove it, and use a `random_scale` around 1."
             )

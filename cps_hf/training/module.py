@@ -1,4 +1,4 @@
-"""The one module that is trained: what DDP and torch.compile see."""
+"""The module that is trained, as seen by DDP and torch.compile."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from .ema import make_teacher
 
 
 class TrainingModule(nn.Module):
-    """The branches, the teacher, the branches' averages and the objective in one module, called once a micro-batch.
+    """The branches, the teacher, the branches' averages and the objective in one module, called once per micro-batch.
 
-    So DDP and torch.compile see one forward, whatever the method does inside.
+    DDP and torch.compile therefore see a single forward, whatever the method does inside.
 
     Args:
-        averages: whether an average of each branch is kept, as the teacher is: whoever steps the optimizer updates
-            it.
-        labelers: the finished networks that the objective names. They are no part of the module: not trained, not
-            sharded or broadcast, not saved.
+        averages: whether to keep an average of each branch, like a teacher. The code that steps the optimizer updates
+            the averages.
+        labelers: the trained networks that the objective names. They are not part of the module: not trained, sharded,
+            broadcast or saved.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class TrainingModule(nn.Module):
         labelers: Sequence[CallableBranch] = (),
     ):
         super().__init__()
-        self.labelers = tuple(labelers)  # a tuple's modules are not registered
+        self.labelers = tuple(labelers)  # modules in a tuple are not registered
         self.branches = nn.ModuleList(Branch(model) for model in models)
         self.objective = objective
         self.teacher = make_teacher(self.branches[0]) if objective.teacher else None
@@ -44,24 +44,25 @@ class TrainingModule(nn.Module):
         labeling = ("teacher",) if objective.teacher else [f"branch_{i}" for i in range(len(self.branches))]
         labeling = [f"{name}_average" for name in labeling] if objective.averages else [*labeling]
         self.labeling = [] if "pseudo_labels" in objective.views or objective.labelers else labeling
-        """The names of those of its networks whose predictions are the method's pseudo labels."""
+        """The names of the networks whose predictions are the method's pseudo labels."""
 
     def networks(self) -> dict[str, nn.Module]:
-        """All by name, as they are scored and exported: "branch_0", ..., "branch_0_average", ..., "teacher"."""
+        """All networks by the names used for scores and exports: "branch_0", ..., "branch_0_average", ...,
+        "teacher"."""
         found: dict[str, nn.Module] = {f"branch_{i}": branch for i, branch in enumerate(self.branches)}
         found |= {f"branch_{i}_average": average for i, average in enumerate(self.averages or ())}
         return found if self.teacher is None else {**found, "teacher": self.teacher}
 
     def compile_networks(self, backend: str, mode: str | None) -> None:
-        """Compile each network for its passes in training; weights, hooks and exports stay as they are.
+        """Compile each network for training passes. Weights, hooks and exports are unchanged.
 
-        What is around the networks, the objective with its losses a piece at a time, is not compiled.
+        Code around the networks (the objective, with its piecewise losses) is not compiled.
         """
         for branch in self.branches:
             branch.compile_model(backend=backend, mode=mode)
 
     def train(self, mode: bool = True) -> TrainingModule:
-        """Teacher and averages stay in evaluation mode: their batch norm uses the statistics that they average."""
+        """Keep the teacher and averages in evaluation mode: their batch norm uses the averaged statistics."""
         super().train(mode)
         for averaged in (self.teacher, self.averages):
             if averaged is not None:
@@ -75,11 +76,11 @@ class TrainingModule(nn.Module):
         progress: Tensor,
         unlabeled_weight: Tensor | None = None,
     ) -> ObjectiveOutput:
-        """What the objective makes of a micro-batch. Batches are on the module's device: DDP and FSDP2 move tensors in
-        lists and dictionaries only, and pass these on as they are.
+        """Call the objective on a micro-batch. Batches are already on the module's device: DDP and FSDP2 move tensors
+        in lists and dictionaries only, and pass these unchanged.
 
         Args:
-            unlabeled_weight: a factor on the unlabeled term. `None`: the objective does not hear of it.
+            unlabeled_weight: multiplies the unlabeled term. If `None`, it is not passed to the objective.
         """
 
         def watched(networks):
@@ -102,7 +103,7 @@ class TrainingModule(nn.Module):
         return health.with_one_class(output, branches)
 
     def share_buffers(self, accelerator: Accelerator) -> None:
-        """Batch norm's running statistics differ between processes after a step: take the main process's."""
+        """Use the main process's batch-norm running statistics, which differ between processes after a step."""
         if accelerator.num_processes > 1:
             for buffer in self.buffers():
                 torch.distributed.broadcast(buffer, 0)

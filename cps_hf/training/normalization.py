@@ -1,4 +1,4 @@
-"""What images are normalised with, settled once: a pretrained network's own numbers, unless the user says others."""
+"""Chooses how images are normalised: like a pretrained network's input, unless the user says otherwise."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transformers import AutoImageProcessor, PreTrainedConfig, PreTrainedModel
 from ..config import ModelConfig
 from ..hub.image_processors import check_range, read_processor
 from ..modeling.backbones import timm_normalization
-from ..modeling.branches import Source, one_source_a_branch
+from ..modeling.branches import Source, source_per_branch
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
 
 class Numbers(NamedTuple):
-    """Mean and deviation of the three colours, for images in [0, 1], and whose they are."""
+    """Mean and standard deviation of the three colours, for images in [0, 1], and where they come from."""
 
     mean: list[float]
     std: list[float]
@@ -40,30 +40,30 @@ def settle(
     *,
     say: bool = True,
 ) -> ModelConfig:
-    """The settings with numbers for `image_mean` and `image_std`.
+    """Fill in `image_mean` and `image_std` in the settings.
 
-    In this order: what the settings say; what `processing_class` does; what the first branch whose weights were
-    pretrained was fed with, by the image processor of its backbone or checkpoint or by timm; ImageNet's. A pretrained
-    network that was fed with other numbers than those taken is told.
+    The first of these that exists is used: the settings; `processing_class`; the input of the first branch with
+    pretrained weights, from the image processor of its backbone or checkpoint or from timm; ImageNet. Pretrained
+    networks that were trained with other values are reported.
 
     Args:
-        models: what the trainer was given.
-        built: the branches that were made of it.
-        say: log what was taken, and what differs; for the main process.
+        models: the trainer's argument.
+        built: the branches built from it.
+        say: whether to log the choice and any differences; for the main process.
 
     Raises:
-        ValueError: `processing_class` cannot read images, or gives numbers that are no network's.
+        ValueError: `processing_class` cannot read images, or its values fit no network.
     """
-    sources = one_source_a_branch(models, len(built))
+    sources = source_per_branch(models, len(built))
     found = [_of_branch(*pair, index, model_config) for index, pair in enumerate(zip(sources, built, strict=True))]
     pretrained = [numbers for numbers in found if numbers is not None]
-    taken = next(iter(pretrained), Numbers(*IMAGENET, "ImageNet's, since no pretrained network here says its own"))
+    taken = next(iter(pretrained), Numbers(*IMAGENET, "ImageNet's, since no pretrained network here has its own"))
     if processing_class is not None:
         reading = read_processor(processing_class)
         taken = Numbers(reading.mean, reading.std, "`processing_class`")
     if model_config.image_mean or model_config.image_std:
         mean, std = model_config.image_mean or taken.mean, model_config.image_std or taken.std
-        taken = Numbers([*mean], [*std], "as `image_mean` and `image_std` say")
+        taken = Numbers([*mean], [*std], "from `image_mean` and `image_std`")
     elif processing_class is not None:
         check_range(reading)
     if say:
@@ -71,15 +71,15 @@ def settle(
         for other in {numbers.whose: numbers for numbers in pretrained}.values():
             if not np.allclose([taken.mean, taken.std], [other.mean, other.std], atol=1e-4):
                 logger.warning(
-                    "Images are normalised with %s, and a pretrained network learnt from others: %s. If these are to "
-                    "be taken, set `image_mean` and `image_std` to them.",
+                    "Images are normalised with %s, but a pretrained network was trained with others: %s. To use "
+                    "these, set `image_mean` and `image_std` to them.",
                     *(taken, other),
                 )
     return dataclasses.replace(model_config, image_mean=taken.mean, image_std=taken.std)
 
 
 def processor_of(source: str | PathLike, *, trust_remote_code: bool = False) -> Any | None:
-    """The image processor in a folder or on the Hub; none where there is none, or none that can be read."""
+    """The image processor in a folder or on the Hub; `None` if there is none or it cannot be loaded."""
     try:
         return AutoImageProcessor.from_pretrained(source, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError):
@@ -87,7 +87,7 @@ def processor_of(source: str | PathLike, *, trust_remote_code: bool = False) -> 
 
 
 def _of_branch(source: Source, model: PreTrainedModel, index: int, model_config: ModelConfig) -> Numbers | None:
-    """What the pretrained weights of a branch were fed with, where something says so."""
+    """The normalisation that a branch's pretrained weights were trained with, if known."""
     backbone = model_config.backbone_source(index)
     if backbone is not None:
         by_timm = timm_normalization(model, backbone)
@@ -97,7 +97,7 @@ def _of_branch(source: Source, model: PreTrainedModel, index: int, model_config:
     elif isinstance(source, PreTrainedConfig):
         return None  # nothing is pretrained
     elif isinstance(source, PreTrainedModel):
-        source = source.config._name_or_path  # where it was loaded from; empty: it was not
+        source = source.config._name_or_path  # where it was loaded from; empty if it was not
     processor = processor_of(source, trust_remote_code=model_config.trust_remote_code) if source else None
     if processor is None:
         by_timm = timm_normalization(model)
@@ -105,12 +105,12 @@ def _of_branch(source: Source, model: PreTrainedModel, index: int, model_config:
     try:
         reading = read_processor(processor)
     except ValueError as error:
-        logger.warning("What the image processor of %s does to images is not known: %s", source, error)
+        logger.warning("The image processor of %s has unknown preprocessing: %s", source, error)
         return None
     if reading.swaps_colors:
         logger.warning(
-            "The image processor of %s swaps red and blue. Training reads images as they are, and so will the branch "
-            "that is exported: what was learnt from swapped colours has to be learnt anew.",
+            "The image processor of %s swaps red and blue. Training and the exported branch read images without "
+            "swapping: features learned from swapped colours must be learned again.",
             source,
         )
     return Numbers(reading.mean, reading.std, f"the image processor of {source}")

@@ -1,4 +1,4 @@
-"""What several processes do together."""
+"""Coordinates work between processes."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from accelerate.utils import gather_object
 
 
 class OtherProcessError(RuntimeError):
-    """Another process failed in what all do together; it says which and how."""
+    """Another process failed in a joint operation. The message says which process and how."""
 
 
 @contextmanager
 def together(accelerator: Accelerator) -> Iterator[None]:
-    """What one process raises ends the block on all of them: they would wait for it in the next sum.
+    """Raise on all processes if one raises in the block; otherwise the others would wait for it at the next sync.
 
     Raises:
-        OtherProcessError: on those whose own part went well.
+        OtherProcessError: on the processes whose own part succeeded.
     """
     error = None
     try:

@@ -1,4 +1,4 @@
-"""What a run says while it goes on and when it ends: metrics.jsonl, trackers, the console, tables."""
+"""What a run reports during training and at its end: metrics.jsonl, trackers, the console, tables."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ logger = logging.getLogger(__name__)
 
 
 class RunLog:
-    """Takes a record a log and gives it to metrics.jsonl, to every tracker and to the console: to a progress bar or,
-    where the output is no terminal, in a line.
+    """Writes each log record to metrics.jsonl, to every tracker and to the console: the progress bar or, if the output
+    is not a terminal, a line.
 
-    None of them ends a run: what cannot be written is a warning, and lines are written later where that is possible.
+    None of these stops a run: a failed write is a warning, and lines are written later if possible.
 
     Args:
-        first_step: 0, or the step that is resumed from: later lines of both files are taken out.
-        lines: how many lines metrics.jsonl had when that step was saved; none: it is not known.
+        first_step: 0, or the step to resume from. Later lines of both files are removed.
+        lines: the number of lines in metrics.jsonl when that step was saved; `None` if unknown.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class RunLog:
         self._since, self._last_step = (time.monotonic(), first_step), max_steps  # of the stage
 
     def write(self, record: Mapping[str, Any], step: int) -> None:
-        """One line, one call a tracker. Floats only: numbers that trackers can draw."""
+        """Write one line and call each tracker once. Floats only: numbers that trackers can plot."""
         if not self.accelerator.is_main_process:
             return
         finite = {k: v if math.isfinite(v) else None for k, v in record.items()}  # JSON has no NaN
@@ -82,29 +82,29 @@ class RunLog:
             try:
                 tracker.log(dict(record), step=step)
             except Exception as error:
-                self._warn_once(f"The tracker {tracker.name} took no record of step {step}", error)
+                self._warn_once(f"The tracker {tracker.name} did not accept the record of step {step}", error)
 
     def read(self) -> list[dict[str, Any]]:
-        """All lines so far."""
+        """All lines written so far."""
         return [record for _, record in _records(self.path)] if self.path.exists() else []
 
     def write_bad_samples(self, bad_samples: Sequence[Mapping[str, Any]], step: int) -> None:
-        """A line a bad sample, by every process: one short append each, so lines do not mix."""
+        """Write a line per bad sample, from any process. Each is one short append, so lines do not interleave."""
         self._append(self.bad_samples, [{"step": step, **bad} for bad in bad_samples])
 
     def advance(self) -> None:
-        """A step is done."""
-        with contextlib.suppress(OSError, ValueError):  # the terminal is gone: no reason to stop
+        """Count a completed step."""
+        with contextlib.suppress(OSError, ValueError):  # a closed terminal is no reason to stop
             self.bar.update()
 
     def begin_stage(self, stage: str, step: int, last_step: int) -> None:
-        """From here on, until `last_step`, steps belong to this stage (empty: to the only one)."""
+        """From here until `last_step`, steps belong to this stage (empty if there is only one)."""
         self._stage, self._since, self._last_step = stage, (time.monotonic(), step), last_step
         if stage:
             self.bar.set_description(stage)
 
     def show(self, record: Mapping[str, float], step: int) -> None:
-        """The newest numbers behind the progress bar, else in a line; scores are a line in any case."""
+        """Show the newest numbers in the progress bar, or in a line. Scores are always a line."""
         since, first = self._since
         done, left = step - first, self._last_step - step
         where = place(step, self._max_steps, self._stage, done and (time.monotonic() - since) / done * left)
@@ -120,23 +120,23 @@ class RunLog:
             )
 
     def say(self, line: str) -> None:
-        """Print a line on the console, above the progress bar where there is one.
+        """Print a line on the console, above the progress bar if there is one.
 
-        Whoever lets the package log errors alone (`logging.getLogger("cps_hf").setLevel(logging.ERROR)`) gets none.
+        Nothing is printed if the package only logs errors (`logging.getLogger("cps_hf").setLevel(logging.ERROR)`).
         """
         if line and self.accelerator.is_main_process and logger.isEnabledFor(logging.WARNING):
-            with contextlib.suppress(OSError, ValueError):  # the terminal is gone
+            with contextlib.suppress(OSError, ValueError):  # the terminal is closed
                 tqdm.write(line, file=sys.stderr)
                 sys.stderr.flush()
 
     def beside_bar(self) -> contextlib.AbstractContextManager:
-        """Within, what is logged on the console appears above the progress bar, where there is one."""
+        """A context in which console logs appear above the progress bar, if there is one."""
         streams = [getattr(handler, "stream", None) for handler in logging.root.handlers]
         redirects = not self.bar.disable and any(stream in (sys.stdout, sys.stderr) for stream in streams)
         return logging_redirect_tqdm() if redirects else contextlib.nullcontext()
 
     def close(self) -> None:
-        """End the trackers and the bar; the last try for lines that could not be written."""
+        """Close the trackers and the bar, and try one last time to write pending lines."""
         for path, lines in self._unwritten.items():
             if lines:
                 self._append(path, [])
@@ -144,49 +144,50 @@ class RunLog:
                 logger.warning("%d lines are missing in %s.", len(lines), path)
         with contextlib.suppress(OSError, ValueError):
             self.bar.close()
-        # Not accelerator.end_training(), which would end the processes' group.
+        # Not accelerator.end_training(), which would destroy the process group.
         for tracker in self.accelerator.trackers:
             try:
                 tracker.finish()
             except Exception as error:
-                logger.warning("The tracker %s did not end well: %s: %s", tracker.name, type(error).__name__, error)
+                logger.warning("The tracker %s failed to close: %s: %s", tracker.name, type(error).__name__, error)
 
     def _append(self, path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-        """With the lines that could not be written before. One process writes metrics.jsonl: whole lines or none."""
+        """Append records, after those that could not be written before. One process writes metrics.jsonl, in whole
+        lines."""
         lines = self._unwritten[path]
         lines += [json.dumps(record) + "\n" for record in records]
         data = "".join(lines).encode()
         try:
-            with open(path, "ab", buffering=0) as file:  # a buffer would be written once more when the file is closed
+            with open(path, "ab", buffering=0) as file:  # a buffer would be written again when the file is closed
                 size = os.fstat(file.fileno()).st_size
                 written = file.write(data)
                 if written < len(data):
                     if path == self.path:
-                        file.truncate(size)  # half a line would spoil the next one
+                        file.truncate(size)  # half a line would corrupt the next one
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
-            self._warn_once(f"{path} could not be written, and is tried again", error)
+            self._warn_once(f"{path} could not be written; this will be tried again", error)
         else:
             lines.clear()
 
     def _warn_once(self, what: str, error: Exception) -> None:
-        """Once for each kind: it may fail at each step from now on."""
+        """Warn once per kind of failure, since it may repeat at every step."""
         kind = f"{what.split(' of step')[0]} {type(error).__name__}"
         if kind not in self._silenced:
             self._silenced.add(kind)
-            logger.warning("%s (said once): %s: %s", what, type(error).__name__, error)
+            logger.warning("%s (reported once): %s: %s", what, type(error).__name__, error)
 
 
 def _disabled(show: bool) -> bool | None:
-    """Whether there is no progress bar; None: as tqdm decides, which draws one on a terminal alone. A notebook is
-    none, but its bar is a widget."""
+    """Whether to disable the progress bar. `None` lets tqdm decide, which only draws it on a terminal; in a notebook,
+    the bar is a widget."""
     if not show:
         return True
     return False if any("notebook" in cls.__module__ for cls in tqdm.__mro__) else None
 
 
 def _records(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """Each line with what it says, but for those that a process that was killed or a full disk left in part."""
+    """Each line with its record. Partial lines, from a killed process or a full disk, are skipped."""
     found = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
@@ -196,16 +197,16 @@ def _records(path: Path) -> list[tuple[str, dict[str, Any]]]:
         if isinstance(record, dict) and "step" in record:
             found.append((line, record))
         else:
-            logger.warning("%s has a line that is not whole, which is left out: %.60r", path, line)
+            logger.warning("%s has an incomplete line, which is skipped: %.60r", path, line)
     return found
 
 
 class Averages:
-    """Means over steps of named scalars, and sums over steps of named counts. A step's are kept on the device until
-    its one reading.
+    """Means over steps of named scalars, and sums over steps of named counts. A step's values stay on the device until
+    they are read once.
 
     Attributes:
-        counts: of the steps since `take_counts`.
+        counts: the counts of the steps since `take_counts`.
     """
 
     def __init__(self):
@@ -215,7 +216,7 @@ class Averages:
         self._step: dict[str, Tensor] = {}
 
     def add(self, values: Mapping[str, Tensor], share: float = 1.0) -> None:
-        """Add a share of this step's values, scalars or, for counts, vectors."""
+        """Add a share of this step's values: scalars, or vectors of counts."""
         for name, value in values.items():
             value = value.detach().float() * share
             self._step[name] = self._step[name] + value if name in self._step else value
@@ -232,7 +233,7 @@ class Averages:
         return values
 
     def keep(self, values: Mapping[str, Any]) -> None:
-        """Let a step's values count."""
+        """Include a step's values in the means."""
         for name, value in values.items():
             if isinstance(value, list):
                 before = self.counts.get(name, [0.0] * len(value))
@@ -242,13 +243,13 @@ class Averages:
         self.steps += 1
 
     def read(self) -> dict[str, float]:
-        """The means over the steps since the last reading."""
+        """The means over the steps since the last call."""
         means = {name: value / self.steps for name, value in self.sums.items()}
         self.sums, self.steps = {}, 0
         return means
 
     def take_counts(self) -> dict[str, list[float]]:
-        """The counts since they were last taken."""
+        """The counts since the last call."""
         counts, self.counts = self.counts, {}
         return counts
 
@@ -261,7 +262,7 @@ class Averages:
 
 
 class Stopwatch:
-    """Images a second while training, and the seconds of the whole run; evaluating and saving do not count."""
+    """Measures training images per second, and the seconds of the whole run. Evaluating and saving are excluded."""
 
     def __init__(self):
         self.images, self.seconds, self._since = 0, 0.0, (0.0, 0.0)
@@ -283,8 +284,8 @@ class Stopwatch:
         return rate
 
     def summary(self) -> dict[str, float]:
-        """Of all steps, also those before a resumption: "seconds", "cpu_seconds" (of this process, all its threads,
-        without its data workers: other jobs on the machine do not count) and "images_per_second"."""
+        """Over all steps, including those before resuming: "seconds", "cpu_seconds" (of this process with all its
+        threads, without its data workers, so other jobs on the machine have no effect) and "images_per_second"."""
         seconds = self.total["seconds"]
         return {
             "seconds": seconds,
@@ -298,9 +299,9 @@ def _clocks() -> tuple[float, float]:
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """The most bytes held so far: on a GPU by tensors there, else by this process (without its data workers).
+    """The peak memory in bytes: on a GPU of its tensors, otherwise of this process (without its data workers).
 
-    None where the system does not say: it is read from Linux's /proc.
+    `None` if the system does not provide it: it is read from Linux's /proc.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
@@ -310,8 +311,8 @@ def peak_memory(device: torch.device) -> int | None:
 
 
 def scores_table(scores: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> str:
-    """Per-class IoU and the means in percent, a column a branch. Classes without a pixel show a dash, and where there
-    are any, a line says over how many the means are."""
+    """Per-class IoU and the means in percent, one column per branch. Classes without pixels have a dash; if there are
+    any, a line shows how many classes the means are over."""
     columns = [row.replace("_", " ") for row in scores]
     column = max(11, *(len(name) + 2 for name in columns))
     width = max([len(name) for name in names] + [16])
@@ -334,13 +335,13 @@ def scores_table(scores: Mapping[str, Mapping[str, Any]], names: Sequence[str]) 
 
 
 def mean_iou_in_words(scores: Mapping[str, Any], digits: int = 2) -> str:
-    """ "mIoU 53.10 %", and over how many classes where it is not over all."""
+    """ "mIoU 53.10 %", followed by the number of classes if it is not over all of them."""
     value = scores["mean_iou"]
     return f"mIoU {'-' if is_missing(value) else f'{100 * value:.{digits}f} %'}{over_classes(scores)}"
 
 
 def class_table(scores: Mapping[str, Any], names: Sequence[str]) -> str:
-    """Every class's IoU, accuracy and boundary IoU in percent, then the means, of one row of scores."""
+    """Every class's IoU, accuracy and boundary IoU in percent, then the means, for one row of scores."""
     columns = {"IoU": "iou", "accuracy": "accuracy", "boundary IoU": "boundary_iou"}
     width = max([len(name) for name in names] + [16])
     lines = [f"{'%':<{width}}" + "".join(f"{title:>14}" for title in columns)]
@@ -364,7 +365,7 @@ def _line(title: str, values: Sequence[float], width: int, column: int = 11) -> 
 
 
 def without_nan(value: Any) -> Any:
-    """NaN (a class without a pixel) as None, at any depth: results.json is strict JSON."""
+    """Replace NaN (a class without pixels) by None at any depth: results.json is strict JSON."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""What a run leaves for people: results.json's content and the facts of a model card, made of its state."""
+"""Builds results.json and the facts of a model card from a run's state."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .stages import Stages
 from .state import RunState
 from .watch import watched
 
-# What a reader of a card wants to know of the settings; the rest is in the run's config.yaml.
+# The settings that are shown in a card; the others are in the run's config.yaml.
 _SETTINGS_IN_CARD = (
     *("max_steps", "pretrain_steps", "ema_decay", "per_device_train_batch_size"),
     *("per_device_unlabeled_batch_size", "gradient_accumulation_steps"),
@@ -35,17 +35,17 @@ _LIMITS = {"street_scenes": _SCENES, "object_scenes": _SCENES}
 
 @dataclass(frozen=True)
 class Run:
-    """What of a run does not change while it goes on.
+    """The constant facts of a run.
 
     Args:
-        settings: all of them, by field name (`cps_hf.config.flat`).
+        settings: all settings, by field name (`cps_hf.config.flat`).
         models: by branch.
         id2label: the class names.
-        num_labeled, num_unlabeled: images; none: a stream, or no such set.
-        eval_options: how images are evaluated, `predict_logits`'s options.
-        backbone_sources: by branch, where its backbone's weights came from, or none.
-        license: an identifier of the Hub for model cards, or none.
-        stages: which objective acted when.
+        num_labeled, num_unlabeled: the numbers of images; `None` for a stream or a missing set.
+        eval_options: the options of `predict_logits` for evaluation.
+        backbone_sources: by branch, where its backbone's weights came from, or `None`.
+        license: the Hub's licence identifier for model cards, or `None`.
+        stages: which objective is active at which step.
     """
 
     settings: Mapping[str, Any]
@@ -99,18 +99,18 @@ def summary(run: Run, state: RunState) -> dict[str, Any]:
 
 
 def unlabeled_weight(run: Run, state: RunState) -> dict[str, Any]:
-    """The setting, the factor at the end, and after which step no unlabeled image was read, if it came to that."""
+    """The setting, the final factor, and the last step that read unlabeled images if the factor became 0."""
     setting = run.settings["unlabeled_weight"]
     last = state.unlabeled_weight if setting == "auto" else setting
     return {"setting": setting, "last": last, "end": run.stages.unlabeled_end}
 
 
 def card_facts(run: Run, state: RunState, branch: str, directory: str) -> dict[str, Any]:
-    """What `cps_hf.hub.card.render_card` makes a page of.
+    """The facts from which `cps_hf.hub.card.render_card` makes a card.
 
     Args:
         branch: "branch_0", ..., "branch_0_average", ..., or "teacher".
-        directory: the name of the folder that the card will lie in.
+        directory: the name of the card's folder.
     """
     index = int(branch.split("_")[1]) if branch != "teacher" else 0
     model, settings = run.models[index], run.settings
@@ -151,7 +151,7 @@ def card_facts(run: Run, state: RunState, branch: str, directory: str) -> dict[s
 
 
 def _fields_that_act(objective: Objective) -> dict[str, Any]:
-    """The method's hyper-parameters, without those of a labeled loss that is not used, and without local paths."""
+    """The method's hyper-parameters, without those of an unused labeled loss and without local paths."""
     idle = [loss for loss in ("ohem", "focal") if objective.labeled_loss != loss]
     fields = asdict(objective)
     if objective.labelers:

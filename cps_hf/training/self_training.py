@@ -1,9 +1,9 @@
-"""Self-training, the offline method: trained networks label the unlabeled images, and one trains anew on both sets.
+"""Offline self-training: trained networks label the unlabeled images, and a new network is trained on both sets.
 
-What the paper compares CPS with, and combines it with (section 4.5 of arXiv 2106.01226). `label_dataset` writes the
-pseudo labels, as PNGs, with the soft-max confidence of each pixel; `with_pseudo_labels` lays them beside their images.
-The training before and after is the usual one: `examples/self_training.py`. Labels are hard here; soft ones are made
-during training, by `FixedTeacher(labelers=..., soft=True)`.
+The paper compares CPS with this, and combines both (section 4.5 of arXiv 2106.01226). `label_dataset` writes the
+pseudo labels as PNGs, with the soft-max confidence of each pixel; `with_pseudo_labels` adds them to their images. The
+training before and after is the usual one: `examples/self_training.py`. The labels here are hard;
+`FixedTeacher(labelers=..., soft=True)` makes soft ones during training.
 """
 
 from __future__ import annotations
@@ -47,29 +47,29 @@ def label_dataset(
     progress: bool = True,
     **options: Any,
 ) -> list[Path]:
-    """Write what a network says of each image: `labels-00000-of-00004.parquet`, ... with the columns "id", "label",
-    "confidence" (a grey picture: the soft-max probability of the label times 255, rounded) and "mean_confidence".
+    """Write a network's predictions for all images as `labels-00000-of-00004.parquet`, ... with the columns "id",
+    "label", "confidence" (a grey image: the label's soft-max probability times 255, rounded) and "mean_confidence".
 
-    A shard that is there is not written again, so an interrupted call goes on where it stopped.
+    Existing shards are not written again, so an interrupted call continues where it stopped.
 
     Args:
-        network: one model, or several, the mean of whose probabilities labels.
-        dataset: with "image" and "id"; a label column is not opened.
-        label_feature: the feature of the labeled set's "label" column: pseudo labels are coded as those labels are, so
+        network: one model, or several whose mean probabilities are used.
+        dataset: has "image" and "id"; a label column is not read.
+        label_feature: the feature of the labeled set's "label" column. Pseudo labels are encoded like those labels, so
             that the two sets can be joined.
-        process_index, num_processes: of the shards each process writes its share.
-        options: those of `Ensemble.logits`: `own_size`, `scales`, `flip`, `mode="sliding"` with `crop_size` and
+        process_index, num_processes: each process writes its share of the shards.
+        options: options of `Ensemble.logits`: `own_size`, `scales`, `flip`, `mode="sliding"` with `crop_size` and
             `stride`, ...
 
     Returns:
-        All shards, also those of other processes, which may not be there yet.
+        All shards, including those of other processes, which may not exist yet.
 
     Raises:
-        ValueError: the set is streamed, or has other classes than the network, or the folder holds labels of other
+        ValueError: the set is streamed or has other classes than the network, or the folder contains labels of other
             images or of another network.
     """
     if isinstance(dataset, IterableDataset):
-        raise ValueError("Pseudo labels are written for a data set that is not streamed: load it without `streaming`.")
+        raise ValueError("Pseudo labels need a data set that is not streamed: load it without `streaming`.")
     encoding = LabelEncoding.from_feature(label_feature)
     if encoding is not None:
         check_classes(encoding.names, network.id2label, f"The labels and {network.sources[0]}")
@@ -100,30 +100,30 @@ def label_dataset(
 def with_pseudo_labels(
     dataset: Dataset, folder: str | Path, *, confidence_threshold: float = 0.0, column: str = "label"
 ) -> Dataset:
-    """The unlabeled images with the labels that `label_dataset` wrote for them; images are not copied.
+    """The unlabeled images with the labels that `label_dataset` wrote for them. Images are not copied.
 
     Args:
-        dataset: the one that was labeled.
-        confidence_threshold: pixels that the network was less sure of are ignored (to 1/255). 0, as in the paper: all
-            pixels are kept.
-        column: what the labels are called. "label": the set can be joined with a labeled one by
+        dataset: the data set that was labeled.
+        confidence_threshold: ignore pixels where the network's confidence was lower (to 1/255). 0, as in the paper:
+            keep all pixels.
+        column: the name of the label column. "label": the set can be joined with a labeled one by
             `datasets.concatenate_datasets`. "pseudo_label": it stays unlabeled, and `FixedTeacher` learns from it.
 
     Returns:
-        Columns "image", "id" and this one.
+        A data set with the columns "image", "id" and this one.
 
     Raises:
-        ValueError: a shard is missing, or the labels are of other images.
+        ValueError: a shard is missing, or the labels belong to other images.
     """
     manifest = _read_manifest(Path(folder))
     if manifest is None:
-        raise ValueError(f"{folder} holds no pseudo labels ({MANIFEST} is missing): write them with `label_dataset`.")
+        raise ValueError(f"{folder} has no pseudo labels ({MANIFEST} is missing): write them with `label_dataset`.")
     shards = _shard_paths(Path(folder), manifest["rows"], manifest["rows_per_shard"])
     missing = [path.name for path in shards if not path.is_file()]
     if missing:
-        raise ValueError(f"{folder} is not complete: {missing[0]} is missing. Run `label_dataset` again; it goes on.")
+        raise ValueError(f"{folder} is incomplete: {missing[0]} is missing. Run `label_dataset` again to continue.")
     if manifest["ids_sha256"] != _ids_hash(dataset):
-        raise ValueError(f"The pseudo labels in {folder} are of other images than those of this data set.")
+        raise ValueError(f"The pseudo labels in {folder} belong to other images than those of this data set.")
     columns = ["label", "confidence"] if confidence_threshold > 0 else ["label"]
     labels = Dataset.from_parquet([str(path) for path in shards], columns=columns)
     if confidence_threshold > 0:
@@ -138,7 +138,7 @@ def with_pseudo_labels(
 
 
 def contact_sheet(dataset: Dataset, folder: str | Path, path: str | Path, *, count: int = 6) -> None:
-    """A picture of some images, evenly spaced, with their pseudo labels and confidence (white: sure, black: not).
+    """Draw evenly spaced images with their pseudo labels and confidence (white: high, black: low).
 
     Args:
         dataset: the images that were labeled into `folder`.
@@ -201,7 +201,7 @@ def _read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def _check_manifest(folder: Path, dataset: Dataset, network: Ensemble, how: dict[str, Any]) -> None:
-    """Which images are labeled by whom; going on with others would mix two sets of labels."""
+    """Check which images were labeled by which network; continuing with others would mix two sets of labels."""
     weights = hashlib.sha256()
     for tensor in (tensor for one in network.networks for tensor in one.state_dict().values()):
         weights.update(tensor.cpu().numpy().tobytes())
@@ -214,6 +214,6 @@ def _check_manifest(folder: Path, dataset: Dataset, network: Ensemble, how: dict
     other = [name for name in wanted if found.get(name) != wanted[name]]
     if other:
         raise ValueError(
-            f"{folder} holds pseudo labels of other images or of another network: {other[0]} is "
-            f"{found.get(other[0])!r:.80} there and {wanted[other[0]]!r:.80} here. Choose another folder or remove it."
+            f"{folder} contains pseudo labels of other images or of another network: {other[0]} is "
+            f"{found.get(other[0])!r:.80} there and {wanted[other[0]]!r:.80} here. Choose another folder or delete it."
         )

@@ -1,4 +1,4 @@
-"""Putting a run together from its settings, and the checks that come before any training time is spent."""
+"""Assembles a run from its settings, with the checks that come before any training time is spent."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from ..modeling.channels import check_channels
 from ..modeling.classes import classes_of
 from ..modeling.initialization import branch_seed
 from ..modeling.licences import warn_of_conditions
-from ..modeling.twins import refuse_twins
+from ..modeling.twins import reject_twins
 from ..objectives import OBJECTIVES, Objective
 from . import memory, model_checks, sharding
 from .processes import together
@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 
 def check_launch(accelerator: Accelerator, args: CPSConfig) -> None:
-    """The first log line says how many processes there are; a launch that silently does something else is an error."""
+    """Log the number of processes first, and reject launches that would silently do something else."""
     count, world_size = accelerator.num_processes, int(os.environ.get("WORLD_SIZE", "1"))
     working = "ACCELERATE_USE_CPU=1 accelerate launch --multi_gpu --num_processes {n} --num_machines 1 SCRIPT"
     if count != world_size:
@@ -56,56 +56,56 @@ def check_launch(accelerator: Accelerator, args: CPSConfig) -> None:
             "(`accelerate launch --cpu --num_processes N` starts one process)."
         )
     sharding.use_on_cpus(accelerator)
-    sharding.refuse(accelerator, args)
+    sharding.reject_unsupported(accelerator, args)
     if accelerator.is_main_process:
         noun = ("process" if count == 1 else "processes") + (", sharded," if accelerator.is_fsdp2 else "")
         logger.info("%d %s on %s, precision %s.", count, noun, accelerator.device, accelerator.mixed_precision)
 
 
 def check_trackers(args: CPSConfig) -> None:
-    """Before Accelerate sees them, whose error does not say which setting it is about.
+    """Check the trackers before Accelerate sees them, since its error does not name the setting.
 
     Raises:
-        ValueError: `report_to` names something that is no tracker of Accelerate.
+        ValueError: `report_to` names something that is not a tracker of Accelerate.
     """
     known = [kind.value for kind in LoggerType if kind != LoggerType.ALL]
     for name in args.report_to:
         if name not in known:
-            raise ValueError(f"`report_to` must hold trackers of Accelerate ({', '.join(known)}), got {name!r}.")
+            raise ValueError(f"`report_to` must list trackers of Accelerate ({', '.join(known)}), got {name!r}.")
 
 
 def check_precision(args: CPSConfig) -> None:
-    """Accelerate keeps one precision a process: that of the first trainer made in it, which a later one would have
-    whatever it was told.
+    """Check the precision. Accelerate has one precision per process, that of its first trainer; a later trainer would
+    silently use it too.
 
     Raises:
-        ValueError: this trainer is to have another one.
+        ValueError: this trainer is configured for another precision.
     """
     if not is_initialized():
         return
     present = AcceleratorState().mixed_precision
     wanted = args.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
     if present != wanted:
-        none = "" if args.mixed_precision else " (it is none, and that is what the launch says)"
+        none = "" if args.mixed_precision else " (it is None, and the launch says so)"
         raise ValueError(
             f"`mixed_precision` is {wanted!r}{none}, but an earlier trainer or Accelerator of this process has "
-            f"{present!r}, and Accelerate keeps one precision a process. Set `mixed_precision={present!r}`, or start "
-            "Python anew for each precision."
+            f"{present!r}, and Accelerate has one precision per process. Set `mixed_precision={present!r}`, or start "
+            "Python again for each precision."
         )
 
 
-def accumulate_as_told(accelerator: Accelerator, args: CPSConfig) -> None:
-    """Accelerate keeps the accumulation of the Accelerator that was made last in the process, for all of them; and the
-    streams have no end at which accumulation should sync."""
+def set_accumulation(accelerator: Accelerator, args: CPSConfig) -> None:
+    """Set the accumulation steps. Accelerate shares those of the newest Accelerator among all in the process, and the
+    streams have no end at which gradients should sync."""
     steps = {"num_steps": args.gradient_accumulation_steps, "sync_with_dataloader": False}
     accelerator.gradient_state.plugin_kwargs = steps
 
 
 def keeps_averages(args: CPSConfig, objective: Objective) -> bool:
-    """Whether an average of each branch is kept.
+    """Whether to keep an average of each branch.
 
     Raises:
-        ValueError: the objective asks for averages, and `ema_decay` says none.
+        ValueError: the objective needs averages, and `ema_decay` is `None`.
     """
     if objective.averages and args.ema_decay is None:
         raise ValueError(f"{type(objective).__name__} is taught by averages of the branches: set `ema_decay=0.996`.")
@@ -115,13 +115,13 @@ def keeps_averages(args: CPSConfig, objective: Objective) -> bool:
 def check_data(
     args: CPSConfig, train_dataset, unlabeled_dataset, eval_dataset, objective: Objective
 ) -> dict[int, str] | None:
-    """Which sets the settings and the objective need, and the classes that they agree on.
+    """Check that the data sets that the settings and the objective need are there, and agree on the classes.
 
     Returns:
-        The class names, where the training set's label feature carries them.
+        The class names, if the training set's label feature has them.
 
     Raises:
-        ValueError: a set is missing or has no such columns, or two have different classes.
+        ValueError: a set or a column is missing, or two sets have different classes.
     """
     name = type(objective).__name__
     sets = {"train_dataset": train_dataset, "unlabeled_dataset": unlabeled_dataset, "eval_dataset": eval_dataset}
@@ -129,11 +129,11 @@ def check_data(
         if dataset is not None and (objective.views or what != "unlabeled_dataset"):
             check_columns(dataset, with_label=what != "unlabeled_dataset", what=what)
     if args.early_stopping_patience and eval_dataset is None:
-        raise ValueError("`early_stopping_patience` needs scores: give `eval_dataset`, or leave it out.")
+        raise ValueError("`early_stopping_patience` needs scores: pass `eval_dataset`, or remove the setting.")
     if objective.views and unlabeled_dataset is None:
         raise ValueError(f"{name} learns from unlabeled images: pass `unlabeled_dataset`, or use `Supervised()`.")
     if not objective.views and unlabeled_dataset is not None:
-        logger.warning("%s trains on no unlabeled image: `unlabeled_dataset` is only used to measure agreement.", name)
+        logger.warning("%s uses no unlabeled images: `unlabeled_dataset` is only used to measure agreement.", name)
     encodings = {
         what: LabelEncoding.from_feature((dataset.features or {}).get("label"))
         for what, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset))
@@ -154,8 +154,8 @@ def check_data(
 def _check_pseudo_labels(unlabeled_dataset, id2label: dict[int, str] | None, name: str) -> None:
     if PSEUDO_LABEL not in unlabeled_dataset.features:
         raise ValueError(
-            f"{name} needs labels of the unlabeled images. Name the finished networks that are to make them, "
-            "`labelers` (`--labelers OUT/branch_0 OUT/branch_1`); or give an `unlabeled_dataset` with a column "
+            f"{name} needs labels of the unlabeled images. Name the trained networks that are to make them with "
+            "`labelers` (`--labelers OUT/branch_0 OUT/branch_1`), or pass an `unlabeled_dataset` with a column "
             f"{PSEUDO_LABEL!r}, as examples/self_training.py makes it."
         )
     check_columns(unlabeled_dataset, with_label=True, what="unlabeled_dataset", label_column=PSEUDO_LABEL)
@@ -168,7 +168,7 @@ def _check_pseudo_labels(unlabeled_dataset, id2label: dict[int, str] | None, nam
 
 
 def reduces_labels(train_dataset) -> bool:
-    """Whether its masks are read so that 0 is ignored and k is class k - 1."""
+    """Whether its masks are read with 0 as ignored and k as class k - 1."""
     encoding = LabelEncoding.from_feature(train_dataset.features.get("label"))
     values = encoding.values if encoding is not None else None
     return values is not None and len(encoding.names) < 255 and values == reduced_values(len(encoding.names))
@@ -183,17 +183,17 @@ def build_models(
     id2label: dict[int, str] | None,
     accelerator: Accelerator,
 ) -> list[PreTrainedModel]:
-    """The branches, ready to be wrapped: built or taken as they are, frozen and checked as the settings say.
+    """Build the branches, or take them as they are; freeze and check them as the settings say.
 
     Raises:
-        ValueError: too few for the objective, other classes than the data's, branches that are one network or have
-            nothing to train, or a crop or batch that a model cannot take.
+        ValueError: there are too few for the objective, their classes differ from the data's, branches are identical
+            or have nothing to train, or a model cannot process the crop or batch size.
     """
     _warn_of_idle_ohem(crop_size, objective)
     model_checks.check_passed_classes(models, id2label)
     if accelerator.is_main_process:
         warn_of_conditions(_named_weights(models, model_config))
-    # A teacher is beside one branch: a single id or configuration is not used twice then.
+    # A teacher belongs to one branch: a single id or configuration is not used twice then.
     alone = objective.teacher and model_config.num_branches is None and not isinstance(models, list | tuple)
     built = modeling.build_branches(
         models,
@@ -209,12 +209,12 @@ def build_models(
     if len(built) < objective.min_branches:
         raise ValueError(f"{type(objective).__name__} needs {objective.min_branches} models, got {len(built)}.")
     if objective.teacher and len(built) > 1:
-        raise ValueError(f"{type(objective).__name__} trains one model beside its teacher, got {len(built)}.")
+        raise ValueError(f"{type(objective).__name__} trains one model and its teacher, got {len(built)} models.")
     if objective.min_branches > 1:
-        refuse_twins(built)
+        reject_twins(built)
     if id2label is None and accelerator.is_main_process:
         trust = model_config.trust_remote_code
-        model_checks.tell_whose_classes(models, classes_of(built), trust_remote_code=trust)
+        model_checks.log_class_source(models, classes_of(built), trust_remote_code=trust)
     if model_config.lora_rank is not None and accelerator.distributed_type == DistributedType.FSDP:
         raise ValueError(
             "`lora_rank` is not supported with FSDP2: adapters need little memory. Launch with DDP, or leave it out."
@@ -277,15 +277,15 @@ def _check_crop(model: PreTrainedModel, crop_size: Sequence[int]) -> None:
     try:
         modeling.check_input_size(model, *crop_size)
     except ValueError as error:
-        raise ValueError(f"{error} Training shows it crops: set `crop_size` to a size that it takes.") from error
+        raise ValueError(f"{error} Training uses crops: set `crop_size` to a size that the model accepts.") from error
 
 
 def _warn_of_idle_ohem(crop_size: Sequence[int], objective: Objective) -> None:
     height, width = crop_size
     if objective.labeled_loss == "ohem" and height * width <= objective.ohem_min_kept:
         logger.warning(
-            '`labeled_loss="ohem"` is plain cross entropy here: it keeps at least `ohem_min_kept=%d` pixels an image, '
-            "and a crop of %d x %d has %d. Lower `ohem_min_kept`, or take larger crops.",
+            '`labeled_loss="ohem"` is plain cross entropy here: it keeps at least `ohem_min_kept=%d` pixels per '
+            "image, and a crop of %d x %d has %d. Reduce `ohem_min_kept`, or use larger crops.",
             objective.ohem_min_kept,
             height,
             width,
@@ -300,7 +300,8 @@ def _backbones(model_config: ModelConfig) -> str | list[str | None] | None:
 
 
 def make_optimizer(models: Sequence[PreTrainedModel], args: CPSConfig) -> torch.optim.Optimizer:
-    """One optimizer over all branches: the same updates as one each, since none of the two mixes parameters."""
+    """One optimizer over all branches. Its updates equal those of one per branch, since neither kind mixes
+    parameters."""
     groups = []
     for index, model in enumerate(models):
         for group in modeling.parameter_groups(
@@ -320,18 +321,18 @@ def make_optimizer(models: Sequence[PreTrainedModel], args: CPSConfig) -> torch.
 
 
 def current_learning_rate(optimizer: torch.optim.Optimizer) -> float:
-    """That of a parameter whose factors are 1; of an optimizer that was given, its first group's."""
+    """The rate of parameters whose factors are 1; for a user's optimizer, that of its first group."""
     group = optimizer.param_groups[0]
     return group["lr"] / group.get("learning_rate_factor", 1.0)
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, args: CPSConfig) -> torch.optim.lr_scheduler.LRScheduler:
-    """The paper's poly schedule unless told otherwise: power 0.9, down to zero (transformers' own is 1.0 to 1e-7).
+    """The schedule; by default the paper's poly: power 0.9, down to zero (transformers' own is 1.0 to 1e-7).
 
-    With `pretrain_steps` each of the two stages has a whole one over its own steps.
+    With `pretrain_steps`, each of the two stages has a full schedule over its own steps.
 
     Raises:
-        ValueError: no such schedule, one that steps on a score, or an argument that it does not have or would ignore.
+        ValueError: the schedule is unknown or steps on a score, or an argument is unknown or would be ignored.
     """
     if not args.pretrain_steps:
         return _schedule(optimizer, args, args.max_steps)
@@ -344,15 +345,15 @@ def make_schedule(optimizer: torch.optim.Optimizer, args: CPSConfig) -> torch.op
 
 
 def _schedule(optimizer: torch.optim.Optimizer, args: CPSConfig, steps: int) -> LambdaLR:
-    """One of transformers' over so many steps; all of those that are taken are functions of the step."""
+    """One of transformers' schedules over so many steps. Those that are accepted are functions of the step."""
     name, given = args.lr_scheduler_type, args.lr_scheduler_kwargs
     known = [kind.value for kind in SchedulerType if kind.value not in ("reduce_lr_on_plateau", "greedy")]
-    if name not in known:  # those two step on a score, and there is none at most steps
+    if name not in known:  # those two step on a score, which most steps do not have
         raise ValueError(f"`lr_scheduler_type` must be one of {', '.join(known)}, got {name!r}.")
     if name == "constant" and args.warmup_steps:
-        raise ValueError(f'"constant" would ignore `warmup_steps={args.warmup_steps}`: take "constant_with_warmup".')
+        raise ValueError(f'"constant" would ignore `warmup_steps={args.warmup_steps}`: use "constant_with_warmup".')
     if name in ("constant", "constant_with_warmup") and given:
-        raise ValueError(f"`lr_scheduler_type` {name!r} has no arguments, `lr_scheduler_kwargs` holds {given}.")
+        raise ValueError(f"`lr_scheduler_type` {name!r} has no arguments, `lr_scheduler_kwargs` contains {given}.")
     defaults = {"power": 0.9, "lr_end": 0.0} if name == "polynomial" else {}
     try:
         return get_scheduler(
@@ -364,13 +365,13 @@ def _schedule(optimizer: torch.optim.Optimizer, args: CPSConfig, steps: int) -> 
         )
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"`lr_scheduler_kwargs` {given} do not fit `lr_scheduler_type` {name!r} with `learning_rate` "
+            f"`lr_scheduler_kwargs` {given} do not match `lr_scheduler_type` {name!r} with `learning_rate` "
             f"{args.learning_rate}. transformers said: {error}"
         ) from error
 
 
 def check_schedule(args: CPSConfig) -> None:
-    """What `make_schedule` raises, before there is a model."""
+    """Raise what `make_schedule` would raise, before there is a model."""
     make_schedule(torch.optim.SGD([torch.zeros(1)], lr=args.learning_rate), args)
 
 
@@ -385,10 +386,10 @@ def train_streams(
     *,
     num_labels: int,
 ) -> tuple[TrainStream, TrainStream | None]:
-    """The labeled stream, and the unlabeled one where the objective asks for views.
+    """The labeled stream, and the unlabeled one if the objective has views.
 
     Args:
-        states: "labeled" and "unlabeled" to the "position" and "length" that a checkpoint holds; empty in a new run.
+        states: by "labeled" and "unlabeled", the "position" and "length" from a checkpoint; empty in a new run.
     """
 
     def stream(dataset, kind: str, batch_size: int, views: tuple[str, ...] | None) -> TrainStream:
@@ -427,11 +428,11 @@ def train_streams(
 def class_counts(
     args: CPSConfig, accelerator: Accelerator, objective: Objective, train_dataset, *, num_labels: int
 ) -> torch.Tensor | None:
-    """The labeled set's pixels by class, float (C,) on the device and the same on all processes, where the objective
-    weighs classes by them; called by all processes.
+    """The labeled set's pixels per class, float (C,) on the device and equal on all processes, if the objective
+    weights classes by frequency. Called by all processes.
 
     Raises:
-        ValueError: a label cannot be read, or none holds a class.
+        ValueError: a label cannot be read, or no pixel has a class.
     """
     if not objective.weighs_by_frequency:
         return None
@@ -449,14 +450,14 @@ def class_counts(
         )
     counts = accelerator.reduce(counts.to(accelerator.device), "sum")
     if not counts.any():
-        raise ValueError("`class_weights` by frequency: no label of `train_dataset` holds a class, all is ignored.")
+        raise ValueError("`class_weights` by frequency: no label of `train_dataset` has a class, all is ignored.")
     weights = frequency_weights(counts.double(), power=objective.class_weights)
     logger.info("Weights of the labeled loss by class: %s.", ", ".join(f"{weight:.3g}" for weight in weights.tolist()))
     return counts.float()
 
 
 def evenly_spaced(dataset, count: int):
-    """`count` samples spread over a data set (a streamed one: its first), the same ones each time."""
+    """`count` samples spread evenly over a data set (of a stream, the first ones). Always the same ones."""
     if not isinstance(dataset, Dataset):
         return dataset.take(count)
     count = min(count, len(dataset))
@@ -466,15 +467,14 @@ def evenly_spaced(dataset, count: int):
 def init_trackers(
     accelerator: Accelerator, args: CPSConfig, settings: Mapping[str, Any], objective: Objective, state: RunState
 ) -> None:
-    """Start the trackers, which the main process does. TensorBoard shows what an earlier start logged of the steps to
-    come only once.
+    """Start the trackers on the main process. TensorBoard shows steps that an earlier start already logged only once.
 
     Args:
-        settings: all of the run's, for those that show them.
-        state: at the step that the run begins at.
+        settings: all settings of the run, for trackers that show them.
+        state: the state at the run's first step.
 
     Raises:
-        ValueError: one that is asked for is not installed, which Accelerate would drop in silence; or cannot start.
+        ValueError: a tracker is not installed, which Accelerate would silently drop, or cannot start.
         OtherProcessError: on the other processes, when one cannot start.
     """
     if not args.report_to:
@@ -485,7 +485,7 @@ def init_trackers(
         raise ValueError(f"`report_to`: {', '.join(missing)} cannot be used; install it: `pip install {missing[0]}`.")
     config = {"objective": type(objective).__name__, **dataclasses.asdict(objective), **settings}
     plain = {k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in config.items()}
-    # What a checkpoint holds as pending is logged at its own step, perhaps once more.
+    # What a checkpoint lists as pending is logged at its own step, perhaps again.
     next_step = state.global_step + (0 if state.pending else 1)
     with together(accelerator):
         try:
@@ -494,23 +494,23 @@ def init_trackers(
                 config=plain,
                 init_kwargs={"tensorboard": {"purge_step": next_step if state.global_step else 0}},
             )
-        except Exception as error:  # no folder or network of its own, say
+        except Exception as error:  # a missing folder or network, for example
             raise ValueError(
                 f"`report_to` {', '.join(args.report_to)}: a tracker cannot start ({type(error).__name__}: {error}). "
-                "Mend that, or leave it out."
+                "Fix that, or remove it from `report_to`."
             ) from error
 
 
 def warn_of_little_space(output_dir: str, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """A checkpoint and the branches are to fit on the disk: said before the time is spent."""
+    """Warn before training if a checkpoint and the branches may not fit on the disk."""
     weights = sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
     trained = sum(p.numel() * p.element_size() for group in optimizer.param_groups for p in group["params"])
     needed = 2 * weights + memory.states_per_parameter(optimizer) * trained
     free = shutil.disk_usage(output_dir).free
     if free < needed:
         logger.warning(
-            "`output_dir` %s has %.1f GB free, and a checkpoint with the branches takes some %.1f GB: make room, or "
-            "the run will end when it saves.",
+            "`output_dir` %s has %.1f GB free, and a checkpoint with the branches takes about %.1f GB: free some "
+            "space, or the run will stop when it saves.",
             output_dir,
             free / 1e9,
             needed / 1e9,
@@ -518,7 +518,7 @@ def warn_of_little_space(output_dir: str, module: nn.Module, optimizer: torch.op
 
 
 def run_state(args: CPSConfig, accelerator: Accelerator) -> RunState:
-    """A new run's; no interval is the whole run, as transformers' callbacks read it."""
+    """The state of a new run. An interval of `None` becomes the whole run, as transformers' callbacks expect."""
     return RunState(
         max_steps=args.max_steps,
         logging_steps=args.logging_steps,
@@ -530,12 +530,12 @@ def run_state(args: CPSConfig, accelerator: Accelerator) -> RunState:
 
 
 def to_yaml(objective: Objective, *groups: Any) -> str:
-    """The objective and the settings as a YAML file that `--config` reads back to the same."""
+    """The objective and the settings as YAML, which `--config` reads back to the same values."""
     name = next((n for n, c in OBJECTIVES.items() if type(objective) is c), type(objective).__name__)
     values = {"objective": name, **dataclasses.asdict(objective), **flat(*groups)}
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
 def length(dataset: Any) -> int | None:
-    """The images of a data set; none: a stream, or no data set."""
+    """The number of images in a data set; `None` for a stream or no data set."""
     return len(dataset) if isinstance(dataset, Dataset) else None

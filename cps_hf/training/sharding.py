@@ -1,7 +1,7 @@
-"""FSDP2: weights, gradients and optimizer states spread over the processes; and what is refused beside DDP.
+"""FSDP2: weights, gradients and optimizer states sharded over the processes; and checks for unsupported engines.
 
-The training module is one unit. Its weights come together for a forward and backward pass, and by `whole` for an
-evaluation; between steps each process holds its share alone.
+The training module is one unit. Its weights are gathered for a forward and backward pass, and by `whole` for an
+evaluation. Between steps each process only has its own shard.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ FILE = "examples/configs/accelerate/fsdp2.yaml"
 _ENGINES = {"ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM"}
 
 
-# ------------------------------------------------------------------------------------------------ what is refused
+# ------------------------------------------------------------------------------------------------ unsupported setups
 
 
-def refuse_engines() -> None:
-    """Before Accelerate looks for an engine that would take the loop over.
+def reject_engines() -> None:
+    """Reject launches for an engine that would replace the training loop, before Accelerate looks for it.
 
     Raises:
-        ValueError: the launch asks for DeepSpeed or Megatron-LM.
+        ValueError: the launch is configured for DeepSpeed or Megatron-LM.
     """
     for variable, engine in _ENGINES.items():
         if os.environ.get(variable, "false").lower() == "true":
-            raise ValueError(f"This launch asks for {engine} ({variable}=true). {_advice(engine)}")
+            raise ValueError(f"This launch is configured for {engine} ({variable}=true). {_advice(engine)}")
 
 
-def refuse(accelerator: Accelerator, args: CPSConfig) -> None:
-    """What Accelerate is set up for and cannot be trained with.
+def reject_unsupported(accelerator: Accelerator, args: CPSConfig) -> None:
+    """Reject configurations of Accelerate that cannot be trained with.
 
     Raises:
         ValueError: says what was found and what to do.
@@ -49,44 +49,44 @@ def refuse(accelerator: Accelerator, args: CPSConfig) -> None:
     kind = accelerator.distributed_type
     engines = {DistributedType.DEEPSPEED: "DeepSpeed", DistributedType.MEGATRON_LM: "Megatron-LM"}
     if kind in engines:
-        raise ValueError(f"Accelerate is set up for {engines[kind]}. {_advice(engines[kind])}")
+        raise ValueError(f"Accelerate is configured for {engines[kind]}. {_advice(engines[kind])}")
     if kind != DistributedType.FSDP:
         return
     plugin = accelerator.state.fsdp_plugin
     if plugin.fsdp_version != 2:
-        raise ValueError(f"This launch asks for FSDP1, CPSTrainer knows FSDP2: set `fsdp_version: 2`, as {FILE} does.")
+        raise ValueError(f"This launch uses FSDP1, but CPSTrainer needs FSDP2: set `fsdp_version: 2`, as in {FILE}.")
     wraps = getattr(plugin.auto_wrap_policy, "__name__", None)
-    wrong = {  # what the launch asks for -> (whether it does, what to do)
+    wrong = {  # setting -> (whether it is set, what to do)
         "`fsdp_auto_wrap_policy` other than NO_WRAP": (
             wraps is not None,
-            "branches are called several times a step and by themselves in an evaluation, as one unit: set NO_WRAP",
+            "branches are called several times per step and separately in evaluations, as one unit; set NO_WRAP",
         ),
         "`fsdp_cpu_ram_efficient_loading: true`": (
             plugin.cpu_ram_efficient_loading,
-            "every process draws the same weights from the seed: set it to false",
+            "every process draws the same weights from the seed; set it to false",
         ),
         "`fsdp_offload_params: true`": (bool(getattr(plugin.cpu_offload, "pin_memory", False)), "set it to false"),
         "`fsdp_activation_checkpointing: true`": (
             plugin.activation_checkpointing,
-            "set it to false and take the setting `gradient_checkpointing` instead",
+            "set it to false and use the setting `gradient_checkpointing` instead",
         ),
-        "`mixed_precision` fp16": (accelerator.mixed_precision == "fp16", 'take "bf16" or "no"'),
-        "`channels_last`": (args.channels_last, "FSDP2 shards contiguous weights only: leave it out"),
-        "`torch_compile`": (args.torch_compile, "it was not tried there: leave it out, or launch with DDP"),
+        "`mixed_precision` fp16": (accelerator.mixed_precision == "fp16", 'use "bf16" or "no"'),
+        "`channels_last`": (args.channels_last, "it only shards contiguous weights; remove the setting"),
+        "`torch_compile`": (args.torch_compile, "this is untested; remove the setting, or launch with DDP"),
         "`auto_find_batch_size`": (
             args.auto_find_batch_size,
-            "a process that runs out of memory would leave the others waiting: choose the batch yourself",
+            "a process that runs out of memory would leave the others waiting; choose the batch size yourself",
         ),
     }
     for what, (asked, advice) in wrong.items():
         if asked:
-            raise ValueError(f"FSDP2 does not go with {what}: {advice}.")
+            raise ValueError(f"FSDP2 does not support {what}: {advice}.")
 
 
 def _advice(engine: str) -> str:
     return (
-        f"CPSTrainer does not run under {engine}, whose engine would take over its loop, clipping and checkpoints. "
-        "Launch with DDP (`accelerate launch --multi_gpu --num_processes N SCRIPT`) or, where weights and optimizer "
+        f"CPSTrainer does not run under {engine}, whose engine would replace its loop, clipping and checkpoints. "
+        "Launch with DDP (`accelerate launch --multi_gpu --num_processes N SCRIPT`) or, if weights and optimizer "
         f"states do not fit into a GPU's memory, with FSDP2 (`accelerate launch --config_file {FILE} SCRIPT`)."
     )
 
@@ -95,10 +95,11 @@ def _advice(engine: str) -> str:
 
 
 def use_on_cpus(accelerator: Accelerator) -> None:
-    """Accelerate knows FSDP on GPUs only and would train with DDP on CPUs without a word; by gloo, it works there."""
+    """Enable FSDP on CPUs. Accelerate supports it on GPUs only and would silently use DDP; with gloo, it works
+    there."""
     asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     if asked and accelerator.distributed_type == DistributedType.MULTI_CPU:
-        # In both places, as Accelerate itself does: its states are copied from the second.
+        # In both places, as in Accelerate itself: its states are copied from the second.
         accelerator.state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
         accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
 
@@ -106,8 +107,8 @@ def use_on_cpus(accelerator: Accelerator) -> None:
 def prepare(
     accelerator: Accelerator, module: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """Accelerate's `prepare`. A sharded module has the precision that DDP would give it: its weights stay in float32
-    and autocast chooses operation by operation, where Accelerate would have cast weights, counts and statistics."""
+    """Accelerate's `prepare`. A sharded module gets the precision that DDP would give it: weights stay in float32 and
+    autocast decides per operation. Accelerate would cast weights, counts and statistics."""
     if accelerator.is_fsdp2:
         accelerator.state.fsdp_plugin.mixed_precision_policy = None
         forward = module.forward
@@ -119,7 +120,7 @@ def prepare(
         module.forward = with_autocast
         _unfuse_sgd(optimizer, "torch has no fused ones for sharded weights")
     if accelerator.scaler is not None:
-        _unfuse_sgd(optimizer, "torch's fused ones change the momentum in a step that fp16's scaler leaves out")
+        _unfuse_sgd(optimizer, "torch's fused ones change the momentum in a step that fp16's scaler skips")
     return accelerator.prepare(module, optimizer)
 
 
@@ -127,15 +128,15 @@ def _unfuse_sgd(optimizer: torch.optim.Optimizer, why: str) -> None:
     if isinstance(optimizer, torch.optim.SGD) and any(group.get("fused") for group in optimizer.param_groups):
         for group in optimizer.param_groups:
             group["fused"] = False
-        optimizer._step_supports_amp_scaling = False  # the scaler leaves steps out by itself, not the kernel
-        logger.info("SGD takes its plain steps: %s.", why)
+        optimizer._step_supports_amp_scaling = False  # the scaler skips steps itself, not the kernel
+        logger.info("SGD uses its plain steps: %s.", why)
 
 
 @contextmanager
 def whole(module: nn.Module) -> Iterator[None]:
-    """All weights on each process, so that its networks can be called one by one, as often as each process likes.
+    """Gather all weights on each process, so that each may call the networks separately, any number of times.
 
-    To be entered by all processes; may be nested. Without sharding nothing happens.
+    All processes must enter it; it may be nested. Without sharding it does nothing.
     """
     if not isinstance(module, FSDPModule) or getattr(module, "is_whole", False):
         yield
@@ -150,12 +151,12 @@ def whole(module: nn.Module) -> Iterator[None]:
 
 
 def gathered(tensor: Tensor) -> Tensor:
-    """The whole of a sharded tensor, on every process; another one as it is."""
+    """A sharded tensor gathered on every process; other tensors unchanged."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def weights(model: nn.Module) -> dict[str, Tensor] | None:
-    """A sharded model's state dict, whole and on the CPU; none where nothing is sharded. Called by all processes."""
+    """A sharded model's full state dict on the CPU; `None` if nothing is sharded. Called by all processes."""
     state = model.state_dict()
     if not any(isinstance(value, DTensor) for value in state.values()):
         return None

@@ -1,7 +1,7 @@
-"""The stages of a run: with `pretrain_steps` supervised branches first, from which the method then starts.
+"""The stages of a run: with `pretrain_steps`, supervised branches come first, and the method starts from them.
 
-What depends on the stage is a function of the step, so a run that is resumed on either side of the border, or at it,
-is the run that was never stopped. The checkpoint of the border's step is still the first stage's; the second begins
+Everything about a stage is a function of the step. A run that is resumed before, at or after the border therefore
+equals an uninterrupted run. The checkpoint at the border still belongs to the first stage; the second one begins
 before the next step.
 """
 
@@ -13,10 +13,10 @@ from .state import RunState
 
 
 class Stages:
-    """Which objective acts at a step, and how far its stage has come.
+    """Which objective is active at a step, and the progress of its stage.
 
     Attributes:
-        border: the first stage's steps; 0: there is one stage.
+        border: the number of steps in the first stage; 0 if there is only one stage.
     """
 
     def __init__(self, args: CPSConfig, objective: Objective, state: RunState):
@@ -35,7 +35,7 @@ class Stages:
 
     @property
     def unlabeled_end(self) -> int | None:
-        """The last step that read unlabeled images, where `unlabeled_weight="auto"` ended that."""
+        """The last step that read unlabeled images, if `unlabeled_weight="auto"` ended their use."""
         return self.state.unlabeled_end if self.args.unlabeled_weight == "auto" else None
 
     def reads_unlabeled(self, step: int) -> bool:
@@ -43,7 +43,7 @@ class Stages:
         return bool(self.objective.views) and not self.is_first(step) and not self.has_ended(step)
 
     def has_ended(self, step: int) -> bool:
-        """Whether the step after `step` would read unlabeled images, and does not any more."""
+        """Whether the step after `step` would read unlabeled images, but no longer does."""
         return self.unlabeled_end is not None and step >= self.unlabeled_end
 
     def objective_of(self, step: int) -> Objective:
@@ -51,11 +51,11 @@ class Stages:
         return self.supervised if self.is_first(step) else self.objective
 
     def objective_after(self, step: int) -> Objective:
-        """What the step after `step` is taken with."""
+        """The objective that is used for the step after `step`."""
         return self.supervised if self.has_ended(step) else self.objective_of(step)
 
     def progress(self, step: int) -> float:
-        """The share of its stage that is done."""
+        """The share of the stage that is completed."""
         if self.is_first(step):
             return step / self.border
         return (step - self.border) / (self.args.max_steps - self.border)
@@ -67,7 +67,7 @@ class Stages:
         return max(0, (step if self.unlabeled_end is None else min(step, self.unlabeled_end)) - self.border)
 
     def describe(self, step: int) -> str:
-        """What the step after `step` belongs to, for people; empty with one stage that goes on."""
+        """The stage of the step after `step`, as text; empty with one stage that is not over."""
         if self.has_ended(step):
             return "supervised, as unlabeled images did harm"
         if not self.border:

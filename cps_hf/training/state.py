@@ -1,4 +1,4 @@
-"""What a run knows of itself, in one place: saved with each checkpoint, and read by callbacks as their `state`."""
+"""Everything a run knows about itself: saved with each checkpoint, and passed to callbacks as `state`."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from .reporting import Averages, Stopwatch
 
 @dataclass
 class RunState(TrainerState):
-    """transformers' `TrainerState`, whose `global_step`, `max_steps`, `best_metric` and `log_history` callbacks know,
-    and what is ours.
+    """transformers' `TrainerState`, whose `global_step`, `max_steps`, `best_metric` and `log_history` callbacks use,
+    with additional fields.
 
     Args:
         first_step: 0, or the step that was resumed from.
-        scores: the newest evaluation's, by row (a name of `TrainingModule.networks`, or "mean"): what
-            `IoUCounter.compute` gives.
-        best: the best evaluation's rows, and its "step" and "branch"; empty before there is one.
-        agreement: the share of pixels for which all branches predict one class, at the "start" and at the "end".
-        commonest_class: the share of the commonest class among the predictions on these pixels, likewise.
-        image_counts: the newest evaluation's counts of each image by row (`Evaluator.image_counts`); not saved.
-        stages: with `pretrain_steps`, the scores at the end of the "supervised" stage, as `scores` are.
-        watch: what `cps_hf.training.watch.Watch` has seen.
+        scores: the newest evaluation's result of `IoUCounter.compute`, by row (a name of `TrainingModule.networks`, or
+            "mean").
+        best: the best evaluation's rows, and its "step" and "branch"; empty if there is none yet.
+        agreement: the share of pixels where all branches predict the same class, at the "start" and at the "end".
+        commonest_class: the share of the most common class in the predictions for these pixels, likewise.
+        image_counts: the newest evaluation's counts per image by row (`Evaluator.image_counts`); not saved.
+        stages: with `pretrain_steps`, the scores at the end of the "supervised" stage, in the format of `scores`.
+        watch: the memory of `cps_hf.training.watch.Watch`.
         unlabeled_weight: with `unlabeled_weight="auto"`, the factor on the unlabeled term from the next step on.
         unlabeled_end: with `unlabeled_weight="auto"`, the last step that read unlabeled images, once the factor is 0.
-        supervised_counts: that stage's counts of each image by row, as `comparison.pack` gives them.
-        supervised_seconds: of training, at that stage's end.
-        best_counts: those of the best branch at its best step, in the second stage; empty before there is one.
+        supervised_counts: that stage's counts per image by row, in the format of `comparison.pack`.
+        supervised_seconds: the training time at that stage's end.
+        best_counts: the counts of the best branch at its best step, in the second stage; empty if there is none yet.
         comparison: the second stage against the first by the newest scores (`comparison.compare`).
-        skipped_steps: how many steps were left out since a number was not finite.
+        skipped_steps: how many steps were skipped because a number was not finite.
         one_class: by branch, the share of the steps since the last log in which it predicted one class everywhere.
         pending: what is still to be done at this step: {"log": the record to log or None, "evaluate": bool, "best":
-            whether the scores are to be compared with the best ones}; empty: nothing. Weights are saved before that,
-            so that nothing of it can cost them.
+            whether to compare the scores with the best ones}; empty if nothing. Weights are saved before this work,
+            so that its failure cannot lose them.
         absent_classes: by "training" and "evaluation", the named classes of which no pixel was found before step 1;
             not saved.
-        averages: the means of what is logged.
+        averages: the means to be logged.
         stopwatch: the seconds and images of training.
     """
 
@@ -66,7 +66,7 @@ class RunState(TrainerState):
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps: JSON values only."""
+        """The contents of a checkpoint, as JSON values."""
         return {
             "step": self.global_step,
             "scores": self.scores,
@@ -90,17 +90,17 @@ class RunState(TrainerState):
         }
 
     def load_state_dict(self, saved: Mapping[str, Any], *, same_choice: bool = True, same_set: bool = True) -> None:
-        """Bring back what `state_dict` gave.
+        """Restore the result of `state_dict`.
 
         Args:
-            same_choice: whether the best branch is still chosen in the same way; else it is found anew.
-            same_set: whether the evaluation is the same; else the old scores are not this run's.
+            same_choice: whether the best branch is still chosen in the same way. If not, it is chosen again.
+            same_set: whether the evaluation is the same. If not, the old scores are dropped.
         """
         self.global_step = self.first_step = saved["step"]
         self.agreement, self.skipped_steps = saved["agreement"], saved["skipped_steps"]
         self.commonest_class = saved.get("commonest_class", {})
-        self.pending = saved.get("pending", {})  # checkpoints of before version 0.2 have none
-        self.unlabeled_weight = saved.get("unlabeled_weight", 1.0)  # older checkpoints have none
+        self.pending = saved.get("pending", {})  # missing in checkpoints from before version 0.2
+        self.unlabeled_weight = saved.get("unlabeled_weight", 1.0)  # missing in older checkpoints
         self.unlabeled_end = saved.get("unlabeled_end")
         self.watch = saved.get("watch", {}) if same_set else {}
         self.averages.load_state_dict(saved["averages"])

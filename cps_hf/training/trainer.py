@@ -1,4 +1,4 @@
-"""`CPSTrainer`: the loop. Algorithms live in `cps_hf.objectives`; this file never knows which one it runs."""
+"""`CPSTrainer`: the training loop. Methods live in `cps_hf.objectives`; this file does not depend on any of them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..checkpointing import signals
 from ..checkpointing.fingerprint import fingerprint, with_new_fields
 from ..checkpointing.resume import Checkpointer, on_main_process
 from ..config import AugmentationConfig, CPSConfig, EvaluationConfig, HubConfig, ModelConfig, Provenance, flat
-from ..data.streams import TrainStream
+from ..data.streams import TrainStream, decodable
 from ..files import write_atomically
 from ..hub.image_processors import check_processor
 from ..hub.push import push_branch, repo_id_of
@@ -57,13 +57,13 @@ from .ema import update_teacher
 from .evaluation import Evaluator
 from .export import BranchExporter
 from .health import ONE_CLASS, Guard
-from .inspection import absent_line, look_at_labels
+from .inspection import absent_line, check_labels
 from .labelers import check_sources, load_labelers
 from .late import CHECKPOINT, EVALUATION, Late
 from .module import TrainingModule
 from .processes import together
 from .reporting import RunLog, mean_iou_in_words, without_nan
-from .sharding import prepare, refuse_engines
+from .sharding import prepare, reject_engines
 from .stages import Stages
 from .watch import Watch
 
@@ -71,33 +71,33 @@ logger = logging.getLogger(__name__)
 
 
 class CPSTrainer:
-    """Trains branches on labeled and unlabeled images and exports each by itself.
+    """Trains branches on labeled and unlabeled images, and exports each branch separately.
 
     Args:
-        models: a pair (or more) of transformers models; or one Hub id, folder or configuration, used for each branch
-            with initialisations of its own; or a sequence of those: different architectures may train each other.
-            `model` is another name of it.
-        args: the loop's settings.
-        objective: the method, an object of `cps_hf.objectives`, or its name in `OBJECTIVES` for its defaults. None:
-            CPS.
-        train_dataset: the labeled set: columns "image", "label" and, if there is one, "id".
-        unlabeled_dataset: "image" and, if there is one, "id"; a label column is never opened.
+        models: two or more transformers models; or one Hub id, folder or configuration, used for every branch with a
+            different initialisation; or a sequence of those. Branches of different architectures can train each other.
+            `model` is an alias.
+        args: the settings of the loop.
+        objective: the method: an object from `cps_hf.objectives`, or its name in `OBJECTIVES` for the defaults. If
+            `None`, CPS.
+        train_dataset: the labeled set, with the columns "image", "label" and, optionally, "id".
+        unlabeled_dataset: has "image" and, optionally, "id"; a label column is never read.
         eval_dataset: like `train_dataset`.
         augmentation, model_config, evaluation, hub, provenance: the other groups of settings (`cps_hf.config`).
-        processing_class: the image processor that exported branches carry; where `model_config` does not say what
-            images are normalised with, they are as it does. None: one that does what training did and does not resize.
-        optimizers: (optimizer, learning-rate schedule) in place of those that `args` describe. The optimizer is over
-            the parameters of `models`, which are then models and not ids.
-        callbacks: transformers' `TrainerCallback`s. Pictures, the report, the warning of collapse, model cards and
-            pushes are callbacks too, added by default (`cps_hf.training.callbacks`); one whose class derives from one
-            of theirs takes its place, and `remove_callback` takes one out.
+        processing_class: the image processor to export with branches. It also sets how images are normalised, unless
+            `model_config` does. If `None`, one that does what training did, without resizing.
+        optimizers: (optimizer, learning-rate schedule) to use instead of those in `args`. The optimizer must have the
+            parameters of `models`, which must then be models and not ids.
+        callbacks: transformers' `TrainerCallback`s. Pictures, the report, the collapse warning, model cards and pushes
+            are callbacks too, added by default (`cps_hf.training.callbacks`). A callback derived from one of those
+            replaces it, and `remove_callback` removes one.
 
     Attributes:
-        state: what the run knows of itself, its scores among it (`cps_hf.training.state.RunState`).
+        state: what the run knows about itself, including its scores (`cps_hf.training.state.RunState`).
 
     Raises:
-        TypeError: an argument is of another kind, missing or unknown.
-        ValueError: the models, data sets, objective and settings do not fit together; it says which and how.
+        TypeError: an argument has the wrong type, is missing or is unknown.
+        ValueError: the models, data sets, objective and settings do not match. The message says which, and why.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class CPSTrainer:
         callbacks: Sequence[TrainerCallback] | None = None,
         **unknown,
     ):
-        arguments.refuse_unknown(type(self), unknown)
+        arguments.reject_unknown(type(self), unknown)
         models = arguments.models_given(models, model)
         arguments.check_groups(
             {
@@ -141,7 +141,7 @@ class CPSTrainer:
         self.train_dataset, self.unlabeled_dataset, self.eval_dataset = train_dataset, unlabeled_dataset, eval_dataset
         self.processing_class = processing_class
         self.evaluation.check_stride(self.augmentation.crop_size)
-        refuse_engines()
+        reject_engines()
         setup.check_trackers(args)
         setup.check_precision(args)
         self.accelerator = accelerator = _accelerator(args)
@@ -186,20 +186,20 @@ class CPSTrainer:
             model_checks.check_optimizer(optimizers[0], self.models)
         self.optimizer = optimizers[0] or setup.make_optimizer(self.models, args)
         self.lr_scheduler = optimizers[1] or setup.make_schedule(self.optimizer, args)
-        # The schedule is not prepared: Accelerate would step it once a process.
+        # The schedule is not prepared: Accelerate would step it once per process.
         self.prepared, self.optimizer = prepare(accelerator, self.module, self.optimizer)
         self.device = accelerator.device
         self.image_mean, self.image_std = (torch.tensor(v, device=self.device) for v in means)
         self._progress = torch.zeros((), device=self.device)
         self._unlabeled_weight = torch.ones((), device=self.device)
-        self._class_counts: Tensor | None = None  # of the labeled set, where the objective weighs classes by them
+        self._class_counts: Tensor | None = None  # of the labeled set, if the objective weights classes by frequency
 
-        # What the run knows of itself, and what looks after it
+        # The run's state, and what monitors it
         self.control = TrainerControl()
         self.late = Late(args, accelerator)
         self.guard = Guard(accelerator, self.module, args, self.state)
         self.signals = signals.StopSignals()
-        self.streams: dict[str, TrainStream] = {}  # "labeled" and, where the objective asks for views, "unlabeled"
+        self.streams: dict[str, TrainStream] = {}  # "labeled" and, if the objective has views, "unlabeled"
         self.run_log: RunLog | None = None
         self.unlabeled_weight = unlabeled_weight.UnlabeledWeight(args, self.state)
         acts = self.unlabeled_weight.is_auto
@@ -226,38 +226,38 @@ class CPSTrainer:
     def train(self, resume_from_checkpoint: str | bool | None = None) -> dict[str, Any]:
         """Train to `args.max_steps` and export the branches.
 
-        At the last step the checkpoint and the branches are written first; what comes then (the evaluation, pictures,
-        cards, trackers, callbacks, a push) may fail and costs neither.
+        At the last step, the checkpoint and the branches are written first. What follows (evaluation, pictures, cards,
+        trackers, callbacks, a push) may fail without losing either.
 
         Args:
-            resume_from_checkpoint: a checkpoint's folder, true for the newest whole one, "auto" for that or a new
-                run; none: what `args` say.
+            resume_from_checkpoint: a checkpoint's folder, true for the newest complete one, or "auto" for that one or
+                a new run. If `None`, the value in `args`.
 
         Returns:
-            What is written to `results.json`.
+            The content of `results.json`.
 
         Raises:
             ValueError: the output folder or the checkpoint cannot be used, a sample cannot be read, or this trainer
-                has trained before and is not told to go on from a checkpoint.
-            LockedError: another run is at work in the output folder (a ValueError).
-            FloatingPointError: a loss or gradient is not finite; the last checkpoint is whole.
-            torch.OutOfMemoryError: a batch does not fit; it says what to change.
-            DataWorkerError: a data worker is gone; it says what to change.
-            ConnectionError: another process ended or does not answer.
-            AfterTrainingError: training is done and kept, and something after its last step failed; it says what, and
-                how to have it done. An EvaluationError where it is the last evaluation.
-            Preempted: a signal stopped the run, which is saved; uncaught, the program ends with code 85.
+                has trained before and no checkpoint to resume from is given.
+            LockedError: another run is using the output folder (a ValueError).
+            FloatingPointError: a loss or gradient is not finite; the last checkpoint is complete.
+            torch.OutOfMemoryError: a batch does not fit; the message says what to change.
+            DataWorkerError: a data worker died; the message says what to change.
+            ConnectionError: another process died or does not respond.
+            AfterTrainingError: training is done and saved, but something after its last step failed; the message says
+                what, and how to complete it. It is an EvaluationError if the last evaluation failed.
+            Preempted: a signal stopped the run, which is saved. If uncaught, the program exits with code 85.
         """
         args = self.args
         wanted = args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
         if self.state.global_step and not wanted:
             raise ValueError(
-                f"This trainer has trained already, to step {self.state.global_step} of `max_steps` {args.max_steps}, "
-                f"and what it wrote is in {args.output_dir}. To go on from there, call "
-                "`train(resume_from_checkpoint=True)`, with more `max_steps` if it was at its end; for another run "
-                "make another trainer."
+                f"This trainer has already trained to step {self.state.global_step} of `max_steps` {args.max_steps}, "
+                f"and its output is in {args.output_dir}. To continue from there, call "
+                "`train(resume_from_checkpoint=True)`, with larger `max_steps` if it was finished; for another run, "
+                "create another trainer."
             )
-        # Here, and not where the trainer is made: another one may have been made since. Weights are drawn already, and
+        # Here, and not in the constructor: another trainer may have been created since. Weights are drawn already, and
         # dropout differs between processes.
         set_seed(args.seed, device_specific=True)
         self.late.failed.clear()
@@ -270,23 +270,23 @@ class CPSTrainer:
                     found = self._finish()
                 finally:
                     self.run_log.close()
-                    self.run_log = None  # what is logged from now on belongs to no run
-                    self.late.active = False  # and what fails from now on is raised
+                    self.run_log = None  # later logs belong to no run
+                    self.late.active = False  # and later errors are raised
             self.late.tell(self.state.global_step, self.exporter.names)
         return found
 
     def _prepare(self, wanted: str | bool | None) -> tuple[TrainStream, TrainStream | None]:
-        """All that can be wrong is found before anything is written; then the folder is the run's, at its first step.
+        """Check everything before anything is written; then set up the folder for the run's first step.
 
         Args:
-            wanted: the checkpoint, as `train` takes it.
+            wanted: the checkpoint, as in `train`.
         """
         args, accelerator = self.args, self.accelerator
         self._class_counts = setup.class_counts(
             args, accelerator, self.objective, self.train_dataset, num_labels=len(self.id2label)
         )
         checkpoint, saved = self.checkpointer.find(wanted, self._fingerprint, self._complete)
-        self.state.absent_classes = on_main_process(accelerator, self._look_at_labels)
+        self.state.absent_classes = on_main_process(accelerator, self._check_labels)
         if args.auto_find_batch_size:
             self._fit_batch()
         streams = self._train_streams(saved["streams"])
@@ -311,7 +311,7 @@ class CPSTrainer:
         return streams
 
     def _loop(self, labeled: TrainStream, unlabeled: TrainStream | None) -> None:
-        """The phases of an optimizer step, until the callbacks say that it is enough."""
+        """The phases of an optimizer step, until the callbacks stop the run."""
         args, accelerator, state = self.args, self.accelerator, self.state
         self.streams = {"labeled": labeled} | ({"unlabeled": unlabeled} if unlabeled else {})
         labeled_batches = iter(labeled)
@@ -325,7 +325,7 @@ class CPSTrainer:
             reads_unlabeled = self.stages.reads_unlabeled(state.global_step)
             state.stopwatch.start()
             self.control = self.callback_handler.on_step_begin(args, state, self.control)
-            # fetch: the micro-batches of the whole step, since the losses divide by its global counts
+            # fetch: the micro-batches of the whole step, since losses are divided by its global counts
             micro_batches = [
                 self._fetch(labeled_batches, unlabeled_batches if reads_unlabeled else None)
                 for _ in range(args.gradient_accumulation_steps)
@@ -342,7 +342,7 @@ class CPSTrainer:
                 # step
                 self.optimizer.step()
             else:
-                self.guard.refuse(state.global_step + 1, verdict, micro_batches, outputs)
+                self.guard.reject(state.global_step + 1, verdict, micro_batches, outputs)
             self.lr_scheduler.step()
             self.optimizer.zero_grad()
             state.global_step += 1
@@ -351,7 +351,7 @@ class CPSTrainer:
             if verdict.finite:
                 self._update_averages()
             if state.global_step == state.first_step + 1 and self.objective.min_branches > 1:
-                model_checks.refuse_equal_branches(self.module.branches, accelerator, state.global_step)
+                model_checks.reject_equal_branches(self.module.branches, accelerator, state.global_step)
             read = [labeled, unlabeled] if reads_unlabeled else [labeled]
             state.stopwatch.stop(sum(stream.shard.global_batch_size for stream in read))
             self.run_log.advance()
@@ -365,7 +365,7 @@ class CPSTrainer:
                 signals.leave(accelerator, args.output_dir, state.global_step, self.signals.received)
 
     def _begin(self) -> None:
-        """Before the first step: of a new run the branches' agreement, of a resumed one what its checkpoint holds as
+        """Before the first step: measure the agreement in a new run, or do what a resumed run's checkpoint lists as
         pending."""
         state, control = self.state, self.control
         if state.global_step == 0:
@@ -379,14 +379,14 @@ class CPSTrainer:
         if state.pending and self.stages.is_border(state.global_step):
             self._export_supervised()
         if state.pending:
-            logger.info("Step %d: making up for what its checkpoint holds as not done.", state.global_step)
+            logger.info("Step %d: doing what its checkpoint lists as pending.", state.global_step)
             self._do_pending()
             self.checkpointer.amend(self._stream_states())
         if control.should_training_stop:
             self.best.settle()
 
     def _begin_stage(self) -> None:
-        """The objective that acts from here on; the second stage's optimizer knows nothing of the first's steps."""
+        """Activate the stage's objective. The second stage's optimizer does not know the first stage's steps."""
         step, stages = self.state.global_step, self.stages
         self.module.objective = stages.objective_after(step)
         last = stages.border if stages.is_first(step) else self.args.max_steps
@@ -398,7 +398,7 @@ class CPSTrainer:
             self.optimizer.state.clear()
 
     def _fetch(self, labeled: Iterator[dict], unlabeled: Iterator[dict] | None) -> MicroBatch:
-        """The next micro-batch on the device, images normalised. Samples that were replaced are written down."""
+        """The next micro-batch on the device, with normalised images. Replaced samples are recorded."""
         fetched = [next(stream) for stream in (labeled, unlabeled) if stream is not None]
         bad_samples = [bad for batch in fetched for bad in batch["bad_samples"]]
         if bad_samples:
@@ -408,25 +408,25 @@ class CPSTrainer:
         return MicroBatch(on_device[0], on_device[1] if unlabeled is not None else None, ids)
 
     def _forward_backward(self, batch: MicroBatch) -> ObjectiveOutput:
-        """One micro-batch; gradients add up. (Accelerate divides by the accumulation steps.)"""
-        setup.accumulate_as_told(self.accelerator, self.args)
+        """One micro-batch. Gradients accumulate. (Accelerate divides by the accumulation steps.)"""
+        setup.set_accumulation(self.accelerator, self.args)
         with self.accelerator.accumulate(self.prepared):
             output = self.prepared(batch.labeled, batch.unlabeled, self._progress, **self._scaled(batch))
             self.accelerator.backward(output.loss)
         output = output._replace(loss=output.loss.detach())
         share = 1 / self.args.gradient_accumulation_steps
-        # A mean over branches, as its parts are; what is differentiated is their sum.
+        # A mean over branches, like its parts; the sum is differentiated.
         self.state.averages.add({"loss": output.loss / len(self.models), **output.logs}, share)
         return output
 
     def _scaled(self, batch: MicroBatch) -> dict[str, Tensor]:
-        """The factor on the unlabeled term, where the settings have one: a method of one's own may not take it."""
+        """The factor on the unlabeled term, if it is set: a user's method may not support it."""
         scales = batch.unlabeled is not None and self.args.unlabeled_weight != 1
         return {"unlabeled_weight": self._unlabeled_weight} if scales else {}
 
     def _update_averages(self) -> None:
-        """What is averaged over steps takes its share of this one. A teacher begins with the second stage: until then
-        it is a copy of its branch."""
+        """Update the moving averages with this step. A teacher starts with the second stage; until then it is a copy
+        of its branch."""
         module, step = self.module, self.state.global_step
         if module.teacher is not None:
             in_stage = step - self.stages.border
@@ -436,7 +436,7 @@ class CPSTrainer:
             update_teacher(average, branch, warmed_up(self.args.ema_decay, step))
 
     def _save_log_evaluate(self) -> None:
-        """Weights first: what comes then may fail, and the checkpoint says what of it is still to be done."""
+        """Save weights first: what follows may fail, and the checkpoint lists what is still to be done."""
         control, state = self.control, self.state
         self.late.active |= control.should_training_stop
         ends = control.should_training_stop
@@ -458,7 +458,7 @@ class CPSTrainer:
             self.checkpointer.amend(self._stream_states())
         self.late.active |= self.control.should_training_stop
         if not saves and (self.control.should_save or self.control.should_training_stop):
-            saves = True  # a callback that saw the scores wants it
+            saves = True  # requested by a callback that saw the scores
             self._save()
         if self.control.should_training_stop and not ends:
             self._export_all()
@@ -466,7 +466,7 @@ class CPSTrainer:
             self.control = self.callback_handler.on_save(self.args, state, self.control)
 
     def _do_pending(self) -> None:
-        """Log, evaluate and keep the best. What fails is told, ends no training, and stays pending."""
+        """Log, evaluate and keep the best. Failures are reported, do not stop training, and stay pending."""
         pending = self.state.pending
         if pending.get("log"):
             self.log(pending["log"])
@@ -495,23 +495,23 @@ class CPSTrainer:
         self.state.pending = {name: value for name, value in pending.items() if value}
 
     def _keep_supervised(self) -> None:
-        """What the first stage came to, which the second is compared with."""
+        """Keep the first stage's results, with which the second stage is compared."""
         state = self.state
         state.stages, state.supervised_seconds = {"supervised": state.scores}, state.stopwatch.total["seconds"]
-        if state.image_counts:  # none where the evaluation was done before the run was resumed
+        if state.image_counts:  # empty if the evaluation was done before the run was resumed
             state.supervised_counts = {row: comparison.pack(counts) for row, counts in state.image_counts.items()}
         said = ", ".join(f"{row} {mean_iou_in_words(found)}" for row, found in state.scores.items())
         logger.info("Stage 1 of 2 is done at step %d: %s.", state.global_step, said or "no scores")
 
     def _compare(self) -> None:
-        """The second stage with the first, by the newest scores: what the unlabeled images changed."""
+        """Compare the second stage with the first by the newest scores: what the unlabeled images changed."""
         state = self.state
         if self.objective.views and state.supervised_counts and state.global_step > self.stages.border:
             before = {row: comparison.unpack(packed) for row, packed in state.supervised_counts.items()}
             state.comparison = comparison.compare(before, state.image_counts, [*self.id2label.values()])
 
     def _watch_pseudo_labels(self) -> dict[str, float]:
-        """What there is to log of pseudo labels after an evaluation, which may lower the unlabeled term's weight."""
+        """What to log about pseudo labels after an evaluation, which may lower the unlabeled term's weight."""
         step, agreed_accuracy = self.state.global_step, self.evaluator.agreed_accuracy
         if not self.state.scores or not self.objective.views:
             return {}
@@ -540,12 +540,12 @@ class CPSTrainer:
         return {**means, "images_per_second": state.stopwatch.read()}
 
     def _epochs(self) -> dict[str, float]:
-        """How often each stream has gone through its images; of a streamed set once its length is known."""
+        """How often each stream has passed through its images; for a streamed set, once its length is known."""
         lengths = {name: stream.state()["length"] for name, stream in self.streams.items()}
         return {f"{name}_epoch": self._position(name) / count for name, count in lengths.items() if count}
 
     def _finish(self) -> dict[str, Any]:
-        """Write results.json, and let the callbacks draw, describe and push what there is."""
+        """Write results.json, and run the callbacks that draw, describe and push."""
         self.late.active = True
         content = results.summary(self.run, self.state)
         with self.late.attempt("results.json"), together(self.accelerator):
@@ -558,7 +558,7 @@ class CPSTrainer:
         return content
 
     def log(self, logs: dict[str, float]) -> None:
-        """Give named numbers to metrics.jsonl, the trackers, the progress bar and the callbacks."""
+        """Log named numbers to metrics.jsonl, the trackers, the progress bar and the callbacks."""
         self.state.log_history.append({**logs, "step": self.state.global_step})
         if self.run_log is not None:
             self.run_log.write(logs, self.state.global_step)
@@ -568,18 +568,18 @@ class CPSTrainer:
     # ------------------------------------------------------------------------------------------------ evaluation
 
     def evaluate(self, eval_dataset=None, *, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """Score every branch, the teacher if there is one, and the branches' mean, on whole images.
+        """Score every branch, the teacher if any, and the branches' mean, on whole images.
 
         Returns:
             `<prefix>_mean_iou` (of the best single branch: what can be exported), `<prefix>_<row>_mean_iou`,
             `_mean_accuracy` and `_overall_accuracy` for each row, `<prefix>_agreed_accuracy` (`Evaluator.scores`),
-            `<prefix>_agreement` and, beside it, the share of the commonest class among the predictions,
-            `<prefix>_commonest_class`; `<prefix>_iou_<class>` (of the best single branch) and
-            `<prefix>_<row>_iou_<class>`. Fractions; NaN of a class that neither the labels nor the predictions hold.
-            Of another set than the run's they are no part of the run's results. Empty without an evaluation set.
+            `<prefix>_agreement` and the share of the most common class in the predictions, `<prefix>_commonest_class`;
+            `<prefix>_iou_<class>` (of the best single branch) and `<prefix>_<row>_iou_<class>`. Fractions; NaN for a
+            class that occurs neither in the labels nor in the predictions. Scores of another set than the run's are
+            not part of the run's results. Empty without an evaluation set.
         """
         metrics = self._score(eval_dataset, metric_key_prefix)
-        self._report(metrics)  # without the classes: a tracker would draw a curve of each
+        self._report(metrics)  # without the classes: a tracker would draw a curve for each
         return metrics | self._ious_by_class(metric_key_prefix)
 
     def _ious_by_class(self, prefix: str) -> dict[str, float]:
@@ -595,7 +595,7 @@ class CPSTrainer:
         return found
 
     def _score(self, eval_dataset=None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """What `evaluate` gives."""
+        """The result of `evaluate`."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         metrics: dict[str, float] = {}
         self._newest_scores: dict[str, dict[str, Any]] = {}
@@ -622,12 +622,12 @@ class CPSTrainer:
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
 
     def predict(self, dataset, *, branch: int | str = "best") -> Iterator[tuple[str, Tensor]]:
-        """(id, uint8 (H, W) class ids) of each image of this process's share, at the image's own size.
+        """Yield (id, uint8 (H, W) class ids) of each image in this process's share, at the image's own size.
 
         Args:
-            dataset: needs "image"; a label is not looked at.
-            branch: "best": what is in `best`, the best branch at its best step, or branch 0 where nothing was
-                evaluated; as they are now, a number, "<number>_average", "teacher", or "mean" (of the branches'
+            dataset: needs "image"; labels are not read.
+            branch: "best": the content of `best`, that is the best branch at its best step, or branch 0 if nothing was
+                evaluated. In its current state: a number, "<number>_average", "teacher", or "mean" (of the branches'
                 probabilities).
         """
         if branch == "mean":
@@ -637,7 +637,7 @@ class CPSTrainer:
         return self.evaluator.predictions(dataset, networks)
 
     def _best_network(self) -> torch.nn.Module:
-        """That of `best`, read from there: training has gone on since."""
+        """The network in `best`, loaded from there, since training has continued."""
         folder = Path(self.args.output_dir) / "best"
         if not self.state.best or not folder.is_dir():
             return self.exporter.network(0)
@@ -648,10 +648,12 @@ class CPSTrainer:
         return Branch(model).to(self.device)
 
     def _measure_agreement(self, when: str) -> dict[str, float]:
-        """What `Evaluator.agreement` says of the same few unlabeled images each time; kept under `when`."""
+        """The result of `Evaluator.agreement` on a fixed set of unlabeled images; stored under `when`."""
         if not (self.args.agreement_images and len(self.models) > 1 and self.unlabeled_dataset is not None):
             return {}
-        images = setup.evenly_spaced(self.unlabeled_dataset, self.args.agreement_images)
+        images = decodable(setup.evenly_spaced(self.unlabeled_dataset, self.args.agreement_images))
+        if images is None:
+            return {}
         found = self.evaluator.agreement(images)
         self.state.agreement[when], self.state.commonest_class[when] = found
         if when == "start":
@@ -659,13 +661,13 @@ class CPSTrainer:
         return found._asdict()
 
     def _agreement_at_the_end(self) -> dict[str, float]:
-        """Empty also where it cannot be measured, say for a broken unlabeled image: the scores do not depend on it."""
+        """Empty also if it cannot be measured, e.g. because of a broken unlabeled image: the scores do not need it."""
         try:
             return self._measure_agreement("end")
         except Exception as error:
-            if failures.is_of_the_connection(error):
+            if failures.is_connection_error(error):
                 raise
-            logger.warning("Without the branches' agreement: %s", failures.told(error, self.args))
+            logger.warning("The branches' agreement is not measured: %s", failures.told(error, self.args))
             return {}
 
     # ------------------------------------------------------------------------------------------------ saving
@@ -685,20 +687,20 @@ class CPSTrainer:
             self.exporter.export(name, folder)
 
     def save_model(self, output_dir: str | os.PathLike | None = None, *, branch: int | str = 0) -> None:
-        """Export one branch: weights, config, image processor and card, and nothing of the other branch.
+        """Export one branch: weights, config, image processor and card, without anything of the other branches.
 
         Args:
             branch: a number, "<number>_average" or "teacher".
-            output_dir: none: `branch_<branch>` (or `teacher`) in `args.output_dir`.
+            output_dir: if `None`, `branch_<branch>` (or `teacher`) in `args.output_dir`.
         """
         self.exporter.export(self.exporter.name_of(branch), None if output_dir is None else Path(output_dir))
 
     def push_to_hub(
         self, commit_message: str = "End of training", *, branch: int | str | None = None, tag: str | None = None
     ) -> str | None:
-        """Push a branch now and wait for it: the best one, or `branch` (a number, "teacher") as it is.
+        """Push a branch now and wait for it: the best one, or `branch` (a number, "teacher") in its current state.
 
-        Returns the commit's address (none in other processes than the main one); raises as `push.push_branch`.
+        Returns the commit's URL (`None` except on the main process). Raises like `push.push_branch`.
         """
         if branch is not None:
             self.save_model(branch=branch)
@@ -720,7 +722,7 @@ class CPSTrainer:
     # ------------------------------------------------------------------------------------------------ streams
 
     def next_ids(self, count: int = 20) -> dict[str, list[str]]:
-        """The ids of the next samples of each stream, in the global order over all processes, once training began."""
+        """The ids of each stream's next samples, in the global order over all processes, once training has begun."""
         return {name: stream.ids(self._position(name), count) for name, stream in self.streams.items()}
 
     def _position(self, name: str) -> int:
@@ -745,7 +747,7 @@ class CPSTrainer:
         )
 
     def _first_micro_batch(self) -> tuple[Any, Any]:
-        """The labeled and the unlabeled batch that a new run begins with, on the device."""
+        """The first labeled and unlabeled batch of a new run, on the device."""
         to_device = (self.device, self.image_mean, self.image_std)
         streams = self._train_streams({})
         return tuple(None if s is None else batches.to_device(next(iter(s)), *to_device) for s in streams)
@@ -753,17 +755,18 @@ class CPSTrainer:
     # ------------------------------------------------------------------------------------------------ parts
 
     def add_callback(self, callback: TrainerCallback | type[TrainerCallback]) -> None:
-        """Add a callback, an object or a class that is made without arguments."""
+        """Add a callback: an object, or a class that is instantiated without arguments."""
         callback = callback() if isinstance(callback, type) else callback
         check_callbacks([callback])
         self.callback_handler.add_callback(callback)
 
     def remove_callback(self, callback: TrainerCallback | type[TrainerCallback]) -> None:
-        """Take a callback out, by object or class: `trainer.remove_callback(PicturesCallback)`."""
+        """Remove a callback by object or class: `trainer.remove_callback(PicturesCallback)`."""
         self.callback_handler.remove_callback(callback)
 
     def _callbacks(self, pictures: Pictures, own: list[TrainerCallback]) -> list[TrainerCallback]:
-        """Ours but for those whose places the user's take, and the user's. The push is last: it sends the rest."""
+        """The default callbacks, except those that the user's replace, then the user's. The push is last: it sends the
+        results of the others."""
         args, is_main = self.args, self.accelerator.is_main_process
         draw = PicturesCallback(pictures, self.accelerator, args.output_dir, metric=args.metric_for_best_model)
         report = ReportCallback(pictures, self.accelerator, args.output_dir, metric=args.metric_for_best_model)
@@ -772,7 +775,7 @@ class CPSTrainer:
             ours.append(EarlyStopping(args.early_stopping_patience, self.stages.border))
         ours = [callback for callback in ours if not any(_derives(one, type(callback)) for one in own)]
         if self.hub.push_to_hub and not any(_derives(one, PushCallback) for one in own):
-            with together(self.accelerator):  # the main process asks the Hub
+            with together(self.accelerator):  # the main process contacts the Hub
                 own = [*own, PushCallback(self.hub, args.output_dir, self.exporter, is_main_process=is_main)]
         return [*ours, *own]
 
@@ -857,8 +860,8 @@ class CPSTrainer:
     def _complete(self, saved: dict[str, Any]) -> dict[str, Any]:
         return with_new_fields(saved, self.groups, self.objective)
 
-    def _look_at_labels(self) -> dict[str, list[str]]:
-        return look_at_labels(self.args, self.train_dataset, self.eval_dataset, [*self.id2label.values()])
+    def _check_labels(self) -> dict[str, list[str]]:
+        return check_labels(self.args, self.train_dataset, self.eval_dataset, [*self.id2label.values()])
 
     def _fit_batch(self) -> None:
         memory.fit_batch(

@@ -1,7 +1,7 @@
-"""The watch over pseudo labels: at each evaluation how many are right and which classes they have, and a warning in
-words where they begin to do harm.
+"""Monitors pseudo labels: at each evaluation, how many are correct and which classes they contain. Warns when they
+begin to do harm.
 
-A score has fallen, and a class has vanished, only where two evaluations in a row say so: one alone may be chance.
+A score counts as fallen, and a class as vanished, only after two evaluations in a row: one alone may be chance.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 TOLERANCE = 0.01
 """A score that is less than this below its reference has not fallen."""
 VANISHED = 0.1
-"""A class is missing in the pseudo labels where its share of them is below this times its share of the labels."""
+"""A class is missing in the pseudo labels if its share of them is below this times its share of the labels."""
 
 SUPERVISED, BEFORE = "at the end of the supervised stage", "in two evaluations in a row before"
 
@@ -28,22 +28,22 @@ SUPERVISED, BEFORE = "at the end of the supervised stage", "in two evaluations i
 class Level:
     """A score and its reference: the supervised stage's score, or the best that two evaluations in a row reached.
 
-    (The best of all evaluations is the luckiest one: a run that stands still is mostly below it.)
+    (The best of all evaluations is the luckiest one: a run that makes no progress is usually below it.)
 
     Args:
-        memory: where it is kept, JSON values: "reference", "whose" (`SUPERVISED` or `BEFORE`), and "last", the newest
-            score.
+        memory: JSON values to store the state in: "reference", "whose" (`SUPERVISED` or `BEFORE`), and "last", the
+            newest score.
     """
 
     def __init__(self, memory: dict[str, Any]):
         self.memory = memory
 
     def begin(self, reference: float) -> None:
-        """The supervised stage ends with this score."""
+        """Start from the supervised stage's final score."""
         self.memory.update(reference=reference, whose=SUPERVISED, last=None)
 
     def has_fallen(self, score: float) -> bool:
-        """Whether this score and the one before it are below the reference by more than `TOLERANCE`."""
+        """Whether this score and the previous one are below the reference by more than `TOLERANCE`."""
         last, reference = self.memory.get("last"), self.memory.get("reference")
         self.memory["last"] = score
         if last is None:
@@ -61,30 +61,29 @@ class Level:
 
 
 class Watch:
-    """Looks at the evaluations of a run that learns from unlabeled images. Every process calls it, with the same
-    numbers.
+    """Monitors the evaluations of a run that learns from unlabeled images. All processes call it, with equal numbers.
 
     Args:
-        state: the run's; its `watch` is what is remembered, JSON values.
-        names: the classes'.
+        state: the run's state; its `watch` stores the memory as JSON values.
+        names: the class names.
         labeling: the networks whose predictions are pseudo labels (`TrainingModule.labeling`).
-        acts: whether the unlabeled term's weight is lowered without anybody's doing.
+        acts: whether the unlabeled term's weight is lowered automatically.
     """
 
     def __init__(self, state: RunState, names: Sequence[str], labeling: Sequence[str], *, acts: bool = False):
         self.state, self.names, self.labeling, self.acts = state, names, labeling, acts
 
     def begin(self, agreed_accuracy: float | None) -> None:
-        """The supervised stage ends with `state.scores`."""
+        """Start with `state.scores` at the end of the supervised stage."""
         for name, score in self._scores(agreed_accuracy).items():
             self._level(name).begin(score)
 
     def look(self, agreed_accuracy: float | None) -> tuple[dict[str, float], bool]:
-        """Take in `state.scores`, a new evaluation of the method's stage, and warn of what is new.
+        """Process `state.scores`, a new evaluation of the method's stage, and warn about new problems.
 
         Returns:
-            What is to be logged: each class's share of the pseudo labels since the last evaluation, and of the labels
-            that the method has seen so far; and whether the best network's mean IoU has fallen.
+            What to log: each class's share of the pseudo labels since the last evaluation, and of the labels in the
+            method's stage so far; and whether the best network's mean IoU has fallen.
         """
         fallen = [name for name, score in self._scores(agreed_accuracy).items() if self._level(name).has_fallen(score)]
         for name in self._new("fallen", fallen):
@@ -101,27 +100,28 @@ class Watch:
         missing = [name for name, (taught, labeled) in shares.items() if taught < VANISHED * labeled]
         vanished, watch["missing"] = [name for name in missing if name in watch.get("missing", [])], missing
         if new := self._new("vanished", vanished):
-            said = [f"{n} ({100 * shares[n][0]:.3g} % of pixels beside {100 * shares[n][1]:.3g} %)" for n in new]
+            said = [f"{n} ({100 * shares[n][0]:.3g} % of pixels instead of {100 * shares[n][1]:.3g} %)" for n in new]
             self._warn(f"Classes of the labels have vanished from the pseudo labels: {first_few(said)}.")
 
     def _new(self, kind: str, names: list[str]) -> list[str]:
-        """Those that were not so at the evaluation before: a trouble is told once, and again after a recovery."""
+        """The names that were not affected at the previous evaluation: a problem is reported once, and again after a
+        recovery."""
         before, self.state.watch[kind] = self.state.watch.get(kind, []), names
         return [name for name in names if name not in before]
 
     def _scores(self, agreed_accuracy: float | None) -> dict[str, float]:
-        """The mean IoU of the best network, and the share of right pseudo labels."""
+        """The mean IoU of the best network, and the share of correct pseudo labels."""
         scores = self.state.scores
         found = {"mean_iou": max(one["mean_iou"] for row, one in scores.items() if row != "mean")}
         if agreed_accuracy is not None:
             found["right"] = agreed_accuracy
-        elif self.labeling:  # else the labels never change
+        elif self.labeling:  # otherwise the labels never change
             found["right"] = scores[self.labeling[0]]["overall_accuracy"]
         return {name: score for name, score in found.items() if not math.isnan(score)}
 
     def _shares(self) -> dict[str, tuple[float, float]]:
-        """By class, its shares of the pseudo labels and of the labels; these over the whole stage, since a rare class
-        is not in every batch. Empty where there was no pseudo label."""
+        """By class, its shares of the pseudo labels and of the labels. Labels are counted over the whole stage, since
+        a rare class is not in every batch. Empty if there was no pseudo label."""
         watch, counts = self.state.watch, self.state.averages.take_counts()
         none = [0.0] * len(self.names)
         taught, labeled = (counts.get(f"{PIXELS}{what}", none) for what in ("pseudo_labels", "labels"))
@@ -153,7 +153,7 @@ class Watch:
 
 
 def watched(state: RunState) -> dict[str, Any]:
-    """For results.json: the share of right pseudo labels and its reference, the classes' shares, the warnings."""
+    """For results.json: the share of correct pseudo labels and its reference, the classes' shares, the warnings."""
     right = state.watch.get("levels", {}).get("right", {})
     return {
         "right": {"last": right.get("last"), "reference": right.get("reference")},

@@ -1,4 +1,4 @@
-"""Pictures: class maps in colour, pages with a legend, learning curves, confusion matrices, a run's figures."""
+"""Pictures: coloured class maps, pages with a legend, learning curves, confusion matrices, a run's figures."""
 
 from .class_maps import (
     AGREEMENT,

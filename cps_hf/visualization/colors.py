@@ -1,15 +1,16 @@
-"""Display colours for classes that have none: apart for all eyes, also for those that see red and green alike."""
+"""Display colours for classes without colours: distinguishable for everyone, including people with colour
+blindness."""
 
 from __future__ import annotations
 
 Color = tuple[int, int, int]
 
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
-# Sixteen colours a line, six digits each. First Okabe and Ito's eight, black before all, as class 0 is often the
-# background. Then each is the one of 12 x 12 x 12 colours that is farthest in CIELAB from white (which ignored pixels
-# are shown in) and all colours before it, for the eyes that tell them apart least: usual ones, and those without red,
-# green or blue cones (Machado, Oliveira, Fernandes; IEEE TVCG 2009, severity 1). tests/visualization/test_colors.py
-# finds them so again.
+# Sixteen colours per line, six digits each. First come Okabe and Ito's eight, with black first, since class 0 is often
+# the background. Each further colour is the one among 12 x 12 x 12 that is farthest in CIELAB from white (for ignored
+# pixels) and from all colours before it, in the vision that distinguishes them least: normal, or without red, green or
+# blue cones (Machado, Oliveira, Fernandes; IEEE TVCG 2009, severity 1). tests/visualization/test_colors.py reproduces
+# them.
 _TABLE = bytes.fromhex(
     "000000e69f0056b4e9009e73f0e4420072b2d55e00cc79a78b00ff5d2e0000178b00ff8b5d465de800468b74ff46005d"
     "b9d1b974172e5d46d1a2e8ffa2008bb9a246ff46742e1700d1ffd15d7446a246008bb9d1d117b9002e4674e85dd1d1a2"
@@ -33,12 +34,12 @@ OKABE_ITO = _COLORS[:8]
 
 
 def palette(num_labels: int) -> tuple[Color, ...]:
-    """`num_labels` display colours, 1 to 255: Okabe and Ito's eight, then each as far as can be from all before it.
+    """`num_labels` display colours, 1 to 255: Okabe and Ito's eight, then each as far as possible from all before it.
 
     A palette is the beginning of every longer one.
 
     Raises:
-        ValueError: another number.
+        ValueError: the number is out of range.
     """
     if not 1 <= num_labels <= len(_COLORS):
         raise ValueError(f"`num_labels` must be from 1 to {len(_COLORS)}, got {num_labels}.")
@@ -46,5 +47,5 @@ def palette(num_labels: int) -> tuple[Color, ...]:
 
 
 def overlay_name(name: str, color: Color) -> str:
-    """What the legend of an overlay calls a class: one that is black there is not seen in its colour."""
+    """The name of a class in an overlay's legend: a class whose colour is black is not tinted in the picture."""
     return f"{name} (not tinted)" if tuple(color) == BLACK else name

@@ -1,6 +1,6 @@
-"""Matplotlib's figures: confusion matrices, learning curves, bars by class; written as PNG, whole or not at all.
+"""Matplotlib figures: confusion matrices, learning curves, bars by class; written as PNG, completely or not at all.
 
-Matplotlib is imported when something is drawn: it takes a second, and most runs of the package draw nothing.
+Matplotlib is imported when something is drawn: importing takes a second, and most runs of the package draw nothing.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 
 def draw_confusion_matrix(matrix: Any, names: Sequence[str], *, title: str | None = None) -> Figure:
-    """A confusion matrix (C, C; rows are the truth) as the share of each true class that was predicted as what.
+    """A confusion matrix (C, C; rows are the truth) as shares of each true class's pixels.
 
-    Rows of classes that do not occur stay empty. Beyond 40 classes the cells are small and have no numbers.
-    (scikit-learn's ConfusionMatrixDisplay writes a number into every cell, and would be one more thing to install.)
+    Rows of classes that do not occur are empty. Above 40 classes, the cells are small and have no numbers.
+    (scikit-learn's ConfusionMatrixDisplay writes a number into every cell, and would be another dependency.)
 
     Raises:
         ValueError: the matrix is not (C, C) for C names.
@@ -68,7 +68,7 @@ def draw_confusion_matrix(matrix: Any, names: Sequence[str], *, title: str | Non
 def write_confusion_matrix(
     matrix: Any, names: Sequence[str], path: str | os.PathLike, *, title: str | None = None
 ) -> None:
-    """Write what `draw_confusion_matrix` draws."""
+    """Write the figure of `draw_confusion_matrix`."""
     _save(draw_confusion_matrix(matrix, names, title=title), Path(path))
 
 
@@ -76,27 +76,27 @@ def draw_curves(records: Sequence[Mapping[str, Any]], keys: Sequence[str] | Mapp
     """Learning curves: one line per key over "step".
 
     Args:
-        records: rows of metrics.jsonl; a row counts for the keys it has beside "step". None leaves a gap, as NaN does.
-        keys: those of one plot, or of several, one above the other, by what their axis is called.
+        records: rows of metrics.jsonl; a row is used for each of its keys besides "step". None and NaN are gaps.
+        keys: the keys of one plot, or of several plots from top to bottom, by axis label.
 
     Raises:
-        ValueError: a key that no row has.
+        ValueError: no row has a key.
     """
     from matplotlib.figure import Figure
 
     plots = keys if isinstance(keys, Mapping) else {"": keys}
-    lines = max(2 * len(plots), sum(max(5, 1 + len(some)) for some in plots.values()))  # of text that the legends need
+    lines = max(2 * len(plots), sum(max(5, 1 + len(some)) for some in plots.values()))  # of text, for the legends
     figure = Figure(figsize=(9, max(1.5 + 2.2 * len(plots), 0.25 * lines)), dpi=110, layout="constrained")
     grid = figure.subplots(len(plots), 1, sharex=True, squeeze=False)
     for axes, (title, some) in zip(grid[:, 0], plots.items(), strict=True):
         drawn = [_curve(axes, records, key, i) for i, key in enumerate(some)]
         axes.set_ylabel(_plain(title))
         low, high = axes.get_ylim()
-        low = min(0.0, low)  # from zero, or a difference of noise would look like a gain
+        low = min(0.0, low)  # from zero, or differences of noise would look like gains
         axes.set_ylim(low, high + 0.05 * (high - low))
         axes.grid(color="0.9")
         axes.spines[["top", "right"]].set_visible(False)
-        # Not by the lines' own labels, of which matplotlib hides those that start with "_".
+        # Not with the lines' own labels: matplotlib hides labels that start with "_".
         place = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0), "borderaxespad": 0}
         axes.legend(drawn, [_plain(key) for key in some], frameon=False, fontsize=9, **place)
     grid[-1, 0].set_xlabel("step")
@@ -107,16 +107,16 @@ def draw_curves(records: Sequence[Mapping[str, Any]], keys: Sequence[str] | Mapp
 def write_curves(
     records: Sequence[Mapping[str, Any]], keys: Sequence[str] | Mapping[str, Sequence[str]], path: str | os.PathLike
 ) -> None:
-    """Write what `draw_curves` draws."""
+    """Write the figure of `draw_curves`."""
     _save(draw_curves(records, keys), Path(path))
 
 
 def curve_groups(records: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """The keys of a run's records that are worth a curve, by the plot that they belong to; empty: there is none."""
+    """The keys in a run's records that get a curve, by plot; empty if there are none."""
     keys = sorted({key for record in records for key in record})
     groups = {
         "loss": [key for key in keys if key == "loss" or key.endswith("_loss")],
-        # Without "eval_mean_iou", which is the best branch's once more.
+        # Without "eval_mean_iou", which repeats the best branch's.
         "mean IoU": [key for key in keys if key.endswith("_mean_iou") and key != "eval_mean_iou"],
         "agreement": [key for key in keys if key.endswith(("agreement", "commonest_class"))],
     }
@@ -124,7 +124,7 @@ def curve_groups(records: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
 
 
 def draw_classes(iou: Sequence[float | None], names: Sequence[str], shares: Sequence[float] | None = None) -> Figure:
-    """The IoU of each class as a bar, and where they are known, the class's share of the labeled pixels beside it.
+    """The IoU of each class as a bar, next to the class's share of the labeled pixels if it is known.
 
     Args:
         iou: fractions, by class; None or NaN: the class does not occur.
@@ -161,7 +161,7 @@ def _curve(axes: Any, records: Sequence[Mapping[str, Any]], key: str, number: in
     if not points:
         raise ValueError(f"No record has {key!r} beside 'step'; there are {sorted({k for r in records for k in r})}.")
     steps, values = zip(*sorted(points), strict=True)
-    # Yellow is left out, it cannot be seen on white.
+    # Yellow is omitted, since it cannot be seen on white.
     colors = [tuple(channel / 255 for channel in color) for color in OKABE_ITO if color != (240, 228, 66)]
     color, dashes = colors[number % len(colors)], ("-", "--", ":")[number // len(colors) % 3]
     marker = "o" if len(points) <= 30 else None
@@ -170,7 +170,7 @@ def _curve(axes: Any, records: Sequence[Mapping[str, Any]], key: str, number: in
 
 
 def _plain(text: Any) -> str:
-    """As matplotlib shows it letter by letter: between two dollar signs it would read a formula."""
+    """Escape text for matplotlib, which would read a formula between two dollar signs."""
     return one_line(text).replace("$", r"\$")
 
 

@@ -1,4 +1,4 @@
-"""The letters on pictures."""
+"""Text on pictures."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from PIL import ImageFont
 
 
 def font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which matplotlib brings along: names are not always ASCII. `size`: in pixels."""
+    """DejaVu Sans, which comes with matplotlib: names are not always ASCII. `size`: in pixels."""
     from matplotlib import get_data_path
 
     return ImageFont.truetype(str(Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), size)
 
 
 def one_line(text: Any) -> str:
-    """On one line: Pillow places no others by their middle."""
+    """The text on one line: Pillow cannot centre several lines."""
     return " ".join(str(text).split())

@@ -1,6 +1,6 @@
 """Pages of pictures: rows of images and class maps with titles and a legend; one overlay above its legend.
 
-What is given a `path` is written there as PNG, whole or not at all, so that a reader never finds half a file.
+With a `path`, the page is written there as PNG, completely or not at all, so that a reader never finds half a file.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ def panel(
     legend: Mapping[str, Color] | None = None,
     captions: Sequence[str] | None = None,
 ) -> None:
-    """Write a grid of pictures and class maps, with a title a column and a legend of the classes that occur.
+    """Write a grid of pictures and class maps, with a title per column and a legend of the classes that occur.
 
     Small pictures are enlarged by whole factors, large ones reduced; class maps are never blended.
 
     Args:
-        rows: each as long as `titles`; a cell with two dimensions is a class map, one with three a picture.
+        rows: each as long as `titles`; a two-dimensional cell is a class map, a three-dimensional one a picture.
         names: the classes' names; `palette`: their colours.
-        legend: further entries {text: colour}, e.g. `AGREEMENT`.
+        legend: more entries {text: colour}, e.g. `AGREEMENT`.
         captions: a line above each row.
     """
     if not rows or any(len(row) != len(titles) for row in rows):
-        raise ValueError(f"Each row needs {len(titles)} cells, one a title; got {[len(row) for row in rows]}.")
+        raise ValueError(f"Each row needs {len(titles)} cells, one per title; got {[len(row) for row in rows]}.")
     if len(palette) < len(names):
         raise ValueError(f"The palette has {len(palette)} colours for {len(names)} class names.")
     cells = [[as_array(cell) for cell in row] for row in rows]
@@ -64,9 +64,9 @@ def overlay_page(
     *,
     alpha: float = 0.5,
 ) -> None:
-    """Write the picture with the class map laid over it, and below it a legend of the classes that occur.
+    """Write the picture with the class map over it, and a legend of the classes that occur below it.
 
-    The picture keeps its pixels; a small one is enlarged by a whole factor, for the legend's sake.
+    The picture keeps its resolution; a small one is enlarged by a whole factor, so that the legend fits.
     """
     labels = as_class_map(labels)
     mixed = enlarged(overlay(image, labels, palette, alpha), side=512)
@@ -86,7 +86,7 @@ def _fit(cell: np.ndarray, palette: Palette, box: int) -> np.ndarray:
 
 
 def _legend_entries(maps: Sequence[np.ndarray], names: Sequence[str], palette: Palette) -> list[tuple[Color, str]]:
-    """(colour, name) of the classes that occur in any map, and of ignored pixels when there are some."""
+    """(colour, name) of the classes that occur in any map, and of ignored pixels if there are any."""
     present = sorted({value for labels in maps for value in classes_in(labels)})
     entries = [(tuple(palette[i]), str(names[i]) if i < len(names) else f"class {i}") for i in present]
     ignored = any((labels == IGNORE_INDEX).any() for labels in maps)
@@ -100,7 +100,8 @@ def _draw_page(
     path: Path,
     captions: Sequence[str] = (),
 ) -> None:
-    """Titles if there are some, the rows with their captions, then the legend in columns, on a page large enough."""
+    """Draw titles if there are any, the rows with their captions, then the legend in columns, on a large enough
+    page."""
     entries = [(color, one_line(text)) for color, text in entries]
     titles, captions = titles and [one_line(title) for title in titles], [one_line(text) for text in captions]
     gap = 10

@@ -1,7 +1,7 @@
-"""A finished run's figures, for a notebook: each is a matplotlib `Figure` that is returned, and nothing is written.
+"""A finished run's figures, for notebooks: each function returns a matplotlib `Figure`, and nothing is written.
 
-`run` is the run's output folder everywhere. No state of pyplot is touched; a notebook shows a figure that is the last
-value of a cell.
+`run` is always the run's output folder. pyplot's state is not used; a notebook shows a figure that is the last value
+of a cell.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 EVALUATION = "evaluation.json"
-"""What a run leaves of its last evaluation beside its scores: see `read_evaluation`."""
+"""The file of a run's last evaluation, in addition to its scores: see `read_evaluation`."""
 
 
 def curves_figure(run: str | os.PathLike) -> Figure:
-    """Losses, mean IoU, and agreement with the share of the commonest predicted class, over steps.
+    """Losses, mean IoU, and agreement with the share of the most common predicted class, over steps.
 
     Raises:
-        ValueError: the folder holds no metrics.jsonl with such numbers.
+        ValueError: the folder has no metrics.jsonl with such numbers.
     """
     records = read_records(run)
     groups = curve_groups(records)
     if not groups:
-        raise ValueError(f"{run} holds no metrics.jsonl with a loss or a score in it: give a run's output folder.")
+        raise ValueError(f"{run} has no metrics.jsonl with a loss or a score in it: pass a run's output folder.")
     return draw_curves(records, groups)
 
 
@@ -43,7 +43,7 @@ def confusion_figure(run: str | os.PathLike) -> Figure:
     """The confusion matrix of the last evaluation's best network.
 
     Raises:
-        ValueError: the folder holds no evaluation.
+        ValueError: the folder has no evaluation.
     """
     found = read_evaluation(run)
     title = f"{found['network'].replace('_', ' ')}, step {found['step']}"
@@ -51,10 +51,10 @@ def confusion_figure(run: str | os.PathLike) -> Figure:
 
 
 def classes_figure(run: str | os.PathLike) -> Figure:
-    """Each class's IoU and its share of the labeled pixels, by the last evaluation's best network.
+    """Each class's IoU and its share of the labeled pixels, for the last evaluation's best network.
 
     Raises:
-        ValueError: the folder holds no evaluation.
+        ValueError: the folder has no evaluation.
     """
     rows = class_rows(read_evaluation(run))
     iou, shares, names = ([row[key] for row in rows] for key in ("iou", "share", "name"))
@@ -65,14 +65,14 @@ def images_figure(run: str | os.PathLike) -> Figure:
     """The evaluation images with the lowest and the highest mean IoU: image, truth, prediction.
 
     Raises:
-        ValueError: the folder holds no evaluation, or one without pictures.
+        ValueError: the folder has no evaluation, or one without pictures.
     """
     from matplotlib.figure import Figure
 
     found = read_evaluation(run)
     rows = [row for kind in ("worst", "best") for row in found[kind]]
     if not rows:
-        raise ValueError(f"{run} holds no pictures of its last evaluation: it had no `num_pictures`.")
+        raise ValueError(f"{run} has no pictures of its last evaluation: `num_pictures` was 0.")
     figure = Figure(figsize=(9, 2.6 * len(rows)), dpi=110, layout="constrained")
     for line, row in zip(figure.subplots(len(rows), 3, squeeze=False), rows, strict=True):
         for axes, title, name in zip(line, ("image", "truth", "prediction"), row["files"], strict=True):
@@ -89,8 +89,8 @@ def image_caption(row: Mapping[str, Any]) -> str:
 
 
 def class_rows(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """By class: "name", "color" (r, g, b), "iou", "dice" (which is F1) and "accuracy" (None where they are not
-    defined), "share" of the labeled pixels and "predicted", its share of the predicted ones. Fractions."""
+    """By class: "name", "color" (r, g, b), "iou", "dice" (which equals F1) and "accuracy" (None if undefined), "share"
+    of the labeled pixels and "predicted", its share of the predicted ones. Fractions."""
     matrix = np.asarray(evaluation["confusion_matrix"], np.float64)
     correct, truth, guess = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
     total = max(matrix.sum(), 1.0)
@@ -113,28 +113,28 @@ def class_rows(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def read_evaluation(run: str | os.PathLike) -> dict[str, Any]:
-    """What evaluation.json holds: "network" (a row of the scores), "step", "images" (how many), "classes" (names),
+    """The content of evaluation.json: "network" (a row of the scores), "step", "images" (how many), "classes" (names),
     "palette" (r, g, b by class), "confusion_matrix" (C, C; rows are the truth), and "worst" and "best": lists of
-    {"id", "mean_iou" (a fraction or None), "files" (image, truth and prediction, below the run's folder)}.
+    {"id", "mean_iou" (a fraction or None), "files" (image, truth and prediction, relative to the run's folder)}.
 
     Raises:
-        ValueError: there is none, or it is no JSON.
+        ValueError: there is none, or it is not JSON.
     """
     found = read_json(Path(run) / EVALUATION)
     if found is None:
         raise ValueError(
-            f"{run} holds no {EVALUATION}: give the output folder of a run that has ended, with an evaluation set."
+            f"{run} has no {EVALUATION}: pass the output folder of a finished run with an evaluation set."
         )
     return found
 
 
 def read_records(run: str | os.PathLike) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl that are whole; none where there is no such file."""
+    """The complete lines of metrics.jsonl; none if there is no such file."""
     path, records = Path(run) / "metrics.jsonl", []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
         try:
             record = json.loads(line)
-        except ValueError:  # a process that was killed left it in part
+        except ValueError:  # a killed process left it incomplete
             continue
         if isinstance(record, dict) and "step" in record:
             records.append(record)
@@ -142,21 +142,21 @@ def read_records(run: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file's content; None: there is no such file.
+    """A JSON file's content; `None` if there is no such file.
 
     Raises:
-        ValueError: it is no JSON.
+        ValueError: it is not JSON.
     """
     if not path.is_file():
         return None
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is not whole or no JSON: {error}.") from error
+        raise ValueError(f"{path} is incomplete or not JSON: {error}.") from error
 
 
 def worst_and_best(scores: Sequence[float | None], count: int) -> tuple[list[int], list[int]]:
-    """The positions of the `count` lowest scores and of the `count` highest, each from the end of the list inwards; no
+    """The positions of the `count` lowest and of the `count` highest scores, each from the end of the list inwards. No
     image is in both."""
     known = [i for i, score in enumerate(scores) if score is not None and not math.isnan(score)]
     ranked = sorted(known, key=lambda i: scores[i])

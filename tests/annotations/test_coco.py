@@ -1,10 +1,10 @@
-"""COCO: crowds, parts, overlaps, several files, and exports that cannot be right."""
+"""COCO: crowds, parts, overlaps, several files, and invalid exports."""
 
 import json
 
 import numpy as np
 import pytest
-from support.convert import masks_of, picture, refused
+from support.convert import assert_error, masks_of, picture
 from support.exports import compressed, runs_of, write_json
 
 CATEGORIES = [{"id": 7, "name": "road"}, {"id": 2, "name": "car"}]
@@ -44,7 +44,7 @@ def test_a_crowd_is_ignored_and_lies_below_every_object(tmp_path):
             assert (mask[:6] == 2).all() and (mask[6:8, 3:9] == 255).all() and (mask == 255).sum() == 12
 
 
-def test_the_parts_of_an_object_are_joined_also_where_they_overlap(tmp_path):
+def test_the_parts_of_an_object_are_joined_even_if_they_overlap(tmp_path):
     parts = [square(0, 0, 10, 10), square(5, 5, 15, 15), square(20, 0, 22, 2)]
     _, masks = masks_of(write(tmp_path, {"category_id": 7, "segmentation": parts}))
     assert (masks["a"] == 1).sum() == 100 + 100 - 25 + 4
@@ -65,9 +65,9 @@ def test_several_files_are_read_by_the_names_of_their_categories(tmp_path):
     assert {name: int((mask == 1).sum()) for name, mask in masks.items()} == {"a": 25, "val/b": 36}
 
 
-def test_a_box_is_no_mask_unless_it_is_taken_for_one(tmp_path):
+def test_boxes_are_an_error_without_the_boxes_option(tmp_path):
     source = write(tmp_path, {"category_id": 7, "segmentation": [], "bbox": [2, 3, 10, 5]})
-    refused(source, "annotation 1 has no outline .*`--boxes`")
+    assert_error(source, "annotation 1 has no outline .*`--boxes`")
     assert (masks_of(source, boxes=True)[1]["a"] == 1).sum() == 50
 
 
@@ -78,46 +78,46 @@ def test_a_box_is_no_mask_unless_it_is_taken_for_one(tmp_path):
         ({"image_id": 9}, "no image has the id 9"),
         ({"segmentation": [[1, 2, 3, 4, 5]]}, "expected at least 2 points"),
         ({"segmentation": [[1, 2, None, 4, 5, 6]]}, "expected at least 2 points"),
-        ({"segmentation": {"size": [20, 31], "counts": "x"}}, "runs are of 20 x 31 pixels .* the image of 20 x 30"),
+        ({"segmentation": {"size": [20, 31], "counts": "x"}}, "runs are for 20 x 31 pixels .* the image has 20 x 30"),
         ({"segmentation": {"size": [20, 30], "counts": [3]}}, "runs cover 3 pixels, expected 20 x 30"),
-        ({"segmentation": {"size": [20, 30], "counts": "5P"}}, "annotation 1: its compressed runs break off"),
+        ({"segmentation": {"size": [20, 30], "counts": "5P"}}, "annotation 1: its compressed runs are truncated"),
         ({"segmentation": "text"}, "`segmentation` must be a list or a mapping"),
     ],
 )
-def test_what_cannot_be_is_an_error_that_names_the_annotation(tmp_path, change, said):
+def test_invalid_annotations_are_named_in_the_error(tmp_path, change, said):
     row = {"category_id": 7, "segmentation": [square(0, 0, 5, 5)]}
-    refused(write(tmp_path, row | change), said)
+    assert_error(write(tmp_path, row | change), said)
 
 
-def test_two_of_one_id_are_two_exports_that_were_joined(tmp_path):
+def test_duplicate_category_ids_are_an_error(tmp_path):
     source = write(tmp_path, categories=[*CATEGORIES, {"id": 2, "name": "tree"}])
-    refused(source, "'car' and 'tree' of its `categories` have one id, 2. Two exports were joined")
+    assert_error(source, "'car' and 'tree' in `categories` have the same id, 2. Two exports were merged")
 
 
-def test_a_category_is_one_in_either_spelling_of_unicode(tmp_path):
+def test_unicode_forms_of_a_category_name_are_equal(tmp_path):
     row = {"category_id": 7, "segmentation": [square(0, 0, 5, 5)]}
     source = write(tmp_path, row, categories=[{"id": 7, "name": "Ba\u0308ume "}])
     names, masks = masks_of(source, table={"classes": ("background", "Bäume")})
     assert names[1] == "Bäume" and (masks["a"] == 1).sum() == 25
 
 
-def test_a_file_that_is_cut_off_or_another_is_one_sentence(tmp_path):
+def test_a_truncated_or_foreign_file_is_an_error(tmp_path):
     source = write(tmp_path, {"category_id": 7, "segmentation": [square(0, 0, 5, 5)]})
     path = source / "instances.json"
     path.write_text(path.read_text()[:-20])
-    refused(source, "instances.json is no whole JSON file: .* Export it anew", format="coco")
+    assert_error(source, "instances.json is not a complete JSON file: .* Export it again", format="coco")
     path.write_text("[" * 100_000)
-    refused(source, "no whole JSON file", format="coco")
+    assert_error(source, "not a complete JSON file", format="coco")
     path.write_text(json.dumps({"images": []}))
-    refused(source, "holds no COCO file", format="coco")
+    assert_error(source, "contains no COCO file", format="coco")
 
 
-def test_an_image_is_found_by_where_it_lies_and_by_either_spelling_of_unicode(tmp_path):
+def test_images_are_found_by_folder_and_by_either_unicode_form(tmp_path):
     row = {"category_id": 7, "segmentation": [square(0, 0, 5, 5)]}
     source = write(tmp_path, row, file_name="Bäume.png")
     composed = source / "images" / "Bäume.png"
     composed.rename(composed.with_name("Ba\u0308ume.png"))
     assert [*masks_of(source)[1]] == ["Bäume"]
     picture(source / "other" / "Bäume.png")
-    refused(source, "two files may be it: .*`--images DIR`")
+    assert_error(source, "matches two files: .*`--images DIR`")
     assert [*masks_of(source, images=source / "other")[1]] == ["Bäume"]

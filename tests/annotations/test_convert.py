@@ -1,4 +1,4 @@
-"""Converting: what is written and when, what is done again, what is counted, and what is refused."""
+"""Converting: what is written, what is repeated, what is counted, and which errors are raised."""
 
 import json
 import os
@@ -45,7 +45,7 @@ def read(path):
 # ------------------------------------------------------------------------------------------------ going on
 
 
-def test_what_was_labeled_anew_is_done_again_and_nothing_else(tmp_path, source):
+def test_only_relabeled_images_are_converted_again(tmp_path, source):
     out = tmp_path / "out"
     convert(source, out)
     before = written(out / "masks")
@@ -60,18 +60,18 @@ def test_what_was_labeled_anew_is_done_again_and_nothing_else(tmp_path, source):
     (source / "empty.json").unlink()
     report = convert(source, out)
     assert any(
-        "1 images of an earlier call are no longer in this export, and are kept: empty" in n for n in report["notes"]
+        "1 images of an earlier call are no longer in this export and are kept: empty" in n for n in report["notes"]
     )
     assert convert(source, out, "--overwrite")["written"] == 3 and not (out / "masks" / "empty.png").exists()
 
 
-def test_a_call_that_was_cut_off_goes_on(tmp_path, source, capsys):
+def test_an_interrupted_call_resumes(tmp_path, source, capsys):
     out = tmp_path / "out"
     with full_disk(out / "masks" / "empty.png"):
         assert "No space left on device" in fails(capsys, source, out)
     assert sorted(path.name for path in out.rglob("*.png")) == ["a.png", "a.png"]  # image and mask, both whole
     with open(out / "converted.jsonl", "a") as file:
-        file.write('{"name": "emp')  # as a process that is killed leaves it
+        file.write('{"name": "emp')  # as left by a killed process
     report = convert(source, out)
     assert (report["written"], report["done before"]) == (2, 1) and len(load_folder(out)) == 3
     whole = {name: text for name, (text, _) in written(out).items()}
@@ -81,7 +81,7 @@ def test_a_call_that_was_cut_off_goes_on(tmp_path, source, capsys):
     assert differing <= {"report.json", "converted.jsonl"}
 
 
-def test_settings_may_change_as_long_as_nothing_is_done(tmp_path, source, capsys):
+def test_settings_may_change_until_an_image_is_done(tmp_path, source, capsys):
     out, whole = tmp_path / "out", (source / "a.png").read_bytes()
     (source / "a.png").write_bytes(b"no image")
     assert "of no kind that PIL knows" in fails(capsys, source, out)
@@ -91,7 +91,7 @@ def test_settings_may_change_as_long_as_nothing_is_done(tmp_path, source, capsys
     assert "now it is order" in fails(capsys, source, out, "--background", "rest")
 
 
-def test_images_are_linked_and_copied_where_a_disk_has_no_links(tmp_path, source, monkeypatch):
+def test_images_are_linked_or_copied_without_link_support(tmp_path, source, monkeypatch):
     convert(source, tmp_path / "out")
     assert os.path.samefile(source / "a.png", tmp_path / "out" / "images" / "a.png")
 
@@ -104,13 +104,13 @@ def test_images_are_linked_and_copied_where_a_disk_has_no_links(tmp_path, source
     assert not os.path.samefile(source / "a.png", copy) and copy.read_bytes() == (source / "a.png").read_bytes()
 
 
-def test_other_settings_in_an_occupied_folder_are_refused(tmp_path, source, capsys):
+def test_other_settings_in_an_occupied_folder_are_an_error(tmp_path, source, capsys):
     out = tmp_path / "out"
     convert(source, out)
     before = written(out)
     assert "was made with `--overlap` order, now it is area" in fails(capsys, source, out, "--overlap", "area")
     said = fails(capsys, source, out, "--classes", "car", "road", "Bäume", "_background_")
-    assert "holds masks of the classes _background_, road, car, Bäume; now they are car, road," in said
+    assert "contains masks of the classes _background_, road, car, Bäume; now they are car, road," in said
     classes = ("--classes", "_background_", "road", "car", "Bäume")
     assert "was made with `--background` _background_, now it is ignored" in fails(
         capsys, source, out, *classes, "--background", "ignored"
@@ -125,13 +125,13 @@ def test_other_settings_in_an_occupied_folder_are_refused(tmp_path, source, caps
     other = tmp_path / "other"
     (other / "masks").mkdir(parents=True)
     assert "masks was not written by this command. Choose another OUT" in fails(capsys, source, other)
-    assert "lies in" in fails(capsys, source, source / "out") and not (source / "out").exists()
+    assert "is inside" in fails(capsys, source, source / "out") and not (source / "out").exists()
 
 
 # ------------------------------------------------------------------------------------------------ classes
 
 
-def test_labels_become_other_classes_or_are_ignored(tmp_path, source):
+def test_labels_are_mapped_to_classes_or_ignored(tmp_path, source):
     map_ = tmp_path / "map.json"
     write_json(map_, {"car": "vehicle", "road": None, "*": "_background_"})
     names, masks = masks_of(source, table={"mapping": {"car": "vehicle", "road": "ignored", "*": "_background_"}})
@@ -143,7 +143,7 @@ def test_labels_become_other_classes_or_are_ignored(tmp_path, source):
     assert report["shapes"] == {"road": 2, "car": 2, "Bäume": 1}  # as the tool calls them
 
 
-def test_pixels_without_a_label_are_the_background_another_class_or_ignored(tmp_path, source):
+def test_unlabeled_pixels_become_background_a_class_or_ignored(tmp_path, source):
     (source / "labels.txt").unlink()
     for words, first in ((("--background", "road"), "road"), (("--background", "rest"), "rest"), ((), "background")):
         convert(source, tmp_path / first, *words)
@@ -154,7 +154,7 @@ def test_pixels_without_a_label_are_the_background_another_class_or_ignored(tmp_
     assert set(np.unique(read(tmp_path / "out" / "masks" / "ümlaut b.png"))) == {0, 1, 255}
 
 
-def test_a_class_that_no_shape_has_keeps_its_id(tmp_path, source):
+def test_a_class_without_shapes_keeps_its_id(tmp_path, source):
     (tmp_path / "names.json").write_text(
         '["_background_", "sky", "car", "road", "B\u0061\u0308ume"]', encoding="utf-8"
     )
@@ -165,7 +165,7 @@ def test_a_class_that_no_shape_has_keeps_its_id(tmp_path, source):
 # ------------------------------------------------------------------------------------------------ counts and errors
 
 
-def test_shapes_on_each_other_cut_ones_and_lost_ones_are_counted(tmp_path, source, capsys):
+def test_overlapping_cut_and_lost_shapes_are_counted(tmp_path, source, capsys):
     def change(content):
         content["shapes"].append(
             {"label": "car", "points": [[5.1, 5.1], [5.2, 5.1], [5.2, 5.2]], "shape_type": "polygon"}
@@ -177,16 +177,16 @@ def test_shapes_on_each_other_cut_ones_and_lost_ones_are_counted(tmp_path, sourc
     assert np.array_equal(*masks) and report["contested"] == 227  # the car stands on the road
     assert (report["cut"], report["lost"], report["empty"]) == (1, 1, ["empty"])
     said = capsys.readouterr().out
-    assert "227 pixels have two labels (`--overlap` says which counts), in a" in said
-    assert "1 shapes reach beyond their image and are cut at its edge, in a" in said
-    assert "1 shapes cover no pixel, in a" in said and "1 images have no label at all: empty" in said
+    assert "227 pixels have two labels (choose with `--overlap`), in a" in said
+    assert "1 shapes extend beyond their image and are cut at its edge, in a" in said
+    assert "1 shapes cover no pixel, in a" in said and "1 images have no label: empty" in said
     assert json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))["shapes"]["car"] == 3
-    assert convert(source, tmp_path / "out")["contested"] == 227  # also of what was done before
+    assert convert(source, tmp_path / "out")["contested"] == 227  # including images done before
 
 
 @pytest.mark.parametrize("orientation", [3, 6, 8])
 @pytest.mark.parametrize("drawn_on", ["shown", "stored"])
-def test_an_image_that_is_turned_when_shown_has_the_mask_that_was_drawn(tmp_path, orientation, drawn_on):
+def test_an_exif_rotated_image_has_the_mask_that_was_drawn(tmp_path, orientation, drawn_on):
     exif = Image.Exif()
     exif[0x0112] = orientation
     height, width = 20, 30
@@ -205,19 +205,19 @@ def test_an_image_that_is_turned_when_shown_has_the_mask_that_was_drawn(tmp_path
     row = undecoded(load_folder(tmp_path / "out"), with_label=True, what="d")[0]
     image, label = read_sample(row, with_label=True)
     expected = image[0].numpy() > 100
-    if orientation == 3 and drawn_on == "stored":  # both sizes are the same: taken as drawn in a viewer
+    if orientation == 3 and drawn_on == "stored":  # both sizes are equal: taken as drawn in a viewer
         expected = expected[::-1, ::-1]
     assert np.array_equal(label.numpy() == 1, expected)
 
 
-def test_two_images_of_one_name_are_refused(tmp_path, capsys):
+def test_two_images_with_one_name_are_an_error(tmp_path, capsys):
     coco(tmp_path / "source")
     path = tmp_path / "source" / "annotations" / "instances_default.json"
     content = json.loads(path.read_text(encoding="utf-8"))
     content["images"].append({"id": 9, "file_name": "a.jpg", "height": 48, "width": 64})
     picture(tmp_path / "source" / "images" / "a.jpg", 48, 64)
     write_json(path, content)
-    assert "Two entries have one mask, a.png" in fails(capsys, tmp_path / "source", tmp_path / "out")
+    assert "Two entries have the same mask, a.png" in fails(capsys, tmp_path / "source", tmp_path / "out")
 
 
 def test_images_that_are_links_to_a_store_keep_their_names(tmp_path, source):
@@ -229,7 +229,7 @@ def test_images_that_are_links_to_a_store_keep_their_names(tmp_path, source):
     assert os.path.samefile(image, tmp_path / "8.bin") and not image.is_symlink()
 
 
-def test_a_name_that_leads_out_of_the_folder_is_made_one_inside(tmp_path):
+def test_a_name_outside_the_folder_is_moved_inside(tmp_path):
     coco(tmp_path / "deep" / "source")
     path = tmp_path / "deep" / "source" / "annotations" / "instances_default.json"
     content = json.loads(path.read_text(encoding="utf-8"))

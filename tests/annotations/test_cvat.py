@@ -1,9 +1,9 @@
-"""CVAT: each shape of its XML, their order, and its masks with their table."""
+"""CVAT: the shapes of its XML, their order, and its masks with a color table."""
 
 import numpy as np
 import pytest
 from PIL import Image
-from support.convert import masks_of, picture, refused
+from support.convert import assert_error, masks_of, picture
 from support.exports import runs_of
 
 HEIGHT, WIDTH = 40, 60
@@ -43,7 +43,7 @@ def test_every_shape_is_drawn_as_it_looks(tmp_path):
     assert np.array_equal(mask[4:10, 3:12], pixels) and mask.sum() == pixels.sum()
 
 
-def test_a_higher_z_lies_above_then_the_later_one_or_the_smaller_one_by_request(tmp_path):
+def test_z_order_comes_first_then_file_order_or_area(tmp_path):
     box = '<box label="{}" xtl="0" ytl="0" xbr="{}" ybr="10" z_order="{}"/>'
     source = write(
         tmp_path, box.format("car", 20, 1) + box.format("road", 30, 0) + box.format("road", 10, 1), meta="project"
@@ -55,7 +55,7 @@ def test_a_higher_z_lies_above_then_the_later_one_or_the_smaller_one_by_request(
     assert masks_of(source, table={"background": "ignored"})[1]["a"][5, 35] == 255
 
 
-def test_attributes_and_tags_are_no_shapes(tmp_path):
+def test_attributes_and_tags_are_not_shapes(tmp_path):
     shapes = (
         '<tag label="rain"/><box label="road" xtl="0" ytl="0" xbr="5" ybr="5"><attribute name="x">1</attribute></box>'
     )
@@ -65,24 +65,24 @@ def test_attributes_and_tags_are_no_shapes(tmp_path):
 @pytest.mark.parametrize(
     ("shapes", "said"),
     [
-        ('<skeleton label="road"/>', "image a.png, skeleton 'road': this kind of shape is not read"),
+        ('<skeleton label="road"/>', "image a.png, skeleton 'road': this kind of shape is not supported"),
         ('<polygon label="road" points="1,2;3,x;5,6"/>', "expected at least 3 points"),
         ('<polygon label="road" points="1,2;3,4"/>', "expected at least 3 points"),
         ('<box label="road" xtl="1"/>', "expected numbers, found"),
         ('<mask label="road" rle="1, 2" left="0" top="0" width="2" height="2"/>', "cover 3 pixels, expected 2 x 2"),
         ('<box xtl="1" ytl="1" xbr="2" ybr="2"/>', "shapes have no label"),
         ("</image><track/><image>", "CVAT for video"),
-        ("<oops", "no whole XML file"),
+        ("<oops", "not a complete XML file"),
     ],
 )
-def test_what_cannot_be_is_an_error_that_names_it(tmp_path, shapes, said):
-    refused(write(tmp_path, shapes), said)
+def test_invalid_shapes_are_named_in_the_error(tmp_path, shapes, said):
+    assert_error(write(tmp_path, shapes), said)
 
 
-def test_xml_of_something_else_is_refused(tmp_path):
+def test_foreign_xml_is_an_error(tmp_path):
     (tmp_path / "a.xml").write_text("<annotation/>")
-    refused(tmp_path / "a.xml", "expected <annotations>, found <annotation>")
-    refused(tmp_path, "holds no folder|expected <annotations>")
+    assert_error(tmp_path / "a.xml", "expected <annotations>, found <annotation>")
+    assert_error(tmp_path, "contains no XML file|expected <annotations>")
 
 
 # ------------------------------------------------------------------------------------------------ masks
@@ -100,19 +100,19 @@ def write_masks(tmp_path, table="background:0,0,0::\nroad:128,64,128::\n", image
     return source
 
 
-def test_masks_are_read_by_their_table_with_images_here_or_elsewhere(tmp_path):
+def test_masks_are_read_by_their_table_with_images_anywhere(tmp_path):
     names, masks = masks_of(write_masks(tmp_path))
     assert names == ("background", "road") and (masks["a"] == 1).sum() == 10 * WIDTH
     source = write_masks(tmp_path / "b", images=None)
-    refused(source, "1 of 1 labeled images are not there: a. .*`--images DIR`")
+    assert_error(source, "1 of 1 labeled images are missing: a. .*`--images DIR`")
     picture(tmp_path / "photos" / "a.jpg", HEIGHT, WIDTH)
     assert masks_of(source, images=tmp_path / "photos")[1].keys() == {"a"}
 
 
-def test_a_table_that_does_not_fit_is_an_error(tmp_path):
-    refused(
-        write_masks(tmp_path, "background:0,0,0::\nother:0,0,0::\n"), r"the colour \(0, 0, 0\) means 'background' and"
+def test_an_invalid_color_table_is_an_error(tmp_path):
+    assert_error(
+        write_masks(tmp_path, "background:0,0,0::\nother:0,0,0::\n"), r"the color \(0, 0, 0\) means 'background' and"
     )
-    refused(write_masks(tmp_path, "background:0,0,0::\n"), r"\(128, 64, 128\) \(600 pixels\)")
-    refused(write_masks(tmp_path, "nonsense"), "labelmap.txt is no table of colours")
-    refused(write_masks(tmp_path, ""), "labelmap.txt is no table of colours .it is empty")
+    assert_error(write_masks(tmp_path, "background:0,0,0::\n"), r"\(128, 64, 128\) \(600 pixels\)")
+    assert_error(write_masks(tmp_path, "nonsense"), "labelmap.txt is not a color table")
+    assert_error(write_masks(tmp_path, ""), "labelmap.txt is not a color table .it is empty")

@@ -1,4 +1,4 @@
-"""Masks as what tools import, and around: converting a draft gives the masks again."""
+"""Drafts for annotation tools, and the round trip: converting a draft gives the masks again."""
 
 import json
 from xml.etree import ElementTree
@@ -15,7 +15,7 @@ NAMES = ["background", "road", "Bäume & <mehr>"]
 
 
 def masks():
-    """A hole in a region, a hole in the hole, touching corners, the image's edges, one class alone."""
+    """A hole in a region, a region in the hole, touching corners, the image's edges, a single class."""
     rings = np.zeros((40, 50), np.uint8)
     rings[2:38, 3:47], rings[8:30, 10:40], rings[12:20, 15:30], rings[15, 20] = 1, 0, 2, 1
     y, x = np.mgrid[:60, :70]
@@ -40,7 +40,7 @@ def drafts_of(tmp_path):
 
 
 @pytest.mark.parametrize("format", ["coco", "labelme", "cvat"])
-def test_a_draft_is_converted_to_the_very_masks_or_within_the_tolerance(tmp_path, format):
+def test_a_draft_converts_back_to_the_masks_within_the_tolerance(tmp_path, format):
     drafts, out = drafts_of(tmp_path), tmp_path / "predictions"
     for tolerance in (0, 1):
         [path] = write_drafts(out, drafts, NAMES, format=format, tolerance=tolerance)
@@ -57,13 +57,13 @@ def test_a_draft_is_converted_to_the_very_masks_or_within_the_tolerance(tmp_path
 
 
 def near_a_boundary(ids):
-    """Pixels with another class, or the image's edge, beside them or at a corner."""
+    """Pixels next to another class or to the image's edge, including at a corner."""
     padded = np.pad(ids.astype(int), 1, constant_values=-1)
     windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3))
     return (windows != ids[..., None, None]).any((-1, -2))
 
 
-def test_coco_has_what_its_readers_expect(tmp_path):
+def test_coco_drafts_have_what_readers_expect(tmp_path):
     [path] = write_drafts(tmp_path, drafts_of(tmp_path), NAMES, format="coco", tolerance=0)
     content = json.loads(path.read_text(encoding="utf-8"))
     assert [row["name"] for row in content["categories"]] == NAMES[1:]
@@ -80,7 +80,7 @@ def test_coco_has_what_its_readers_expect(tmp_path):
             theirs = np.zeros(ids.shape, bool)
             for row in rows:
                 theirs |= library.decode(library.merge(library.frPyObjects(row["segmentation"], *ids.shape))) > 0
-            assert (theirs != (ids == class_id)).mean() < 0.02  # its own rule for pixels on an edge
+            assert (theirs != (ids == class_id)).mean() < 0.02  # it has another rule for pixels on an edge
 
 
 def test_labelme_finds_the_image_from_each_file(tmp_path):
@@ -93,7 +93,7 @@ def test_labelme_finds_the_image_from_each_file(tmp_path):
     assert {row["shape_type"] for row in content["shapes"]} == {"polygon"}
 
 
-def test_cvat_has_labels_with_colours_and_sizes(tmp_path):
+def test_cvat_has_labels_with_colors_and_sizes(tmp_path):
     [path] = write_drafts(tmp_path, drafts_of(tmp_path), NAMES, format="cvat")
     root = ElementTree.parse(path).getroot()
     assert root.findtext("version") == "1.1"
@@ -103,13 +103,13 @@ def test_cvat_has_labels_with_colours_and_sizes(tmp_path):
     assert root.find("image").get("width") == "50" and root.find("image/polygon").get("source") == "auto"
 
 
-def test_small_regions_are_left_out_and_the_class_that_is_not_drawn_can_be_another(tmp_path):
+def test_small_regions_are_filled_and_any_class_can_be_background(tmp_path):
     drafts = drafts_of(tmp_path)
     [path] = write_drafts(tmp_path, drafts, NAMES, format="coco", min_area=5)
     areas = [
         row["area"] for row in json.loads(path.read_text(encoding="utf-8"))["annotations"] if row["image_id"] == 1
     ]
-    assert sorted(areas) == [120, 36 * 44 - 22 * 30]  # the pixel in the hole belongs to what is around it
+    assert sorted(areas) == [120, 36 * 44 - 22 * 30]  # the pixel in the hole takes the class around it
     [path] = write_drafts(tmp_path, drafts, NAMES, format="coco", background="road")
     categories = json.loads(path.read_text(encoding="utf-8"))["categories"]
     assert [row["name"] for row in categories] == ["background", NAMES[2]]
@@ -118,7 +118,7 @@ def test_small_regions_are_left_out_and_the_class_that_is_not_drawn_can_be_anoth
     assert names == tuple(NAMES) and all(np.array_equal(back[name], ids) for name, ids in masks().items())
 
 
-def test_png_says_what_the_masks_hold_and_they_are_read_by_it(tmp_path):
+def test_png_drafts_have_class_names_that_are_read_back(tmp_path):
     [path] = write_drafts(tmp_path / "predictions", drafts_of(tmp_path), NAMES, format="png")
     assert json.loads(path.read_text(encoding="utf-8")) == NAMES
     words = {"format": "ids", "classes": tuple(NAMES), "images": tmp_path / "photos"}
@@ -126,6 +126,6 @@ def test_png_says_what_the_masks_hold_and_they_are_read_by_it(tmp_path):
     assert names == tuple(NAMES) and all(np.array_equal(back[name], ids) for name, ids in masks().items())
 
 
-def test_a_negative_tolerance_is_refused(tmp_path):
+def test_a_negative_tolerance_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="must not be negative"):
         write_drafts(tmp_path, [], NAMES, format="coco", tolerance=-1)

@@ -1,4 +1,4 @@
-"""A made-up project in the layout of each tool becomes the masks that an independent library draws of it."""
+"""A made-up project in each tool's format becomes the masks that an independent library draws."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from cps_hf.data.folder import load_folder
 
 
 @pytest.mark.parametrize("name", EXPORTS)
-def test_an_export_becomes_the_masks_that_were_drawn_and_a_second_call_goes_on(tmp_path, capsys, name):
+def test_an_export_becomes_the_drawn_masks_and_resumes(tmp_path, capsys, name):
     export, source, out = EXPORTS[name], tmp_path / "source", tmp_path / "out"
     source.mkdir()
     export.write(source)
@@ -22,7 +22,7 @@ def test_an_export_becomes_the_masks_that_were_drawn_and_a_second_call_goes_on(t
     assert report["format"] == (export.format or name)
     names = json.loads((out / "classes.json").read_text(encoding="utf-8"))
     assert names[0].strip("_") == "background" and sorted(names[1:]) == sorted(LABELS)
-    assert names[1:] == [*LABELS] or name.startswith("label_studio")  # whose export has no list of labels
+    assert names[1:] == [*LABELS] or name.startswith("label_studio")  # its export has no list of labels
     below = {drawn.name: export.below for drawn in PROJECT}
     if name == "roboflow_masks":
         below = {"a": "train/", "ümlaut b": "train/", "empty": "valid/"}

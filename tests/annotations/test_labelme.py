@@ -1,11 +1,11 @@
-"""LabelMe: each of its shapes, its words for labels, and images that nobody has labeled."""
+"""LabelMe: its shapes, its special labels, and images that are not labeled yet."""
 
 import base64
 import json
 
 import numpy as np
 import pytest
-from support.convert import masks_of, picture, refused
+from support.convert import assert_error, masks_of, picture
 from support.exports import inside, png, write_json
 
 from cps_hf.annotations.project import ReadOptions
@@ -55,13 +55,13 @@ def test_every_shape_is_drawn_as_it_looks(tmp_path):
     assert np.array_equal(mask[3:10, 4:13], pixels) and mask.sum() == pixels.sum()
 
 
-def test_a_line_is_as_thick_as_the_user_says(tmp_path):
+def test_lines_have_the_given_width(tmp_path):
     source = write(tmp_path, {"shape_type": "line", "points": [[20, 20], [50, 20]]})
     mask = masks_of(source, line_width=2)[1]["a"]
     assert mask[19:21, 19:51].all() and mask.sum() == 32 * 2  # its ends are round
 
 
-def test_later_shapes_lie_above_and_its_words_mean_what_they_say(tmp_path):
+def test_later_shapes_are_on_top_and_special_labels_apply(tmp_path):
     whole = {"shape_type": "rectangle", "points": [[0, 0], [80, 60]]}
     source = write(
         tmp_path,
@@ -77,13 +77,13 @@ def test_later_shapes_lie_above_and_its_words_mean_what_they_say(tmp_path):
     assert masks_of(source)[0] == ("_background_", "sky", "road", "bicycle")
 
 
-def test_an_image_without_a_file_is_not_labeled_yet_and_one_without_shapes_is(tmp_path):
+def test_images_without_a_file_are_unlabeled_without_shapes_labeled(tmp_path):
     source = write(tmp_path)
     picture(source / "sub" / "b.jpg")
     project = read_project(source, ReadOptions())
     assert [image.name for image in project.images] == ["a"] and "1 images have no JSON file" in project.notes[0]
     assert not masks_of(source)[1]["a"].any()
-    refused(source, "no labeled image", skip_empty=True)
+    assert_error(source, "no labeled image", skip_empty=True)
 
 
 def test_the_image_is_found_after_folders_were_moved(tmp_path):
@@ -92,20 +92,20 @@ def test_the_image_is_found_after_folders_were_moved(tmp_path):
     source = write(tmp_path, {"shape_type": "point", "points": [[3, 3]]}, imagePath="renamed.jpg")
     assert [*masks_of(source)[1]] == ["a"]
     (source / "a.jpg").unlink()
-    refused(source, "1 of 1 labeled images are not there: renamed.jpg.*`--skip_bad_images`")
+    assert_error(source, "1 of 1 labeled images are missing: renamed.jpg.*`--skip_bad_images`")
 
 
 @pytest.mark.parametrize(
     ("shape", "said"),
     [
-        ({"shape_type": "cuboid", "points": [[1, 2]]}, "a.json, shape 1: the shape type 'cuboid' is not known"),
+        ({"shape_type": "cuboid", "points": [[1, 2]]}, "a.json, shape 1: the shape type 'cuboid' is not supported"),
         ({"shape_type": "circle", "points": [[1, 2]]}, "a circle has 2 points, found 1"),
         ({"shape_type": "polygon", "points": []}, "expected at least 1 points"),
         ({"points": [[1, "x"]]}, "expected at least 1 points"),
         ({"points": [[1, float("nan")]]}, "expected at least 1 points"),
         ({"label": "", "points": [[1, 2]]}, "1 shapes have no label"),
         ({"label": None, "points": [[1, 2]]}, "`label` must be a text"),
-        ({"shape_type": "mask", "points": [[1, 2], [3, 4]], "mask": "§"}, "no PNG in base64"),
+        ({"shape_type": "mask", "points": [[1, 2], [3, 4]], "mask": "§"}, "not a PNG in base64"),
         (
             {
                 "shape_type": "mask",
@@ -116,14 +116,14 @@ def test_the_image_is_found_after_folders_were_moved(tmp_path):
         ),
     ],
 )
-def test_a_shape_that_cannot_be_is_an_error_that_names_it(tmp_path, shape, said):
-    refused(write(tmp_path, shape), said)
+def test_invalid_shapes_are_named_in_the_error(tmp_path, shape, said):
+    assert_error(write(tmp_path, shape), said)
 
 
-def test_a_file_of_another_program_is_passed_over_and_said(tmp_path):
+def test_a_file_of_another_program_is_skipped_and_noted(tmp_path):
     source = write(tmp_path, {"points": [[0, 0], [9, 0], [9, 9]]})
     (source / "z.json").write_text(json.dumps({"version": 1}))
     project = read_project(source, ReadOptions(), format="labelme")
-    assert len(project.images) == 1 and "z.json is no file of LabelMe" in project.notes[0]
-    refused(source / "z.json", "z.json is no file of LabelMe", format="labelme")
-    refused(source / "z.json", "z.json is no export that is known")
+    assert len(project.images) == 1 and "z.json is not a LabelMe file" in project.notes[0]
+    assert_error(source / "z.json", "z.json is not a LabelMe file", format="labelme")
+    assert_error(source / "z.json", "format of .*z.json is not recognized")

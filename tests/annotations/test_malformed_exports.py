@@ -1,4 +1,4 @@
-"""Exports in which something is other than it should be: one sentence, whatever it is."""
+"""Malformed exports: every error is one sentence."""
 
 import copy
 import json
@@ -23,7 +23,7 @@ EXPORTS = {
 
 
 def places(content, way=()):
-    """Every way to a value inside."""
+    """The paths to all nested values."""
     inner = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
     for key, value in inner:
         yield (*way, key)
@@ -44,7 +44,7 @@ def changed(content, rng):
 
 
 @pytest.mark.parametrize("name", EXPORTS)
-def test_a_value_of_another_kind_is_read_or_refused_and_never_a_traceback(tmp_path, name):
+def test_values_of_other_types_are_read_or_a_clear_error(tmp_path, name):
     write, file = EXPORTS[name]
     write(tmp_path)
     path, format = tmp_path / file, name.split(",")[0]
@@ -63,13 +63,13 @@ def test_a_value_of_another_kind_is_read_or_refused_and_never_a_traceback(tmp_pa
     assert len(refusals) > 3
 
 
-def test_an_attribute_of_another_kind_is_read_or_refused(tmp_path):
+def test_attributes_of_other_types_are_read_or_an_error(tmp_path):
     cvat(tmp_path)
     path = tmp_path / "annotations.xml"
     whole, rng = path.read_text(encoding="utf-8"), random.Random(0)
     for _ in range(40):
         parts = whole.split('"')
-        at = rng.randrange(5, len(parts) - 1, 2)  # behind the XML's own head
+        at = rng.randrange(5, len(parts) - 1, 2)  # after the XML declaration
         parts[at] = rng.choice(["", "x", "-1", "nan", "1e308", "1,2;3", ",;,"])
         path.write_text('"'.join(parts), encoding="utf-8")
         try:
@@ -78,7 +78,7 @@ def test_an_attribute_of_another_kind_is_read_or_refused(tmp_path):
             assert str(tmp_path) in str(error) and "\n" not in str(error)
 
 
-def test_the_file_is_whole_or_named_wherever_it_is_cut_off(tmp_path):
+def test_a_truncated_file_is_named_in_the_error(tmp_path):
     for name, (write, file) in EXPORTS.items():
         source = tmp_path / name
         source.mkdir()
@@ -86,6 +86,8 @@ def test_the_file_is_whole_or_named_wherever_it_is_cut_off(tmp_path):
         text = (source / file).read_text(encoding="utf-8")
         for share in (0, 0.3, 0.9, 0.999):
             (source / file).write_text(text[: int(share * len(text))], encoding="utf-8")
-            with pytest.raises(ValueError, match=f"{file.rpartition('/')[2]} is no whole JSON file: .*Export it anew"):
+            with pytest.raises(
+                ValueError, match=f"{file.rpartition('/')[2]} is not a complete JSON file: .*Export it again"
+            ):
                 masks_of(source, format=name.split(",")[0])
         write_json(source / file, json.loads(text))

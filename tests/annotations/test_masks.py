@@ -1,11 +1,11 @@
-"""Masks as files: by colour, by number, in black and white, one for each object, and Roboflow's."""
+"""Mask files: by color, by number, in black and white, one per object, and Roboflow's."""
 
 import json
 
 import numpy as np
 import pytest
 from PIL import Image
-from support.convert import masks_of, picture, refused
+from support.convert import assert_error, masks_of, picture
 from support.exports import objects
 
 from cps_hf.annotations.label_maps import read_color_table
@@ -35,19 +35,19 @@ def write(tmp_path, values, name="a", masks="masks", image="images/{}.png"):
         ("t.txt", "road:128,64,128\nsky:70,130,180"),
     ],
 )
-def test_a_table_of_colours_is_read_in_every_usual_form(tmp_path, name, text):
+def test_color_tables_are_read_in_every_common_format(tmp_path, name, text):
     (tmp_path / name).write_text(text, encoding="utf-8")
     assert read_color_table(tmp_path / name) == {(128, 64, 128): "road", (70, 130, 180): "sky"}
 
 
 @pytest.mark.parametrize("text", ["[1]", '{"road": [1, 2]}', '{"road": [1, 2, 300]}', '{"#80408": "road"}', "{", "{}"])
-def test_a_table_that_is_none_is_one_sentence(tmp_path, text):
+def test_an_invalid_color_table_is_an_error(tmp_path, text):
     (tmp_path / "t.json").write_text(text)
-    with pytest.raises(ValueError, match="t.json is no table of colours .*expected JSON like"):
+    with pytest.raises(ValueError, match="t.json is not a color table .*expected JSON like"):
         read_color_table(tmp_path / "t.json")
 
 
-def test_colours_lead_to_labels_and_null_is_ignored(tmp_path):
+def test_colors_map_to_labels_and_null_is_ignored(tmp_path):
     colors = np.array([(0, 0, 0), (128, 64, 128), (9, 9, 9)], np.uint8)
     source = write(tmp_path, colors[IDS])
     table = tmp_path / "table.json"
@@ -55,11 +55,11 @@ def test_colours_lead_to_labels_and_null_is_ignored(tmp_path):
     names, masks = masks_of(source, format="colors", colors=table)
     assert names == ("other", "road") and np.array_equal(masks["a"], np.array([0, 1, 255])[IDS])
     table.write_text('{"#000000": "other", "#804080": "road"}')
-    refused(source, r"\(9, 9, 9\) \(\d+ pixels\); expected the 2 colours", format="colors", colors=table)
-    refused(source, "RGB masks need a table of colours, `--colors FILE`", format="colors")
+    assert_error(source, r"\(9, 9, 9\) \(\d+ pixels\); expected the 2 colours", format="colors", colors=table)
+    assert_error(source, "RGB masks need a color table, `--colors FILE`", format="colors")
 
 
-def test_ids_begin_at_the_first_one_and_what_is_below_has_no_label(tmp_path):
+def test_ids_start_at_first_id_and_lower_values_have_no_label(tmp_path):
     source = write(tmp_path, IDS)
     zero = {"format": "ids", "classes": ("x", "y", "z")}
     assert np.array_equal(masks_of(source, **zero)[1]["a"], IDS) and masks_of(source, **zero)[0] == ("x", "y", "z")
@@ -70,8 +70,8 @@ def test_ids_begin_at_the_first_one_and_what_is_below_has_no_label(tmp_path):
     assert names == ("y", "z") and np.array_equal(masks["a"], np.array([255, 0, 1])[IDS])
     source = write(tmp_path, np.where(IDS == 2, 255, IDS))
     assert np.array_equal(masks_of(source, **zero)[1]["a"], np.array([0, 1, 255])[IDS])
-    refused(source, "need the names of their classes", format="ids")
-    refused(write(tmp_path, IDS * 7), r"holds 7 \(", **zero)
+    assert_error(source, "need the names of their classes", format="ids")
+    assert_error(write(tmp_path, IDS * 7), r"holds 7 \(", **zero)
 
 
 def test_black_and_white_is_two_classes(tmp_path):
@@ -79,11 +79,11 @@ def test_black_and_white_is_two_classes(tmp_path):
         names, masks = masks_of(write(tmp_path, (IDS == 1) * white), format="binary", classes=("ground", "crack"))
         assert names == ("ground", "crack") and np.array_equal(masks["a"], IDS == 1)
     assert masks_of(write(tmp_path, (IDS == 1) * 255), format="binary")[0] == ("background", "foreground")
-    refused(write(tmp_path, (IDS == 1) * 128), r"holds 128 \(", format="binary")
-    refused(write(tmp_path, IDS), "`--classes` names 3", format="binary", classes=("a", "b", "c"))
+    assert_error(write(tmp_path, (IDS == 1) * 128), r"holds 128 \(", format="binary")
+    assert_error(write(tmp_path, IDS), "`--classes` names 3", format="binary", classes=("a", "b", "c"))
 
 
-def test_masks_are_matched_with_images_in_every_usual_place(tmp_path):
+def test_masks_are_matched_with_images_in_every_common_layout(tmp_path):
     words = {"format": "binary"}
     white = np.full((20, 30), 255)
     inner = write(tmp_path / "1", white, masks="train/masks", image="train/images/{}.jpg")
@@ -98,16 +98,18 @@ def test_masks_are_matched_with_images_in_every_usual_place(tmp_path):
     project = read_project(write(tmp_path / "5", white, name="b"), ReadOptions(), format="binary")
     picture(tmp_path / "5" / "set" / "images" / "c.png")
     project = read_project(tmp_path / "5" / "set", ReadOptions(), format="binary")
-    assert "1 images have no mask and are left out: c" in project.notes
-    refused(tmp_path / "5" / "set", "holds no masks: looked for a folder 'labels'", format="binary", masks="labels")
+    assert "1 images have no mask and are skipped: c" in project.notes
+    assert_error(
+        tmp_path / "5" / "set", "contains no masks: looked for a folder 'labels'", format="binary", masks="labels"
+    )
 
 
-def test_a_lossy_mask_is_refused_and_one_of_the_stored_size_turns_with_its_image(tmp_path):
+def test_lossy_masks_are_an_error_and_stored_size_ones_rotate(tmp_path):
     source = write(tmp_path, np.zeros((20, 30)))
     Image.fromarray(np.zeros((20, 30), np.uint8)).save(source / "masks" / "a.png", format="JPEG")
-    refused(source, "is stored as JPEG, which changes values", format="binary")
+    assert_error(source, "is stored as JPEG, which changes values", format="binary")
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned clockwise
+    exif[0x0112] = 6  # rotated clockwise by viewers
     picture(source / "images" / "a.png", exif=exif)
     Image.fromarray(((IDS == 1) * 255).astype(np.uint8)).save(source / "masks" / "a.png")
     assert np.array_equal(masks_of(source, format="binary")[1]["a"], np.rot90(IDS == 1, -1))
@@ -117,7 +119,7 @@ def test_a_lossy_mask_is_refused_and_one_of_the_stored_size_turns_with_its_image
     "layout",
     ["{image}/{label}.png", "{image}/{label}_{number}.png", "{label}/{image}.png", "{image}_{label}_{number}.png"],
 )
-def test_a_file_an_object_says_its_image_and_class_by_its_place(tmp_path, layout):
+def test_object_files_get_image_and_class_from_their_path(tmp_path, layout):
     objects(tmp_path, layout)
     names, masks = masks_of(tmp_path, format="objects")
     assert names == ("background", "Bäume", "car", "road") and {*masks} == {"a", "ümlaut b"}
@@ -130,12 +132,12 @@ def test_with_one_class_every_file_is_an_object_of_it(tmp_path):
     names, masks = masks_of(tmp_path, **options, table={"classes": ("background", "nucleus")})
     assert names == ("background", "nucleus") and 0 < (masks["a"] == 1).sum() < masks["a"].size
     (tmp_path / "masks" / "nobody_road.png").write_bytes((next((tmp_path / "masks").rglob("*.png"))).read_bytes())
-    refused(tmp_path, "1 of 6 masks .* belong to no image or name no class: nobody_road.png", **options)
+    assert_error(tmp_path, "1 of 6 masks .* belong to no image or name no class: nobody_road.png", **options)
     (tmp_path / "masks" / "nobody_road.png").unlink()
     many = np.arange(48 * 64).reshape(48, 64).astype(np.uint8)
     Image.fromarray(many).save(next((tmp_path / "masks" / "a").iterdir()))
-    refused(tmp_path, "the mask of one object holds 0 and one other value", **options)
-    refused(tmp_path, "nothing holds no masks", format="objects", masks="nothing")
+    assert_error(tmp_path, "the mask of one object has 0 and one other value", **options)
+    assert_error(tmp_path, "nothing contains no masks", format="objects", masks="nothing")
 
 
 def test_roboflows_splits_must_name_the_same_classes(tmp_path):
@@ -146,22 +148,24 @@ def test_roboflows_splits_must_name_the_same_classes(tmp_path):
     ):
         (source / split).mkdir(exist_ok=True)
         (source / split / "_classes.csv").write_text(text)
-    refused(source, "name other classes: the splits are of two exports")
+    assert_error(source, "name different classes: the splits are from two exports")
     (source / "test" / "_classes.csv").write_text("nonsense\nx\n")
-    refused(source, "expected the columns")
+    assert_error(source, "expected the columns")
     (source / "test" / "_classes.csv").unlink()
     names, masks = masks_of(source)
     assert names == ("background", "road", "car") and np.array_equal(masks["train/a"], IDS)
 
 
-def test_what_lies_there_cannot_be_told_from_pngs(tmp_path):
+def test_the_format_of_plain_pngs_is_not_detected(tmp_path):
     source = write(tmp_path, IDS)
-    refused(source, r"holds no export that tells itself. Say what it is, `--format coco\|.*masks as PNGs are colors")
+    assert_error(
+        source, r"contains no export whose format is recognized. Set it: `--format coco\|.*masks as PNGs: colors"
+    )
     (source / "a.json").write_text(json.dumps({"shapes": [], "imagePath": "a.png"}))
     (source / "b.json").write_text(json.dumps({"images": [], "annotations": [], "categories": []}))
-    refused(source, "may be coco or labelme")
-    refused(source / "a.json", "reads a folder, and .* is a file", format="binary")
+    assert_error(source, "may be coco or labelme")
+    assert_error(source / "a.json", "reads a folder, but .* is a file", format="binary")
     (tmp_path / "x.zip").touch()
-    refused(tmp_path / "x.zip", "is packed. Unpack it.*: `unzip x.zip -d x`")
-    refused(tmp_path / "nowhere", "No such file or folder")
-    refused(source, "`--images`: no folder", images=tmp_path / "nowhere")
+    assert_error(tmp_path / "x.zip", "is an archive. Unpack it.*: `unzip x.zip -d x`")
+    assert_error(tmp_path / "nowhere", "No such file or folder")
+    assert_error(source, "`--images`: no folder", images=tmp_path / "nowhere")

@@ -1,4 +1,4 @@
-"""Label Studio, YOLO, Supervisely and VIA: their other shapes, and exports that cannot be right."""
+"""Label Studio, YOLO, Supervisely and VIA: their other shapes, and invalid exports."""
 
 import base64
 import json
@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
-from support.convert import masks_of, picture, refused
+from support.convert import assert_error, masks_of, picture
 from support.exports import label_studio, png, supervisely, via, write_json, yolo
 
 from cps_hf.annotations.project import ReadOptions
@@ -44,7 +44,7 @@ def test_label_studios_rectangles_ellipses_and_points(tmp_path):
     assert np.array_equal(drawn(x=50, y=50, width=1), np.hypot(X - 25, Y - 20) <= 5)
 
 
-def test_label_studio_counts_the_newest_annotation_that_was_not_cancelled(tmp_path):
+def test_label_studio_uses_the_newest_annotation_not_cancelled(tmp_path):
     box = {"x": 0, "y": 0, "width": 100, "height": 100, "rotation": 0}
     one = task(box | {"rectanglelabels": ["road"]}, updated_at="2026-01-01")
     later = task(box | {"rectanglelabels": ["car"]}, updated_at="2026-02-01")["annotations"]
@@ -54,44 +54,46 @@ def test_label_studio_counts_the_newest_annotation_that_was_not_cancelled(tmp_pa
     project = read_project(tasks_of(tmp_path, one, empty), ReadOptions())
     assert project.labels == ["car"] and len(project.images) == 1
     assert project.notes == [
-        "1 images were labeled more than once: the newest counts",
-        "1 images are not labeled yet and left out",
+        "1 images were labeled more than once; the newest labels count",
+        "1 images are not labeled yet and are skipped",
     ]
 
 
 @pytest.mark.parametrize(
     "image", ["s3://bucket/x/a.png", "https://host/a.png?token=1", "/data/local-files/?d=x/a.png", "a.png"]
 )
-def test_label_studio_finds_the_image_however_it_is_stored(tmp_path, image):
+def test_label_studio_finds_the_image_for_any_storage(tmp_path, image):
     assert [*masks_of(tasks_of(tmp_path, task(image=image)))[1]] == ["a"]
 
 
-def test_label_studios_other_results_are_no_shapes_and_bad_ones_are_named(tmp_path):
+def test_label_studio_ignores_other_results_and_names_bad_ones(tmp_path):
     row = task({"choices": ["sunny"]}, {"text": ["x"]})
     assert not masks_of(tasks_of(tmp_path, row))[1]["a"].any()
-    refused(
+    assert_error(
         tasks_of(tmp_path, task({"labels": ["road"], "format": "rle", "rle": [1, 2]})),
-        "result 0: its brush strokes break",
+        "result 0: its brush strokes are truncated",
     )
-    refused(
+    assert_error(
         tasks_of(tmp_path, task({"labels": ["road"], "points": [[1, None]]})), "task 1, result 0: expected at least 2"
     )
-    refused(tasks_of(tmp_path, task({"labels": ["road"]})), "a shape with labels is not known")
+    assert_error(tasks_of(tmp_path, task({"labels": ["road"]})), "a shape with labels is not supported")
     turned = task({"labels": ["road"], "x": 1})
     turned["annotations"][0]["result"][0]["image_rotation"] = 90
-    refused(tasks_of(tmp_path, turned), "was turned in Label Studio")
-    refused(tasks_of(tmp_path, task(image="no file")), "its data name no image file")
-    refused(tasks_of(tmp_path, {"image": "a.png", "label": []}), 'choose "JSON", not JSON-MIN', format="label_studio")
+    assert_error(tasks_of(tmp_path, turned), "images rotated in Label Studio are not supported")
+    assert_error(tasks_of(tmp_path, task(image="no file")), "its data names no image file")
+    assert_error(
+        tasks_of(tmp_path, {"image": "a.png", "label": []}), 'Choose "JSON", not JSON-MIN', format="label_studio"
+    )
     label_studio(tmp_path / "p")
     path = tmp_path / "p" / "project-1.json"
     path.write_text(path.read_text(encoding="utf-8")[:300], encoding="utf-8")
-    refused(tmp_path / "p", "project-1.json is no whole JSON file")
+    assert_error(tmp_path / "p", "project-1.json is not a complete JSON file")
 
 
 # ------------------------------------------------------------------------------------------------ YOLO
 
 
-def test_yolo_says_what_is_wrong_with_a_line(tmp_path):
+def test_yolo_errors_name_the_line(tmp_path):
     yolo(tmp_path)
     text = tmp_path / "labels" / "train" / "a.txt"
     for line, said in (
@@ -99,23 +101,23 @@ def test_yolo_says_what_is_wrong_with_a_line(tmp_path):
         ("x 0 0 1 0 1 1", "the class 'x' is none of"),
         ("0 0 0 1 0 1", "at least three points, found 5 numbers"),
         ("0 0 0 1 0 1 y", "expected numbers"),
-        ("0 0.5 0.5 0.5 0.5", "holds a box and no outline.*`--boxes`"),
+        ("0 0.5 0.5 0.5 0.5", "contains a box and no outline.*`--boxes`"),
     ):
         text.write_text(line)
-        refused(tmp_path, said)
+        assert_error(tmp_path, said)
     assert (masks_of(tmp_path, boxes=True)[1]["train/a"] == 1).sum() == 48 * 64 / 4
     text.unlink()  # an image without a file has no object
     assert not masks_of(tmp_path)[1]["train/a"].any()
     assert [*masks_of(tmp_path, skip_empty=True)[1]] == ["train/ümlaut b"]
     (tmp_path / "labels" / "train" / "gone.txt").write_text("")
-    refused(tmp_path, "1 of 4 labeled images are not there: .*gone.txt")
+    assert_error(tmp_path, "1 of 4 labeled images are missing: .*gone.txt")
     (tmp_path / "labels" / "train" / "gone.txt").unlink()
     (tmp_path / "data.yaml").write_text("names: 3")
-    refused(tmp_path, "data.yaml names no classes")
+    assert_error(tmp_path, "data.yaml names no classes")
     (tmp_path / "data.yaml").write_text("names: [road, car, tree]")
     assert masks_of(tmp_path)[0] == ("background", "road", "car", "tree")
     (tmp_path / "data.yaml").unlink()
-    refused(tmp_path, "holds no data.yaml", format="yolo")
+    assert_error(tmp_path, "contains no data.yaml", format="yolo")
     (tmp_path / "classes.txt").write_text("road\ncar\ntree\n")  # as Label Studio writes it
     assert masks_of(tmp_path)[0] == ("background", "road", "car", "tree")
     assert masks_of(tmp_path, format="yolo", classes=("x", "y", "z"))[0] == ("background", "x", "y", "z")
@@ -146,7 +148,7 @@ def test_supervisely_has_holes_and_other_geometries(tmp_path):
     data = base64.b64encode(zlib.compress(png(rgba))).decode()
     bitmap = drawn("bitmap", bitmap={"data": data, "origin": [7, 9]})
     assert bitmap.sum() == 4 and bitmap[10:12, 7:9].all()
-    with pytest.raises(ValueError, match="a.png.json, object 1: the geometry 'cuboid' has no area"):
+    with pytest.raises(ValueError, match="a.png.json, object 1: the geometry 'cuboid' is not supported"):
         drawn("cuboid", [[1, 1]])
     with pytest.raises(ValueError, match="object 1: its bitmap cannot be read"):
         drawn("bitmap", bitmap={"data": "AAAA", "origin": [7, 9]})
@@ -157,7 +159,7 @@ def test_supervisely_has_holes_and_other_geometries(tmp_path):
 # ------------------------------------------------------------------------------------------------ VIA
 
 
-def test_via_has_its_shapes_and_asks_which_attribute_is_the_label(tmp_path):
+def test_via_shapes_and_its_ambiguous_label_attribute(tmp_path):
     via(tmp_path)
     path = tmp_path / "via.json"
     content = json.loads(path.read_text(encoding="utf-8"))
@@ -176,13 +178,13 @@ def test_via_has_its_shapes_and_asks_which_attribute_is_the_label(tmp_path):
     assert drawn(name="polyline", all_points_x=[10, 30], all_points_y=[10, 10])[5:15, 10:30].all()
     assert drawn({"road": True, "car": False}, name="point", cx=20, cy=20).sum() > 70  # a checkbox
     for shape, said in (
-        ({"name": "blob"}, "a.png, region 1: the shape 'blob' is not known"),
+        ({"name": "blob"}, "a.png, region 1: the shape 'blob' is not supported"),
         ({"name": "rect", "x": 1}, "expected numbers"),
         ({"name": "polygon", "all_points_x": [1], "all_points_y": [1, 2]}, "1 x and 2 y"),
     ):
         with pytest.raises(ValueError, match=said):
             drawn(**shape)
-    with pytest.raises(ValueError, match="has no 'what', which says its label"):
+    with pytest.raises(ValueError, match="has no 'what', the attribute of its label"):
         drawn(None, name="circle", cx=20, cy=20, r=9)
     rows["regions"] = [
         {
@@ -191,5 +193,5 @@ def test_via_has_its_shapes_and_asks_which_attribute_is_the_label(tmp_path):
         }
     ]
     write_json(path, content["_via_img_metadata"])  # "annotations (as JSON)"
-    refused(tmp_path, "which attribute of a region is its label\\? There are id, what. .*`--attribute NAME`")
+    assert_error(tmp_path, "which region attribute is the label\\? There are id, what. .*`--attribute NAME`")
     assert masks_of(tmp_path, attribute="what")[0] == ("background", "car", "road")

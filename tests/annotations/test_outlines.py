@@ -1,4 +1,4 @@
-"""Outlines of masks: exact without a tolerance, and with one no pixel changes that is farther from every boundary."""
+"""Outlines of masks: exact without a tolerance; with one, only pixels near a boundary change."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def blobs(seed, height=40, width=50, classes=3):
 
 
 def filled(outlines, shape):
-    """(the mask that the outlines' rings make, how many rings hold each pixel)."""
+    """(the mask filled by the outlines' rings, how many rings contain each pixel)."""
     ids, count = np.full(shape, 99), np.zeros(shape, int)
     for outline in outlines:
         region = polygon([outline.ring], *shape)
@@ -32,7 +32,7 @@ def filled(outlines, shape):
 
 
 def regions(ids):
-    """Regions whose pixels hang together by their sides, flooded one by one: {class: [pixels of each]}."""
+    """Regions connected by pixel sides, flood-filled one by one: {class: [pixels of each]}."""
     left, found = {(y, x) for y, x in np.ndindex(ids.shape)}, []
     while left:
         todo, region = [next(iter(left))], []
@@ -50,7 +50,7 @@ def regions(ids):
 
 @settings(max_examples=60)
 @given(masks())
-def test_without_a_tolerance_each_region_comes_back_exactly_holes_and_touching_corners_too(ids):
+def test_without_a_tolerance_each_region_is_restored_exactly(ids):
     outlines = trace(ids)
     back, count = filled(outlines, ids.shape)
     assert np.array_equal(back, ids) and (count == 1).all()
@@ -73,19 +73,19 @@ def test_with_a_tolerance_only_pixels_near_a_boundary_change(tolerance):
 
 
 def to_lines(points, starts, ends):
-    """How far each point is from the nearest of some lines, none of which has no length."""
+    """The distance of each point to the nearest of some line segments of nonzero length."""
     offset, along = points[:, None] - starts, ends - starts
     share = ((offset * along).sum(-1) / (along**2).sum(-1)).clip(0, 1)
     return np.linalg.norm(offset - share[..., None] * along, axis=-1).min(axis=1, initial=np.inf)
 
 
-def test_no_gap_opens_between_neighbours():
+def test_no_gap_opens_between_neighbors():
     ids = blobs(3, 60, 80)
     back, count = filled(trace(ids, tolerance=1), ids.shape)
     assert (count == 1).mean() > 0.999 and (back == ids).mean() > 0.95
 
 
-def test_a_hole_is_reached_by_a_cut_that_surrounds_nothing():
+def test_a_cut_to_a_hole_encloses_no_area():
     ids = np.zeros((12, 14), np.uint8)
     ids[1:11, 1:13] = 1
     ids[3:5, 3:5] = ids[6:9, 5:11] = 2
@@ -98,7 +98,7 @@ def test_a_hole_is_reached_by_a_cut_that_surrounds_nothing():
     assert polygon([ring.ring], 12, 14).area == ring.area
 
 
-def test_small_regions_are_kept_by_simplifying_and_filled_by_request():
+def test_small_regions_survive_simplification_or_are_filled():
     ids = np.zeros((30, 30), np.uint8)
     ids[10, 10] = 1
     ids[20:22, 20:22] = 2
@@ -106,7 +106,7 @@ def test_small_regions_are_kept_by_simplifying_and_filled_by_request():
     assert np.flatnonzero(without_specks(ids, 4)).size == 4 and not without_specks(ids, 5).any()
     assert np.array_equal(without_specks(ids, 1), ids)
     checkers = np.indices((6, 6)).sum(0) % 2
-    assert np.array_equal(without_specks(checkers, 5), checkers)  # nothing but specks
+    assert np.array_equal(without_specks(checkers, 5), checkers)  # all regions are small
     halves = np.zeros((5, 9), np.uint8)
     halves[:, 5:] = 1
     halves[2, 4:6] = 2
@@ -115,7 +115,7 @@ def test_small_regions_are_kept_by_simplifying_and_filled_by_request():
 
 @settings(max_examples=60)
 @given(masks(most=12), some.integers(0, 8))
-def test_no_region_is_left_that_is_smaller_unless_all_are(ids, least):
+def test_no_small_region_is_left_unless_all_are_small(ids, least):
     done = without_specks(ids, least)
     if not np.array_equal(done, ids):
         assert min(area for _, area in regions(done)) >= least

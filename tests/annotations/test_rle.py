@@ -1,4 +1,4 @@
-"""Masks as runs: against loops, and against COCO's library where it is installed."""
+"""Run-length encoding: compared with loops, and with COCO's library if it is installed."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def masks():
 
 
 @given(masks())
-def test_a_mask_comes_back_from_its_runs_by_rows_columns_and_strokes(mask):
+def test_masks_are_restored_from_rows_columns_and_brush_strokes(mask):
     height, width = mask.shape
     for by_columns in (True, False):
         runs = runs_of((mask.T if by_columns else mask).ravel())
@@ -25,7 +25,7 @@ def test_a_mask_comes_back_from_its_runs_by_rows_columns_and_strokes(mask):
     assert np.array_equal(rle.from_brush(brush(mask.astype(np.uint8)), height, width), mask)
 
 
-def test_compressed_runs_are_those_of_cocos_library():
+def test_compressed_runs_equal_cocos_library():
     library = pytest.importorskip("pycocotools.mask")
     rng = np.random.default_rng(0)
     for height, width in ((1, 1), (7, 5), (300, 200), (1, 4000)):
@@ -40,13 +40,13 @@ def test_compressed_runs_are_those_of_cocos_library():
     [
         (lambda: rle.from_runs([3, 4], 2, 3, by_columns=True), "cover 7 pixels, expected 2 x 3 = 6"),
         (lambda: rle.from_runs([8, -2], 2, 3, by_columns=True), "cover 6 pixels"),
-        (lambda: rle.decompress("5!"), "the letter '!'"),
-        (lambda: rle.decompress("5P"), "break off"),
-        (lambda: rle.from_brush(brush(np.eye(4, dtype=np.uint8))[:-3], 4, 4), "break off"),
-        (lambda: rle.from_brush(brush(np.eye(4, dtype=np.uint8)), 4, 5), "hold 64 values, expected 4 x 5 x 4"),
-        (lambda: rle.from_brush([], 4, 5), "break off"),
+        (lambda: rle.decompress("5!"), "the character '!'"),
+        (lambda: rle.decompress("5P"), "truncated"),
+        (lambda: rle.from_brush(brush(np.eye(4, dtype=np.uint8))[:-3], 4, 4), "truncated"),
+        (lambda: rle.from_brush(brush(np.eye(4, dtype=np.uint8)), 4, 5), "contain 64 values, expected 4 x 5 x 4"),
+        (lambda: rle.from_brush([], 4, 5), "truncated"),
     ],
 )
-def test_runs_that_cannot_be_are_an_error(read, said):
+def test_invalid_runs_are_an_error(read, said):
     with pytest.raises(ValueError, match=said):
         read()

@@ -1,4 +1,4 @@
-"""Shapes as pixels: by a pixel's centre, against matplotlib's own test of points, and against COCO's library."""
+"""Rasterized shapes: pixel centers, compared with matplotlib's point test and with COCO's library."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def star(rng, reach=20.0):
     return np.stack([26 + radii * np.cos(angles), 18 + radii * np.sin(angles)], 1)
 
 
-def test_a_polygon_holds_the_pixels_whose_centre_matplotlib_finds_inside():
+def test_a_polygon_contains_the_pixel_centers_matplotlib_finds():
     rng = np.random.default_rng(0)
     for reach in (4, 20, 60):
         for _ in range(30):
@@ -30,7 +30,7 @@ def test_a_polygon_holds_the_pixels_whose_centre_matplotlib_finds_inside():
             assert np.array_equal(whole(polygon([points], HEIGHT, WIDTH)), inside(points, HEIGHT, WIDTH))
 
 
-def test_a_polygon_is_cocos_but_for_pixels_on_its_edge():
+def test_a_polygon_equals_cocos_except_on_its_edge():
     library = pytest.importorskip("pycocotools.mask")
     rng = np.random.default_rng(1)
     for _ in range(20):
@@ -44,7 +44,7 @@ def test_a_polygon_is_cocos_but_for_pixels_on_its_edge():
             assert np.hypot(*(offset - share[:, None] * along).T).min() < 1.2
 
 
-def test_what_an_outline_surrounds_twice_is_outside_and_a_second_ring_is_a_hole():
+def test_the_even_odd_rule_and_holes():
     outer, inner = np.array([(2, 2), (12, 2), (12, 12), (2, 12)]), np.array([(4, 4), (8, 4), (8, 9), (4, 9)])
     region = polygon([outer, inner], HEIGHT, WIDTH)
     assert region.area == 100 - 20 and not whole(region)[4:9, 4:8].any()
@@ -55,10 +55,10 @@ def test_what_an_outline_surrounds_twice_is_outside_and_a_second_ring_is_a_hole(
     assert polygon([bow], HEIGHT, WIDTH).area == 50
 
 
-def test_neighbours_share_out_the_pixels_on_their_common_edge():
+def test_neighbors_split_the_pixels_on_their_common_edge():
     rng = np.random.default_rng(2)
     for _ in range(50):
-        middle = rng.integers(0, 20, (5, 2)) / 2 + (20, 10)  # also through pixels' centres
+        middle = rng.integers(0, 20, (5, 2)) / 2 + (20, 10)  # also through pixel centers
         left = np.concatenate([[(0, 0), (26, 0)], middle, [(26, 37), (0, 37)]])
         right = np.concatenate([[(26, 0), (53, 0), (53, 37), (26, 37)], middle[::-1]])
         a, b = (whole(polygon([points], HEIGHT, WIDTH)).astype(int) for points in (left, right))
@@ -99,12 +99,12 @@ def _turned(center, a, b, degrees):
         lambda: bitmap(np.ones((30, 40), bool), -20, -30, HEIGHT, WIDTH),
     ],
 )
-def test_what_lies_outside_the_image_is_cut_off_and_known(draw):
+def test_shapes_outside_the_image_are_cut_and_marked(draw):
     assert whole(draw()).sum() == 100 and whole(draw())[:10, :10].all() and draw().cut
     assert not rectangle((0, 0), (53.4, 37), HEIGHT, WIDTH).cut
 
 
-def test_a_shape_that_is_nowhere_in_the_image_has_no_pixel():
+def test_a_shape_outside_the_image_has_no_pixels():
     for region in (
         polygon([np.array([(100.0, 100), (120, 100), (120, 120)])], HEIGHT, WIDTH),
         ellipse((-50, 10), (5, 5), HEIGHT, WIDTH),

@@ -1,4 +1,4 @@
-"""The page to try branches on: what it computes, what it refuses, and itself in a real browser."""
+"""The page for trying branches: its results, its error messages, and in a real browser."""
 
 import ast
 import io
@@ -34,7 +34,7 @@ BARE = {name: value for name, value in os.environ.items() if name != "PYTHONPATH
 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory):
-    """What a run leaves, as far as the page looks at it."""
+    """The files of a run that the page reads."""
     folder = tmp_path_factory.mktemp("app") / "run"
     folder.mkdir()
     for seed, name in ((1, "best"), (1, "branch_0"), (3, "branch_1")):
@@ -50,7 +50,7 @@ def page(run_folder):
 
 @pytest.fixture
 def picture(tmp_path):
-    """37 x 53 pixels, as PNG, in which the branches see several classes and agree on some."""
+    """37 x 53 pixels, as PNG, with several predicted classes; the branches agree on part of it."""
     pixels = np.random.default_rng(0).integers(0, 255, (37, 53, 3)).astype(np.uint8)
     pixels[:, :26] //= 8
     pixels[:18, 26:] //= 4
@@ -60,7 +60,7 @@ def picture(tmp_path):
 
 
 def png_of_size(path, width, height):
-    """A PNG whose header says a size, and that has no pixels."""
+    """A PNG with a size in its header but no pixels."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -70,18 +70,18 @@ def png_of_size(path, width, height):
     return path
 
 
-def test_a_run_stands_for_its_branches_and_the_best_is_compared_with_the_other_one(run_folder):
+def test_a_run_means_its_branches_and_best_is_compared(run_folder):
     sources = app.find_branches([str(run_folder)])
     assert [*sources] == ["best", "branch_0", "branch_1"] and sources["best"] == str(run_folder / "best")
     assert app.other_branch(sources) == "branch_1"
     two = app.find_branches([str(run_folder / "branch_1"), "user/name"])
     assert two == {"branch_1": str(run_folder / "branch_1"), "user/name": "user/name"}
     assert app.other_branch(two) == "user/name" and app.other_branch({"a": "a"}) == app.NO_BRANCH
-    with pytest.raises(ValueError, match="neither a branch .* nor a run's folder"):
+    with pytest.raises(ValueError, match="neither a branch .* nor a run's output folder"):
         app.find_branches([str(run_folder.parent)])
 
 
-def test_overlays_shares_and_differences_are_those_of_the_branches_predictions(page, picture):
+def test_overlays_shares_and_differences_match_the_predictions(page, picture):
     found = page.segment(str(picture), "best", "branch_1")
     image = np.asarray(Image.open(picture))
     ids = []
@@ -119,7 +119,7 @@ def test_one_branch_alone_shows_no_second_picture(page, picture):
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("a.png", b"", "damaged, or no image"),
+        ("a.png", b"", "damaged or not an image"),
         ("<b>.jpg", b"no image at all", "&lt;b&gt;.jpg cannot be read"),
         ("cut.png", None, "cut.png cannot be read"),
     ],
@@ -136,21 +136,21 @@ def test_a_broken_upload_is_an_error_on_the_page(page, tmp_path, name, content, 
 
 
 @pytest.mark.parametrize(("width", "height"), [(10_000, 6_000), (60_000, 60_000)])
-def test_a_huge_image_is_refused_by_its_header_before_it_is_decoded(page, tmp_path, width, height):
+def test_a_huge_image_is_rejected_before_it_is_decoded(page, tmp_path, width, height):
     found = page.segment(str(png_of_size(tmp_path / "huge.png", width, height)), "best", None)
     assert "huge.png is too large" in found.message and "up to 50 megapixels" in found.message
     small = page.segment(str(png_of_size(tmp_path / "empty.png", 10, 10)), "best", None)
-    assert "empty.png cannot be read" in small.message  # what decoding would have said
+    assert "empty.png cannot be read" in small.message  # the message of a failed decode
 
 
-def test_a_large_image_is_reduced_before_it_is_predicted_and_that_is_said(run_folder, tmp_path):
+def test_a_large_image_is_reduced_before_prediction(run_folder, tmp_path):
     small = app.Page({"best": str(run_folder / "best")}, device="cpu", predicted_pixels=5000)
     Image.fromarray(np.zeros((100, 200, 3), np.uint8)).save(tmp_path / "a.png")
     found = small.segment(str(tmp_path / "a.png"), "best", None)
     assert found.overlay.shape == (250, 500, 3) and "200 × 100 pixels, reduced to 100 × 50" in found.message
 
 
-def test_branches_that_take_one_size_or_multiples_only_see_any_image(tmp_path, picture):
+def test_branches_with_restricted_sizes_predict_any_image(tmp_path, picture):
     config = DPTConfig(
         **{"image_size": 64, "patch_size": 16, "hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2},
         **{"intermediate_size": 32, "backbone_out_indices": [0, 1, 2, 3], "neck_hidden_sizes": [8] * 4},
@@ -199,7 +199,7 @@ def test_a_mistake_on_the_command_line_is_one_line(tmp_path, capsys, run_folder)
 
 @pytest.mark.slow
 @needs_chromium
-def test_the_page_works_in_a_browser_and_asks_no_other_machine(run_folder, tmp_path, picture):
+def test_the_page_works_in_a_browser_and_loads_nothing_else(run_folder, tmp_path, picture):
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.ui import WebDriverWait
 
@@ -239,7 +239,7 @@ def test_the_page_works_in_a_browser_and_asks_no_other_machine(run_folder, tmp_p
 
 
 @pytest.mark.slow
-def test_a_space_folder_is_complete_and_starts_by_its_own_source(run_folder, tmp_path):
+def test_a_space_folder_is_complete_and_uses_its_own_source(run_folder, tmp_path):
     branches = [str(run_folder / "branch_0"), str(run_folder / "branch_1")]
     folder = write_space(tmp_path / "space", branches, cityscapes.NAMES, title="Streets: who sees what")
     with served("app.py", cwd=folder, path=[]) as address, urllib.request.urlopen(f"{address}/config") as answer:
@@ -252,7 +252,7 @@ def test_a_space_folder_is_complete_and_starts_by_its_own_source(run_folder, tmp
     assert imported.stdout.strip() == str(folder / "cps_hf" / "__init__.py")
 
 
-def test_a_space_names_its_branches_license_and_needs_in_the_hubs_header(tmp_path):
+def test_a_space_header_has_branches_license_and_requirements(tmp_path):
     folder = write_space(tmp_path / "s", ["me/streets", "me/other"], cityscapes.NAMES, license="mit", private=True)
     assert {path.name for path in folder.iterdir()} == {
         "README.md",
@@ -274,7 +274,7 @@ def test_a_space_names_its_branches_license_and_needs_in_the_hubs_header(tmp_pat
     assert len([*(folder / "examples").iterdir()]) == 4 and not [*folder.rglob("__pycache__")]
     assert (folder / "cps_hf" / "model_card_template.md").read_text().startswith("---")
     ast.parse((folder / "app.py").read_text(encoding="utf-8"))
-    with pytest.raises(ValueError, match="exists already"):
+    with pytest.raises(ValueError, match="already exists"):
         write_space(folder, ["me/streets"], cityscapes.NAMES)
     with pytest.raises(ValueError, match="at least one branch"):
         write_space(tmp_path / "none", [], cityscapes.NAMES)

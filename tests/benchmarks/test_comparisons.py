@@ -99,7 +99,7 @@ def test_the_table_holds_mean_spread_and_paired_difference_of_the_last_step(tmp_
         "| CPS + CutMix | 1, 2, 3 | 12 | 2 | 10 | **35.33 ± 8.08** | +9.67 ± 4.04 | 38.33 | 99 | 8.0 | 1024 MiB |"
         in table
     )
-    assert table in capsys.readouterr().out and "Every wanted run is there." in table
+    assert table in capsys.readouterr().out and "All requested runs are finished." in table
     with open(tmp_path / "out" / "table.csv", newline="") as file:
         assert [row["row"] for row in csv.DictReader(file)] == [*found]
 
@@ -217,7 +217,7 @@ def test_the_comparison_runs_for_real_and_draws_its_plots_and_pictures(tmp_path,
     found = json.loads((out / "comparison.json").read_text())["rows"]
     assert len(found) == 2 * 6 and all(row["seeds"] == [1] and row["last"] is not None for row in found)
     assert {row["partition"]: row["num_labeled"] for row in found if row["row"] == "self_training"} == {"4": 4, "8": 8}
-    assert "Every wanted run is there." in capsys.readouterr().out
+    assert "All requested runs are finished." in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -7,7 +7,9 @@ import statistics
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from cps_hf.commands import train
 
@@ -98,3 +100,59 @@ def test_a_teacher_is_scored_where_the_method_has_one():
     found = cell("mean_teacher", 1, 0.5)
     found["scores"]["teacher"] = {"mean_iou": 0.75, "per_category_iou": []}
     assert report.single(found) == 75
+
+
+@pytest.fixture
+def small_sets(tmp_path, monkeypatch):
+    """Both sets in their published layout, with few images; the module `pack`."""
+    monkeypatch.syspath_prepend(str(REAL))
+    pack = load("pack")
+    small = {"camvid": {"train": 3, "val": 2, "test": 1}, "steel": {"train": 3, "val": 2, "test": 1}}
+    for module in (sets, pack, sys.modules["sets"]):
+        monkeypatch.setattr(module, "COUNTS", small)
+    rng = np.random.default_rng(0)
+    for name, size in (("camvid", (24, 18)), ("steel", (200, 200))):
+        for split in ("train", "val", "test") if name == "camvid" else ("train", "test"):
+            count = small[name][split] + (small[name]["val"] if (name, split) == ("steel", "train") else 0)
+            for index in range(count):
+                for kind, suffix, high in (("images", "jpg", 256), ("masks", "png", 4)):
+                    blocks = rng.integers(0, high, (size[1] // 2, size[0] // 2), dtype=np.uint8)
+                    path = tmp_path / "real" / name / split / kind / f"{split}{index}.{suffix}"
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    Image.fromarray(blocks.repeat(2, 0).repeat(2, 1)).save(path)
+        (tmp_path / "real" / name / "classes.json").write_text("{}")
+    return pack
+
+
+def files(root):
+    return {path.relative_to(root).with_suffix(""): path for path in root.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("name", ["camvid", "steel"])
+def test_a_packed_set_has_the_same_files_and_masks(small_sets, tmp_path, name):
+    small_sets.pack(tmp_path / "real", tmp_path / "real.zip")
+    from_folder = files(sets.prepare(tmp_path / "real", tmp_path / "a", name))
+    from_pack = files(sets.prepare(tmp_path / "real.zip", tmp_path / "b", name))
+    assert from_folder.keys() == from_pack.keys()
+    for key, path in from_folder.items():
+        if "images" in path.parts:
+            first, second = (np.asarray(Image.open(p).convert("RGB"), float) for p in (path, from_pack[key]))
+            assert first.shape == second.shape and np.abs(first - second).mean() < 25  # noise, which WebP smooths
+        else:
+            assert path.read_bytes() == from_pack[key].read_bytes()
+
+
+def test_steel_is_halved_and_part_of_its_training_images_held_back(small_sets, tmp_path):
+    root = sets.prepare(tmp_path / "real", tmp_path / "a", "steel")
+    assert {split.name: len([*(split / "masks").iterdir()]) for split in root.iterdir() if split.is_dir()} == {
+        **{"train": 3, "val": 2, "test": 1, "timing": 2}
+    }
+    mask = np.asarray(Image.open(root / "test" / "masks" / "test0.png"))
+    original = np.asarray(Image.open(tmp_path / "real" / "steel" / "test" / "masks" / "test0.png"))
+    np.testing.assert_array_equal(mask, original[::2, ::2])
+
+
+def test_a_set_that_is_not_complete_is_an_error(small_sets, tmp_path):
+    (tmp_path / "real" / "camvid" / "val" / "images" / "val0.jpg").unlink()
+    with pytest.raises(ValueError, match=r"camvid should hold .*'val': 2.*found .*'val': 1"):
+        sets.prepare(tmp_path / "real", tmp_path / "a", "camvid")

@@ -70,9 +70,9 @@ def flip(path):
 
 
 DAMAGE = {
-    "one bit": (lambda c: flip(c / "model.safetensors"), "model.safetensors is not what was written"),
-    "one bit of our state": (lambda c: flip(c / "trainer_state.json"), "trainer_state.json is not what was written"),
-    "cut short": (lambda c: (c / "model.safetensors").write_bytes(b"9"), "model.safetensors has 1 bytes, it had 100"),
+    "one bit": (lambda c: flip(c / "model.safetensors"), "model.safetensors has been modified"),
+    "one bit of our state": (lambda c: flip(c / "trainer_state.json"), "trainer_state.json has been modified"),
+    "cut short": (lambda c: (c / "model.safetensors").write_bytes(b"9"), "model.safetensors has 1 bytes, but had 100"),
     "a file gone": (lambda c: (c / "random_states_0.pkl").unlink(), "random_states_0.pkl is missing"),
     "killed before its end": (lambda c: (c / "manifest.json").unlink(), "has no manifest.json"),
     "the manifest itself": (lambda c: (c / "manifest.json").write_text('{"files": [1]}'), "manifest.json cannot be"),
@@ -87,18 +87,18 @@ def test_a_damaged_newest_is_passed_over_with_a_warning_and_is_an_error_by_name(
     for wanted in ("auto", True, "true"):
         caplog.clear()
         assert resolve_checkpoint(wanted, str(tmp_path)) == older
-        assert "checkpoint-9 is passed over" in caplog.text and said in caplog.text
+        assert "checkpoint-9 is skipped" in caplog.text and said in caplog.text
     with pytest.raises(ValueError, match=rf"checkpoint-9 cannot be resumed from: .*{said}.*There are: .*checkpoint-8"):
         resolve_checkpoint(str(newest), str(tmp_path))
     hurt(older)
     assert resolve_checkpoint("auto", str(tmp_path)) is None
-    with pytest.raises(ValueError, match="no whole checkpoint"):
+    with pytest.raises(ValueError, match="no complete checkpoint"):
         resolve_checkpoint(True, str(tmp_path))
 
 
 def test_auto_starts_where_there_is_nothing_and_true_and_a_path_demand_a_checkpoint(tmp_path):
     assert resolve_checkpoint("auto", str(tmp_path / "new")) is None
-    for wanted, said in ((True, "no whole checkpoint"), (str(tmp_path / "checkpoint-3"), "does not exist")):
+    for wanted, said in ((True, "no complete checkpoint"), (str(tmp_path / "checkpoint-3"), "does not exist")):
         with pytest.raises(ValueError, match=said):
             resolve_checkpoint(wanted, str(tmp_path))
     for nothing in (None, False, "false"):
@@ -108,11 +108,11 @@ def test_auto_starts_where_there_is_nothing_and_true_and_a_path_demand_a_checkpo
 
 def test_auto_starts_anew_after_a_run_that_died_before_its_first_checkpoint_but_not_over_a_finished_one(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
-    with pytest.raises(ValueError, match="holds a run"):
+    with pytest.raises(ValueError, match="contains a run"):
         checkpoints.check_output_dir(str(tmp_path), overwrite=False, resuming=False)
     checkpoints.check_output_dir(str(tmp_path), overwrite=False, resuming=False, auto=True)
     (tmp_path / "results.json").write_text("{}")
-    with pytest.raises(ValueError, match="holds a run"):
+    with pytest.raises(ValueError, match="contains a run"):
         checkpoints.check_output_dir(str(tmp_path), overwrite=False, resuming=False, auto=True)
 
 
@@ -137,7 +137,7 @@ def test_what_was_half_written_goes_and_what_lies_beyond_the_step_is_set_aside(t
 
 
 SAID = {
-    "a full disk": (OSError(errno.ENOSPC, "No space left on device"), "Is the disk full?.*: make room"),
+    "a full disk": (OSError(errno.ENOSPC, "No space left on device"), "Is the disk full?.*: free some space"),
     "too many open files": (OSError(errno.EMFILE, "Too many open files"), r"Too many open files\).*`ulimit -n 65536`"),
 }
 

@@ -122,7 +122,7 @@ def test_a_holder_that_cannot_be_looked_up_is_known_by_its_signs_of_life(tmp_pat
     if changes is not None:
         thread = module.threading.Thread(target=beating._beat, args=("another's",))
         thread.start()
-        with pytest.raises(LockedError, match="last sign of life 0 s ago"):
+        with pytest.raises(LockedError, match="last heartbeat 0 s ago"):
             FolderLock(tmp_path).take()
         beating._ended.set()
         thread.join()
@@ -306,6 +306,6 @@ def test_a_run_that_was_taken_for_dead_stops_before_it_writes(tmp_path):
         written(out, host="elsewhere", pid=71)
         kept.append(content(out))
 
-    with pytest.raises(LockedError, match="no longer this run's: it is that of process 71 on elsewhere"):
+    with pytest.raises(LockedError, match="no longer belongs to this run: it belongs to process 71 on elsewhere"):
         trainer_for(tmp_path, At(3, lose), logging_steps=50).train()
     assert content(out) == kept[0]  # the other's lock too

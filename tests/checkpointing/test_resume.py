@@ -111,7 +111,7 @@ def test_on_another_number_of_processes_and_workers_the_order_stays_and_the_rest
     streams = train_streams(t.args, t.augmentation, t.accelerator, t.objective, *sets, {}, num_labels=3)
     expected = [stream.ids(8 * SAVED, 20) for stream in streams]  # eight images a step
     assert [*resumed["ids of the next 20 samples"].values()] == expected
-    assert "Not bit for bit" in caplog.text and "processes: 2 -> 1" in caplog.text
+    assert "not bit for bit" in caplog.text and "processes: 2 -> 1" in caplog.text
     assert "gradient_accumulation_steps: 2 -> 4" in caplog.text and "order of samples" in caplog.text
     rates = {line["step"]: line["learning_rate"] for line in resumed["log"] if "loss" in line}
     assert rates == {line["step"]: line["learning_rate"] for line in lines if "loss" in line and line["step"] > SAVED}
@@ -227,7 +227,7 @@ def test_what_the_best_is_chosen_by_may_change_and_then_it_is_found_anew(root, t
     fields = {"metric_for_best_model": "overall_accuracy", "resume_from_checkpoint": str(newest_checkpoint(stopped))}
     with without_cards_and_pictures():
         found = run_resumed(root, CPS, tmp_path / "out", **fields)
-    assert "best branch is found anew" in caplog.text and found["results"]["best"]["step"] > SAVED
+    assert "best branch is chosen again" in caplog.text and found["results"]["best"]["step"] > SAVED
 
 
 def test_resumed_without_an_evaluation_set_no_score_is_taken_for_the_new_steps(root, tmp_path, stopped):
@@ -331,7 +331,7 @@ def test_a_full_disk_stops_the_save_with_a_clear_error_and_leaves_the_older_ones
     assert done.returncode == 1
     error = done.stderr.strip().splitlines()[-1]
     assert "CheckpointError: The checkpoint of step 6 could not be written" in error and "Is the disk full?" in error
-    assert f"checkpoint-{SAVED}: make room and go on with `--resume_from_checkpoint auto`" in error
+    assert f"checkpoint-{SAVED}: free some space and resume with `--resume_from_checkpoint auto`" in error
     assert newest_checkpoint(tmp_path / "out").name == f"checkpoint-{SAVED}"
     assert not [*(tmp_path / "out").glob("tmp-checkpoint-*")]
 

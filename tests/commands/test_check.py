@@ -1,4 +1,4 @@
-"""`cps-hf check`: its report, its status, and what it says of bad input."""
+"""`cps-hf check`: its report, its exit status, and its messages about bad input."""
 
 import json
 import re
@@ -18,7 +18,7 @@ def status_of(*words):
     return exit_.value.code
 
 
-def test_the_command_reports_and_tells_by_its_status(tmp_path, capsys):
+def test_the_report_and_the_exit_status(tmp_path, capsys):
     write_world(tmp_path / "set" / "images", SIZES, labels=False)
     (tmp_path / "set" / "masks").mkdir()
     for path in (tmp_path / "set" / "images").glob("*_label.png"):
@@ -42,16 +42,16 @@ def test_the_command_reports_and_tells_by_its_status(tmp_path, capsys):
     for options, said in (
         ("foo", "`--load_options` must be JSON, found 'foo'"),
         ("[1]", "`--load_options` must be like .*found '\\[1\\]'"),
-        ('{"mask": "m"}', "load_folder does not know 'mask'; it has .*masks"),
+        ('{"mask": "m"}', "load_folder has no argument 'mask', only .*masks"),
     ):
         assert status_of(*words, "--load_options", options) == 2
         assert re.search(said, capsys.readouterr().err)
     (tmp_path / "file").touch()
     assert status_of(words[0], "--images_only", "--output_dir", str(tmp_path / "file")) == 2
-    assert f"{tmp_path / 'file'}: a folder is expected there" in capsys.readouterr().err
+    assert f"{tmp_path / 'file'}: expected a folder, found a file" in capsys.readouterr().err
 
 
-def test_without_a_split_every_one_is_walked_and_one_that_is_wrong_is_told(tmp_path, capsys, caplog):
+def test_without_split_every_split_is_checked_and_a_wrong_name_fails(tmp_path, capsys, caplog):
     for split in ("train", "val"):
         write_world(tmp_path / "set" / split / "images", SIZES, labels=False)
         (tmp_path / "set" / split / "masks").mkdir()
@@ -73,7 +73,7 @@ def test_without_a_split_every_one_is_walked_and_one_that_is_wrong_is_told(tmp_p
     assert caplog.text.count("1 passed over, of a kind that is not read (.heic: 1): x.heic") == 2
 
 
-def test_a_folder_in_which_some_images_have_no_mask_is_checked_as_train_finds_it(tmp_path, capsys):
+def test_a_partly_labeled_folder_is_checked_as_train_reads_it(tmp_path, capsys):
     write_world(tmp_path / "set" / "images", [(20, 31)] * 12, labels=False)
     (tmp_path / "set" / "masks").mkdir()
     for number in range(12):

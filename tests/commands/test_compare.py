@@ -1,4 +1,4 @@
-"""`cps-hf compare` on drawn images: what it writes, that it goes on where it was stopped, and what it refuses."""
+"""`cps-hf compare` on drawn images: its output files, resuming, and its error messages."""
 
 import json
 from pathlib import Path
@@ -38,7 +38,7 @@ KEYS = {"mean_iou", "seconds", "steps"}
 
 
 def write_images(folder: Path, indices, *, masked=0, images="images", masks="masks", colored=False) -> None:
-    """Drawn images, the first so many with a mask."""
+    """Drawn images, of which the first `masked` have a mask."""
     (folder / images).mkdir(parents=True, exist_ok=True)
     for count, index in enumerate(indices):
         image, label = draw(index, *SIZE)
@@ -74,7 +74,7 @@ def compared(world, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_comparison_json_has_exactly_what_is_promised(compared):
+def test_comparison_json_has_exactly_the_documented_keys(compared):
     out, found = compared
     assert found == json.loads((out / "comparison.json").read_text())
     assert list(found) == ["supervised", "supervised_equal_time", "semi_supervised", "difference", "images"]
@@ -87,7 +87,7 @@ def test_comparison_json_has_exactly_what_is_promised(compared):
 
 
 @pytest.mark.slow
-def test_the_networks_are_those_of_the_last_step_with_what_they_took(compared):
+def test_the_networks_of_the_last_step_are_compared_with_their_cost(compared):
     out, found = compared
     runs = {name: json.loads((out / name / "results.json").read_text()) for name in (METHOD, EQUAL_TIME)}
     assert (found[METHOD]["steps"], found[CONTROL]["steps"]) == (STEPS, BORDER)
@@ -105,7 +105,7 @@ def test_the_networks_are_those_of_the_last_step_with_what_they_took(compared):
 
 
 @pytest.mark.slow
-def test_the_scores_are_those_of_cps_hf_evaluate_on_the_exported_networks(compared, world, tmp_path):
+def test_scores_equal_cps_hf_evaluate_on_the_exported_networks(compared, world, tmp_path):
     out, found = compared
     folders = {CONTROL: f"{METHOD}/supervised_0", METHOD: f"{METHOD}/branch_0", EQUAL_TIME: f"{EQUAL_TIME}/branch_0"}
     for name, folder in folders.items():
@@ -117,7 +117,7 @@ def test_the_scores_are_those_of_cps_hf_evaluate_on_the_exported_networks(compar
 
 
 @pytest.mark.slow
-def test_the_answer_is_printed_and_kept_in_words(compared, world, capsys):
+def test_the_answer_is_printed_and_saved_as_text(compared, world, capsys):
     out, found = compared
     again = compare.main(words_of(world, out, "--save_steps", "100"))
     said = capsys.readouterr().out
@@ -127,8 +127,8 @@ def test_the_answer_is_printed_and_kept_in_words(compared, world, capsys):
 
 
 @pytest.mark.slow
-def test_a_comparison_that_was_stopped_goes_on_and_runs_nothing_twice(world, tmp_path, monkeypatch):
-    """Stopped in the second stage, in the equal time, and before the scores."""
+def test_an_interrupted_comparison_resumes_and_repeats_nothing(world, tmp_path, monkeypatch):
+    """Interrupted in the second stage, in the equal-time run, and before scoring."""
     out, steps = tmp_path / "out", []
 
     def stopping(after: int):
@@ -147,7 +147,7 @@ def test_a_comparison_that_was_stopped_goes_on_and_runs_nothing_twice(world, tmp
     monkeypatch.setattr(compare, "time_steps", lambda *_, **__: SimpleNamespace(first_stage=1e9))
     words = words_of(world, out, "--save_steps", "1")
     monkeypatch.setattr(BranchExporter, "_card", lambda *_: None)
-    for after in (5, 1, 0):  # steps from here on: 5 of 6; the 6th; none of the single step of equal time
+    for after in (5, 1, 0):  # interrupt after: 5 of 6 steps; the 6th; the single step of the equal-time run
         with monkeypatch.context() as patched, pytest.raises(BrokenOff):
             patched.setattr(CPSTrainer, "_forward_backward", stopping(after))
             compare.main(words)
@@ -195,7 +195,7 @@ def parsed(*words: str) -> compare.ComparisonSettings:
     return train.parse([*words], compare.ComparisonSettings, command="compare")
 
 
-def test_the_single_network_differs_in_nothing_but_the_unlabeled_images():
+def test_the_single_network_differs_only_in_the_unlabeled_images():
     words = (
         "--dataset",
         "folder",
@@ -220,7 +220,7 @@ def test_the_single_network_differs_in_nothing_but_the_unlabeled_images():
     assert single.model_config.num_branches == 1 and single.args.pretrain_steps is None
 
 
-def test_checkpoints_are_kept_to_go_on_from_unless_the_command_line_says_which():
+def test_checkpoints_for_resuming_are_kept_by_default():
     settings = compare.restartable(parsed("--max_steps", "80"))
     assert (settings.args.save_steps, settings.args.save_total_limit) == (10, 1)
     settings = compare.restartable(parsed("--max_steps", "80", "--save_steps", "7", "--save_total_limit", "3"))
@@ -229,10 +229,10 @@ def test_checkpoints_are_kept_to_go_on_from_unless_the_command_line_says_which()
 
 
 @pytest.mark.parametrize("colored", [False, True])
-def test_the_masks_of_eval_dir_are_coded_as_those_that_were_trained_on(tmp_path, colored, caplog):
+def test_eval_dir_masks_use_the_codes_of_the_training_masks(tmp_path, colored, caplog):
     write_images(tmp_path / "train", range(3), masked=3, colored=colored)
     write_images(tmp_path / "judged", [1, 9], masked=2, images="photos", masks="annotations", colored=colored)
-    write_images(tmp_path / "judged", [20], images="photos")  # without a mask: passed over
+    write_images(tmp_path / "judged", [20], images="photos")  # without a mask: skipped
     table = {"#{:02x}{:02x}{:02x}".format(*color): index for index, color in enumerate(COLORS)} | {"#ffffff": 255}
     labeled = load_folder(tmp_path / "train", class_names=[*NAMES], **({"colors": table} if colored else {}))
     settings = parsed("--dataset", "folder", "--data_root", "x", "--eval_dir", str(tmp_path / "judged"))
@@ -240,15 +240,15 @@ def test_the_masks_of_eval_dir_are_coded_as_those_that_were_trained_on(tmp_path,
     assert judged["id"] == ["001", "009"] and judged.features["label"] == labeled.features["label"]
 
 
-def test_images_to_score_on_that_were_trained_on_are_said(tmp_path, caplog):
+def test_evaluation_images_that_were_trained_on_are_reported(tmp_path, caplog):
     write_images(tmp_path / "set", range(4), masked=4)
     labeled = load_folder(tmp_path / "set", class_names=[*NAMES])
     settings = parsed("--dataset", "folder", "--data_root", "x", "--eval_dir", str(tmp_path / "set"))
     compare.evaluation_set(settings, TrainingSets(labeled, None, None, None))
-    assert "4 of the 4 evaluation images are labeled images too" in caplog.text
+    assert "4 of the 4 evaluation images are also labeled images" in caplog.text
 
 
-def test_the_windows_are_those_that_the_runs_evaluate_with():
+def test_the_windows_are_those_of_the_runs_evaluation():
     whole = compare.prediction_options(parsed())
     assert whole == {"mode": "whole"}
     sliding = parsed("--eval_mode", "sliding", "--crop_size", "48", "96", "--per_device_eval_batch_size", "3")
@@ -260,7 +260,7 @@ def test_the_windows_are_those_that_the_runs_evaluate_with():
     }
 
 
-def test_a_run_has_a_share_of_the_time_that_is_left(monkeypatch):
+def test_a_run_gets_a_share_of_the_remaining_time(monkeypatch):
     settings = parsed("--time", "100s", "--data_root", "x", "--dataset", "own")
     monkeypatch.setattr(compare.time, "monotonic", lambda: 1040.0)
     (first,) = compare.deadline(settings, 1000.0, 0.5)
@@ -269,18 +269,18 @@ def test_a_run_has_a_share_of_the_time_that_is_left(monkeypatch):
     assert compare.deadline(parsed(), 1000.0) == []
 
 
-# ---------------------------------------------------------------------------------------------- what is refused
+# ---------------------------------------------------------------------------------------------- errors
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--smoke",), "`compare` has no `--smoke`"),
-        (("--push_to_hub", "true"), "`compare` has no `--push_to_hub`"),
+        (("--smoke",), "`compare` has no option `--smoke`"),
+        (("--push_to_hub", "true"), "`compare` has no option `--push_to_hub`"),
         (("--time", "soon"), "`time` must be like 90s"),
-        (("--eval_dir", "nowhere"), "`--eval_dir nowhere`: there is no such folder"),
+        (("--eval_dir", "nowhere"), "`--eval_dir nowhere`: no such folder"),
         (("--objective", "supervised"), "needs an objective that learns from unlabeled images, got Supervised"),
-        (("--pretrain_steps", "0"), "`baseline` is the supervised stage, and `pretrain_steps` 0 leaves it out"),
+        (("--pretrain_steps", "0"), "`baseline` needs the supervised stage, but `pretrain_steps` is 0"),
     ],
 )
 def test_a_mistake_ends_with_one_line_and_no_traceback(world, tmp_path, capsys, words, said):
@@ -289,9 +289,9 @@ def test_a_mistake_ends_with_one_line_and_no_traceback(world, tmp_path, capsys, 
     assert stopped.value.code == 2 and said in capsys.readouterr().err
 
 
-def test_a_folder_that_holds_something_else_is_left_alone(tmp_path):
+def test_a_folder_with_other_content_is_left_alone(tmp_path):
     out = tmp_path / "out"
-    assert compare.begin(out, ["--seed", "3"]) is None  # a mistake, say: nothing was trained
+    assert compare.begin(out, ["--seed", "3"]) is None  # a failed start: nothing was trained
     assert compare.begin(out, ["--seed", "1", "--output_dir", str(out)]) is None
     (out / "plan.yaml").touch()
     assert compare.begin(out, ["--output_dir", "elsewhere", "--seed", "1"]) is None
@@ -301,12 +301,12 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path):
         compare.begin(out, [])
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").touch()
-    with pytest.raises(ValueError, match="is not empty, and holds no comparison"):
+    with pytest.raises(ValueError, match="is not empty and contains no comparison"):
         compare.begin(tmp_path / "other", [])
     assert not (tmp_path / "other" / "command.json").exists()
 
 
-def test_without_anything_to_score_on_it_is_said(tmp_path):
+def test_nothing_to_score_on_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="no validation images to score the networks on.*--eval_dir"):
         compare.evaluation_set(parsed(), TrainingSets(None, None, None, None))
     write_images(tmp_path / "judged" / "images", range(2), images=".")
@@ -326,7 +326,7 @@ def counts(right: float, images: int = 20) -> ImageCounts:
     return ImageCounts.of(matrices)
 
 
-def test_the_difference_is_against_the_labels_alone_for_the_same_time(tmp_path):
+def test_the_difference_is_to_the_equal_time_run_on_labels(tmp_path):
     parts = {CONTROL: Part(tmp_path, 10.0, 5), EQUAL_TIME: Part(tmp_path, 31.0, 20), METHOD: Part(tmp_path, 30.0, 9)}
     of_parts = {CONTROL: counts(0.5), EQUAL_TIME: counts(0.8), METHOD: counts(0.7)}
     found = write(tmp_path, parts, of_parts, ["a", "b"], method="cps", images="validation images")
@@ -334,7 +334,7 @@ def test_the_difference_is_against_the_labels_alone_for_the_same_time(tmp_path):
     assert found["difference"]["mean_iou"] == pytest.approx(expected) and found["difference"]["high"] < 0
     said = (tmp_path / "comparison.md").read_text()
     gained = 100 * (found[METHOD]["mean_iou"] - found[CONTROL]["mean_iou"])
-    assert f"it is {gained:+.1f} points, some of which more training gives" in said and "beyond chance" in said
+    assert f"it is {gained:+.1f} points; part of that comes from more training" in said and "beyond chance" in said
     assert found[CONTROL] == {"mean_iou": pytest.approx(found[CONTROL]["mean_iou"]), "seconds": 10.0, "steps": 5}
 
 
@@ -350,7 +350,7 @@ def test_with_a_recipe_no_plan_is_made(tmp_path):
     recipe.write_text("max_steps: 40\nlearning_rate: 0.05\n")
     words = ["DIR", "--output_dir", str(tmp_path / "out"), "--config", str(recipe)]
     settings = compare.parse(words, compare.ComparisonSettings)
-    sets = SimpleNamespace(found=None, unlabeled=object())  # a plan would need labels, too
+    sets = SimpleNamespace(found=None, unlabeled=object())  # a plan would need labels too
     planned = compare.plan(settings, sets, compare.typed_names(words), 0.0)
     assert planned.args.learning_rate == 0.05 and planned.args.pretrain_steps == 20
     assert "config" not in compare.typed_names(words[:-2])

@@ -1,4 +1,4 @@
-"""A console that lacks a letter of a class's name ends nothing."""
+"""A console that cannot encode a class name does not end a command."""
 
 import io
 import sys
@@ -13,7 +13,7 @@ ROW = {"per_category_iou": [0.5, 0.25, 1.0], "mean_iou": 0.5, "mean_accuracy": 0
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
-def test_a_table_is_printed_whatever_the_encoding(monkeypatch, encoding):
+def test_a_table_is_printed_in_any_encoding(monkeypatch, encoding):
     written = {name: io.BytesIO() for name in ("stdout", "stderr")}
     for name, file in written.items():
         monkeypatch.setattr(sys, name, io.TextIOWrapper(file, encoding=encoding))

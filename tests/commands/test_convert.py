@@ -1,4 +1,4 @@
-"""`cps-hf convert`: its report, how an export is told, and one line for what is wrong."""
+"""`cps-hf convert`: its report, format detection, and one-line errors."""
 
 import json
 
@@ -26,31 +26,33 @@ def relabel(source, name, change):
     write_json(path, content)
 
 
-def test_it_says_what_it_wrote_and_what_comes_next(tmp_path, source, capsys):
+def test_it_prints_what_it_wrote_and_the_next_step(tmp_path, source, capsys):
     convert(source, tmp_path / "out")
     said = capsys.readouterr().out
     assert "3 images: 3 written, 0 done before" in said and "shapes: road 2, car 2, Bäume 1" in said
-    assert f"then `cps-hf check {tmp_path / 'out'}`." in said
+    assert f"then run `cps-hf check {tmp_path / 'out'}`." in said
     assert json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))["format"] == "labelme"
 
 
-def test_a_file_of_an_export_is_told_as_its_folder_is(tmp_path, source):
+def test_the_format_of_a_single_file_is_detected_like_its_folder(tmp_path, source):
     assert convert(source / "a.json", tmp_path / "one")["images"] == 1
     roboflow_masks(tmp_path / "masks")
     assert convert(tmp_path / "masks", tmp_path / "two", "--format", "roboflow_masks")["format"] == "roboflow_masks"
 
 
-def test_labels_that_lead_nowhere_are_named_before_anything_is_written(tmp_path, source, capsys):
+def test_unknown_labels_are_named_before_anything_is_written(tmp_path, source, capsys):
     out = tmp_path / "out"
     said = fails(capsys, source, out, "--classes", "_background_", "road", "Baume")
-    assert "labels that are none of `--classes` (_background_, road, Baume): 'car' (2), 'Bäume' (1)" in said
+    assert "labels that are not in `--classes` (_background_, road, Baume): 'car' (2), 'Bäume' (1)" in said
     said = fails(capsys, source, out, "--classes", "_background_", "road", "car", "Baume")
     assert "Is 'Bäume' meant to be 'Baume'?" in said
     said = fails(capsys, source, out, "--classes", "road", "car", "Bäume", "--background", "background")
-    assert "Pixels without a label are 'background', which is none of `--classes`" in said
+    assert "Pixels without a label are 'background', which is not in `--classes`" in said
     assert "names 'road' twice" in fails(capsys, source, out, "--classes", "_background_", "road", "road")
     write_json(tmp_path / "map.json", {"raod": "road"})
-    assert "`--map` names 'raod', which is no label of" in fails(capsys, source, out, "--map", tmp_path / "map.json")
+    assert "`--map` names 'raod', which is not a label of" in fails(
+        capsys, source, out, "--map", tmp_path / "map.json"
+    )
     write_json(tmp_path / "map.json", {"road": 1})
     assert "expected a JSON mapping like" in fails(capsys, source, out, "--map", tmp_path / "map.json")
     assert not out.exists()
@@ -67,8 +69,8 @@ def test_errors_are_one_line_and_leave_nothing_half_written(tmp_path, source, ca
     assert "ümlaut b.png): image of 8 bytes, of no kind that PIL knows" in fails(capsys, source, out)
     assert sorted(path.name for path in out.rglob("*.png")) == ["a.png", "a.png", "empty.png", "empty.png"]
     (source / "ümlaut b.png").unlink()
-    assert "1 of 3 labeled images are not there: ümlaut b.png" in fails(capsys, source, out)
-    assert any("left out" in note for note in convert(source, out, "--skip_bad_images")["notes"])
+    assert "1 of 3 labeled images are missing: ümlaut b.png" in fails(capsys, source, out)
+    assert any("skipped" in note for note in convert(source, out, "--skip_bad_images")["notes"])
     for words, said in (
         (("--line_width", "0"), "`--line_width` must be above 0"),
         (("--first_id", "-1"), "`--first_id` must be 0 or more"),

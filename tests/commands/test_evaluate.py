@@ -1,4 +1,4 @@
-"""Judging branches from folders, against the metric fed by hand and against Cityscapes' own evaluator."""
+"""Scoring branches from folders, checked against the metric called directly and against Cityscapes' own evaluator."""
 
 import csv
 import json
@@ -54,9 +54,7 @@ def run(tmp_path, *words):
     return evaluate.main([*map(str, words), "--output_dir", str(tmp_path / "out"), "--num_workers", "0"])
 
 
-def test_cityscapes_own_evaluator_finds_the_same_scores_in_what_is_exported(
-    streets, street_branches, tmp_path, monkeypatch, capsys
-):
+def test_cityscapes_evaluator_agrees_on_the_exported_files(streets, street_branches, tmp_path, monkeypatch, capsys):
     results = run(
         tmp_path,
         *("--branches", *street_branches, "--dataset", "cityscapes", "--data_root", streets, "--export", "cityscapes"),
@@ -84,7 +82,7 @@ def test_cityscapes_own_evaluator_finds_the_same_scores_in_what_is_exported(
         assert iou_by_name[name] == pytest.approx(value, abs=1e-9, nan_ok=True)
 
 
-def test_results_are_the_metrics_own_and_every_branch_is_scored(streets, street_branches, tmp_path, capsys):
+def test_results_equal_the_metric_and_every_branch_is_scored(streets, street_branches, tmp_path, capsys):
     words = ("--branches", *street_branches, "--each", "--dataset", "cityscapes", "--data_root", streets)
     run(tmp_path, *words, "--num_pictures", 2)
     written = json.loads((tmp_path / "out" / "results.json").read_text())
@@ -121,7 +119,7 @@ def test_results_are_the_metrics_own_and_every_branch_is_scored(streets, street_
     assert f"{100 * written['scores']['mean']['mean_iou']:.2f}" in out and "boundary IoU" in out
 
 
-def test_a_runs_folder_stands_for_its_better_branch(streets, street_branches, tmp_path, capsys):
+def test_a_run_folder_means_its_better_branch(streets, street_branches, tmp_path, capsys):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "best").symlink_to(street_branches[1])
     where = ("--dataset", "cityscapes", "--data_root", streets)
@@ -146,7 +144,7 @@ def test_the_mean_does_not_depend_on_scoring_each_branch(streets, street_branche
     assert mean["eval"]["stride"] == (32, 43) and mean["eval"]["average"]
 
 
-def test_voc_masks_hold_ids_and_show_the_official_colours(tmp_path):
+def test_voc_masks_contain_ids_and_the_official_colors(tmp_path):
     from cps_hf.data.voc import NAMES
 
     root = write_object_scenes(tmp_path / "set", num_train=1, num_val=2, progress=False)
@@ -170,15 +168,15 @@ def test_a_set_without_labels_is_predicted_and_not_scored(streets, street_branch
     assert "scores" not in results and len([*(tmp_path / "out" / "predictions").iterdir()]) == 3
     with pytest.raises(SystemExit):
         run(tmp_path, *words)
-    assert "'val' has no labels to score against. Give `--export`" in capsys.readouterr().err
+    assert "'val' has no labels to score against. Add `--export`" in capsys.readouterr().err
 
 
-def test_a_model_from_elsewhere_is_fed_as_its_processor_says_and_scored_at_the_labels_size(tmp_path):
+def test_a_foreign_model_uses_its_processor_and_label_resolution(tmp_path):
     folder, root = tmp_path / "segformer", tmp_path / "world"
     torch.manual_seed(0)
     config = SegformerConfig(num_labels=3, depths=[1] * 4, hidden_sizes=[8, 8, 16, 16], num_attention_heads=[1] * 4)
     SegformerForSemanticSegmentation(config).save_pretrained(folder)
-    SegformerImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder)  # squashes, as the library's do
+    SegformerImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder)  # distorts, like the library's
     dataset = write_world(root, [(40, 56), (51, 33)])
     network, metric = predict_by_hand(folder), MeanIoU(num_labels=3)
     for row in dataset:
@@ -211,7 +209,7 @@ def test_processors_may_differ_between_the_branches_of_an_ensemble(tmp_path):
     torch.testing.assert_close(found.exp(), expected, atol=1e-5, rtol=1e-4)
 
 
-def test_a_model_of_one_size_says_what_to_do_with_other_images(tmp_path):
+def test_a_fixed_size_model_suggests_sliding_windows(tmp_path):
     config = DPTConfig(
         hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=16, image_size=32, patch_size=8,
         backbone_out_indices=[0, 1, 2, 3], neck_hidden_sizes=[8] * 4, fusion_hidden_size=8, num_labels=3,
@@ -227,7 +225,7 @@ def test_a_model_of_one_size_says_what_to_do_with_other_images(tmp_path):
         ensemble.predict(image, own_size=True)
 
 
-def test_class_names_that_contradict_each_other_are_refused(caplog):
+def test_conflicting_class_names_are_an_error(caplog):
     check_classes(["Traffic-Light", "road"], {0: "traffic light", 1: "road"}, "A and B")
     check_classes(["LABEL_0", "LABEL_1"], {0: "sky", 1: "road"}, "A and B")
     assert not caplog.records
@@ -244,17 +242,17 @@ def test_class_names_that_contradict_each_other_are_refused(caplog):
     [
         (["--branches", "nowhere"], "`nowhere`: no model could be read"),
         (["--mode", "sliding"], "needs `--crop_size H W`"),
-        (["--crop_size", "8", "8"], "`--crop_size` goes with `--mode sliding`"),
+        (["--crop_size", "8", "8"], "`--crop_size` requires `--mode sliding`"),
         (["--scales", "0"], "`scales` must be one or more positive factors"),
         (["--split", "trian"], "must be one of train, val, test, train_extra, got 'trian'"),
         (["--load_options", "{"], "`--load_options` must be JSON, found '{'"),
-        (["--load_options", '{"color": 1}'], "load_cityscapes does not know 'color'"),
+        (["--load_options", '{"color": 1}'], "load_cityscapes has no argument 'color'"),
         (["--data_root", "nowhere"], "No folder nowhere"),
         (["--mode", "sliding", "--crop_size", "8", "8", "--stride", "9", "9"], "must not exceed"),
         (["--window_batch_size", "0"], "`window_batch_size` must be at least 1, got 0"),
         (["--num_pictures", "-3"], "`--num_pictures` must be 0 or more, got -3"),
         (["--device", "cudda"], r"`device` 'cudda' cannot be used here: .* Give `cpu`"),
-        (["--device", "cuda:99"], r"`device` 'cuda:99' cannot be used here: .* a GPU is taken where there is one"),
+        (["--device", "cuda:99"], r"`device` 'cuda:99' cannot be used here: .* a GPU is used if there is one"),
     ],
 )
 def test_a_mistake_ends_with_one_line(streets, street_branches, tmp_path, capsys, words, said):
@@ -268,27 +266,25 @@ def test_a_mistake_ends_with_one_line(streets, street_branches, tmp_path, capsys
 
 
 @pytest.mark.parametrize("name", ["results.json", "config.yaml", "checkpoint-4/manifest.json"])
-def test_a_training_runs_folder_is_not_written_into(streets, street_branches, tmp_path, capsys, name):
+def test_a_training_run_folder_is_never_overwritten(streets, street_branches, tmp_path, capsys, name):
     path = tmp_path / "out" / name
     path.parent.mkdir(parents=True)
     path.write_text('{"final": {"branch_0": {"mean_iou": 0.5}}}')
     with pytest.raises(SystemExit):
         run(tmp_path, "--branches", street_branches[0], "--dataset", "cityscapes", "--data_root", streets)
     said = capsys.readouterr().err
-    assert re.search(rf"out` holds a training run.*{name.partition('/')[0]}.*Give another folder", said)
+    assert re.search(rf"out` contains a training run.*{name.partition('/')[0]}.*Choose another folder", said)
     assert [p for p in (tmp_path / "out").rglob("*") if p.is_file()] == [path] and "final" in path.read_text()
 
 
-def test_a_disk_that_fails_is_one_line_that_names_the_path_and_the_scores_are_told(
-    streets, street_branches, tmp_path, capsys
-):
+def test_a_disk_error_names_the_path_after_the_scores_are_printed(streets, street_branches, tmp_path, capsys):
     words = ("--branches", street_branches[0], "--dataset", "cityscapes", "--data_root", streets)
     (tmp_path / "out").write_text("a file")
     with pytest.raises(SystemExit):
         run(tmp_path, *words)
     printed = capsys.readouterr()
-    assert re.fullmatch(r"error: \S*/out: a folder is expected there.*\n", printed.err.rpartition("\r")[2])
-    assert "boundary IoU" not in printed.out, "said before the work"
+    assert re.fullmatch(r"error: \S*/out: expected a folder, found a file.*\n", printed.err.rpartition("\r")[2])
+    assert "boundary IoU" not in printed.out, "reported before the work"
     (tmp_path / "out").unlink()
     (tmp_path / "out" / "pictures").mkdir(parents=True)
     with full_disk(tmp_path / "out" / "pictures" / "confusion_matrix.png"), pytest.raises(SystemExit):
@@ -298,11 +294,11 @@ def test_a_disk_that_fails_is_one_line_that_names_the_path_and_the_scores_are_to
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert f"{100 * results['scores']['branch_0']['mean_iou']:.2f}" in printed.out and "boundary IoU" in printed.out
     assert not [*(tmp_path / "out" / "pictures").glob(".*")]
-    run(tmp_path, *words)  # its own folder may be written again
+    run(tmp_path, *words)  # its own output folder may be written again
     assert (tmp_path / "out" / "pictures" / "worst.png").is_file()
 
 
-def test_branches_that_do_not_fit_are_refused(streets, street_branches, tmp_path, capsys):
+def test_branches_that_do_not_fit_are_an_error(streets, street_branches, tmp_path, capsys):
     three, bare = tiny_branch(tmp_path / "three", 3), tmp_path / "bare"
     toy_models(1)[0].save_pretrained(bare)
     data = ("--dataset", "cityscapes", "--data_root", streets)

@@ -1,4 +1,4 @@
-"""`cps-hf export`: the file, what is said of it, and mistakes of one line."""
+"""`cps-hf export`: the file, the printed summary, and one-line errors."""
 
 import re
 
@@ -11,7 +11,7 @@ from cps_hf.commands.export import main
 from cps_hf.inference.onnx import onnx_predictor
 
 
-def test_the_command_writes_a_branch_and_says_what_it_takes(tmp_path, capsys):
+def test_the_branch_is_exported_and_its_input_sizes_reported(tmp_path, capsys):
     folder = tiny_branch(tmp_path / "branch", 3)
     main([str(folder), str(tmp_path / "out.onnx"), "--size", "64", "96"])
     full = tmp_path / "full"
@@ -21,10 +21,10 @@ def test_the_command_writes_a_branch_and_says_what_it_takes(tmp_path, capsys):
     for words, message in (
         ([str(tmp_path / "nothing"), "x.onnx"], "no model could be read, since there is no such folder."),
         ([str(full), "x.onnx"], "no model could be read, since there is no config.json in it."),
-        ([str(tmp_path), "x.onnx"], f"no model could be read, since it holds several. Give one: {folder}."),
-        ([str(folder), str(tmp_path / "small.onnx"), "--size", "0", "64"], "takes no images of 0 x 64"),
-        ([str(folder), str(tmp_path / "out.onnx" / "x.onnx")], "out.onnx: a folder is expected there, but a file"),
-        ([str(folder), str(full)], f"error: {full}: a file is expected there, but a folder is in the way."),
+        ([str(tmp_path), "x.onnx"], f"no model could be read, since it contains several. Give one: {folder}."),
+        ([str(folder), str(tmp_path / "small.onnx"), "--size", "0", "64"], "cannot process images of 0 x 64"),
+        ([str(folder), str(tmp_path / "out.onnx" / "x.onnx")], "out.onnx: expected a folder, found a file"),
+        ([str(folder), str(full)], f"error: {full}: expected a file, found a folder. Choose another name."),
         ([str(folder), str(full / "x.onnx")], f"error: {full / 'x.onnx'}: No space left on device."),
     ):
         with full_disk(full / "x.onnx"), pytest.raises(SystemExit, match="2"):

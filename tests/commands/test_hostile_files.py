@@ -1,4 +1,4 @@
-"""Files that would run code: none does, unless it was asked for. (Malformed ones: test_malformed_inputs.py.)"""
+"""Files that contain code: none of it runs unless allowed. (Malformed files: test_malformed_inputs.py.)"""
 
 import ast
 import contextlib
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Payload:
-    """Unpickled, it writes a file."""
+    """Writes a file when unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -51,7 +51,7 @@ def test_the_payload_of_these_tests_would_run(tmp_path):
 
 
 def test_a_checkpoint_runs_no_code(tmp_path):
-    """Whatever Accelerate keeps as a pickle is read with `weights_only`; what is ours is JSON and safetensors."""
+    """Accelerate's pickles are read with `weights_only`; our own files are JSON and safetensors."""
     trainer_for(tmp_path, save_steps=1).train()
     checkpoint, pwned = tmp_path / "out" / "checkpoint-1", tmp_path / "pwned"
     pickles = [path for path in checkpoint.rglob("*") if path.suffix in (".bin", ".pkl", ".pt", ".pth")]
@@ -64,14 +64,14 @@ def test_a_checkpoint_runs_no_code(tmp_path):
         ):
             content(path)
             mend_manifest(checkpoint)
-            with contextlib.suppress(Exception):  # an error or a warning: Accelerate's affair
+            with contextlib.suppress(Exception):  # an error or a warning of Accelerate is fine here
                 trainer_for(tmp_path).train(resume_from_checkpoint=str(checkpoint))
             assert not pwned.exists(), path.name
         path.write_bytes(whole)
 
 
 def mend_manifest(checkpoint):
-    """An attacker would write the checksums too."""
+    """Rewrite the checksums, as an attacker would."""
     path = checkpoint / "manifest.json"
     if path.exists():
         manifest = json.loads(path.read_text())
@@ -118,7 +118,7 @@ class Own(UperNetForSemanticSegmentation):
 """
 
 
-def test_code_that_comes_with_a_model_runs_only_when_it_is_asked_for(tmp_path):
+def test_model_code_runs_only_with_trust_remote_code(tmp_path):
     from transformers import UperNetForSemanticSegmentation
 
     folder, pwned = tmp_path / "branch", tmp_path / "pwned"

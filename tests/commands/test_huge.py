@@ -1,4 +1,4 @@
-"""Images that are predicted by rows get the mask that sliding windows over the whole give, geo-tags included."""
+"""Images predicted by rows get the mask of sliding windows over the whole image, including georeferencing."""
 
 import re
 
@@ -62,7 +62,7 @@ def test_a_huge_image_gets_the_mask_of_sliding_windows_over_the_whole(tmp_path, 
     assert run(tmp_path, branches[:count], *words)["done before"] == 2
 
 
-def test_a_mask_says_what_place_on_earth_its_image_shows(tmp_path, branches, scan):
+def test_a_mask_keeps_the_georeference_of_its_image(tmp_path, branches, scan):
     scale, tie, keys = (0.5, 0.5, 0.0), (0.0, 0.0, 0.0, 443_000.0, 5_000_000.0, 0.0), (1, 1, 0, 1, 3072, 0, 1, 32632)
     tags = [(33550, "d", 3, scale, True), (33922, "d", 6, tie, True), (34735, "H", 8, keys, True)]
     tifffile.imwrite(scan, PIXELS, tile=(16, 16), metadata=None, extratags=tags, byteorder=">")
@@ -74,15 +74,15 @@ def test_a_mask_says_what_place_on_earth_its_image_shows(tmp_path, branches, sca
     assert run(tmp_path, branches[:1], "--inputs", scan, *WORDS, "--huge_from", 0, "--no_overlays")["done before"] == 1
 
 
-def test_windows_of_a_usual_size_are_chosen_and_said(tmp_path, branches, scan, capsys, monkeypatch):
+def test_windows_of_a_default_size_are_chosen_and_printed(tmp_path, branches, scan, capsys, monkeypatch):
     monkeypatch.setattr("cps_hf.inference.ensemble.WINDOW", 48)
     run(tmp_path, branches[:1], "--inputs", scan, "--huge_from", 5000)
-    assert "in windows of 48 x 48; `--mode sliding --crop_size H W` chooses others" in capsys.readouterr().out
+    assert "in windows of 48 x 48. Set others with `--mode sliding --crop_size H W`" in capsys.readouterr().out
     mask = np.asarray(Image.open(tmp_path / "out/masks/scan.png"))
     assert np.array_equal(mask, expected(branches[:1], crop_size=(48, 48), stride=(32, 32)))
 
 
-def test_a_huge_photo_that_is_decoded_as_a_whole(tmp_path, branches, monkeypatch):
+def test_a_huge_photo_is_decoded_as_a_whole(tmp_path, branches, monkeypatch):
     monkeypatch.setattr(huge, "_OVERVIEW", 20)
     Image.fromarray(PIXELS).save(tmp_path / "a.png")
     run(tmp_path, branches[:1], "--inputs", tmp_path / "a.png", *WORDS, "--huge_from", 100)
@@ -99,10 +99,10 @@ def test_the_overlay_is_drawn_from_rows_that_were_read_once(tmp_path, branches, 
     assert np.array_equal(prediction, expected(branches[:1])[::6, ::6])
 
 
-def test_what_does_not_go_with_a_huge_image_is_said_before_anything_is_written(tmp_path, branches, scan, capsys):
+def test_invalid_options_for_huge_images_fail_before_writing(tmp_path, branches, scan, capsys):
     words = ("--inputs", scan, "--huge_from", 100)
     said = fails(capsys, run, tmp_path, branches[:1], *words, "--probabilities")
-    assert re.search(r"scan\.tif: more than 100 pixels, predicted by rows; `--probabilities` would hold all", said)
+    assert re.search(r"scan\.tif: more than 100 pixels, predicted by rows; `--probabilities` would need all", said)
     assert "`--scales` must be 1" in fails(capsys, run, tmp_path, branches[:1], *words, "--scales", 1, 2)
     assert "`--format` draws whole masks. Cut it" in fails(
         capsys, run, tmp_path, branches[:1], *words, "--format", "coco"
@@ -110,32 +110,32 @@ def test_what_does_not_go_with_a_huge_image_is_said_before_anything_is_written(t
     assert not (tmp_path / "out").exists()
     run(tmp_path, branches[:1], *words)
     said = fails(capsys, run, tmp_path, branches[:1], *words, *WORDS)
-    assert "holds predictions made with other mode (whole there, sliding now)" in said
+    assert "contains predictions made with other mode (whole there, sliding now)" in said
 
 
-def test_a_folder_of_masks_takes_a_huge_image_later_and_keeps_its_windows(tmp_path, branches, scan, capsys):
+def test_a_huge_image_can_be_added_later_and_keeps_its_windows(tmp_path, branches, scan, capsys):
     small = tmp_path / "in" / "small.png"
     Image.fromarray(PIXELS[:9, :9]).save(small)
     run(tmp_path, branches[:1], "--inputs", small)
     assert run(tmp_path, branches[:1], "--inputs", small, scan, "--huge_from", 100)["predicted"] == 1
     assert run(tmp_path, branches[:1], "--inputs", small)["done before"] == 1
     said = fails(capsys, run, tmp_path, branches[:1], "--inputs", small, scan, "--huge_from", 50)
-    assert "holds predictions made with other windows over huge images" in said
+    assert "contains predictions made with other windows over huge images" in said
 
 
-def test_a_scan_that_breaks_off_leaves_no_mask(tmp_path, branches, scan, capsys):
+def test_a_truncated_scan_leaves_no_mask(tmp_path, branches, scan, capsys):
     data = scan.read_bytes()
     tifffile.imwrite(scan, PIXELS, tile=(16, 16), metadata=None)
     data = scan.read_bytes()
     scan.write_bytes(data[: len(data) - 3000])
     words = ("--inputs", scan, *WORDS, "--huge_from", 100)
     said = fails(capsys, run, tmp_path, branches[:1], *words)
-    assert re.search(r"scan\.tif\): it breaks off\..*`--skip_bad_images` leaves such images out", said)
+    assert re.search(r"scan\.tif\): it breaks off\..*`--skip_bad_images` skips such images", said)
     assert not [path for path in (tmp_path / "out").rglob("*") if path.suffix == ".png"]
     assert run(tmp_path, branches[:1], *words, "--skip_bad_images")["not readable"] == 1
 
 
-def test_small_files_are_not_opened_to_learn_their_size(tmp_path):
+def test_small_files_are_not_opened_to_find_their_size(tmp_path):
     (tmp_path / "a.png").write_bytes(b"no image")
     Image.fromarray(PIXELS).save(tmp_path / "b.png")
     assert [is_huge(str(tmp_path / name), 10**9) for name in ("a.png", "b.png")] == [False, False]
@@ -162,15 +162,15 @@ def test_prepare_cuts_a_folder_into_tiles(tmp_path, scan, capsys):
             "`--overlap` must be from 0 to less than `--tile` (32), got 32.",
         ),
         (["--tile", "32", "a"], "--tile needs two folders, DIR and OUT, got 1"),
-        (["--tile", "32", "a", "b", "--split", "x"], "--split does not go with --tile"),
+        (["--tile", "32", "a", "b", "--split", "x"], "--split cannot be combined with --tile"),
         (["--tile", "32", "a", "b"], "No folder a."),
-        (["--overlap", "32"], "--overlap goes with --tile"),
-        (["a", "b"], "DIR OUT goes with --tile"),
+        (["--overlap", "32"], "--overlap requires --tile"),
+        (["a", "b"], "DIR OUT requires --tile"),
         ([], "give --dataset NAME, or --tile PIXELS DIR OUT"),
         (["--tile", "32", "a", "b", "--load_options", '{"colours": 1}'], "with --tile: no 'colours'"),
     ],
 )
-def test_what_prepare_cannot_cut_is_one_line(capsys, tmp_path, monkeypatch, words, said):
+def test_what_prepare_cannot_cut_is_a_one_line_error(capsys, tmp_path, monkeypatch, words, said):
     monkeypatch.chdir(tmp_path)
     message = fails(capsys, prepare.main, words)
     assert said in message and message.count("\n") == 1

@@ -1,4 +1,4 @@
-"""The front door: which command a word is, what its help shows, and what bad words are told."""
+"""The entry point: commands, their help, and messages about invalid arguments."""
 
 import io
 import re
@@ -36,7 +36,7 @@ def test_the_help_names_every_command_and_needs_no_library(capsys):
 
 
 @pytest.mark.parametrize("start", [main, lambda words: train.main(words[1:])], ids=["cps-hf", "an example"])
-def test_a_command_prints_what_the_console_has_no_letters_for(monkeypatch, start):
+def test_a_command_prints_characters_the_console_lacks(monkeypatch, start):
     written = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
     with pytest.raises(SystemExit):
@@ -51,7 +51,7 @@ def test_the_package_is_a_program_too(capsys):
     assert (done.returncode, done.stdout) == (2, "") and "Did you mean `train`?" in done.stderr
 
 
-def test_the_package_hands_out_what_it_names_and_nothing_else():
+def test_the_package_exports_exactly_the_names_it_lists():
     assert all(getattr(cps_hf, name) is not None for name in cps_hf.__all__) and {*cps_hf.__all__} <= {*dir(cps_hf)}
     with pytest.raises(AttributeError, match="has no attribute 'CPSTriner'"):
         cps_hf.CPSTriner  # noqa: B018
@@ -60,23 +60,23 @@ def test_the_package_hands_out_what_it_names_and_nothing_else():
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "which command? There are train, compare, check, "),
+        ([], "a command is missing. The commands are train, compare, check, "),
         (["trian"], "there is no command 'trian'. Did you mean `train`?"),
-        (["--objective", "cps"], "there is no command '--objective'. There are train, "),
+        (["--objective", "cps"], "there is no command '--objective'. The commands are train, "),
         (["train", "--max_step", "5"], "Did you mean `max_steps`?"),
         (["train", "--max_steps"], "`max_steps` must be an integer, got True"),
-        (["train", "file.yaml"], "expected a folder of images and masks, found 'file.yaml': a file of settings is"),
+        (["train", "file.yaml"], "expected a folder of images and masks, found 'file.yaml'. Pass a settings file"),
         (["train", "nowhere"], "No folder nowhere."),
         (
             ["train", "a", "b"],
-            "`data_root` must be text, got ['a', 'b']. Quote what has spaces; DIR stands before",
+            "`data_root` must be text, got ['a', 'b']. Quote values with spaces; DIR comes before",
         ),
-        (["train", "--output_dir", "o", "a"], "`output_dir` must be text, got ['o', 'a']. Quote what has spaces; DIR"),
-        (["train", "a", "--partition", "3"], "`partition` does not go with a folder of your own"),
-        (["check"], "DIR is missing: the folder or Hub id of `--dataset folder`"),
+        (["train", "--output_dir", "o", "a"], "`output_dir` must be text, got ['o', 'a']. Quote values with spaces"),
+        (["train", "a", "--partition", "3"], "`partition` cannot be used with a folder of your own"),
+        (["check"], "DIR is missing. Give the folder or Hub id of `--dataset folder`"),
         (["check", "a", "b"], "'b' belongs to no option"),
         (["check", "a", "--splits", "x"], "there is no option `--splits`. Did you mean `--split`?"),
-        (["evaluate"], "Which branch is scored? Give RUN, a run's folder or a branch, or `--branches`."),
+        (["evaluate"], "Which branch should be scored? Give RUN, a run's output folder or a branch, or `--branches`."),
         (["evaluate", "--branchs", "a"], "there is no option `--branchs`. Did you mean `--branches`?"),
         (["evaluate", "--branches"], "argument --branches: expected at least one argument"),
         (["evaluate", "--branches", "a", "--num-workers", "no"], "argument --num_workers: invalid int value: 'no'"),
@@ -85,7 +85,7 @@ def test_the_package_hands_out_what_it_names_and_nothing_else():
         (["evaluate", "--branches", "a", "--out", "b"], "there is no option `--out`. Did you mean `--output_dir`?"),
         (["evaluate", "--branches", "a", "--mode", "half"], "argument --mode: invalid choice: 'half'"),
         (["predict", "--branches", "a", "--output-dir=b", "--output_dir", "b"], "`--output_dir` is given twice"),
-        (["predict"], "Which branch predicts? Give RUN, a run's folder or a branch, or `--branches`"),
+        (["predict"], "Which branch should predict? Give RUN, a run's output folder or a branch, or `--branches`"),
         (["convert", "a"], "the following arguments are required: OUT"),
         (["prepare", "--dataset", "voc"], "give either --output_dir or --push_to_hub"),
         (["export", "a"], "the following arguments are required: OUT.onnx"),
@@ -109,19 +109,19 @@ def test_ctrl_c_ends_a_command_with_the_shells_status_and_no_traceback(capsys, m
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_each_command_has_a_short_help_and_a_whole_one(capsys, command):
+def test_each_command_has_a_short_and_a_full_help(capsys, command):
     status, short, _ = run(capsys, command, "--help")
     assert status == 0 and short.startswith(f"usage: cps-hf {command} ")
     assert COMMANDS[command][1:] in " ".join(short.split())
     status, whole, _ = run(capsys, command, "--help-all")
     shown, all_of_them = ({*re.findall(r"^  (?:-h, )?(--[\w-]+)", text, re.M)} for text in (short, whole))
-    known = {*completion.options_of(command)}  # of those that train: the options of every objective
+    known = {*completion.options_of(command)}  # for training commands: the options of every objective
     assert status == 0 and {"--help", "--help-all"} <= shown <= all_of_them <= known and len(shown) <= 14
     assert all_of_them == known or command in ("train", "compare")
     assert ("shows all options" in short) == (shown != all_of_them) and "shows all options" not in whole
 
 
-def test_help_shows_defaults_where_there_are_any():
+def test_help_shows_existing_defaults():
     parser = ArgumentParser("x", "what it does", first=("size", "flag"), usage="[--size N]")
     parser.add_argument("--size", type=int, default=3, help="how 100 % large")
     parser.add_argument("--flag", action="store_true", help="whether")
@@ -159,15 +159,15 @@ def scripts():
         ("train --streaming ", ["true", "false"]),
         ("train --push_to_h", ["--push_to_hub"]),
         ("evaluate --mode ", ["whole", "sliding"]),
-        ("evaluate --branches outputs", []),  # the shell's own: files
+        ("evaluate --branches outputs", []),  # left to the shell: files
         ("completion z", ["zsh"]),
     ],
 )
 def test_bash_completes_commands_options_and_values(scripts, line, found):
     words = ["cps-hf", *line.split(" ")]
     array = " ".join(f"'{word}'" for word in words)
-    ask = f"COMP_WORDS=({array}); COMP_CWORD={len(words) - 1}; _cps_hf; echo ${{COMPREPLY[@]}}"
-    done = subprocess.run(["bash", "-c", f"{scripts['bash']}\n{ask}"], capture_output=True, text=True)
+    script = f"COMP_WORDS=({array}); COMP_CWORD={len(words) - 1}; _cps_hf; echo ${{COMPREPLY[@]}}"
+    done = subprocess.run(["bash", "-c", f"{scripts['bash']}\n{script}"], capture_output=True, text=True)
     assert done.stderr == "" and sorted(done.stdout.split()) == sorted(found)
 
 

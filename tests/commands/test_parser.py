@@ -87,7 +87,7 @@ def test_attention_is_a_name_or_a_mapping_for_the_backbone_alone():
         assert parse("--attn_implementation", word).model_config.attn_implementation == expected
 
 
-def test_the_command_line_wins_over_the_file_and_the_file_over_the_scripts_defaults(tmp_path):
+def test_command_line_overrides_file_overrides_defaults(tmp_path):
     (tmp_path / "c.yaml").write_text("learning_rate: 1e-3\nmax_steps: 7\ncutmix: false\ncrop_size: [32, 48]\n")
     settings = parse(
         *("--config", str(tmp_path / "c.yaml"), "--max_steps", "9"), defaults=lambda given: {"max_steps": 5, "seed": 3}
@@ -96,7 +96,7 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_scripts_defau
     assert settings.augmentation.crop_size == [32, 48] and settings.objective.cutmix is False
 
 
-def test_a_scripts_defaults_for_another_objective_are_passed_over():
+def test_defaults_for_another_objective_are_ignored():
     options = {"defaults": lambda given: {"cps": {"weight": 3.0}, "max_steps": 7}}
     assert parse(**options).objective.weight == 3.0
     assert parse("--objective", "supervised", **options).objective == Supervised()
@@ -112,14 +112,14 @@ def test_the_resolved_file_reads_back_to_the_same(tmp_path):
     assert parse("--config", str(tmp_path / "c.yaml")) == settings
 
 
-def test_a_file_of_an_earlier_version_is_read_without_what_is_no_option_any_more(tmp_path, capsys):
+def test_options_removed_since_an_earlier_version_are_ignored(tmp_path, capsys):
     (tmp_path / "old.yaml").write_text("max_steps: 3\nlogging_first_step: true\n")
     assert parse("--config", str(tmp_path / "old.yaml")).args.max_steps == 3
-    assert "`logging_first_step` of the file: no option any more" in capsys.readouterr().err
+    assert "`logging_first_step` of the file: no longer an option" in capsys.readouterr().err
     assert "unknown field `logging_first_step`" in error_of(capsys, "--logging_first_step", "true")
 
 
-def test_no_file_holds_the_token():
+def test_no_file_contains_the_token():
     settings = parse("--hub_token", "hf_secret")
     assert settings.hub.hub_token == "hf_secret"
     assert "hf_secret" not in settings.to_yaml() + repr(settings) + str(settings.flat())
@@ -136,9 +136,7 @@ def test_values_change_in_the_group_that_has_them():
         settings.with_values(max_step=3)
 
 
-def test_another_objective_on_the_command_line_leaves_the_files_hyper_parameters_of_its_own_with_a_word(
-    tmp_path, capsys
-):
+def test_another_objective_ignores_the_files_hyper_parameters(tmp_path, capsys):
     (tmp_path / "c.yaml").write_text("objective: cps\nweight: 5\nlabeled_loss: ohem\n")
     settings = parse("--config", str(tmp_path / "c.yaml"), "--objective", "supervised")
     assert settings.objective == Supervised(labeled_loss="ohem")
@@ -207,11 +205,11 @@ def test_an_error_names_the_field_and_what_is_valid(capsys, words, said):
         ("max_steps: [1, 2]", ["`max_steps`", "an integer"]),
         ("max_steps: true", ["`max_steps`", "an integer"]),
         ("- a\n- b", ["`field: value` lines", "list"]),
-        ("a: [", ["no valid YAML", 'c.yaml", line 1']),
+        ("a: [", ["not valid YAML", 'c.yaml", line 1']),
         ("seed: 1\nmax_steps: 5\nseed: 2", ["`seed` is given twice", 'c.yaml", line 3']),
         ("lr_scheduler_kwargs: {power: 1, power: 2}", ["`power` is given twice"]),
-        ("a: !!map [b]", ["no valid YAML"]),
-        ("a: !!python/object/apply:os.system [ls]", ["no valid YAML"]),
+        ("a: !!map [b]", ["not valid YAML"]),
+        ("a: !!python/object/apply:os.system [ls]", ["not valid YAML"]),
     ],
 )
 def test_a_bad_file_is_an_error(tmp_path, capsys, text, said):
@@ -229,7 +227,7 @@ def help_of(capsys, *words, **options) -> str:
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_the_whole_help_lists_every_field_with_its_text_and_default(capsys, name):
+def test_full_help_lists_every_field_with_text_and_default(capsys, name):
     defaults = {"defaults": lambda given: {"max_steps": 77}}
     text = help_of(capsys, "--help-all", "--objective", name, description="what it does", **defaults)
     assert "What it does." in text and "the data set's folder" in text and "(default: 77)" in text
@@ -239,7 +237,7 @@ def test_the_whole_help_lists_every_field_with_its_text_and_default(capsys, name
             assert f"--{f.name} " in text and documented(cls)[f.name][1], f.name
 
 
-def test_help_shows_a_few_options_and_says_where_the_others_are(capsys):
+def test_short_help_points_to_the_full_help(capsys):
     text = help_of(capsys, "--help", first=("max_steps", "data_root"))
     options = {word for word in text.split() if word.startswith("--")}
     assert options >= {"--max_steps", "--data_root", "--objective", "--config"} and "--seed" not in options

@@ -1,4 +1,4 @@
-"""`cps-hf train DIR`: the plan is printed, used under what was typed, and written down; what a run starts from."""
+"""`cps-hf train DIR`: the plan is printed, respects the given options and is saved; and what a run starts from."""
 
 import json
 import re
@@ -26,7 +26,7 @@ WORDS += ("--per_device_train_batch_size", "2", "--ema_decay", "none", "--agreem
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """12 images, the first 8 with a mask; and a tiny network's configuration."""
+    """12 images, the first 8 with a mask; and the configuration of a tiny network."""
     root = tmp_path_factory.mktemp("own")
     rng = np.random.default_rng(0)
     for name in ("images", "masks"):
@@ -50,7 +50,7 @@ def parsed(*words):
 
 @pytest.fixture(scope="module")
 def ran(folder, tmp_path_factory):
-    """A run of two stages, its standard output and its folder."""
+    """A two-stage run, its standard output and its folder."""
     out = tmp_path_factory.mktemp("ran") / "out"
     printed = []
     with pytest.MonkeyPatch.context() as patch:
@@ -71,7 +71,7 @@ def ran(folder, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_the_plan_is_printed_and_written_and_what_was_typed_is_kept(ran):
+def test_the_plan_is_printed_and_saved_and_keeps_given_options(ran):
     printed, out = ran
     config = yaml.safe_load((out / "config.yaml").read_text())
     assert re.search(r"class_weights +0.5 +from .* \(bar\) to .* \(ground\)", printed)
@@ -92,7 +92,7 @@ def test_an_earlier_run_is_the_start_of_the_next_one(ran, folder, tmp_path, capl
         trainer, _ = train.build(settings, sets)
     assert f"all weights from {first / 'branch_0'}" in caplog.text and "branch_1" in caplog.text
     assert "random weights" not in caplog.text
-    # another class: its heads begin anew, and that is said
+    # another class: its heads are trained from scratch, which is logged
     (folder / "more.json").write_text(json.dumps([*NAMES, "kerb"]))
     settings = parsed(*words, "--class_names", str(folder / "more.json"), *WORDS)
     caplog.clear()
@@ -102,9 +102,7 @@ def test_an_earlier_run_is_the_start_of_the_next_one(ran, folder, tmp_path, capl
 
 
 @pytest.mark.parametrize("a_branch", [False, True])
-def test_validation_images_that_the_earlier_run_may_have_been_trained_on_are_warned_of(
-    folder, tmp_path, caplog, a_branch
-):
+def test_validation_images_of_an_earlier_training_give_a_warning(folder, tmp_path, caplog, a_branch):
     def warned(*words):
         caplog.clear()
         settings = parsed(
@@ -114,7 +112,7 @@ def test_validation_images_that_the_earlier_run_may_have_been_trained_on_are_war
         return "were not held out in" in caplog.text and caplog.text
 
     listed = tmp_path / "validation.txt"
-    assert not warned()  # nothing is known of it
+    assert not warned()  # nothing is known about it
     held = load_data(parsed(str(folder / "set")).data).found.held_out
     others = [str(index) for index in range(8) if str(index) not in held]
     listed.write_text("\n".join(others[:2]))
@@ -123,7 +121,7 @@ def test_validation_images_that_the_earlier_run_may_have_been_trained_on_are_war
     assert not warned("--validation", str(listed)) and not warned("--validation", "none")
     listed.write_text("\n".join(held))
     assert not warned()
-    listed.write_text("other_1\nother_2")  # of another data set
+    listed.write_text("other_1\nother_2")  # from another data set
     assert not warned()
 
 
@@ -144,7 +142,7 @@ def test_a_trial_run_times_steps_and_leaves_nothing_behind(folder, tmp_path):
     assert not (tmp_path / "o").exists() and not any(tmp_path.joinpath(folder).exists() for folder in made)
 
 
-def test_the_length_is_what_fits_the_time_that_is_left(folder, tmp_path, monkeypatch):
+def test_the_length_fits_the_remaining_time(folder, tmp_path, monkeypatch):
     timings = planned.Timings(first_stage=0.5, second_stage=1.0, evaluation=1.0, start=5.0, end=5.0, spent=10.0)
     seen = []
 
@@ -180,10 +178,10 @@ def test_a_time_also_limits_a_run_whose_steps_are_given(folder, tmp_path, monkey
     (limit,) = planned.time_limit(chosen.with_values(time="20s"), plan, began=50.0)
     assert limit.deadline == pytest.approx(50 + 20 - 2)
     monkeypatch.setattr(planned, "PartialState", lambda: SimpleNamespace(num_processes=2))
-    assert planned.time_limit(chosen, plan, began=50.0) == []  # they would have to agree
+    assert planned.time_limit(chosen, plan, began=50.0) == []  # several processes would have to agree
 
 
-def test_a_time_that_is_over_before_the_trial_is_an_error_at_once(folder, tmp_path, monkeypatch):
+def test_a_time_over_before_the_trial_is_an_immediate_error(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(planned, "time_steps", lambda *_, **__: pytest.fail("a trial was run"))
     settings = parsed(str(folder / "set"), "--models", str(folder / "tiny"), "--time", "5")
     with pytest.raises(ValueError, match="`--time` 5: starting and reading the images alone took [2-9][0-9] s"):
@@ -192,7 +190,7 @@ def test_a_time_that_is_over_before_the_trial_is_an_error_at_once(folder, tmp_pa
         )
 
 
-def test_without_unlabeled_images_the_run_is_supervised_and_says_what_does_not_fit(folder, tmp_path):
+def test_without_unlabeled_images_the_run_is_supervised(folder, tmp_path):
     settings = parsed(str(folder / "set"), "--models", str(folder / "tiny"), "--weight", "2")
     sets = load_data(settings.data)._replace(unlabeled=None)
     typed = {"models", "dataset", "data_root"}
@@ -203,7 +201,7 @@ def test_without_unlabeled_images_the_run_is_supervised_and_says_what_does_not_f
         planned.complete(settings, sets, typed | {"weight"}, began=time.monotonic())
 
 
-def test_typed_options_of_a_method_survive_the_choice_of_another(tmp_path):
+def test_given_options_of_a_method_survive_the_choice_of_another(tmp_path):
     settings = parsed("--dataset", "own", "--data_root", "x", "--labeled_loss", "focal", "--focal_gamma", "3")
     assert isinstance(settings.objective, CrossPseudoSupervision)
     chosen = with_choices(settings, {"objective": "supervised"}, {"labeled_loss", "focal_gamma"})
@@ -224,7 +222,7 @@ def test_times(text, seconds):
 
 
 @pytest.mark.parametrize("text", ["", "ten", "10 minutes", "-5m", "0s", "m"])
-def test_what_is_no_time(text):
+def test_invalid_times(text):
     with pytest.raises(ValueError, match="`time` must be like 90s, 10m or 1.5h"):
         seconds_of(text)
 
@@ -232,21 +230,21 @@ def test_what_is_no_time(text):
 @pytest.mark.parametrize(
     "words, said",
     [
-        (["--time", "10m"], "`time` goes with a folder of your own"),
+        (["--time", "10m"], "`time` requires a folder of your own"),
         (["--dataset", "own", "--data_root", "x", "--time", "soon"], "must be like"),
-        (["--dataset", "own", "--data_root", "x", "--init_from", "nowhere"], "there is no such folder"),
+        (["--dataset", "own", "--data_root", "x", "--init_from", "nowhere"], "no such folder"),
     ],
 )
-def test_what_is_wrong_with_a_plan_is_said_before_data_are_read(words, said):
+def test_plan_errors_are_reported_before_data_is_read(words, said):
     with pytest.raises(ValueError, match=said):
         train.check_before_loading(parsed(*words))
 
 
-def test_a_run_does_not_start_from_the_folder_that_it_writes(tmp_path):
+def test_a_run_does_not_start_from_its_own_output_folder(tmp_path):
     (tmp_path / "best").mkdir()
     (tmp_path / "best" / "config.json").write_text("{}")
     settings = parsed("--init_from", str(tmp_path), "--output_dir", str(tmp_path))
-    with pytest.raises(ValueError, match="write the new run somewhere else"):
+    with pytest.raises(ValueError, match="are both .*Choose another `output_dir`"):
         planned.check(settings, plans=True)
 
 
@@ -264,11 +262,11 @@ def test_which_networks_an_earlier_run_gives(tmp_path):
     assert branches_of(str(tmp_path), 2) == pair and branches_of(str(tmp_path), 1) == [best]
     assert branches_of(str(tmp_path), 3) == [best] * 3
     for models, backbone, other in (["x"], None, "models"), ([], "resnet18", "backbone"):
-        with pytest.raises(ValueError, match=f"leave out `{other}`"):
+        with pytest.raises(ValueError, match=f"Remove `{other}`"):
             chosen_models(models, backbone, str(tmp_path), 2)
 
 
-def test_a_backbone_alone_says_what_goes_around_it(caplog):
+def test_a_backbone_alone_logs_its_architecture(caplog):
     with caplog.at_level("INFO", logger="cps_hf"):
         config = chosen_models([], "timm/resnet18.a1_in1k", None, 2)
     assert config.model_type == "deeplabv3_plus" and config.backbone_config.backbone == "resnet18"
@@ -280,7 +278,7 @@ def test_a_backbone_alone_says_what_goes_around_it(caplog):
 
 
 @pytest.mark.parametrize("num_labeled, said", [(20, True), (5000, False), (None, False)])
-def test_random_weights_on_few_labels_are_a_warning_with_what_to_do(num_labeled, said, caplog):
+def test_random_weights_on_few_labels_give_advice(num_labeled, said, caplog):
     from cps_hf.commands.models import warn_of_random_weights
 
     warn_of_random_weights(tiny_upernet(), None, num_labeled)
@@ -291,7 +289,7 @@ def test_random_weights_on_few_labels_are_a_warning_with_what_to_do(num_labeled,
     assert not caplog.text
 
 
-def test_training_ends_where_the_time_is_over(caplog):
+def test_training_ends_when_the_time_is_over(caplog):
     control, state = SimpleNamespace(should_training_stop=False), SimpleNamespace(global_step=5, max_steps=10)
     TimeLimit(time.monotonic() + 100).on_step_end(None, state, control)
     assert not control.should_training_stop
@@ -299,7 +297,7 @@ def test_training_ends_where_the_time_is_over(caplog):
     assert control.should_training_stop and "at step 5 of 10" in caplog.text
 
 
-def test_a_resumed_run_has_the_plan_that_it_had(tmp_path):
+def test_a_resumed_run_keeps_its_plan(tmp_path):
     words = ["DIR", "--output_dir", str(tmp_path), "--resume_from_checkpoint", "auto"]
     assert train.as_resumed(words) == words  # there is no plan yet
     (tmp_path / "config.yaml").write_text("max_steps: 7\n")

@@ -1,4 +1,4 @@
-"""Predicting files and data sets into folders: against transformers alone, cut off, started again, given bad input."""
+"""Predicting files and data sets into folders: compared with plain transformers, interrupted, resumed, bad input."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def branch(tmp_path_factory):
 
 @pytest.fixture
 def photos(tmp_path):
-    """photos/a.png, photos/deep/a.jpg and photos/deep/b.png, of odd sizes, with a text file and a hidden one."""
+    """photos/a.png, photos/deep/a.jpg and photos/deep/b.png, of odd sizes, plus a text file and a hidden file."""
     folder = tmp_path / "photos"
     write_world(tmp_path / "world", [(33, 47), (40, 31), (21, 64)])
     (folder / "deep").mkdir(parents=True)
@@ -57,7 +57,7 @@ def fails(capsys, tmp_path, branch, *words):
     return message
 
 
-def test_every_image_of_a_folder_has_its_mask_overlay_and_probabilities_under_its_own_name(tmp_path, branch, photos):
+def test_every_image_gets_mask_overlay_and_probabilities(tmp_path, branch, photos):
     counts = run(tmp_path, branch, "--inputs", photos, "--probabilities")
     assert counts == {"predicted": 3, "done before": 0, "not readable": 0}
     out, network = tmp_path / "out", predict_by_hand(branch)
@@ -76,7 +76,7 @@ def test_every_image_of_a_folder_has_its_mask_overlay_and_probabilities_under_it
             assert page.width >= mask.width and page.height > mask.height  # a legend below
 
 
-def test_a_glob_keeps_the_folders_below_its_fixed_part_and_a_file_has_its_own_name(tmp_path, branch, photos):
+def test_globs_keep_subfolders_and_files_their_names(tmp_path, branch, photos):
     run(tmp_path, branch, "--inputs", f"{tmp_path}/*/dee?/*.png", photos / "a.png", "--no_overlays")
     assert files(tmp_path / "out") == ["masks/a.png", "masks/photos/deep/b.png", "predicted.jsonl", "prediction.json"]
 
@@ -96,7 +96,7 @@ def test_two_images_never_share_an_output(tmp_path, branch, photos, capsys):
     )
 
 
-def test_what_is_done_is_left_out_and_what_is_cut_off_or_changed_is_not(tmp_path, branch, photos, capsys):
+def test_finished_images_are_skipped_truncated_or_changed_ones_not(tmp_path, branch, photos, capsys):
     real, calls = masks.write_mask, []
 
     def dies_at_the_second(path, *rest):
@@ -111,7 +111,7 @@ def test_what_is_done_is_left_out_and_what_is_cut_off_or_changed_is_not(tmp_path
     out = tmp_path / "out"
     assert len(files(out / "overlays")) == 2 and len(files(out / "masks")) == 1
     with open(out / "predicted.jsonl", "a") as file:
-        file.write('{"name": "deep/b", "sou')  # the power went while this was written
+        file.write('{"name": "deep/b", "sou')  # the power failed while this was written
     before = (out / "masks" / "a.png").stat().st_mtime_ns
     assert run(tmp_path, branch, "--inputs", photos) == {"predicted": 2, "done before": 1, "not readable": 0}
     assert (out / "masks" / "a.png").stat().st_mtime_ns == before
@@ -139,7 +139,7 @@ def test_a_file_has_its_name_only_when_it_is_whole(tmp_path, monkeypatch):
     assert files(tmp_path) == ["a.npy"] and (tmp_path / "a.npy").stat().st_size > 24
 
 
-def test_an_image_that_cannot_be_read_is_named_or_left_out_and_counted(tmp_path, branch, photos, capsys):
+def test_an_unreadable_image_is_an_error_or_skipped_and_counted(tmp_path, branch, photos, capsys):
     whole = (photos / "deep" / "b.png").read_bytes()
     (photos / "deep" / "b.png").write_bytes(whole[: len(whole) // 2])
     said = fails(capsys, tmp_path, branch, "--inputs", photos)
@@ -162,9 +162,7 @@ def test_predictions_of_other_weights_settings_or_images_are_not_mixed(tmp_path,
     assert "made with other flip (False there, True now)" in said
     elsewhere = photos.rename(tmp_path / "elsewhere")
     said = fails(capsys, tmp_path, moved, "--inputs", elsewhere)
-    assert re.search(
-        r"masks/a\.png was predicted from \S*/photos/a\.png, and would be from \S*/elsewhere/a\.png", said
-    )
+    assert re.search(r"masks/a\.png was predicted from \S*/photos/a\.png, not from \S*/elsewhere/a\.png", said)
     run(tmp_path, moved, "--inputs", elsewhere / "deep", "--flip", "--overwrite")
     assert files(tmp_path / "out" / "masks") == files(tmp_path / "out" / "overlays") == ["a.png", "b.png"]
     moved.rename(tmp_path / "kept")
@@ -172,15 +170,15 @@ def test_predictions_of_other_weights_settings_or_images_are_not_mixed(tmp_path,
     (tmp_path / "kept").rename(branch)
 
 
-def test_a_folder_of_someones_masks_is_not_written_into(tmp_path, branch, photos, capsys):
+def test_a_folder_of_foreign_masks_is_not_written_to(tmp_path, branch, photos, capsys):
     (tmp_path / "out" / "masks").mkdir(parents=True)
     (tmp_path / "out" / "masks" / "a.png").write_bytes(b"drawn by hand")
     said = fails(capsys, tmp_path, branch, "--inputs", photos, "--overwrite")
-    assert "out/masks is not this command's to write into" in said
+    assert "out/masks was not written by this command" in said
     assert (tmp_path / "out" / "masks" / "a.png").read_bytes() == b"drawn by hand"
 
 
-def test_its_own_outputs_are_no_inputs(tmp_path, branch, photos):
+def test_own_outputs_are_not_inputs(tmp_path, branch, photos):
     words = ("--branches", branch, "--inputs", photos, "--output_dir", photos / "out", "--num_workers", 0)
     for done in (0, 3):
         assert predict.main([*map(str, words)])["done before"] == done
@@ -196,10 +194,10 @@ def test_a_folder_of_images_is_not_its_own_output_folder(tmp_path, branch, photo
     assert not (photos / "masks").exists()
 
 
-def test_a_disk_that_fails_is_one_line_that_names_the_path(tmp_path, branch, photos, capsys):
+def test_a_disk_error_is_one_line_with_the_path(tmp_path, branch, photos, capsys):
     (tmp_path / "out").write_text("a file")
     said = fails(capsys, tmp_path, branch, "--inputs", photos / "a.png")
-    assert re.search(r"error: \S*/out: a folder is expected there, but a file is in the way", said)
+    assert re.search(r"error: \S*/out: expected a folder, found a file", said)
     (tmp_path / "out").unlink()
     (tmp_path / "out" / "masks").mkdir(parents=True)
     (tmp_path / "out" / "prediction.json").write_text("{}")
@@ -227,7 +225,7 @@ def test_a_parquet_file_is_predicted_by_its_ids_whole_or_streamed(tmp_path, bran
     assert "Two rows have the id 'city/./one'" in fails(capsys, tmp_path, branch, *named, "--overwrite")
 
 
-def test_official_classes_have_official_colours(tmp_path, photos):
+def test_official_classes_have_official_colors(tmp_path, photos):
     branch = tiny_branch(tmp_path / "streets", 19, names=CITYSCAPES)
     run(tmp_path, branch, "--inputs", photos / "a.png")
     mask = Image.open(tmp_path / "out" / "masks" / "a.png")
@@ -246,7 +244,7 @@ def test_official_classes_have_official_colours(tmp_path, photos):
         (["--inputs", "PHOTOS", "--overlay_alpha", "2"], "from 0 to 1, got 2.0"),
         (["--inputs", "PHOTOS", "--mode", "sliding"], "needs `--crop_size H W`"),
         (["--inputs", "PHOTOS/notes.txt"], "notes.txt.*of no kind that PIL knows"),
-        (["--dataset", "voc", "--format", "coco"], "`--format coco` goes with image files"),
+        (["--dataset", "voc", "--format", "coco"], "`--format coco` needs image files"),
         (["--inputs", "PHOTOS", "--tolerance", "-1"], "`--tolerance` must be 0 or more, got -1.0"),
         (["--flip", "somewhere", "--inputs", "PHOTOS"], "Give RUN or `--branches`, not both"),
         (["--inputs", "PHOTOS", "--branches", "nowhere"], "`nowhere`: no model could be read"),
@@ -257,15 +255,13 @@ def test_a_mistake_ends_with_one_line(tmp_path, branch, photos, capsys, words, s
     assert re.search(said, message) and not (tmp_path / "out" / "masks").exists()
 
 
-def test_a_name_that_no_file_can_have_is_refused(tmp_path):
+def test_an_invalid_file_name_is_an_error(tmp_path):
     for name in ("", "a/", "a/..", "."):
         with pytest.raises(ValueError, match="no name that a file can have"):
             output_path(tmp_path, name, ".png")
 
 
-def test_drafts_for_tools_are_what_was_predicted_also_of_images_that_were_done_before(
-    tmp_path, branch, photos, capsys
-):
+def test_drafts_include_images_that_were_done_before(tmp_path, branch, photos, capsys):
     run_folder = tmp_path / "run"
     os.symlink(branch.parent, run_folder)
     out, names = tmp_path / "out", ("ground", "disc", "bar")
@@ -283,7 +279,7 @@ def test_drafts_for_tools_are_what_was_predicted_also_of_images_that_were_done_b
             assert np.array_equal(ids, np.asarray(Image.open(out / "masks" / f"{name}.png")))
 
 
-def test_a_draft_names_its_image_as_it_is_called_also_with_two_endings(tmp_path, branch):
+def test_a_draft_keeps_an_image_name_with_two_suffixes(tmp_path, branch):
     (tmp_path / "photos").mkdir()
     Image.new("RGB", (40, 40)).save(tmp_path / "photos" / "a.jpg.jpg")
     for more, mask in ((), "a.jpg.png"), (("--keep_suffix",), "a.jpg.jpg.png"):
@@ -296,7 +292,7 @@ def test_a_draft_names_its_image_as_it_is_called_also_with_two_endings(tmp_path,
 
 
 @pytest.mark.slow
-def test_branches_in_windows_by_workers(tmp_path, branch, photos, capsys):
+def test_branches_predict_windows_with_workers(tmp_path, branch, photos, capsys):
     words = ("--branches", branch, branch, "--inputs", photos, "--mode", "sliding", "--crop_size", 20, 24)
     words += ("--flip", "--output_dir", tmp_path / "out", "--num_workers", 2)
     predict.main([*map(str, words)])

@@ -1,4 +1,4 @@
-"""`cps-hf prepare`: how many shards it wrote, and what it asks before data are shared."""
+"""`cps-hf prepare`: the number of shards it writes, and the confirmation it requires before sharing data."""
 
 import json
 
@@ -11,7 +11,7 @@ from cps_hf.data import load_hub
 SIZES = [(20, 31), (33, 18), (25, 25), (12, 40), (31, 20)]
 
 
-def test_the_command_says_how_many_and_asks_before_sharing(tmp_path, capsys):
+def test_shards_are_counted_and_sharing_needs_confirmation(tmp_path, capsys):
     world = tmp_path / "set"
     write_world(world / "images", SIZES)
     (world / "masks").mkdir()
@@ -20,7 +20,7 @@ def test_the_command_says_how_many_and_asks_before_sharing(tmp_path, capsys):
     (world / "classes.json").write_text(json.dumps(NAMES))
     words = ["--dataset", "folder", "--data_root", str(tmp_path / "set"), "--load_options", '{"images": "images"}']
     words = [*words, "--rows_per_shard", "2", "--output_dir", str(tmp_path / "out")]
-    main([*words[:-1], str(tmp_path / "flat")])  # a folder without splits is one, called train
+    main([*words[:-1], str(tmp_path / "flat")])  # a folder without splits becomes one split named train
     assert "3 written, 0 there already" in capsys.readouterr().out and len(load_hub(tmp_path / "flat", "train")) == 5
     words = [*words, "--split", "train"]
     with pytest.raises(SystemExit, match="2"):
@@ -44,4 +44,4 @@ def test_the_command_says_how_many_and_asks_before_sharing(tmp_path, capsys):
     assert "give either --output_dir or --push_to_hub" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         main([*words, "--public"])
-    assert "--public goes with --push_to_hub" in capsys.readouterr().err
+    assert "--public requires --push_to_hub" in capsys.readouterr().err

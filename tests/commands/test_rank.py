@@ -1,4 +1,4 @@
-"""`cps-hf rank`: images without a mask, in the order of what two branches disagree on, in a table and on a page."""
+"""`cps-hf rank`: images without a mask, ranked by the disagreement of two branches, in a table and on a page."""
 
 import csv
 import os
@@ -45,11 +45,11 @@ def ranked(run, *images, output, **options):
     return rank.main([str(run), *map(str, images), "--output", str(output), "--num_workers", "0", *words])
 
 
-def test_the_score_is_the_mean_divergence_of_both_branches_predictions(tmp_path, run_folder, photos):
+def test_the_score_is_the_mean_divergence_of_both_predictions(tmp_path, run_folder, photos):
     order = ranked(run_folder, photos, output=tmp_path / "next.csv", count=2)
     rows = read(tmp_path / "next.csv")
     assert [row["image"] for row in rows] == order
-    assert sorted(path.rsplit("/", 1)[-1] for path in order) == ["2.png", "3.png", "4.png"]  # those without a mask
+    assert sorted(path.rsplit("/", 1)[-1] for path in order) == ["2.png", "3.png", "4.png"]  # images without a mask
     networks = [predict_by_hand(run_folder / f"branch_{index}") for index in range(2)]
     for row in rows:
         logits = [network(row["image"])[0] for network in networks]
@@ -66,7 +66,7 @@ def test_the_score_is_the_mean_divergence_of_both_branches_predictions(tmp_path,
         assert sheet.width > 600
 
 
-def test_a_copy_of_what_is_ahead_comes_late_unless_the_score_alone_counts(tmp_path, run_folder, photos):
+def test_near_duplicates_rank_late_unless_no_spread(tmp_path, run_folder, photos):
     first, *_ = ranked(run_folder, photos, output=tmp_path / "next.csv")
     copy = photos / "images" / "9.png"
     shutil.copy(first, copy)
@@ -76,40 +76,40 @@ def test_a_copy_of_what_is_ahead_comes_late_unless_the_score_alone_counts(tmp_pa
     assert {*rank.main(words)[:2]} == {first, str(copy)}
 
 
-def test_one_branch_is_ranked_by_entropy_and_a_folder_without_masks_is_taken_whole(tmp_path, run_folder, photos):
+def test_one_branch_ranks_all_images_by_entropy(tmp_path, run_folder, photos):
     ranked(run_folder / "branch_0", photos / "images", output=tmp_path / "next.csv")
     rows = read(tmp_path / "next.csv")
     assert len(rows) == 5 and all(row["disagreement"] == "" and row["score"] == row["entropy"] for row in rows)
 
 
-def test_what_has_a_mask_in_the_training_folder_is_left_out_wherever_it_lies(tmp_path, run_folder, photos, capsys):
-    taken = tmp_path / "photos"  # where they were taken from: converting links or copies them
+def test_images_labeled_in_the_training_folder_are_skipped(tmp_path, run_folder, photos, capsys):
+    taken = tmp_path / "photos"  # the original images: converting links or copies them
     taken.mkdir()
     for index, bring in enumerate((os.link, shutil.copy, os.link, shutil.copy, shutil.copy)):
         bring(photos / "images" / f"{index}.png", taken / f"{index}.png")
     order = ranked(run_folder, taken, output=tmp_path / "next.csv", labeled=photos)
     assert sorted(path.rsplit("/", 1)[-1] for path in order) == ["2.png", "3.png", "4.png"]
-    assert "3 images ranked by disagreement, 2 that have a mask left out" in capsys.readouterr().out
+    assert "3 images ranked by disagreement, 2 with a mask skipped" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         ranked(run_folder, taken / "0.png", taken / "1.png", output=tmp_path / "next.csv", labeled=photos)
-    assert "none is left to label" in capsys.readouterr().err
+    assert "No image is left to label" in capsys.readouterr().err
 
 
-def test_a_folder_that_is_no_run_is_told_from_a_run(tmp_path, run_folder, photos, capsys):
+def test_a_folder_that_is_not_a_run_is_an_error(tmp_path, run_folder, photos, capsys):
     (tmp_path / "run" / "checkpoint-10").mkdir(parents=True)
-    (tmp_path / "run" / "branch_0").mkdir()  # of a run that was cut off while it exported
+    (tmp_path / "run" / "branch_0").mkdir()  # from a run interrupted during export
     with pytest.raises(SystemExit):
         ranked(tmp_path / "run", photos, output=tmp_path / "next.csv")
     error = capsys.readouterr().err
-    assert "run holds no branch: expected branch_0/" in error and error.count("\n") == 1
+    assert "run contains no branch: expected branch_0/" in error and error.count("\n") == 1
     assert rank.branches_of(str(run_folder)) == [str(run_folder / f"branch_{index}") for index in range(2)]
 
 
 def test_an_image_that_a_network_cannot_take_is_named(tmp_path, run_folder, photos, capsys, monkeypatch):
-    def refuse(*_, **__):
+    def reject(*_, **__):
         raise ValueError("cannot predict an image of 30 x 30 pixels.")
 
-    monkeypatch.setattr(rank, "look", refuse)
+    monkeypatch.setattr(rank, "look", reject)
     with pytest.raises(SystemExit):
         ranked(run_folder, photos, output=tmp_path / "next.csv")
     assert ".png: cannot predict an image of" in capsys.readouterr().err
@@ -122,7 +122,7 @@ def test_an_image_that_a_network_cannot_take_is_named(tmp_path, run_folder, phot
         (["--output", "next.txt"], "must name a .csv file"),
     ],
 )
-def test_wrong_options_end_in_a_sentence_before_anything_is_read(tmp_path, run_folder, photos, capsys, words, said):
+def test_invalid_options_fail_before_anything_is_read(tmp_path, run_folder, photos, capsys, words, said):
     with pytest.raises(SystemExit):
         rank.main([str(run_folder), str(photos), *words])
     assert said in capsys.readouterr().err
@@ -140,7 +140,7 @@ def test_nothing_left_to_label_a_missing_run_and_a_broken_image(tmp_path, run_fo
         (photos / "images" / f"{index}.png").unlink()
     with pytest.raises(SystemExit):
         ranked(run_folder, photos, output=tmp_path / "next.csv")
-    assert "none is left to label" in capsys.readouterr().err
+    assert "No image is left to label" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         ranked(tmp_path / "nowhere", photos / "images", output=tmp_path / "next.csv")
     assert "nowhere" in capsys.readouterr().err

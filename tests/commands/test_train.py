@@ -1,4 +1,4 @@
-"""`cps-hf train` on small trees in the true layouts, in one process and launched in two."""
+"""`cps-hf train` on small data sets in the real layouts, in one process and launched in two."""
 
 import json
 import os
@@ -106,7 +106,7 @@ def folders(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_folders_with_unlabeled_images_of_their_own(folders, tmp_path):
+def test_folders_with_separate_unlabeled_images(folders, tmp_path):
     options = json.dumps({"class_names": str(folders / "labeled" / "names.json")})
     words = ("--dataset", "folder", "--data_root", str(folders / "labeled"), "--load_options", options)
     results = run(tmp_path, *words, "--unlabeled_root", str(folders / "unlabeled"))
@@ -127,10 +127,10 @@ def test_images_that_a_partition_leaves_unlabeled_need_no_mask(folders, tmp_path
     assert "label" in labeled.column_names and "label" not in unlabeled.column_names and chosen.name == "list.txt"
 
 
-def test_images_that_are_in_two_sets_are_named(folders, tmp_path, caplog):
+def test_images_in_two_sets_are_reported(folders, tmp_path, caplog):
     root = tmp_path / "set"
     shutil.copytree(folders / "labeled", root)
-    shutil.copytree(root / "val" / "images", root / "more" / "images")  # other images, of the same names
+    shutil.copytree(root / "val" / "images", root / "more" / "images")  # other images with the same names
     (tmp_path / "link").symlink_to(root)
 
     def said(unlabeled_root):
@@ -140,12 +140,12 @@ def test_images_that_are_in_two_sets_are_named(folders, tmp_path, caplog):
 
     assert said(str(root / "more")) == []
     (message,) = said(str(tmp_path / "link" / "val"))
-    assert message.startswith("3 of the 3 evaluation images are unlabeled images too, e.g. ")
+    assert message.startswith("3 of the 3 evaluation images are also unlabeled images, e.g. ")
     (message,) = said(str(root / "train"))
-    assert message.startswith("The 5 unlabeled images are the labeled ones and no others")
+    assert message.startswith("The 5 unlabeled images are all labeled images as well")
 
 
-def test_a_run_with_unlabeled_images_of_its_own_writes_no_partition_and_reads_back(tmp_path):
+def test_separate_unlabeled_images_need_no_partition(tmp_path):
     words = ["--dataset", "folder", "--data_root", "x", "--unlabeled_root", "y"]
     for optim in ("sgd", "adamw"):
         settings = train.parse([*words, "--optim", optim])
@@ -155,9 +155,7 @@ def test_a_run_with_unlabeled_images_of_its_own_writes_no_partition_and_reads_ba
     assert train.parse([]).data.partition == "12"
 
 
-def test_own_images_are_all_labeled_where_nothing_divides_them_and_a_method_says_what_it_lacks(
-    folders, tmp_path, capsys
-):
+def test_without_a_partition_a_method_reports_no_unlabeled_images(folders, tmp_path, capsys):
     options = json.dumps({"class_names": str(folders / "labeled" / "names.json")})
     words = ["--dataset", "folder", "--data_root", str(folders / "labeled"), "--load_options", options]
     words += ["--output_dir", str(tmp_path / "out")]
@@ -186,16 +184,14 @@ def test_own_images_are_all_labeled_where_nothing_divides_them_and_a_method_says
         (["--dataset=hub"], 40_000, "sgd"),
     ],
 )
-def test_help_shows_the_defaults_of_what_would_run(capsys, words, steps, optim):
+def test_help_shows_the_defaults_that_would_apply(capsys, words, steps, optim):
     with pytest.raises(SystemExit):
         train.parse([*words, "--help"])
-    assert f"stages where there are two. (default: {steps})" in " ".join(capsys.readouterr().out.split())
+    assert f"stages if there are two. (default: {steps})" in " ".join(capsys.readouterr().out.split())
     with pytest.raises(SystemExit):
         train.parse([*words, "--help-all"])
     text = " ".join(capsys.readouterr().out.split())
-    assert (
-        f"stages where there are two. (default: {steps})" in text and f'"sgd" or "adamw". (default: {optim})' in text
-    )
+    assert f"stages if there are two. (default: {steps})" in text and f'"sgd" or "adamw". (default: {optim})' in text
 
 
 @pytest.mark.slow
@@ -225,19 +221,19 @@ def test_parquet_shards_as_streams(folders, tmp_path):
         (["--dataset", "voc", "--data_root", "nowhere"], "No VOC2012 at nowhere"),
         (["--dataset", "cityscapes", "--data_root", "nowhere"], "No folder nowhere"),
         (["--streaming", "true"], "`streaming` needs `unlabeled_root`"),
-        (["--unlabeled_root", "x"], "`unlabeled_root` goes with"),
+        (["--unlabeled_root", "x"], "`unlabeled_root` requires"),
         (
             ["--dataset", "folder", "--data_root", "x", "--unlabeled_root", "y", "--partition", "1-8"],
-            "leave out `part",
+            "Remove `part",
         ),
         (
             ["--dataset", "hub", "--data_root", "x", "--unlabeled_root", "y", "--partition_seed", "3"],
-            "leave out `part",
+            "Remove `part",
         ),
         (["--train_split", "val"], "`train_split` and `eval_split` are both 'val'"),
         (["--lr_scheduler_type", "poly"], "`lr_scheduler_type` must be one of"),
         (["--max_step", "5"], "Did you mean `max_steps`"),
-        (["--load_options", '{"color": 1}'], "load_cityscapes does not know 'color'"),
+        (["--load_options", '{"color": 1}'], "load_cityscapes has no argument 'color'"),
     ],
 )
 def test_a_mistake_ends_with_one_line_and_no_traceback(tmp_path, capsys, words, said):
@@ -247,7 +243,7 @@ def test_a_mistake_ends_with_one_line_and_no_traceback(tmp_path, capsys, words, 
     assert exit_.value.code == 2 and re.search(said, message) and "Traceback" not in message
 
 
-def test_an_output_folder_that_cannot_be_used_is_said_before_data_is_read(tmp_path, capsys, monkeypatch):
+def test_an_unusable_output_folder_fails_before_data_is_read(tmp_path, capsys, monkeypatch):
     (tmp_path / "file").touch()
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "results.json").touch()
@@ -257,7 +253,7 @@ def test_an_output_folder_that_cannot_be_used_is_said_before_data_is_read(tmp_pa
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "closed" and may(path, mode))
     for name, said in (
         ("file/run", f"{tmp_path}/file is a file"),
-        ("run", "holds a run (results.json)"),
+        ("run", "contains a run (results.json)"),
         ("closed/a/b", f"no permission for {tmp_path}/closed"),
     ):
         with pytest.raises(SystemExit) as exit_:
@@ -267,7 +263,7 @@ def test_an_output_folder_that_cannot_be_used_is_said_before_data_is_read(tmp_pa
 
 
 @pytest.mark.slow
-def test_two_launched_processes_with_bfloat16_and_accumulation_end_with_the_table(streets, tmp_path):
+def test_two_processes_with_bfloat16_and_accumulation(streets, tmp_path):
     done = run_python(
         *("-m", "cps_hf", "train", "--dataset", "cityscapes", "--data_root", str(streets), "--partition", "8"),
         *("--max_steps", "3"),
@@ -282,8 +278,8 @@ def test_two_launched_processes_with_bfloat16_and_accumulation_end_with_the_tabl
     assert (tmp_path / "out" / "checkpoint-3" / "random_states_1.pkl").is_file()
 
 
-def test_the_file_that_repeats_a_run_has_what_the_trainer_settled(tmp_path, monkeypatch):
-    """A checkpoint's mean, and the batch size that memory was found for."""
+def test_the_config_file_has_the_settings_the_trainer_chose(tmp_path, monkeypatch):
+    """A checkpoint's mean, and the batch size that fits into memory."""
     settings = train.parse(["--output_dir", str(tmp_path)])
     settled = replace(settings.model_config, image_mean=[0.1, 0.2, 0.3])
     trainers = lambda *models, **given: SimpleNamespace(**given | {"model_config": settled})  # noqa: E731
@@ -295,7 +291,7 @@ def test_the_file_that_repeats_a_run_has_what_the_trainer_settled(tmp_path, monk
     assert (written["image_mean"], written["per_device_train_batch_size"]) == ([0.1, 0.2, 0.3], 1)
 
 
-def test_a_model_that_a_file_names_is_looked_for_beside_it(tmp_path, monkeypatch):
+def test_a_model_path_may_be_relative_to_the_config_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "recipes").mkdir()
     (tmp_path / "recipes" / "net.json").write_text("{}")
@@ -308,13 +304,13 @@ def test_a_model_that_a_file_names_is_looked_for_beside_it(tmp_path, monkeypatch
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory):
-    """A folder as people have it: ten images, six of them with a mask."""
+    """A typical user's folder: ten images, six of them with a mask."""
     root = tmp_path_factory.mktemp("own") / "my photos"
     write_files(root, *(f"{i}.jpg" for i in range(10)), *(f"masks/{i}_mask.png" for i in range(6)))
     return root
 
 
-def test_a_first_word_is_the_folder_of_a_set_of_ones_own_and_comes_back_from_its_file(own, tmp_path):
+def test_a_positional_folder_is_an_own_data_set_and_is_saved(own, tmp_path):
     words = [str(own), "--class_names", "sky", "road", "--validation", "none", "--group_by", "(.)"]
     settings = train.parse([*words, "--output_dir", str(tmp_path)])
     data = settings.data
@@ -339,18 +335,18 @@ def test_class_names_are_words_or_one_file(words, named):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--streaming", "true", "--unlabeled_root", "y"], "`streaming` does not go with a folder of your own"),
-        (["--partition", "3"], "`partition` does not go with a folder of your own"),
-        (["--eval_split", "test"], "splits are found: leave out `train_split` and `eval_split`.* `--validation test`"),
-        (["--dataset", "folder", "--validation", "0.3"], "`validation` goes with a folder of your own"),
-        (["--dataset", "folder", "--group_by", "x"], "`group_by` goes with a folder of your own"),
-        (["--dataset", "voc", "--class_names", "x"], "`class_names` goes with `dataset` own, folder or hub"),
+        (["--streaming", "true", "--unlabeled_root", "y"], "`streaming` cannot be used with a folder of your own"),
+        (["--partition", "3"], "`partition` cannot be used with a folder of your own"),
+        (["--eval_split", "test"], "splits are found automatically. Remove `train_split` .*`--validation test`"),
+        (["--dataset", "folder", "--validation", "0.3"], "`validation` requires a folder of your own"),
+        (["--dataset", "folder", "--group_by", "x"], "`group_by` requires a folder of your own"),
+        (["--dataset", "voc", "--class_names", "x"], "`class_names` requires `dataset` own, folder or hub"),
         (["--data_root", "y"], "`--data_root` is given twice"),
         (["--load_options", '{"colour": 1}'], "`load_options` of a folder as it is: no 'colour'"),
         (["--validation", "7"], "`validation` must be a share between 0 and 1"),
     ],
 )
-def test_what_does_not_go_with_a_folder_of_ones_own_is_one_line(own, tmp_path, capsys, words, said):
+def test_options_invalid_for_an_own_folder_fail_in_one_line(own, tmp_path, capsys, words, said):
     with pytest.raises(SystemExit) as exit_:
         train.main([str(own), *words, "--output_dir", str(tmp_path / "out")])
     message = capsys.readouterr().err
@@ -363,7 +359,7 @@ def test_class_names_reach_the_folder_loader_too(folders, tmp_path):
     assert load_data(replace(data, class_names=[str(folders / "labeled" / "names.json")])).found is None
 
 
-def test_a_set_without_unlabeled_images_says_how_to_get_some(own, tmp_path, capsys):
+def test_without_unlabeled_images_the_error_suggests_sources(own, tmp_path, capsys):
     shutil.copytree(own, tmp_path / "set")
     for i in range(6, 10):
         (tmp_path / "set" / f"{i}.jpg").unlink()
@@ -386,7 +382,7 @@ def test_the_held_out_images_are_listed_and_a_resumed_run_keeps_them(own, tmp_pa
     other = tmp_path / "other.txt"
     other.write_text("3" if listed == ["2"] else "2")
     resumed = ("--max_steps", "3", "--resume_from_checkpoint", "auto", *steps)
-    with pytest.raises(SystemExit):  # it would train on what it was judged on
+    with pytest.raises(SystemExit):  # it would train on its validation images
         run(tmp_path, str(own), *resumed, "--validation", str(other))
     assert "train_dataset, hash of the ids" in capsys.readouterr().err
     assert (out / "validation.txt").read_text().split() == listed

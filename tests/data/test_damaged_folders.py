@@ -26,7 +26,7 @@ from cps_hf.data.labels import LabelEncoding
 from cps_hf.data.reading import read_sample
 from cps_hf.data.streams import undecoded
 from cps_hf.data.walk import find_images
-from cps_hf.training.inspection import look_at_labels
+from cps_hf.training.inspection import check_labels
 
 pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.timeout(900)]
 COLORS = [(0, 0, 0), (200, 30, 30), (30, 200, 30), (30, 30, 200), (200, 200, 30)]
@@ -549,7 +549,7 @@ def judged(root: Path, drawn: Drawn, options: dict, caplog) -> tuple[str | None,
     problems = " ".join(f"{problem['id']}: {problem['problem']}" for problem in report["problems"])
     args = CPSConfig(dataloader_num_workers=0, disable_tqdm=True)
     try:
-        look_at_labels(args, dataset, None, drawn.names)
+        check_labels(args, dataset, None, drawn.names)
         looked = None
     except ValueError as error:
         looked = str(error)

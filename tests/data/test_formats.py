@@ -164,7 +164,7 @@ def table(kinds, rows):
     merged = {}
     for kind, (name, cells) in zip(kinds, rows, strict=True):
         found = re.fullmatch(r"(.*, EXIF orientation) \d", name)
-        read = tuple("refused" if cell == "refused" else "read" for cell in cells.values())
+        read = tuple("rejected" if cell == "refused" else "read" for cell in cells.values())
         merged[f"{found[1]} 2 to 8" if found else name, read, kind.becomes or kind.error] = None
     columns = ["file", *rows[0][1], "as what, or why not"]
     lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]

@@ -142,7 +142,7 @@ def test_of_two_processes_one_pushes_each_state_once(hub, tmp_path):
 def test_without_a_token_or_with_a_wrong_one_no_training_time_is_lost(hub, tmp_path):
     with pytest.raises(ValueError, match="`push_to_hub`: Pushing needs a token: run `hf auth login`"):
         trainer_for(tmp_path / "a", hub_token=None).train()
-    with pytest.raises(ValueError, match=r"401.*May the token write there") as failure:
+    with pytest.raises(ValueError, match=r"401.*Does the token have write access there") as failure:
         trainer_for(tmp_path / "b", hub_token="hf_wrong").train()
     assert "hf_wrong" not in str(failure.value)
     hub.add_repo("me/public")
@@ -156,7 +156,7 @@ def test_without_a_token_or_with_a_wrong_one_no_training_time_is_lost(hub, tmp_p
 def test_a_hub_that_does_not_answer_at_the_start_stops_no_run(hub, tmp_path, caplog):
     hub.faults = [Fault("POST /api/repos/create", 500)]
     pushes = pushes_for(tmp_path)
-    assert "The Hub cannot be reached" in caplog.text and "Training goes on" in caplog.text
+    assert "The Hub cannot be reached" in caplog.text and "Training continues" in caplog.text
     branch = export(tmp_path / "out" / "best", card=facts())
     assert pushes.finish(branch, "End of training").startswith(f"{hub.url}/me/x/commit/")
 
@@ -183,7 +183,7 @@ def test_pushes_are_copies_one_at_a_time_and_the_newest_waiting_one_wins(hub, tm
     export(branch, id2label=ID2LABEL, card=facts(model_name="d"))
     with pushes._changed:
         assert pushes._changed.wait_for(lambda: not (pushes._waiting or pushes._running), 120)
-    assert hub.titles("me/x") == ["c", "a"] and "The push 'b' is left out: 'c' is newer" in caplog.text
+    assert hub.titles("me/x") == ["c", "a"] and "The push 'b' is skipped: 'c' is newer" in caplog.text
     commits = dict(zip("ca", hub.repos["models", "me/x"].branches["main"], strict=False))
     for name, commit in commits.items():
         assert (

@@ -133,7 +133,7 @@ def test_a_processor_of_the_caller_is_saved_where_it_does_what_training_did(tmp_
     assert not caplog.records
     for name, value in (("do_normalize", False), ("do_rescale", False), ("image_mean", [0.9] * 3)):
         setattr(wrong := SegformerImageProcessor(do_resize=False, **right), name, value)
-        with pytest.raises(ValueError, match=f"makes other numbers of an image than training does.*{name}"):
+        with pytest.raises(ValueError, match=f"normalises images differently from training.*{name}"):
             export(tmp_path / "c", processing_class=wrong)
     assert not (tmp_path / "c").exists()
 
@@ -200,7 +200,7 @@ def test_exporting_refuses_wrappers_wrong_classes_and_folders_with_other_things(
         export(tmp_path / "thesis")
     clone = export(tmp_path / "clone")
     (clone / ".git").mkdir()
-    with pytest.raises(ValueError, match="no exported model"):
+    with pytest.raises(ValueError, match="not of an exported model"):
         export(clone)
     assert (tmp_path / "thesis" / "chapter.tex").read_text() == "years of work"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["clone", "thesis"]
@@ -233,7 +233,7 @@ def test_the_card_has_every_section_in_order():
 # my-run
 
 A semantic segmentation model for 3 .*some/backbone\), trained with FixMatch on 12 labeled and 84 unlabeled images.*
-These are the weights of branch 0 at step 40: one network, which needs no other to predict\. .*2106\.01226\).*
+These are the weights of branch 0 at step 40: a single network that predicts on its own\. .*2106\.01226\).*
 
 > \*\*Limits\.\*\* Drawings, not photographs\.
 

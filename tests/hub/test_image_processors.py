@@ -80,9 +80,9 @@ class Holder:
 
 def test_a_processor_that_holds_one_is_looked_into_and_one_of_another_kind_is_refused():
     assert read_processor(Holder(segformer())).mean == MEAN
-    with pytest.raises(ValueError, match="The function cannot be given images: TypeError"):
+    with pytest.raises(ValueError, match="The function cannot process images: TypeError"):
         read_processor(lambda text: text)
-    with pytest.raises(ValueError, match=r"makes \(5, 3\) of five images"):
+    with pytest.raises(ValueError, match=r"turns five images into \(5, 3\)"):
         read_processor(lambda images, return_tensors: {"pixel_values": __import__("torch").zeros(5, 3)})
 
     def grey(images, return_tensors):
@@ -103,7 +103,7 @@ def check(processor, reduces=False, model_type="segformer"):
         (segformer(do_rescale=False), "do_rescale False", {"do_rescale": True}),
         (segformer(rescale_factor=1 / 127.5), "rescale_factor 0.0078", {"rescale_factor": 1 / 255}),
         (segformer(do_normalize=False), "do_normalize False", {"do_normalize": True}),
-        (segformer(image_mean=HALF), r"takes mean \[0.5, 0.5, 0.5\].*training \[0.485", {"image_mean": MEAN}),
+        (segformer(image_mean=HALF), r"uses mean \[0.5, 0.5, 0.5\].*training \[0.485", {"image_mean": MEAN}),
         (segformer(image_std=HALF), r"std \[0.5, 0.5, 0.5\]", {"image_std": STD}),
         (
             segformer(do_reduce_labels=True),

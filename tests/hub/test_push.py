@@ -82,7 +82,7 @@ def test_a_branch_of_the_repository_stands_in_the_example_and_a_tag_names_the_co
     card = hub.files("me/x", "v2.0")["README.md"].decode()
     assert 'pipeline("image-segmentation", model=model_id, revision="v2")' in card
     assert card.count('from_pretrained(model_id, revision="v2")') == 2
-    with pytest.raises(ValueError, match="`tag` v2.0 names a commit of me/x already"):
+    with pytest.raises(ValueError, match="`tag` v2.0 is already used for a commit of me/x"):
         push.push_branch(exported, "me/x", tag="v2.0")
     assert hub.titles("me/x") == [], "said before anything is uploaded"
 
@@ -168,7 +168,10 @@ def test_what_is_to_be_private_is_not_pushed_into_a_public_repository(hub, expor
 @pytest.mark.parametrize("status", [401, 403])
 def test_a_token_that_is_refused_is_said_at_once_and_never_shown(hub, exported, caplog, status):
     hub.faults = [Fault("POST /api/repos/create", status, times=9)]
-    with caplog.at_level(logging.DEBUG), pytest.raises(RuntimeError, match="May the token write there") as failure:
+    with (
+        caplog.at_level(logging.DEBUG),
+        pytest.raises(RuntimeError, match="Does the token have write access there") as failure,
+    ):
         push.push_branch(exported, "me/x", token="hf_secret")
     assert "hf_secret" not in str(failure.value) + caplog.text
     assert hub.faults[0].times == 8, "not tried again"

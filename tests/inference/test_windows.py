@@ -218,7 +218,7 @@ def test_each_network_can_have_images_of_its_own():
     torch.testing.assert_close(predict_logits(nets, [pixels, other]).exp(), expected / 2)
     with pytest.raises(ValueError, match="`pixel_values` has 1 entries for 2 networks"):
         predict_logits(nets, [pixels])
-    with pytest.raises(ValueError, match="networks differ: 4 and 5 classes"):
+    with pytest.raises(ValueError, match="networks have 4 and 5 classes"):
         predict_logits([blur_net(), blur_net(channels=5)], pixels)
     with pytest.raises(ValueError, match="`target_size` must be"):
         predict_logits(nets, pixels, target_size=(0, 4))

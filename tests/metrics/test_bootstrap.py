@@ -193,7 +193,7 @@ def test_what_cannot_be_compared_is_said():
     other = second.copy()
     other[2, 0, 1] += 1
     for arguments, options, said in (
-        ((first, other), {}, "Image 2 has other labels"),
+        ((first, other), {}, "Image 2 has different labels"),
         ((first, second[:3]), {}, r"same images and classes, got .* \(4, 4\) and \(3, 4\)"),
         ((first[:0], second[:0]), {}, "no image to compare"),
         ((first[0], second[0]), {}, r"must be \(n, C, C\), got \(4, 4\)"),

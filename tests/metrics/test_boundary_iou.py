@@ -88,11 +88,11 @@ def test_what_cannot_be_scored_is_refused():
     maps = torch.zeros(1, 4, 5, dtype=torch.uint8)
     with pytest.raises(ValueError, match=r"must both be \(B, H, W\), got \(1, 4, 5\) and \(1, 4, 4\)"):
         BoundaryIoU(2).add_batch(predictions=maps, references=maps[..., :4])
-    with pytest.raises(ValueError, match=r"references hold \[7\].*\[0, 2\)"):
+    with pytest.raises(ValueError, match=r"references contain \[7\].*\[0, 2\)"):
         BoundaryIoU(2).add_batch(predictions=maps, references=maps + 7)
-    with pytest.raises(ValueError, match=r"predictions hold \[2\]"):
+    with pytest.raises(ValueError, match=r"predictions contain \[2\]"):
         BoundaryIoU(2).add_batch(predictions=maps + 2, references=maps)
     with pytest.raises(ValueError, match="`num_labels` must be at least 1, got 0"):
         BoundaryIoU(0)
-    with pytest.raises(ValueError, match="`ratio` is a share of the diagonal.*got 0"):
+    with pytest.raises(ValueError, match="`ratio` must be a share of the diagonal.*got 0"):
         BoundaryIoU(2, ratio=0)

@@ -118,7 +118,7 @@ def test_shapes_counts_and_kinds_are_checked():
     metric = MeanIoU(num_labels=3)
     with pytest.raises(ValueError, match=r"\(2, 3\) and references \(3, 2\)"):
         metric.add_batch(predictions=np.zeros((2, 3), int), references=np.zeros((3, 2), int))
-    with pytest.raises(ValueError, match="2 predictions were given for 1 references"):
+    with pytest.raises(ValueError, match="Got 2 predictions for 1 references"):
         metric.add_batch(predictions=[np.zeros((2, 3), int)] * 2, references=[np.zeros((2, 3), int)])
     with pytest.raises(ValueError, match="must be integers, found an array of float64"):
         metric.add_batch(predictions=np.zeros((2, 3)), references=np.zeros((2, 3), int))
@@ -134,7 +134,7 @@ def test_shapes_counts_and_kinds_are_checked():
     with pytest.raises(ValueError, match="`num_labels` must be at least 1, got 0"):
         MeanIoU().compute(num_labels=0)
     for option in ({"reduce_labels": True}, {"label_map": {0: 1}}):
-        with pytest.raises(ValueError, match="Map those labels before they are added"):
+        with pytest.raises(ValueError, match="Map those labels before adding them"):
             metric.compute(**option)  # a map was added above
 
 

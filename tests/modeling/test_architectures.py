@@ -53,7 +53,7 @@ def test_an_oblong_image_is_taken_or_refused_before_training(architecture):
         assert branch(torch.zeros(1, 3, *architecture.oblong)).shape == (1, 5, *architecture.oblong)
     else:
         height, width = architecture.oblong
-        with pytest.raises(ValueError, match=rf"{height} x {width} pixels.*It takes, for instance, .*64 x 64"):
+        with pytest.raises(ValueError, match=rf"{height} x {width} pixels.*It accepts, for instance, .*64 x 64"):
             check_input_size(model, *architecture.oblong)
         with pytest.raises((RuntimeError, ValueError)):  # and it was right to
             branch(torch.zeros(1, 3, *architecture.oblong))

@@ -84,4 +84,4 @@ def test_an_odd_size_is_reported_with_the_pixels_that_are_lost_or_the_refusal(sc
 
     assert odd("upernet-dinov2") == ("yes, less 5 rows and 11 columns", "")  # 75 = 5 x 14 + 5, 53 = 3 x 14 + 11
     answer, error = odd("hrnet")
-    assert answer == "no" and "cannot take images of 75 x 53" in error and "multiples of 32" in error
+    assert answer == "no" and "cannot process images of 75 x 53" in error and "multiples of 32" in error

@@ -58,7 +58,8 @@ def test_one_class_is_refused_with_the_way_to_code_two():
         (segformer(), {0: "crack"}),
     ):
         with pytest.raises(
-            ValueError, match=r"One class is nothing.*\[\"background\", \"crack\"\].*`--load_options '.\"values\": "
+            ValueError,
+            match=r"A single class cannot be learned.*\[\"background\", \"crack\"\].*`--load_options '.\"values\": ",
         ) as error:
             build_branches(models, id2label=id2label)
     assert "Here 'crack' is the only one" in str(error.value)

@@ -158,13 +158,13 @@ def test_a_configuration_survives_saving(tmp_path):
         ({"head": "aspp"}, "`head` must be one of original, textbook, got 'aspp'"),
         ({"output_stride": 4}, "`output_stride` must be 8, 16 or 32, got 4"),
         ({"atrous_rates": [6, 12]}, "`atrous_rates` must be three"),
-        ({"dropout": 0.1}, "original's head has no dropout"),
+        ({"dropout": 0.1}, "original head has no dropout"),
         ({"backbone": "convnext_nano", "multi_grid": [1, 2, 4]}, "`multi_grid` is for timm's ResNets"),
         ({"backbone_config": {"model_type": "nothing"}}, "a `model_type` that transformers knows, got 'nothing'"),
         ({"backbone_config": ResNetConfig(), "output_stride": 8}, "are for timm backbones"),
         (
             {"backbone": "resnet50", "backbone_config": TimmBackboneConfig(backbone="resnet18")},
-            "`backbone` is 'resnet50' and `backbone_config` says 'resnet18'",
+            "`backbone` is 'resnet50', but `backbone_config` says 'resnet18'",
         ),
     ],
 )
@@ -180,7 +180,7 @@ def test_a_backbone_without_the_needed_stages_is_an_error():
     deep = TimmBackboneConfig(backbone="test_resnet", out_indices=[2, 4])
     with pytest.raises(ValueError, match=r"stride 4 first.*strides \[8, 32\]"):
         tiny(backbone=None, backbone_config=deep)
-    with torch.device("meta"), pytest.raises(ValueError, match=r"one factor for each block of the last stage: 2"):
+    with torch.device("meta"), pytest.raises(ValueError, match=r"one factor per block of the last stage: 2"):
         DeepLabV3PlusForSemanticSegmentation(DeepLabV3PlusConfig(backbone="resnet18", multi_grid=[1, 2, 4]))
 
 

@@ -79,5 +79,5 @@ def test_a_model_that_needs_values_and_not_only_shapes_is_tried_for_real():
     model.register_forward_pre_hook(looks_at_the_values, with_kwargs=True)
     assert freeze_unused_parameters(model, 64) == ["decode_head.spare.weight", "decode_head.spare.bias"]
     check_input_size(model, 64, 96)
-    with pytest.raises(ValueError, match="cannot take images of 0 x 0 pixels.*Nor does it take 32 x 32"):
+    with pytest.raises(ValueError, match="cannot process images of 0 x 0 pixels.*It does not accept 32 x 32"):
         check_input_size(model, 0, 0)

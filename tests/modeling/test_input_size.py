@@ -13,7 +13,7 @@ from cps_hf.modeling import HRNetConfig, check_input_size, check_train_batch, co
 def test_a_batch_of_one_is_refused_where_a_norm_sees_an_image_pooled_map():
     model = deeplab().train()
     before = copy.deepcopy(model.state_dict())
-    with pytest.raises(ValueError, match="with 1 image a process.*command line `--per_device_train_batch_size 2`"):
+    with pytest.raises(ValueError, match="with 1 image per process.*command line `--per_device_train_batch_size 2`"):
         check_train_batch(model, 1)
     check_train_batch(model, 2)
     check_train_batch(segformer(), 1)
@@ -32,7 +32,9 @@ def test_a_batch_of_one_is_refused_where_a_norm_sees_an_image_pooled_map():
 
 def test_size_errors_name_what_is_allowed():
     hrnet = build(HRNetConfig("hrnet_w18_small"))
-    with pytest.raises(ValueError, match="cannot take images of 769 x 769.*for instance, 768 x 768; multiples of 32"):
+    with pytest.raises(
+        ValueError, match="cannot process images of 769 x 769.*for instance, 768 x 768; multiples of 32"
+    ):
         check_input_size(hrnet, 769, 769)
     dpt = build(
         DPTConfig(

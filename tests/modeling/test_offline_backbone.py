@@ -73,7 +73,7 @@ def test_without_the_package_the_error_says_how_to_install_it(monkeypatch):
     "config", [UperNetConfig(backbone_config=ResNetConfig()), architecture_around("resnet18").config]
 )
 def test_weights_of_another_network_are_refused(config):
-    with pytest.raises(ValueError, match="are of timm's 'tf_efficientnet_lite0', and the backbone is"):
+    with pytest.raises(ValueError, match="belong to timm's 'tf_efficientnet_lite0', and the backbone is"):
         build_branches(config, id2label={0: "a", 1: "b"}, backbone=SOURCE, num_branches=1)
 
 
@@ -92,7 +92,7 @@ def test_tensors_that_do_not_fit_are_named():
         offline_backbone.renamed({"c.weight": torch.zeros(3, 2), "n.running_mean": torch.ones(2)}, like, where="f")
     with pytest.raises(ValueError, match="`n.bias`"):  # right shape, wrong kind
         offline_backbone.renamed({"c.weight": torch.zeros(2, 3), "n.bias": torch.ones(2)}, like, where="f")
-    with pytest.raises(ValueError, match="holds 1 tensors, expected the 2"):
+    with pytest.raises(ValueError, match="has 1 tensors, expected the 2"):
         offline_backbone.renamed({"c.weight": torch.zeros(2, 3)}, like, where="f")
 
 
@@ -124,7 +124,7 @@ def test_the_network_around_a_timm_name(name, channels, indices, stride):
     [
         ("vit_tiny_patch16_224", "strides \\[16, 16, 16\\]"),
         ("swin_tiny_patch4_window7_224", "convolutional maps"),
-        ("facebook/dinov2-small", "no network that timm knows"),
+        ("facebook/dinov2-small", "not a network of timm"),
     ],
 )
 def test_a_backbone_that_deeplab_cannot_take_is_refused(name, said):

@@ -9,7 +9,7 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from cps_hf.modeling import build_branches, twins
 from cps_hf.modeling.backbones import head_parameters
-from cps_hf.modeling.twins import refuse_twins
+from cps_hf.modeling.twins import reject_twins
 
 NAMES = {0: "road", 1: "car", 2: "sky"}
 
@@ -90,12 +90,12 @@ def test_models_that_are_passed_are_refused_where_they_are_one_network_that_is_t
     folder, model = finished
     twins = build_branches([model, copy.deepcopy(model)])
     with pytest.raises(ValueError, match="branches 0 and 1 have the same weights.*Pass the folder or Hub id"):
-        refuse_twins(twins)
-    refuse_twins(build_branches([folder, folder]))  # what the message says to do
+        reject_twins(twins)
+    reject_twins(build_branches([folder, folder]))  # what the message says to do
     other = copy.deepcopy(model)
     with torch.no_grad():
         other.segformer.stages[0].layer_norm.weight[0] += 0.1
-    refuse_twins([model, other])
+    reject_twins([model, other])
 
 
 def test_models_that_share_weights_are_refused(finished):

@@ -120,7 +120,7 @@ def test_an_input_size_is_taken_or_refused_before_training(kind):
         return
     with pytest.raises(ValueError, match="positions are those of 64 x 64 pixels, got 32 x 128"):
         Branch(model)(torch.zeros(1, 3, 32, 128))  # as many patches
-    with pytest.raises(ValueError, match=r"75 x 53 pixels.*It takes, for instance, 64 x 64, no oblong image"):
+    with pytest.raises(ValueError, match=r"75 x 53 pixels.*It accepts, for instance, 64 x 64, no oblong image"):
         check_input_size(model, *kind.oblong)
     assert Branch(model).window == (64, 64)
 
@@ -136,7 +136,7 @@ def test_a_checkpoint_keeps_all_but_its_classes_and_a_second_branch_gets_a_head_
         if name in names or "running" in name or "num_batches" in name:
             assert torch.equal(drawn.state_dict()[name], tensor), name
     assert not torch.equal(drawn.class_predictor.weight, source.class_predictor.weight)
-    assert "head drawn anew" in caplog.text
+    assert "a new head is drawn" in caplog.text
     more = build_branches(str(tmp_path), num_branches=1, id2label=NAMES | {5: "bus"})[0]
     assert more.class_predictor.weight.shape[0] == 7 and more.config.id2label[5] == "bus"
     others = {name for name in source.state_dict() if "class_predictor" not in name and "criterion" not in name}
@@ -152,13 +152,13 @@ def test_a_checkpoint_keeps_all_but_its_classes_and_a_second_branch_gets_a_head_
 def test_what_cannot_be_a_branch_is_said():
     with pytest.raises(ValueError, match=r"'oneformer', which needs a task text.*mask2former, maskformer, eomt"):
         build_branches(OneFormerConfig(), num_branches=1)
-    with pytest.raises(ValueError, match="`backbone` 'some/vit': the weights of a vision transformer cannot be put"):
+    with pytest.raises(ValueError, match="`backbone` 'some/vit': a vision transformer's weights cannot be loaded"):
         build_branches(BY_TYPE["eomt"].config(), num_branches=1, backbone="some/vit")
     four = BY_TYPE["mask2former"].config(num_labels=4)
     with pytest.raises(ValueError, match="Branches can only teach each other the same classes"):
         build_branches([BY_TYPE["maskformer"].config(), four])
     branch = Branch(build_branches(BY_TYPE["eomt"].config(), num_branches=1)[0])
-    with pytest.raises(ValueError, match="needs a module that the backbone's feature maps go into"):
+    with pytest.raises(ValueError, match="needs a module that takes the backbone's feature maps"):
         branch(torch.zeros(2, 3, 64, 64), feature_dropout=0.5)
     branch = Branch(build_branches(BY_TYPE["mask2former"].config(), num_branches=1)[0]).eval()
     images = torch.randn(2, 3, 64, 64)

@@ -139,7 +139,7 @@ def test_rare_pseudo_labels_can_count_more():
         ({"teachers": "nobody"}, "`teachers` must be one of .* got 'nobody'"),
         ({"strong_views": 3}, "`strong_views` must be 0, 1 or 2, got 3"),
         ({"strong_views": 1}, "`strong_views` is 1: set `complementary_dropout` to 0, or `strong_views` to 2"),
-        ({"joint_forward": True}, "`complementary_dropout` to 0, or leave `joint_forward` out"),
+        ({"joint_forward": True}, "`complementary_dropout` to 0, or remove `joint_forward`"),
         ({"confidence_threshold": 1.5}, "`confidence_threshold`.*1.5"),
         ({"weight": -1.0}, "`weight`.*-1.0"),
     ],

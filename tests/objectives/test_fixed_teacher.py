@@ -180,8 +180,8 @@ def test_what_is_asked_of_the_stream_follows_who_labels():
         ({"confidence_threshold": 1.1}, "`confidence_threshold`.*1.1"),
         ({"cutmix": -0.5}, "`cutmix`.*-0.5"),
         ({"soft": True, "class_balance": 0.5}, "`class_balance` counts hard labels"),
-        ({"labelers": [], "soft": True}, "name these networks by `labelers`"),
-        ({"labelers": [], "confidence_threshold": 0.9}, "name these networks by `labelers`"),
+        ({"labelers": [], "soft": True}, "name these networks with `labelers`"),
+        ({"labelers": [], "confidence_threshold": 0.9}, "name these networks with `labelers`"),
     ],
 )
 def test_bad_hyper_parameters_are_named(fields, said):

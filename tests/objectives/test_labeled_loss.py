@@ -79,10 +79,10 @@ def test_weights_by_frequency_are_those_of_the_labeled_set_not_of_the_batch(powe
 
 
 def test_as_many_weights_as_classes_are_needed():
-    with pytest.raises(ValueError, match="`class_weights` has 2 numbers for 3 classes: give one a class"):
+    with pytest.raises(ValueError, match="`class_weights` has 2 numbers for 3 classes: give one per class"):
         call("supervised", class_weights=[1.0, 2.0])
     for given in ([0.0, 0.0, 0.0], [1.0, -1.0, 1.0]):
-        with pytest.raises(ValueError, match=r"`class_weights` must be numbers of at least 0, and one above it, got"):
+        with pytest.raises(ValueError, match=r"`class_weights` must be numbers >= 0, and at least one > 0, got"):
             Supervised(class_weights=given)
     assert [Supervised(class_weights=given).weighs_by_frequency for given in (None, WEIGHTS, 0.5)] == [0, 0, 1]
 

@@ -1,4 +1,4 @@
-"""What a plan knows of the images and of the machine."""
+"""What a plan knows about the images and the machine."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def test_streams_have_no_count(tmp_path):
     assert (facts.height, facts.width) == (40, 56) and sum(facts.class_shares.values()) == pytest.approx(1)
 
 
-def test_grey_images_are_seen(tmp_path):
+def test_gray_images_are_detected(tmp_path):
     labeled = write_world(tmp_path / "a", [(40, 56)] * 2)
     for row in labeled.to_list():
         path = row["image"]["path"]
@@ -47,7 +47,7 @@ def test_larger_gpus_get_larger_backbones():
     assert "lite0" in machine.candidates(Machine())[0]
 
 
-def test_the_first_backbone_that_can_be_had_is_taken(monkeypatch):
+def test_the_first_available_backbone_is_used(monkeypatch):
     asked = []
 
     def fetch(name):
@@ -61,12 +61,12 @@ def test_the_first_backbone_that_can_be_had_is_taken(monkeypatch):
     assert machine.first_available(["timm/gone", "timm/there", "package:efficientnet-lite0"]) == (
         "package:efficientnet-lite0"
     )
-    assert asked == ["timm/there", "timm/gone"]  # after one without an answer, no other is asked for
+    assert asked == ["timm/there", "timm/gone"]  # after one failed download, no other is tried
     monkeypatch.setattr(machine.offline_backbone, "is_installed", lambda: False)
     assert machine.first_available(["timm/gone", "package:efficientnet-lite0"]) is None
 
 
-def test_without_a_connection_the_hub_is_asked_once_and_a_cached_backbone_is_taken(monkeypatch):
+def test_offline_a_cached_backbone_is_used_after_one_request(monkeypatch):
     asked, cached = [], set()
 
     def download(name, file, *, local_files_only=False):
@@ -82,6 +82,6 @@ def test_without_a_connection_the_hub_is_asked_once_and_a_cached_backbone_is_tak
     monkeypatch.setattr(machine, "get_hf_file_metadata", no_answer)
     monkeypatch.setattr(machine.offline_backbone, "is_installed", lambda: False)
     assert machine.first_available(["timm/a", "timm/b"]) is None
-    assert asked == [("timm/a", True), ("timm/a", "header")]  # no download is tried again and again
+    assert asked == [("timm/a", True), ("timm/a", "header")]  # no download is retried
     cached.add("timm/a")
     assert machine.first_available(["timm/a", "timm/b"]) == "timm/a"

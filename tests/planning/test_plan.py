@@ -1,4 +1,4 @@
-"""What is chosen for a data set and a machine, with which reason, and that nothing given is ever changed."""
+"""The choices for a data set and a machine, their reasons, and that given settings are never changed."""
 
 import dataclasses
 
@@ -31,7 +31,7 @@ def values(facts=STREETS, machine=CPU, given=None, **options):
 
 
 def groups(chosen):
-    """The groups that take these settings: they check them."""
+    """The groups of these settings, which validate them."""
     objective = OBJECTIVES[chosen.get("objective", "cps")]
     left = {name: value for name, value in chosen.items() if name != "objective"}
     made = []
@@ -44,7 +44,7 @@ def groups(chosen):
 
 @pytest.mark.parametrize("machine", [CPU, GPU, Machine(device="cuda", memory=5.0, cores=1, backbone=SOURCE)])
 @pytest.mark.parametrize("num_unlabeled", [0, 300, None])
-def test_every_plan_is_made_of_settings_that_exist_and_fit_together(machine, num_unlabeled):
+def test_every_plan_has_valid_and_consistent_settings(machine, num_unlabeled):
     plan = make_plan(dataclasses.replace(STREETS, num_unlabeled=num_unlabeled), machine, {})
     groups(plan.values())
     assert all(choice.reason for choice in plan.choices)
@@ -75,7 +75,7 @@ def test_the_first_stage_has_its_share_of_the_steps():
     assert values(given={"max_steps": 300})["pretrain_steps"] == round(FIRST_STAGE_SHARE * 300)
 
 
-def test_the_steps_fit_the_time_by_what_was_measured():
+def test_the_steps_fit_the_time_by_measurement():
     seen = []
 
     def measure(settings):
@@ -113,11 +113,11 @@ def test_a_time_that_is_too_short_says_how_much_is_needed():
         values(seconds=needed - 15, measure=lambda settings: TIMINGS)
 
 
-def test_a_long_time_is_not_filled_for_its_own_sake():
+def test_a_long_time_is_not_filled_completely():
     assert values(seconds=1e6, measure=lambda settings: TIMINGS)["max_steps"] == MOST_STEPS
 
 
-def test_nothing_that_was_given_is_in_the_plan_and_nothing_is_measured_for_a_given_length():
+def test_given_settings_are_not_planned_or_measured():
     whole = values()
     for name in whole:
         assert name not in values(given={name: whole[name]})
@@ -128,7 +128,7 @@ def test_nothing_that_was_given_is_in_the_plan_and_nothing_is_measured_for_a_giv
     assert "max_steps" not in values(given={"max_steps": 10}, seconds=100, measure=measure)
 
 
-def test_what_is_given_is_not_contradicted():
+def test_given_settings_are_not_contradicted():
     groups(values(given={"random_scale": [0.5, 1.0, 1.5]}) | {"random_scale": [0.5, 1.0, 1.5]})
     groups(values(given={"eval_stride": [32, 32]}) | {"eval_stride": [32, 32]})
     sgd = values(given={"optim": "sgd"})
@@ -138,7 +138,7 @@ def test_what_is_given_is_not_contradicted():
     assert other["pretrain_steps"] and "cutmix" not in other
 
 
-def test_equally_frequent_classes_are_not_weighed():
+def test_equally_frequent_classes_are_not_weighted():
     assert values()["class_weights"] == 0.5
     even = dataclasses.replace(STREETS, class_shares={"a": 0.4, "b": 0.6})
     assert values(even)["class_weights"] is None
@@ -168,7 +168,7 @@ def test_a_gpu_gets_larger_crops_batches_by_memory_and_its_precision():
     [(CPU, 180, 1, 160), (CPU, 288, 1, 160), (CPU, 480, 2, 160), (CPU, 1080, 4, 160), (CPU, 3000, 11, 160)]
     + [(GPU, 1080, 1, 512), (GPU, 3000, 3, 512)],
 )
-def test_large_photographs_are_seen_shrunk_in_training_and_in_evaluation_alike(machine, side, shrink, crop):
+def test_large_photographs_are_shrunk_in_training_and_evaluation(machine, side, shrink, crop):
     facts = dataclasses.replace(STREETS, height=side, width=2 * side, largest=(side, 2 * side))
     chosen = values(facts, machine)
     groups(chosen)
@@ -177,7 +177,7 @@ def test_large_photographs_are_seen_shrunk_in_training_and_in_evaluation_alike(m
     assert chosen["eval_mode"] == "whole"
 
 
-def test_images_are_not_shrunk_where_scales_or_windows_are_given_or_the_network_cannot():
+def test_given_scales_windows_or_networks_prevent_shrinking():
     facts = dataclasses.replace(STREETS, height=1080, width=1920, largest=(1080, 1920))
     for given in (
         {"random_scale": [0.5, 1.0]},
@@ -193,18 +193,18 @@ def test_images_are_not_shrunk_where_scales_or_windows_are_given_or_the_network_
     )
 
 
-def test_images_that_are_too_large_for_one_piece_are_evaluated_in_windows():
+def test_images_too_large_for_one_pass_are_evaluated_in_windows():
     facts = dataclasses.replace(STREETS, height=4000, width=6000, largest=(4000, 6000))
     assert values(facts, GPU, {"models": ["x"]})["eval_mode"] == "sliding"
     assert values()["eval_mode"] == "whole"
 
 
-def test_grey_images_are_not_made_grey():
+def test_gray_images_get_no_grayscale_augmentation():
     assert values(dataclasses.replace(STREETS, grey=True))["grayscale"] == 0.0
     assert "grayscale" not in values()
 
 
-def test_norms_are_frozen_where_the_backbone_has_batch_norms():
+def test_norms_are_frozen_if_the_backbone_has_batch_norms():
     assert values()["freeze_norms"] is True
     assert "freeze_norms" not in values(given={"backbone": "convnext_atto"})  # layer norms
     assert "freeze_norms" not in values(given={"models": ["someone/model"]})
@@ -214,12 +214,12 @@ def test_norms_are_frozen_where_the_backbone_has_batch_norms():
 
 
 @pytest.mark.parametrize("kind", UNIVERSAL, ids=lambda kind: kind.model_type)
-def test_the_network_may_be_one_of_mask_classification(kind):
+def test_the_network_may_be_a_mask_classification_model(kind):
     plan = make_plan(STREETS, CPU, {"models": ["config.json"]}, network=kind.config())
     assert "freeze_norms" not in plan.values()  # layer norms
 
 
-def test_without_a_pretrained_backbone_the_plan_says_what_to_do():
+def test_without_a_pretrained_backbone_the_plan_gives_advice():
     plan = make_plan(STREETS, dataclasses.replace(CPU, backbone=None), {})
     assert "backbone" not in plan.values() and not plan.values().get("freeze_norms")
     assert "random weights" in plan.table() and "offline-backbone" in plan.table() and "20 labeled" in plan.table()

@@ -1,4 +1,4 @@
-"""A run's page, of files written by hand: what it shows, what it escapes, and itself in a real browser."""
+"""A run's page, from handwritten files: what it shows, what it escapes, and in a real browser."""
 
 import json
 import re
@@ -16,11 +16,11 @@ from cps_hf.report.page import render_report, write_report
 HOSTILE = '<script>document.title="taken"</script>'
 IMAGE = '"><img src=x onerror=document.title="taken">'
 NAMES = ["ground", HOSTILE, "bar"]
-MATRIX = [[80, 10, 10], [0, 0, 0], [30, 0, 70]]  # the second class does not occur, and is predicted
+MATRIX = [[80, 10, 10], [0, 0, 0], [30, 0, 70]]  # the second class does not occur but is predicted
 
 
 def write_run(folder, *, count=3, plan=True, comparison=True):
-    """What a run leaves, as far as the page looks at it."""
+    """The files of a run that the page reads."""
     (folder / "pictures" / "images").mkdir(parents=True)
     Image.new("RGB", (990, 700), (250, 250, 250)).save(folder / "pictures" / "curves.png")
     rng = np.random.default_rng(0)
@@ -97,7 +97,7 @@ class Page(HTMLParser):
         self.text += data
 
 
-def test_names_are_text_and_the_page_asks_for_nothing(tmp_path):
+def test_names_are_escaped_and_the_page_loads_nothing(tmp_path):
     text = render_report(write_run(tmp_path / "run"))
     page = Page(text)
     kinds = {tag for tag, _ in page.tags}
@@ -107,12 +107,12 @@ def test_names_are_text_and_the_page_asks_for_nothing(tmp_path):
         for name in ("src", "href"):
             assert attributes.get(name, "#").startswith(("#", "data:image/")), (tag, attributes)
     assert "url(" not in text and "@import" not in text
-    assert HOSTILE in page.text and IMAGE in page.text  # shown, as they are
+    assert HOSTILE in page.text and IMAGE in page.text  # shown verbatim
     alts = [attributes["alt"] for tag, attributes in page.tags if tag == "img"]
     assert f"{IMAGE}: truth" in alts and len(alts) == 7
 
 
-def test_it_shows_the_plan_the_answer_the_classes_and_how_to_load_it(tmp_path):
+def test_it_shows_plan_answer_classes_and_loading_code(tmp_path):
     text = Page(render_report(write_run(tmp_path / "run"))).text
     flat = " ".join(text.split())
     for said in (
@@ -131,23 +131,23 @@ def test_it_shows_the_plan_the_answer_the_classes_and_how_to_load_it(tmp_path):
         f"AutoModelForSemanticSegmentation.from_pretrained('{tmp_path / 'run' / 'best'}', trust_remote_code=True)",
     ):
         assert said in flat, said
-    # By hand: 80 / 130, 160 / 210, 80 / 100; the class that does not occur is predicted: 0 / 10.
+    # Expected: 80 / 130, 160 / 210, 80 / 100; the class that does not occur is predicted: 0 / 10.
     assert "ground 61.5 76.2 80.0 50.0 55.0" in flat and f"{HOSTILE} 0.0 0.0 – 0.0 5.0" in flat
 
 
-def test_what_is_not_there_is_left_out(tmp_path):
+def test_missing_parts_are_omitted(tmp_path):
     run = write_run(tmp_path / "run", plan=False, comparison=False)
     for name in ("evaluation.json", "metrics.jsonl", "pictures/curves.png"):
         (run / name).unlink()
     text = render_report(run)
     for title in ("Did the unlabeled", "<h2>Curves", "<h2>Classes", "<h2>Images", "<h2>Confusion"):
         assert title not in text, title
-    assert "learning_rate" in text and "0.004" in text  # of config.yaml, where there is no plan
+    assert "learning_rate" in text and "0.004" in text  # from config.yaml, as there is no plan
     (run / "config.yaml").unlink()
     assert "Load the result" in render_report(run)
 
 
-def test_many_classes_have_a_picture_in_place_of_a_table_of_cells(tmp_path):
+def test_many_classes_get_a_picture_instead_of_a_table(tmp_path):
     run = write_run(tmp_path / "run", count=41)
     assert "<h2>Confusion" not in render_report(run)
     Image.new("RGB", (9, 9)).save(run / "pictures" / "confusion_matrix.png")
@@ -155,7 +155,7 @@ def test_many_classes_have_a_picture_in_place_of_a_table_of_cells(tmp_path):
     assert "<h2>Confusion" in text and 'class="matrix"' not in text and 'alt="Confusion matrix"' in text
 
 
-def test_the_command_writes_it_and_says_what_is_wrong_in_a_line(tmp_path, capsys):
+def test_the_command_writes_the_page_or_a_one_line_error(tmp_path, capsys):
     run = write_run(tmp_path / "run")
     assert command.main([str(run)]) == run / "report.html"
     assert (run / "report.html").read_text(encoding="utf-8") == render_report(run)
@@ -180,7 +180,7 @@ def test_a_browser_shows_it_wide_and_narrow_without_an_error(tmp_path):
         for width in (1280, 500):
             browser.set_window_size(width, 900)
             browser.get(path.as_uri())
-            assert browser.title == "run: training report"  # no name took it
+            assert browser.title == "run: training report"  # no name could change it
             assert browser.execute_script("return document.documentElement.scrollWidth <= window.innerWidth"), width
             sizes = browser.execute_script(
                 "return [...document.images].map(i => { i.loading = 'eager'; return i.naturalWidth })"

@@ -1,4 +1,4 @@
-"""The drawn data sets: what is in them, that the real loaders read them, and that they are whole or absent."""
+"""The drawn data sets: their content, that the real loaders read them, and that they are complete or absent."""
 
 import json
 import os
@@ -54,7 +54,7 @@ def test_a_scene_depends_on_seed_and_index_alone(draw):
         assert other[0].shape != image.shape or not np.array_equal(other[0], image)
 
 
-def test_a_file_of_drawn_scenes_is_told_from_others(street_root, object_root, tmp_path):
+def test_drawn_scenes_are_distinguished_from_other_files(street_root, object_root, tmp_path):
     drawn = next(street_root.rglob("*.png"))
     assert scenes.is_drawn(drawn) and scenes.is_drawn(next(object_root.rglob("*.jpg")))
     assert not scenes.is_drawn(shutil.copy(drawn, tmp_path))
@@ -62,12 +62,12 @@ def test_a_file_of_drawn_scenes_is_told_from_others(street_root, object_root, tm
     assert not scenes.is_drawn(tmp_path / drawn.name)
 
 
-def test_a_street_has_the_asked_size_odd_ones_included():
+def test_a_street_has_the_given_size_even_if_odd():
     image, label_ids = draw_street_scene(0, size=(33, 71))
     assert image.shape == (33, 71, 3) and label_ids.shape == (33, 71)
 
 
-def test_streets_hold_official_ids_all_evaluated_classes_and_void():
+def test_streets_contain_official_ids_all_classes_and_void():
     pixels = sum(np.bincount(draw_street_scene(i)[1].ravel(), minlength=256) for i in range(60))
     by_name = {label.name: pixels[label.id] for label in LABELS}
     assert pixels.sum() == 60 * 64 * 128 and pixels[34:].sum() == 0
@@ -76,12 +76,12 @@ def test_streets_hold_official_ids_all_evaluated_classes_and_void():
         assert by_name[name] > 0, name
 
 
-def test_objects_hold_every_class_and_borders_that_part_them():
+def test_objects_contain_every_class_separated_by_borders():
     drawn = [draw_object_scene(i)[1] for i in range(120)]
     assert set(np.unique(np.concatenate([labels.ravel() for labels in drawn]))) == {*range(21), 255}
     for labels in drawn:
         for a, b in ((labels[1:], labels[:-1]), (labels[:, 1:], labels[:, :-1])):
-            assert not ((a != b) & (a != 255) & (b != 255)).any()  # no two classes touch without a border
+            assert not ((a != b) & (a != 255) & (b != 255)).any()  # classes never touch without a border
         assert 0 < (labels == 255).mean() < 0.35
 
 
@@ -109,7 +109,7 @@ def test_torchvision_and_our_loader_read_the_streets(street_root):
     assert not (street_root / "gtFine" / "train_extra").exists()
 
 
-def test_street_files_hold_what_was_drawn_and_splits_share_no_scene(street_root):
+def test_street_files_match_the_drawing_and_splits_are_disjoint(street_root):
     ids = sorted(path.name for path in street_root.glob("leftImg8bit/train/*/*.png"))
     first = next(street_root.glob("leftImg8bit/train/*/*_000000_*.png"))
     image, label_ids = draw_street_scene(0, size=(40, 72))
@@ -173,7 +173,7 @@ print(write_street_scenes(sys.argv[1], **json.loads(sys.argv[2])))
 
 
 @pytest.mark.slow
-def test_processes_that_race_get_the_same_whole_folder(tmp_path, street_root):
+def test_racing_processes_get_the_same_complete_folder(tmp_path, street_root):
     command = [sys.executable, "-c", RACER, str(tmp_path / "root"), json.dumps(FEW_STREETS)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     racers = [subprocess.Popen(command, **pipes) for _ in range(2)]
@@ -187,7 +187,7 @@ def test_processes_that_race_get_the_same_whole_folder(tmp_path, street_root):
     assert os.listdir(tmp_path) == ["root"]
 
 
-def test_the_slower_of_two_processes_takes_the_folder_of_the_faster(tmp_path, monkeypatch, street_root):
+def test_the_slower_process_uses_the_folder_of_the_faster(tmp_path, monkeypatch, street_root):
     def overtaken(index, **options):
         if not (tmp_path / "root").exists():
             monkeypatch.setattr(scenes, "draw_street_scene", draw_street_scene)
@@ -199,18 +199,18 @@ def test_the_slower_of_two_processes_takes_the_folder_of_the_faster(tmp_path, mo
     assert contents(tmp_path / "root") == contents(street_root) and os.listdir(tmp_path) == ["root"]
 
 
-def test_a_folder_that_holds_something_else_is_never_touched(tmp_path, street_root):
-    with pytest.raises(ValueError, match=r"num_val 4, asked for 5.*Nothing was overwritten"):
+def test_a_folder_with_other_content_is_never_changed(tmp_path, street_root):
+    with pytest.raises(ValueError, match=r"num_val 4, requested 5.*Nothing was overwritten"):
         write_street_scenes(street_root, **{**FEW_STREETS, "num_val": 5})
-    with pytest.raises(ValueError, match="kind street, asked for object"):
+    with pytest.raises(ValueError, match="kind street, requested object"):
         write_object_scenes(street_root, **FEW_OBJECTS)
     (tmp_path / "holiday.jpg").write_bytes(b"mine")
-    with pytest.raises(ValueError, match="no set of drawn scenes"):
+    with pytest.raises(ValueError, match="other than a set of drawn scenes"):
         write_object_scenes(tmp_path, **FEW_OBJECTS)
     assert os.listdir(tmp_path) == ["holiday.jpg"]
 
 
-def test_an_empty_folder_is_filled_and_the_manifest_says_of_what(tmp_path):
+def test_an_empty_folder_is_filled_and_has_a_manifest(tmp_path):
     assert write_object_scenes(str(tmp_path), **FEW_OBJECTS) == tmp_path
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert manifest == {
@@ -248,7 +248,7 @@ def test_progress_shows_only_while_drawing_and_on_a_terminal(tmp_path, capfd, mo
         (write_object_scenes, {"seed": "a"}, "`seed`.*'a'"),
     ],
 )
-def test_wrong_numbers_are_refused_before_anything_is_made(tmp_path, write, wrong, message):
+def test_invalid_numbers_fail_before_anything_is_created(tmp_path, write, wrong, message):
     with pytest.raises(ValueError, match=message):
         write(tmp_path / "root", **wrong)
     assert os.listdir(tmp_path) == []
@@ -263,8 +263,8 @@ def test_a_scene_needs_an_index_and_a_seed_of_0_or_more(wrong):
         draw_street_scene(0, size=(16, 64))
 
 
-def test_the_drawings_are_those_of_the_frozen_version():
-    """Counted coarsely, since rounding differs between versions of Pillow. If not: raise the version."""
+def test_the_drawings_match_the_frozen_version():
+    """Counted coarsely, since rounding differs between versions of Pillow. If it fails, raise the version."""
     assert scenes.GENERATOR_VERSION == 1
     streets = [draw_street_scene(i) for i in range(3)]
     counts = [[int((ids == label).sum()) for label in (7, 11, 23)] for _, ids in streets]  # road, building, sky

@@ -34,8 +34,8 @@ def masks_of(source: Path, *, overlap: str | None = None, format: str | None = N
     return table.names, found
 
 
-def refused(source: Path, said: str, **options) -> None:
-    """Reading raises one or two sentences that hold this."""
+def assert_error(source: Path, said: str, **options) -> None:
+    """Reading the source raises a `ValueError` that matches `said`."""
     with pytest.raises(ValueError, match=said):
         masks_of(source, **options)
 

@@ -147,12 +147,12 @@ POINTS = {
     "the removal of an old checkpoint": (
         spoil(checkpoints.shutil, "rmtree", FULL, when=to("tmp-old-checkpoint-2")),
         None,
-        "checkpoint-2 could not be removed",
+        "checkpoint-2 could not be deleted",
     ),
     "the agreement": (
         spoil(Evaluator, "agreement", ValueError("unlabeled-3 cannot be read")),
         None,
-        "Without the branches' agreement: unlabeled-3 cannot be read",
+        "The branches' agreement is not measured: unlabeled-3 cannot be read",
     ),
 }
 
@@ -265,7 +265,7 @@ def test_a_broken_evaluation_image_costs_the_evaluation_alone(tmp_path, expected
         (tmp_path / "eval" / name).write_bytes(sound)
         caplog.set_level(logging.INFO)
         trainer_for(tmp_path, out, resume_from_checkpoint="auto", skip_bad_samples=skip).train()
-    assert "making up for" in caplog.text
+    assert "lists as pending" in caplog.text
     found = outcome(out)
     assert same(found["results"]["final"], expected["results"]["final"])
     assert same({**found["weights"], "best": 0}, {**expected["weights"], "best": 0})
@@ -279,7 +279,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_branches(tmp_path, monke
         trainer_of_now = trainer_for(tmp_path, out)
         with monkeypatch.context() as injected:
             spoil(checkpoints, "seal", FULL)(injected)
-            with pytest.raises(AfterTrainingError, match="branch_0, branch_1 of step 4 .* goes on from checkpoint-2"):
+            with pytest.raises(AfterTrainingError, match="branch_0, branch_1 of step 4 .* resumes from checkpoint-2"):
                 trainer_of_now.train()
         assert [path.name for path in checkpoints.checkpoints_in(out)] == ["checkpoint-2"]
         for name in ("branch_0", "branch_1", "best"):
@@ -311,7 +311,7 @@ def test_a_log_that_cannot_be_written_is_written_later_and_has_no_half_line(tmp_
     monkeypatch.setattr("cps_hf.training.reporting.open", lambda *a, **k: SmallDisk(*a, room=room, **k), raising=False)
     with without_cards_and_pictures():
         trainer_for(tmp_path, out, Room()).train()
-    assert "metrics.jsonl could not be written, and is tried again (said once): OSError" in caplog.text
+    assert "metrics.jsonl could not be written; this will be tried again (reported once): OSError" in caplog.text
     assert same(outcome(out)["log"], expected["log"])
 
 
@@ -366,8 +366,10 @@ def test_a_tracker_that_fails_ends_no_run_and_hides_no_other(tmp_path, monkeypat
     with without_cards_and_pictures():
         trainer_for(tmp_path, tmp_path / "out").train()
     assert taken == [0, 1, 2, 2, 4, 4, "end"]
-    assert caplog.text.count("The tracker mine took no record of step 0 (said once): ConnectionError") == 1
-    assert "The tracker mine did not end well: RuntimeError: it was never there" in caplog.text
+    assert (
+        caplog.text.count("The tracker mine did not accept the record of step 0 (reported once): ConnectionError") == 1
+    )
+    assert "The tracker mine failed to close: RuntimeError: it was never there" in caplog.text
 
 
 def test_a_terminal_that_is_gone_ends_no_run(tmp_path, monkeypatch):
@@ -536,11 +538,11 @@ def test_what_fails_on_one_of_two_processes_is_told_on_both_and_neither_waits(tm
 # ------------------------------------------------------------------------------------------------ before step 1
 
 IN_THE_WAY = {
-    "results.json": (lambda path: path.mkdir(), "is to be a file of the run, but a folder is there"),
-    "pictures": (lambda path: path.write_text("mine"), "is to be a folder of the run, but a file is there"),
-    "best": (lambda path: (path / ".git").mkdir(parents=True), "holds something that is no exported model"),
-    "branch_1": (lambda path: path.write_text("mine"), "holds something that is no exported model"),
-    "metrics.jsonl": (lambda path: path.mkdir(), "is to be a file of the run, but a folder is there"),
+    "results.json": (lambda path: path.mkdir(), "must be a file of the run, but there is a folder"),
+    "pictures": (lambda path: path.write_text("mine"), "must be a folder of the run, but there is a file"),
+    "best": (lambda path: (path / ".git").mkdir(parents=True), "contains files that are not of an exported model"),
+    "branch_1": (lambda path: path.write_text("mine"), "contains files that are not of an exported model"),
+    "metrics.jsonl": (lambda path: path.mkdir(), "must be a file of the run, but there is a folder"),
 }
 
 
@@ -564,7 +566,7 @@ def test_a_disk_too_small_for_a_checkpoint_is_warned_of(tmp_path, monkeypatch, c
     monkeypatch.setattr(trainer_module.setup.shutil, "disk_usage", lambda _: usage)
     with without_cards_and_pictures():
         trainer_for(tmp_path, tmp_path / "out", max_steps=1).train()
-    assert "has 0.0 GB free, and a checkpoint with the branches takes some 0.0 GB: make room" in caplog.text
+    assert "has 0.0 GB free, and a checkpoint with the branches takes about 0.0 GB: free some" in caplog.text
 
 
 def test_a_tracker_that_cannot_start_is_said_before_the_first_step(tmp_path, monkeypatch):

@@ -23,7 +23,7 @@ def refused(*positional, **arguments):
 
 def test_model_is_another_name_of_models():
     assert models_given(None, "an/id") == models_given("an/id", None) == "an/id"
-    assert "another name of `models`" in refused("an/id", model="an/id")
+    assert "another name for `models`" in refused("an/id", model="an/id")
     assert "`models` is missing" in refused()
     assert "is the class Linear" in refused(torch.nn.Linear)
 
@@ -32,7 +32,7 @@ def test_objectives_may_be_named():
     assert objective_given(None) == objective_given("cps") == CrossPseudoSupervision()
     assert isinstance(objective_given("mean_teacher"), MeanTeacher)
     assert "Did you mean 'supervised'?" in refused("an/id", objective="supervisd")
-    assert "`objective` is the class Supervised: give an object, `Supervised()`" in refused(
+    assert "`objective` is the class Supervised: pass an instance, `Supervised()`" in refused(
         "an/id", objective=Supervised
     )
     assert "must be an object of `cps_hf.objectives` or a name, got 3" in refused("an/id", objective=3)
@@ -46,8 +46,8 @@ def test_settings_of_transformers_are_refused_with_the_class_that_is_wanted(tmp_
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        ({"args": CPSConfig}, "`args` is the class CPSConfig: give an object, `CPSConfig(...)`."),
-        ({"args": {"max_steps": 3}}, "`args` is a mapping; give a CPSConfig: `CPSConfig(**args)`."),
+        ({"args": CPSConfig}, "`args` is the class CPSConfig: pass an instance, `CPSConfig(...)`."),
+        ({"args": {"max_steps": 3}}, "`args` is a mapping; pass a CPSConfig: `CPSConfig(**args)`."),
         (
             {"augmentation": ModelConfig()},
             "`augmentation` must be a AugmentationConfig, got an object of ModelConfig.",
@@ -66,7 +66,7 @@ def test_each_mistake_has_a_sentence(arguments, said):
 @pytest.mark.parametrize(
     "cls, values, said",
     [
-        (CPSConfig, {"learning_rate": "1e-3"}, "`learning_rate` must be a number, got '1e-3' of the type str. Leave"),
+        (CPSConfig, {"learning_rate": "1e-3"}, "`learning_rate` must be a number, got '1e-3' of type str. Remove"),
         (CPSConfig, {"max_steps": "100"}, "`max_steps` must be an integer, got '100'"),
         (CPSConfig, {"max_steps": 1e4}, "`max_steps` must be an integer, got 10000.0"),
         (CPSConfig, {"max_grad_norm": "five"}, "`max_grad_norm` must be a number or None, got 'five'"),
@@ -128,7 +128,7 @@ def test_a_second_call_refuses_and_keeps_the_first_run(trained):
     trainer, out = trained
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
     assert any(path.name == "results.json" for path in before)
-    with pytest.raises(ValueError, match="has trained already, to step 4 of `max_steps` 4"):
+    with pytest.raises(ValueError, match="has already trained to step 4 of `max_steps` 4"):
         trainer.train()
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()} == before
 

@@ -224,7 +224,7 @@ def test_from_too_few_images_best_stays_the_second_stages_network(root, tmp_path
     assert (
         results["best"]["step"] == 4 and results["comparison"]["branches"]["branch_0"]["verdict"] == "too few images"
     )
-    assert "with 9 validation images it cannot be told" in results["comparison"]["sentence"]
+    assert "9 validation images cannot show whether" in results["comparison"]["sentence"]
 
 
 def test_where_the_supervised_network_cannot_be_copied_best_stays_and_the_end_says_so(root, tmp_path):
@@ -266,5 +266,5 @@ def test_the_sentence_says_what_cannot_be_told():
     assert f"may be chance: about {chance['images_needed']} images would tell" in said
     one = comparison.describe(counts(1, 1), counts(2, 1, 0.9), NAMES)
     said = comparison.in_words("The second stage", "branch 0", one)
-    assert "with 1 validation image it cannot be told whether that is beyond chance: about 10 would do." in said
+    assert "1 validation image cannot show whether that is beyond chance: about 10 would." in said
     assert comparison.table(without_nan(one)).count(" - ") == 4

@@ -17,8 +17,8 @@ from cps_hf.training.trainer import CPSTrainer
 ARGS = CPSConfig(dataloader_num_workers=4, dataloader_prefetch_factor=3)
 # torch 2.14's texts, and the system's.
 TOLD = {
-    "DataLoader worker (pid 71) is killed by signal: Killed. ": "ended, as the system does when memory runs out",
-    "DataLoader worker (pid(s) 71, 72) exited unexpectedly": "ended, as the system does when memory runs out",
+    "DataLoader worker (pid 71) is killed by signal: Killed. ": "killed, as happens when memory runs out",
+    "DataLoader worker (pid(s) 71, 72) exited unexpectedly": "killed, as happens when memory runs out",
     "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers are out of "
     "shared memory. Please try to raise your shared memory limit.": "docker run --shm-size",
     "unable to write to file </torch_71_3_1>: No space left on device (28)": "docker run --shm-size",
@@ -30,7 +30,7 @@ TOLD = {
 
 @pytest.mark.parametrize("text", TOLD)
 def test_what_torch_says_of_a_data_worker_becomes_advice(text):
-    told = failures.of_the_workers(RuntimeError(text), ARGS)
+    told = failures.worker_advice(RuntimeError(text), ARGS)
     assert TOLD[text] in told and "`dataloader_num_workers` (now 4" in told
     assert "`dataloader_prefetch_factor` (now 3)" in told
 
@@ -41,8 +41,8 @@ def test_limits_of_the_system_are_known_by_number_and_other_errors_are_left_alon
         (errno.EAGAIN, "ulimit -u"),
         (errno.ENOMEM, "memory runs out"),
     ):
-        assert advice in failures.of_the_workers(OSError(number, os.strerror(number)), ARGS)
-    alone = failures.of_the_workers(OSError(errno.EMFILE, "Too many open files"), CPSConfig(dataloader_num_workers=0))
+        assert advice in failures.worker_advice(OSError(number, os.strerror(number)), ARGS)
+    alone = failures.worker_advice(OSError(errno.EMFILE, "Too many open files"), CPSConfig(dataloader_num_workers=0))
     assert "ulimit -n" in alone and "num_workers" not in alone
     others = (
         RuntimeError("DataLoader worker (pid 3) is killed by signal: Segmentation fault. "),
@@ -50,7 +50,7 @@ def test_limits_of_the_system_are_known_by_number_and_other_errors_are_left_alon
         ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"),
         RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
     )
-    assert [failures.of_the_workers(error, ARGS) for error in others] == [None] * 4
+    assert [failures.worker_advice(error, ARGS) for error in others] == [None] * 4
 
 
 @pytest.mark.parametrize("kind", [ConnectionResetError, EOFError, FileNotFoundError])
@@ -60,8 +60,8 @@ def test_a_worker_that_ends_while_a_tensor_is_fetched_from_it_is_told_from_a_net
 
     with pytest.raises(kind) as raised:
         rebuild_storage_fd()
-    assert "a data worker was ended" in failures.of_the_workers(raised.value, ARGS)
-    assert failures.of_the_workers(kind(errno.ECONNRESET, "Connection reset by peer"), ARGS) is None
+    assert "a data worker was killed" in failures.worker_advice(raised.value, ARGS)
+    assert failures.worker_advice(kind(errno.ECONNRESET, "Connection reset by peer"), ARGS) is None
 
 
 class KillAWorker(TrainerCallback):
@@ -86,4 +86,4 @@ def test_a_killed_worker_ends_the_run_with_advice_and_the_newest_checkpoint(tmp_
         trainer.train()
     said = str(raised.value)
     assert "`dataloader_num_workers` (now 1" in said and "--resume_from_checkpoint auto" in said
-    assert f"The newest checkpoint is whole: {tmp_path / 'out' / 'checkpoint-'}" in said
+    assert f"The newest checkpoint is complete: {tmp_path / 'out' / 'checkpoint-'}" in said

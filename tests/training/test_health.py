@@ -183,7 +183,7 @@ def test_fp16_gradients_that_are_never_finite_are_no_overflow(world, tmp_path, f
         trainer.train()
     last = health.MAX_OVERFLOWS + max_skipped_steps
     assert str(error.value).startswith(f"Step {last}: the gradient of branch 1 is not finite")
-    assert f"so it was in {last} steps in a row, whatever the loss scale" in str(error.value)
+    assert f"so it was in {last} steps in a row, at every loss scale" in str(error.value)
 
 
 @pytest.mark.parametrize("optim", ["sgd", "adamw"])
@@ -282,7 +282,7 @@ def test_an_evaluation_that_finds_one_class_of_several_is_told_once_and_after_a_
         watch.on_evaluate(None, state, None)
     said = [record.getMessage() for record in caplog.records]
     assert [line.split(":")[0] for line in said] == ["Step 1", "Step 4"]
-    assert "branch 1 finds a single one of the 2 classes" in said[0] and "finds none of the 2 classes" in said[1]
+    assert "branch 1 finds only one of the 2 classes" in said[0] and "finds none of the 2 classes" in said[1]
 
 
 def test_the_commonest_class_is_that_of_the_branch_of_which_it_is_the_most():

@@ -12,7 +12,7 @@ from support.toy import NAMES, settings, toy_models, write_world
 from cps_hf.data.labels import LabelEncoding
 from cps_hf.hub import render_card
 from cps_hf.objectives import Supervised
-from cps_hf.training.inspection import absent_line, look_at_labels
+from cps_hf.training.inspection import absent_line, check_labels
 from cps_hf.training.reporting import class_table, mean_iou_in_words, scores_table
 from cps_hf.training.trainer import CPSTrainer
 
@@ -109,7 +109,7 @@ def test_white_that_is_a_class_in_training_and_ignored_in_evaluation_is_refused(
         "train_dataset": coded(sets["train_dataset"], NAMES[:2], values={0: 0, 255: 1}),
         "eval_dataset": coded(sets["eval_dataset"], NAMES[:2]),
     }
-    said = r"`train_dataset` hold 0 and 255 alone, so that 255 is 'disc' there.*`values={0: 0, 1: 1, 255: 1}`"
+    said = r"`train_dataset` contain only 0 and 255, so 255 means 'disc' there.*`values={0: 0, 1: 1, 255: 1}`"
     refused(tmp_path, both, said, names=NAMES[:2])
 
 
@@ -117,7 +117,7 @@ def test_a_set_that_lost_its_coding_is_refused(tmp_path, sets):
     sets["train_dataset"] = coded(sets["train_dataset"], values={0: 0, 1: 1, 2: 2, 255: 255})
     sets["eval_dataset"] = coded(sets["eval_dataset"], values={0: 0, 1: 1, 2: 2, 255: 255})
     lost = sets["train_dataset"].cast_column("label", type(sets["train_dataset"].features["label"])())
-    said = r"`eval_dataset` says how its labels are coded and `train_dataset` does not.*features=loaded.features"
+    said = r"`eval_dataset` says how its labels are encoded and `train_dataset` does not.*features=loaded.features"
     refused(tmp_path, {**sets, "train_dataset": lost}, said)
 
 
@@ -145,17 +145,17 @@ def test_a_limit_of_no_seconds_looks_at_nothing_and_says_so(tmp_path, sets, capl
     rewritten(sets["eval_dataset"], lambda ids: ids * 0 + 255)
     trainer = trainer_for(tmp_path, sets, check_labels_seconds=0)
     with caplog.at_level(logging.INFO, logger="cps_hf"):
-        assert look_at_labels(trainer.args, **sets, names=NAMES) == {}
+        assert check_labels(trainer.args, **sets, names=NAMES) == {}
     [said] = caplog.messages
-    assert said.startswith("Labels are not looked at before step 1 (`check_labels_seconds=0`)")
+    assert said.startswith("Labels are not checked before step 1 (`check_labels_seconds=0`)")
 
 
 def test_what_was_not_looked_at_is_said(tmp_path, sets, caplog):
     trainer = trainer_for(tmp_path, sets, check_labels_seconds=1e-9)
     streamed = {**sets, "train_dataset": sets["train_dataset"].to_iterable_dataset()}
     caplog.set_level(logging.INFO, logger="cps_hf")
-    look_at_labels(trainer.args, **streamed, names=NAMES)
-    assert "`train_dataset`: labels were looked at before step 1 in the first 1 samples of the stream." in caplog.text
+    check_labels(trainer.args, **streamed, names=NAMES)
+    assert "`train_dataset`: labels were checked before step 1 in the first 1 samples of the stream." in caplog.text
     assert "in 1 of 4 samples within `check_labels_seconds`." in caplog.text
 
 
@@ -164,7 +164,7 @@ def test_masks_that_a_turned_image_leaves_unclear_are_warned_of(tmp_path, sets, 
     exif = Image.Exif()
     exif[0x0112] = 3
     Image.open(row["image"]["path"]).save(row["image"]["path"], exif=exif)
-    look_at_labels(trainer_for(tmp_path, sets).args, **sets, names=NAMES)
+    check_labels(trainer_for(tmp_path, sets).args, **sets, names=NAMES)
     [record] = [record for record in caplog.records if "cannot tell" in record.getMessage()]
     assert record.levelname == "WARNING" and "1 masks of turned images" in record.getMessage()
     assert "labeled-2" in record.getMessage()

@@ -59,7 +59,7 @@ def test_of_a_stream_the_first_rows_are_counted_and_said_and_a_set_without_a_cla
     assert "the first 1000 rows of `train_dataset`" in caplog.text
     trainer = make_trainer(root, SUPERVISED, tmp_path / "none", objective=Supervised(class_weights=0.5))
     trainer.train_dataset = trainer.train_dataset.map(lambda row: {"label": row["label"].point(lambda _: 255)})
-    with pytest.raises(ValueError, match="`class_weights` by frequency: no label of `train_dataset` holds a class"):
+    with pytest.raises(ValueError, match="`class_weights` by frequency: no label of `train_dataset` has a class"):
         trainer.train()
     assert not (tmp_path / "none").exists()
 
@@ -89,7 +89,7 @@ def test_a_run_with_all_of_it_is_resumed_bit_for_bit(root, tmp_path):
 
 
 def test_weights_for_other_classes_are_refused_before_the_first_step(root, tmp_path):
-    said = "`class_weights` has 2 numbers for 3 classes: give one a class, in the order of their ids"
+    said = "`class_weights` has 2 numbers for 3 classes: give one per class, in the order of their ids"
     with pytest.raises(ValueError, match=said):
         make_trainer(root, SUPERVISED, tmp_path / "out", objective=Supervised(class_weights=[1.0, 2.0]))
     assert not (tmp_path / "out").exists()

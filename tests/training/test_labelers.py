@@ -197,9 +197,7 @@ def test_two_processes_and_accumulation_take_the_steps_of_one(root, tmp_path, sh
 
 def test_a_labeler_has_the_runs_classes(root, tmp_path):
     more = tiny_branch(tmp_path / "more", 4)
-    with pytest.raises(
-        ValueError, match=r"more knows 4 classes \(class 0, .*and this run has 3 \(ground, disc, bar\)"
-    ):
+    with pytest.raises(ValueError, match=r"more has 4 classes \(class 0, .*and this run has 3 \(ground, disc, bar\)"):
         load([str(more)])
     other = tiny_branch(tmp_path / "other", 3, names=("ground", "disc", "tree"))
     with pytest.raises(ValueError, match="class 2 of .*other is 'tree', and of this run 'bar'"):
@@ -219,7 +217,7 @@ def test_what_is_no_branch_is_refused_before_models_are_built(root, tmp_path, mo
         ("run", "run is the folder of a run. Name networks in it, like run/branch_0"),
         ("run/branch_7", "there is no folder run/branch_7. Name folders of exported branches"),
         (str(tmp_path / "nothing"), "there is no folder .*nothing"),
-        (str(tmp_path / "empty"), "empty holds no model .config.json is missing"),
+        (str(tmp_path / "empty"), "empty contains no model .config.json is missing"),
         ("run/branch_0/config.json", "there is no folder run/branch_0/config.json"),
     ):
         with pytest.raises(ValueError, match=f"`labelers`: .*{said}"):
@@ -237,7 +235,7 @@ def test_a_folder_without_an_image_processor_is_named(root, tmp_path):
 def test_without_labelers_the_unlabeled_set_must_bring_labels(root, tmp_path):
     trainer = make_trainer(root, CASE, tmp_path / "out")
     bare = trainer.unlabeled_dataset.remove_columns("pseudo_label")
-    with pytest.raises(ValueError, match="FixedTeacher needs labels of the unlabeled images. Name the finished netw"):
+    with pytest.raises(ValueError, match="FixedTeacher needs labels of the unlabeled images. Name the trained netw"):
         make_trainer(root, CASE, tmp_path / "out", unlabeled_dataset=bare)
     others = LabelEncoding(names=("ground", "disc", "tree")).to_feature()
     other = trainer.unlabeled_dataset.cast_column("pseudo_label", others)

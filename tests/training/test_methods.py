@@ -105,7 +105,7 @@ def test_the_teacher_of_a_bfloat16_branch_is_kept_evaluated_and_exported_in_floa
 
 
 def test_a_teacher_method_takes_one_model(world, tmp_path):
-    with pytest.raises(ValueError, match="MeanTeacher trains one model beside its teacher, got 2"):
+    with pytest.raises(ValueError, match="MeanTeacher trains one model and its teacher, got 2"):
         train(world, tmp_path, MeanTeacher(), models=toy_models(2))
 
 

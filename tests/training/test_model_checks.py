@@ -46,7 +46,7 @@ def named(id2label):
     ],
 )
 def test_models_that_were_passed_must_name_the_classes_as_the_data_do(world, tmp_path, names, found):
-    with pytest.raises(ValueError, match=f"branch 0 names its classes otherwise.*{found}") as error:
+    with pytest.raises(ValueError, match=f"branch 0 differ from the data's: {found}") as error:
         trainer_for(world, tmp_path, named(dict(enumerate(names))))
     advised = str(error.value).split("`model.config.id2label = ")[1].split("`")[0]
     assert eval(advised) == ID2LABEL
@@ -75,11 +75,11 @@ def test_without_names_in_the_data_those_of_the_models_are_exported_and_a_checkp
     config.id2label, config.label2id = trainer.id2label, {name: i for i, name in trainer.id2label.items()}
     AutoModelForSemanticSegmentation.from_config(config).save_pretrained(tmp_path / "m")
     assert trainer_for(bare, tmp_path, str(tmp_path / "m"), Supervised()).id2label == trainer.id2label
-    assert "taken to be the 3 of" in caplog.text and "(sky, tumor, bone)" in caplog.text
+    assert "The 3 classes of" in caplog.text and "(sky, tumor, bone)" in caplog.text
     assert "do_reduce_labels" not in caplog.text
     BeitImageProcessor(do_reduce_labels=True).save_pretrained(tmp_path / "m")
     trainer_for(bare, tmp_path, str(tmp_path / "m"), Supervised())
-    assert "0 was ignored and 1 was class 0 (`do_reduce_labels`" in caplog.text
+    assert "0 is ignored and 1 is class 0 (`do_reduce_labels`" in caplog.text
     with pytest.raises(ValueError, match=r"branch 0 must name the classes 0, 1, .*got the indices \[1, 2, 3\]"):
         trainer_for(bare, tmp_path, named({1: "sky", 2: "tumor", 3: "bone"}), Supervised())
 
@@ -92,7 +92,7 @@ def test_a_branch_that_is_frozen_is_named(world, tmp_path):
     models[1].requires_grad_(True)  # what the message says
     trainer_for(world, tmp_path, models)
     models[0].decode_head.requires_grad_(False)
-    with pytest.raises(ValueError, match="Branch 0.*leave out what freezes more \\(`freeze_backbone`\\)"):
+    with pytest.raises(ValueError, match="Branch 0.*remove what freezes more \\(`freeze_backbone`\\)"):
         trainer_for(world, tmp_path, models, freeze_backbone=True)
 
 
@@ -100,7 +100,9 @@ def test_a_branch_whose_trainable_weights_do_not_reach_the_logits_is_named(world
     models = toy_models()
     models[1].requires_grad_(False)
     models[1].unused = torch.nn.Linear(3, 3)
-    with pytest.raises(ValueError, match="Branch 1.*depend on none of the parameters.*unused.weight, unused.bias"):
+    with pytest.raises(
+        ValueError, match="Branch 1.*depend on none of the trainable parameters.*unused.weight, unused.bias"
+    ):
         trainer_for(world, tmp_path, models)
 
 
@@ -111,11 +113,11 @@ def test_an_optimizer_that_was_passed_must_train_every_branch(world, tmp_path, c
         return torch.optim.SGD([p for model in of for p in model.parameters()], lr=0.1), None
 
     for given, branch in ((optimizer(models[0]), 1), (optimizer(*others), 0)):
-        with pytest.raises(ValueError, match=f"holds no parameter of branch {branch}, which would never learn"):
+        with pytest.raises(ValueError, match=f"contains no parameter of branch {branch}, which would never learn"):
             trainer_for(world, tmp_path, models, optimizers=given)
     given = torch.optim.SGD([*models[0].parameters(), *models[1].decode_head.parameters()], lr=0.1)
     trainer_for(world, tmp_path, models, optimizers=(given, None))
-    assert "leaves out 2 of the 4 trainable parameters of branch 1" in caplog.text and "backbone.weight" in caplog.text
+    assert "omits 2 of the 4 trainable parameters of branch 1" in caplog.text and "backbone.weight" in caplog.text
     trainer_for(world, tmp_path, models, optimizers=optimizer(*models))
 
 

@@ -75,7 +75,7 @@ def test_what_the_user_says_wins_and_the_checkpoints_other_numbers_are_told(tmp_
     mean, std = HALF
     assert settled(source, image_mean=mean, image_std=std) == HALF
     (text,) = said(log)
-    assert f"mean {mean} and std {std} (as `image_mean` and `image_std` say)" in text
+    assert f"mean {mean} and std {std} (from `image_mean` and `image_std`)" in text
     assert f"mean {OWN[0]} and std {OWN[1]} (the image processor of {source})" in text
     log.clear()
     assert settled(source, image_mean=OWN[0], image_std=OWN[1]) == OWN and not said(log)
@@ -192,7 +192,7 @@ def test_a_processor_that_does_not_fit_is_refused_before_the_first_step(world, t
         with pytest.raises(ValueError, match="`processing_class`"):
             trainer_for(world, tmp_path, toy_models(1), SegformerImageProcessor(do_resize=False, **wrong))
     half = SegformerImageProcessor(do_resize=False, image_mean=HALF[0], image_std=HALF[1])
-    with pytest.raises(ValueError, match="makes other numbers"):
+    with pytest.raises(ValueError, match="normalises images differently"):
         trainer_for(world, tmp_path, toy_models(1), half, image_mean=OWN[0], image_std=OWN[1])
     assert not (tmp_path / "out").exists()
 

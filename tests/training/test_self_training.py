@@ -211,7 +211,7 @@ def test_an_interrupted_labeling_goes_on_where_it_stopped(network, world, tmp_pa
     shards = label(network, world, tmp_path / "labels")
     first = shards[0].read_bytes()
     shards[1].unlink()
-    with pytest.raises(ValueError, match="is not complete: labels-00001-of-00002.parquet is missing"):
+    with pytest.raises(ValueError, match="is incomplete: labels-00001-of-00002.parquet is missing"):
         with_pseudo_labels(world[1], tmp_path / "labels")
     seen, logits = [], network.logits
     monkeypatch.setattr(network, "logits", lambda image, **o: seen.append(image.shape) or logits(image, **o))
@@ -224,7 +224,7 @@ def test_labels_of_other_images_or_of_another_network_are_not_mixed(network, wor
     label(network, world, tmp_path / "labels")
     with pytest.raises(ValueError, match="ids_sha256"):
         label(network, (world[0], world[1].select([2, 1, 0])), tmp_path / "labels")
-    with pytest.raises(ValueError, match="are of other images"):
+    with pytest.raises(ValueError, match="belong to other images"):
         with_pseudo_labels(world[1].select([0, 1]), tmp_path / "labels")
     weight = next(network.networks[0].parameters())
     before = weight.detach().clone()

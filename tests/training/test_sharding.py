@@ -112,21 +112,21 @@ def test_a_sharded_run_goes_on_from_its_checkpoint_bit_for_bit(tmp_path):
 )
 def test_engines_are_refused_with_what_to_do_before_accelerate_looks_for_them(variable, name, monkeypatch, tmp_path):
     monkeypatch.setenv(variable, "true")
-    with pytest.raises(ValueError, match=f"asks for {name}.*--multi_gpu.*fsdp2.yaml"):
+    with pytest.raises(ValueError, match=f"is configured for {name}.*--multi_gpu.*fsdp2.yaml"):
         CPSTrainer(toy_models(), CPSConfig(output_dir=str(tmp_path)), train_dataset=None)
 
 
 def test_an_accelerator_that_another_program_set_up_for_deepspeed_is_refused():
     accelerator = SimpleNamespace(distributed_type=DistributedType.DEEPSPEED)
-    with pytest.raises(ValueError, match="set up for DeepSpeed.*Launch with DDP"):
-        sharding.refuse(accelerator, CPSConfig())
+    with pytest.raises(ValueError, match="configured for DeepSpeed.*Launch with DDP"):
+        sharding.reject_unsupported(accelerator, CPSConfig())
 
 
 @pytest.mark.slow
 def test_the_main_job_says_so_in_one_line():
     done = run_python(str(EXAMPLES / "train_cps.py"), ACCELERATE_USE_DEEPSPEED="true")
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("error: This launch asks for DeepSpeed")
+    assert done.stderr.splitlines()[-1].startswith("error: This launch is configured for DeepSpeed")
 
 
 def sharded(mixed_precision="no", **options):
@@ -137,7 +137,7 @@ def sharded(mixed_precision="no", **options):
 
 
 def test_what_the_file_of_the_examples_says_is_not_refused():
-    sharding.refuse(sharded(), CPSConfig(gradient_checkpointing=True, mixed_precision="bf16"))
+    sharding.reject_unsupported(sharded(), CPSConfig(gradient_checkpointing=True, mixed_precision="bf16"))
 
 
 @pytest.mark.parametrize(
@@ -149,18 +149,18 @@ def test_what_the_file_of_the_examples_says_is_not_refused():
         ({"cpu_ram_efficient_loading": True}, "fsdp_cpu_ram_efficient_loading.*false"),
         ({"cpu_offload": True}, "fsdp_offload_params.*false"),
         ({"activation_checkpointing": True}, "`gradient_checkpointing` instead"),
-        ({"mixed_precision": "fp16"}, 'fp16: take "bf16"'),
+        ({"mixed_precision": "fp16"}, 'fp16: use "bf16"'),
     ],
 )
 def test_a_launch_that_is_not_supported_is_an_error_that_says_what_to_set(options, message):
     with pytest.raises(ValueError, match=message):
-        sharding.refuse(sharded(**options), CPSConfig())
+        sharding.reject_unsupported(sharded(**options), CPSConfig())
 
 
 @pytest.mark.parametrize("setting", ["channels_last", "torch_compile", "auto_find_batch_size"])
 def test_a_setting_that_does_not_go_with_shards_is_an_error(setting):
-    with pytest.raises(ValueError, match=f"FSDP2 does not go with `{setting}`"):
-        sharding.refuse(sharded(), CPSConfig(**{setting: True}))
+    with pytest.raises(ValueError, match=f"FSDP2 does not support `{setting}`"):
+        sharding.reject_unsupported(sharded(), CPSConfig(**{setting: True}))
 
 
 def test_without_shards_nothing_is_gathered():

@@ -146,7 +146,7 @@ def test_what_is_in_the_way_of_the_supervised_branches_is_said_before_the_next_s
             broken.train()
         (tmp_path / "out" / "supervised_1" / ".git").mkdir(parents=True)
         again = make_trainer(root, CPS, tmp_path / "out", resume_from_checkpoint="auto", save_steps=2, **STAGES)
-        with pytest.raises(ValueError, match="supervised_1 holds something that is no exported model"):
+        with pytest.raises(ValueError, match="supervised_1 contains files that are not of an exported model"):
             again.train()
     assert again.state.global_step == 0 and not (tmp_path / "out" / "supervised_0").exists()
 
@@ -199,7 +199,7 @@ def test_without_unlabeled_images_there_may_be_two_stages_too(root, tmp_path):
 
 def test_stages_that_cannot_be_are_refused():
     for fields, said in (
-        ({"max_steps": 5, "pretrain_steps": 5}, "`pretrain_steps` 5 are the first ones of `max_steps` 5"),
+        ({"max_steps": 5, "pretrain_steps": 5}, "`pretrain_steps` 5 is part of `max_steps` 5"),
         ({"second_stage_learning_rate_factor": 0.5}, "would be ignored.*Set `pretrain_steps`"),
         ({"pretrain_steps": 1, "second_stage_learning_rate_factor": 0.0}, "must be above 0, got 0"),
     ):

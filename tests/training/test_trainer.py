@@ -306,7 +306,7 @@ def test_a_tracker_that_is_not_installed_is_an_error(world, tmp_path):
     with pytest.raises(ValueError, match="comet_ml.*pip install"):
         trainer_for(world, tmp_path, report_to=["comet_ml"]).train()
     for name in ("tensorbord", "all"):
-        with pytest.raises(ValueError, match=f"`report_to` must hold trackers.*tensorboard.*got '{name}'"):
+        with pytest.raises(ValueError, match=f"`report_to` must list trackers.*tensorboard.*got '{name}'"):
             trainer_for(world, tmp_path, report_to=[name])
 
 
@@ -368,7 +368,9 @@ def test_backbone_weights_are_for_all_branches_or_one_a_branch(world, tmp_path):
     run = replace(trainer.run, backbone_sources=[None, "some/backbone"])  # the card names what is on the Hub
     bases = [card_facts(run, trainer.state, name, "x")["base_model"] for name in ("branch_0", "branch_1")]
     assert bases == [None, "some/backbone"]
-    with pytest.raises(ValueError, match='`backbone` has 1 entries for 2 branches: one for each, "none" for none'):
+    with pytest.raises(
+        ValueError, match='`backbone` has 1 entries for 2 branches: give one per branch, "none" for none'
+    ):
         starts([path])
 
 
@@ -595,7 +597,7 @@ def test_an_output_folder_that_is_a_file_or_holds_a_run_is_refused(world, tmp_pa
     trainer_for(world, tmp_path).train()
     keep = tmp_path / "out" / "notes.txt"
     keep.write_text("mine")
-    with pytest.raises(ValueError, match=r"holds a run.*checkpoint-4.*--overwrite_output_dir"):
+    with pytest.raises(ValueError, match=r"contains a run.*checkpoint-4.*--overwrite_output_dir"):
         trainer_for(world, tmp_path).train()
     trainer_for(world, tmp_path, overwrite_output_dir=True, max_steps=2).train()
     assert keep.read_text() == "mine" and not (tmp_path / "out" / "checkpoint-4").exists()
@@ -604,10 +606,10 @@ def test_an_output_folder_that_is_a_file_or_holds_a_run_is_refused(world, tmp_pa
 def test_a_checkpoint_that_does_not_exist_is_refused(world, tmp_path):
     with pytest.raises(ValueError, match="does not exist"):
         trainer_for(world, tmp_path).train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-9"))
-    with pytest.raises(ValueError, match="no whole checkpoint"):
+    with pytest.raises(ValueError, match="no complete checkpoint"):
         trainer_for(world, tmp_path).train(resume_from_checkpoint=True)
     (tmp_path / "out" / "checkpoint-7").mkdir(parents=True)  # killed while it was written
-    with pytest.raises(ValueError, match="no whole checkpoint"):
+    with pytest.raises(ValueError, match="no complete checkpoint"):
         trainer_for(world, tmp_path, resume_from_checkpoint="true").train()
 
 

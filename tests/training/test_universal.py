@@ -81,7 +81,7 @@ def test_resuming_is_bit_identical(world, tmp_path, name):
 
 
 def test_a_crop_that_eomt_cannot_take_is_said_with_the_option(world, tmp_path):
-    with pytest.raises(ValueError, match=r"48 x 64 pixels.*It takes, for instance, 64 x 64.*`crop_size`"):
+    with pytest.raises(ValueError, match=r"48 x 64 pixels.*It accepts, for instance, 64 x 64.*`crop_size`"):
         trainer_for(world, tmp_path, "eomt", crop_size=[48, 64])
 
 

@@ -73,12 +73,12 @@ class OfEarlierDays(CrossPseudoSupervision):
 def test_a_method_that_does_not_take_it_is_trained_as_ever_and_refused_with_the_setting(root, tmp_path):
     with without_cards_and_pictures():
         make_trainer(root, CPS, tmp_path / "out", max_steps=1, objective=OfEarlierDays()).train()
-    with pytest.raises(ValueError, match="OfEarlierDays.__call__ takes no `unlabeled_weight`. Let it have"):
+    with pytest.raises(ValueError, match="OfEarlierDays.__call__ has no argument `unlabeled_weight`. Add"):
         make_trainer(root, CPS, tmp_path / "none", objective=OfEarlierDays(), unlabeled_weight=0.5)
 
 
 def test_a_setting_that_cannot_act_is_refused(root, tmp_path):
-    with pytest.raises(ValueError, match='`unlabeled_weight="auto"` goes by evaluations .* Set `eval_steps`'):
+    with pytest.raises(ValueError, match='`unlabeled_weight="auto"` needs evaluations .* Set `eval_steps`'):
         CPSConfig(unlabeled_weight="auto")
     for value in (-1.0, "much"):
         with pytest.raises(
@@ -87,7 +87,7 @@ def test_a_setting_that_cannot_act_is_refused(root, tmp_path):
             CPSConfig(unlabeled_weight=value)
     with pytest.raises(ValueError, match="`unlabeled_weight='auto'` would be ignored: Supervised has no unlabeled"):
         make_trainer(root, CPS, tmp_path / "out", objective=Supervised(), **AUTO)
-    with pytest.raises(ValueError, match="`unlabeled_weight='auto'` goes by evaluations: pass `eval_dataset`"):
+    with pytest.raises(ValueError, match="`unlabeled_weight='auto'` needs evaluations: pass `eval_dataset`"):
         make_trainer(root, CPS, tmp_path / "out", eval_dataset=None, **AUTO)
 
 

@@ -226,7 +226,7 @@ def test_it_names_a_class_that_vanishes_and_not_one_that_is_rare_in_the_labels_t
     assert logs[1]["pseudo_label_share/bar"] == 0.004 and logs[1]["label_share/bar"] == 0.05
     (said,) = [record.getMessage() for record in caplog.records]
     assert (
-        "Step 50: Classes of the labels have vanished from the pseudo labels: bar (0.3 % of pixels beside 5 %)."
+        "Step 50: Classes of the labels have vanished from the pseudo labels: bar (0.3 % of pixels instead of 5 %)."
         in said
     )
     assert "auto" not in said and "`class_balance`" in said

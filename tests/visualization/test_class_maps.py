@@ -48,7 +48,7 @@ def test_an_overlay_mixes_by_alpha_and_leaves_ignored_pixels_and_black_classes_a
     assert mixed.dtype == np.uint8
     with pytest.raises(ValueError, match="`alpha` must be from 0 to 1, got 1.5"):
         overlay(image, labels, colors, alpha=1.5)
-    with pytest.raises(ValueError, match=r"one size, got \(7, 9\) and \(7, 8\)"):
+    with pytest.raises(ValueError, match=r"the same size, got \(7, 9\) and \(7, 8\)"):
         overlay(image, labels[:, :8], colors)
     with pytest.raises(ValueError, match="must be uint8.*float64.*see `denormalize`"):
         overlay(image / 255, labels, colors)

@@ -105,7 +105,7 @@ def test_large_maps_are_reduced_without_mixing_classes(tmp_path):
 
 def test_panels_that_do_not_fit_together_are_refused(tmp_path):
     labels, image = blocks(8, 8, [0, 1])
-    with pytest.raises(ValueError, match=r"needs 2 cells, one a title; got \[2, 1\]"):
+    with pytest.raises(ValueError, match=r"needs 2 cells, one per title; got \[2, 1\]"):
         panel([[image, labels], [image]], ["a", "b"], ["x", "y"], palette(2), tmp_path / "panel.png")
     with pytest.raises(ValueError, match="2 colours for 3 class names"):
         panel([[image]], ["a"], ["x", "y", "z"], palette(2), tmp_path / "panel.png")

@@ -1,5 +1,5 @@
-"""What reacts to a run and could be left out: pictures, the report, pushes to the Hub, the warning of collapse, an
-early end, model cards."""
+"""Optional reactions to a run: pictures, the report, pushes to the Hub, the collapse warning, early stopping, model
+cards."""
 
 from .card import ModelCardCallback
 from .collapse import CollapseCallback

@@ -1,4 +1,4 @@
-"""The model cards of a run's branches, once all is known that they tell."""
+"""Writes the model cards of a run's branches once their content is known."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 class ModelCardCallback(TrainerCallback):
-    """At the end of a run, the cards of its exported branches as they are with the final scores; those of the
-    supervised stage at its end.
+    """Rewrites the cards of exported branches with the final scores at the end of a run, and those of the supervised
+    branches at the end of the supervised stage.
 
     Args:
-        exporter: wrote the branches.
+        exporter: the exporter that wrote the branches.
     """
 
     def __init__(self, exporter: BranchExporter):
@@ -36,7 +36,7 @@ class ModelCardCallback(TrainerCallback):
             if state.best:
                 self._rewrite(state.best["branch"], self.exporter.output_dir / "best")
 
-    @optional("a model card that knows the final scores")
+    @optional("a model card with the final scores")
     def _rewrite(self, name: str, directory: Path) -> None:
         if directory.is_dir():
             self.exporter.rewrite_card(name, directory)

@@ -1,4 +1,4 @@
-"""The warning of a branch that predicts one class everywhere."""
+"""Warns when a branch predicts one class everywhere."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from transformers import TrainerCallback
 logger = logging.getLogger(__name__)
 
 COLLAPSE_STEPS = 100
-COLLAPSE_SHARE = 0.05  # of a run: branches that start from nothing predict one class for a while
-FOUND = 0.01  # of a class's pixels: with less, an evaluation counts the class as not found
+COLLAPSE_SHARE = 0.05  # of a run: branches trained from scratch predict one class for a while
+FOUND = 0.01  # of a class's pixels: below this share, the class counts as not found
 
 
 class CollapseCallback(TrainerCallback):
-    """Warns of a branch that, step after step, predicts one class for everything it is taught on; and of one that an
-    evaluation finds to know a single class.
+    """Warns when a branch predicts a single class for all its unlabeled images over many steps, or when an evaluation
+    shows that a branch only finds one class.
 
-    (A resumed run counts anew: what it saw before is not saved.)
+    (A resumed run starts counting again: earlier observations are not saved.)
     """
 
     def __init__(self):
         self._last_step = 0
-        self._since: dict[str, int] = {}  # branch -> the last step at which it was seen to be sound
+        self._since: dict[str, int] = {}  # branch -> the last step at which it predicted several classes
         self._warned: set[str] = set()
-        self._found: set[str] = set()  # those that the last evaluation found so
+        self._found: set[str] = set()  # branches that had collapsed in the last evaluation
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._last_step, self._since, self._warned = state.global_step, {}, set()
         self._found = set()
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if "loss" not in (logs or {}):  # scores: no step has been taken since the last log
+        if "loss" not in (logs or {}):  # scores only: no step was taken since the last log
             return
         step, last_step, self._last_step = state.global_step, self._last_step, state.global_step
         patience = max(COLLAPSE_STEPS, int(COLLAPSE_SHARE * state.max_steps))
@@ -45,8 +45,8 @@ class CollapseCallback(TrainerCallback):
                 logger.warning(
                     "Branch %s has predicted one single class for all unlabeled images for %d steps: it has "
                     "collapsed, and pseudo labels confirm it in that. Start from pretrained weights (`backbone`), "
-                    "lower `learning_rate` or the method's `weight`, let the weight grow (`ramp_up`), weigh rare "
-                    "classes up (`class_balance`), and check that the labels hold more than one class.",
+                    "lower `learning_rate` or the method's `weight`, let the weight grow (`ramp_up`), give rare "
+                    "classes more weight (`class_balance`), and check that the labels contain more than one class.",
                     branch,
                     step - self._since[branch],
                 )
@@ -64,11 +64,11 @@ class CollapseCallback(TrainerCallback):
                 self._found.add(branch)
                 logger.warning(
                     "Step %d: branch %s finds %s of the %d classes of the evaluation images: its predictions have "
-                    "collapsed, and branches that predict one class everywhere agree on everything. It may recover; "
-                    "if it does not, start from pretrained weights (`backbone`), train on the labels alone first "
-                    "(`pretrain_steps`), or weigh rare classes up (`class_weights`).",
+                    "collapsed, and branches that predict one class everywhere agree on everything. It may recover. "
+                    "If it does not, start from pretrained weights (`backbone`), train on the labels alone first "
+                    "(`pretrain_steps`), or give rare classes more weight (`class_weights`).",
                     state.global_step,
                     branch,
-                    "a single one" if known else "none",
+                    "only one" if known else "none",
                     len(recalls),
                 )

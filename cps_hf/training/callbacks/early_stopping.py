@@ -1,4 +1,4 @@
-"""The end of a run whose scores no longer improve."""
+"""Stops a run whose scores no longer improve."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ logger = logging.getLogger(__name__)
 
 
 class EarlyStopping(TrainerCallback, ExportableState):
-    """Stops a run after so many evaluations in a row without a better score; checkpoints keep the count.
+    """Stops a run after a number of evaluations in a row without a better score. Checkpoints keep the count.
 
-    transformers' EarlyStoppingCallback compares with the run's best score, and so would stop a second stage that
-    starts below the best of the first. Here the first stage is neither counted nor compared with.
+    transformers' EarlyStoppingCallback compares with the run's best score. It would therefore stop a second stage that
+    starts below the best score of the first. Here the first stage is neither counted nor compared with.
 
     Args:
-        patience: how many evaluations.
-        border: the steps of the first stage; 0: there is one stage.
+        patience: the number of evaluations.
+        border: the steps of the first stage; 0 if there is only one stage.
     """
 
     def __init__(self, patience: int, border: int = 0):
@@ -27,7 +27,7 @@ class EarlyStopping(TrainerCallback, ExportableState):
         self.since = 0
 
     def on_train_begin(self, args, state, control, **kwargs):
-        if self.since >= self.patience:  # resumed where it had stopped
+        if self.since >= self.patience:  # resumed after it had stopped
             control.should_training_stop = True
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):

@@ -1,6 +1,6 @@
-"""Which of transformers' own callbacks cannot work here: said before the first step, with what does the same.
+"""Rejects the few transformers callbacks that cannot work here, before the first step, and names an alternative.
 
-Most do: they read the settings' `to_dict` or `to_json_string`, the state and the logs (a test runs each of them).
+Most callbacks work: they read the settings' `to_dict` or `to_json_string`, the state and the logs (tested for each).
 """
 
 from __future__ import annotations
@@ -9,31 +9,31 @@ from collections.abc import Sequence
 
 from transformers import TrainerCallback
 
-_REFUSED = {
-    "TrackioCallback": 'reads settings that only transformers\' TrainingArguments have. Use `report_to=["trackio"]`',
-    "JITCheckpointCallback": "saves by transformers' Trainer. A run that is told to stop by a signal saves by itself",
+_UNSUPPORTED = {
+    "TrackioCallback": 'reads settings that only transformers\' TrainingArguments has. Use `report_to=["trackio"]`',
+    "JITCheckpointCallback": "saves with transformers' Trainer. A run here saves by itself when it receives a signal",
 }
-_UPLOADS = {  # callback -> how it was told to upload the model, which it does by a transformers' Trainer of its own
+_UPLOADS = {  # callback -> the setting that makes it upload the model, with a transformers Trainer that it creates
     "WandbCallback": ("the environment variable WANDB_LOG_MODEL", "wandb", ("end", "checkpoint")),
     "DVCLiveCallback": ("`log_model` or HF_DVCLIVE_LOG_MODEL", "dvclive", (True,)),
 }
 
 
 def check_callbacks(callbacks: Sequence[TrainerCallback]) -> None:
-    """Refuse those of transformers that would fail, or do nothing.
+    """Reject transformers callbacks that would fail or do nothing.
 
     Raises:
-        ValueError: there is one; it says what to do.
+        ValueError: there is one. The message says what to do.
     """
     for callback in callbacks:
         names = {cls.__name__ for cls in type(callback).__mro__ if cls.__module__.startswith("transformers.")}
-        for name in names & _REFUSED.keys():
-            raise ValueError(f"{name} {_REFUSED[name]}: leave the callback out.")
+        for name in names & _UNSUPPORTED.keys():
+            raise ValueError(f"{name} {_UNSUPPORTED[name]}: remove the callback.")
         for name in names & _UPLOADS.keys():
             how, tracker, values = _UPLOADS[name]
             if getattr(callback, "_log_model", None) in values:
                 raise ValueError(
-                    f"{name} would upload the model by transformers' Trainer, as {how} asks. Switch that off "
-                    "(branches are in `output_dir`, and `push_to_hub` pushes them), or log by "
-                    f'`report_to=["{tracker}"]` and leave the callback out.'
+                    f"{name} would upload the model with transformers' Trainer, because {how} is set. Disable that "
+                    "(branches are in `output_dir`, and `push_to_hub` pushes them), or log with "
+                    f'`report_to=["{tracker}"]` and remove the callback.'
                 )

@@ -1,4 +1,4 @@
-"""Calls a run's callbacks one by one."""
+"""Calls a run's callbacks in order."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from ..late import Late
 
 
 class Callbacks(CallbackHandler):
-    """transformers' handler, for which a callback that fails after the last step costs the others nothing.
+    """transformers' handler, except that after the last step a failing callback does not keep the others from running.
 
     Args:
-        late: keeps what fails then; before, the error is raised.
+        late: collects failures after the last step. Earlier errors are raised.
     """
 
     def __init__(self, late: Late, *arguments: Any):

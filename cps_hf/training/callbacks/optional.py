@@ -1,4 +1,4 @@
-"""What a run can do without."""
+"""Marks what a run can do without."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ logger = logging.getLogger(__name__)
 
 
 def optional(what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """A method that may fail: then the run warns and goes on with None, since no training is lost for a picture.
+    """Decorate a method that may fail: the run then warns and continues with `None`. A picture is not worth a run.
 
     Args:
         what: its result, for the warning.
@@ -32,5 +32,5 @@ def optional(what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 
 def _is_ours(error: Exception) -> bool:
-    """A failing disk or a broken image needs no traceback; anything else may be a fault of ours, and does."""
+    """A full disk or a broken image needs no traceback. Anything else may be a bug of this package, and does."""
     return not isinstance(error, OSError | ValueError)

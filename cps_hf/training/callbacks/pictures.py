@@ -25,11 +25,11 @@ PREDICTIONS = "predictions.png"
 
 
 class Pictures:
-    """Draws evaluation images and what networks say of them. The main process draws.
+    """Draws evaluation images and networks' predictions for them. Only the main process draws.
 
     Args:
-        count: how many of the first images.
-        may_leave: whether a model card may show any image; else only drawn scenes.
+        count: how many images to draw, from the first on.
+        may_leave: whether a model card may show any image. If false, it may only show drawn scenes.
     """
 
     def __init__(
@@ -39,8 +39,8 @@ class Pictures:
         self.count, self.may_leave = count, may_leave
 
     def draw(self, networks: Mapping[str, nn.Module], path: Path) -> None:
-        """A row for each image: image, label, what every network says, and of two networks where they agree and who
-        is right.
+        """Draw a row per image: the image, its label, each network's prediction and, for two networks, where they
+        agree and which of them is right.
 
         Args:
             networks: by title.
@@ -61,7 +61,8 @@ class Pictures:
         visualization.panel(rows, titles, self.class_names, palette, path, legend=legend)
 
     def draw_for_card(self, network: nn.Module, folder: Path) -> Path | None:
-        """What a card shows of a network, on evaluation images that may leave this machine; none if there are none."""
+        """The picture of a network's predictions for its card, on images that may be shown. `None` if there are
+        none."""
         if self.dataset is None or not self.count:
             return None
         if not self.may_leave:
@@ -74,12 +75,12 @@ class Pictures:
 
 
 class PicturesCallback(TrainerCallback):
-    """After each evaluation of a run its predictions, at the end its curves and the best network's confusion matrix.
+    """Draws the predictions after each evaluation, and at the end the curves and the best network's confusion matrix.
 
-    A picture that cannot be drawn is a warning. Every process calls it.
+    A picture that cannot be drawn is a warning. All processes call it.
 
     Args:
-        metric: which score decides whose confusion matrix is drawn.
+        metric: the score that selects the network of the confusion matrix.
     """
 
     def __init__(self, pictures: Pictures, accelerator: Accelerator, output_dir: str, *, metric: str):
@@ -128,7 +129,8 @@ class PicturesCallback(TrainerCallback):
 
 
 def draw_curves(records: Sequence[Mapping[str, Any]], folder: Path) -> bool:
-    """`curves.png` of the lines of metrics.jsonl: losses, mean IoU, agreement; false: there is none."""
+    """Draw `curves.png` from the lines of metrics.jsonl: losses, mean IoU, agreement. Returns whether there are
+    any."""
     groups = visualization.curve_groups(records)
     if groups:
         visualization.write_curves(records, groups, folder / "curves.png")
@@ -136,7 +138,7 @@ def draw_curves(records: Sequence[Mapping[str, Any]], folder: Path) -> bool:
 
 
 def give_to_trackers(trackers: Sequence[Any], paths: Sequence[Path], step: int) -> None:
-    """Each picture to every tracker that takes images, under its file's name (trackio's and some others take none)."""
+    """Log each picture to every tracker that supports images, under its file name (trackio and some others do not)."""
     for tracker in trackers:
         for path in paths:
             picture = np.asarray(Image.open(path).convert("RGB"))

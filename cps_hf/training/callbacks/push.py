@@ -1,4 +1,4 @@
-"""A run's pushes to the Hub: at its saves, where that is wanted, and at its end."""
+"""Pushes a run to the Hub: at its saves, if configured, and at its end."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 class PushCallback(TrainerCallback):
-    """Pushes the best branch (where nothing was evaluated, branch 0) in the background. Every process calls it.
+    """Pushes the best branch in the background, or branch 0 if nothing was evaluated. All processes call it.
 
     Args:
         exporter: writes a branch that is not exported yet.
 
     Raises:
-        ValueError: on the main process, there is no token, the Hub refuses it, or the repository's name or privacy
-            cannot be as the settings say.
+        ValueError: on the main process, the token is missing or rejected, or the repository's name or privacy cannot
+            be as the settings say.
     """
 
     def __init__(self, hub: HubConfig, output_dir: str, exporter: BranchExporter, *, is_main_process: bool):

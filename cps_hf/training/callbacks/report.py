@@ -1,4 +1,4 @@
-"""What a run leaves to look at: `OUT/evaluation.json`, the worst and best evaluation images, and `OUT/report.html`."""
+"""Writes a run's report: `OUT/evaluation.json`, the worst and best evaluation images, and `OUT/report.html`."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ from .optional import optional
 from .pictures import Pictures
 
 SIDE = 480  # pixels: the longer side of an image in the report
-FOLDER = Path("pictures", "images")  # below the run's folder
+FOLDER = Path("pictures", "images")  # inside the run's folder
 
 
 class ReportCallback(TrainerCallback):
-    """Writes the report at the end of a run. Every process calls it.
+    """Writes the report at the end of a run. All processes call it.
 
-    The images stay in the run's folder: no push takes the report, `pictures/` or evaluation.json along, and a model
-    card shows images by rules of its own (`push_pictures`).
+    The images stay in the run's folder: the report, `pictures/` and evaluation.json are never pushed. Images in model
+    cards have their own rule (`push_pictures`).
 
     Args:
-        pictures: whose evaluation images are shown, and how many of the worst and of the best.
-        metric: which score decides whose predictions are shown.
+        pictures: provides the evaluation images, and how many of the worst and of the best to show.
+        metric: the score that selects the network whose predictions are shown.
     """
 
     def __init__(self, pictures: Pictures, accelerator: Accelerator, output_dir: str, *, metric: str):
@@ -64,7 +64,7 @@ class ReportCallback(TrainerCallback):
         row = max(rows, key=lambda row: state.scores[row][self.metric])
         if state.best.get("step") == state.global_step and state.best.get("branch") in rows:
             row = state.best["branch"]
-        with whole(evaluator.module):  # by all processes: a network may be spread over them
+        with whole(evaluator.module):  # in all processes: a network may be sharded over them
             if self.accelerator.is_main_process:
                 self._write(row, state, evaluator.module.networks()[row])
 
@@ -97,7 +97,8 @@ class ReportCallback(TrainerCallback):
         write_atomically(self.output_dir / EVALUATION, json.dumps(evaluation, ensure_ascii=False))
 
     def _draw(self, sample: Mapping[str, Any], network: nn.Module, palette: Any, name: str) -> list[str]:
-        """The image, and the truth and the prediction laid over it; the files' names below the run's folder."""
+        """Draw the image, and the truth and the prediction over it. Returns file names relative to the run's
+        folder."""
         evaluator = self.pictures.evaluator
         image = sample["image"]
         prediction = evaluator.logits(network, image.unsqueeze(0).to(evaluator.device)).argmax(1)[0].cpu()

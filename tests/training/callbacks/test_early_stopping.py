@@ -92,6 +92,6 @@ def test_it_needs_evaluations_and_images_to_score(tmp_path):
         CPSConfig(early_stopping_patience=2)
     world = write_world(tmp_path / "world", [(40, 40)] * 2)
     args = settings(output_dir=str(tmp_path / "out"), crop_size=[32, 32], early_stopping_patience=1, eval_steps=1)
-    with pytest.raises(ValueError, match="`early_stopping_patience` needs scores: give `eval_dataset`"):
+    with pytest.raises(ValueError, match="`early_stopping_patience` needs scores: pass `eval_dataset`"):
         # before a model is looked for
         CPSTrainer("no/model", **args, train_dataset=world, unlabeled_dataset=world.remove_columns("label"))

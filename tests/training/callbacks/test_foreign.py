@@ -128,9 +128,9 @@ def test_tensorboards_callback_writes_every_number_and_the_settings(world, tmp_p
 @pytest.mark.parametrize(
     ("name", "variable", "value", "said"),
     [
-        ("wandb", "WANDB_LOG_MODEL", "end", 'WANDB_LOG_MODEL asks.*`report_to=\\["wandb"\\]`'),
-        ("wandb", "WANDB_LOG_MODEL", "checkpoint", 'WANDB_LOG_MODEL asks.*`report_to=\\["wandb"\\]`'),
-        ("dvclive", "HF_DVCLIVE_LOG_MODEL", "true", 'HF_DVCLIVE_LOG_MODEL asks.*`report_to=\\["dvclive"\\]`'),
+        ("wandb", "WANDB_LOG_MODEL", "end", 'WANDB_LOG_MODEL is set.*`report_to=\\["wandb"\\]`'),
+        ("wandb", "WANDB_LOG_MODEL", "checkpoint", 'WANDB_LOG_MODEL is set.*`report_to=\\["wandb"\\]`'),
+        ("dvclive", "HF_DVCLIVE_LOG_MODEL", "true", 'HF_DVCLIVE_LOG_MODEL is set.*`report_to=\\["dvclive"\\]`'),
     ],
 )
 def test_what_would_upload_a_model_by_transformers_trainer_is_refused_and_works_without(
@@ -158,7 +158,7 @@ def test_the_librarys_other_callbacks_work_or_are_refused(world, tmp_path):
     for name, cls in inspect.getmembers(transformers.trainer_callback, inspect.isclass):
         if issubclass(cls, TrainerCallback) and cls is not TrainerCallback and name != "CallbackHandler":
             trainer_for(world, tmp_path / name, [cls(**stay.get(name, {}))]).train()
-    with pytest.raises(ValueError, match="JITCheckpointCallback saves by transformers' Trainer.*by a signal saves"):
+    with pytest.raises(ValueError, match="JITCheckpointCallback saves with transformers' Trainer.*saves by itself"):
         trainer_for(world, tmp_path, [JITCheckpointCallback()])
     namesake = type("JITCheckpointCallback", (TrainerCallback,), {})
     check_callbacks([namesake()])  # somebody's own

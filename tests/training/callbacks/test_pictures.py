@@ -18,6 +18,11 @@ from cps_hf.training.callbacks import pictures
 from cps_hf.training.trainer import CPSTrainer
 
 
+@pytest.fixture
+def small_curves():
+    """Replaces that of conftest.py: here the curves are drawn."""
+
+
 def trainer_for(tmp_path, models, objective, **fields):
     world = write_world(tmp_path / "world", [(31, 45), (46, 30), (33, 33)])
     unlabeled = {} if not objective.views else {"unlabeled_dataset": world.remove_columns("label")}
