@@ -436,9 +436,9 @@ class ModelConfig:
         trust_remote_code: run code that comes with a checkpoint.
         freeze_backbone: train the decode heads only.
         freeze_norms: keep the backbone's normalisation layers fixed.
-        lora_rank: the rank of low-rank adapters (LoRA) that are trained in the frozen backbone; the heads are trained in
-            full, and the adapters are merged into the weights on export. Needs peft (the extra `lora`). If `None`, no
-            adapters.
+        lora_rank: the rank of low-rank adapters (LoRA) that are trained in the frozen backbone. The heads are trained
+            in full, and the adapters are merged into the weights on export. Needs peft (the extra `lora`). If `None`,
+            no adapters.
         lora_alpha: the adapters' scale times `lora_rank`. If `None`, twice `lora_rank`. Only with `lora_rank`.
         lora_dropout: on the adapters' input, while training. Only with `lora_rank`.
         lora_target_modules: the adapted layers of the backbone, by the ends of their names. If `None`, all linear

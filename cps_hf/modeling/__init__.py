@@ -1,8 +1,8 @@
 """Segmentation models as branches: built, initialised, frozen, checked and grouped for the optimizer.
 
 Importing this package registers DeepLabV3+, HRNet and ViT-DPT with transformers' Auto classes. Their files must stay
-in the same folder as segmentation_model.py and timm_features.py, which they need: transformers copies a saved model's code
-from one folder only.
+in the same folder as segmentation_model.py and timm_features.py, which they need: transformers copies a saved model's
+code from one folder only.
 """
 
 from transformers import AutoConfig, AutoModelForSemanticSegmentation
