@@ -2,8 +2,9 @@
 
     python benchmarks/models.py [--output docs/models.md]
 
-Built from configurations with random weights: nothing is downloaded. A few minutes on one CPU core; on a GPU the last
-column is filled too. Scores are published ones with their sources, never ours.
+Built from configurations: nothing is downloaded. Memory and operations are counted on tensors without data; steps are
+timed with random weights, in some minutes on one CPU core, and on a GPU where there is one. Scores are published ones
+with their sources, never ours.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, EomtConfig, Mask2FormerConfig, PreTrainedConfig, SegformerConfig
 from transformers import logging as transformers_logging
 
@@ -28,13 +30,15 @@ from cps_hf.modeling import Branch, build_branches, freeze_unused_parameters
 from cps_hf.modeling.around import architecture_around
 from cps_hf.modeling.licences import conditions
 from cps_hf.modeling.offline_backbone import SOURCE
+from cps_hf.modeling.universal import auto_class
 from cps_hf.planning.machine import Machine, candidates
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONFIGS = REPOSITORY / "examples" / "configs" / "models"
 BEGIN, END = "<!-- benchmarks/models.py writes from here -->", "<!-- to here -->"
-CLASSES, BATCH, SIDE = 21, 2, 160  # the plan's crop on a CPU
-STEPS = 2
+CLASSES, BATCH = 21, 2
+COUNTED, TIMED = 512, 96  # the crop's side in pixels: what is counted, and timed on a CPU
+STEPS = 3
 
 UNIMATCH = "UniMatch V2, arXiv 2410.10777, with the labels alone (read from public material)"
 MMSEG = "mmsegmentation's model zoo, 160k steps of 16 images of 512 x 512"
@@ -74,7 +78,7 @@ def segformer_b2() -> PreTrainedConfig:
 
 def eomt(hidden_size: int, heads: int) -> Callable[[], PreTrainedConfig]:
     sizes: dict[str, Any] = {"hidden_size": hidden_size, "num_attention_heads": heads, "num_hidden_layers": 12}
-    return lambda: EomtConfig(**sizes, num_blocks=3, num_queries=100, image_size=SIDE, patch_size=16)
+    return lambda: EomtConfig(**sizes, num_blocks=3, num_queries=100, image_size=COUNTED, patch_size=16)
 
 
 def mask2former() -> PreTrainedConfig:
@@ -160,71 +164,103 @@ def picked() -> dict[str, str]:
 
 @dataclass
 class Cost:
-    """`parameters`: in millions. `state`: weights, gradients and AdamW's states, `activations`: what autograd keeps
-    for each image, in MiB. `seconds`: of a step with two images."""
+    """Of a supervised step of one branch, in float32: cross entropy, AdamW.
+
+    Args:
+        parameters: in millions.
+        state: weights, gradients and AdamW's two averages, in MiB.
+        activations: what autograd keeps for each image of `COUNTED` pixels a side, in MiB.
+        flops: of a forward pass of such an image.
+        seconds: of a step with two images of `TIMED` pixels a side; of 512 on a GPU. `None`: not timed.
+    """
 
     parameters: float
     state: float
     activations: float
-    seconds: float
+    flops: float
+    seconds: float | None = None
 
 
-def cost_of(config: PreTrainedConfig, device: str) -> Cost:
-    """Of a supervised step of one branch: cross entropy on crops, AdamW, float32."""
-    config.num_labels = CLASSES
+def side_of(config: PreTrainedConfig, wanted: int) -> int:
+    """The crop's side nearest below `wanted` that the network takes; a network of one size is set to it."""
+    if config.model_type == "eomt":
+        config.image_size = wanted
     patch = getattr(getattr(config, "backbone_config", None), "patch_size", None)
-    side = SIDE // 14 * 14 if patch == 14 else SIDE
-    model = build_branches(config, num_branches=1)[0]
-    freeze_unused_parameters(model, side)
-    branch = Branch(model.to(device)).train()
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)
-    images = torch.randn(BATCH, 3, side, side, device=device)
-    labels = torch.randint(0, CLASSES, (BATCH, side, side), device=device)
-    kept: dict[int, int] = {}
-    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    return wanted // 14 * 14 if patch == 14 else wanted
+
+
+def counted(config: PreTrainedConfig, wanted: int = COUNTED) -> Cost:
+    """Everything but the time, on tensors that have shapes and no data."""
+    config.num_labels, side = CLASSES, side_of(config, wanted)
+    config.use_auxiliary_head = False  # as in a branch
+    with torch.device("meta"):
+        branch = Branch(auto_class(config).from_config(config)).train()
+        images = torch.empty(BATCH, 3, side, side)
+        labels = torch.empty(BATCH, side, side, dtype=torch.long)
+    kept: dict[int, Any] = {}
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
+        kept[storage._cdata] = storage  # held, so that no address is used again
         return tensor
 
-    # on a CPU what this thread used, which other processes do not change
+    with (
+        FlopCounterMode(display=False) as counter,
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+    ):
+        F.cross_entropy(branch(images), labels)  # the counter is wrong on the backward pass of grouped convolutions
+    own = {parameter.untyped_storage()._cdata for parameter in branch.parameters()}
+    activations = sum(storage.nbytes() for address, storage in kept.items() if address not in own)
+    count = sum(parameter.numel() for parameter in branch.parameters())
+    return Cost(count / 1e6, 16 * count / 2**20, activations / BATCH / 2**20, counter.get_total_flops() / BATCH)
+
+
+def timed(config: PreTrainedConfig, device: str) -> float:
+    """Seconds of a step; on a CPU those that this thread used, which other processes do not change."""
+    config.num_labels, side = CLASSES, side_of(config, COUNTED if device == "cuda" else TIMED)
+    model = build_branches(config, num_branches=1)[0]
+    freeze_unused_parameters(model, side)  # as a run does
+    branch = Branch(model.to(device)).train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5, fused=True)
+    images = torch.randn(BATCH, 3, side, side, device=device)
+    labels = torch.randint(0, CLASSES, (BATCH, side, side), device=device)
     clock, times = (time.perf_counter if device == "cuda" else time.process_time), []
-    for step in range(STEPS + 1):
+    for _ in range(STEPS):
         began = clock()
-        if step == 0:
-            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-                loss = F.cross_entropy(branch(images), labels)
-        else:
-            loss = F.cross_entropy(branch(images), labels)
-        loss.backward()
+        F.cross_entropy(branch(images), labels).backward()
         optimizer.step()
         optimizer.zero_grad()
         if device == "cuda":
             torch.cuda.synchronize()
         times.append(clock() - began)
-    count, learned = sum(p.numel() for p in model.parameters()), sum(p.numel() for p in trained)
-    state = (4 * count + 12 * learned) / 2**20
-    return Cost(count / 1e6, state, sum(kept.values()) / BATCH / 2**20, min(times[1:]))
+    return min(times[1:])
 
 
-def measure(device: str) -> list[Cost]:
+def measure(*, times: bool) -> list[Cost]:
     found = []
     for candidate in CANDIDATES:
         torch.manual_seed(0)
-        found.append(cost_of(candidate.config(), device))
+        found.append(counted(candidate.config()))
+        if times:
+            found[-1].seconds = timed(candidate.config(), "cpu")
         print(candidate.name, found[-1], flush=True)
         gc.collect()
     return found
 
 
-def page(costs: Sequence[Cost], on_gpu: Sequence[Cost] | None) -> str:
+def page(costs: Sequence[Cost], on_gpu: Sequence[float] | None = None) -> str:
     """The text between the two marks."""
-    least, plans, notes = min(cost.seconds for cost in costs), picked(), []
+    plans, notes = picked(), []
+    least = min((cost.seconds for cost in costs if cost.seconds), default=None)
     header = ["network", "weights", "licence of the weights", "ADE20K", "Cityscapes, 186 labels", "parameters"]
-    header += ["weights, gradients, AdamW", "activations per image", "step on a CPU", "step on a GPU", "the plan"]
+    header += [
+        "weights, gradients, AdamW",
+        "activations per image",
+        "GFLOP, forward",
+        "step on a CPU",
+        "step on a GPU",
+        "the plan",
+    ]
     lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
     for index, (candidate, cost) in enumerate(zip(CANDIDATES, costs, strict=True)):
         mark = ""
@@ -242,16 +278,17 @@ def page(costs: Sequence[Cost], on_gpu: Sequence[Cost] | None) -> str:
             f"{cost.parameters:.1f} M",
             f"{cost.state:.0f} MiB",
             f"{cost.activations:.0f} MiB",
-            f"{cost.seconds / least:.1f} x",
-            f"{1e3 * on_gpu[index].seconds:.0f} ms" if on_gpu else "",
+            f"{cost.flops / 1e9:.0f}",
+            f"{cost.seconds / least:.1f} x" if cost.seconds else "",
+            f"{1e3 * on_gpu[index]:.0f} ms" if on_gpu else "",
             plans.get(candidate.weights, ""),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     date = f"{datetime.date.today():%d %B %Y}".lstrip("0")
-    where = f" and on an {torch.cuda.get_device_name()}" if on_gpu else ""
+    where = f", on an {torch.cuda.get_device_name()}" if on_gpu else ""
     written = (
-        f"Written by `python benchmarks/models.py` on {date} with torch {torch.__version__.split('+')[0]}, on one CPU "
-        f"core{where}; not edited by hand."
+        f"Written by `python benchmarks/models.py` on {date} with torch {torch.__version__.split('+')[0]}{where}; not "
+        "edited by hand."
     )
     return "\n".join([written, "", *lines, "", *(f"[^m{i}]: {note}" for i, note in enumerate(notes, 1))])
 
@@ -266,14 +303,16 @@ def with_table(text: str, table: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--output", type=Path, default=REPOSITORY / "docs" / "models.md")
+    parser.add_argument("--no_times", action="store_true", help="count only: a minute, and empty columns of times")
     arguments = parser.parse_args()
     text = arguments.output.read_text(encoding="utf-8")
     if BEGIN not in text or END not in text:
         sys.exit(f"{arguments.output} has no lines {BEGIN!r} and {END!r} to write between.")
     torch.set_num_threads(1)
     transformers_logging.set_verbosity_error()
-    costs = measure("cpu")
-    on_gpu = measure("cuda") if torch.cuda.is_available() else None
+    costs, on_gpu = measure(times=not arguments.no_times), None
+    if torch.cuda.is_available() and not arguments.no_times:
+        on_gpu = [timed(candidate.config(), "cuda") for candidate in CANDIDATES]
     arguments.output.write_text(with_table(text, page(costs, on_gpu)), encoding="utf-8")
     print(f"Wrote {arguments.output}")
 

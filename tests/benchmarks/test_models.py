@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from transformers import SegformerConfig
 
 from cps_hf.modeling.licences import conditions
@@ -52,15 +51,19 @@ def test_a_score_has_a_source(script):
         assert candidate.source or candidate.ade20k == candidate.cityscapes == "-"
 
 
-def test_what_is_counted_is_what_a_step_needs(script, monkeypatch):
-    monkeypatch.setattr(script, "SIDE", 64)
-    monkeypatch.setattr(script, "STEPS", 1)
-    small = SegformerConfig(hidden_sizes=[8, 8, 16, 16], num_attention_heads=[1, 1, 2, 2], decoder_hidden_size=16)
-    large = SegformerConfig(hidden_sizes=[8, 8, 16, 16], num_attention_heads=[1, 1, 2, 2], decoder_hidden_size=64)
-    one, other = script.cost_of(small, "cpu"), script.cost_of(large, "cpu")
+def test_what_is_counted_is_what_a_step_needs(script):
+    sizes = {"hidden_sizes": [8, 8, 16, 16], "num_attention_heads": [1, 1, 2, 2]}
+    small, large = (SegformerConfig(**sizes, decoder_hidden_size=width) for width in (16, 64))
+    one, other = script.counted(small, 64), script.counted(large, 64)
     assert one.state == pytest.approx(16 * one.parameters * 1e6 / 2**20, rel=1e-6)
-    assert other.activations > one.activations > 0 and other.parameters > one.parameters
-    torch.set_num_threads(1)
+    assert other.activations > one.activations > 0 and other.flops > one.flops > 0
+    larger = script.counted(small, 128)
+    assert larger.activations == pytest.approx(4 * one.activations, rel=0.1) and larger.state == one.state
+
+
+def test_sides_fit_the_patches(script):
+    sides = {candidate.name: script.side_of(candidate.config(), 96) for candidate in script.CANDIDATES}
+    assert sides["ViT-DPT, DINOv2-S"] == 84 and sides["ViT-DPT, DINOv3 ViT-S"] == 96
 
 
 def test_the_table_is_written_between_the_marks_alone(script):
