@@ -197,6 +197,8 @@ def counted(config: PreTrainedConfig, wanted: int = COUNTED) -> Cost:
         branch = Branch(auto_class(config).from_config(config)).train()
         images = torch.empty(BATCH, 3, side, side)
         labels = torch.empty(BATCH, side, side, dtype=torch.long)
+    if hasattr(branch.model, "attn_mask_probs"):  # an EoMT looks at these values: 0, as a branch starts
+        branch.model.attn_mask_probs = torch.zeros(config.num_blocks)
     kept: dict[int, Any] = {}
 
     def keep(tensor: Tensor) -> Tensor:
