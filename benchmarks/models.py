@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoConfig, EomtConfig, Mask2FormerConfig, PreTrainedConfig, SegformerConfig
+from transformers import AutoConfig, EomtConfig, Mask2FormerConfig, PreTrainedConfig, SegformerConfig, SwinConfig
 from transformers import logging as transformers_logging
 
 from cps_hf.modeling import Branch, build_branches, freeze_unused_parameters
@@ -82,7 +82,8 @@ def eomt(hidden_size: int, heads: int) -> Callable[[], PreTrainedConfig]:
 
 
 def mask2former() -> PreTrainedConfig:
-    return Mask2FormerConfig()  # its default backbone is Swin-T
+    stages = ["stage1", "stage2", "stage3", "stage4"]
+    return Mask2FormerConfig(backbone_config=SwinConfig(depths=[2, 2, 6, 2], out_features=stages))
 
 
 APACHE, NVIDIA, DINOV3 = "Apache 2.0", "NVIDIA: no commercial use", "DINOv3 License, gated"
@@ -169,15 +170,15 @@ class Cost:
     Args:
         parameters: in millions.
         state: weights, gradients and AdamW's two averages, in MiB.
-        activations: what autograd keeps for each image of `COUNTED` pixels a side, in MiB.
-        flops: of a forward pass of such an image.
+        activations: what autograd keeps for each image of `COUNTED` pixels a side, in MiB. `None`: not counted.
+        flops: of a forward pass of such an image. `None`: not counted.
         seconds: of a step with two images of `TIMED` pixels a side; of 512 on a GPU. `None`: not timed.
     """
 
     parameters: float
     state: float
-    activations: float
-    flops: float
+    activations: float | None = None
+    flops: float | None = None
     seconds: float | None = None
 
 
@@ -190,7 +191,7 @@ def side_of(config: PreTrainedConfig, wanted: int) -> int:
 
 
 def counted(config: PreTrainedConfig, wanted: int = COUNTED) -> Cost:
-    """Everything but the time, on tensors that have shapes and no data."""
+    """Everything but the time, on tensors that have shapes and no data; Mask2Former's decoder needs data."""
     config.num_labels, side = CLASSES, side_of(config, wanted)
     config.use_auxiliary_head = False  # as in a branch
     with torch.device("meta"):
@@ -199,6 +200,10 @@ def counted(config: PreTrainedConfig, wanted: int = COUNTED) -> Cost:
         labels = torch.empty(BATCH, side, side, dtype=torch.long)
     if hasattr(branch.model, "attn_mask_probs"):  # an EoMT looks at these values: 0, as a branch starts
         branch.model.attn_mask_probs = torch.zeros(config.num_blocks)
+    count = sum(parameter.numel() for parameter in branch.parameters())
+    found = Cost(count / 1e6, 16 * count / 2**20)
+    if config.model_type == "mask2former":
+        return found
     kept: dict[int, Any] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -213,8 +218,8 @@ def counted(config: PreTrainedConfig, wanted: int = COUNTED) -> Cost:
         F.cross_entropy(branch(images), labels)  # the counter is wrong on the backward pass of grouped convolutions
     own = {parameter.untyped_storage()._cdata for parameter in branch.parameters()}
     activations = sum(storage.nbytes() for address, storage in kept.items() if address not in own)
-    count = sum(parameter.numel() for parameter in branch.parameters())
-    return Cost(count / 1e6, 16 * count / 2**20, activations / BATCH / 2**20, counter.get_total_flops() / BATCH)
+    found.activations, found.flops = activations / BATCH / 2**20, counter.get_total_flops() / BATCH
+    return found
 
 
 def timed(config: PreTrainedConfig, device: str) -> float:
@@ -279,8 +284,8 @@ def page(costs: Sequence[Cost], on_gpu: Sequence[float] | None = None) -> str:
             candidate.cityscapes + ("" if of_ade20k else mark),
             f"{cost.parameters:.1f} M",
             f"{cost.state:.0f} MiB",
-            f"{cost.activations:.0f} MiB",
-            f"{cost.flops / 1e9:.0f}",
+            f"{cost.activations:.0f} MiB" if cost.activations else "",
+            f"{cost.flops / 1e9:.0f}" if cost.flops else "",
             f"{cost.seconds / least:.1f} x" if cost.seconds else "",
             f"{1e3 * on_gpu[index]:.0f} ms" if on_gpu else "",
             plans.get(candidate.weights, ""),
