@@ -1,4 +1,4 @@
-"""Peak memory of cutting and predicting a tiled TIFF of 20,000 x 20,000 pixels, above that of the imports.
+"""Peak memory of training on, cutting and predicting a TIFF of 20,000 x 20,000 pixels, above that of the imports.
 
     python benchmarks/huge_images.py [--side 20000] [--folder DIR]
 
@@ -10,6 +10,7 @@ logits over one row of windows, the mask before it is written. The files (0.6 GB
 from __future__ import annotations
 
 import argparse
+import itertools
 import shutil
 import subprocess
 import sys
@@ -26,13 +27,24 @@ from PIL import Image
 from transformers import SegformerImageProcessor
 
 from cps_hf.commands.huge import predict_huge
+from cps_hf.config import AugmentationConfig
 from cps_hf.data.bands import long_tag, short_tag, tiff_directory, tiff_header
+from cps_hf.data.labels import LabelEncoding
+from cps_hf.data.order import Shard
 from cps_hf.data.reading import read_image
+from cps_hf.data.streams import TrainStream
+from cps_hf.data.table import build
 from cps_hf.data.tiles import cut_tiles
 from cps_hf.inference.ensemble import Ensemble
 
 CLASSES, TILE = 5, 256
-WAYS = ("decoded as a whole", "cut into tiles of 1024", "predicted by rows", "predicted by rows, two networks, flip")
+WAYS = (
+    "decoded as a whole",
+    "50 training crops of 512",
+    "cut into tiles of 1024",
+    "predicted by rows",
+    "predicted by rows, two networks, flip",
+)
 
 
 def write(path: Path, side: int, bands: int) -> None:
@@ -75,6 +87,13 @@ def measure(way: str, folder: Path, side: int) -> None:
         Image.MAX_IMAGE_PIXELS = None
         read_image({"path": str(image)}, name="scan")
     elif way == WAYS[1]:
+        names = LabelEncoding(tuple(f"class {i}" for i in range(CLASSES)))
+        scans = build(["scan"], [image], [folder / "in" / "masks" / "scan.tif"], names.to_feature())
+        scales = AugmentationConfig(crop_size=(512, 512), random_scale=(0.75, 1.5), random_scale_mode="range")
+        crops = TrainStream(scans, name="scans", shard=Shard(batch_size=1), augmentation=scales, seed=0)
+        for _ in itertools.islice(crops, 50):
+            pass
+    elif way == WAYS[2]:
         cut_tiles(folder / "in", out, tile=1024, progress=False)
     else:
         how = branches.default_windows() | {"flip": "flip" in way}

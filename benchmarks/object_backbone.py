@@ -84,7 +84,7 @@ def main() -> None:
     if options.scenes < 10 or options.steps < 1:
         parser.error(f"--scenes must be at least 10, --steps 1; got {options.scenes} and {options.steps}.")
     if options.output.exists() and (not options.output.is_dir() or any(options.output.iterdir())):
-        parser.error(f"--output: {options.output} holds something already; give another folder, or remove it.")
+        parser.error(f"--output: {options.output} is not empty; choose another folder, or delete it.")
 
     pictures, classes = draw_objects(options.scenes)
     held_out = len(classes) // 10

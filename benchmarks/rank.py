@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.add_argument("--real", type=Path, help="the folder that contains camvid/")
+    parser.add_argument("--real", type=Path, help="the folder that contains camvid/, or a file of real/pack.py")
     parser.add_argument(
         "--backbone",
         default="package:efficientnet-lite0",
@@ -135,11 +135,12 @@ class Benchmark:
 
     def _choose(self, seed: int) -> dict[str, Any] | None:
         """The first labeled images, and the two ways to add as many; `None` where the pair's run fails."""
-        first, rest = draw(sorted(path.stem for path in self._images().iterdir()), seed)
+        images = {path.stem: path for path in (self.root / "train" / "images").iterdir()}
+        first, rest = draw(sorted(images), seed)
         cell = self._cell(f"seed{seed}-first", self._values(seed, branches=2, split="timing"), first)
         if run_all([cell]):
             return None
-        files = [str(self._images() / f"{image}.png") for image in rest]
+        files = [str(images[image]) for image in rest]
         output = self.options.runs / f"seed{seed}-ranking.csv"
         ranked = rank.main([str(cell.folder), *files, "--count", str(MORE), "--output", str(output)])
         return {
@@ -147,9 +148,6 @@ class Benchmark:
             "ranked": [Path(path).stem for path in ranked[:MORE]],
             "random": rest[:MORE],
         }
-
-    def _images(self) -> Path:
-        return self.root / "train" / "images"
 
     def _cell(self, name: str, values: dict[str, Any], labeled: Sequence[str]) -> Cell:
         folder = self.options.runs / name

@@ -1,4 +1,4 @@
-"""What every test shares: one thread, no network, caches in a folder of the test session's own."""
+"""Shared by all tests: one thread, no network, caches in a folder of the test session."""
 
 import logging
 import os
@@ -25,9 +25,9 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
-    """A test marked gpu skips where there is no CUDA device; nothing else may skip for want of hardware.
+    """Skip tests marked gpu if there is no CUDA device; nothing else may be skipped for missing hardware.
 
-    Those marked exhaustive are left out unless asked for.
+    Tests marked exhaustive only run on request.
     """
     if not config.getoption("--exhaustive"):
         left_out = [item for item in items if "exhaustive" in item.keywords]
@@ -41,7 +41,7 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(autouse=True)
 def loggers_at_their_level():
-    """A command sets what is logged, for it ends with its process: here the next test would hear it."""
+    """Commands set the log level, since they end with their process: here it would affect the next test."""
     loggers = [logging.getLogger(name) for name in ("cps_hf", "transformers", "datasets", "accelerate", "httpx")]
     levels = [logger.level for logger in loggers]
     yield

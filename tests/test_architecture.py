@@ -31,7 +31,7 @@ IMPORTS = {
     ),
     "annotations": ({"functional", "files", "visualization", "data"}, {"PIL", "yaml"}),
     "scenes": ({"functional", "files", "data"}, {"PIL", "huggingface_hub"}),
-    "inference": ({"functional", "files", "modeling"}, {"transformers", "onnx", "onnxruntime"}),
+    "inference": ({"functional", "files", "modeling"}, {"transformers", "huggingface_hub", "onnx", "onnxruntime"}),
     "planning": (
         {"config", "functional", "data", "objectives", "modeling"},
         {"datasets", "huggingface_hub", "transformers"},

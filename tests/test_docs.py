@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted({*ROOT.glob("*.md"), *DOCS.rglob("*.md")} - {ROOT / "model_card_template.md"})
 OTHERS_OPTIONS = {"cpu", "multi_gpu", "num_machines", "shm-size", "ipc", "signal", "include", "local-dir", "output"}
-"""Options of accelerate, docker, sbatch, hf and labelme that pages name in the text."""
+"""Options of accelerate, docker, sbatch, hf and labelme that the pages mention."""
 
 
 def name_of(page: Path) -> str:
@@ -42,7 +42,7 @@ def prose(page: Path) -> str:
 
 
 def commands(page: Path) -> list[list[str]]:
-    """What bash blocks give to `cps-hf`, as a command or by a launcher; "..." stands for further words."""
+    """The arguments of `cps-hf` in bash blocks, as a command or with a launcher; "..." stands for more words."""
     found = []
     for line in "\n".join(blocks(page, "bash")).replace("\\\n", " ").splitlines():
         words = [word for word in shlex.split(line, comments=True) if word != "..."]
@@ -92,7 +92,7 @@ def known_options() -> set[str]:
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if p.is_relative_to(DOCS)], ids=name_of)
-def test_an_option_that_the_text_names_exists(page):
+def test_options_named_in_the_text_exist(page):
     launched = {name for block in blocks(page, "bash") for name in re.findall(r"--([\w-]+)", block)}
     named = re.findall(r"(?<![\w-])--([a-z][\w-]*)", " ".join(re.findall(r"`([^`\n]+)`", prose(page))))
     assert [name for name in named if name not in known_options() | launched] == []
@@ -104,7 +104,7 @@ SNIPPETS = [(page, block) for page in PAGES for block in blocks(page, "python")]
 
 
 @pytest.mark.parametrize(("page", "block"), SNIPPETS, ids=[f"{name_of(p)}-{i}" for i, (p, _) in enumerate(SNIPPETS)])
-def test_what_a_snippet_imports_exists(page, block):
+def test_imports_of_snippets_exist(page, block):
     for node in ast.walk(ast.parse(block)):
         if isinstance(node, ast.ImportFrom):
             module = importlib.import_module(node.module)
@@ -115,22 +115,22 @@ def test_what_a_snippet_imports_exists(page, block):
 
 
 def run_page(name: str) -> dict:
-    """The names that a page's snippets leave behind."""
+    """The names that a page's snippets define."""
     found = {"__name__": "page"}
     for block in blocks(DOCS / name, "python"):
         exec(compile(block, name, "exec"), found)
     return found
 
 
-def test_the_page_on_methods_has_one_that_works(monkeypatch):
-    found = run_page("adding_a_method.md")  # the last snippet is a test of its own
+def test_the_example_method_works(monkeypatch):
+    found = run_page("adding_a_method.md")  # the last snippet is itself a test
     branches = [TinyBranch(0), TinyBranch(1)]
     output = found["EntropyMinimization"]()(branches, *batches())
     output.loss.backward()
     assert torch.isfinite(output.loss) and {*output.logs} == {"supervised_loss", "entropy_loss"}
 
 
-def test_the_page_on_data_sets_has_one_that_loads(tmp_path):
+def test_the_example_data_set_loads(tmp_path):
     for name in ("a", "b", "c"):
         Image.new("RGB", (6, 4)).save(tmp_path / f"{name}.jpg")
         Image.new("L", (6, 4), 2).save(tmp_path / f"{name}_mask.png")
@@ -146,7 +146,7 @@ def test_the_page_on_data_sets_has_one_that_loads(tmp_path):
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_a_methods_page_has_each_of_its_hyper_parameters_with_its_default(name):
+def test_a_methods_page_has_all_hyper_parameters(name):
     page = (DOCS / "objectives" / f"{name}.md").read_text(encoding="utf-8")
     shared = {field.name for field in dataclasses.fields(Objective)}
     defaults = {f.name: getattr(OBJECTIVES[name](), f.name) for f in dataclasses.fields(OBJECTIVES[name])}
@@ -170,7 +170,7 @@ def test_the_overview_lists_every_method():
 
 
 def texts() -> str:
-    """All text of the package's source, "…" for what is filled in; each string on a line of its own."""
+    """All text of the package's source, with "…" for placeholders; one line per string."""
 
     def text(node: ast.AST) -> str:
         if isinstance(node, ast.Constant):
@@ -185,16 +185,16 @@ def texts() -> str:
     return "\n".join(found)
 
 
-def test_the_headings_of_the_troubleshooting_page_are_messages_of_the_code():
+def test_troubleshooting_headings_are_messages_of_the_code():
     headings = re.findall(r"^### `(.*)`$", (DOCS / "troubleshooting.md").read_text(encoding="utf-8"), re.MULTILINE)
     source = texts()
     assert len(headings) > 20 and [heading for heading in headings if heading not in source] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_a_relative_link_leads_to_a_file(page):
+def test_relative_links_lead_to_files(page):
     targets = re.findall(r"\]\(<?((?!\w+:|#)[^)#>\s]+)", prose(page))
-    if page.name == "model_card_example.md":  # as it stands in a branch's folder
+    if page.name == "model_card_example.md":  # its links are valid in a branch's folder
         targets = []
     assert [target for target in targets if not (page.parent / target).exists()] == []
 
@@ -205,7 +205,7 @@ def test_no_line_begins_with_a_percent_sign(page):
     assert re.findall(r"^\s*%.*", prose(page), re.MULTILINE) == []
 
 
-def test_the_licence_of_every_model_that_a_recipe_or_readme_names_is_told():
+def test_licences_cover_every_named_model():
     sources = [ROOT / "README.md", *(ROOT / "examples").rglob("*.*"), *(ROOT / "cps_hf" / "planning").glob("*.py")]
     text = "\n".join(path.read_text(encoding="utf-8") for path in sources if path.suffix != ".pyc")
     named = set(re.findall(r"\b(?:timm|nvidia|facebook|microsoft|openmmlab|google)/[\w.-]*\w", text))

@@ -1,4 +1,4 @@
-"""Files and folders are written whole or not at all: full disks, crashes, several writers."""
+"""Files and folders are written completely or not at all: full disks, crashes, several writers."""
 
 import errno
 import os
@@ -27,7 +27,7 @@ from cps_hf.files import (
 
 
 class StopHere(BaseException):
-    """As Ctrl-C, which is no Exception."""
+    """Like Ctrl-C, which is not an Exception."""
 
 
 def write_text(path, text):
@@ -45,7 +45,7 @@ def in_folder(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_until_the_block_ends_a_file_is_what_it_was(tmp_path):
+def test_a_file_is_unchanged_until_the_block_ends(tmp_path):
     path = tmp_path / "picture.png"
     path.write_text("old")
     with written_whole(path) as temporary:
@@ -56,7 +56,7 @@ def test_until_the_block_ends_a_file_is_what_it_was(tmp_path):
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), ValueError("x"), StopHere()])
-def test_what_breaks_off_leaves_the_old_file_and_nothing_beside_it(tmp_path, error):
+def test_a_failed_write_leaves_only_the_old_file(tmp_path, error):
     path = tmp_path / "results.json"
     path.write_text("old")
     with pytest.raises(type(error)), written_whole(path) as temporary:
@@ -77,7 +77,7 @@ def test_a_rename_that_fails_is_an_error_and_leaves_nothing(tmp_path, monkeypatc
     assert in_folder(tmp_path) == []
 
 
-def test_a_disk_that_is_really_full_leaves_the_old_file(tmp_path):
+def test_a_full_disk_leaves_the_old_file(tmp_path):
     path = tmp_path / "results.json"
     path.write_text("old")
     with full_disk(path), pytest.raises(OSError, match="No space left") as got:
@@ -98,7 +98,7 @@ with context as temporary:
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
-def test_a_process_killed_in_the_middle_leaves_the_old_one_whole_and_the_next_writer_undisturbed(tmp_path, kind):
+def test_a_killed_writer_leaves_the_old_file(tmp_path, kind):
     path = tmp_path / "out" / "thing"
     path.parent.mkdir()
     write_text(path, "old") if kind == "file" else fill(path, ["old"], replace=True)
@@ -112,7 +112,7 @@ def test_a_process_killed_in_the_middle_leaves_the_old_one_whole_and_the_next_wr
     assert path.read_text() == "new" if kind == "file" else in_folder(path) == ["new"]
 
 
-def test_two_who_write_one_file_at_once_do_not_disturb_each_other(tmp_path, monkeypatch):
+def test_concurrent_writers_do_not_disturb_each_other(tmp_path, monkeypatch):
     both_have_written, replace = threading.Barrier(2, timeout=60), os.replace
     monkeypatch.setattr(os, "replace", lambda *paths: (both_have_written.wait(), replace(*paths)))
     path = tmp_path / "manifest.json"
@@ -121,7 +121,7 @@ def test_two_who_write_one_file_at_once_do_not_disturb_each_other(tmp_path, monk
     assert path.read_text() in ("a" * 9, "b" * 9) and [*tmp_path.iterdir()] == [path]
 
 
-def test_a_text_that_cannot_be_written_leaves_the_old_one_and_nothing_beside_it(tmp_path, monkeypatch):
+def test_a_failed_text_leaves_only_the_old_one(tmp_path, monkeypatch):
     path = tmp_path / "results.json"
     write_atomically(path, "old")
 
@@ -136,7 +136,7 @@ def test_a_text_that_cannot_be_written_leaves_the_old_one_and_nothing_beside_it(
     assert path.read_text() == "old" and [*tmp_path.iterdir()] == [path]
 
 
-def test_a_name_as_long_as_names_can_be_nearly_is_no_problem(tmp_path):
+def test_very_long_names_work(tmp_path):
     write_text(tmp_path / ("n" * 240), "text")
     assert in_folder(tmp_path) == ["n" * 240]
 
@@ -147,7 +147,7 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path):
     assert in_folder(tmp_path / "best") == ["both", "new"] and in_folder(tmp_path) == ["best"]
 
 
-def test_a_folder_that_may_not_be_replaced_stays_and_an_empty_one_is_filled(tmp_path):
+def test_only_empty_folders_are_filled_without_replace(tmp_path):
     fill(tmp_path / "deep" / "set", ["first"], replace=False)
     with pytest.raises(OSError):
         fill(tmp_path / "deep" / "set", ["second"], replace=False)
@@ -159,14 +159,14 @@ def test_a_folder_that_may_not_be_replaced_stays_and_an_empty_one_is_filled(tmp_
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), StopHere()])
 @pytest.mark.parametrize("replace", [True, False])
-def test_a_folder_that_breaks_off_is_no_folder(tmp_path, replace, error):
+def test_a_failed_folder_is_removed(tmp_path, replace, error):
     with pytest.raises(type(error)), filled_whole(tmp_path / "set", replace=replace) as temporary:
         (temporary / "half").write_text("h")
         raise error
     assert in_folder(tmp_path) == []
 
 
-def test_of_two_who_fill_one_folder_at_once_one_wins_and_it_is_whole(tmp_path):
+def test_one_of_two_concurrent_folders_wins(tmp_path):
     both_have_filled = threading.Barrier(2, timeout=60)
 
     def write(name):
@@ -182,7 +182,7 @@ def test_of_two_who_fill_one_folder_at_once_one_wins_and_it_is_whole(tmp_path):
     assert in_folder(tmp_path / "set") == sorted(f"{winner}{i}" for i in range(20)) and in_folder(tmp_path) == ["set"]
 
 
-def test_a_second_rename_that_fails_puts_the_old_folder_back(tmp_path, monkeypatch):
+def test_a_failed_second_rename_restores_the_old_folder(tmp_path, monkeypatch):
     for name in ("new", "target"):
         fill(tmp_path / name, [name], replace=True)
     renames, replace = [], os.replace
@@ -217,21 +217,21 @@ def test_a_linked_tree_has_the_files_and_replacing_one_leaves_the_other(tmp_path
     assert (tmp_path / "b" / "one").read_text() == "one"
 
 
-@pytest.mark.parametrize("system, refusals", [("nt", 3), ("nt", 99), ("posix", 1)])
-def test_a_rename_waits_on_windows_for_who_has_a_file_open_and_nowhere_else(tmp_path, monkeypatch, system, refusals):
+@pytest.mark.parametrize("system, failures", [("nt", 3), ("nt", 99), ("posix", 1)])
+def test_renames_are_only_retried_on_windows(tmp_path, monkeypatch, system, failures):
     source, target, calls, replace = tmp_path / "new", tmp_path / "old", [], os.replace
     source.write_text("new")
 
-    def refused(*paths):
+    def failing(*paths):
         calls.append(paths)
-        if len(calls) <= refusals:
+        if len(calls) <= failures:
             raise PermissionError(errno.EACCES, "it is being used by another process")
         replace(*paths)
 
-    monkeypatch.setattr(files.os, "replace", refused)
+    monkeypatch.setattr(files.os, "replace", failing)
     monkeypatch.setattr(files.time, "sleep", lambda seconds: None)
     monkeypatch.setattr(files.os, "name", system)
-    if system == "nt" and refusals == 3:
+    if system == "nt" and failures == 3:
         files.rename(source, target)
         monkeypatch.undo()
         assert target.read_text() == "new" and len(calls) == 4
@@ -241,7 +241,7 @@ def test_a_rename_waits_on_windows_for_who_has_a_file_open_and_nowhere_else(tmp_
         assert len(calls) == (6 if system == "nt" else 1)
 
 
-def test_a_record_that_was_cut_off_is_removed_and_the_next_one_stands_on_a_line_of_its_own(tmp_path):
+def test_a_cut_off_record_is_removed(tmp_path):
     path = tmp_path / "done.jsonl"
     assert read_records(path) == [] and not path.exists()
     for name in ("ä", "b"):
@@ -253,7 +253,7 @@ def test_a_record_that_was_cut_off_is_removed_and_the_next_one_stands_on_a_line_
     assert [record["name"] for record in read_records(path)] == ["ä", "b", "d"]
 
 
-def test_the_stamp_of_a_file_is_another_one_when_its_size_or_its_time_changes(tmp_path):
+def test_a_stamp_changes_with_size_or_time(tmp_path):
     path = tmp_path / "a"
     path.write_text("one")
     os.utime(path, ns=(0, 1))

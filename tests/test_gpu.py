@@ -1,4 +1,4 @@
-"""What needs a CUDA device: the same steps as on the CPU, and mixed precision for real."""
+"""Tests that need a CUDA device: the same steps as on the CPU, and real mixed precision."""
 
 import json
 
@@ -40,7 +40,7 @@ def test_mixed_precision_on_a_gpu_stays_near_full_precision(tmp_path, precision)
 
 @pytest.mark.gpu
 @pytest.mark.slow
-def test_full_determinism_takes_the_same_steps_twice_to_the_last_bit(tmp_path):
+def test_full_determinism_repeats_steps_bit_for_bit(tmp_path):
     words = ("--mixed_precision", "bf16", "--settings", '{"full_determinism": true}')
     env = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
     first, second = steps(tmp_path, "first", *words, **env), steps(tmp_path, "second", *words, **env)
@@ -63,8 +63,8 @@ def test_compiled_recomputed_and_channels_last_in_bf16_trains_as_without(tmp_pat
 
 
 @pytest.mark.gpu
-def test_losses_from_strided_logits_are_the_plain_ones_for_a_third_of_the_memory(monkeypatch):
-    """In pieces, and with the piece that is the default."""
+def test_strided_losses_use_a_third_of_the_memory(monkeypatch):
+    """In pieces, and with the default piece size."""
     labels = torch.randint(0, 60, (8, 256, 256), device="cuda")
     values = torch.randn(8, 60, 64, 64, device="cuda", requires_grad=True)
 

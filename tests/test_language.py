@@ -7,15 +7,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+PACKAGE = "checkpointing functional hub inference metrics modeling objectives training visualization".split()
 ROOTS = [
-    "README.md",
-    "CONTRIBUTING.md",
-    "CHANGELOG.md",
-    "SECURITY.md",
-    "CITATION.cff",
-    "docs",
-    "benchmarks",
-    "examples",
+    *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "CITATION.cff", "docs", "benchmarks", "examples"),
+    *("cps_hf/__init__.py", "cps_hf/config.py", "cps_hf/files.py", *(f"cps_hf/{name}" for name in PACKAGE)),
+    *(f"tests/{name}" for name in (*PACKAGE, "benchmarks", "examples", "support")),
 ]
 SUFFIXES = {".md", ".py", ".yaml", ".cff", ".ipynb", ".sbatch", ".css"}
 RECORDS = ROOT / "benchmarks" / "results"  # output of earlier runs, which is not edited
@@ -50,7 +46,7 @@ PHRASES = {  # pattern: what to write instead
     r"\bcut short\b": "truncated",
     r"\blook(s|ed|ing)? at what you made\b": "check the result",
     r"\bwill do\b": "works too",
-    r"\bis no (image|mask|class|number|file|folder|table|model|terminal|legal)\b": "is not a ...",
+    r"(?<!there\x20)\bis no (image|mask|class|number|file|folder|table|model|terminal|legal)\b": "is not a ...",
     r"\bthe commonest\b": "the most common",
     r"\bmoves? by (half|a|several|tens|-?\d)": "varies by",
 }

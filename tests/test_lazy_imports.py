@@ -1,4 +1,4 @@
-"""What takes seconds to import, or is an extra, is imported when it is used."""
+"""Modules that take seconds to import, or that belong to an extra, are only imported when used."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ SUBPACKAGES = sorted(path.parent.name for path in Path(cps_hf.__file__).parent.g
 
 
 @pytest.mark.slow
-def test_importing_every_room_brings_no_heavy_library_along():
+def test_importing_subpackages_imports_no_heavy_library():
     assert {"app", "inference", "visualization"} <= set(SUBPACKAGES)
     code = f"import sys, {', '.join(f'cps_hf.{name}' for name in SUBPACKAGES)}; print(*sys.modules)"
     environment = {"PYTHONPATH": str(Path(cps_hf.__file__).parents[1]), "PATH": ""}

@@ -1,4 +1,5 @@
-"""Stop signals: a signal ends a run after the current step, with a checkpoint to resume from.
+"""Stop signals: a signal ends a run after the current step, with a checkpoint to resume from. Before the first step
+there is nothing to save, and a signal ends the process at once.
 
 Clusters announce the end of a job with SIGTERM, or with a signal of the user's choice, usually SIGUSR1; Ctrl-C is
 SIGINT. (Windows has no SIGUSR1; Ctrl-Break there is SIGBREAK.) Launchers repeat a signal to the processes that they
@@ -50,7 +51,7 @@ class StopSignals:
     Signals that the program handles itself or ignores are left to it. Outside the main thread, where Python does not
     allow handlers, this applies to all signals. The previous handlers are restored at the end.
 
-    A thread watches for signals. Python only runs a handler between two of its own instructions, so never while the
+    A thread watches for signals. Python only runs a handler between two Python instructions, so never while the
     main thread waits for another process that does not respond, which is when a second signal is sent. The thread is
     notified through a pair of sockets, which exists on every system; Windows has no non-blocking pipes.
     """

@@ -271,6 +271,10 @@ def _held_out(
     usable = [pair for pair in sides.labeled if pixels[pair.path][:IGNORE_INDEX].any()]
     too_large = {pair.path for pair in usable if is_beyond_decoding({"path": str(pair.image)})}
     usable = [pair for pair in usable if pair.path not in too_large]
+    if group_by is not None and too_large:  # their groups stay in training
+        kept = {*group_of(group_by, sorted(too_large))}
+        of_usable = group_of(group_by, [pair.path for pair in usable])
+        usable = [pair for pair, group in zip(usable, of_usable, strict=True) if group not in kept]
     paths = [pair.path for pair in usable]
     groups = None if group_by is None else group_of(group_by, paths)
     notes = []
@@ -285,7 +289,8 @@ def _held_out(
         chosen = {*hold_out(paths, holds, share, groups=groups, seed=seed)}
     held = [pair for pair in usable if pair.path in chosen]
     if not held:
-        notes.append(f"With {len(usable)} labeled images none is held out (from {FEW} on there is one).")
+        if usable or not too_large:
+            notes.append(f"With {len(usable)} labeled images none is held out (from {FEW} on there is one).")
     elif groups is not None:
         theirs = {group for group, path in zip(groups, paths, strict=True) if path in chosen}
         of_unlabeled = group_of(group_by, [pair.path for pair in sides.unlabeled], strict=False)

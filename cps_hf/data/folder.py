@@ -208,10 +208,13 @@ def _named_pairs(
     if together:
         labels = {name: path for name, path in labels.items() if name.endswith(mask_suffix)}
     missing = [name for name in found if mask_of[name] not in labels]
+    alone = sorted(labels.keys() - {*mask_of.values()})
     if missing:
         others = {Path(name).with_suffix("").as_posix(): name for name in looked.passed_over.get(OTHER_KIND, [])}
         lossy = [others[mask_of[name]] for name in missing if mask_of[name] in others]
         there = f" There are {first_few(lossy, 3)}: masks are read as {', '.join(MASK_SUFFIXES)}." if lossy else ""
+        if alone:
+            there += f" {len(alone)} masks belong to no image: {first_few(alone)}."
         raise ValueError(
             f"{len(missing)} of {len(found)} images in {folder / images} have no mask in {folder / masks} (expected "
             f"e.g. {mask_of[missing[0]]}.png): {first_few(missing)}.{there} Add them; or say what names have after "
@@ -219,7 +222,6 @@ def _named_pairs(
             f"{as_typed(image_suffix='_image', mask_suffix='_mask')}; or read the "
             "images alone with `with_labels=False` (`cps-hf check --images_only`)."
         )
-    alone = sorted(labels.keys() - {*mask_of.values()})
     if alone:
         logger.warning("%s: %d masks belong to no image: %s.", folder / masks, len(alone), first_few(alone))
     return [(name, path, labels[mask_of[name]]) for name, path in found.items()]

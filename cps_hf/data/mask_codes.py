@@ -6,6 +6,8 @@ One look at each mask counts what it stores; what that means is decided once, fo
 from __future__ import annotations
 
 import json
+import re
+import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +26,7 @@ from .raster import open_raster
 from .table import first_few
 from .windowed import open_mask_bands
 
+MOST_LISTED, LINE = 64, 100  # colours in an error, and characters in a line of it
 MOST_COLORS = 1024  # in one mask; a picture has more
 FEW_VALUES = 20  # that are no consecutive ids, and still are classes where nothing names them
 BETWEEN = 10  # values between black and white, from which they are no classes
@@ -221,15 +224,25 @@ def _no_color_table(
     colored: Sequence[str], count: int, shown: Mapping[Color, int], table: ClassTable | None
 ) -> ValueError:
     common = [color for color, _ in sorted(shown.items(), key=lambda item: -item[1])]
-    names = list(table.names) if table else [f"NAME_{i}" for i in range(len(common[:4]))]
+    names = list(table.names) if table else [f"NAME_{i}" for i in range(len(common[:MOST_LISTED]))]
     typed = {"class_names": names, "colors": {", ".join(map(str, c)): i for i, c in enumerate(common[: len(names)])}}
     mixed = "" if len(colored) == count else f" (the other {count - len(colored)} have one channel)"
     return ValueError(
         f"{len(colored)} of {count} masks{mixed} are colour pictures, e.g. that of {colored[0]!r}; together they show "
-        f"{len(shown)} colours: {first_few(common, 4)}. Say which class each colour is, in a `labelmap.txt` beside "
+        f"{len(shown)} colours:{_wrapped(common)}Say which class each colour is, in a `labelmap.txt` beside "
         "the folders, a line `name:red,green,blue` for each, or with `--load_options "
         f"'{json.dumps(typed, ensure_ascii=False)}'`."
     )
+
+
+def _wrapped(colors: Sequence[Color]) -> str:
+    """A sentence's end: all of them, or the first `MOST_LISTED`; on separate lines if they do not fit into one."""
+    text = first_few(colors, MOST_LISTED)
+    if len(text) < LINE:
+        return f" {text}. "
+    whole = re.sub(r", (?=\d)", ",\xa0", text)  # no line ends within a colour
+    lines = textwrap.wrap(whole, LINE, initial_indent="  ", subsequent_indent="  ", break_long_words=False)
+    return "\n".join(["", *lines, ""]).replace("\xa0", " ")
 
 
 # ------------------------------------------------------------------------------------------------ by values

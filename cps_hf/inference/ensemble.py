@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor
 
@@ -75,6 +77,7 @@ class Ensemble:
         """
         for source in sources:
             _check_source(source)
+            _ask_hub(source, revision)
         models, processors = [], []
         options = {"revision": revision, "trust_remote_code": trust_remote_code}
         for source in sources:
@@ -85,12 +88,7 @@ class Ensemble:
                 processors.append(AutoImageProcessor.from_pretrained(source, **options))
             except (OSError, ValueError, KeyError, ImportError) as error:
                 missing = "model" if len(models) == len(processors) else "image processor (preprocessor_config.json)"
-                absent = "" if Path(source).exists() else ": there is no such folder, and it was not found on the Hub"
-                raise ValueError(
-                    f"`{source}`: no {missing} could be read{absent}. Give a folder that `save_pretrained` or this "
-                    "package wrote, or a Hub id; a private or gated one needs HF_TOKEN, one with its own code needs "
-                    f"`trust_remote_code`. transformers said: {' '.join(str(error).split())}"
-                ) from error
+                raise _unreadable(source, missing, "transformers", error) from error
         return cls(models, processors, sources, device=device)
 
     def logits(self, image: Tensor, *, own_size: bool = False, only: int | None = None, **options: Any) -> Tensor:
@@ -199,6 +197,35 @@ def _check_source(source: str) -> None:
         raise ValueError(f"`{source}`: no model could be read, since there is no such folder.")
 
 
+def _ask_hub(source: str, revision: str | None) -> None:
+    """Asks the Hub once for a model that is neither a folder nor in the cache. Without a connection transformers would
+    try for half a minute.
+
+    Raises:
+        ValueError: the Hub has no such model, or does not answer.
+    """
+    if Path(source).exists():
+        return
+    try:
+        hf_hub_download(source, "config.json", revision=revision, local_files_only=True)
+    except LocalEntryNotFoundError:
+        try:
+            get_hf_file_metadata(hf_hub_url(source, "config.json", revision=revision), timeout=10)
+        except Exception as error:  # the client and what is beneath it raise a dozen kinds
+            raise _unreadable(source, "model", "The Hub", error) from error
+    except HFValidationError as error:
+        raise _unreadable(source, "model", "The Hub", error) from error
+
+
+def _unreadable(source: str, what: str, who: str, error: Exception) -> ValueError:
+    absent = "" if Path(source).exists() else ": there is no such folder, and it was not found on the Hub"
+    return ValueError(
+        f"`{source}`: no {what} could be read{absent}. Give a folder that `save_pretrained` or this package wrote, or "
+        "a Hub id; a private or gated one needs HF_TOKEN, one with its own code needs `trust_remote_code`. "
+        f"{who} said: {' '.join(str(error).split())}"
+    )
+
+
 def _usable(name: str | torch.device) -> torch.device:
     try:
         device = torch.device(name)
@@ -206,7 +233,7 @@ def _usable(name: str | torch.device) -> torch.device:
     except (RuntimeError, AssertionError) as error:  # torch's: no such kind, not available here, no such number
         raise ValueError(
             f"`device` {str(name)!r} cannot be used here: {str(error).strip().splitlines()[0]} Give `cpu`, `cuda` or "
-            "`cuda:NUMBER`, or none: a GPU is used if there is one."
+            "`cuda:NUMBER`. By default, a GPU is used if there is one."
         ) from error
     return device
 

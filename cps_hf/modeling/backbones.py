@@ -97,9 +97,9 @@ def timm_normalization(
     wrapper = _timm_wrapper(backbone_of(model))
     if wrapper is None:
         return None
-    beside = Path(source).with_name("config.json") if source is not None and Path(source).is_file() else None
-    if beside is not None and beside.is_file():  # a file of a timm repository on the Hub
-        own = json.loads(beside.read_text(encoding="utf-8")).get("pretrained_cfg", {})
+    config_file = Path(source).with_name("config.json") if source is not None and Path(source).is_file() else None
+    if config_file is not None and config_file.is_file():  # a file of a timm repository on the Hub
+        own = json.loads(config_file.read_text(encoding="utf-8")).get("pretrained_cfg", {})
         if "mean" in own and "std" in own:
             return [*map(float, own["mean"])], [*map(float, own["std"])]
     own_name = source is None or Path(source).is_file() or offline_backbone.is_packaged(source)

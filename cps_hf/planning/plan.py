@@ -31,6 +31,7 @@ CPU_STEPS, GPU_STEPS = 1500, 6000
 MOST_STEPS = 40_000
 FEWEST_STEPS = 60
 WHOLE_PIXELS = {False: 1.5e6, True: 6e6}  # on a GPU or not: images up to this size are evaluated whole
+SCAN_PIXELS = 50e6  # no photograph has more: scans and orthophotos are not shrunk
 WINDOWS = {"eval_crop_size", "eval_stride"}
 RESERVE = 0.08
 """Share of the time for steps that is kept in reserve: steps may become slower than those timed at the start."""
@@ -208,6 +209,8 @@ class _Planner:
         if "eval_shrink" in self.given:
             return self.given["eval_shrink"]
         if not self.can_shrink or ({"random_scale", "eval_mode"} | WINDOWS) & self.given.keys():
+            return 1
+        if facts.height * facts.width > SCAN_PIXELS:
             return 1
         # Round up, so that no larger image remains; an image that is only slightly larger is kept as it is.
         return max(1, math.ceil(min(facts.height, facts.width) / (1.125 * side)))

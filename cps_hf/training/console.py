@@ -41,8 +41,8 @@ def evaluation_line(metrics: Mapping[str, float], where: str, prefix: str = "eva
 def agreement(share: float, commonest: float | None) -> str:
     """How far the branches agree, and the share of their predictions in one class: branches that predict the same
     class everywhere agree on everything."""
-    beside = "" if commonest is None else f", with {percent(commonest, 1)} of predictions in one class"
-    return f"the branches agree on {percent(share, 1)} of unlabeled pixels{beside}"
+    suffix = "" if commonest is None else f", with {percent(commonest, 1)} of predictions in one class"
+    return f"the branches agree on {percent(share, 1)} of unlabeled pixels{suffix}"
 
 
 def place(step: int, max_steps: int, stage: str, seconds_left: float | None) -> str:

@@ -41,6 +41,7 @@ def check_labels(args: CPSConfig, train_dataset, eval_dataset, names: Sequence[s
             "is read, and classes that never occur are not reported."
         )
         return {}
+    logger.info("Checking the labels, for %g seconds at most ...", args.check_labels_seconds)
     sets = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
     sets = {what: dataset for what, dataset in sets.items() if dataset is not None}
     _check_codings(sets)

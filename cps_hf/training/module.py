@@ -18,7 +18,7 @@ from .ema import make_teacher
 class TrainingModule(nn.Module):
     """The branches, the teacher, the branches' averages and the objective in one module, called once per micro-batch.
 
-    DDP and torch.compile therefore see a single forward, whatever the method does inside.
+    DDP and torch.compile therefore see a single forward pass for every method.
 
     Args:
         averages: whether to keep an average of each branch, like a teacher. The code that steps the optimizer updates
@@ -39,6 +39,8 @@ class TrainingModule(nn.Module):
         self.labelers = tuple(labelers)  # modules in a tuple are not registered
         self.branches = nn.ModuleList(Branch(model) for model in models)
         self.objective = objective
+        for branch in self.branches:
+            branch.keep_queries = objective.labeled_loss == "set"
         self.teacher = make_teacher(self.branches[0]) if objective.teacher else None
         self.averages = nn.ModuleList(map(make_teacher, self.branches)) if averages else None
         labeling = ("teacher",) if objective.teacher else [f"branch_{i}" for i in range(len(self.branches))]

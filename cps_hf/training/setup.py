@@ -26,6 +26,7 @@ from ..data.labels import LabelEncoding, reduced_values
 from ..data.order import Shard
 from ..data.streams import PSEUDO_LABEL, TrainStream, check_columns, label_column_of
 from ..functional import frequency_weights
+from ..modeling.branches import source_per_branch
 from ..modeling.channels import check_channels
 from ..modeling.classes import classes_of
 from ..modeling.initialization import branch_seed
@@ -195,6 +196,8 @@ def build_models(
         warn_of_conditions(_named_weights(models, model_config))
     # A teacher belongs to one branch: a single id or configuration is not used twice then.
     alone = objective.teacher and model_config.num_branches is None and not isinstance(models, list | tuple)
+    count = 1 if alone else len(source_per_branch(models, model_config.num_branches))
+    logger.info("Building %d network%s ...", count, "" if count == 1 else "s")
     built = modeling.build_branches(
         models,
         id2label=id2label,
@@ -205,6 +208,7 @@ def build_models(
         trust_remote_code=model_config.trust_remote_code,
         dtype=getattr(torch, model_config.dtype),
         attn_implementation=model_config.attn_implementation,
+        masked_attention=objective.labeled_loss == "set",
     )
     if len(built) < objective.min_branches:
         raise ValueError(f"{type(objective).__name__} needs {objective.min_branches} models, got {len(built)}.")
@@ -227,6 +231,8 @@ def build_models(
         if model_config.norm_momentum is not None:
             modeling.set_norm_momentum(model, model_config.norm_momentum)
         model_checks.check_trainable(model, index)
+        if objective.labeled_loss == "set":
+            model_checks.check_set_loss(model, index, compiles=args.torch_compile)
         check_channels(model.config, type(model).__name__)
         _check_crop(model, crop_size)
         if args.gradient_checkpointing:
@@ -271,6 +277,16 @@ def _add_adapters(
             "branch %d: adapters of rank %d in %d layers of its backbone; %.1f %% of its parameters are trained.",
             *(index, model_config.lora_rank, len(names), 100 * share),
         )
+
+
+def annealed_masked_attention(
+    models: Sequence[PreTrainedModel], objective: Objective
+) -> list[tuple[PreTrainedModel, torch.Tensor]]:
+    """The EoMTs that are trained with their set loss, each with the probabilities of masked attention at the start: 1
+    for a new network, 0 for one whose training was finished before."""
+    if objective.labeled_loss != "set":
+        return []
+    return [(m, m.attn_mask_probs.detach().cpu().clone()) for m in models if hasattr(m, "attn_mask_probs")]
 
 
 def _check_crop(model: PreTrainedModel, crop_size: Sequence[int]) -> None:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from ..hub.image_processors import check_processor
 from ..hub.push import push_branch, repo_id_of
 from ..modeling.branches import Branch
 from ..modeling.classes import classes_of
+from ..modeling.universal import anneal_masked_attention
 from ..objectives import Objective, ObjectiveOutput, warmed_up
 from . import (
     arguments,
@@ -169,6 +171,7 @@ class CPSTrainer:
                 check_processor(processing_class, model.config.model_type, *means, reduces=reduces)
         self.state = setup.run_state(args, accelerator)
         self.stages = Stages(args, self.objective, self.state)
+        self._masked_attention = setup.annealed_masked_attention(self.models, self.objective)
         averages = setup.keeps_averages(args, self.objective)
         self.labelers = load_labelers(
             self.objective.labelers,
@@ -265,9 +268,14 @@ class CPSTrainer:
             with self._explained():
                 streams = self._prepare(wanted)
                 try:
-                    with deterministic_algorithms(args.full_determinism), self.signals, self.run_log.beside_bar():
-                        self._loop(*streams)
+                    with ExitStack() as stack:
+                        stack.enter_context(deterministic_algorithms(args.full_determinism))
+                        stack.enter_context(self.run_log.beside_bar())
+                        self._loop(*streams, stack)
                     found = self._finish()
+                except KeyboardInterrupt:
+                    logger.warning("Stopped before step %d. No step is lost.", self.state.global_step + 1)
+                    raise
                 finally:
                     self.run_log.close()
                     self.run_log = None  # later logs belong to no run
@@ -310,12 +318,18 @@ class CPSTrainer:
         self.state.log_history = self.run_log.read()
         return streams
 
-    def _loop(self, labeled: TrainStream, unlabeled: TrainStream | None) -> None:
-        """The phases of an optimizer step, until the callbacks stop the run."""
+    def _loop(self, labeled: TrainStream, unlabeled: TrainStream | None, stack: ExitStack) -> None:
+        """The phases of an optimizer step, until the callbacks stop the run.
+
+        Args:
+            stack: what it enters is exited after the loop.
+        """
         args, accelerator, state = self.args, self.accelerator, self.state
         self.streams = {"labeled": labeled} | ({"unlabeled": unlabeled} if unlabeled else {})
         labeled_batches = iter(labeled)
         unlabeled_batches = iter(unlabeled) if unlabeled else None
+        if (left := args.max_steps - state.global_step) > 0:
+            logger.info("Training: %d step%s on %s ...", left, "" if left == 1 else "s", self.device)
         self.control = self.callback_handler.on_train_begin(args, state, self.control)
         self._begin()
         self.prepared.train()
@@ -330,6 +344,8 @@ class CPSTrainer:
                 self._fetch(labeled_batches, unlabeled_batches if reads_unlabeled else None)
                 for _ in range(args.gradient_accumulation_steps)
             ]
+            if state.global_step == state.first_step:
+                stack.enter_context(self.signals)  # until now there was no step to save: a signal stopped at once
             batches.share_counts(micro_batches, accelerator, self._class_counts)
             self._progress.fill_(self.stages.progress(state.global_step))
             self._unlabeled_weight.fill_(self.unlabeled_weight.value)
@@ -346,6 +362,7 @@ class CPSTrainer:
             self.lr_scheduler.step()
             self.optimizer.zero_grad()
             state.global_step += 1
+            self._anneal_masked_attention()
             self.late.active = state.global_step >= args.max_steps
             # teacher, averages
             if verdict.finite:
@@ -368,6 +385,7 @@ class CPSTrainer:
         """Before the first step: measure the agreement in a new run, or do what a resumed run's checkpoint lists as
         pending."""
         state, control = self.state, self.control
+        self._anneal_masked_attention()
         if state.global_step == 0:
             self._measure_agreement("start")
         control.should_training_stop |= state.global_step >= self.args.max_steps
@@ -423,6 +441,11 @@ class CPSTrainer:
         """The factor on the unlabeled term, if it is set: a user's method may not support it."""
         scales = batch.unlabeled is not None and self.args.unlabeled_weight != 1
         return {"unlabeled_weight": self._unlabeled_weight} if scales else {}
+
+    def _anneal_masked_attention(self) -> None:
+        """A function of the step; a checkpoint saved after a step has the next step's probabilities."""
+        for model, beginning in self._masked_attention:
+            anneal_masked_attention(model, beginning, self.stages.masks_annealed(self.state.global_step))
 
     def _update_averages(self) -> None:
         """Update the moving averages with this step. A teacher starts with the second stage; until then it is a copy

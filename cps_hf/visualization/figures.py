@@ -159,7 +159,7 @@ def _curve(axes: Any, records: Sequence[Mapping[str, Any]], key: str, number: in
     """The line of one key, in its own colour and, after seven colours, its own dashes."""
     points = [(r["step"], math.nan if r[key] is None else r[key]) for r in records if "step" in r and key in r]
     if not points:
-        raise ValueError(f"No record has {key!r} beside 'step'; there are {sorted({k for r in records for k in r})}.")
+        raise ValueError(f"No record has {key!r} and 'step'; there are {sorted({k for r in records for k in r})}.")
     steps, values = zip(*sorted(points), strict=True)
     # Yellow is omitted, since it cannot be seen on white.
     colors = [tuple(channel / 255 for channel in color) for color in OKABE_ITO if color != (240, 228, 66)]

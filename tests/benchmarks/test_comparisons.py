@@ -1,4 +1,4 @@
-"""compare_objectives.py and ablate_switches.py: what is run, what is not run again, and what the tables hold."""
+"""compare_objectives.py and ablate_switches.py: what they run, what they do not run again, and their tables."""
 
 import csv
 import json
@@ -27,7 +27,7 @@ from cps_hf.commands.models import small_model  # noqa: E402
 from cps_hf.modeling.backbones import load_backbone_weights  # noqa: E402
 from cps_hf.scenes.write import write_street_scenes  # noqa: E402
 
-# In place of a training run: scores that are known. Started as `python FAKE.py -m cps_hf train --config CELL.yaml`.
+# Replaces a training run by known scores. Started as `python FAKE.py -m cps_hf train --config CELL.yaml`.
 FAKE = """
 import json, sys, yaml
 from pathlib import Path
@@ -78,7 +78,7 @@ def rows(tmp_path):
     return {row["row"]: row for row in json.loads((tmp_path / "out" / "comparison.json").read_text())["rows"]}
 
 
-def test_the_table_holds_mean_spread_and_paired_difference_of_the_last_step(tmp_path, fake, capsys):
+def test_the_table_has_mean_spread_and_paired_difference(tmp_path, fake, capsys):
     words = ("--methods", "supervised", "cps_cutmix", "all_labels", "supervised_equal_time", "--seeds", "1", "2", "3")
     assert compare(tmp_path, fake, *words) == 0
     found = rows(tmp_path)
@@ -104,21 +104,21 @@ def test_the_table_holds_mean_spread_and_paired_difference_of_the_last_step(tmp_
         assert [row["row"] for row in csv.DictReader(file)] == [*found]
 
 
-def test_finished_runs_are_not_repeated_and_a_later_call_adds_to_the_table(tmp_path, fake):
+def test_finished_runs_are_not_repeated(tmp_path, fake):
     compare(tmp_path, fake, "--methods", "supervised")
     compare(tmp_path, fake, "--methods", "cps", "--seeds", "1", "2")
     assert [name for name, *_ in started(tmp_path)] == ["supervised-12-seed1", "cps-12-seed1", "cps-12-seed2"]
     assert rows(tmp_path)["supervised"]["seeds"] == [1] and rows(tmp_path)["cps"]["seeds"] == [1, 2]
 
 
-def test_a_run_that_was_stopped_goes_on_and_one_without_a_checkpoint_begins_anew(tmp_path, fake):
+def test_stopped_runs_resume_if_they_have_a_checkpoint(tmp_path, fake):
     checkpoint = tmp_path / "out" / "runs" / "supervised-12-seed1" / "checkpoint-5"
     checkpoint.mkdir(parents=True)
     (checkpoint / "trainer_state.json").write_text("{}")
     seal(checkpoint)
     compare(tmp_path, fake, "--methods", "supervised", "--seeds", "1", "2")
     assert [resumed for *_, resumed in started(tmp_path)] == ["True", "None"]
-    assert not checkpoint.exists()  # of a finished run nothing is to be resumed
+    assert not checkpoint.exists()  # a finished run needs no checkpoint
 
 
 def test_a_failed_run_stops_no_other_and_is_printed_as_not_run(tmp_path, fake, capsys):
@@ -189,7 +189,7 @@ def test_each_arm_of_the_ablation_turns_one_switch(tmp_path, fake, capsys):
 
 @pytest.mark.slow
 def test_the_comparison_runs_for_real_and_draws_its_plots_and_pictures(tmp_path, monkeypatch, capsys):
-    """Two partitions, methods that need others, in this process; every file that is promised is there."""
+    """Two partitions, methods with different needs, in this process; every promised file exists."""
     root = write_street_scenes(
         tmp_path / "set", num_train=16, num_train_extra=0, num_val=3, size=(64, 128), progress=False
     )
@@ -221,7 +221,7 @@ def test_the_comparison_runs_for_real_and_draws_its_plots_and_pictures(tmp_path,
 
 
 @pytest.mark.slow
-def test_the_object_scenes_backbone_is_one_that_the_small_network_starts_from(tmp_path):
+def test_the_object_scenes_backbone_fits_the_small_network(tmp_path):
     program = str(BENCHMARKS / "object_backbone.py")
     out = tmp_path / "backbone"
     done = run_python(program, "--output", str(out), "--scenes", "12", "--steps", "2")
@@ -235,4 +235,4 @@ def test_the_object_scenes_backbone_is_one_that_the_small_network_starts_from(tm
     for name in convolutions:
         assert torch.equal(found[name.removeprefix(prefix)], weights[name]), name
     again = run_python(program, "--output", str(out), "--scenes", "12", "--steps", "2")
-    assert again.returncode == 2 and "holds something already" in again.stderr
+    assert again.returncode == 2 and "is not empty" in again.stderr

@@ -1,4 +1,4 @@
-"""inference_memory.py: its words."""
+"""inference_memory.py: its arguments."""
 
 import sys
 from pathlib import Path
@@ -11,7 +11,7 @@ import inference_memory  # noqa: E402
 
 
 @pytest.mark.parametrize(("word", "status"), [("--help", 0), ("no such way", 2)])
-def test_a_word_that_is_no_way_of_predicting_ends_with_the_ways(capsys, word, status):
+def test_an_unknown_way_of_predicting_lists_the_known_ones(capsys, word, status):
     with pytest.raises(SystemExit) as ended:
         inference_memory.main([word])
     assert ended.value.code == status

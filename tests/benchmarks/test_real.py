@@ -1,4 +1,4 @@
-"""benchmarks/real: arms whose settings hold, equal time by arithmetic, and a report that subtracts seed by seed."""
+"""benchmarks/real: valid settings of every arm, equal time by arithmetic, and a report of differences per seed."""
 
 import importlib.util
 import json
@@ -19,7 +19,7 @@ REAL = Path(__file__).parents[2] / "benchmarks" / "real"
 def load(name):
     spec = importlib.util.spec_from_file_location(f"real_{name}", REAL / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look themselves up there
+    sys.modules[spec.name] = module  # dataclasses look up their module
     spec.loader.exec_module(module)
     return module
 
@@ -40,7 +40,7 @@ def test_the_settings_of_every_arm_are_accepted(name):
     assert settings.objective.min_branches <= arm.branches
 
 
-def test_the_control_differs_from_plain_in_the_labeled_side_alone():
+def test_the_control_only_differs_in_the_labeled_side():
     plain, control, recommended = (arms.ARMS[name].options for name in ("plain", "control", "recommended"))
     changed = {name for name in control if plain.get(name) != control[name]}
     assert {"class_weights", "labeled_color_jitter", "freeze_norms"} <= changed
@@ -48,9 +48,9 @@ def test_the_control_differs_from_plain_in_the_labeled_side_alone():
     assert control.items() <= recommended.items()
 
 
-def test_equal_time_is_the_whole_of_both_stages():
+def test_equal_time_covers_both_stages():
     seconds = {"supervised_1": 0.1, "supervised_2": 0.2, "cps": 0.5}
-    # 750 steps of a pair and as many of CPS: 150 + 375 seconds, which one network spends in 5,250 steps
+    # 750 steps of a pair and as many of CPS: 150 + 375 seconds, in which one network takes 5,250 steps
     assert arms.ARMS["recommended"].seconds(1500, seconds) == pytest.approx(525)
     assert arms.ARMS["control_equal_time"].max_steps(1500, seconds, arms.ARMS) == 5250
     assert arms.ARMS["control"].max_steps(1500, seconds, arms.ARMS) == 1500
@@ -81,22 +81,26 @@ def test_differences_are_paired_by_seed_with_students_interval(tmp_path):
 
 
 def test_the_curve_of_gains_has_a_point_per_length_and_arm():
-    cells = {
-        ("steel", 24, length, arm): {1: cell(arm, 1, score, length=length)}
-        for length, arm, score in (
-            (1500, "recommended", 0.60),
-            (1500, "control_equal_time", 0.62),
-            (3000, "recommended", 0.65),
-            (3000, "control_equal_time", 0.63),
-        )
+    scores = {
+        (1500, "recommended"): [0.60, 0.61],
+        (1500, "control_equal_time"): [0.62, 0.59, 0.50],
+        (3000, "recommended"): [0.65, 0.66],
+        (3000, "control_equal_time"): [0.63, 0.62],
     }
-    (axes,) = report.gain_figure(cells).axes
-    means = [line for line in axes.lines if line.get_label().startswith("over")]
-    assert [[*map(round, line.get_ydata())] for line in means] == [[-2, 2]]
-    assert [*means[0].get_xdata()] == [1500, 3000]
+    cells = {
+        ("steel", 24, length, arm): {seed: cell(arm, seed, score, length=length) for seed, score in enumerate(found)}
+        for (length, arm), found in scores.items()
+    }
+    cells["camvid", 23, 800, "recommended"] = cells["camvid", 23, 800, "control_equal_time"] = {1: cell("", 1, 0.5)}
+    (axes,) = report.gain_figure(cells).axes  # a set with one length has no curve
+    seeds, mean = axes.lines[:2], axes.lines[2]
+    assert [[*map(round, line.get_ydata())] for line in seeds] == [[-2, 2], [2, 4]]
+    assert [round(value) for value in mean.get_ydata()] == [0, 3]
+    assert mean.get_label() == "over control equal time, mean of seeds 0, 1"
+    assert [*mean.get_xdata()] == [1500, 3000]
 
 
-def test_a_teacher_is_scored_where_the_method_has_one():
+def test_a_teacher_is_scored_if_the_method_has_one():
     found = cell("mean_teacher", 1, 0.5)
     found["scores"]["teacher"] = {"mean_iou": 0.75, "per_category_iou": []}
     assert report.single(found) == 75

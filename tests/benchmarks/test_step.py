@@ -1,4 +1,4 @@
-"""step.py takes apart functions of the trainer by name: each must be there, and whole again afterwards."""
+"""step.py replaces functions of the trainer by name: each must exist, and be restored afterwards."""
 
 import importlib.util
 import sys

@@ -1,4 +1,4 @@
-"""Checkpoints as files: whole or not at all, checked by their hashes, pruned without losing the last or the best."""
+"""Checkpoints as files: complete or not at all, verified by hashes, pruned without losing the last or the best."""
 
 import contextlib
 import errno
@@ -38,7 +38,7 @@ def steps_in(out):
     return [int(path.name.removeprefix("checkpoint-")) for path in checkpoints_in(out)]
 
 
-def test_a_checkpoint_is_whole_and_lists_every_file(tmp_path):
+def test_a_checkpoint_is_complete_and_lists_every_file(tmp_path):
     path = save(tmp_path, 7)
     files = json.loads((path / "manifest.json").read_text())["files"]
     assert set(files) == {"model.safetensors", "random_states_0.pkl", "trainer_state.json"}
@@ -49,7 +49,7 @@ def test_a_checkpoint_is_whole_and_lists_every_file(tmp_path):
     assert checkpoints.read_state(path)["step"] == 7
 
 
-def test_weights_are_for_those_whom_the_umask_lets_read(tmp_path):
+def test_weights_are_readable_as_the_umask_allows(tmp_path):
     def fill(folder):
         save_file({"a": torch.zeros(2)}, f"{folder}/model.safetensors")
 
@@ -72,7 +72,7 @@ def flip(path):
 DAMAGE = {
     "one bit": (lambda c: flip(c / "model.safetensors"), "model.safetensors has been modified"),
     "one bit of our state": (lambda c: flip(c / "trainer_state.json"), "trainer_state.json has been modified"),
-    "cut short": (lambda c: (c / "model.safetensors").write_bytes(b"9"), "model.safetensors has 1 bytes, but had 100"),
+    "truncated": (lambda c: (c / "model.safetensors").write_bytes(b"9"), "model.safetensors has 1 bytes, but had 100"),
     "a file gone": (lambda c: (c / "random_states_0.pkl").unlink(), "random_states_0.pkl is missing"),
     "killed before its end": (lambda c: (c / "manifest.json").unlink(), "has no manifest.json"),
     "the manifest itself": (lambda c: (c / "manifest.json").write_text('{"files": [1]}'), "manifest.json cannot be"),
@@ -80,7 +80,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_newest_is_passed_over_with_a_warning_and_is_an_error_by_name(tmp_path, caplog, damage):
+def test_a_damaged_newest_checkpoint_is_skipped(tmp_path, caplog, damage):
     older, newest = save(tmp_path, 8), save(tmp_path, 9)
     hurt, said = DAMAGE[damage]
     hurt(newest)
@@ -96,7 +96,7 @@ def test_a_damaged_newest_is_passed_over_with_a_warning_and_is_an_error_by_name(
         resolve_checkpoint(True, str(tmp_path))
 
 
-def test_auto_starts_where_there_is_nothing_and_true_and_a_path_demand_a_checkpoint(tmp_path):
+def test_only_auto_starts_without_a_checkpoint(tmp_path):
     assert resolve_checkpoint("auto", str(tmp_path / "new")) is None
     for wanted, said in ((True, "no complete checkpoint"), (str(tmp_path / "checkpoint-3"), "does not exist")):
         with pytest.raises(ValueError, match=said):
@@ -106,7 +106,7 @@ def test_auto_starts_where_there_is_nothing_and_true_and_a_path_demand_a_checkpo
         assert resolve_checkpoint(nothing, str(tmp_path)) is None
 
 
-def test_auto_starts_anew_after_a_run_that_died_before_its_first_checkpoint_but_not_over_a_finished_one(tmp_path):
+def test_auto_restarts_dead_runs_but_not_finished_ones(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
     with pytest.raises(ValueError, match="contains a run"):
         checkpoints.check_output_dir(str(tmp_path), overwrite=False, resuming=False)
@@ -116,7 +116,7 @@ def test_auto_starts_anew_after_a_run_that_died_before_its_first_checkpoint_but_
         checkpoints.check_output_dir(str(tmp_path), overwrite=False, resuming=False, auto=True)
 
 
-def test_what_was_half_written_goes_and_what_lies_beyond_the_step_is_set_aside(tmp_path, caplog):
+def test_half_written_and_later_checkpoints_are_moved(tmp_path, caplog):
     for step in (2, 4, 6):
         save(tmp_path, step)
     (tmp_path / "tmp-checkpoint-8").mkdir()
@@ -128,7 +128,7 @@ def test_what_was_half_written_goes_and_what_lies_beyond_the_step_is_set_aside(t
     assert found == ["aside-checkpoint-4", "aside-checkpoint-6", "checkpoint-2", "notes.txt"]
     assert "tmp-checkpoint-8 was half-written" in caplog.text and "now aside-checkpoint-4" in caplog.text
     assert problem_of(tmp_path / "aside-checkpoint-4") is None
-    # A new run by "auto" sets aside what it cannot use; `--overwrite_output_dir` removes it.
+    # A new run with "auto" renames what it cannot use; `--overwrite_output_dir` deletes it.
     (tmp_path / "checkpoint-2" / "manifest.json").unlink()
     checkpoints.prepare_output_dir(str(tmp_path), step=None, overwrite=False)
     assert (tmp_path / "aside-checkpoint-2").is_dir() and (tmp_path / "aside-checkpoint-4").is_dir()
@@ -143,7 +143,7 @@ SAID = {
 
 
 @pytest.mark.parametrize("what", SAID)
-def test_a_save_that_fails_blames_what_is_to_blame(tmp_path, what):
+def test_a_failed_save_names_the_cause(tmp_path, what):
     error, said = SAID[what]
 
     def fill(folder):
@@ -156,7 +156,7 @@ def test_a_save_that_fails_blames_what_is_to_blame(tmp_path, what):
     assert steps_in(tmp_path) == [1] and not [*tmp_path.glob("tmp-*")]
 
 
-def test_a_data_worker_that_ends_while_a_checkpoint_is_written_is_no_fault_of_the_disk(tmp_path):
+def test_a_worker_dying_during_a_save_is_no_disk_error(tmp_path):
     def fill(folder):
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
 
@@ -165,7 +165,7 @@ def test_a_data_worker_that_ends_while_a_checkpoint_is_written_is_no_fault_of_th
     assert not isinstance(raised.value, OSError) and steps_in(tmp_path) == []
 
 
-def test_the_limit_never_removes_the_last_whole_one_or_the_best(tmp_path):
+def test_the_limit_keeps_the_last_complete_and_the_best(tmp_path):
     save(tmp_path, 1, limit=1)
     save(tmp_path, 2, limit=1)
     assert steps_in(tmp_path) == [2]
@@ -175,13 +175,13 @@ def test_the_limit_never_removes_the_last_whole_one_or_the_best(tmp_path):
     assert steps_in(tmp_path) == [2, 4]
     save(tmp_path, 5, limit=1, best=5)
     assert steps_in(tmp_path) == [5]
-    # A damaged one with a higher number counts for nothing.
+    # A damaged one with a higher number does not count.
     (save(tmp_path, 9) / "manifest.json").unlink()
     save(tmp_path, 6, limit=1)
     assert steps_in(tmp_path) == [6]
 
 
-def test_the_best_branch_goes_along_without_a_second_copy(tmp_path):
+def test_the_best_branch_is_linked_without_a_copy(tmp_path):
     (tmp_path / "best").mkdir()
     (tmp_path / "best" / "model.safetensors").write_bytes(b"weights")
     path = save(tmp_path, 3, best=3)
@@ -192,7 +192,7 @@ def test_the_best_branch_goes_along_without_a_second_copy(tmp_path):
 @pytest.mark.parametrize(
     "error", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("unexpected pos 64")]
 )
-def test_a_save_that_fails_says_so_and_leaves_the_older_ones_whole(tmp_path, error):
+def test_a_failed_save_keeps_the_older_checkpoints(tmp_path, error):
     older = save(tmp_path, 5, limit=1)
 
     def full_disk(folder):
@@ -214,7 +214,7 @@ def test_saving_a_step_again_replaces_it_as_a_whole(tmp_path, caplog):
     assert not (save(tmp_path, 5) / "stale").exists() and steps_in(tmp_path) == [5]
 
 
-def test_windows_opens_no_folder_and_flushes_only_what_is_open_for_writing(tmp_path, monkeypatch):
+def test_on_windows_only_writable_files_are_flushed(tmp_path, monkeypatch):
     opened, flushed, system_open = {}, [], os.open
     monkeypatch.setattr(files.os, "name", "nt")
 
@@ -237,7 +237,7 @@ def test_windows_opens_no_folder_and_flushes_only_what_is_open_for_writing(tmp_p
 
 
 @pytest.mark.parametrize("what", ["folder", "file"])
-def test_a_drive_that_cannot_flush_a_folder_costs_no_checkpoint_and_a_file_it_does(tmp_path, monkeypatch, what):
+def test_only_a_failed_file_flush_fails_a_checkpoint(tmp_path, monkeypatch, what):
     path = tmp_path if what == "folder" else tmp_path / "file"
     (tmp_path / "file").write_text("text")
 
@@ -249,7 +249,7 @@ def test_a_drive_that_cannot_flush_a_folder_costs_no_checkpoint_and_a_file_it_do
         flush(path)
 
 
-def test_a_text_half_written_by_a_run_that_was_killed_is_removed_with_the_rest(tmp_path, monkeypatch):
+def test_half_written_texts_of_a_killed_run_are_removed(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "unlink", lambda self, missing_ok: None)  # killed before
     monkeypatch.setattr(checkpoints.os, "replace", lambda *paths: None)
     write_atomically(tmp_path / "results.json", "text")

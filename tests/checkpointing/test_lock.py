@@ -1,4 +1,4 @@
-"""A folder is one run's: a second one is refused by name, and a dead one's lock is free."""
+"""A folder belongs to one run: a second run is an error that names the first, and a dead run's lock is free."""
 
 import errno
 import json
@@ -30,25 +30,25 @@ def quick(monkeypatch):
 
 
 def written(folder, **changes):
-    """A lock as this process would write it, but for the changes."""
+    """A lock as this process would write it, with changes."""
     folder.mkdir(exist_ok=True)
     path = folder / "run.lock"
     path.write_text(json.dumps({**module._this_process(), "token": "another's", **changes}))
     return path
 
 
-def test_the_lock_names_its_holder_and_goes_with_it(tmp_path):
+def test_the_lock_names_its_holder_and_ends_with_it(tmp_path):
     lock = FolderLock(tmp_path / "new" / "out")
     lock.take()
     held = json.loads(lock.path.read_text())
     assert (held["pid"], held["host"]) == (os.getpid(), socket.gethostname())
-    with pytest.raises(LockedError) as refused:
+    with pytest.raises(LockedError) as rejected:
         FolderLock(tmp_path / "new" / "out").take()
     for said in (f"process {os.getpid()} on {socket.gethostname()}", held["since"], "`output_dir`", str(lock.path)):
-        assert said in str(refused.value)
+        assert said in str(rejected.value)
     lock.check()
     lock.release()
-    assert [*tmp_path.iterdir()] == []  # no folder is left where nothing came into it
+    assert [*tmp_path.iterdir()] == []  # a folder that stayed empty is deleted
     again = FolderLock(tmp_path)
     again.take()
     (tmp_path / "results.json").write_text("{}")
@@ -80,7 +80,7 @@ def test_a_dead_holders_lock_is_free_at_once(tmp_path, caplog, monkeypatch, how)
     assert "left by a run that is dead" in caplog.text and [*tmp_path.iterdir()] == []
 
 
-def test_a_killed_holder_that_nobody_waited_for_is_dead_and_a_stopped_one_is_not(tmp_path):
+def test_a_zombie_holder_is_dead_and_a_stopped_one_is_not(tmp_path):
     ours, theirs = FORK.Pipe()
 
     def hold():
@@ -107,13 +107,13 @@ def test_a_killed_holder_that_nobody_waited_for_is_dead_and_a_stopped_one_is_not
 ELSEWHERE = {
     "another host": {"machine": ["elsewhere", "boot", "pid:[1]"], "host": "elsewhere"},
     "another container of this host's name": {"machine": [*module._machine()[:-1], "pid:[1]"]},
-    "the machine was started anew": {"machine": [socket.gethostname(), "another boot", module._machine()[-1]]},
+    "the machine was restarted": {"machine": [socket.gethostname(), "another boot", module._machine()[-1]]},
     "nothing written yet": None,
 }
 
 
 @pytest.mark.parametrize("where", ELSEWHERE)
-def test_a_holder_that_cannot_be_looked_up_is_known_by_its_signs_of_life(tmp_path, where):
+def test_an_unknown_holder_is_watched_by_its_heartbeat(tmp_path, where):
     changes = ELSEWHERE[where]
     path = written(tmp_path, **(changes or {}))
     if changes is None:
@@ -134,14 +134,14 @@ def test_a_holder_that_cannot_be_looked_up_is_known_by_its_signs_of_life(tmp_pat
     lock.release()
 
 
-def test_a_hidden_process_is_watched_and_not_taken_for_dead(tmp_path, monkeypatch):
-    """On many clusters /proc shows no other user's processes."""
+def test_a_hidden_process_is_watched(tmp_path, monkeypatch):
+    """On many clusters /proc hides other users' processes."""
     written(tmp_path, pid=1)
     monkeypatch.setattr(module, "_start", lambda pid: None)
     assert module._lives(json.loads((tmp_path / "run.lock").read_text())) is None
 
 
-def test_windows_is_not_asked_for_a_process_by_a_signal_that_would_end_it(monkeypatch):
+def test_on_windows_no_process_is_probed_by_a_signal(monkeypatch):
     holder = {**module._this_process(), "pid": os.getppid(), "process_start": module._start(os.getppid())}
     assert module._lives(holder) is True
     monkeypatch.setattr(module.os, "name", "nt")
@@ -149,7 +149,7 @@ def test_windows_is_not_asked_for_a_process_by_a_signal_that_would_end_it(monkey
     assert module._lives(holder) is None
 
 
-def test_of_many_that_find_a_dead_ones_lock_one_takes_it(tmp_path):
+def test_only_one_process_takes_a_dead_holders_lock(tmp_path):
     written(tmp_path, pid=ended_process())
     ready, found = FORK.Barrier(8), FORK.Queue()
 
@@ -159,10 +159,10 @@ def test_of_many_that_find_a_dead_ones_lock_one_takes_it(tmp_path):
         try:
             lock.take()
         except LockedError:
-            found.put("refused")
+            found.put("rejected")
         else:
             found.put("taken")
-        ready.wait()  # nobody ends before all have tried
+        ready.wait()  # none exits before all have tried
         try:
             lock.check()
             found.put("kept")
@@ -175,10 +175,10 @@ def test_of_many_that_find_a_dead_ones_lock_one_takes_it(tmp_path):
     said = [found.get(timeout=60) for _ in range(16)]
     for process in processes:
         process.join()
-    assert said.count("taken") == 1 and said.count("refused") == 7 and said.count("lost") == 0
+    assert said.count("taken") == 1 and said.count("rejected") == 7 and said.count("lost") == 0
 
 
-def test_a_living_ones_lock_in_a_dead_ones_place_stays_or_is_put_back(tmp_path, monkeypatch):
+def test_a_new_lock_in_a_dead_ones_place_survives(tmp_path, monkeypatch):
     dead = json.loads(written(tmp_path, token="the dead one's").read_text())
     path, rename = tmp_path / "run.lock", os.rename
 
@@ -193,7 +193,7 @@ def test_a_living_ones_lock_in_a_dead_ones_place_stays_or_is_put_back(tmp_path, 
 
 
 def test_a_release_that_is_interrupted_leaves_the_folder_free(tmp_path, monkeypatch):
-    """torch raises the end of a data worker wherever the process is, Ctrl-C does too."""
+    """torch raises a data worker's death anywhere in the process, as does Ctrl-C."""
     lock = FolderLock(tmp_path)
     lock.take()
     with monkeypatch.context() as interrupted:
@@ -247,17 +247,17 @@ class At(TrainerCallback):
 
 
 def test_the_same_command_started_twice_trains_once(tmp_path):
-    out, refused = tmp_path / "out", []
+    out, rejected = tmp_path / "out", []
 
     def start_again():
         before = content(out)
         for fields in ({}, {"resume_from_checkpoint": None, "overwrite_output_dir": True}, {"max_steps": 9}):
             with pytest.raises(LockedError, match=f"process {os.getpid()} on "):
                 trainer_for(tmp_path, **fields).train()
-            refused.append(content(out) == before)
+            rejected.append(content(out) == before)
 
     trainer_for(tmp_path, At(3, start_again)).train()
-    assert refused == [True] * 3
+    assert rejected == [True] * 3
     steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3, 4] and not (out / "run.lock").exists()
     assert trainer_for(tmp_path, max_steps=5).train()["steps"] == 5
@@ -280,7 +280,7 @@ ENDS = {
 
 
 @pytest.mark.parametrize("how", ENDS)
-def test_the_folder_is_free_however_a_run_ends(tmp_path, how):
+def test_the_folder_is_free_after_any_end_of_a_run(tmp_path, how):
     act, raised = ENDS[how]
     trainer = trainer_for(tmp_path, At(1, act))
     if raised is None:
@@ -298,8 +298,8 @@ def test_a_run_that_cannot_begin_leaves_no_folder(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_run_that_was_taken_for_dead_stops_before_it_writes(tmp_path):
-    """Its machine slept, say, and another run has its folder now."""
+def test_a_run_that_lost_its_lock_stops_before_writing(tmp_path):
+    """As if its machine slept, and another run has its folder now."""
     out, kept = tmp_path / "out", []
 
     def lose():

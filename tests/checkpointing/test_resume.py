@@ -1,4 +1,4 @@
-"""A resumed run is bit for bit the one that was never stopped, or it says why it cannot be."""
+"""A resumed run is bit for bit the uninterrupted one, or it says why it cannot be."""
 
 import dataclasses
 import itertools
@@ -38,7 +38,7 @@ from cps_hf.objectives import OBJECTIVES, CrossPseudoSupervision
 from cps_hf.training.setup import train_streams
 from cps_hf.training.trainer import CPSTrainer
 
-# Every two of objective, data, workers and processes meet; benchmarks/resume_grid.py runs all of the grid.
+# All pairs of objective, data, workers and processes; benchmarks/resume_grid.py runs the full grid.
 CASES = [
     Case(objective, *rest)
     for index, objective in enumerate(OBJECTIVES)
@@ -59,7 +59,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def stopped(root, tmp_path_factory):
-    """The folder of a CPS run that broke off in step 5, its checkpoint of step 3 being the newest."""
+    """The folder of a CPS run that was interrupted in step 5, with its newest checkpoint at step 3."""
     out = tmp_path_factory.mktemp("stopped") / "out"
     with without_cards_and_pictures():
         run_broken(root, CPS, out)
@@ -68,12 +68,12 @@ def stopped(root, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def in_two_processes(root, tmp_path_factory):
-    """The cases of two processes, all in one launch; case i left its runs in `case-i`."""
+    """The cases with two processes, all in one launch; case i has its runs in `case-i`."""
     folder = tmp_path_factory.mktemp("two") / "runs"
     return folder, differences_in_processes(root, [case for case in CASES if case.processes == 2], folder)
 
 
-def test_the_cases_cover_every_two_values_that_can_meet():
+def test_the_cases_cover_all_pairs_of_values():
     columns = [[getattr(case, name) for case in CASES] for name in ("objective", "data", "workers", "processes")]
     assert [sorted({*column}, key=str) for column in columns[1:]] == [["map", "stream"], [0, 2], [1, 2]]
     for a, b in itertools.combinations(columns, 2):
@@ -82,21 +82,19 @@ def test_the_cases_cover_every_two_values_that_can_meet():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", [case for case in CASES if case.processes == 1], ids=str)
-def test_a_run_broken_off_inside_a_step_between_saves_goes_on_as_if_nothing_had_been(root, tmp_path, case):
+def test_an_interrupted_run_resumes_bit_for_bit(root, tmp_path, case):
     assert differences(root, case, tmp_path) == []
 
 
 @pytest.mark.slow
-def test_so_it_does_in_two_processes(in_two_processes):
+def test_an_interrupted_run_resumes_in_two_processes(in_two_processes):
     _, found = in_two_processes
     assert found == {str(case): [] for case in CASES if case.processes == 2}
 
 
 @pytest.mark.slow
-def test_on_another_number_of_processes_and_workers_the_order_stays_and_the_rest_is_said(
-    root, tmp_path, in_two_processes, caplog
-):
-    """From two processes to one, with twice the accumulation: the global batch stays."""
+def test_the_order_survives_another_process_count(root, tmp_path, in_two_processes, caplog):
+    """From two processes to one, with twice the accumulation: the global batch stays the same."""
     folder, _ = in_two_processes
     there = [case for case in CASES if case.processes == 2]
     index = there.index(next(case for case in there if case.objective == "cps"))
@@ -109,7 +107,7 @@ def test_on_another_number_of_processes_and_workers_the_order_stays_and_the_rest
     t = make_trainer(root, alone, tmp_path / "unused")
     sets = (t.train_dataset, t.unlabeled_dataset)
     streams = train_streams(t.args, t.augmentation, t.accelerator, t.objective, *sets, {}, num_labels=3)
-    expected = [stream.ids(8 * SAVED, 20) for stream in streams]  # eight images a step
+    expected = [stream.ids(8 * SAVED, 20) for stream in streams]  # eight images per step
     assert [*resumed["ids of the next 20 samples"].values()] == expected
     assert "not bit for bit" in caplog.text and "processes: 2 -> 1" in caplog.text
     assert "gradient_accumulation_steps: 2 -> 4" in caplog.text and "order of samples" in caplog.text
@@ -117,7 +115,7 @@ def test_on_another_number_of_processes_and_workers_the_order_stays_and_the_rest
     assert rates == {line["step"]: line["learning_rate"] for line in lines if "loss" in line and line["step"] > SAVED}
 
 
-def test_a_checkpoint_holds_no_pickle_that_could_run_code(stopped):
+def test_a_checkpoint_has_no_pickle_that_could_run_code(stopped):
     checkpoint = newest_checkpoint(stopped)
     assert checkpoint.name == f"checkpoint-{SAVED}"
     suffixes = {path.suffix for path in checkpoint.rglob("*") if path.is_file()} - {".safetensors", ".json", ".md"}
@@ -147,7 +145,7 @@ def test_a_setting_that_changes_the_run_is_an_error_that_lists_it(root, tmp_path
     assert not (tmp_path / "out").exists()
 
 
-def test_other_data_another_objective_and_other_models_are_listed_too(root, tmp_path, stopped):
+def test_changed_data_objective_and_models_are_listed(root, tmp_path, stopped):
     data = read_world(root, "map")
     first = make_trainer(root, CPS, tmp_path / "out")
     groups = {"args": first.args, "augmentation": first.augmentation, "evaluation": first.evaluation}
@@ -169,7 +167,7 @@ def test_other_data_another_objective_and_other_models_are_listed_too(root, tmp_
     assert "unlabeled_dataset, rows" not in str(error.value) and "eval_dataset" not in str(error.value)
 
 
-def test_every_setting_is_one_that_may_change_or_one_that_may_not():
+def test_every_setting_has_a_kind_on_resuming():
     groups = [group() for group in GROUPS]
     kinds = [names_of_kind(kind, *groups) for kind in (None, "free", "rounding", "choice")]
     everything = [f.name for group in GROUPS for f in dataclasses.fields(group)]
@@ -177,8 +175,8 @@ def test_every_setting_is_one_that_may_change_or_one_that_may_not():
     assert len({*everything}) == len(everything), "a command line holds all groups side by side"
 
 
-def test_a_checkpoint_of_an_earlier_version_is_gone_on_from_while_new_fields_do_nothing(root, tmp_path, stopped):
-    """What it is too old to know counts as its default; set to something else it is another run."""
+def test_older_checkpoints_resume_with_default_fields(root, tmp_path, stopped):
+    """Fields that are newer than the checkpoint count as their default; with another value it is a different run."""
     folder = tmp_path / "old"
     shutil.copytree(newest_checkpoint(stopped), folder / "checkpoint-3")
     path = folder / "checkpoint-3" / "trainer_state.json"
@@ -194,8 +192,8 @@ def test_a_checkpoint_of_an_earlier_version_is_gone_on_from_while_new_fields_do_
             make_trainer(root, CPS, tmp_path / "b", ema_decay=0.5, **options).train()
 
 
-def test_length_logging_saving_and_output_may_change_and_the_schedule_follows_the_new_length(root, tmp_path, stopped):
-    """A poly schedule of 12 steps from step 3 on, in another folder, logged and saved otherwise."""
+def test_free_settings_may_change_on_resuming(root, tmp_path, stopped):
+    """A poly schedule of 12 steps from step 3 on, in another folder, with other logging and saving."""
     fields = {"max_steps": 12, "logging_steps": 1, "save_steps": 5, "eval_steps": 12, "dataloader_num_workers": 1}
     with without_cards_and_pictures():
         found = run_resumed(
@@ -208,7 +206,7 @@ def test_length_logging_saving_and_output_may_change_and_the_schedule_follows_th
     assert steps == [5, 10, 12]
 
 
-def test_with_resume_force_the_new_rates_act_from_the_next_step_on(root, tmp_path, stopped, caplog):
+def test_with_resume_force_new_rates_apply_at_once(root, tmp_path, stopped, caplog):
     fields = {"learning_rate": 0.25, "weight_decay": 0.125, "resume_force": True}
     checkpoint = str(newest_checkpoint(stopped))
     trainer = make_trainer(root, CPS, tmp_path / "out", resume_from_checkpoint=checkpoint, **fields)
@@ -223,15 +221,15 @@ def test_with_resume_force_the_new_rates_act_from_the_next_step_on(root, tmp_pat
     assert used[0]["weight_decay"] == 0.125
 
 
-def test_what_the_best_is_chosen_by_may_change_and_then_it_is_found_anew(root, tmp_path, stopped, caplog):
+def test_a_changed_choice_of_best_is_made_again(root, tmp_path, stopped, caplog):
     fields = {"metric_for_best_model": "overall_accuracy", "resume_from_checkpoint": str(newest_checkpoint(stopped))}
     with without_cards_and_pictures():
         found = run_resumed(root, CPS, tmp_path / "out", **fields)
     assert "best branch is chosen again" in caplog.text and found["results"]["best"]["step"] > SAVED
 
 
-def test_resumed_without_an_evaluation_set_no_score_is_taken_for_the_new_steps(root, tmp_path, stopped):
-    """What was best stays so, with its step and its weights; the last step's score is not known."""
+def test_without_an_evaluation_set_old_scores_are_dropped(root, tmp_path, stopped):
+    """The best branch stays, with its step and its weights; the last step's score is unknown."""
     checkpoint = newest_checkpoint(stopped)
     best = json.loads((checkpoint / "trainer_state.json").read_text())["best"]
     fields = {"resume_from_checkpoint": str(checkpoint), "max_steps": 6}
@@ -242,7 +240,7 @@ def test_resumed_without_an_evaluation_set_no_score_is_taken_for_the_new_steps(r
     assert all(torch.equal(value, there[name]) for name, value in kept.items())
 
 
-def test_resumed_at_its_end_with_another_evaluation_set_the_run_is_scored_on_that(root, tmp_path):
+def test_a_finished_run_can_be_scored_on_another_set(root, tmp_path):
     with without_cards_and_pictures():
         first = make_trainer(root, CPS, tmp_path / "out", max_steps=4).train()
         trainer = make_trainer(root, CPS, tmp_path / "out", max_steps=4, resume_from_checkpoint="auto")
@@ -253,8 +251,8 @@ def test_resumed_at_its_end_with_another_evaluation_set_the_run_is_scored_on_tha
     assert results["best"] == {**expected, "step": 4, "branch": results["best"]["branch"]}
 
 
-def test_a_streamed_run_of_an_older_order_is_another_run(root, tmp_path):
-    """Its checkpoint says nothing of the order; going on would pass over samples and repeat others."""
+def test_a_stream_with_an_older_order_is_a_different_run(root, tmp_path):
+    """Its checkpoint has no order; resuming would skip samples and repeat others."""
     now = make_trainer(root, replace(CPS, data="stream"), tmp_path / "out")._fingerprint()
     old = {key: value for key, value in now["run"].items() if not key.endswith(", order")}
     new_order = ', order: none -> "by seed, stream and pass"'
@@ -271,7 +269,7 @@ def test_a_checkpoint_beyond_the_last_step_is_an_error(root, tmp_path, stopped):
         trainer.train()
 
 
-def test_whether_the_optimizer_is_fused_is_what_the_settings_say_now(root, tmp_path, stopped):
+def test_the_current_settings_decide_on_the_fused_optimizer(root, tmp_path, stopped):
     fields = {"resume_from_checkpoint": str(newest_checkpoint(stopped)), "optim_fused": False}
     with without_cards_and_pictures():
         trainer = make_trainer(root, CPS, tmp_path / "out", **fields)
@@ -281,9 +279,9 @@ def test_whether_the_optimizer_is_fused_is_what_the_settings_say_now(root, tmp_p
     )
 
 
-def test_callbacks_count_on(root, tmp_path):
+def test_callbacks_continue_counting(root, tmp_path):
     def patience():
-        return EarlyStoppingCallback(early_stopping_patience=3, early_stopping_threshold=2.0)  # no gain is enough
+        return EarlyStoppingCallback(early_stopping_patience=3, early_stopping_threshold=2.0)  # never satisfied
 
     fields = {"eval_steps": 1, "save_steps": 2, "max_steps": 20}
     with without_cards_and_pictures():
@@ -326,7 +324,7 @@ make_trainer(Path(sys.argv[1]), Case("cps", "map", 0, 1), Path(sys.argv[2]), [Fu
 
 
 @pytest.mark.slow
-def test_a_full_disk_stops_the_save_with_a_clear_error_and_leaves_the_older_ones_whole(root, tmp_path):
+def test_a_full_disk_is_a_clear_error_and_keeps_checkpoints(root, tmp_path):
     done = run_python("-c", FULL_DISK, str(root), str(tmp_path / "out"), timeout=500)
     assert done.returncode == 1
     error = done.stderr.strip().splitlines()[-1]
@@ -337,15 +335,15 @@ def test_a_full_disk_stops_the_save_with_a_clear_error_and_leaves_the_older_ones
 
 
 @pytest.mark.slow
-def test_killed_three_times_the_end_is_that_of_the_unbroken_run(tmp_path):
-    """In a process of its own: the script forks, and must not have run torch before."""
+def test_a_run_killed_three_times_ends_the_same(tmp_path):
+    """In a separate process: the script forks, and must not have run torch before."""
     script = Path(__file__).parents[2] / "benchmarks" / "kill_test.py"
     done = run_python(str(script), "--kills", "3", "--output", str(tmp_path / "report.md"), timeout=580)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert "3 kills" in done.stdout and "nothing, bit for bit" in done.stdout
 
 
-def test_the_committed_reports_say_what_the_scripts_find():
+def test_the_committed_reports_match_the_scripts():
     results = Path(__file__).parents[2] / "benchmarks" / "results"
     kills = (results / "kill_test.md").read_text(encoding="utf-8")
     assert kills.count("\n| ") == 21 and "nothing, bit for bit" in kills

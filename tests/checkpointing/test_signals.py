@@ -1,7 +1,8 @@
-"""Being told to stop, and processes that die: the step is finished and saved, and nobody waits for ever."""
+"""Stop signals, and processes that die: the step is finished and saved, and no process waits forever."""
 
 import importlib.util
 import json
+import logging
 import multiprocessing
 import os
 import signal
@@ -37,8 +38,8 @@ def handlers():
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_the_first_signal_is_noted_and_old_handlers_come_back(number):
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored where the tests run in the background
+def test_the_first_signal_is_recorded_and_handlers_are_restored(number):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored if the tests run in the background
     before = handlers()
     with StopSignals() as signals:
         assert signals.received == 0 and all(a is not b for a, b in zip(handlers(), before, strict=True))
@@ -51,7 +52,7 @@ def test_the_first_signal_is_noted_and_old_handlers_come_back(number):
         assert again.received == 0
 
 
-def test_the_signals_are_those_that_the_system_has(monkeypatch):
+def test_the_signals_depend_on_the_system(monkeypatch):
     """Windows has no SIGUSR1, no `os.set_blocking` before Python 3.12, and SIGBREAK."""
     monkeypatch.delattr(signal, "SIGUSR1")
     monkeypatch.delattr(os, "set_blocking")
@@ -66,7 +67,7 @@ def test_the_signals_are_those_that_the_system_has(monkeypatch):
     assert signals.received == signal.SIGUSR2 and signal.getsignal(signal.SIGUSR2) == signal.SIG_DFL
 
 
-def test_a_signal_that_the_program_handles_or_ignores_stays_the_programs():
+def test_handled_and_ignored_signals_are_left_to_the_program():
     seen = []
     old = [signal.signal(signal.SIGUSR1, lambda *_: seen.append(1)), signal.signal(signal.SIGINT, signal.SIG_IGN)]
     try:
@@ -93,8 +94,8 @@ def test_outside_the_main_thread_no_handler_is_touched():
     assert seen == before
 
 
-def test_a_second_signal_leaves_at_once_also_from_within_a_call_that_waits():
-    """Python runs no handler while the main thread is inside a call of a library."""
+def test_a_second_signal_exits_even_a_blocking_call():
+    """Python runs no handler while the main thread is inside a library call."""
     program = (
         "import hashlib, sys, types\n"
         "sys.modules['cps_hf'] = types.ModuleType('cps_hf')\n"  # not all that the package imports: it takes seconds
@@ -112,14 +113,14 @@ def test_a_second_signal_leaves_at_once_also_from_within_a_call_that_waits():
         assert "SIGUSR1" in process.stderr.readline()
         time.sleep(0.2)
         assert process.poll() is None
-        process.send_signal(signal.SIGTERM)  # not SIGINT, which is ignored where the tests run in the background
+        process.send_signal(signal.SIGTERM)  # not SIGINT, which is ignored if the tests run in the background
         assert process.wait(60) == 128 + signal.SIGTERM
     finally:
         process.kill()
         process.communicate()
 
 
-def test_a_worker_obeys_its_main_process_alone():
+def test_a_worker_only_obeys_its_main_process():
     def work(connection):
         outlive_signals(0)
         connection.send("ready")
@@ -169,7 +170,7 @@ def trainer_for(tmp_path, *, callback=None, **fields):
 
 
 @pytest.mark.parametrize("step", [2, 3])
-def test_a_run_that_is_told_to_stop_saves_its_step_and_goes_on_as_if_it_had_not(tmp_path, step):
+def test_a_stopped_run_saves_and_resumes_bit_for_bit(tmp_path, step):
     whole = trainer_for(tmp_path / "a")
     expected = whole.train()
     before = handlers()
@@ -189,6 +190,31 @@ def test_a_run_that_is_told_to_stop_saves_its_step_and_goes_on_as_if_it_had_not(
         assert torch.equal(a, b), name
 
 
+class InterruptAtStart(TrainerCallback):
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.handlers = handlers()
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_before_the_first_step_a_signal_stops_at_once_and_the_run_can_start_again(tmp_path, monkeypatch, caplog):
+    old = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # it is ignored where the tests run in the background
+    try:
+        before, callback = handlers(), InterruptAtStart()
+        trainer = trainer_for(tmp_path, callback=callback)
+        monkeypatch.setattr(trainer, "_forward_backward", None)  # no step is made
+        with caplog.at_level(logging.INFO), pytest.raises(KeyboardInterrupt):
+            trainer.train()
+        assert handlers() == before == callback.handlers
+        said = caplog.messages.index("Training: 5 steps on cpu ...")
+        assert "Stopped before step 1. No step is lost." in caplog.messages[said:]
+        assert not [*(tmp_path / "out").glob("checkpoint-*")]
+        assert trainer_for(tmp_path, overwrite_output_dir=True).train()["steps"] == 5
+    finally:
+        signal.signal(signal.SIGINT, old)
+
+
 def test_a_signal_in_the_last_step_lets_the_run_end(tmp_path):
     results = trainer_for(tmp_path, callback=SignalAt(5)).train()
     assert results["steps"] == 5 and not (tmp_path / "out" / "preempted.json").exists()
@@ -198,7 +224,7 @@ def test_a_signal_in_the_last_step_lets_the_run_end(tmp_path):
 
 
 def start(out, *words, processes=1):
-    """The program, in a process group of its own each; several find each other without a launcher."""
+    """Run the program, each process in its own process group; several connect without a launcher."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -231,7 +257,7 @@ def ended(out, processes, seconds):
 
 
 @pytest.mark.slow
-def test_a_signal_to_the_whole_group_spares_the_workers_until_the_step_is_saved(tmp_path):
+def test_workers_survive_a_group_signal_until_the_save(tmp_path):
     processes = start(tmp_path / "o", "--workers", "2")
     wait_for(lambda: step_of(tmp_path / "o") >= 3)
     os.killpg(processes[0].pid, signal.SIGTERM)
@@ -244,7 +270,7 @@ def test_a_signal_to_the_whole_group_spares_the_workers_until_the_step_is_saved(
 
 
 @pytest.mark.slow
-def test_all_processes_stop_at_one_step_when_one_is_told_to(tmp_path):
+def test_all_processes_stop_at_the_same_step(tmp_path):
     out = tmp_path / "o"
     processes = start(out, processes=2)
     wait_for(lambda: step_of(out, 0) >= 3 and step_of(out, 1) >= 3)
@@ -257,7 +283,7 @@ def test_all_processes_stop_at_one_step_when_one_is_told_to(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["dies", "hangs"])
-def test_a_process_that_is_gone_ends_the_others_with_a_message(tmp_path, number):
+def test_a_lost_process_ends_the_others_with_a_message(tmp_path, number):
     out = tmp_path / "o"
     processes = start(out, "--ddp_timeout", "10", processes=2)
     wait_for(lambda: step_of(out, 0) >= 3 and step_of(out, 1) >= 3)
@@ -267,7 +293,7 @@ def test_a_process_that_is_gone_ends_the_others_with_a_message(tmp_path, number)
     os.killpg(processes[1].pid, signal.SIGKILL)
     processes[1].wait()
     assert codes == [1] and time.monotonic() - began < 150
-    assert "ConnectionError: Process 0 of 2 lost another one in step" in logs[0] and "`ddp_timeout`" in logs[0]
+    assert "ConnectionError: Process 0 of 2 lost another process in step" in logs[0] and "`ddp_timeout`" in logs[0]
 
 
 @pytest.mark.slow

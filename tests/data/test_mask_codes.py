@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 from support.own_folders import BANDS, write_mask
 
+from cps_hf.data import mask_codes
 from cps_hf.data.class_tables import ClassTable, given_classes
 from cps_hf.data.labels import LabelEncoding
 from cps_hf.data.mask_codes import class_pixels, look_at_masks, settle
@@ -154,6 +155,21 @@ def test_a_mask_that_cannot_be_read_is_told_and_others_count(tmp_path):
     assert looks[1].problem and not class_pixels(looks[1], coding.encoding).any()
     with pytest.raises(ValueError, match="No mask can be read"):
         settle(["b"], looks[1:], [])
+
+
+def test_all_colours_of_a_missing_table_are_listed_in_lines():
+    colors = [(i, 100 + i, 200 + i) for i in range(12)]
+    picture = np.array(colors, np.uint8)[np.arange(12)[:, None].repeat(9, 1)]
+    look = mask_codes._look_at_colors(picture, "a")
+    with pytest.raises(ValueError) as error:
+        settle(["a"], [look], [])
+    message = str(error.value)
+    assert all(
+        str(color) in message and f'{", ".join(map(str, color))}": {i}' in message for i, color in enumerate(colors)
+    )
+    lines = message.split("\n")
+    assert len(lines) == 4 and lines[0].endswith("12 colours:") and max(map(len, lines[1:3])) <= 100
+    assert lines[1].endswith(",") and lines[1].count("(") == lines[1].count(")") > 3
 
 
 def smoothed():

@@ -270,6 +270,7 @@ def test_a_folder_of_images_beyond_the_limit_is_found_and_none_is_held_out(tmp_p
     found = discover(tmp_path)
     assert len(found.labeled) == 6 and found.evaluation is None
     assert "6 labeled images are too large to be scored whole and are not held out" in found.table()
+    assert "With 0 labeled images" not in found.table()
     assert found.sizes["labeled"] == [(HEIGHT, WIDTH)] * 6
     facts = DataFacts.of(found.labeled, None, None, found.class_names)
     assert facts.largest == (HEIGHT, WIDTH) and not facts.grey
@@ -278,6 +279,22 @@ def test_a_folder_of_images_beyond_the_limit_is_found_and_none_is_held_out(tmp_p
     assert not seen.problems and np.array_equal(seen.pixels, 6 * np.bincount(IDS.reshape(-1), minlength=256))
     seen = survey(found.labeled, progress=False, in_windows=False)
     assert len(seen.problems) == 6 and "more than the limit" in seen.problems[0]["problem"]
+
+
+def test_a_group_with_an_image_beyond_the_limit_stays_in_training(tmp_path, monkeypatch):
+    write_folder(tmp_path)
+    for i in range(5):
+        for kind, values in (("images", NOISE), ("masks", IDS)):
+            for group in "abc":
+                Image.fromarray(values[:60, :60]).save(tmp_path / kind / f"{group}_{i}.png")
+    for kind in ("images", "masks"):
+        (tmp_path / kind / "0.tif").rename(tmp_path / kind / "a_scan.tif")
+        for i in range(1, 6):
+            (tmp_path / kind / f"{i}.tif").unlink()
+    monkeypatch.setattr(bands, "PIXELS_AT_ONCE", 16 * WIDTH)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", HEIGHT * WIDTH // 4)
+    assert {name[0] for name in discover(tmp_path, group_by="([abc])_").held_out} in ({"b"}, {"c"})
+    assert len(discover(tmp_path, validation=0.3).held_out) > 1
 
 
 def test_a_large_image_that_is_not_tiled_is_told_of_once(tmp_path, monkeypatch, caplog):

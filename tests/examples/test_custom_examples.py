@@ -1,4 +1,4 @@
-"""The two worked examples run as they stand, on little data."""
+"""The two worked examples run unchanged, on little data."""
 
 import json
 import runpy
@@ -16,7 +16,7 @@ sys.path.insert(0, str(EXAMPLES))
 
 
 @pytest.mark.slow
-def test_a_method_of_ones_own_trains_and_logs_its_numbers(tmp_path, capsys):
+def test_a_custom_method_trains_and_logs_its_numbers(tmp_path, capsys):
     import custom_objective
 
     root = write_street_scenes(
@@ -48,7 +48,7 @@ def test_polygons_in_json_become_a_data_set_that_trains(tmp_path):
     assert len(results["final"]["mean"]["per_category_iou"]) == 3 and results["num_labeled"] == 4
 
 
-def test_the_outlines_of_a_photo_that_its_camera_turned_lie_where_they_were_drawn(tmp_path):
+def test_outlines_follow_a_photos_rotation(tmp_path):
     import custom_dataset
 
     shown = Image.new("RGB", (30, 20), (90, 90, 90))
@@ -72,7 +72,7 @@ def test_the_outlines_of_a_photo_that_its_camera_turned_lie_where_they_were_draw
         (["--labeled", "100000"], "`--labeled` must be from 1 to 23"),
     ],
 )
-def test_what_cannot_be_read_is_one_line(tmp_path, monkeypatch, capsys, words, said):
+def test_an_unreadable_file_is_one_line(tmp_path, monkeypatch, capsys, words, said):
     monkeypatch.chdir(tmp_path)
     Path("classes").mkdir()
     Path("classes/classes.json").write_text('["background", "house"]')
@@ -101,7 +101,7 @@ def test_no_labeled_image_is_one_line(tmp_path, monkeypatch, capsys):
     ("words", "status", "said"),
     [(["--help"], 0, "voc_cps_r50"), (["--nope"], 2, "--nope"), (["nope"], 2, "no recipe 'nope'")],
 )
-def test_run_recipes_starts_nothing_for_a_name_that_is_no_recipe(capfd, words, status, said):
+def test_run_recipes_rejects_unknown_names(capfd, words, status, said):
     import run_recipes
 
     with pytest.raises(SystemExit) as exit_:

@@ -1,4 +1,4 @@
-"""The notebook runs from top to bottom, shows its pictures, and goes once around the loop."""
+"""The notebook runs from top to bottom, shows its pictures, and completes one round of the loop."""
 
 import ast
 import csv
@@ -20,7 +20,7 @@ def code_cells():
 
 
 def run_cell(code, number, names):
-    """Execute a cell; the value of its last line, which a notebook shows."""
+    """Execute a cell and return the value of its last line, which a notebook shows."""
     tree = ast.parse(code, f"cell {number}")
     last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
     exec(compile(tree, f"cell {number}", "exec"), names)
@@ -36,7 +36,7 @@ def test_it_is_committed_without_outputs():
 
 @pytest.mark.slow
 def test_it_runs_from_top_to_bottom_and_closes_the_loop(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)  # the notebook goes elsewhere; this brings the tests back
+    monkeypatch.chdir(tmp_path)  # the notebook changes the directory; this restores it for other tests
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     names = {"__name__": "__main__"}
     shown = [run_cell(code, number, names) for number, code in enumerate(code_cells())]
@@ -50,16 +50,16 @@ def test_it_runs_from_top_to_bottom_and_closes_the_loop(tmp_path, monkeypatch, c
     chosen = names["chosen"]
     assert len(labeled) == 14 and {*chosen} < labeled
     assert "6 written, 8 done before" in printed
-    # what a person drew is what was trained on
+    # training used what a person drew
     for name in labeled:
         mask, truth = (np.asarray(Image.open(folder / kind / f"{name}.png")) for kind in ("data/masks", "truth"))
         assert (mask == truth).mean() > 0.99
-    # nothing was ranked that had a mask, and nothing was trained on twice
+    # ranked images had no mask, and no image was trained on twice
     with open(folder / "next.csv", newline="") as file:
         ranked = [Path(row["image"]).stem for row in csv.DictReader(file)]
     assert len(ranked) == 22 and ranked[:6] == chosen
     assert "8 images of photos are in data already" in printed and "14 images of photos are in data already" in printed
-    # each draft is a file of LabelMe that finds its image
+    # each draft is a LabelMe file that finds its image
     for name in chosen:
         draft = folder / "drafts" / "labelme" / f"{name}.json"
         content = json.loads(draft.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""The recipes: what they say in their first lines is what they do, and each family runs at toy size."""
+"""The recipes do what their first lines say, and each family runs at toy size."""
 
 import json
 import logging
@@ -67,7 +67,7 @@ PAPERS = {"cps": "arXiv 2106.01226", "unimatch_v2": "arXiv 2410.10777"}
 
 
 @every_recipe
-def test_it_opens_with_paper_command_hardware_steps_and_the_number_to_expect(recipe):
+def test_a_recipe_starts_with_its_header(recipe):
     said, values = header(recipe), yaml.safe_load(recipe.read_text())
     assert list(said) == ["Paper", "Command", "Hardware", "Steps", "Expected mIoU"]
     assert PAPERS[values["objective"]] in said["Paper"]
@@ -80,7 +80,7 @@ def test_it_opens_with_paper_command_hardware_steps_and_the_number_to_expect(rec
 
 
 @every_recipe
-def test_its_command_runs_this_very_file(recipe, monkeypatch):
+def test_a_recipes_command_runs_this_file(recipe, monkeypatch):
     words = shlex.split(header(recipe)["Command"].replace("\\ ", ""))
     values = yaml.safe_load(recipe.read_text())
     assert words[:4] == ["accelerate", "launch", "--multi_gpu", "--num_processes"]
@@ -97,14 +97,14 @@ def test_its_command_runs_this_very_file(recipe, monkeypatch):
 
 
 @every_recipe
-def test_none_of_the_demonstration_settings_shines_through(recipe):
+def test_no_demonstration_setting_leaks_into_a_recipe(recipe):
     names = {name for name in train.DEFAULTS if name not in OBJECTIVES} | train.DEFAULTS["cps"].keys()
     unset = names - yaml.safe_load(recipe.read_text()).keys()
     assert not unset
 
 
-# The release's configurations, in terms of a mean gradient (its learning rates over, its weight decays times the
-# number of its processes): nominal 0.01 / 4 and 0.02 / 8, 1e-4 * 4 and 1e-4 * 8.
+# The release's configurations, converted to an averaged gradient (its learning rates divided and its weight decays
+# multiplied by the number of processes): nominal 0.01 / 4 and 0.02 / 8, 1e-4 * 4 and 1e-4 * 8.
 VOC = {
     "train_split": "train_aug",
     "learning_rate": 0.0025,
@@ -269,7 +269,7 @@ def test_models_have_the_published_sizes_and_take_the_crop(name, parameters, bac
 # ---------------------------------------------------------------------------------------------------------- --smoke
 
 
-def test_a_path_in_a_recipe_is_relative_to_it_unless_it_is_one_here(tmp_path, monkeypatch):
+def test_paths_in_a_recipe_are_relative_to_it(tmp_path, monkeypatch):
     (tmp_path / "recipes" / "models").mkdir(parents=True)
     (tmp_path / "recipes" / "models" / "a.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
@@ -281,7 +281,7 @@ def test_a_path_in_a_recipe_is_relative_to_it_unless_it_is_one_here(tmp_path, mo
     assert train.parse(["--models", "models/a.json"]).data.models == ["models/a.json"]
 
 
-def test_a_toy_keeps_all_but_the_sizes():
+def test_a_toy_recipe_only_changes_sizes():
     toy = smoke.toy_config(str(EXAMPLES / "configs/models/dpt_dinov2_s.json"))
     assert toy["model_type"] == "tipsv2_dpt" and toy["fusion_hidden_size"] == 16
     inner = toy["backbone_config"]
@@ -322,7 +322,7 @@ KEPT += ("mixed_precision", "objective", "cutmix", "weight", "ramp_up", "labeled
 
 @pytest.fixture
 def own_precision():
-    """Accelerate has one precision a process, and the recipes have two."""
+    """Accelerate has one precision per process, and the recipes have two."""
     AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)

@@ -1,4 +1,4 @@
-"""The scripts that are lines over a command of `cps-hf`."""
+"""The scripts that only call a command of `cps-hf`."""
 
 import importlib
 

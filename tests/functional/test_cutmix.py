@@ -19,13 +19,13 @@ def test_masks_have_the_statistics_of_the_release():
 
 
 def test_a_union_of_the_boxes_would_be_noticed():
-    """Painting the union gives 0.308 on average: exclusive or is what keeps the share at a quarter."""
+    """The union gives 0.308 on average: exclusive or keeps the share at a quarter."""
     g = torch.Generator().manual_seed(1)
     shares = draw_cutmix_masks(400, 128, 128, generator=g).flatten(1).float().mean(1)
     assert abs(shares.mean().item() - 0.308) > 0.03
 
 
-def test_one_box_has_the_area_that_was_asked_for():
+def test_one_box_has_the_given_area():
     masks = draw_cutmix_masks(64, 333, 200, boxes=1, area=(0.4, 0.4), generator=torch.Generator().manual_seed(2))
     shares = masks.flatten(1).float().mean(1)
     assert (shares - 0.4).abs().max() < 0.01
@@ -34,9 +34,9 @@ def test_one_box_has_the_area_that_was_asked_for():
         assert mask.sum() == rows * columns
 
 
-def test_a_box_has_each_form_and_each_place_as_often():
-    """Height share p**u, and of the room that the box leaves, parts above and to the left: u and both parts are
-    uniform, and do not depend on each other."""
+def test_boxes_are_uniform_in_form_and_position():
+    """The height share is p**u. Of the space that the box leaves, shares are above and to the left. u and both shares
+    are uniform and independent."""
     masks = draw_cutmix_masks(1500, 128, 192, boxes=1, area=(0.1, 0.1), generator=torch.Generator().manual_seed(6))
     heights, widths = masks.any(2).sum(1), masks.any(1).sum(1)
     has_room = (heights < 100) & (widths < 150)
@@ -51,8 +51,8 @@ def test_a_box_has_each_form_and_each_place_as_often():
     assert (correlations - torch.eye(3)).abs().max() < 0.1
 
 
-def test_with_an_aspect_boxes_have_the_forms_that_trial_and_error_leaves():
-    """UniMatch's release draws ratio and place until the box is inside; typed here on a square of side 1."""
+def test_aspect_boxes_match_rejection_sampling():
+    """UniMatch's release draws ratio and position until the box is inside; written out here on a unit square."""
     random.seed(3)
     expected = []
     while len(expected) < 4000:
@@ -72,7 +72,7 @@ def test_with_an_aspect_boxes_have_the_forms_that_trial_and_error_leaves():
     torch.testing.assert_close(heights.quantile(levels), sides, rtol=0.06, atol=0.01)
 
 
-def test_masks_are_bool_of_the_asked_shape_and_repeat_with_the_generator():
+def test_masks_have_the_given_shape_and_are_reproducible():
     a = draw_cutmix_masks(3, 17, 40, generator=torch.Generator().manual_seed(5))
     b = draw_cutmix_masks(3, 17, 40, generator=torch.Generator().manual_seed(5))
     assert a.shape == (3, 17, 40) and a.dtype == torch.bool
@@ -105,6 +105,6 @@ def test_an_impossible_aspect_is_an_error(aspect):
         draw_cutmix_masks(1, 8, 8, boxes=1, aspect=aspect)
 
 
-def test_a_box_that_no_such_ratio_fits_has_the_nearest_that_does():
+def test_a_box_without_a_fitting_ratio_uses_the_nearest():
     masks = draw_cutmix_masks(1, 100, 100, boxes=1, area=(0.5, 0.5), aspect=(9.0, 10.0))
     assert masks.any(2).sum() == 100 and masks.any(1).sum() == 50

@@ -1,4 +1,4 @@
-"""The losses against formulas typed out, and a sorted reference for OHEM."""
+"""The losses against written-out formulas, and a sorted reference for OHEM."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def random_case(batch=2, classes=5, height=7, width=3, seed=0, ignored=0.3):
 
 
 def ohem_by_sorting(logits, labels, threshold, min_kept):
-    """Sort all pixels by the probability of the true class (ignored ones last); the rest is the definition."""
+    """Sort all pixels by the probability of the true class (ignored ones last), then apply the definition."""
     probs = logits.softmax(1)
     rows = []
     for i, y, x in labels.new_ones(labels.shape).nonzero().tolist():
@@ -58,7 +58,7 @@ def test_ohem_equals_a_sorted_reference(threshold, min_kept, ignored):
     torch.testing.assert_close(grad, reference_grad)
 
 
-def test_ohem_leaves_out_the_easy_pixels_and_is_zero_without_labels():
+def test_ohem_skips_easy_pixels_and_is_zero_without_labels():
     logits, labels = random_case(ignored=0.0)
     hard = ohem_cross_entropy(logits, labels, threshold=0.3, min_kept=1)
     assert hard > F.cross_entropy(logits, labels)
@@ -68,7 +68,7 @@ def test_ohem_leaves_out_the_easy_pixels_and_is_zero_without_labels():
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_every_objective_reaches_ohem_by_its_fields_with_pixels_counted_an_image(name):
+def test_every_objective_counts_ohem_pixels_per_image(name):
     objective = OBJECTIVES[name](labeled_loss="ohem", ohem_threshold=0.2, ohem_min_kept=4)
     branches = [TinyBranch(seed) for seed in range(max(2, objective.min_branches) if not objective.teacher else 1)]
     labeled, unlabeled = batches(views=objective.views)
@@ -145,7 +145,7 @@ def test_the_focal_loss_is_lins_formula_summed_over_a_given_count(gamma):
     torch.testing.assert_close(focal_loss(logits, labels, gamma=gamma), plain)
 
 
-def test_of_two_classes_the_focal_loss_is_torchvisions_of_a_sigmoid():
+def test_for_two_classes_the_focal_loss_equals_torchvisions():
     logits, labels = random_case(classes=2, ignored=0.0)
     alone = (logits[:, 1] - logits[:, 0]).detach()
     expected = sigmoid_focal_loss(alone, labels.float(), alpha=0.25, gamma=2.0, reduction="mean")
@@ -154,14 +154,14 @@ def test_of_two_classes_the_focal_loss_is_torchvisions_of_a_sigmoid():
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0])
-def test_where_a_pixel_is_certain_or_ignored_the_focal_losss_gradient_is_finite(gamma):
+def test_the_focal_losss_gradient_is_always_finite(gamma):
     logits = torch.tensor([[200.0, 0.0], [0.0, 0.0]]).T.reshape(1, 2, 1, 2).requires_grad_()
     focal_loss(logits, torch.tensor([[[0, 255]]]), gamma=gamma).backward()
     assert torch.isfinite(logits.grad).all()
 
 
 def dice_by_hand(logits, labels, weights=None):
-    """Class by class, pixel by pixel; a class that no label holds is left out."""
+    """Class by class, pixel by pixel; a class without labels is skipped."""
     probs, terms = logits.softmax(1), []
     labeled = (labels != 255).nonzero().tolist()
     for c in range(logits.shape[1]):
@@ -174,7 +174,7 @@ def dice_by_hand(logits, labels, weights=None):
 
 @pytest.mark.parametrize("weights", [None, torch.tensor([0.5, 1.0, 2.0, 0.25, 3.0])], ids=["plain", "weighted"])
 @pytest.mark.parametrize("absent", [False, True], ids=["all classes", "one without a pixel"])
-def test_the_dice_loss_and_its_gradient_are_those_of_the_formula(weights, absent):
+def test_the_dice_loss_and_its_gradient_follow_the_formula(weights, absent):
     logits, labels = random_case()
     if absent:
         labels[labels == 2] = 1
@@ -183,8 +183,8 @@ def test_the_dice_loss_and_its_gradient_are_those_of_the_formula(weights, absent
     torch.testing.assert_close(*(torch.autograd.grad(loss, logits)[0] for loss in (ours, reference)))
 
 
-def test_the_dice_loss_of_images_on_two_processes_is_that_of_all_of_them():
-    """Whose shares of labeled pixels are 90 % and 10 %; each is given the mean of both processes' sums."""
+def test_the_dice_loss_is_the_same_on_two_processes():
+    """The shares of labeled pixels are 90 % and 10 %; each process gets the mean of both processes' sums."""
     logits, labels = random_case(ignored=0.0)
     labels[1].flatten()[2:] = 255
     whole = dice_loss(logits, labels)

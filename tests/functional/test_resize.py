@@ -1,4 +1,4 @@
-"""Some rows of a resized map are those of the whole map that torch resizes, whatever rows they are made from."""
+"""Some rows of a resized map equal those of the whole map resized by torch, whichever source rows are used."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def by_lines(request, monkeypatch):
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize(("source", "size"), SHAPES)
 @pytest.mark.parametrize("count", [1, 3, 100])
-def test_rows_are_those_of_the_whole_from_no_more_than_the_rows_named(source, size, align_corners, count):
+def test_resized_rows_equal_those_of_the_whole(source, size, align_corners, count):
     maps = torch.randn(2, 3, *source, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     whole = F.interpolate(maps, size=size, mode="bilinear", align_corners=align_corners)
     how = {"height": source[0], "size": size, "align_corners": align_corners}

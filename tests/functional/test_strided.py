@@ -1,4 +1,4 @@
-"""Losses from strided logits are the plain losses of the resized logits, and nothing full-size is made for them."""
+"""Losses from strided logits equal the plain losses of the resized logits, without full-size tensors."""
 
 import pytest
 import torch
@@ -72,18 +72,18 @@ def test_every_loss_and_its_gradient_are_those_of_the_resized_logits(piece, by_l
 
 
 def logits_of_scores(scores, size):
-    """The reference for scores, typed by hand: these are resized, and the logits are their shares' logarithm."""
+    """The written-out reference for scores: they are resized, and the logits are the logarithm of their shares."""
     scores = resized(scores, size, False) + 1e-6
     return torch.log(scores / scores.sum(1, keepdim=True))
 
 
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
-def test_scores_are_resized_and_their_shares_are_the_probabilities_in_every_loss(piece, by_lines, sizes):
-    """A network that gives scores and one that gives logits teach each other, both ways."""
+def test_every_loss_supports_class_scores(piece, by_lines, sizes):
+    """A network with scores and one with logits teach each other, in both directions."""
     logits, labels, valid, size = case(sizes)
     scores = case(sizes, seed=1)[0].detach().exp().requires_grad_()
     with torch.no_grad():
-        scores[:, :2, 0] = 0.0  # a pixel that no query speaks for
+        scores[:, :2, 0] = 0.0  # a pixel without any query
     weights = torch.tensor([0.5, 1.0, 2.0, 0.0, 3.0])
 
     def all_of(taught, teacher):
@@ -121,7 +121,7 @@ def test_scores_are_resized_and_their_shares_are_the_probabilities_in_every_loss
 @pytest.mark.parametrize("target_align_corners", [False, True])
 @pytest.mark.parametrize("target_size", [(2, 3), (7, 16), (14, 9), (25, 18)])
 def test_a_target_of_another_stride_is_resized_by_its_own(piece, by_lines, target_size, target_align_corners):
-    """Two networks that teach each other, one at a quarter of the image's size, say, the other at an eighth."""
+    """Two networks that teach each other, one at a quarter of the image's size, the other at an eighth."""
     values, _, valid, size = case(SIZES["odd"])
     other = case((target_size, size), seed=1)[0].detach()
     lean = StridedLogits(values, size), StridedLogits(other, size, target_align_corners)
@@ -180,7 +180,7 @@ def test_half_precision_logits_give_the_float32_loss_also_under_autocast(piece):
 
 
 class Made(TorchDispatchMode):
-    """How many numbers each operation makes; views make none."""
+    """The number of elements that each operation allocates; views allocate none."""
 
     VIEWS = ("detach", "view", "slice", "alias", "expand", "unsqueeze", "squeeze")
 
@@ -206,21 +206,21 @@ def made_by(loss, values):
 
 
 def test_nothing_full_size_is_made_and_no_more_is_computed(monkeypatch):
-    """A guard by counts, not by times: the largest tensor, and all numbers that are written."""
+    """Counts instead of times: the largest tensor, and all elements that are written."""
     monkeypatch.setitem(strided.PIECE, "cpu", 2**14)
     values, labels, _, size = case(((16, 16), (64, 64)), classes=30, batch=2)
     full = labels.numel() * 30
     plain = made_by(lambda: pixel_cross_entropy(resized(values, size, False), labels), values).numbers
     lean = made_by(lambda: pixel_cross_entropy(StridedLogits(values, size), labels), values).numbers
     assert max(plain) == full and max(lean) <= 2**14
-    # Rows that two pieces share are read twice, and rows are resized before columns are.
+    # Rows that two pieces share are read twice, and rows are resized before columns.
     assert sum(lean) <= 1.6 * sum(plain)
     labeling = made_by(lambda: pseudo_label(StridedLogits(values, size)).float().requires_grad_().sum(), values)
     assert max(labeling.numbers) <= 2**14
 
 
-def test_whole_images_on_a_gpu_cost_few_operations_more_than_the_plain_way(monkeypatch):
-    """Each is a launch, which small losses wait for. Measured on a CPU, in the way that GPUs take."""
+def test_whole_images_on_a_gpu_need_few_extra_operations(monkeypatch):
+    """Each operation is a launch, which dominates small losses. Measured on a CPU, with the code path of GPUs."""
     monkeypatch.setitem(strided.PIECE, "cpu", 2**27)
     monkeypatch.setitem(resize.BY_LINES, "cpu", False)
     values, labels, _, size = case(SIZES["4x"])

@@ -1,4 +1,4 @@
-"""What a run pushes while it goes on and at its end, by real processes of `push.py`, to the Hub of `hub_server.py`."""
+"""Pushes during a run and at its end, by real processes of `push.py`, to the Hub of `hub_server.py`."""
 
 import json
 import logging
@@ -61,7 +61,7 @@ def trainer_for(tmp_path, callbacks=None, **fields):
 
 
 class WaitForPush(TrainerCallback):
-    """Steps until the push of the first save has arrived; more than one save would race with it."""
+    """Run steps until the push of the first save has arrived; with more saves there would be a race."""
 
     def __init__(self, hub):
         self.hub = hub
@@ -73,7 +73,7 @@ class WaitForPush(TrainerCallback):
 
 
 @pytest.mark.slow
-def test_a_run_pushes_at_its_saves_and_at_its_end_and_keeps_the_token_to_itself(hub, tmp_path, caplog):
+def test_a_run_pushes_at_saves_and_at_its_end(hub, tmp_path, caplog):
     caplog.set_level(logging.DEBUG)
     fields = {"hub_strategy": "checkpoint", "hub_revision": "v1", "save_steps": 2, "report_to": ["tensorboard"]}
     trainer = trainer_for(tmp_path, [WaitForPush(hub)], hub_private_repo=True, hub_license="mit", **fields)
@@ -81,7 +81,7 @@ def test_a_run_pushes_at_its_saves_and_at_its_end_and_keeps_the_token_to_itself(
     repo, out = hub.repos["models", "me/x"], tmp_path / "out"
     assert hub.titles("me/x", "v1") == ["End of training", "Training in progress, step 2"] and repo.private
     assert [c.title for c in repo.branches["main"]] == ["initial commit"]
-    # At step 2 there had been no evaluation: branch 0 as it was, and the checkpoint of that step.
+    # At step 2 there had been no evaluation: branch 0 in its state then, and the checkpoint of that step.
     first, last = repo.branches["v1"][1], repo.branches["v1"][0]
     for commit, step in ((first, 2), (last, 3)):
         state = json.loads(commit.files["last-checkpoint/trainer_state.json"])
@@ -97,7 +97,7 @@ def test_a_run_pushes_at_its_saves_and_at_its_end_and_keeps_the_token_to_itself(
     assert first.files["model.safetensors"] != last.files["model.safetensors"]
     assert b"license: mit" in last.files["README.md"] and b'model_id = "me/x"' in last.files["README.md"]
     assert not any(name.endswith(".png") for name in last.files), "pixels of the data set stay here"
-    # The run's own files are as a run without pushing writes them.
+    # The run's own files equal those of a run without pushing.
     assert json.loads((out / "checkpoint-3" / "trainer_state.json").read_text())["settings"]["output_dir"] == str(out)
     assert not [*out.glob("tmp-*")]
     for path in out.rglob("*"):
@@ -113,7 +113,7 @@ def test_a_run_pushes_at_its_saves_and_at_its_end_and_keeps_the_token_to_itself(
 
 
 @pytest.mark.slow
-def test_a_run_whose_push_fails_ends_well_and_says_how_to_push_later(hub, tmp_path, caplog):
+def test_a_failed_push_ends_well_with_the_command_for_later(hub, tmp_path, caplog):
     hub.faults = [Fault("POST .*/commit/", 403, times=9)]
     results = trainer_for(tmp_path, max_steps=1, push_pictures=True).train()
     best = tmp_path / "out" / "best"
@@ -125,7 +125,7 @@ def test_a_run_whose_push_fails_ends_well_and_says_how_to_push_later(hub, tmp_pa
 
 
 @pytest.mark.slow
-def test_of_two_processes_one_pushes_each_state_once(hub, tmp_path):
+def test_with_two_processes_each_state_is_pushed_once(hub, tmp_path):
     program = str(SUPPORT / "run_toy_steps.py")
     fields = {"push_to_hub": True, "hub_model_id": "me/x", "hub_strategy": "every_save", "save_steps": 1}
     words = ("--batch", "2", "--settings", json.dumps(fields))
@@ -139,7 +139,7 @@ def test_of_two_processes_one_pushes_each_state_once(hub, tmp_path):
     assert hub.files("me/x")["model.safetensors"] == (tmp_path / "steps.run/branch_0/model.safetensors").read_bytes()
 
 
-def test_without_a_token_or_with_a_wrong_one_no_training_time_is_lost(hub, tmp_path):
+def test_a_missing_or_wrong_token_fails_before_training(hub, tmp_path):
     with pytest.raises(ValueError, match="`push_to_hub`: Pushing needs a token: run `hf auth login`"):
         trainer_for(tmp_path / "a", hub_token=None).train()
     with pytest.raises(ValueError, match=r"401.*Does the token have write access there") as failure:
@@ -153,7 +153,7 @@ def test_without_a_token_or_with_a_wrong_one_no_training_time_is_lost(hub, tmp_p
     assert not any((tmp_path / name / "out").exists() for name in "abcd")
 
 
-def test_a_hub_that_does_not_answer_at_the_start_stops_no_run(hub, tmp_path, caplog):
+def test_an_unreachable_hub_stops_no_run(hub, tmp_path, caplog):
     hub.faults = [Fault("POST /api/repos/create", 500)]
     pushes = pushes_for(tmp_path)
     assert "The Hub cannot be reached" in caplog.text and "Training continues" in caplog.text
@@ -192,7 +192,7 @@ def test_pushes_are_copies_one_at_a_time_and_the_newest_waiting_one_wins(hub, tm
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["best"]
 
 
-def test_a_push_that_hangs_is_ended_after_the_time_given(hub, tmp_path, caplog):
+def test_a_hanging_push_ends_after_the_timeout(hub, tmp_path, caplog):
     hub.faults = [Fault("PUT /lfs/", "stall", times=9)]
     pushes = pushes_for(tmp_path, hub_timeout=4)
     branch = export(tmp_path / "out" / "best", card=facts())

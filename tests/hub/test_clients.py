@@ -1,4 +1,4 @@
-"""Fresh processes with empty caches: one pushes with our commands, one loads with nothing but the public clients."""
+"""New processes with empty caches: one pushes with our commands, one loads with the public clients only."""
 
 import json
 
@@ -42,7 +42,7 @@ for name, code in (("me/upernet", {}), ("me/deeplab", {"trust_remote_code": True
 try:
     AutoModelForSemanticSegmentation.from_pretrained("me/deeplab", trust_remote_code=False)
 except ValueError as error:
-    found["refused"] = str(error)
+    found["error"] = str(error)
 found["v2"] = AutoModelForSemanticSegmentation.from_pretrained("me/upernet", revision="v2").config.model_type
 rows = [*load_dataset("me/shards", split="train", streaming=True)]
 found["rows"] = [(row["id"], row["image"].size, row["label"].getextrema()) for row in rows]
@@ -60,7 +60,7 @@ def logits_of(directory, image):
 
 
 @pytest.mark.slow
-def test_what_our_commands_push_loads_anywhere_by_its_name(tmp_path):
+def test_pushed_branches_load_by_name(tmp_path):
     import cps_hf.modeling  # noqa: F401  (registers the architecture)
 
     config = AutoConfig.for_model(
@@ -106,9 +106,7 @@ def test_what_our_commands_push_loads_anywhere_by_its_name(tmp_path):
         assert set(found[name]["segments"]) <= set(NAMES) and found[name]["segments"]
         assert found[name]["card"]["library_name"] == "transformers" and found[name]["metrics"] == [0.5, 0.7]
     assert found["me/upernet"]["module"].startswith("transformers.models.upernet")
-    assert (
-        found["me/deeplab"]["module"].startswith("transformers_modules.") and "trust_remote_code" in found["refused"]
-    )
+    assert found["me/deeplab"]["module"].startswith("transformers_modules.") and "trust_remote_code" in found["error"]
     assert found["me/deeplab"]["card"]["license"] == "mit" and found["me/upernet"]["card"]["license"] == "unknown"
     assert found["v2"] == "upernet"
     assert [row[0] for row in found["rows"]] == ["0", "1", "2"] and found["rows"][1][1] == [17, 31]

@@ -64,14 +64,14 @@ def test_an_exported_branch_loads_with_the_same_weights_names_and_numbers(config
         torch.testing.assert_close(loaded.eval()(image).logits, model(image).logits, rtol=1e-4, atol=1e-5)
     assert loaded.config.id2label == names and loaded.config.label2id == {v: k for k, v in names.items()}
     assert model.config.id2label == before, "exporting leaves the model as it is"
-    # An oblong image of odd size goes through in its own size, normalised as in training.
+    # A non-square image of odd size is used at its own size, normalised as in training.
     image = np.random.default_rng(0).integers(0, 256, (37, 51, 3), dtype=np.uint8)
     pixel_values = AutoImageProcessor.from_pretrained(directory)(images=image, return_tensors="pt")["pixel_values"]
     expected = (image / 255 - np.array(MEAN)) / np.array(STD)
     assert np.allclose(pixel_values[0].permute(1, 2, 0).numpy(), expected, atol=1e-5)
 
 
-def test_the_folder_holds_what_loading_needs_and_nothing_else(tmp_path, monkeypatch):
+def test_the_folder_has_only_what_loading_needs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     picture = tmp_path / "pictures" / "my panel.png"
     picture.parent.mkdir()
@@ -89,7 +89,7 @@ def test_the_folder_holds_what_loading_needs_and_nothing_else(tmp_path, monkeypa
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(("tmp-", ".tmp-"))] == []
 
 
-def test_weights_are_for_those_whom_the_umask_lets_read(tmp_path):
+def test_weights_are_readable_as_the_umask_allows(tmp_path):
     before = os.umask(0o027)
     try:
         directory = export(tmp_path / "b", card=facts())
@@ -99,7 +99,7 @@ def test_weights_are_for_those_whom_the_umask_lets_read(tmp_path):
     assert "model.safetensors" in modes and set(modes.values()) == {"0o640"}, modes
 
 
-def test_a_model_that_takes_squares_only_gets_a_processor_that_makes_them(tmp_path):
+def test_a_model_of_one_size_gets_a_resizing_processor(tmp_path):
     config = DPTConfig(
         num_labels=3,
         image_size=64,
@@ -120,7 +120,7 @@ def test_a_model_that_takes_squares_only_gets_a_processor_that_makes_them(tmp_pa
     assert model(**inputs).logits.shape == (1, 3, 64, 64)
 
 
-def test_a_processor_of_the_caller_is_saved_where_it_does_what_training_did(tmp_path, caplog):
+def test_a_matching_processor_of_the_caller_is_saved(tmp_path, caplog):
     right = {"image_mean": MEAN, "image_std": STD}
     with caplog.at_level(logging.WARNING, logger="cps_hf"):
         export(tmp_path / "a", processing_class=SegformerImageProcessor(size={"height": 32, "width": 48}, **right))
@@ -138,7 +138,7 @@ def test_a_processor_of_the_caller_is_saved_where_it_does_what_training_did(tmp_
     assert not (tmp_path / "c").exists()
 
 
-def test_masks_are_read_by_the_exported_processor_as_they_were_in_training(tmp_path):
+def test_the_exported_processor_reads_masks_like_training(tmp_path):
     mask = np.array([[0, 1], [2, 255]], np.uint8)
     for reduces, read in ((False, [[0, 1], [2, 255]]), (True, [[255, 0], [1, 255]])):
         directory = export(tmp_path / "b", do_reduce_labels=reduces)
@@ -169,7 +169,7 @@ def test_no_path_of_this_machine_leaves_it(tmp_path):
     assert "of cityscapes" in readme and "| labeled.txt |" in readme and "cps/voc/1-8" in cards.render_card(facts())
 
 
-def test_a_failing_export_leaves_the_earlier_one_whole(tmp_path, monkeypatch):
+def test_a_failing_export_keeps_the_earlier_one(tmp_path, monkeypatch):
     directory = export(tmp_path / "best", card=facts())
     old = {p.name: p.read_bytes() for p in directory.iterdir()}
     with pytest.raises(ValueError, match="missing"):
@@ -189,7 +189,7 @@ def test_a_failing_export_leaves_the_earlier_one_whole(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["best"]
 
 
-def test_exporting_refuses_wrappers_wrong_classes_and_folders_with_other_things(tmp_path):
+def test_invalid_exports_are_rejected(tmp_path):
     with pytest.raises(ValueError, match="bare transformers model, got Sequential"):
         export(tmp_path / "x", torch.nn.Sequential())
     with pytest.raises(ValueError, match=r"classes 0 to 2.*got \[0, 1\]"):
@@ -209,7 +209,7 @@ def test_exporting_refuses_wrappers_wrong_classes_and_folders_with_other_things(
 # -------------------------------------------------------------------------------------------------------- the card
 
 
-def test_the_metadata_holds_plain_floats_of_the_step_that_is_exported():
+def test_the_metadata_has_plain_floats_of_the_exported_step():
     data = metadata(cards.render_card(facts()))
     result = data["model-index"][0]["results"][0]
     assert type(result["metrics"][0]["value"]) is float
@@ -312,7 +312,7 @@ def test_text_of_users_is_shown_as_it_is():
     (row,) = [line for line in card.splitlines() if line.startswith("| \\{\\{ 7") and "note" not in line]
     cells = re.split(r"(?<!\\)\|", row)
     assert len(cells) == 6, "four cells between five unescaped bars"
-    # Undone the way a Markdown reader undoes it, the cell is the name, on one line.
+    # After unescaping as a Markdown reader does, the cell is the name, on one line.
     shown = re.sub(r"\\([^A-Za-z0-9\s])", r"\1", cells[1]).replace("&lt;", "<").replace("&gt;", ">").strip()
     assert shown == UGLY.replace("\n", " ")
     assert "| road / path |" in card
@@ -326,8 +326,8 @@ def test_a_fact_that_is_missing_or_unknown_is_an_error():
         cards.render_card(few | {"partition": "1-8"})
 
 
-def test_classes_that_do_not_fit_the_scores_are_an_error():
-    with pytest.raises(ValueError, match=r"keys 0 to 1, \['0', '1'\] found"):
+def test_classes_that_do_not_match_the_scores_are_an_error():
+    with pytest.raises(ValueError, match=r"keys 0 to 1, got \['0', '1'\]"):
         cards.render_card(facts(id2label={"0": "a", "1": "b"}))
     shuffled = cards.render_card(facts(id2label={2: NAMES[2], 0: NAMES[0], 1: NAMES[1]}))
     assert shuffled == cards.render_card(facts()), "rows stand in the order of the classes"
@@ -344,7 +344,7 @@ def test_the_template_uses_no_name_that_is_not_given():
 
 
 @pytest.mark.parametrize("absent", ["scores", "partition_name", "num_labeled", "limits", "best", "eval", "absent"])
-def test_a_card_without_a_fact_says_so_or_leaves_it_out(absent):
+def test_a_card_handles_missing_facts(absent):
     empty = {} if isinstance(facts()[absent], dict) else None
     card = cards.render_card(facts(**{absent: empty}))
     assert "None" not in card and "nan" not in card and "Undefined" not in card
@@ -362,7 +362,7 @@ def test_the_example_of_the_docs_has_what_a_card_has():
 
 
 def run_the_example(directory, folder):
-    """The card's Python block, as printed, in a Python that cannot import cps_hf."""
+    """Run the card's Python block as printed, in a Python that cannot import cps_hf."""
     block = re.search(r"```python\n(.*?)```", (directory / "README.md").read_text(encoding="utf-8"), re.DOTALL)[1]
     check = "\nassert classes.shape == (37, 51) and segments\n"
     photo, exif = Image.fromarray(np.random.default_rng(0).integers(0, 256, (51, 37, 3), dtype=np.uint8)), Image.Exif()
@@ -381,7 +381,7 @@ def test_the_example_of_a_card_runs_as_printed(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_example_of_a_card_of_our_own_architecture_runs_without_the_package(tmp_path):
+def test_a_cards_example_runs_without_the_package(tmp_path):
     import cps_hf.modeling  # noqa: F401  (registers the architecture)
 
     config = AutoConfig.for_model(

@@ -1,4 +1,4 @@
-"""What processors do to images is found by trying, and held against training."""
+"""What processors do to images is measured, and compared with training."""
 
 import logging
 
@@ -41,7 +41,7 @@ def segformer(**fields):
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_the_numbers_of_a_processor_are_those_that_it_makes(processor, mean, std):
+def test_a_processors_numbers_are_measured(processor, mean, std):
     reading = read_processor(processor)
     assert reading.mean == pytest.approx(mean, abs=1e-5) and reading.std == pytest.approx(std, rel=1e-5)
     images = [np.full((64, 96, 3), (10, 120, 230), np.uint8)]
@@ -50,7 +50,7 @@ def test_the_numbers_of_a_processor_are_those_that_it_makes(processor, mean, std
     assert np.allclose(made, (color - np.array(reading.mean)) / np.array(reading.std), atol=1e-4)
 
 
-def test_fields_that_are_heeded_are_taken_as_they_are_written():
+def test_fields_that_match_are_used_exactly():
     clip = read_processor(CLIPImageProcessor())
     assert clip.mean == [*CLIPImageProcessor().image_mean] and clip.std == [*CLIPImageProcessor().image_std]
 
@@ -68,7 +68,7 @@ def test_fields_that_are_heeded_are_taken_as_they_are_written():
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_what_is_cut_off_or_added_is_seen(processor, whole, size):
+def test_crops_and_padding_are_detected(processor, whole, size):
     reading = read_processor(processor)
     assert (reading.whole, reading.size) == (whole, size)
 
@@ -78,7 +78,7 @@ class Holder:
         self.image_processor = image_processor
 
 
-def test_a_processor_that_holds_one_is_looked_into_and_one_of_another_kind_is_refused():
+def test_nested_processors_are_read_and_others_rejected():
     assert read_processor(Holder(segformer())).mean == MEAN
     with pytest.raises(ValueError, match="The function cannot process images: TypeError"):
         read_processor(lambda text: text)
@@ -98,7 +98,7 @@ def check(processor, reduces=False, model_type="segformer"):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said", "mend"),
+    ("wrong", "said", "fix"),
     [
         (segformer(do_rescale=False), "do_rescale False", {"do_rescale": True}),
         (segformer(rescale_factor=1 / 127.5), "rescale_factor 0.0078", {"rescale_factor": 1 / 255}),
@@ -119,16 +119,16 @@ def check(processor, reduces=False, model_type="segformer"):
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_processor_that_reads_images_otherwise_than_training_is_refused_and_the_advice_works(wrong, said, mend):
+def test_mismatched_processors_are_rejected_with_advice(wrong, said, fix):
     with pytest.raises(ValueError, match=f"`processing_class` .*{said}"):
         check(wrong)
-    if mend is not None:
-        for name, value in mend.items():
+    if fix is not None:
+        for name, value in fix.items():
             setattr(wrong, name, value)
         check(wrong)
 
 
-def test_the_other_advice_to_train_with_the_processors_numbers_works_too():
+def test_training_with_the_processors_numbers_works():
     wrong = segformer(rescale_factor=1 / 100)
     with pytest.raises(ValueError) as error:
         check(wrong)
@@ -136,13 +136,13 @@ def test_the_other_advice_to_train_with_the_processors_numbers_works_too():
     check_processor(wrong, "segformer", image_mean, image_std)
 
 
-def test_masks_that_were_read_with_reduced_labels_are_so_by_the_processor():
+def test_the_processor_must_reduce_labels_like_training():
     check(segformer(do_reduce_labels=True), reduces=True)
     with pytest.raises(ValueError, match="where 0 is ignored.*do_reduce_labels = True"):
         check(segformer(), reduces=True)
 
 
-def test_resizing_is_told_but_where_the_model_needs_it(caplog):
+def test_resizing_is_reported_unless_the_model_needs_it(caplog):
     with caplog.at_level(logging.WARNING, logger="cps_hf"):
         check(segformer(do_resize=True, size={"height": 64, "width": 64}), model_type="dpt")
         assert not caplog.records
@@ -153,7 +153,7 @@ def test_resizing_is_told_but_where_the_model_needs_it(caplog):
     assert "`processing_class.do_resize = False`" in check_twice
 
 
-def test_numbers_up_to_a_thousand_are_no_normalised_image():
+def test_implausible_ranges_are_rejected():
     with pytest.raises(ValueError, match=r"into -2.118 and 1136.*do_rescale = True"):
         check_range(read_processor(segformer(do_rescale=False)))
     check_range(read_processor(segformer(rescale_factor=1 / 127.5)))

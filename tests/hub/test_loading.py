@@ -1,4 +1,4 @@
-"""The lines that load a branch run as they are printed, for architectures of transformers and for ours."""
+"""The printed lines that load a branch run unchanged, for architectures of transformers and of this package."""
 
 import json
 import re
@@ -28,7 +28,7 @@ def config_of(kind):
 
 
 @pytest.mark.slow
-def test_the_lines_load_every_kind_of_branch_where_cps_hf_is_not_there(tmp_path):
+def test_the_lines_load_every_branch_without_cps_hf(tmp_path):
     lines = {}
     for kind in ("upernet", "segformer", *OWN):
         model = AutoModelForSemanticSegmentation.from_config(config_of(kind))

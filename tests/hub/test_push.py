@@ -1,4 +1,4 @@
-"""Pushing with the real client over HTTP to the small Hub of `hub_server.py`: what arrives, and what faults do."""
+"""Pushes with the real client over HTTP to the small Hub of `hub_server.py`: their result, with and without faults."""
 
 import logging
 import re
@@ -43,7 +43,7 @@ SHARDS = {"model-00001-of-00001.safetensors", "model.safetensors.index.json"}
 
 
 def in_shards(exported, folder):
-    """The branch as a large one is saved."""
+    """The branch in the layout of a large model."""
     sharded = folder / "sharded"
     shutil.copytree(exported, sharded)
     (sharded / "model.safetensors").rename(sharded / "model-00001-of-00001.safetensors")
@@ -55,7 +55,7 @@ def metadata(card: bytes):
     return yaml.safe_load(card.decode().split("---\n")[1])
 
 
-# ------------------------------------------------------------------------------------------------ what arrives
+# ------------------------------------------------------------------------------------------------ results
 
 
 def test_a_push_is_one_commit_of_the_folder_and_leaves_it_as_it_is(hub, exported):
@@ -70,11 +70,11 @@ def test_a_push_is_one_commit_of_the_folder_and_leaves_it_as_it_is(hub, exported
     assert set(pushed) == {*before, ".gitattributes"}
     assert b'\nmodel_id = "me/x"\n' in pushed["README.md"]
     assert {path.name: path.read_bytes() for path in exported.iterdir()} == before
-    # The same once more is no second commit.
+    # Pushing the same again makes no second commit.
     assert push.push_branch(exported, "me/x") == address and len(hub.titles("me/x")) == 1
 
 
-def test_a_branch_of_the_repository_stands_in_the_example_and_a_tag_names_the_commit(hub, exported):
+def test_revision_and_tag_are_used(hub, exported):
     push.push_branch(exported, "me/x", revision="v2", tag="v2.0", commit_message="It's new")
     repo = hub.repos["models", "me/x"]
     assert hub.titles("me/x") == [] and hub.titles("me/x", "v2") == ["It's new"]
@@ -87,7 +87,7 @@ def test_a_branch_of_the_repository_stands_in_the_example_and_a_tag_names_the_co
     assert hub.titles("me/x") == [], "said before anything is uploaded"
 
 
-def test_the_license_is_the_users_else_the_base_models_else_unknown(hub, exported, tmp_path):
+def test_the_licence_falls_back_to_the_base_model(hub, exported, tmp_path):
     base = b"---\nlicense: other\nlicense_name: nvidia\nlicense_link: LICENSE\n---\n"
     hub.add_repo("some/backbone", files={"README.md": base})
     child = export(tmp_path / "b", card=facts(base_model="some/backbone"))
@@ -101,14 +101,14 @@ def test_the_license_is_the_users_else_the_base_models_else_unknown(hub, exporte
     assert metadata(hub.files("me/c")["README.md"])["license"] == "unknown"
 
 
-def test_weights_of_an_earlier_push_do_not_stay_beside_new_shards(hub, exported, tmp_path):
+def test_old_weights_do_not_stay_next_to_new_shards(hub, exported, tmp_path):
     push.push_branch(exported, "me/x")
     push.push_branch(in_shards(exported, tmp_path), "me/x")
     assert len(hub.titles("me/x")) == 2
     assert {name for name in hub.files("me/x") if name.startswith("model")} == SHARDS
 
 
-def test_weights_that_another_run_commits_meanwhile_do_not_stay_beside_new_shards(hub, exported, tmp_path):
+def test_concurrent_weights_do_not_stay_next_to_new_shards(hub, exported, tmp_path):
     repo = hub.add_repo("me/x")
     hub.faults = [Fault(COMMIT, "hold")]
     with ThreadPoolExecutor() as pool:
@@ -123,7 +123,7 @@ def test_weights_that_another_run_commits_meanwhile_do_not_stay_beside_new_shard
     assert {name for name in hub.files("me/x") if name.startswith("model")} == SHARDS
 
 
-def test_pictures_of_the_run_are_pushed_only_when_told_so(hub, tmp_path):
+def test_pictures_are_only_pushed_if_set(hub, tmp_path):
     directory = export(tmp_path / "best", card=facts())
     (tmp_path / "pictures").mkdir()
     Image.new("RGB", (4, 4)).save(tmp_path / "pictures" / "predictions.png")
@@ -137,10 +137,10 @@ def test_pictures_of_the_run_are_pushed_only_when_told_so(hub, tmp_path):
         push.push_branch(directory, "me/x", push_pictures=True)
 
 
-# --------------------------------------------------------------------------------------------------- refusals
+# --------------------------------------------------------------------------------------------------- errors
 
 
-def test_pushing_says_what_is_wrong_before_it_asks_the_hub(hub, exported, tmp_path, monkeypatch):
+def test_invalid_pushes_fail_before_contacting_the_hub(hub, exported, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="no config.json and no preprocessor_config.json"):
         push.push_branch(tmp_path, "me/x")
     with pytest.raises(ValueError, match=r'like "user/name", got \'me/x/y\''):
@@ -156,7 +156,7 @@ def test_pushing_says_what_is_wrong_before_it_asks_the_hub(hub, exported, tmp_pa
     assert hub.requests == []
 
 
-def test_what_is_to_be_private_is_not_pushed_into_a_public_repository(hub, exported):
+def test_private_pushes_to_public_repositories_are_rejected(hub, exported):
     hub.add_repo("me/x")
     with pytest.raises(ValueError, match="me/x exists and is public"):
         push.push_branch(exported, "me/x", private=True)
@@ -166,7 +166,7 @@ def test_what_is_to_be_private_is_not_pushed_into_a_public_repository(hub, expor
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_a_token_that_is_refused_is_said_at_once_and_never_shown(hub, exported, caplog, status):
+def test_a_rejected_token_is_reported_and_never_shown(hub, exported, caplog, status):
     hub.faults = [Fault("POST /api/repos/create", status, times=9)]
     with (
         caplog.at_level(logging.DEBUG),
@@ -191,13 +191,13 @@ def test_a_commit_that_fails_once_is_made_exactly_once(hub, exported, fault, mon
     assert sum(bool(re.search(COMMIT, line)) for line in hub.requests) == (1 if fault == "lose" else 2)
 
 
-def test_a_commit_that_someone_else_makes_meanwhile_is_not_taken_for_ours(hub, exported, monkeypatch):
+def test_concurrent_commits_are_not_taken_for_ours(hub, exported, monkeypatch):
     hub.add_repo("me/x").commit("main", push.MESSAGE, "Push of another", {"notes.txt": b"x"}, set())
     hub.faults = [Fault(COMMIT, 500, times=9)]
     with pytest.raises(RuntimeError):
         push.push_branch(exported, "me/x")
     assert hub.titles("me/x") == [push.MESSAGE]
-    # Lost, and the lookup fails too: the next try finds nothing that is new.
+    # Lost, and the lookup fails too: the next try finds nothing new.
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # the client's own back-off
     hub.faults = [Fault(COMMIT, "lose"), Fault("GET .*/commits/", 500, times=9)]
     push.push_branch(exported, "me/x")
@@ -221,7 +221,7 @@ def test_a_tag_that_fails_once_is_made(hub, exported, fault, monkeypatch):
     assert repo.tags == {"v1": repo.find("main").id}
 
 
-def test_cut_uploads_are_sent_again_and_arrive_whole(hub, exported, monkeypatch):
+def test_interrupted_uploads_are_retried(hub, exported, monkeypatch):
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # the client's own back-off
     hub.faults = [Fault("PUT /lfs/", "cut", times=2), Fault("POST /lfs-verify", 500)]
     push.push_branch(exported, "me/x")
@@ -229,7 +229,7 @@ def test_cut_uploads_are_sent_again_and_arrive_whole(hub, exported, monkeypatch)
     assert len(hub.titles("me/x")) == 1
 
 
-def test_a_push_that_fails_names_the_command_that_pushes_later(hub, exported, tmp_path, capsys):
+def test_a_failed_push_names_the_command_for_later(hub, exported, tmp_path, capsys):
     folder = tmp_path / "it's here" / "best"
     shutil.copytree(exported, folder)
     hub.faults = [Fault(COMMIT, 503, times=3)]
@@ -248,7 +248,7 @@ def test_a_push_that_fails_names_the_command_that_pushes_later(hub, exported, tm
     assert capsys.readouterr().err.startswith("error: `tag` v1")
 
 
-def test_a_run_pushes_by_a_file_that_imports_nothing_of_ours(hub, exported, tmp_path):
+def test_the_pushing_file_imports_nothing_from_the_package(hub, exported, tmp_path):
     words = [sys.executable, "-P", push.__file__, str(exported), "--repo_id", "me/x"]  # as `background` starts it
     done = subprocess.run(words, env=hub.environment(tmp_path / "cache"), capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and done.stdout.strip().endswith(hub.repos["models", "me/x"].find("main").id)
@@ -257,7 +257,7 @@ def test_a_run_pushes_by_a_file_that_imports_nothing_of_ours(hub, exported, tmp_
     assert wrong.returncode == 2 and wrong.stderr.startswith("error: ") and "Traceback" not in wrong.stderr
 
 
-def test_a_space_is_written_beside_the_push_and_names_the_repository(hub, exported, tmp_path, capsys):
+def test_a_space_names_the_pushed_repository(hub, exported, tmp_path, capsys):
     words = ["push", str(exported), "--repo_id", "x", "--private", "--space", str(tmp_path / "space")]
     main(words)
     said = capsys.readouterr().out

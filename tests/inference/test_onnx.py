@@ -1,4 +1,4 @@
-"""Branches as ONNX files: onnxruntime against PyTorch at sizes of the tests' own, and what the file says of itself."""
+"""Branches as ONNX files: onnxruntime against PyTorch at several sizes, and the file's metadata."""
 
 import json
 import subprocess
@@ -21,14 +21,14 @@ PROCESSOR = SegformerImageProcessor(do_resize=False, image_mean=MEAN, image_std=
 def tiny(name):
     torch.manual_seed(0)
     model = AutoModelForSemanticSegmentation.from_config(BY_NAME[name].config(id2label=ID2LABEL)).eval()
-    with torch.no_grad():  # heads start with weights so small that any two would agree
+    with torch.no_grad():  # new heads have such small weights that any two would agree
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     return model
 
 
 def by_hand(model, images):
-    """Logits at the images' size by transformers and torch alone."""
+    """Logits at the images' size, with only transformers and torch."""
     with torch.no_grad():
         logits = model(pixel_values=images).logits
     align_corners = getattr(model.config, "align_corners", False)
@@ -49,7 +49,7 @@ def test_onnxruntime_gives_pytorchs_logits_at_any_size_and_batch(name, tmp_path)
         assert expected.std() > 1e-3
 
 
-def test_the_file_names_classes_and_normalisation_and_loads_without_this_package(tmp_path):
+def test_the_onnx_file_is_self_contained(tmp_path):
     export_onnx(tiny("segformer"), PROCESSOR, tmp_path / "a.onnx", size=(64, 64))
     code = """
 import json, sys, numpy as np, onnxruntime
@@ -84,7 +84,7 @@ def test_a_model_of_one_size_is_exported_for_that_size_and_says_so(tmp_path, cap
 
 
 class Frozen(ToyForSemanticSegmentation):
-    """Python looks at the size, so a trace holds the traced image's; for `lost`, at the pixels too."""
+    """Python reads the size, so a trace contains the traced image's; for `lost`, also the pixels."""
 
     lost = False
 
@@ -95,7 +95,7 @@ class Frozen(ToyForSemanticSegmentation):
         return outputs
 
 
-def test_a_trace_that_is_wrong_at_other_sizes_is_found_and_made_for_one_size(tmp_path, caplog):
+def test_a_wrong_trace_falls_back_to_one_size(tmp_path, caplog):
     written = export_onnx(Frozen(ToyConfig(id2label=ID2LABEL)), PROCESSOR, tmp_path / "a.onnx", size=(40, 48))
     assert not written.dynamic and "onnxruntime's logits differ" in caplog.text
 

@@ -1,4 +1,4 @@
-"""What a label would settle, by formulas typed out, and an order in which copies do not follow each other."""
+"""What a label would resolve, against written-out formulas, and an order that separates copies."""
 
 import math
 
@@ -21,7 +21,7 @@ def test_disagreement_is_the_jensen_shannon_divergence_of_two_networks():
     assert maps["entropy"].item() == pytest.approx(entropy / math.log(2), abs=1e-6)
 
 
-def test_equal_networks_agree_however_unsure_and_opposite_ones_disagree_wholly():
+def test_disagreement_ranges_from_equal_to_opposite_networks():
     flat = torch.full((3, 2, 2), 1 / 3)
     assert uncertainty([flat, flat])["disagreement"].abs().max() < 1e-6
     sure = torch.eye(2).view(2, 2, 1, 1)
@@ -29,7 +29,7 @@ def test_equal_networks_agree_however_unsure_and_opposite_ones_disagree_wholly()
     assert "disagreement" not in uncertainty([flat])
 
 
-def test_a_copy_of_what_is_ahead_comes_last_and_another_scene_keeps_its_score():
+def test_copies_come_last_and_other_scenes_keep_their_score():
     rng = np.random.default_rng(0)
     scenes = rng.normal(size=(4, 192))
     descriptors = np.concatenate([scenes, scenes[:1] + 1e-6])  # 4 is a copy of 0

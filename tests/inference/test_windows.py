@@ -13,7 +13,7 @@ from cps_hf.inference.windows import add_probabilities, as_logits_fn, class_ids,
 
 
 def blur_net(seed=0, channels=4):
-    """Sees its neighbourhood, so a window's border differs from the whole image's inside."""
+    """Depends on its neighbourhood, so a window's border differs from the same pixels inside the whole image."""
     weight = torch.randn(channels, 3, 5, 5, generator=torch.Generator().manual_seed(seed))
     return lambda pixel_values: F.conv2d(pixel_values, weight, padding=2)
 
@@ -33,7 +33,7 @@ def test_windows_are_stitched_as_a_loop_over_all_windows_does(
     blur, pixels = blur_net(), images(height=height, width=width)
     position = torch.randn(1, 4, *crop, generator=torch.Generator().manual_seed(2))
 
-    def net(windows):  # notices where in its window a pixel is, so where the padding went
+    def net(windows):  # depends on a pixel's position in its window, so on where the padding is
         return blur(windows) + position
 
     top_pad, left_pad = max(0, crop[0] - height) // 2, max(0, crop[1] - width) // 2
@@ -63,8 +63,8 @@ def test_windows_are_stitched_as_a_loop_over_all_windows_does(
     torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_summing_and_averaging_choose_other_classes_only_where_counts_differ_between_scales():
-    """With one scale the arg max of a sum and of a mean is the same; that is why the switch is a switch of values."""
+def test_summing_differs_from_averaging_only_across_scales():
+    """With one scale, the arg max of a sum and of a mean is the same, so `average` only changes values."""
     net, pixels = blur_net(), images()
     options = {"mode": "sliding", "crop_size": (20, 24), "stride": (13, 16)}
     mean, total = (predict_logits(net, pixels, average=a, **options) for a in (True, False))
@@ -120,7 +120,7 @@ def test_an_image_is_predicted_the_same_alone_and_in_a_batch(mode, options):
     torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-4)
 
 
-def test_no_forward_pass_sees_more_windows_than_asked_for_and_each_window_once():
+def test_window_batches_are_limited_and_complete():
     seen = []
 
     def net(pixel_values):
@@ -238,7 +238,7 @@ WINDOWS = {"mode": "sliding", "crop_size": (20, 24), "stride": (13, 16)}
 @pytest.mark.parametrize("passes", [{}, {"scales": (0.6, 1.3), "flip": True}])
 @pytest.mark.parametrize("mode", [{}, WINDOWS])
 @pytest.mark.parametrize("target", [None, (61, 90), (7, 11)])
-def test_each_network_and_their_mean_are_what_predicting_them_one_by_one_gives(passes, mode, target, monkeypatch):
+def test_predicting_each_equals_predicting_one_by_one(passes, mode, target, monkeypatch):
     if target:  # a large image: three bands
         monkeypatch.setattr(inference, "STRIP", 3)
         monkeypatch.setattr(inference, "BAND", target[0] * target[1] + 3)
@@ -253,7 +253,7 @@ def test_each_network_and_their_mean_are_what_predicting_them_one_by_one_gives(p
     found = predict_each(nets, pixels, num_labels=3, **options)
     for ids, maps in zip(found, [*logits, mean], strict=True):
         best = maps.topk(2, dim=1).values
-        sure = best[:, 0] - best[:, 1] > 1e-4  # the rounding of sums may turn what is nearly equal
+        sure = best[:, 0] - best[:, 1] > 1e-4  # rounding of sums may swap nearly equal ones
         assert sure.float().mean() > 0.98 and ids.dtype == torch.uint8 and ids.unique().numel() > 1
         assert torch.equal(ids[sure].long(), maps.argmax(1)[sure])
     assert not torch.equal(found[0], found[2])
@@ -262,7 +262,7 @@ def test_each_network_and_their_mean_are_what_predicting_them_one_by_one_gives(p
 
 
 class Count(torch.utils._python_dispatch.TorchDispatchMode):
-    """Of the tensors that operations make anew: the operation, and how many numbers the tensor holds."""
+    """The tensors that operations allocate: the operation, and the number of elements."""
 
     def __init__(self):
         super().__init__()
@@ -292,7 +292,7 @@ def test_a_large_image_costs_one_set_of_maps_and_no_more(passes, monkeypatch):
             nets, pixels, mode="sliding", crop_size=(40, 60), stride=(27, 40), window_batch_size=1, **passes
         )
     assert len(count.of_at_least(9 * 200 * 60)) == 1, count.of_at_least(9 * 200 * 60)
-    # Of the images there is no copy either, scaled or mirrored: but a window's rows.
+    # There is no copy of the images either, scaled or mirrored, except for a window's rows.
     assert len(count.of_at_least(3 * 200 * 60)) == 1, count.of_at_least(3 * 200 * 60)
 
 
@@ -321,7 +321,7 @@ def test_certain_predictions_stay_finite_and_can_be_resized():
     assert 0.3 < ids.float().mean() < 0.7
 
 
-def test_a_model_that_was_not_wrapped_is_refused_with_the_remedy():
+def test_an_unwrapped_model_is_rejected_with_advice():
     model = AutoModelForSemanticSegmentation.from_config(tiny_upernet()).eval()
     with pytest.raises(ValueError, match=r"size \(37, 53\), got SemanticSegmenterOutput. Wrap.*as_logits_fn"):
         predict_logits(model, images())
@@ -342,11 +342,11 @@ def test_a_model_that_was_not_wrapped_is_refused_with_the_remedy():
         ({"scales": (1.0, 0.0)}, "`scales` must be one or more"),
     ],
 )
-def test_windows_that_make_no_sense_are_refused(options, said):
+def test_invalid_windows_are_rejected(options, said):
     with pytest.raises(ValueError, match=said):
         predict_logits(blur_net(), images(), **options)
 
 
-def test_no_network_at_all_is_refused():
+def test_an_empty_list_of_networks_is_rejected():
     with pytest.raises(ValueError, match="`logits_fn` is an empty list"):
         predict_logits([], images())

@@ -1,4 +1,4 @@
-"""The paired bootstrap against one typed out as loops, against closed forms, and on worlds whose truth is known."""
+"""The paired bootstrap against written-out loops, against closed forms, and on worlds whose truth is known."""
 
 import math
 
@@ -18,8 +18,8 @@ from cps_hf.metrics.mean_iou import IoUCounter
 
 
 def world(seed: int, images: int, classes: int = 4, gain: float = 0.25):
-    """Confusion matrices (n, C, C) of two networks on images of 1000 pixels, the last class rare and often absent; the
-    second network is right more often by `gain` in log odds."""
+    """Confusion matrices (n, C, C) of two networks on images of 1000 pixels, with a rare last class that is often
+    absent. The second network is right more often by `gain` in log odds."""
     rng = np.random.default_rng(seed)
     prior = np.array([4, 2, 1, 0.5])[:classes]
     truth = np.round(1000 * rng.dirichlet(prior, images)).astype(int)
@@ -67,7 +67,7 @@ def typed_out(first, second, samples: int, seed: int, tail: float):
     return ends(means), [ends(values) for values in zip(*classes, strict=True)]
 
 
-def test_the_interval_is_the_one_of_a_bootstrap_typed_out():
+def test_the_interval_equals_a_written_out_bootstrap():
     first, second = world(0, 12)
     for matrices in (first, second):  # the last class in three images only, so that some samples lack it
         matrices[:, 3] = 0
@@ -115,7 +115,7 @@ def test_a_mean_over_images_of_one_size_has_students_interval():
 
 
 def test_images_are_drawn_for_both_networks_at_once():
-    """Two networks that differ by the same in each image: the spread between images is none of their difference."""
+    """Two networks that differ equally in each image: the spread between images does not affect their difference."""
     rng = np.random.default_rng(0)
     right = rng.integers(200, 800, 30)
     matrices = np.zeros((2, 30, 2, 2), int)
@@ -128,7 +128,7 @@ def test_images_are_drawn_for_both_networks_at_once():
 
 
 @pytest.mark.parametrize("images", [10, 40])
-def test_nineteen_of_twenty_intervals_hold_the_true_difference(images):
+def test_95_percent_of_intervals_contain_the_true_difference(images):
     true = paired_bootstrap(*world(99, 100_000), samples=1)
     runs, held, of_classes = 400, 0, np.zeros(4)
     for seed in range(runs):
@@ -139,7 +139,7 @@ def test_nineteen_of_twenty_intervals_hold_the_true_difference(images):
     assert (of_classes / runs >= 0.90).all() and (of_classes / runs <= 0.99).all()
 
 
-def test_networks_that_are_equally_good_differ_beyond_chance_once_in_twenty():
+def test_equal_networks_differ_beyond_chance_once_in_twenty():
     apart = 0
     for seed in range(400):
         first, second = world(seed, 20, gain=0.0)
@@ -156,7 +156,7 @@ def test_the_same_seed_gives_the_same_interval_and_blocks_do_not_matter(monkeypa
     assert paired_bootstrap(first, second, samples=200, seed=4) == found
 
 
-def test_a_class_that_never_occurs_is_no_difference_and_costs_none_of_the_others():
+def test_absent_classes_have_no_difference():
     first, second = world(3, 12)
     empty = [np.pad(one, ((0, 0), (0, 1), (0, 1))) for one in (first, second)]
     plain, found = paired_bootstrap(first, second), paired_bootstrap(*empty)
@@ -165,7 +165,7 @@ def test_a_class_that_never_occurs_is_no_difference_and_costs_none_of_the_others
     assert found.by_class[:4] == plain.by_class
 
 
-def test_few_images_tell_nothing():
+def test_few_images_are_not_conclusive():
     matrices = np.zeros((2, 9, 2, 2), int)
     matrices[0, :, 0, 1] = matrices[1, :, 0, 0] = 100  # one is always wrong, the other always right
     assert paired_bootstrap(*matrices).beyond_chance == 0
@@ -175,10 +175,10 @@ def test_few_images_tell_nothing():
     assert paired_bootstrap(*more).beyond_chance == 1
 
 
-def test_images_needed_goes_with_the_square_of_the_width():
+def test_images_needed_grows_with_the_square_of_the_width():
     assert images_needed(Interval(0.02, -0.02, 0.06, images=50)) == 200
     assert images_needed(Interval(-0.02, -0.06, 0.02, images=50)) == 200
-    assert images_needed(Interval(0.0, -0.02, 0.02, images=50)) == 200  # a point is what is worth knowing
+    assert images_needed(Interval(0.0, -0.02, 0.02, images=50)) == 200  # at least one point is to be detected
     assert images_needed(Interval(0.3, 0.2, 0.4, images=5)) == MINIMUM_IMAGES
     assert images_needed(Interval(0.1, -0.2, 0.4, images=5)) == 45
 
@@ -188,7 +188,7 @@ def test_students_quantiles_are_those_of_tables():
         assert _student(degrees, 0.975) == pytest.approx(expected, abs=1e-3)
 
 
-def test_what_cannot_be_compared_is_said():
+def test_invalid_comparisons_are_errors():
     first, second = world(0, 4)
     other = second.copy()
     other[2, 0, 1] += 1

@@ -19,7 +19,7 @@ def blobs(height, width, seed, classes=4):
 
 
 def region(labels, value, distance):
-    """The pixels of `value` that have a pixel of another value, or of none, within `distance`."""
+    """The pixels of `value` within `distance` of another value or of the outside."""
     height, width = labels.shape
     found = set()
     for y in range(height):
@@ -32,7 +32,7 @@ def region(labels, value, distance):
     return found
 
 
-def test_it_is_the_definition_summed_over_images_of_several_sizes():
+def test_scores_follow_the_definition_over_image_sizes():
     metric, both, either = BoundaryIoU(5), np.zeros(5), np.zeros(5)
     for seed, (height, width) in enumerate([(37, 61), (64, 30), (5, 3), (90, 91)]):
         truth, guess = blobs(height, width, seed), blobs(height, width, seed)
@@ -53,7 +53,7 @@ def test_it_is_the_definition_summed_over_images_of_several_sizes():
 
 
 @pytest.mark.parametrize("distance", [1, 2, 7, 30])
-def test_regions_are_what_repeated_erosion_of_each_class_leaves_out(distance):
+def test_regions_equal_repeated_erosion(distance):
     labels = blobs(61, 83, 3)
     labels[10:50, 20:75] = 2  # wide enough to have an inside
     near = near_contour(torch.from_numpy(labels), distance).numpy()
@@ -64,7 +64,7 @@ def test_regions_are_what_repeated_erosion_of_each_class_leaves_out(distance):
     assert near.all() == (distance == 30)
 
 
-def test_a_perfect_prediction_scores_one_whatever_it_says_in_void():
+def test_a_perfect_prediction_scores_one_with_ignored_pixels():
     truth = torch.from_numpy(blobs(40, 50, 1))[None]
     guess = truth.clone()
     truth[:, 12:20, 5:30] = 255
@@ -74,7 +74,7 @@ def test_a_perfect_prediction_scores_one_whatever_it_says_in_void():
     assert metric.compute()["per_category_boundary_iou"] == [1, 1, 1, 1]
 
 
-def test_an_error_inside_a_large_object_costs_less_than_one_at_its_contour():
+def test_errors_at_contours_cost_more_than_inside():
     truth = torch.zeros(1, 100, 100, dtype=torch.uint8)
     truth[:, 20:80, 20:80] = 1
     shifted = truth.roll(2, 2)
@@ -84,7 +84,7 @@ def test_an_error_inside_a_large_object_costs_less_than_one_at_its_contour():
     assert metric.compute()["per_category_boundary_iou"][1] < iou - 0.2
 
 
-def test_what_cannot_be_scored_is_refused():
+def test_invalid_inputs_are_rejected():
     maps = torch.zeros(1, 4, 5, dtype=torch.uint8)
     with pytest.raises(ValueError, match=r"must both be \(B, H, W\), got \(1, 4, 5\) and \(1, 4, 4\)"):
         BoundaryIoU(2).add_batch(predictions=maps, references=maps[..., :4])

@@ -1,4 +1,4 @@
-"""The metric against scikit-learn's confusion matrix and against evaluate's own definition, typed out."""
+"""The metric against scikit-learn's confusion matrix and against evaluate's definition, written out."""
 
 import tracemalloc
 import warnings
@@ -31,7 +31,7 @@ def maps(num_labels=6, seed=0, dtype=np.uint8, missing=(4,)):
 
 
 def by_histograms(predictions, references, num_labels, ignore_index=255):
-    """The definition in evaluate: a histogram each of intersection, prediction and label; then the ratios."""
+    """The definition in evaluate: histograms of intersection, prediction and label, then their ratios."""
     intersect, guess, truth = np.zeros(num_labels), np.zeros(num_labels), np.zeros(num_labels)
     for prediction, reference in zip(predictions, references, strict=True):
         keep = reference != ignore_index
@@ -91,7 +91,7 @@ def test_another_ignore_index_and_binary_maps():
     assert scores["overall_accuracy"] == 0.5 and scores["per_category_iou"].tolist() == [0.0, 0.5]
 
 
-def test_all_pixels_ignored_is_nan_and_no_crash():
+def test_all_pixels_ignored_gives_nan():
     metric = MeanIoU(num_labels=3)
     scores = metric.compute(predictions=np.zeros((2, 2), int), references=np.full((2, 2), 255))
     assert np.isnan(scores["mean_iou"]) and np.isnan(scores["overall_accuracy"])
@@ -101,10 +101,10 @@ def test_all_pixels_ignored_is_nan_and_no_crash():
 
 
 @pytest.mark.parametrize(("prediction", "reference"), [(0, 33), (3, 0), (-1, 0), (0, -1), (255, 1)])
-def test_a_value_that_is_no_class_is_an_error_that_names_it(prediction, reference):
+def test_a_value_that_is_not_a_class_is_named(prediction, reference):
     metric = MeanIoU(num_labels=3)
     bad = prediction if not 0 <= prediction < 3 else reference
-    with pytest.raises(ValueError, match=rf"hold \[{bad}\].*\[0, 3\)"):
+    with pytest.raises(ValueError, match=rf"contain \[{bad}\].*\[0, 3\)"):
         metric.add_batch(predictions=np.array([[0, prediction]]), references=np.array([[0, reference]]))
 
 
@@ -149,7 +149,7 @@ def test_label_map_and_reduce_labels_change_the_references_of_that_call():
     np.testing.assert_allclose(ours["per_category_iou"], by_histograms(predictions, references, 6)["per_category_iou"])
 
 
-def test_it_starts_anew_after_compute_and_can_be_given_classes_there():
+def test_compute_resets_and_accepts_num_labels():
     metric = MeanIoU()
     first = metric.compute(predictions=[np.zeros((2, 2), int)], references=[np.zeros((2, 2), int)], num_labels=2)
     second = metric.compute(predictions=[np.zeros((2, 2), int)], references=[np.ones((2, 2), int)], num_labels=2)
@@ -166,7 +166,7 @@ def test_matrices_summed_over_processes_give_the_score_of_all_images():
     assert parts[0].compute()["mean_iou"] == whole["mean_iou"]
 
 
-def test_what_it_keeps_does_not_grow(tmp_path):
+def test_stored_data_do_not_grow(tmp_path):
     metric = MeanIoU(num_labels=6, cache_dir=str(tmp_path))
     predictions, references = (np.zeros((8, 256, 512), np.int64) for _ in range(2))
     metric.add_batch(predictions=predictions, references=references)
@@ -195,7 +195,7 @@ def test_pictures_transposed_views_and_two_kinds_of_integers_are_maps_too():
             assert MeanIoU(num_labels=3).compute(predictions=[guess], references=truth)["mean_iou"] == expected
 
 
-def test_formulas_by_hand():
+def test_scores_follow_written_out_formulas():
     # rows: truth 0 0 0 1 1 ., predictions 0 1 2 1 0 0; class 2 is predicted and never true, class 3 is absent
     scores = MeanIoU(num_labels=4).compute(
         predictions=np.array([[0, 1, 2], [1, 0, 0]]), references=np.array([[0, 0, 0], [1, 1, 255]])
@@ -232,7 +232,7 @@ def test_evaluate_loads_the_file_by_its_path_without_a_network(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_real_processes_with_unequal_shares_give_the_score_of_all_images(tmp_path):
+def test_two_processes_give_the_score_of_all_images(tmp_path):
     predictions, references = maps()
     np.savez(tmp_path / "maps.npz", *predictions, *references)
     script = tmp_path / "score.py"
@@ -258,7 +258,7 @@ def test_two_real_processes_with_unequal_shares_give_the_score_of_all_images(tmp
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
 def test_valid_maps_on_a_cpu_are_counted_by_their_values(dtype, monkeypatch):
-    """The other way gives the same numbers in several times the time, so that no other test would see it taken."""
+    """The other code path gives the same numbers but takes much longer, so no other test would notice its use."""
     monkeypatch.setattr(MeanIoU, "_counted_by_classes", lambda *_: pytest.fail("counted the slow way"))
     truth = torch.arange(300).remainder(20).to(dtype)
     truth[truth == 19] = 255
@@ -273,4 +273,4 @@ def test_valid_maps_on_a_cpu_are_counted_by_their_values(dtype, monkeypatch):
 
 
 def test_what_is_ignored_is_what_the_package_ignores():
-    assert mean_iou.IGNORE_INDEX == IGNORE_INDEX  # the file stands alone, and has it once more
+    assert mean_iou.IGNORE_INDEX == IGNORE_INDEX  # the file stands alone, so it defines the constant again

@@ -1,4 +1,4 @@
-"""Every architecture that AutoModelForSemanticSegmentation knows, from the tiny configurations that are shared."""
+"""Every architecture of AutoModelForSemanticSegmentation, built from the shared tiny configurations."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from cps_hf.modeling import Branch, build_branches, check_input_size, freeze_unu
 every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda row: row.name)
 
 
-def test_no_architecture_of_the_installed_transformers_is_left_out():
+def test_every_installed_architecture_is_covered():
     assert KNOWN == {row.model_type for row in ARCHITECTURES}
 
 
@@ -43,7 +43,7 @@ def test_a_training_step_gives_every_trainable_parameter_a_gradient(architecture
 
 
 @every_architecture
-def test_an_oblong_image_is_taken_or_refused_before_training(architecture):
+def test_non_square_images_are_checked_before_training(architecture):
     model = build_branches(architecture.config(), num_branches=1)[0]
     branch = Branch(model).eval()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -55,7 +55,7 @@ def test_an_oblong_image_is_taken_or_refused_before_training(architecture):
         height, width = architecture.oblong
         with pytest.raises(ValueError, match=rf"{height} x {width} pixels.*It accepts, for instance, .*64 x 64"):
             check_input_size(model, *architecture.oblong)
-        with pytest.raises((RuntimeError, ValueError)):  # and it was right to
+        with pytest.raises((RuntimeError, ValueError)):  # and the check was right
             branch(torch.zeros(1, 3, *architecture.oblong))
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 

@@ -1,4 +1,4 @@
-"""The script behind docs/architectures.md: no architecture is missing from its rows, and a row says what is so."""
+"""The script behind docs/architectures.md: its rows cover every architecture, and are correct."""
 
 import importlib.util
 import sys
@@ -15,7 +15,7 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "architectures.py"
 def script():
     spec = importlib.util.spec_from_file_location("architectures_table", SCRIPT)
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
+    sys.modules[spec.name] = module  # dataclasses look up their module
     spec.loader.exec_module(module)
     yield module
     del sys.modules[spec.name]
@@ -42,7 +42,7 @@ def test_the_committed_page_has_every_row():
 
 
 @pytest.mark.slow
-def test_full_size_rows_hold_the_published_counts(script):
+def test_full_size_rows_have_the_published_counts(script):
     segformer = full(script, "SegFormer-B0")
     assert (segformer["parameters"], segformer["stride"], segformer["sizes"]) == ("3.75", "4", "any")
     mobilenet = full(
@@ -57,12 +57,12 @@ def test_full_size_rows_hold_the_published_counts(script):
 @pytest.mark.parametrize(
     "name, words", [("hrnet", "multiples of 32"), ("dpt", "square"), ("data2vec", "64 x 64 only")]
 )
-def test_sizes_that_a_model_refuses_are_told_in_words(script, name, words):
+def test_sizes_that_a_model_rejects_are_explained(script, name, words):
     assert script.allowed_sizes(script.build_branches(tiny(name).config(), num_branches=1)[0]) == words
 
 
 @pytest.mark.slow
-def test_a_tiny_row_trains_reloads_in_two_processes_and_runs_in_the_pipeline(script, tmp_path):
+def test_a_tiny_row_trains_reloads_and_runs_in_the_pipeline(script, tmp_path):
     own = script.tiny_row(tiny("deeplabv3_plus-timm"), tmp_path / "row")
     assert len(own["losses"]) == 20 and own["losses"][-1] < 0.7 * own["losses"][0] and own["odd"] == "yes"
     damaged = script.tiny_row(tiny("segformer"), tmp_path / "damaged")
@@ -78,7 +78,7 @@ def test_a_tiny_row_trains_reloads_in_two_processes_and_runs_in_the_pipeline(scr
 
 
 @pytest.mark.slow
-def test_an_odd_size_is_reported_with_the_pixels_that_are_lost_or_the_refusal(script):
+def test_odd_sizes_are_reported_with_lost_pixels_or_the_error(script):
     def odd(name):
         return script.odd_size(script.build_branches(tiny(name).config(), num_branches=1)[0])
 

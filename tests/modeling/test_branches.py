@@ -1,4 +1,4 @@
-"""A branch gives full-size logits; branches are built from configurations, checkpoints and backbones."""
+"""A branch returns full-size logits; branches are built from configurations, checkpoints and backbones."""
 
 import copy
 import logging
@@ -52,13 +52,13 @@ def deeplab(**arguments):
 
 
 def same(a, b, part):
-    """Whether all weights of two models whose names start with `part` are equal; None: some are, some are not."""
+    """Whether all weights of two models whose names start with `part` are equal; None: only some are."""
     equal = {torch.equal(p, q) for (n, p), q in zip(a.named_parameters(), b.parameters(), strict=True) if part in n}
     return equal.pop() if len(equal) == 1 else None
 
 
 def said(caplog):
-    """What our own logger said; transformers has its own reports."""
+    """The messages of our own logger; transformers has its own reports."""
     return [record.message for record in caplog.records if record.name == "cps_hf"]
 
 
@@ -71,14 +71,14 @@ def test_logits_are_resized_to_the_input_with_the_models_own_corners(config):
     images = torch.randn(2, 3, 50, 70)
     logits = Branch(model)(images)
     raw = model(images).logits
-    align_corners = config is deeplab  # the original's head
+    align_corners = config is deeplab  # its original head
     assert raw.shape[-2:] != (50, 70)
     assert torch.equal(logits, F.interpolate(raw, size=(50, 70), mode="bilinear", align_corners=align_corners))
     other = F.interpolate(raw, size=(50, 70), mode="bilinear", align_corners=not align_corners)
     assert not torch.allclose(logits, other, atol=1e-5)
 
 
-def test_logits_that_fit_are_not_touched_and_half_precision_is_raised_before_resizing(monkeypatch):
+def test_half_precision_is_raised_before_resizing(monkeypatch):
     model = build_branches(upernet(), num_branches=1)[0].eval()
     images = torch.randn(1, 3, 32, 64)
     expected = model(images).logits
@@ -114,7 +114,7 @@ def flat(values):
 @pytest.mark.parametrize(
     "config, head", [(segformer, "decode_head"), (upernet, "decode_head"), (deeplab, "decode_head")]
 )
-def test_feature_dropout_drops_whole_channels_of_the_backbones_maps_also_in_evaluation(config, head):
+def test_feature_dropout_drops_whole_channels(config, head):
     torch.manual_seed(0)
     model = build_branches(config(), num_branches=1)[0].eval()
     images = torch.randn(2, 3, 64, 96)
@@ -132,7 +132,7 @@ def test_feature_dropout_drops_whole_channels_of_the_backbones_maps_also_in_eval
 
 
 def changes(clean, dropped):
-    """What each channel of each image was multiplied with: (B, channels) of each map, tokens or not."""
+    """The factor on each channel of each image: (B, channels) of each map, as tokens or not."""
     for before, after in zip(clean, dropped, strict=True):
         if before.ndim == 3:  # (B, tokens, channels)
             before, after = before.transpose(1, 2), after.transpose(1, 2)
@@ -144,7 +144,7 @@ def changes(clean, dropped):
         yield factor
 
 
-def test_complementary_dropout_doubles_in_one_view_what_it_drops_in_the_other():
+def test_complementary_dropout_is_complementary():
     torch.manual_seed(0)
     model, head = build_branches(segformer(), num_branches=1)[0].eval(), "decode_head"
     images = torch.randn(10, 3, 64, 64)  # five pairs
@@ -160,12 +160,12 @@ def test_complementary_dropout_doubles_in_one_view_what_it_drops_in_the_other():
         assert torch.allclose(first[~whole], found, atol=1e-4) and set(found.unique().tolist()) == {0.0, 2.0}
         assert not torch.equal(found[0], found[1]) and 0.2 < (found == 0).float().mean() < 0.8
         left_alone.add(tuple(whole.tolist()))
-    assert len(left_alone) == 1  # in all maps the same pairs
+    assert len(left_alone) == 1  # the same pairs in all maps
     assert all(torch.equal(a, b) for a, b in zip(clean, maps_entering_the_head(model, head, images), strict=True))
 
 
-def test_complementary_dropout_draws_once_for_maps_of_as_many_channels():
-    """Those of a vision transformer, as tokens (B, tokens, channels) or as maps."""
+def test_complementary_dropout_shares_draws_by_channels():
+    """Maps of a vision transformer, as tokens (B, tokens, channels) or as maps."""
     seen = []
 
     class Head(torch.nn.Module):
@@ -193,7 +193,7 @@ def test_complementary_dropout_draws_once_for_maps_of_as_many_channels():
 
 
 @pytest.mark.parametrize("share, dropped", [(0.25, 2), (0.5, 3), (1.0, 5)])
-def test_complementary_dropout_drops_the_share_of_pairs_that_was_asked_for(share, dropped):
+def test_complementary_dropout_drops_the_given_share(share, dropped):
     torch.manual_seed(0)
     model = build_branches(segformer(), num_branches=1)[0].eval()
     images = torch.randn(10, 3, 64, 64)
@@ -202,7 +202,7 @@ def test_complementary_dropout_drops_the_share_of_pairs_that_was_asked_for(share
     assert ((factors[0] - 1).abs() > 0.5).any(1).sum() == 2 * dropped
 
 
-def test_a_complementary_dropout_that_cannot_be_is_named():
+def test_an_invalid_complementary_dropout_is_named():
     branch = Branch(build_branches(segformer(), num_branches=1)[0].eval())
     images = torch.zeros(2, 3, 64, 64)
     with pytest.raises(ValueError, match=r"`complementary_dropout` must be a share in \[0, 1\], got 1.5"):
@@ -213,7 +213,7 @@ def test_a_complementary_dropout_that_cannot_be_is_named():
         branch(images, complementary_dropout=0.5, feature_dropout=0.5)
 
 
-def test_feature_dropout_moves_with_a_copy_and_leaves_the_bare_model_alone():
+def test_feature_dropout_survives_copies():
     model = build_branches(segformer(), num_branches=1)[0].eval()
     branch, images = Branch(model), torch.randn(1, 3, 64, 64)
     clean, expected = branch(images), model(images).logits
@@ -240,7 +240,7 @@ def test_a_compiled_branch_drops_features_without_a_graph_break():
         assert torch.allclose(compiled(images, **how), expected, atol=1e-6)
 
 
-def test_a_model_without_a_known_head_fails_only_when_features_are_dropped():
+def test_only_feature_dropout_needs_a_known_head():
     model = build_branches(segformer(), num_branches=1)[0].eval()
     model.my_own, model.decode_head = model.decode_head, None
     del model.decode_head
@@ -271,7 +271,7 @@ def test_a_configuration_is_drawn_wholly_for_each_branch_and_reproducibly(caplog
     torch.manual_seed(5)
     with caplog.at_level(logging.INFO, logger="cps_hf"):
         a, b = build_branches(segformer(), seed=1)
-    assert torch.rand(1) == torch.rand(1, generator=torch.Generator().manual_seed(5))  # nobody's numbers were used up
+    assert torch.rand(1) == torch.rand(1, generator=torch.Generator().manual_seed(5))  # no global numbers were used
     weights = [(n, p, q) for (n, p), q in zip(a.named_parameters(), b.parameters(), strict=True) if p.ndim > 1]
     assert len(weights) > 20 and not any(torch.equal(p, q) for _, p, q in weights)
     again, third = build_branches([segformer(), segformer()], seed=1), build_branches(segformer(), seed=2)[0]
@@ -283,8 +283,8 @@ def test_a_configuration_is_drawn_wholly_for_each_branch_and_reproducibly(caplog
     assert a.training and b.training
 
 
-def test_backbone_weights_are_shared_and_the_head_is_drawn_kaiming_for_each_branch(tmp_path, caplog):
-    SegformerForImageClassification(segformer()).save_pretrained(tmp_path)  # what nvidia/mit-b0 is
+def test_branches_share_the_backbone_and_have_own_heads(tmp_path, caplog):
+    SegformerForImageClassification(segformer()).save_pretrained(tmp_path)  # the kind of nvidia/mit-b0
     with caplog.at_level(logging.INFO, logger="cps_hf"):
         a, b = build_branches(str(tmp_path), id2label=NAMES)
     source = SegformerModel.from_pretrained(tmp_path)
@@ -300,7 +300,7 @@ def test_backbone_weights_are_shared_and_the_head_is_drawn_kaiming_for_each_bran
     assert a.config.id2label == NAMES and a.config.label2id == {name: index for index, name in NAMES.items()}
 
 
-def test_a_whole_checkpoint_is_kept_or_its_head_drawn_anew_on_demand(tmp_path, caplog):
+def test_a_full_checkpoint_is_kept_or_gets_a_new_head(tmp_path, caplog):
     model = SegformerForSemanticSegmentation(segformer())
     model.save_pretrained(tmp_path)
     with caplog.at_level(logging.INFO, logger="cps_hf"):
@@ -308,7 +308,7 @@ def test_a_whole_checkpoint_is_kept_or_its_head_drawn_anew_on_demand(tmp_path, c
         c, d = build_branches(tmp_path, reinit_heads=True)
     assert same(a, model, "")
     assert same(c, model, "segformer.") and same(d, model, "segformer.")
-    assert same(b, model, "segformer.")  # the second branch would be the first once more
+    assert same(b, model, "segformer.")  # otherwise the second branch would equal the first
     for one, other in ((b, model), (c, model), (d, model), (c, d)):
         for name, parameter in one.decode_head.named_parameters():
             if parameter.ndim > 1:  # convolutions, and SegFormer's linear projections
@@ -319,7 +319,7 @@ def test_a_whole_checkpoint_is_kept_or_its_head_drawn_anew_on_demand(tmp_path, c
     assert messages[4].endswith("head drawn by kaiming normal (seed 0, branch 1).")
 
 
-def test_other_classes_replace_only_the_weights_that_do_not_fit_and_say_which(tmp_path, caplog):
+def test_other_classes_only_replace_class_weights(tmp_path, caplog):
     model = SegformerForSemanticSegmentation(segformer(num_labels=7))
     model.save_pretrained(tmp_path)
     with caplog.at_level(logging.INFO, logger="cps_hf"):
@@ -408,7 +408,7 @@ def test_dinov2_weights_fit_the_dpt_head_on_a_backbone_without_registers(tmp_pat
         a, b = build_branches(config, backbone=tmp_path, id2label=NAMES)
     logits = Branch(a)(torch.randn(1, 3, 56, 84))
     assert logits.shape == (1, 3, 56, 84) and same(a, b, "backbone.") is True
-    # a head without norm layers starts as torch starts layers: uniform in +-1 / sqrt(fan-in)
+    # A head without norm layers starts with torch's default: uniform in +-1 / sqrt(fan-in)
     weight = a.neck.convs[3].weight
     bound = weight[0].numel() ** -0.5
     assert weight.abs().max() <= bound and weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.1)
@@ -422,7 +422,7 @@ def test_dinov2_weights_fit_the_dpt_head_on_a_backbone_without_registers(tmp_pat
         "branch 0, Tipsv2DptForSemanticSegmentation: everything drawn, head drawn by torch's default, as it has no "
         "norm layers (seed 0, branch 0)."
     ]
-    images = torch.randn(1, 3, 56, 56)  # at other sizes the two resize the position embeddings a little differently
+    images = torch.randn(1, 3, 56, 56)  # at other sizes the two resize the position embeddings slightly differently
     features = a.backbone.eval()(images).feature_maps[-1]
     assert torch.allclose(features, source.eval()(images).last_hidden_state, atol=1e-4)
 
@@ -443,7 +443,7 @@ def test_attention_can_be_chosen_for_the_backbone_alone():
     "name, config",
     [("test_resnet", deeplab), ("hrnet_w18_small", lambda: HRNetConfig("hrnet_w18_small", num_labels=3))],
 )
-def test_both_branches_share_a_file_of_timm_weights_with_its_statistics(name, config, tmp_path):
+def test_both_branches_share_timm_weights_and_statistics(name, config, tmp_path):
     source = trained_like(timm.create_model(name)).state_dict()
     torch.save(source, tmp_path / "weights.pth")
     a, b = build_branches(config(), backbone=tmp_path / "weights.pth")
@@ -508,7 +508,7 @@ def test_sources_that_cannot_be_loaded_say_why(tmp_path):
         build_branches(segformer(), id2label={0: "a", 2: "b"})
 
 
-def test_models_without_a_segmentation_head_are_refused(tmp_path):
+def test_models_without_a_segmentation_head_are_rejected(tmp_path):
     ResNetModel(ResNetConfig(**RESNET)).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="'resnet', which has no semantic segmentation head.*as `backbone`"):
         build_branches(tmp_path)
@@ -522,7 +522,7 @@ def test_a_backbone_in_place_of_a_checkpoint_is_not_silently_dropped(tmp_path):
         build_branches(tmp_path)
 
 
-def test_a_backbone_without_the_needed_stages_is_refused():
+def test_a_backbone_without_the_needed_stages_is_rejected():
     swin = SwinConfig(embed_dim=8, depths=[1] * 4, num_heads=[1, 2, 2, 2], out_features=["stage4"])
     with pytest.raises(
         ValueError, match="cannot be built.*stages that the head needs.*DeepLabV3\\+ needs a low-level"
@@ -532,7 +532,7 @@ def test_a_backbone_without_the_needed_stages_is_refused():
         build_branches(DPTConfig(backbone_config=ResNetConfig(out_features=STAGES), is_hybrid=False))
 
 
-def test_branches_with_different_classes_are_refused():
+def test_branches_with_different_classes_are_rejected():
     with pytest.raises(ValueError, match="branch 0 has 3, branch 1 has 4"):
         build_branches([segformer(), segformer(num_labels=4)])
     with pytest.raises(ValueError, match="first at 0: 'road' against 'sky'"):

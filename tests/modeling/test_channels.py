@@ -1,4 +1,4 @@
-"""A model of one or four channels is refused by that number, wherever it is used."""
+"""A model with one or four channels is rejected with that number, wherever it is used."""
 
 import pytest
 from support.toy import tiny_upernet
@@ -21,7 +21,7 @@ def upernet(channels):
 
 @pytest.mark.parametrize("make", [segformer, upernet])
 @pytest.mark.parametrize("channels", [1, 4])
-def test_a_model_of_other_channels_than_rgb_is_named_by_them(make, channels):
+def test_a_model_that_is_not_rgb_is_rejected_with_its_channels(make, channels):
     model = AutoModelForSemanticSegmentation.from_config(make(channels))
     said = rf"it takes images of {channels} channels? \(`num_channels`\).*`num_channels=3`"
     with pytest.raises(ValueError, match=said):
@@ -31,5 +31,5 @@ def test_a_model_of_other_channels_than_rgb_is_named_by_them(make, channels):
 
 
 @pytest.mark.parametrize("make", [segformer, upernet])
-def test_rgb_is_taken(make):
+def test_rgb_is_accepted(make):
     check_channels(AutoModelForSemanticSegmentation.from_config(make(3)).config, "it")

@@ -1,4 +1,4 @@
-"""What models say of their classes, against each other and against the data."""
+"""The classes that models name, compared with each other and with the data's."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def model_with(id2label, count=2):
     return model
 
 
-def test_text_keys_as_json_has_them_become_numbers():
+def test_text_keys_become_numbers():
     models = [model_with({"1": "disc", "0": "bg"}) for _ in "ab"]
     branches = build_branches(models)
     assert branches == models and [b.config.id2label for b in branches] == [{0: "bg", 1: "disc"}] * 2
@@ -44,14 +44,14 @@ def test_text_keys_as_json_has_them_become_numbers():
         ({"bg": 0, "disc": 1}, r"got \{'bg': 0, 'disc': 1\}"),  # label2id
     ],
 )
-def test_a_table_that_does_not_name_0_1_and_so_on_is_refused(id2label, found):
+def test_a_table_with_gaps_is_rejected(id2label, found):
     with pytest.raises(ValueError, match=rf"`id2label` of branch 0 must name the classes 0, 1, .*{found}"):
         build_branches([model_with(id2label), model_with({0: "bg", 1: "disc"})])
     with pytest.raises(ValueError, match=rf"^`id2label` must name the classes 0, 1, .*{found}"):
         build_branches(segformer(), id2label=id2label)
 
 
-def test_one_class_is_refused_with_the_way_to_code_two():
+def test_a_single_class_is_rejected_with_advice():
     for models, id2label in (
         (segformer(num_labels=1), None),
         ([model_with({0: "crack"}, count=1) for _ in "ab"], None),
@@ -73,7 +73,7 @@ def test_branches_without_names_have_those_of_the_others():
 
 
 @pytest.mark.parametrize(("kind", "count"), [(SegformerForImageClassification, 1000), (SegformerModel, 2)])
-def test_the_classes_of_a_checkpoint_that_does_not_segment_are_not_taken_for_the_masks(tmp_path, kind, count):
+def test_a_classifiers_classes_are_not_used_for_masks(tmp_path, kind, count):
     names = {i: f"fish {i}" for i in range(count)} if count > 2 else None
     kind(segformer(**({"id2label": names} if names else {}))).save_pretrained(tmp_path)
     message = rf"is a {kind.__name__}: its {count} classes.*are not those of the masks.*`classes.json`.*`class_names`"
@@ -90,7 +90,7 @@ def test_the_classes_of_a_checkpoint_that_does_not_segment_are_not_taken_for_the
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda a: a.name)
-def test_which_weights_stand_for_classes_is_known_of_every_architecture(architecture):
+def test_class_weights_are_found_for_every_architecture(architecture):
     config = _adapted_config(architecture.config(), "", None)
     torch.manual_seed(1)
     found = _parameters_by_class(config, {"trust_remote_code": False})

@@ -1,4 +1,4 @@
-"""A state dict with the names of the CPS release, and its network written out in plain torch over these names."""
+"""A state dict with the CPS release's names, and its network written out in plain torch with these names."""
 
 import os
 import subprocess
@@ -141,7 +141,7 @@ def test_a_converted_branch_has_the_logits_of_the_release(released, branch):
     assert not model.training
 
 
-def test_the_state_may_lie_under_model_and_module_and_without_batch_counts(released):
+def test_prefixes_and_missing_batch_counts_are_handled(released):
     renamed = {f"module.{name}": tensor for name, tensor in released.items() if "num_batches" not in name}
     model = from_torchsemiseg({"model": renamed, "epoch": 3}, num_labels=NUM_LABELS)
     weight = model.decode_head.classifier.weight
@@ -171,7 +171,7 @@ def without(state, name):
         ),
     ],
 )
-def test_a_state_dict_that_does_not_fit_is_an_error(released, change, message):
+def test_a_mismatched_state_dict_is_an_error(released, change, message):
     with pytest.raises(ValueError, match=message):
         from_torchsemiseg(change(released), num_labels=NUM_LABELS)
 

@@ -16,7 +16,7 @@ def tiny(**arguments):
 
 
 def randomise(module):
-    """Norm weights, biases and statistics that are not 1 and 0, so that a norm left out is seen."""
+    """Norm weights, biases and statistics other than 1 and 0, so that a missing norm is noticed."""
     for child in module.modules():
         if isinstance(child, torch.nn.BatchNorm2d):
             for tensor in (child.weight.data, child.running_var):
@@ -99,7 +99,7 @@ def test_deep_stem_and_depth_follow_the_timm_name():
     assert len(network.layer3) == 23 and model.config.multi_grid == [1, 2, 4]
 
 
-def test_multi_grid_can_be_set_and_left_out():
+def test_multi_grid_is_optional():
     def dilations(**arguments):
         with torch.device("meta"):
             model = DeepLabV3PlusForSemanticSegmentation(DeepLabV3PlusConfig(backbone="resnet50", **arguments))
@@ -184,7 +184,7 @@ def test_a_backbone_without_the_needed_stages_is_an_error():
         DeepLabV3PlusForSemanticSegmentation(DeepLabV3PlusConfig(backbone="resnet18", multi_grid=[1, 2, 4]))
 
 
-def test_a_checkpoint_without_its_timm_weights_is_refused_and_without_its_head_is_drawn(tmp_path):
+def test_only_missing_heads_are_drawn(tmp_path):
     model = tiny()
     state = model.state_dict()
     head_only = {name: tensor for name, tensor in state.items() if not name.startswith("backbone.")}

@@ -1,4 +1,4 @@
-"""What freezing freezes, and what it leaves as it was."""
+"""What freezing changes, and what it does not."""
 
 import copy
 
@@ -59,7 +59,7 @@ def test_frozen_norms_stay_in_evaluation_mode_through_train_and_copies(build_mod
 
 @pytest.mark.parametrize("model", [lambda: upernet(swin()), lambda: upernet(dinov2()), deeplab, segformer])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_what_counts_as_unused_is_what_a_backward_pass_leaves_without_a_gradient(model, checkpointing):
+def test_unused_parameters_are_those_without_gradient(model, checkpointing):
     model = model()
     if checkpointing:
         enable_gradient_checkpointing(model)
@@ -69,7 +69,7 @@ def test_what_counts_as_unused_is_what_a_backward_pass_leaves_without_a_gradient
     assert [name for name, p in model.named_parameters() if not p.requires_grad] == without
 
 
-def test_a_model_that_needs_values_and_not_only_shapes_is_tried_for_real():
+def test_a_model_that_needs_values_is_really_run():
     model = segformer()
     model.decode_head.spare = nn.Linear(2, 2)
 

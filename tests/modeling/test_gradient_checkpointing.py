@@ -37,8 +37,8 @@ def test_gradient_checkpointing_leaves_the_gradients_as_they_are(model):
     assert len(calls) == 2  # forward, and again in the backward pass
 
 
-def test_no_layer_overwrites_what_a_checkpointed_timm_network_recomputes_from():
-    """timm before 1.0.30 checkpoints the stem's activation by itself, which worked in place: backward was an error."""
+def test_checkpointed_timm_layers_are_not_in_place():
+    """timm before 1.0.30 checkpoints the stem's activation separately, which was in place: backward was an error."""
     model = deeplab()
     network = timm_network(backbone_of(model))
     assert any(getattr(child, "inplace", False) for child in network.children())
@@ -46,6 +46,6 @@ def test_no_layer_overwrites_what_a_checkpointed_timm_network_recomputes_from():
     assert not any(getattr(child, "inplace", False) for child in network.children())
 
 
-def test_gradient_checkpointing_is_an_error_where_there_is_none():
+def test_unsupported_gradient_checkpointing_is_an_error():
     with pytest.raises(ValueError, match="Neither MobileNetV2ForSemanticSegmentation nor its backbone"):
         enable_gradient_checkpointing(build(MobileNetV2Config(depth_multiplier=0.25)))

@@ -63,7 +63,7 @@ def test_the_built_in_loss_is_the_cross_entropy_at_label_size(model):
     assert output.logits.shape == (1, 4, 8, 16)
 
 
-def test_a_size_whose_streams_do_not_meet_is_an_error_that_says_what_to_pad_to(model):
+def test_an_unsupported_size_says_what_to_pad_to(model):
     with pytest.raises(ValueError, match="multiples of 32, got 100 x 64: pad to 128 x 64"):
         model(torch.zeros(1, 3, 100, 64))
 

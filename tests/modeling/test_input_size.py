@@ -1,4 +1,4 @@
-"""Sizes of images and batches that a model cannot take are errors before a run."""
+"""Image and batch sizes that a model does not support are errors before a run."""
 
 import copy
 
@@ -10,7 +10,7 @@ from transformers import Data2VecVisionConfig, DPTConfig, MobileNetV2Config
 from cps_hf.modeling import HRNetConfig, check_input_size, check_train_batch, convert_sync_batchnorm, freeze
 
 
-def test_a_batch_of_one_is_refused_where_a_norm_sees_an_image_pooled_map():
+def test_a_batch_of_one_is_rejected_with_image_pooling():
     model = deeplab().train()
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(ValueError, match="with 1 image per process.*command line `--per_device_train_batch_size 2`"):

@@ -10,7 +10,7 @@ from transformers import TimmBackboneConfig
 from cps_hf.modeling import DeepLabV3PlusConfig, convert_sync_batchnorm, freeze
 
 
-def test_synchronised_norms_keep_timms_fused_activations_weights_and_frozen_norms():
+def test_synchronised_norms_keep_activations_and_weights():
     model = build(
         DeepLabV3PlusConfig(
             backbone_config=TimmBackboneConfig(backbone="efficientnet_b0", out_indices=[1, 4]), aspp_channels=16

@@ -1,4 +1,4 @@
-"""ImageNet weights out of an installed package, and the network around a backbone that is given by name."""
+"""ImageNet weights from an installed package, and the network around a backbone that is given by name."""
 
 import pytest
 import timm
@@ -32,14 +32,14 @@ def test_every_tensor_has_timms_name_and_shape(weights):
     assert {name: tensor.shape for name, tensor in weights.items()} == wanted
 
 
-def test_they_are_those_of_a_trained_network(weights):
+def test_the_weights_are_of_a_trained_network(weights):
     means = torch.cat([tensor for name, tensor in weights.items() if name.endswith("running_mean")])
     variances = torch.cat([tensor for name, tensor in weights.items() if name.endswith("running_var")])
     assert means.abs().mean() > 0.1 and means.std() > 0.1
     assert variances.min() >= 0 and (variances - 1).abs().mean() > 0.1  # 0: channels that never fire
 
 
-def test_a_branchs_features_are_those_of_a_timm_network_with_these_weights(weights, branches):
+def test_a_branchs_features_equal_timms(weights, branches):
     donor = timm.create_model("tf_efficientnet_lite0", features_only=True, out_indices=(1, 4), output_stride=16)
     donor.load_state_dict({key: weights[key] for key in donor.state_dict() if key in weights}, strict=False)
     torch.manual_seed(0)
@@ -58,7 +58,7 @@ def test_branches_share_the_backbone_and_not_the_head(branches):
     assert not torch.equal(first["decode_head.classifier.weight"], second["decode_head.classifier.weight"])
 
 
-def test_the_numbers_that_images_are_normalised_with_are_timms(branches):
+def test_the_normalisation_is_timms(branches):
     assert timm_normalization(branches[0], SOURCE) == ([0.5] * 3, [0.5] * 3)
 
 
@@ -72,17 +72,17 @@ def test_without_the_package_the_error_says_how_to_install_it(monkeypatch):
 @pytest.mark.parametrize(
     "config", [UperNetConfig(backbone_config=ResNetConfig()), architecture_around("resnet18").config]
 )
-def test_weights_of_another_network_are_refused(config):
+def test_weights_of_another_network_are_rejected(config):
     with pytest.raises(ValueError, match="belong to timm's 'tf_efficientnet_lite0', and the backbone is"):
         build_branches(config, id2label={0: "a", 1: "b"}, backbone=SOURCE, num_branches=1)
 
 
-def test_an_unknown_package_is_refused():
+def test_an_unknown_package_is_rejected():
     with pytest.raises(ValueError, match="package:efficientnet-lite0"):
         architecture_around("package:resnet50")
 
 
-def test_tensors_that_do_not_fit_are_named():
+def test_mismatched_tensors_are_named():
     like = {"conv.weight": torch.zeros(2, 3), "bn.running_mean": torch.zeros(2)}
     fits = offline_backbone.renamed(
         {"c.weight": like["conv.weight"], "n.running_mean": torch.ones(2)}, like, where="f"
@@ -127,7 +127,7 @@ def test_the_network_around_a_timm_name(name, channels, indices, stride):
         ("facebook/dinov2-small", "not a network of timm"),
     ],
 )
-def test_a_backbone_that_deeplab_cannot_take_is_refused(name, said):
+def test_a_backbone_unsuitable_for_deeplab_is_rejected(name, said):
     with pytest.raises(ValueError, match=said) as error:
         architecture_around(name)
     assert "`models`" in str(error.value)

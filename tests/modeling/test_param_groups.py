@@ -49,7 +49,7 @@ def test_every_trainable_parameter_is_in_exactly_one_group(model, layer_decay):
 
 WIDTHS = {"hidden_sizes": [8] * 4, "depths": [1] * 4, "out_features": STAGES}
 STACK = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 16}
-MODELS = {  # with a parameter of several dimensions called so
+MODELS = {  # with a multi-dimensional parameter of this name
     "layer_scale": lambda: DinatConfig(embed_dim=8, depths=[1] * 4, num_heads=[1] * 4, layer_scale_init_value=1e-5),
     "gamma": lambda: TimmBackboneConfig(backbone="fastvit_t8", out_indices=[0, 1, 2, 3]),
     "grn": lambda: ConvNextV2Config(**WIDTHS),
@@ -72,7 +72,7 @@ MODELS = {  # with a parameter of several dimensions called so
 
 @pytest.mark.parametrize("name", MODELS)
 def test_only_linear_maps_and_convolutions_decay(name, monkeypatch):
-    """So not tokens, positions, layer scales and norms, which some models hold as more than vectors."""
+    """So not tokens, positions, layer scales and norms, which have more than one dimension in some models."""
     monkeypatch.setattr("transformers.models.dinat.modeling_dinat.requires_backends", lambda *_: None)  # not run here
     config = MODELS[name]()
     if hasattr(config, "stage_names"):
@@ -230,8 +230,8 @@ def test_layers_are_numbered_as_timm_numbers_its_own_classifiers(name):
     assert last == max(numbers.values()) > 4
 
 
-def test_lists_beside_the_stages_go_with_their_stages():
-    """SegFormer as transformers built it before 5.24: patch embeddings, blocks and norms in a list each."""
+def test_parameters_in_separate_lists_belong_to_their_stages():
+    """SegFormer as transformers built it before 5.24: patch embeddings, blocks and norms in separate lists."""
     line = lambda: nn.Linear(2, 2, bias=False)  # noqa: E731
     encoder = nn.ModuleDict()
     encoder["patch_embeddings"] = nn.ModuleList(line() for _ in range(3))

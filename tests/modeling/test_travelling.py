@@ -1,4 +1,4 @@
-"""A pushed DeepLabV3+, HRNet or ViT-DPT brings its code: it loads where this package is not installed."""
+"""A pushed DeepLabV3+, HRNet or ViT-DPT includes its code: it loads where this package is not installed."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Two branches that would be one network are told apart, or refused."""
+"""Two branches that would be the same network get different heads, or are an error."""
 
 import copy
 import logging
@@ -22,7 +22,7 @@ def segformer(id2label=NAMES):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A model that someone trained: its head is no fresh one. (folder, model)"""
+    """A model that looks trained: its head is not newly drawn. Returns (folder, model)."""
     folder = tmp_path_factory.mktemp("finished")
     torch.manual_seed(3)
     model = SegformerForSemanticSegmentation(segformer())
@@ -37,7 +37,7 @@ def weights(model, part):
     return torch.cat([p.detach().flatten() for n, p in model.named_parameters() if part in n and p.ndim > 1])
 
 
-def test_one_checkpoint_for_three_branches_is_kept_once_and_each_other_branch_gets_a_head_of_its_own(finished, caplog):
+def test_further_branches_of_a_checkpoint_get_new_heads(finished, caplog):
     folder, model = finished
     with caplog.at_level(logging.WARNING, logger="cps_hf"):
         branches = build_branches(folder, num_branches=3, seed=5)
@@ -54,7 +54,7 @@ def test_one_checkpoint_for_three_branches_is_kept_once_and_each_other_branch_ge
     assert "`ramp_up`" in caplog.text
 
 
-def test_a_copy_of_a_checkpoint_is_the_same_network_also_when_it_was_rounded(finished, tmp_path):
+def test_a_rounded_copy_is_the_same_network(finished, tmp_path):
     folder, model = finished
     copy.deepcopy(model).save_pretrained(tmp_path / "copy")
     copy.deepcopy(model).to(torch.bfloat16).save_pretrained(tmp_path / "rounded")
@@ -77,7 +77,7 @@ def test_two_checkpoints_of_one_origin_that_differ_are_both_kept(finished, tmp_p
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
-def test_beside_a_model_that_was_passed_it_is_the_built_one_whose_head_is_drawn(finished, order):
+def test_next_to_a_passed_model_the_built_one_gets_a_new_head(finished, order):
     folder, model = finished
     sources = [model, folder]
     branches = build_branches([sources[i] for i in order])
@@ -86,19 +86,19 @@ def test_beside_a_model_that_was_passed_it_is_the_built_one_whose_head_is_drawn(
     assert (weights(built, "decode_head") - weights(model, "decode_head")).abs().mean() > 0.05
 
 
-def test_models_that_are_passed_are_refused_where_they_are_one_network_that_is_to_teach_itself(finished):
+def test_identical_passed_models_are_rejected(finished):
     folder, model = finished
     twins = build_branches([model, copy.deepcopy(model)])
     with pytest.raises(ValueError, match="branches 0 and 1 have the same weights.*Pass the folder or Hub id"):
         reject_twins(twins)
-    reject_twins(build_branches([folder, folder]))  # what the message says to do
+    reject_twins(build_branches([folder, folder]))  # as the message advises
     other = copy.deepcopy(model)
     with torch.no_grad():
         other.segformer.stages[0].layer_norm.weight[0] += 0.1
     reject_twins([model, other])
 
 
-def test_models_that_share_weights_are_refused(finished):
+def test_models_that_share_weights_are_rejected(finished):
     model, sharing = finished[1], SegformerForSemanticSegmentation(segformer())
     sharing.segformer = model.segformer
     with pytest.raises(ValueError, match=r"Branches 0 and 1 share parameters \(segformer\..*copy.deepcopy"):
@@ -111,7 +111,7 @@ OTHERS = {"other classes": ["sky", "tumor", "bone"], "another order": ["car", "r
 
 
 @pytest.mark.parametrize("names", OTHERS.values(), ids=OTHERS)
-def test_what_a_checkpoint_learnt_of_other_classes_is_not_taken_for_ours(finished, names, caplog):
+def test_weights_of_other_classes_are_not_used(finished, names, caplog):
     folder, model = finished
     a, b = build_branches(folder, id2label=dict(enumerate(names)))
     own = dict(model.named_parameters())
@@ -135,8 +135,8 @@ def test_a_checkpoint_whose_classes_have_our_names_or_none_is_kept(finished, tmp
     assert not caplog.records
 
 
-def test_heads_are_looked_up_once_a_model_and_not_once_a_parameter(finished, monkeypatch):
+def test_heads_are_looked_up_once_per_model(finished, monkeypatch):
     asked = []
     monkeypatch.setattr(twins, "head_parameters", lambda model: asked.append(model) or head_parameters(model))
-    build_branches([finished[1], finished[0]])  # one pair; the head that is drawn anew is looked up once more
+    build_branches([finished[1], finished[0]])  # one pair; the new head is looked up once more
     assert len(asked) == 3

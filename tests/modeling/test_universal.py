@@ -37,7 +37,7 @@ every_kind = pytest.mark.parametrize("kind", UNIVERSAL, ids=lambda row: row.mode
 
 @every_kind
 def test_scores_and_logits_are_those_of_the_library(kind):
-    """Its semantic maps: Mask2Former's post-processing goes through masks of 384 x 384, EoMT's through `size`."""
+    """The library's semantic maps: Mask2Former's post-processing uses masks of 384 x 384, EoMT's uses `size`."""
     model, images = speaking(kind), torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         output = model(pixel_values=images)
@@ -91,12 +91,12 @@ def test_a_gradient_reaches_every_parameter_and_training_moves_it(kind):
         losses.append(loss.item())
     assert losses[-1] < 0.8 * losses[0], losses
     still = {name for name, p in model.named_parameters() if torch.equal(p, before[name])} - set(unused)
-    # Of queries that all start at zero the first self-attention gives the same, whatever it attends to.
+    # If all queries start at zero, the first self-attention gives the same, whatever it attends to.
     assert all("self_attn" in name and "bias" in name for name in still), still
 
 
 @every_kind
-def test_backbone_head_and_groups_are_told_apart(kind):
+def test_backbone_head_and_groups_are_separated(kind):
     model = build_branches(kind.config(), num_branches=1)[0]
     backbone, head = backbone_parameters(model), head_parameters(model)
     ours = [name for name in backbone if "predictor" in name or "queries" in name or name == "query.weight"]
@@ -111,7 +111,7 @@ def test_backbone_head_and_groups_are_told_apart(kind):
 
 
 @every_kind
-def test_an_input_size_is_taken_or_refused_before_training(kind):
+def test_input_sizes_are_checked_before_training(kind):
     model = build_branches(kind.config(), num_branches=1)[0]
     check_input_size(model, *kind.size)
     if kind.takes_oblong:
@@ -119,14 +119,14 @@ def test_an_input_size_is_taken_or_refused_before_training(kind):
         assert Branch(model).window is None
         return
     with pytest.raises(ValueError, match="positions are those of 64 x 64 pixels, got 32 x 128"):
-        Branch(model)(torch.zeros(1, 3, 32, 128))  # as many patches
+        Branch(model)(torch.zeros(1, 3, 32, 128))  # equally many patches
     with pytest.raises(ValueError, match=r"75 x 53 pixels.*It accepts, for instance, 64 x 64, no oblong image"):
         check_input_size(model, *kind.oblong)
     assert Branch(model).window == (64, 64)
 
 
 @every_kind
-def test_a_checkpoint_keeps_all_but_its_classes_and_a_second_branch_gets_a_head_of_its_own(kind, tmp_path, caplog):
+def test_a_checkpoint_keeps_all_but_its_classes(kind, tmp_path, caplog):
     source = speaking(kind)
     source.save_pretrained(tmp_path)
     kept, drawn = build_branches(str(tmp_path))
@@ -149,7 +149,7 @@ def test_a_checkpoint_keeps_all_but_its_classes_and_a_second_branch_gets_a_head_
         assert Branch(again).eval()(torch.randn(1, 3, *kind.size)).std() < 5
 
 
-def test_what_cannot_be_a_branch_is_said():
+def test_unsupported_models_are_named():
     with pytest.raises(ValueError, match=r"'oneformer', which needs a task text.*mask2former, maskformer, eomt"):
         build_branches(OneFormerConfig(), num_branches=1)
     with pytest.raises(ValueError, match="`backbone` 'some/vit': a vision transformer's weights cannot be loaded"):
@@ -186,7 +186,7 @@ def test_eomt_trains_without_masked_attention_which_a_checkpoint_may_have(name):
 
 @pytest.mark.parametrize("name", ["mask2former", "eomt"])
 @pytest.mark.parametrize("size", [(64, 64), (64, 100), (150, 90)])
-def test_images_are_predicted_as_by_the_plain_formula_whole_and_in_windows(name, size):
+def test_predictions_follow_the_formula_whole_and_in_windows(name, size):
     branch = Branch(speaking(BY_TYPE[name])).eval()
     images = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(2))
     window = {"mode": "sliding", "crop_size": (64, 64), "stride": (43, 43)}
@@ -196,7 +196,7 @@ def test_images_are_predicted_as_by_the_plain_formula_whole_and_in_windows(name,
         """Any callable: full-size logits."""
         return branch(x)
 
-    options = window if name == "eomt" else {}  # it takes 64 x 64 only
+    options = window if name == "eomt" else {}  # it only accepts 64 x 64
     with torch.no_grad():
         expected = predict_logits(plain, images, **options)
         torch.testing.assert_close(predict_logits(branch, images).exp(), expected.exp(), rtol=1e-3, atol=1e-5)
@@ -226,8 +226,8 @@ def test_images_are_predicted_as_by_the_plain_formula_whole_and_in_windows(name,
         assert len(several) == 3 and torch.equal(several[0].long(), expected.argmax(1))
 
 
-def test_a_mixed_pair_has_one_contract():
-    """SegFormer gives logits, Mask2Former scores; both are `StridedLogits` of one size."""
+def test_a_mixed_pair_has_the_same_interface():
+    """SegFormer returns logits, Mask2Former scores; both are `StridedLogits` of the same size."""
     segformer = AutoConfig.for_model("segformer", num_labels=5, decoder_hidden_size=16, **SEGFORMER)
     models = build_branches([segformer, BY_TYPE["mask2former"].config()])
     said = [Branch(model).strided(torch.randn(2, 3, 64, 96)) for model in models]

@@ -1,4 +1,4 @@
-"""Batches complete themselves, and mix images, validity and targets alike."""
+"""Batches fill in what is missing, and mix images, validity and targets consistently."""
 
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ from cps_hf.objectives import LabeledBatch, UnlabeledBatch
 IMAGES = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, H, W)
 
 
-def test_what_is_not_given_is_completed():
+def test_missing_counts_are_filled_in():
     labels = torch.zeros(4, H, W, dtype=torch.long)
     labels[0] = 255
     labeled = LabeledBatch(pixel_values=IMAGES, labels=labels)
@@ -23,7 +23,7 @@ def test_what_is_not_given_is_completed():
     assert unlabeled.weak is None and set(unlabeled.tensors()) == {"strong", "valid", "num_pixels"}
 
 
-def test_what_is_given_stays_and_is_taken_along_until_it_is_to_be_counted_anew():
+def test_given_counts_are_kept_by_replace():
     valid = torch.rand(4, H, W) > 0.5
     batch = UnlabeledBatch(weak=IMAGES, valid=valid, num_pixels=torch.tensor(2.5))
     assert batch.valid is valid and batch.num_pixels == 2.5
@@ -49,7 +49,7 @@ def test_images_validity_and_targets_are_mixed_alike(sent):
         assert not torch.equal(mixed, plain)
 
 
-def test_targets_of_partners_are_the_neighbours_own_or_predicted_where_they_were_sent():
+def test_partner_targets_are_swapped_or_predicted():
     batch, own = UnlabeledBatch(weak=IMAGES), [IMAGES[:, 0]]
     assert batch.partner_targets(own, None)[0][:, 0, 0].tolist() == [1, 0, 3, 2]
     batch.partner_weak = IMAGES + 10

@@ -22,7 +22,7 @@ def difference(p, q):
 
 @pytest.mark.parametrize("cutmix", [False, True])
 @pytest.mark.parametrize("branches", [2, 3])
-def test_the_loss_is_the_mean_squared_difference_to_the_other_branches_probabilities(cutmix, branches):
+def test_the_loss_is_the_mean_squared_difference(cutmix, branches):
     branches = [TinyBranch(seed) for seed in range(branches)]
     labeled, unlabeled = batches(("weak", "cutmix_mask"))
     sets = [(unlabeled.weak, unlabeled.valid)]
@@ -49,8 +49,8 @@ def test_the_loss_is_the_mean_squared_difference_to_the_other_branches_probabili
     assert out.loss.item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_without_cutmix_the_gradient_is_that_of_the_plain_squared_difference():
-    """d/dp1 of (p1 - sg p2)^2 + (p2 - sg p1)^2 is that of (p1 - p2)^2: stopping the gradient loses nothing."""
+def test_without_cutmix_the_gradient_is_of_the_plain_difference():
+    """d/dp1 of (p1 - sg p2)^2 + (p2 - sg p1)^2 equals that of (p1 - p2)^2: stopping the gradient loses nothing."""
     labeled, unlabeled = batches()
     labeled.labels.fill_(255)
     branches, reference = [TinyBranch(1), TinyBranch(2)], [TinyBranch(1), TinyBranch(2)]
@@ -65,7 +65,7 @@ def test_without_cutmix_the_gradient_is_that_of_the_plain_squared_difference():
 
 @pytest.mark.parametrize("cutmix", [False, True])
 def test_networks_of_different_strides_and_corners_teach_each_other(cutmix):
-    """The trainer's branches leave their logits coarse; what they stand for is compared at full size."""
+    """The trainer's branches return coarse logits; they are compared at full size."""
     models = [toy_models(1, num_labels=C)[0], AutoModelForSemanticSegmentation.from_config(tiny_upernet())]
     networks = [Branch(model) for model in models]
     networks[0].align_corners = True
@@ -103,7 +103,7 @@ def test_the_weight_grows_over_the_ramp_up():
 
 
 @pytest.mark.parametrize("cutmix", [False, True])
-def test_class_balance_weighs_each_pixel_by_its_targets_most_likely_class(cutmix):
+def test_class_balance_uses_the_targets_most_likely_class(cutmix):
     branches = [TinyBranch(1), TinyBranch(2)]
     labeled, unlabeled = batches(("weak", "cutmix_mask"))
     sets = [(labeled.pixel_values, labeled.valid), (unlabeled.weak, unlabeled.valid)]

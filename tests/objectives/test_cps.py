@@ -1,4 +1,4 @@
-"""CPS against loops typed from the paper: section 3.1, equations 1 to 4, and the CutMix paragraph of section 3.2."""
+"""CPS against loops written from the paper: section 3.1, equations 1 to 4, and the CutMix paragraph of section 3.2."""
 
 import functools
 import math
@@ -45,7 +45,7 @@ def test_cutmix_cps_equals_the_papers_equations_with_given_masks(odd):
     branches = [TinyBranch(1), TinyBranch(2)]
     labeled, unlabeled = batches(unlabeled_size=4)
     all_weak, all_valid = unlabeled.weak, unlabeled.valid
-    if odd:  # three images of the stream; the partner of the third lies in the next batch
+    if odd:  # three images of the stream; the partner of the third is in the next batch
         partner = torch.tensor([1, 0, 3])
         sources = {i: int(partner[i]) for i in range(3)}
         sent = {"partner_weak": all_weak[partner], "partner_valid": all_valid[partner]}
@@ -93,12 +93,12 @@ def test_gradients_are_those_of_cross_entropy_with_constant_targets():
 
 
 def test_no_gradient_flows_through_pseudo_labels():
-    """With its labeled loss and its own student term out of the way, a teacher's parameters get no gradient."""
+    """Without its labeled loss and its own student term, a teacher's parameters get no gradient."""
     branches = [TinyBranch(1), TinyBranch(2)]
     labeled, unlabeled = batches()
     labeled.labels.fill_(255)
     for p in branches[0].parameters():
-        p.requires_grad_(False)  # branch 1 learns nothing; branch 0's loss term alone must not reach branch 1
+        p.requires_grad_(False)  # branch 1 is not trained; branch 0's loss term alone must not reach branch 1
     out = CrossPseudoSupervision(cutmix=True)(branches, labeled, unlabeled)
     out.loss.backward()
     reference = [TinyBranch(1), TinyBranch(2)]
@@ -114,7 +114,7 @@ def test_no_gradient_flows_through_pseudo_labels():
     assert branches[0].conv.weight.grad is None
 
 
-def test_cutmix_makes_one_pass_without_gradient_and_two_with_it_a_branch():
+def test_cutmix_makes_three_passes_per_branch():
     branches = [TinyBranch(1), TinyBranch(2)]
     labeled, unlabeled = batches()
     CrossPseudoSupervision(cutmix=True)(branches, labeled, unlabeled)
@@ -124,7 +124,7 @@ def test_cutmix_makes_one_pass_without_gradient_and_two_with_it_a_branch():
 
 @pytest.mark.parametrize("cutmix", [False, True])
 def test_padding_changes_no_loss(cutmix):
-    """Padded pixels (not valid, label 255) can hold anything; the loss is that of the images without them."""
+    """Padded pixels (not valid, label 255) can have any value; the loss is that of the images without them."""
     branches = [TinyBranch(1), TinyBranch(2)]
     labeled, unlabeled = batches()
     objective = CrossPseudoSupervision(weight=1.5, cutmix=cutmix)
@@ -168,7 +168,7 @@ def test_all_labels_ignored_is_zero_loss_and_zero_gradient():
     assert branch.conv.weight.grad.abs().sum() == 0
 
 
-def test_identical_branches_teach_each_other_their_own_argmax_and_agree_everywhere():
+def test_identical_branches_agree_everywhere():
     branches = [TinyBranch(1), TinyBranch(1)]
     labeled, unlabeled = batches()
     logs = CrossPseudoSupervision(cutmix=True)(branches, labeled, unlabeled).logs
@@ -203,7 +203,7 @@ def test_the_counts_given_by_the_trainer_replace_the_local_ones():
 
 
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7])
-def test_with_a_confidence_threshold_only_sure_pixels_teach_and_the_count_stays(threshold):
+def test_a_threshold_selects_pixels_and_keeps_the_count(threshold):
     branches = [TinyBranch(1), TinyBranch(2)]
     labeled, unlabeled = batches()
     kept, losses = 0, 0.0
@@ -220,7 +220,7 @@ def test_with_a_confidence_threshold_only_sure_pixels_teach_and_the_count_stays(
     assert kept < 2 * count or threshold == 0.3
 
 
-def test_class_balance_weighs_each_pixel_by_its_pseudo_labels_frequency():
+def test_class_balance_uses_the_pseudo_labels_frequency():
     branches = [TinyBranch(1), TinyBranch(2)]
     labeled, unlabeled = batches()
     total_count, expected = labeled.valid.sum().item() + unlabeled.valid.sum().item(), 0.0
@@ -250,7 +250,7 @@ def test_class_balance_weighs_each_pixel_by_its_pseudo_labels_frequency():
         ({"warm_up": 0.25, "ramp_up": 0.5}, 0.5, 0.5),
     ],
 )
-def test_the_weight_grows_as_asked_for(options, progress, share):
+def test_the_weight_grows_as_configured(options, progress, share):
     branches = [TinyBranch(1), TinyBranch(2)]
     labeled, unlabeled = batches()
     objective = CrossPseudoSupervision(weight=3.0, **options)
@@ -277,7 +277,7 @@ def test_a_bad_hyper_parameter_is_named(field, value):
         CrossPseudoSupervision(**{field: value})
 
 
-def test_a_weight_that_would_never_get_to_its_value_is_refused():
+def test_a_weight_that_never_reaches_its_value_is_rejected():
     for warm_up, ramp_up in ((0.8, 0.2), (0.9, 0.1), (0.7, 0.3), (1.0, 0.0)):  # to the end of training
         CrossPseudoSupervision(warm_up=warm_up, ramp_up=ramp_up)
     with pytest.raises(ValueError, match="`warm_up` and `ramp_up`.*got 0.8 and 0.8"):
@@ -285,7 +285,7 @@ def test_a_weight_that_would_never_get_to_its_value_is_refused():
 
 
 def cross_entropies(branches, images, target_images=None):
-    """By pixel the sum of both branches' cross entropies to the other's prediction for the target images."""
+    """Per pixel, the sum of both branches' cross entropies to the other's prediction for the target images."""
     target_images = images if target_images is None else target_images
     return {
         (i, y, x): sum(
@@ -298,7 +298,7 @@ def cross_entropies(branches, images, target_images=None):
 
 @pytest.mark.parametrize("cutmix", [False, True])
 @pytest.mark.parametrize("on_labeled", [None, False, True])
-def test_the_switch_on_labeled_adds_or_leaves_out_the_labeled_images(cutmix, on_labeled):
+def test_on_labeled_includes_the_labeled_images(cutmix, on_labeled):
     branches = [TinyBranch(1), TinyBranch(2)]
     labeled, unlabeled = batches()
     weak, valid = unlabeled.weak, unlabeled.valid
@@ -315,7 +315,7 @@ def test_the_switch_on_labeled_adds_or_leaves_out_the_labeled_images(cutmix, on_
     assert logs["cps_loss"].item() == pytest.approx(sum(losses) / 2 / count, rel=1e-5)
 
 
-def test_the_switch_teach_padding_lets_every_pixel_teach():
+def test_teach_padding_uses_every_pixel():
     branches = [TinyBranch(1), TinyBranch(2)]
     labeled, unlabeled = batches()
     losses = cross_entropies(branches, unlabeled.weak)
@@ -326,7 +326,7 @@ def test_the_switch_teach_padding_lets_every_pixel_teach():
     assert abs(skipped - expected) > 1e-3
 
 
-def test_the_switch_cutmix_partner_mixes_an_image_with_another_crop_of_itself():
+def test_cutmix_partner_itself_mixes_two_crops():
     branches = [TinyBranch(1), TinyBranch(2)]
     labeled, unlabeled = all_batches(("weak", "second_crop", "cutmix_mask"))
     mask = unlabeled.cutmix_mask
@@ -339,7 +339,7 @@ def test_the_switch_cutmix_partner_mixes_an_image_with_another_crop_of_itself():
     assert logs["cps_loss"].item() == pytest.approx(sum(losses) / 2 / unlabeled.valid.sum().item(), rel=1e-5)
 
 
-def test_the_switch_loss_divisor_divides_loss_and_gradient():
+def test_loss_divisor_divides_loss_and_gradient():
     labeled, unlabeled = batches()
     losses, gradients = [], []
     for divisor in (1.0, 8.0):

@@ -1,4 +1,4 @@
-"""CPS taught by averages: one step against a reference in float64, and each ingredient left out."""
+"""CPS with averaged teachers: one step against a float64 reference, and each part switched off."""
 
 import copy
 import math
@@ -17,8 +17,8 @@ SEED = 5
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.7])
-def test_one_step_is_that_of_the_formula(threshold):
-    """Its loss and gradients to 1e-6: each branch is taught by the other's average."""
+def test_one_step_follows_the_formula(threshold):
+    """Loss and gradients to 1e-6: each branch is taught by the other's average."""
     branches = [Branch(model) for model in toy_models(2, width=WIDTH)]
     averages = [Branch(model).eval() for model in toy_models(2, width=WIDTH, seed=10)]
     labeled, unlabeled = (mapped(batch, large) for batch in batches(VIEWS))
@@ -46,7 +46,7 @@ def test_one_step_is_that_of_the_formula(threshold):
 
 
 def by_hand(student, teacher, unlabeled, views, threshold=0.0):
-    """The mean over views of the cross entropy on what the teacher says of the weak view."""
+    """The mean over views of the cross entropy with the teacher's labels for the weak view."""
     total = 0.0
     for view, mask in views:
         for i, y, x in pixels(unlabeled.weak):
@@ -59,7 +59,7 @@ def by_hand(student, teacher, unlabeled, views, threshold=0.0):
 
 @pytest.mark.parametrize("teachers", ["averages", "branches", "own_average"])
 @pytest.mark.parametrize("strong_views", [0, 1, 2])
-def test_every_ingredient_can_be_left_out(teachers, strong_views):
+def test_every_part_can_be_switched_off(teachers, strong_views):
     branches, averages = [TinyBranch(1), TinyBranch(2)], [TinyBranch(3), TinyBranch(4)]
     objective = AveragedCPS(
         teachers=teachers, strong_views=strong_views, complementary_dropout=0.0, confidence_threshold=0.4, weight=3.0
@@ -101,7 +101,7 @@ def test_three_branches_are_taught_by_the_other_two_averages():
     assert out.logs["cps_loss"].item() == pytest.approx(expected / 3, rel=1e-5)
 
 
-def test_the_agreement_is_that_of_the_teachers_wherever_they_are_unsure():
+def test_agreement_includes_uncertain_pixels_of_the_teachers():
     branches, averages = [TinyBranch(1), TinyBranch(2)], [TinyBranch(3), TinyBranch(4)]
     labeled, unlabeled = batches(VIEWS)
     same = total = 0
@@ -114,7 +114,7 @@ def test_the_agreement_is_that_of_the_teachers_wherever_they_are_unsure():
 
 
 def test_rare_pseudo_labels_can_count_more():
-    """The weights by hand, of each teacher's own labels."""
+    """Written-out weights from each teacher's own labels."""
     branches, averages = [TinyBranch(1), TinyBranch(2)], [TinyBranch(3), TinyBranch(4)]
     how = {"strong_views": 1, "complementary_dropout": 0.0, "confidence_threshold": 0.0, "cutmix": 0.0}
     labeled, unlabeled = batches(("weak", "strong"))  # without masks nothing is mixed

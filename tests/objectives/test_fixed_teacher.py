@@ -1,4 +1,4 @@
-"""The fixed teacher against loops in plain Python: whose labels teach the CutMixed strong view, where, how much."""
+"""The fixed teacher against loops in plain Python: whose labels are learned on the CutMixed strong view, and where."""
 
 import math
 from collections import Counter
@@ -15,14 +15,14 @@ NEIGHBOURS = (1, 0, 3, 2)
 
 
 def probs_by_hand(labelers, image, y, x, flip):
-    """The mean of the labelers' probabilities of a pixel. A 1x1 convolution says the same of a mirrored image."""
+    """The mean of the labelers' probabilities of a pixel. A 1x1 convolution predicts the same for a mirrored image."""
     seen = [(image, x)] + ([(image.flip(-1), image.shape[-1] - 1 - x)] if flip else [])
     all_probs = [[math.exp(v) for v in log_softmax(one, i, y, at)] for one in labelers for i, at in seen]
     return [sum(column) / len(all_probs) for column in zip(*all_probs, strict=True)]
 
 
 def by_hand(student, labelers, unlabeled, *, threshold=0.0, soft=False, flip=True, partner=NEIGHBOURS, source=None):
-    """The loss and label of each pixel that teaches."""
+    """The loss and label of each pixel that is trained on."""
     source = unlabeled if source is None else source
     found = []
     for i, y, x in pixels(unlabeled.cutmix_mask):
@@ -41,7 +41,7 @@ def by_hand(student, labelers, unlabeled, *, threshold=0.0, soft=False, flip=Tru
 @pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
 @pytest.mark.parametrize(("count", "flip"), [(1, False), (2, True), (3, False)])
 @pytest.mark.parametrize("confident_alone", [False, True])
-def test_the_loss_is_that_of_the_formula(soft, count, flip, confident_alone):
+def test_the_loss_follows_the_formula(soft, count, flip, confident_alone):
     students, labelers = [TinyBranch(1), TinyBranch(2)], [TinyBranch(seed) for seed in range(7, 7 + count)]
     labeled, unlabeled = (mapped(batch, as_double) for batch in batches(VIEWS))
     students, labelers = ([one.double() for one in some] for some in (students, labelers))
@@ -63,8 +63,8 @@ def as_double(value):
     return value.double() if value.is_floating_point() else value
 
 
-def test_a_mirrored_image_is_labeled_and_turned_back():
-    """By a network that looks at its right neighbour, so that mirrored it looks at its left one."""
+def test_flip_averages_with_the_mirrored_image():
+    """With a network that looks at its right neighbour, so at its left one if mirrored."""
 
     class Neighbour(TinyBranch):
         def forward(self, pixel_values, **dropout):
@@ -87,7 +87,7 @@ def test_a_mirrored_image_is_labeled_and_turned_back():
     assert unflipped.logs["unsupervised_loss"].item() != pytest.approx(found, abs=1e-3)
 
 
-def test_the_gradient_is_the_students_alone_and_that_of_both_terms():
+def test_only_the_student_gets_a_gradient():
     student, labelers = TinyBranch(1).double(), [TinyBranch(7).double(), TinyBranch(8).double()]
     labeled, unlabeled = (mapped(batch, as_double) for batch in batches(VIEWS))
     objective = FixedTeacher(labelers=["a", "b"], weight=2.0)
@@ -107,8 +107,8 @@ def test_the_gradient_is_the_students_alone_and_that_of_both_terms():
     assert gradient == pytest.approx((ends[0] - ends[1]) / (2 * step), abs=1e-6)
 
 
-def test_labels_that_were_made_before_teach_the_same_way():
-    """Pixels of 255 teach nothing, and the sum is still divided by the valid ones. With and without an odd batch."""
+def test_stored_labels_are_learned_in_the_same_way():
+    """Pixels of 255 are ignored, but the sum is still divided by the valid ones. With and without an odd batch."""
     student = TinyBranch(1).double()
     labeled, whole = (mapped(batch, as_double) for batch in batches(("pseudo_labels", "strong", "cutmix_mask")))
     whole.pseudo_labels[1, :2] = 255
@@ -128,7 +128,7 @@ def test_labels_that_were_made_before_teach_the_same_way():
         assert logs["mask_ratio"].item() == pytest.approx(taught / count, abs=1e-6)
 
 
-def test_partners_that_an_odd_batch_brings_along_are_labeled_by_themselves():
+def test_partners_of_an_odd_batch_are_labeled_separately():
     student, labelers = TinyBranch(1).double(), [TinyBranch(7).double()]
     labeled, whole = (mapped(batch, as_double) for batch in batches(VIEWS))
     sent = {f"partner_{name}": getattr(whole, name)[[1, 0, 3]] for name in ("weak", "strong", "valid")}
@@ -140,7 +140,7 @@ def test_partners_that_an_odd_batch_brings_along_are_labeled_by_themselves():
     assert out.logs["unsupervised_loss"].item() == pytest.approx(mean, abs=1e-6)
 
 
-def test_class_weights_are_the_labeled_terms_and_class_balance_the_other_ones():
+def test_class_weights_and_class_balance_are_separate():
     student, labelers = TinyBranch(1), [TinyBranch(7)]
     labeled, unlabeled = batches(VIEWS)
 
@@ -167,7 +167,7 @@ def test_the_weight_can_grow():
     assert [share.item() for share in shares] == pytest.approx([0, 1, 2], abs=1e-5)
 
 
-def test_what_is_asked_of_the_stream_follows_who_labels():
+def test_the_views_depend_on_who_makes_labels():
     assert FixedTeacher(labelers=["a"]).views == ("weak", "strong", "cutmix_mask")
     assert FixedTeacher().views == ("pseudo_labels", "strong", "cutmix_mask")
     assert FixedTeacher(cutmix=0.25).cutmix_masks["probability"] == 0.25

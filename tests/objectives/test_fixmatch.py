@@ -1,4 +1,4 @@
-"""FixMatch against loops: confident predictions for the weak view label the CutMixed strong view."""
+"""FixMatch against loops: confident predictions for the weak view are the labels of the CutMixed strong view."""
 
 import math
 from dataclasses import replace
@@ -14,7 +14,7 @@ VIEWS = ("weak", "strong", "cutmix_mask")
 
 
 def by_hand(branch, unlabeled, threshold, *, view="strong", mask="cutmix_mask", partner=(1, 0, 3, 2)):
-    """(the sum of the losses over taught pixels, their number)."""
+    """(the sum of the losses over the pixels that are trained on, their number)."""
     total, taught = 0.0, 0
     masks, images = getattr(unlabeled, mask), getattr(unlabeled, view)
     for i, y, x in pixels(masks):
@@ -41,7 +41,7 @@ def test_the_loss_is_the_cross_entropy_where_the_weak_view_is_confident(threshol
     assert out.loss.item() == pytest.approx(supervised_by_hand(branches, labeled) + 3 * mean, rel=1e-5)
 
 
-def test_partners_that_an_odd_batch_brings_along_are_used():
+def test_partners_of_an_odd_batch_are_used():
     branch = TinyBranch(1)
     labeled, whole = batches(VIEWS)
     sent = {f"partner_{name}": getattr(whole, name)[[1, 0, 3]] for name in ("weak", "strong", "valid")}
@@ -52,7 +52,7 @@ def test_partners_that_an_odd_batch_brings_along_are_used():
     assert logs["unsupervised_loss"].item() == pytest.approx(total / odd.valid.sum().item(), rel=1e-5)
 
 
-def test_nothing_is_taught_at_threshold_one_and_the_gradient_is_the_labeled_one():
+def test_at_threshold_one_only_labels_are_learned():
     branch, reference = TinyBranch(1), TinyBranch(1)
     labeled, unlabeled = batches(VIEWS)
     out = FixMatch(confidence_threshold=1.0)([branch], labeled, unlabeled)
@@ -69,7 +69,7 @@ def test_the_weak_view_is_predicted_without_gradient():
     assert sorted(branch.calls) == [(2, True, 0.0), (4, False, 0.0), (4, True, 0.0)]
 
 
-def test_cutmix_is_one_box_of_two_to_forty_percent_in_the_given_share_of_images():
+def test_cutmix_draws_one_box_with_the_given_probability():
     generator = torch.Generator().manual_seed(0)
     masks = draw_cutmix_masks(2000, 64, 80, generator=generator, **FixMatch(cutmix=0.3).cutmix_masks)
     areas = masks.float().mean((1, 2))
@@ -82,8 +82,8 @@ def test_cutmix_is_one_box_of_two_to_forty_percent_in_the_given_share_of_images(
 
 
 @pytest.mark.parametrize(("method", "masks"), [(FixMatch, 1), (UniMatch, 2)])
-def test_masks_that_a_batch_does_not_bring_are_drawn_as_the_objective_says(method, masks):
-    """One box in all images or in none; CPS's three are neither."""
+def test_missing_masks_are_drawn_with_the_objectives_options(method, masks):
+    """One box in all images or in none, unlike CPS's three boxes."""
     seen = []
 
     def branch(images, **_):
@@ -92,7 +92,7 @@ def test_masks_that_a_batch_does_not_bring_are_drawn_as_the_objective_says(metho
 
     views = UnlabeledBatch(**{view: torch.full((64, 3, 24, 24), 0.0) for view in ("weak", "strong", "strong_2")})
     for view in (views.strong, views.strong_2):
-        view[1::2] = 1  # what is mixed into an image shows
+        view[1::2] = 1  # makes visible what is mixed into an image
     labeled = LabeledBatch(pixel_values=torch.zeros(1, 3, 24, 24), labels=torch.zeros(1, 24, 24, dtype=torch.long))
     for cutmix in (0.0, 1.0):
         seen.clear()

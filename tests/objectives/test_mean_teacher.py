@@ -1,4 +1,4 @@
-"""Mean Teacher against loops, and its teacher: an average that gets no gradient."""
+"""Mean Teacher against loops, and its teacher: a moving average without gradient."""
 
 import math
 from dataclasses import replace
@@ -15,7 +15,7 @@ from cps_hf.training.ema import make_teacher, update_teacher
 def consistency(student, teacher, seen, unlabeled, *, threshold, masks=None):
     """(the sum over valid pixels of the class-averaged squared difference, the share of confident ones among them).
 
-    `seen` is what the student is shown; with masks a pixel is the neighbouring image's where these are true.
+    `seen` is the student's input. Where masks are true, a pixel comes from the neighbouring image.
     """
     total, taught, confident, partner = 0.0, 0, 0, [1, 0, 3, 2]
     for i, y, x in pixels(unlabeled.weak):
@@ -31,9 +31,7 @@ def consistency(student, teacher, seen, unlabeled, *, threshold, masks=None):
 
 @pytest.mark.parametrize("threshold", [0.0, 0.6])
 @pytest.mark.parametrize("perturbation", ["cutmix", "jitter", "noise"])
-def test_the_loss_is_the_squared_difference_on_unlabeled_images_times_the_share_of_confident_pixels(
-    perturbation, threshold
-):
+def test_the_loss_is_scaled_by_the_confident_share(perturbation, threshold):
     objective = MeanTeacher(weight=7.0, perturbation=perturbation, confidence_threshold=threshold, noise_std=0.0)
     student, teacher = TinyBranch(1), TinyBranch(2)
     labeled, unlabeled = batches(objective.views)
@@ -49,7 +47,7 @@ def test_the_loss_is_the_squared_difference_on_unlabeled_images_times_the_share_
     assert out.loss.item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_partners_that_an_odd_batch_brings_along_are_used():
+def test_partners_of_an_odd_batch_are_used():
     student, teacher = TinyBranch(1), TinyBranch(2)
     labeled, whole = batches(("weak", "cutmix_mask"))
     sent = {f"partner_{name}": getattr(whole, name)[[1, 0, 3]] for name in ("weak", "valid")}
@@ -67,7 +65,7 @@ def test_partners_that_an_odd_batch_brings_along_are_used():
 
 
 @pytest.mark.parametrize("perturbation", ["cutmix", "jitter", "noise"])
-def test_class_balance_weighs_each_pixel_by_the_teachers_most_likely_class(perturbation):
+def test_class_balance_uses_the_teachers_most_likely_class(perturbation):
     how = {"perturbation": perturbation, "noise_std": 0.0, "confidence_threshold": 0.0}
     student, teacher = TinyBranch(1), TinyBranch(3)
     labeled, unlabeled = batches(MeanTeacher(**how).views)
@@ -93,7 +91,7 @@ def test_class_balance_weighs_each_pixel_by_the_teachers_most_likely_class(pertu
     assert found["supervised_loss"] == plain["supervised_loss"]
 
 
-def test_by_default_the_weight_is_one_for_the_sum_over_classes_and_grows_over_a_quarter():
+def test_the_default_weight_is_the_number_of_classes():
     student, teacher = TinyBranch(1), TinyBranch(2)
     labeled, unlabeled = batches(MeanTeacher().views)
     for progress, factor in ((0.0, 0.0), (0.125, 0.5), (0.25, 1.0), (1.0, 1.0)):
@@ -106,7 +104,7 @@ def test_by_default_the_weight_is_one_for_the_sum_over_classes_and_grows_over_a_
 
 
 class Watching(TinyBranch):
-    """Keeps what it is shown."""
+    """Records its inputs."""
 
     def forward(self, pixel_values, *, feature_dropout=0.0):
         vars(self).setdefault("seen", []).append(pixel_values.detach().clone())
@@ -114,7 +112,7 @@ class Watching(TinyBranch):
 
 
 @pytest.mark.parametrize("perturbation", ["cutmix", "jitter", "noise"])
-def test_labeled_images_and_the_teachers_are_clean(perturbation):
+def test_labeled_images_and_the_teachers_are_not_perturbed(perturbation):
     objective = MeanTeacher(perturbation=perturbation)
     student, teacher = Watching(1), Watching(1)
     labeled, unlabeled = batches(objective.views)
@@ -132,7 +130,7 @@ def test_noise_has_the_given_deviation():
     assert noise.mean().abs() < 0.02 and noise.std().item() == pytest.approx(0.5, abs=0.02)
 
 
-def test_the_share_of_confident_pixels_is_that_of_all_processes():
+def test_the_confident_share_is_over_all_processes():
     labeled, unlabeled = batches(("weak",))
     objective = MeanTeacher(weight=7.0, perturbation="noise", confidence_threshold=0.6)
     torch.manual_seed(0)
@@ -165,7 +163,7 @@ def test_the_teacher_gets_no_gradient():
     assert student.conv.weight.grad.abs().sum() > 0
 
 
-def test_the_decay_is_that_of_a_true_mean_at_first():
+def test_the_decay_starts_as_a_true_mean():
     objective = MeanTeacher(decay=0.99)
     assert [objective.ema_decay(t) for t in (1, 2, 3)] == pytest.approx([1 / 2, 2 / 3, 3 / 4])
     assert objective.ema_decay(98) == pytest.approx(98 / 99) and objective.ema_decay(10_000) == 0.99
@@ -183,7 +181,7 @@ def test_the_decay_is_that_of_a_true_mean_at_first():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_the_teacher_goes_the_way_of_the_formula_in_any_precision(dtype):
+def test_the_teacher_follows_the_formula_in_any_precision(dtype):
     branch = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.BatchNorm1d(8)).to(dtype)
     branch[1].running_mean.fill_(1)
     teacher = make_teacher(branch)

@@ -1,4 +1,4 @@
-"""PseudoSeg against loops: sharpened probabilities of the weak view teach the strong one."""
+"""PseudoSeg against loops: sharpened probabilities of the weak view are the targets of the strong one."""
 
 import math
 
@@ -60,7 +60,7 @@ def test_the_weak_view_gets_no_gradient():
     torch.testing.assert_close(branch.conv.weight.grad, reference.conv.weight.grad)
 
 
-def test_class_balance_weighs_each_pixel_by_its_targets_most_likely_class():
+def test_class_balance_uses_the_targets_most_likely_class():
     branch = TinyBranch(1)
     labeled, unlabeled = batches(VIEWS)
     targets = {

@@ -1,4 +1,4 @@
-"""Supervised training: each branch by itself, on the labels alone."""
+"""Supervised training: each branch independently, on the labels alone."""
 
 import pytest
 import torch
@@ -23,5 +23,5 @@ def test_the_loss_is_the_sum_of_the_branches_own_cross_entropies():
         torch.testing.assert_close(branch.weight.grad, grad)
 
 
-def test_it_asks_for_no_view():
+def test_it_needs_no_views():
     assert Supervised().views == () and Supervised.min_branches == 1

@@ -1,4 +1,4 @@
-"""UniMatch against loops: (x + s1 / 4 + s2 / 4 + fp / 2) / 2, all taught by the weak view."""
+"""UniMatch against loops: (x + s1 / 4 + s2 / 4 + fp / 2) / 2, with labels from the weak view."""
 
 import math
 
@@ -12,7 +12,7 @@ VIEWS = ("weak", "strong", "strong_2", "cutmix_mask", "cutmix_mask_2")
 
 
 class Scaling(TinyBranch):
-    """Feature dropout that can be followed by hand: the image is multiplied by 1 - p."""
+    """A feature dropout that loops can reproduce: the image is multiplied by 1 - p."""
 
     def forward(self, pixel_values, *, feature_dropout=0.0):
         return super().forward(pixel_values * (1 - feature_dropout), feature_dropout=feature_dropout)
@@ -49,14 +49,14 @@ def test_the_loss_has_the_papers_four_terms_and_weights(threshold):
     assert out.logs["mask_ratio"].item() == pytest.approx(sure / unlabeled.valid.sum().item(), rel=1e-5)
 
 
-def test_two_branches_are_trained_each_by_itself():
+def test_two_branches_are_trained_independently():
     labeled, unlabeled = batches(VIEWS)
     alone = [UniMatch(confidence_threshold=0.4)([TinyBranch(s)], labeled, unlabeled).loss for s in (1, 2)]
     both = UniMatch(confidence_threshold=0.4)([TinyBranch(1), TinyBranch(2)], labeled, unlabeled).loss
     torch.testing.assert_close(both, sum(alone))
 
 
-def test_one_pass_without_gradient_and_four_with_it():
+def test_there_are_four_passes_with_gradient_and_one_without():
     branch = TinyBranch(1)
     labeled, unlabeled = batches(VIEWS)
     UniMatch(feature_dropout=0.5)([branch], labeled, unlabeled)

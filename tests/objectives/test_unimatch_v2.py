@@ -1,4 +1,4 @@
-"""UniMatch V2: one step against a reference in float64, typed from the paper's formulas."""
+"""UniMatch V2: one step against a float64 reference, written from the paper's formulas."""
 
 import copy
 import math
@@ -19,11 +19,11 @@ SEED = 5
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.7])
-def test_one_step_is_that_of_the_papers_formulas(threshold):
+def test_one_step_follows_the_papers_formulas(threshold):
     """The loss, the gradient, the student after a step and the teacher after it, to 1e-6."""
     module = TrainingModule(toy_models(1, width=WIDTH), UniMatchV2(confidence_threshold=threshold)).train()
     with torch.no_grad():
-        for parameter in module.teacher.parameters():  # another network than the student
+        for parameter in module.teacher.parameters():  # so that it differs from the student
             parameter.mul_(1.3)
     labeled, unlabeled = (mapped(batch, large) for batch in batches(VIEWS))
     student, teacher = (copy.deepcopy(one.model).double() for one in (module.branches[0], module.teacher))
@@ -51,7 +51,7 @@ def test_one_step_is_that_of_the_papers_formulas(threshold):
             torch.testing.assert_close(ours.double(), reference, rtol=0, atol=1e-6, msg=name)
 
 
-def test_partners_that_an_odd_batch_brings_along_are_used():
+def test_partners_of_an_odd_batch_are_used():
     student, teacher = TinyBranch(1), TinyBranch(2)
     labeled, whole = batches(VIEWS)
     views = ("weak", "strong", "strong_2", "valid")
@@ -70,7 +70,7 @@ def test_partners_that_an_odd_batch_brings_along_are_used():
     assert out.loss.item() == pytest.approx((supervised_by_hand([student], labeled) + 3 * mean) / 2, rel=1e-5)
 
 
-def test_both_strong_views_go_through_in_one_pass_and_the_teacher_gets_no_gradient():
+def test_both_strong_views_share_one_pass():
     seen = {}
 
     class Watching(TinyBranch):
@@ -84,7 +84,7 @@ def test_both_strong_views_go_through_in_one_pass_and_the_teacher_gets_no_gradie
     assert seen[student] == [(2, {}), (8, {"complementary_dropout": 0.5})] and seen[teacher] == [(4, {})]
     assert teacher.conv.weight.grad is None and student.conv.weight.grad.abs().sum() > 0
     UniMatchV2(complementary_dropout=0.0)([student], labeled, unlabeled, teacher=teacher)
-    assert seen[student][2:] == [(2, {}), (8, {})]  # a network of one's own need not know the word
+    assert seen[student][2:] == [(2, {}), (8, {})]  # a user's network need not support the argument
 
 
 def test_rare_pseudo_labels_can_count_more():
@@ -104,13 +104,13 @@ def test_rare_pseudo_labels_can_count_more():
     assert out.logs["strong_loss"].item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_decay_is_that_of_the_paper():
+def test_the_decay_follows_the_paper():
     objective = UniMatchV2()
     assert [objective.ema_decay(t) for t in (1, 2, 3)] == pytest.approx([1 / 2, 2 / 3, 3 / 4])
     assert objective.ema_decay(248) == pytest.approx(248 / 249) and objective.ema_decay(10_000) == 0.996
 
 
-def test_a_pass_that_holds_labeled_images_has_no_pairs_to_drop():
+def test_joint_passes_exclude_complementary_dropout():
     with pytest.raises(ValueError, match="`joint_forward`.*`complementary_dropout` to 0"):
         UniMatchV2(joint_forward=True)
     UniMatchV2(joint_forward=True, complementary_dropout=0.0)

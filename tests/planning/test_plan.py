@@ -177,6 +177,14 @@ def test_large_photographs_are_shrunk_in_training_and_evaluation(machine, side, 
     assert chosen["eval_mode"] == "whole"
 
 
+def test_scans_are_trained_and_evaluated_at_their_own_size():
+    facts = dataclasses.replace(STREETS, height=20_000, width=20_000, largest=(20_000, 20_000))
+    chosen = values(facts, CPU)
+    groups(chosen)
+    assert "eval_shrink" not in chosen and chosen["crop_size"] == [160, 160] and chosen["eval_mode"] == "sliding"
+    assert chosen["random_scale"] == LABELED["random_scale"]
+
+
 def test_given_scales_windows_or_networks_prevent_shrinking():
     facts = dataclasses.replace(STREETS, height=1080, width=1920, largest=(1080, 1920))
     for given in (

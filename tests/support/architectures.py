@@ -1,6 +1,6 @@
-"""Configurations of every architecture that AutoModelForSemanticSegmentation knows, and of ours: tiny and full-size.
+"""Configurations of every architecture of AutoModelForSemanticSegmentation, and of this package: tiny and full-size.
 
-The tests and the script that writes docs/architectures.md (benchmarks/architectures.py) both read these lists.
+Used by the tests and by the script that writes docs/architectures.md (benchmarks/architectures.py).
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ KNOWN = set(MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES) | {"deeplabv3_plus", 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A size (H, W) that the tiny model takes, an oblong one, and whether it takes that too."""
+    """A size (H, W) that the tiny model accepts, a non-square one, and whether it accepts that too."""
 
     name: str
     model_type: str
-    arguments: Callable[[], dict[str, Any]]  # called late: an older transformers knows fewer configurations
+    arguments: Callable[[], dict[str, Any]]  # called late: older transformers have fewer configurations
     size: tuple[int, int] = (64, 64)
     oblong: tuple[int, int] = (75, 53)
     takes_oblong: bool = True
@@ -59,7 +59,7 @@ def swin(**arguments: Any) -> PreTrainedConfig:
 
 
 def dinov2_with_registers() -> PreTrainedConfig:
-    """With the DPT head of TIPSv2: transformers' own DPT ignores a backbone of one's choice."""
+    """With the DPT head of TIPSv2: transformers' own DPT ignores a custom backbone."""
     return AutoConfig.for_model("dinov2_with_registers", **DINOV2, reshape_hidden_states=False)
 
 
@@ -170,7 +170,7 @@ UNIVERSAL = [
     Architecture("eomt", "eomt", lambda: {**EOMT, "mlp_ratio": 2}, takes_oblong=False),
     Architecture("eomt_dinov3", "eomt_dinov3", lambda: {**EOMT, "intermediate_size": 64}, takes_oblong=False),
 ]
-"""Of AutoModelForUniversalSegmentation; all of their randomness is off, so that steps can be compared."""
+"""Of AutoModelForUniversalSegmentation, with all randomness off, so that steps can be compared."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A headless Chromium for tests, and pages served by a process of their own."""
+"""A headless Chromium for tests, and pages served by a separate process."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ needs_chromium = pytest.mark.skipif(
 
 @contextmanager
 def chromium(profile: Path):
-    """A browser that asks nobody but the page; its profile is thrown away with the test's folder."""
+    """A browser that only contacts the page; its profile is deleted with the test's folder."""
     from selenium.webdriver import Chrome, ChromeOptions, ChromeService
 
     options = ChromeOptions()
@@ -49,7 +49,7 @@ def chromium(profile: Path):
 
 @contextmanager
 def served(*words: str, cwd: Path | None = None, path: list[Path] = PATHS, timeout: float = 200):
-    """The address of a page that `python words --port N` serves, once it answers."""
+    """The address of a page served by `python words --port N`, once it responds."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

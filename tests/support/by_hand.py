@@ -1,4 +1,4 @@
-"""What the tests of the objectives share: a branch that loops can follow by hand, batches, and log-probabilities."""
+"""Shared by the tests of objectives: a branch that loops can reproduce, batches, and log-probabilities."""
 
 import itertools
 import math
@@ -12,7 +12,7 @@ C, H, W = 3, 4, 5
 
 
 class TinyBranch(nn.Module):
-    """A 1x1 convolution: each pixel's logits depend on that pixel alone, so loops can follow by hand."""
+    """A 1x1 convolution: each pixel's logits depend on that pixel alone, so loops can reproduce them."""
 
     def __init__(self, seed):
         super().__init__()
@@ -27,13 +27,13 @@ class TinyBranch(nn.Module):
 
 
 def averaged_for(objective):
-    """What an objective is called with of averaged networks, for two branches at most."""
+    """The arguments of an objective for averaged networks, for at most two branches."""
     averages = {"averages": [TinyBranch(7), TinyBranch(8)]} if objective.averages else {}
     return {"teacher": TinyBranch(9), **averages}
 
 
 def batches(views=("weak",), labeled_size=2, unlabeled_size=4, seed=0):
-    """A labeled batch with ignored labels and padding, and an unlabeled one with padding and the views asked for."""
+    """A labeled batch with ignored labels and padding, and an unlabeled one with padding and the given views."""
     g = torch.Generator().manual_seed(seed)
     labels = torch.randint(0, C, (labeled_size, H, W), generator=g)
     labels[0, 0, :3] = 255
@@ -56,10 +56,10 @@ def batches(views=("weak",), labeled_size=2, unlabeled_size=4, seed=0):
 
 
 def mapped(batch, function, **others):
-    """A batch of the function's values, pixels counted anew.
+    """A batch with the function applied to its tensors, and pixels counted again.
 
     Args:
-        function: takes an image or map (B, ..., H, W). others: further fields.
+        function: takes an image or map (B, ..., H, W). others: more fields.
     """
     maps = {name: function(value) for name, value in batch.tensors().items() if value.dim() > 0}
     return type(batch)(**maps | others)

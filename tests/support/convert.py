@@ -1,4 +1,4 @@
-"""What the tests of converting share."""
+"""Shared by the tests of converting."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def picture(path: Path, height: int = 20, width: int = 30, **options) -> Path:
 
 
 def masks_of(source: Path, *, overlap: str | None = None, format: str | None = None, table=None, **options):
-    """(class names, {image: mask}) without a file written."""
+    """(class names, {image: mask}) without writing a file."""
     project = read_project(source, ReadOptions(**options), format=format)
     table = class_table(project, **(table or {}))
     found = {}
@@ -41,7 +41,7 @@ def assert_error(source: Path, said: str, **options) -> None:
 
 
 def fails(capsys, *words) -> str:
-    """What `cps-hf convert` says on standard error when it ends with status 2."""
+    """The standard error of `cps-hf convert` when it exits with status 2."""
     with pytest.raises(SystemExit) as exit_:
         main([*map(str, words)])
     said = capsys.readouterr().err

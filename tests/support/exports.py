@@ -1,7 +1,7 @@
-"""One small made-up labeling project, written as each annotation tool exports it.
+"""One small made-up labeling project, written in the export format of each annotation tool.
 
-Three images: `a` with shapes on each other, one that reaches beyond the edge, `ümlaut b` with two that share an edge
-(and a hole where the tool has holes), `empty` without any. No point of an outline has a pixel's centre on its edges.
+Three images: `a` with overlapping shapes, one of which extends beyond the edge; `ümlaut b` with two that share an edge
+(and a hole if the tool supports holes); `empty` without shapes. No outline passes through a pixel's centre.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ COLORS = {"background": (0, 0, 0), "road": (128, 64, 128), "car": (0, 0, 142), "
 
 @dataclass
 class Drawn:
-    """An image of the project: its shapes, later ones above, each a label and an outline (N, 2)."""
+    """An image of the project: its shapes, later ones on top, each a label and an outline (N, 2)."""
 
     name: str
     height: int
@@ -34,7 +34,7 @@ class Drawn:
     shapes: list[tuple[str, list[tuple[float, float]]]] = field(default_factory=list)
 
     def mask(self, names=("background", *LABELS)) -> np.ndarray:
-        """Class ids by matplotlib: inside by its own test of each pixel's centre."""
+        """Class ids from matplotlib's own test of whether each pixel's centre is inside."""
         ids = np.zeros((self.height, self.width), np.uint8)
         for label, points in self.shapes:
             ids[inside(points, self.height, self.width)] = names.index(label)
@@ -140,7 +140,7 @@ def brush(mask: np.ndarray) -> list[int]:
 
 
 def coco(folder: Path, segmentation: str = "polygon") -> None:
-    """CVAT's and others' layout: annotations/instances_default.json and images/."""
+    """The layout of CVAT and others: annotations/instances_default.json and images/."""
     write_images(folder / "images")
     categories = [{"id": 3 * i + 1, "name": name, "supercategory": ""} for i, name in enumerate(LABELS)]
     ids = {row["name"]: row["id"] for row in categories}
@@ -163,7 +163,7 @@ def coco(folder: Path, segmentation: str = "polygon") -> None:
 
 
 def labelme(folder: Path) -> None:
-    """Each JSON file beside its image; labels.txt as the program's `--labels` takes it."""
+    """Each JSON file next to its image; labels.txt in the format of the program's `--labels`."""
     write_images(folder)
     (folder / "labels.txt").write_text("\n".join(["__ignore__", "_background_", *LABELS]), encoding="utf-8")
     for drawn in PROJECT:
@@ -177,7 +177,7 @@ def labelme(folder: Path) -> None:
 
 
 def cvat(folder: Path) -> None:
-    """ "CVAT for images 1.1": the shapes in the wrong order, and z_order that puts it right."""
+    """ "CVAT for images 1.1": the shapes in the wrong order, which z_order corrects."""
     write_images(folder / "images")
     labels = "".join(f"<label><name>{name}</name><color>#804080</color></label>" for name in LABELS)
     text = f'<?xml version="1.0" encoding="utf-8"?>\n<annotations><version>1.1</version><meta><task><labels>{labels}'
@@ -219,7 +219,7 @@ def colors(folder: Path) -> None:
 
 
 def ids(folder: Path, first: int = 1) -> None:
-    """Grey masks, the first class of which is 1."""
+    """Grey masks whose first class is 1."""
     write_images(folder / "images")
     (folder / "masks").mkdir()
     for drawn in PROJECT:
@@ -228,7 +228,7 @@ def ids(folder: Path, first: int = 1) -> None:
 
 
 def objects(folder: Path, layout: str = "{image}/{label}_{number}.png") -> None:
-    """A file an object, of 0 and 255. The image without any has no file: it is not labeled."""
+    """One file per object, of 0 and 255. The image without objects has no file: it is not labeled."""
     write_images(folder / "images")
     for drawn in PROJECT:
         for number, (label, points) in enumerate(drawn.shapes):
@@ -238,7 +238,7 @@ def objects(folder: Path, layout: str = "{image}/{label}_{number}.png") -> None:
 
 
 def label_studio(folder: Path, kind: str = "polygonlabels") -> None:
-    """ "JSON": images have the name under which they were uploaded in the file, and their own on the disk."""
+    """ "JSON": the file has the images' upload names, and the disk their own names."""
     write_images(folder / "images")
     tasks = []
     for index, drawn in enumerate(PROJECT, 1):
@@ -300,7 +300,7 @@ def yolo(folder: Path) -> None:
 
 
 def supervisely(folder: Path) -> None:
-    """The cars as bitmaps, all else as polygons."""
+    """The cars as bitmaps, everything else as polygons."""
     write_images(folder / "ds0" / "img")
     classes = [{"title": name, "shape": "any", "color": "#804080"} for name in LABELS]
     write_json(folder / "meta.json", {"classes": classes, "tags": []})
@@ -339,11 +339,11 @@ def via(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Export:
-    """How a tool's export is written, and what `cps-hf convert` is told beside its place."""
+    """How to write a tool's export, and the options of `cps-hf convert` for it."""
 
     write: Callable[[Path], None]
     words: tuple[str, ...] = ()
-    below: str = ""  # where in OUT/masks its images are
+    below: str = ""  # the folder of its images in OUT/masks
     has_empty: bool = True
     format: str = ""
 

@@ -1,4 +1,4 @@
-"""One small file of each kind of image and mask, and what is to become of it: the table of docs/data.md."""
+"""One small file of each kind of image and mask, with the expected result: the table of docs/data.md."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ class Kind:
     """A file of some kind.
 
     Args:
-        name: in the table. suffix: of the file.
+        name: its name in the table. suffix: of the file.
         data: its bytes.
-        expected: the pixels (H, W, 3), or class ids (H, W); none: it is refused.
-        becomes: what the table says of it.
-        error: what the refusal says.
-        about: how far pixels may be off, where the compression is lossy.
+        expected: the pixels (H, W, 3), or class ids (H, W); `None` if it is an error.
+        becomes: its result in the table.
+        error: the error message.
+        about: the tolerance for pixels, if the compression is lossy.
         orientation: of an image's EXIF.
-        options: of the label's coding.
+        options: of the label's encoding.
     """
 
     name: str
@@ -188,7 +188,7 @@ def images() -> list[Kind]:
 
 
 def masks() -> list[Kind]:
-    """Each has the class ids `IDS`, or another array that its row says."""
+    """Each has the class ids `IDS`, or another array given in its row."""
     palette, lut = png_palette(COLORS), tuple(v * 257 for b in range(3) for v in [c[b] for c in COLORS] + [0] * 252)
     colored = np.array(COLORS, np.uint8)[IDS]
     colors = {"colors": {color: i for i, color in enumerate(COLORS)}}

@@ -1,4 +1,4 @@
-"""A disk that is full for some of the files that are written whole."""
+"""A disk that is full for some of the files that are written completely or not at all."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,11 +11,11 @@ from cps_hf import files
 
 @contextmanager
 def full_disk(path: Path) -> Iterator[None]:
-    """What is written to this file meets a full disk: the kernel's /dev/full lies where it is written aside."""
-    beside = files._beside
+    """Writing this file meets a full disk: the kernel's /dev/full takes the place of its temporary file."""
+    temporary_for = files._beside
 
     def on_full_disk(target: Path) -> Path:
-        temporary = beside(target)
+        temporary = temporary_for(target)
         if target == path:
             temporary.symlink_to("/dev/full")
         return temporary

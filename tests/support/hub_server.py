@@ -1,7 +1,7 @@
 """A small Hub on loopback: repositories, commits, LFS with checked sizes and SHA-256, refs; and faults on demand.
 
-It speaks what `huggingface_hub`, `transformers` and `datasets` ask for when they push and load. All is kept in memory.
-One user, "me", whose token is `TOKEN`.
+It supports the requests of `huggingface_hub`, `transformers` and `datasets` for pushing and loading. Everything is
+kept in memory. There is one user, "me", whose token is `TOKEN`.
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ class Repo:
 
 @dataclass
 class Fault:
-    """What happens to the next `times` requests whose "METHOD path" matches `pattern`.
+    """A fault for the next `times` requests whose "METHOD path" matches `pattern`.
 
-    `what`: a status to answer; "cut": the connection ends before the body is read; "lose": it is done, and the answer
-    never arrives; "stall": nothing happens until the server ends; "hold": nothing until `hub.released` is set.
+    `what`: a status to respond with; "cut": the connection ends before the body is read; "lose": the request is
+    executed, but the response is lost; "stall": no response until the server ends; "hold": none until `hub.released`.
     """
 
     pattern: str
@@ -72,8 +72,8 @@ class Hub:
     """`with Hub() as hub:` ... `hub.url`, `hub.repos["models", "me/x"]`, `hub.requests`, `hub.faults`.
 
     Args:
-        latency: seconds before each answer.
-        bandwidth: bytes a second of each connection; none: what loopback gives.
+        latency: seconds before each response.
+        bandwidth: bytes per second of each connection; `None` for no limit.
     """
 
     def __init__(self, latency: float = 0.0, bandwidth: float | None = None):
@@ -109,11 +109,11 @@ class Hub:
         return self.repos[kind, name].find(revision).files
 
     def titles(self, name: str, branch: str = "main", kind: str = "models") -> list[str]:
-        """Of the commits after the first, newest first."""
+        """The titles of the commits after the first, newest first."""
         return [commit.title for commit in self.repos[kind, name].branches.get(branch, [])[:-1]]
 
     def environment(self, home) -> dict[str, str]:
-        """For a fresh process with an empty cache whose clients are to use this Hub."""
+        """The environment of a new process with an empty cache whose clients use this Hub."""
         return {
             "HF_ENDPOINT": self.url,
             "HF_HOME": str(home),
@@ -135,7 +135,7 @@ class _Handler(BaseHTTPRequestHandler):
     def respond(self) -> None:
         self.reply: tuple[int, dict[str, str], bytes] | None = None
         self.handle_request()
-        if self.reply is not None:  # outside the lock: a slow answer holds no other up
+        if self.reply is not None:  # outside the lock, so that a slow response does not block others
             self.send(*self.reply)
 
     do_GET = do_HEAD = do_POST = do_PUT = respond
@@ -210,7 +210,7 @@ class _Handler(BaseHTTPRequestHandler):
         return False
 
     def repo(self, kind: str | None, name: str) -> Repo | None:
-        """None: answered with an error already."""
+        """None: an error has already been sent."""
         repo = self.hub.repos.get((kind or "models", name))
         if repo is None or (repo.private and self.headers.get("Authorization") != f"Bearer {TOKEN}"):
             self.error(401 if repo else 404, "RepoNotFound", "Repository not found")
@@ -236,7 +236,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.answer({"url": address, "name": name})
 
     def validate_yaml(self) -> None:
-        """As strict as a reader of the card has to be."""
+        """As strict as a reader of the card must be."""
         head = re.match(r"---\n(.*?)\n---\n", json.loads(self.body)["content"], re.DOTALL)
         try:
             data = yaml.safe_load(head[1]) if head else {}

@@ -1,4 +1,4 @@
-"""Image files byte by byte: kinds that no library at hand writes, and the arrays that they hold."""
+"""Image files written byte by byte, in formats that no library at hand writes, and their arrays."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def saved(image: Image.Image, format: str, **options) -> bytes:
 
 
 def packed(values: np.ndarray, bits: int) -> bytes:
-    """Rows of samples of 1, 2, 4, 8, 12 or 16 bits, the highest first, each row filled to whole bytes."""
+    """Rows of samples of 1, 2, 4, 8, 12 or 16 bits, the highest bit first, each row padded to whole bytes."""
     rows = values.reshape(values.shape[0], -1).astype(np.int64)
     shifted = rows[..., None] >> np.arange(bits - 1, -1, -1)
     return np.packbits((shifted & 1).reshape(rows.shape[0], -1).astype(np.uint8), axis=1).tobytes()
@@ -34,7 +34,7 @@ def png(values: np.ndarray, bits: int = 8, *, color: int | None = None, before: 
     """A PNG of (H, W) or (H, W, C) samples.
 
     Args:
-        color: PNG's colour type; none: by the channels. before, after: chunks around the pixels.
+        color: PNG's colour type; if `None`, from the number of channels. before, after: chunks around the pixels.
     """
     height, width = values.shape[:2]
     color = {1: 0, 2: 4, 3: 2, 4: 6}[1 if values.ndim == 2 else values.shape[2]] if color is None else color
@@ -51,7 +51,7 @@ def png_palette(colors) -> bytes:
 
 
 def exif(orientation: int) -> bytes:
-    """An EXIF block, as it stands in a PNG's chunk."""
+    """An EXIF block as in a PNG's chunk."""
     return b"II*\0\x08\0\0\0" + struct.pack("<HHHIII", 1, 0x0112, 3, 1, orientation, 0)
 
 
@@ -75,11 +75,11 @@ def tiff(
     """A baseline TIFF without compression, of (H, W) or (H, W, C) samples.
 
     Args:
-        bits: a sample; none: as `values` has.
-        photometric: 0 white is zero, 1 black is zero, 2 RGB, 3 palette, 5 CMYK, 8 LAB; none: 1 or 2.
-        apart: the bands one after the other, not pixel by pixel.
-        extra: what the bands beyond those of the photometric are; none: not said, but for RGB's, which are 0.
-        tags: further ones, number -> (type, values).
+        bits: bits per sample; if `None`, those of `values`.
+        photometric: 0 white is zero, 1 black is zero, 2 RGB, 3 palette, 5 CMYK, 8 LAB; if `None`, 1 or 2.
+        apart: store the bands one after the other instead of pixel by pixel.
+        extra: the meaning of bands beyond those of the photometric; if `None`, omitted, except for RGB: 0.
+        tags: more tags, number -> (type, values).
     """
     order = ">" if big_endian else "<"
     values = values if values.ndim == 3 else values[..., None]
@@ -138,7 +138,7 @@ def tiff(
 
 
 def as_shown(stored: np.ndarray, orientation: int) -> np.ndarray:
-    """What a viewer shows of stored pixels, by the EXIF standard: where row 0 and column 0 of the file belong."""
+    """How a viewer shows stored pixels, by the EXIF standard: the meaning of row 0 and column 0 of the file."""
     height, width = stored.shape[:2]
     shown = np.zeros_like(stored if orientation <= 4 else stored.swapaxes(0, 1))
     for y in range(height):

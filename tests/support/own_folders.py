@@ -1,4 +1,4 @@
-"""Folders of images and masks in the layouts that people have."""
+"""Folders of images and masks in layouts that users have."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ BANDS = np.repeat(np.arange(2, dtype=np.uint8), SIZE[0] // 2)[:, None].repeat(SI
 
 
 def write_image(path: Path, size: tuple[int, int] = SIZE) -> None:
-    """Of one colour, another one for each name."""
+    """An image of one colour, different for each name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size[::-1], tuple(zlib.crc32(path.name.encode()).to_bytes(4, "big")[:3])).save(path)
 
 
 def write_mask(path: Path, ids=BANDS, colors: list[tuple[int, int, int]] | None = None, *, palette=False) -> None:
-    """Grey, or of the colours of its ids: as a picture or as a palette."""
+    """A mask in grey or in the colours of its ids: as a picture or as a palette."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(np.asarray(ids, np.uint8))
     if colors and palette:
@@ -30,7 +30,7 @@ def write_mask(path: Path, ids=BANDS, colors: list[tuple[int, int, int]] | None 
 
 
 def write_files(root: Path, *names: str, ids=BANDS) -> Path:
-    """Images and masks by name: a mask is what lies in a folder or has an ending that says so."""
+    """Images and masks by name: masks are recognised by their folder or ending."""
     for name in names:
         lowered = name.lower()
         is_mask = any(word in lowered for word in ("mask", "label", "segmentation", "ann", "gt", "manual", "truth"))

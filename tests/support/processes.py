@@ -1,8 +1,8 @@
-"""Programs in processes of their own: forked from this one, which has imported all that they need.
+"""Programs in separate processes, forked from this one, which has imported everything they need.
 
-A fresh Python takes five seconds to import torch, transformers and datasets, and a launcher and two processes of one
-run do so three times. `launch` gives forked processes the environment that `accelerate launch` gives; that the
-launcher itself works is shown in tests/commands/test_train.py.
+A new Python takes five seconds to import torch, transformers and datasets, and a launcher with two processes does this
+three times. `launch` gives forked processes the environment of `accelerate launch`; tests/commands/test_train.py shows
+that the launcher itself works.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ def launch(
     timeout: float = 240,
     **env: str,
 ) -> subprocess.CompletedProcess:
-    """Run a script, `words[0]`, in one process or in several that gloo joins; its output and first bad exit status.
+    """Run a script, `words[0]`, in one process or in several that gloo connects. Returns output and first bad status.
 
-    When one of several fails, the others are told to end, as the launcher does.
+    If one of several fails, the others are stopped, as the launcher does.
     """
     shared = {"OMP_NUM_THREADS": "1", **env}
     if processes > 1:
@@ -57,7 +57,7 @@ def launch(
 
 
 def _launchers_environment(processes: int, config_file: Path | None) -> dict[str, str]:
-    """What `accelerate launch` sets for each process, and what torch's launcher adds."""
+    """The variables that `accelerate launch` and torch's launcher set for each process."""
     words = ["--num_processes", str(processes), "--num_machines", "1", "--mixed_precision", "no"]
     words += ["--config_file", str(config_file)] if config_file else ["--multi_gpu"]
     before = os.environ.get("ACCELERATE_USE_CPU")
@@ -103,7 +103,7 @@ def _fork(words: tuple[str, ...], out: Path, err: Path, cwd: Path | None, env: d
         sys.argv = [*words]
         signal.signal(signal.SIGINT, signal.default_int_handler)
         for shared in (AcceleratorState, PartialState, GradientState):
-            shared._shared_state.clear()  # of the tests that ran in this process
+            shared._shared_state.clear()  # from tests that ran in this process
         torch.set_num_threads(1)
         torch.manual_seed(FIRST_SEED)
         random.seed()
@@ -130,7 +130,7 @@ def _run(script: str) -> int:
 
 
 def _wait(children: dict[int, int | None], deadline: float) -> None:
-    """Fill in the exit status of each."""
+    """Fill in each exit status."""
     while running := [pid for pid, code in children.items() if code is None]:
         for pid in running:
             done, status = os.waitpid(pid, os.WNOHANG)

@@ -1,9 +1,9 @@
 """Cases of exact resuming, for tests and for benchmarks/resume_grid.py.
 
-A run that is never stopped is compared with one that breaks off inside an optimizer step, between saves, and goes on
+An uninterrupted run is compared with one that is interrupted inside an optimizer step, between saves, and is resumed
 from its newest checkpoint. Augmentation, batch norm and dropout are on, and gradients are accumulated.
 
-As a program, in as many processes as it is launched in: `resume_cases.py WORLD CASES.json FOUND.json`.
+As a program, in the number of processes it is launched in: `resume_cases.py WORLD CASES.json FOUND.json`.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from support.processes import launch
 from support.toy import settings, toy_models, write_world
 
 SIZES = [(40, 56), (56, 40), (48, 48), (37, 61), (64, 33), (44, 50), (33, 45), (52, 36), (60, 42)]
-SAVED, BROKEN, LAST = 3, 5, 6  # the step of the checkpoint, the one that is broken off in its second half, the last
-SHARE = {1: 4, 2: 2}  # images a process and micro-batch, by the number of processes: the global batch stays
+SAVED, BROKEN, LAST = 3, 5, 6  # the step of the checkpoint, the one interrupted in its second half, the last
+SHARE = {1: 4, 2: 2}  # images per process and micro-batch, by the number of processes, for one global batch
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,11 @@ class Case:
 
 
 def write_resume_world(root: Path) -> Path:
-    """The sets, as files that any process can open: map-style ones and the same rows in shards."""
+    """The sets as files that any process can open: map-style ones and the same rows in shards."""
     for name, first, labels in (("train", 0, True), ("unlabeled", 50, False), ("eval", 90, True)):
         sizes = SIZES[:3] if name == "eval" else SIZES
         dataset = write_world(root / f"{name}_images", sizes, first=first)
-        dataset = dataset if labels else dataset.rename_column("label", "pseudo_label")  # few objectives look at it
+        dataset = dataset if labels else dataset.rename_column("label", "pseudo_label")  # few objectives use it
         dataset.save_to_disk(str(root / "map" / name))
         for index in range(3):
             shard = dataset.shard(3, index, contiguous=True).with_format("arrow")
@@ -104,10 +104,10 @@ def make_trainer(root: Path, case: Case, out: Path, callbacks=(), **fields) -> C
 
 
 class Watch(TrainerCallback):
-    """Notes which samples come next at the step of the checkpoint."""
+    """Records which samples come next at the step of the checkpoint."""
 
     trainer: CPSTrainer
-    next_ids: dict[str, list[str]] | None = None  # of a run that begins later
+    next_ids: dict[str, list[str]] | None = None  # of a run that starts later
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._note(state)
@@ -121,7 +121,7 @@ class Watch(TrainerCallback):
 
 
 class BrokenOff(BaseException):
-    """As a kill: nothing that keeps errors from costing a run catches it."""
+    """Like a kill: not caught by the code that keeps errors from ending a run."""
 
 
 def break_off(trainer: CPSTrainer, *, step: int, micro_batch: int) -> None:
@@ -171,7 +171,7 @@ def without_cards_and_pictures():
 
 
 def run_whole(root: Path, case: Case, out: Path, **fields) -> dict[str, Any]:
-    """Train without a stop; what is compared."""
+    """Train without interruption. Returns what is compared."""
     watch = Watch()
     watch.trainer = trainer = make_trainer(root, case, out, [watch], **fields)
     with recorded_ids() as seen:
@@ -211,7 +211,7 @@ def outcome(trainer: CPSTrainer, summary: dict[str, Any], seen: dict[str, list],
 
 
 def same(a: Any, b: Any) -> bool:
-    """Bit for bit; NaN is NaN."""
+    """Bit for bit; NaN equals NaN."""
     if isinstance(a, torch.Tensor):
         return torch.equal(a, b) and a.dtype == b.dtype
     if isinstance(a, dict):
@@ -222,7 +222,7 @@ def same(a: Any, b: Any) -> bool:
 
 
 def differences(root: Path, case: Case, out: Path, **fields) -> list[str]:
-    """What of the resumed run is not what it is of the unbroken one; empty: nothing."""
+    """What differs between the resumed and the uninterrupted run; empty if nothing."""
     with without_cards_and_pictures():
         whole = run_whole(root, case, out / "whole", **fields)
         run_broken(root, case, out / "broken", **fields)
@@ -233,7 +233,7 @@ def differences(root: Path, case: Case, out: Path, **fields) -> list[str]:
 
 
 def differences_in_processes(root: Path, cases: list[Case], folder: Path) -> dict[str, list[str]]:
-    """`differences` of each case, in one launch of as many processes as the cases say."""
+    """`differences` of each case, in one launch with the cases' number of processes."""
     folder.mkdir(parents=True)
     (folder / "cases.json").write_text(json.dumps([asdict(case) for case in cases]))
     words = (str(Path(__file__)), str(root), str(folder / "cases.json"), str(folder / "found.json"))

@@ -1,6 +1,7 @@
-"""A program for tests, in as many processes as it is launched in: before or after training something fails on one.
+"""A test program, in the number of processes it is launched in: something fails on one process before or after
+training.
 
-`run_late_failures.py OUT`: what each process raised in each case goes to `OUT/found-<rank>.json`.
+`run_late_failures.py OUT`: what each process raised in each case is written to `OUT/found-<rank>.json`.
 """
 
 import json
@@ -56,7 +57,7 @@ def trainer_for(name, *callbacks, **fields):
 
 
 def fails_on(process, owner, name):
-    """A patch of that process alone."""
+    """A patch on that process only."""
 
     def fail(*_, **__):
         raise OSError(28, f"No space left on process {process}")

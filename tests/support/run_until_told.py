@@ -1,4 +1,4 @@
-"""A program for tests: toy models trained for a long time, the newest step written to a file after each."""
+"""A test program: toy models trained for a long time, with the newest step written to a file after each."""
 
 import argparse
 import os
@@ -33,7 +33,7 @@ class Program(CrossPseudoSupervision):
 
 
 class Tell(TrainerCallback):
-    """The step and the process's number, and not too many steps a second."""
+    """Write the step and the process's number, and limit the steps per second."""
 
     def on_step_end(self, args, state, control, **kwargs):
         path = options.out / f"step-{rank}"

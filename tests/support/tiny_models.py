@@ -1,4 +1,4 @@
-"""Tiny segmentation models of several kinds, built as branches are."""
+"""Tiny segmentation models of several kinds, built like branches."""
 
 from transformers import Dinov2Config, SegformerConfig, SwinConfig, UperNetConfig
 

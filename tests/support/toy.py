@@ -1,4 +1,4 @@
-"""What several tests share: a small labeled world on disk, and small models."""
+"""Shared by several tests: a small labeled world on disk, and small models."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ class ToyConfig(PreTrainedConfig):
 
 
 class ToyForSemanticSegmentation(PreTrainedModel):
-    """Two convolutions and, unless told so, no norm: a sample's gradient does not depend on its batch. Stride 2."""
+    """Two convolutions, by default without norm, so that a sample's gradient does not depend on its batch. Stride
+    2."""
 
     config_class = ToyConfig
     main_input_name = "pixel_values"
@@ -86,7 +87,7 @@ def tiny_upernet() -> UperNetConfig:
 
 
 def tiny_branch(folder: Path, num_labels: int, seed: int = 0, names=None, scale: float = 1.0) -> Path:
-    """A small branch that looks at its input, exported as a run exports it. The smaller `scale`, the less sure."""
+    """A small branch that depends on its input, exported as by a run. A smaller `scale` is less confident."""
     torch.manual_seed(seed)
     config = tiny_upernet()
     config.id2label = dict(enumerate(names or [f"class {i}" for i in range(num_labels)]))
@@ -98,7 +99,7 @@ def tiny_branch(folder: Path, num_labels: int, seed: int = 0, names=None, scale:
 
 
 def predict_by_hand(folder: Path):
-    """Logits (1, C, H, W) of an image file at its size, with transformers alone."""
+    """Logits (1, C, H, W) of an image file at its size, with only transformers."""
     model = AutoModelForSemanticSegmentation.from_pretrained(folder).eval()
     processor = AutoImageProcessor.from_pretrained(folder)
 
@@ -121,7 +122,7 @@ def script(name: str):
 
 
 def settings(**fields) -> dict[str, object]:
-    """The groups of settings that `CPSTrainer` takes, of fields of any group."""
+    """The groups of settings that `CPSTrainer` takes, from fields of any group."""
     groups = {
         "args": CPSConfig,
         "augmentation": AugmentationConfig,
@@ -153,7 +154,7 @@ def draw(index: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write_world(folder: Path, sizes, *, first=0, labels=True, encoding=True) -> Dataset:
-    """One image a size, as PNG files, and the data set over them."""
+    """One image per size, as PNG files, and the data set over them."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = {"image": [], "label": [], "id": []}
     for i, (height, width) in enumerate(sizes):
@@ -172,9 +173,9 @@ def write_world(folder: Path, sizes, *, first=0, labels=True, encoding=True) -> 
 def run_python(
     *words: str, processes: int = 1, config_file: Path | None = None, cwd: Path | None = None, timeout=240, **env: str
 ):
-    """A fresh Python (several joined by gloo when `processes` > 1); its CompletedProcess.
+    """Run a new Python (several connected by gloo if `processes` > 1). Returns its CompletedProcess.
 
-    `config_file` is the launcher's, in place of the words that make it start processes with DDP.
+    `config_file` is the launcher's, instead of the arguments that make it start processes with DDP.
     """
     launch = [sys.executable]
     if processes > 1:

@@ -1,4 +1,4 @@
-"""References in float64 for the methods that teach two strong views, typed from UniMatch V2's formulas."""
+"""References in float64 for methods with two strong views, written from UniMatch V2's formulas."""
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,7 @@ WIDTH = 8
 
 
 def logits_by_hand(model, images, factors=None):
-    """A toy network at full size; its backbone's channels are multiplied with factors (B, WIDTH)."""
+    """A toy network at full size; its backbone's channels are multiplied by factors (B, WIDTH)."""
     maps = torch.tanh(model.backbone(images))
     if factors is not None:
         maps = maps * factors[:, :, None, None]
@@ -17,7 +17,7 @@ def logits_by_hand(model, images, factors=None):
 
 
 def factors_by_hand(pairs):
-    """What each channel of both views is multiplied with, by the random numbers that come next."""
+    """The factors for each channel of both views, from the next random numbers."""
     whole = torch.randperm(pairs) < pairs // 2
     kept = torch.rand(pairs, WIDTH) < 0.5
     factors = torch.ones(2 * pairs, WIDTH)

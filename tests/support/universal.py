@@ -1,4 +1,4 @@
-"""Tiny mask-classification networks that, as trained ones do, say more than one class of an image."""
+"""Tiny mask-classification networks that, like trained ones, predict more than one class for an image."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ NAMES = dict(enumerate(["road", "car", "tree", "sky", "person"]))
 
 @torch.no_grad()
 def speaking(kind, seed: int = 0):
-    """A model in evaluation mode whose queries differ, for `NAMES`."""
+    """A model in evaluation mode with different queries, for `NAMES`."""
     model = build_branches(kind.config(), num_branches=1, id2label=NAMES)[0].eval()
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         if name.endswith(("queries_embedder.weight", "queries_features.weight")) or name == "query.weight":
             parameter.copy_(3 * torch.randn(parameter.shape, generator=generator))
         elif "decoder.layers" in name and ("q_proj" in name or "v_proj" in name or "o_proj" in name):
-            parameter.mul_(20)  # MaskFormer's queries start at zero: each is to see something else
+            parameter.mul_(20)  # MaskFormer's queries start at zero, but each should see something else
     output = model(pixel_values=torch.randn(1, 3, *kind.size, generator=generator))
     last = [p for name, p in model.named_parameters() if "mask_embedder" in name or "mask_head" in name][-2:]
     scale = 3 / output.masks_queries_logits.std()

@@ -1,5 +1,5 @@
-"""Whatever comes after the last optimizer step can fail and costs no training: the checkpoint is whole, the branches
-are exported, what failed is said, and starting again does it, once."""
+"""Failures after the last optimizer step cost no training: the checkpoint is complete, the branches are exported, the
+failure is reported, and running again does what is missing, once."""
 
 import errno
 import json
@@ -49,7 +49,7 @@ def trainer_for(root, out, *callbacks, **fields):
 
 
 def outcome(out):
-    """What is compared: exported weights, results, the log."""
+    """The outcome to compare: exported weights, results, the log."""
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     found = json.loads((out / "results.json").read_text())
     return {
@@ -81,7 +81,7 @@ def raising(error):
 
 
 def at_the_end(original, fail, *, when=lambda *a, **k: True):
-    """`original`, but for calls in the last step or after it."""
+    """Call `original`, but raise in the last step or after it."""
 
     def either(*args, **kwargs):
         late = trainer_of_now.state.global_step == LAST and when(*args, **kwargs)
@@ -91,7 +91,7 @@ def at_the_end(original, fail, *, when=lambda *a, **k: True):
 
 
 class Fails(TrainerCallback):
-    """At one event of the last step."""
+    """Raises at one event of the last step."""
 
     def __init__(self, event):
         def fail(args, state, control, **kwargs):
@@ -113,7 +113,7 @@ def to(name):
     return lambda *args, **kwargs: any(Path(str(a)).name == name for a in args)
 
 
-# What fails -> (how, what the run raises, what it says, what is not there afterwards)
+# What fails -> (how, what the run raises, its message, what is missing afterwards)
 POINTS = {
     "the metric": (spoil(IoUCounter, "compute", ZeroDivisionError("by the user")), EvaluationError, "the evaluation"),
     "memory in the evaluation": (
@@ -158,7 +158,7 @@ POINTS = {
 
 
 @pytest.mark.parametrize("point", POINTS)
-def test_a_part_that_fails_costs_no_other_and_starting_again_does_it(tmp_path, monkeypatch, caplog, expected, point):
+def test_a_failing_part_affects_no_other_and_is_done_on_restart(tmp_path, monkeypatch, caplog, expected, point):
     global trainer_of_now
     how, raised, says = POINTS[point]
     out = tmp_path / "out"
@@ -183,7 +183,7 @@ def test_a_part_that_fails_costs_no_other_and_starting_again_does_it(tmp_path, m
                 assert same(load_file(out / name / "model.safetensors"), expected["weights"][name])
         trainer_for(tmp_path, out, resume_from_checkpoint="auto", **more).train()
     found = outcome(out)
-    if point == "the agreement":  # its last measurement was not made up for
+    if point == "the agreement":  # its last measurement was not repeated
         assert found["results"]["final"] == expected["results"]["final"]
         return
     assert [name for name in expected if not same(found[name], expected[name])] == []
@@ -193,7 +193,7 @@ EVENTS = ("on_step_end", "on_log", "on_evaluate", "on_save", "on_train_end")
 
 
 @pytest.mark.parametrize("event", EVENTS)
-def test_a_callback_that_fails_costs_nothing_and_is_told_at_the_end(tmp_path, expected, event):
+def test_a_failing_callback_costs_nothing_and_is_reported_at_the_end(tmp_path, expected, event):
     later = []
 
     class Later(TrainerCallback):
@@ -210,7 +210,7 @@ def test_a_callback_that_fails_costs_nothing_and_is_told_at_the_end(tmp_path, ex
     assert [name for name, value in outcome(out).items() if not same(value, expected[name])] == []
 
 
-def test_a_callback_that_fails_in_an_evaluation_after_the_run_is_raised(tmp_path):
+def test_a_callback_failing_in_a_later_evaluation_raises(tmp_path):
     class FailsAfterwards(TrainerCallback):
         ended = False
 
@@ -228,7 +228,7 @@ def test_a_callback_that_fails_in_an_evaluation_after_the_run_is_raised(tmp_path
             trainer.evaluate()
 
 
-def test_a_callback_that_fails_before_the_last_step_ends_the_run_as_ever(tmp_path):
+def test_a_callback_failing_before_the_last_step_ends_the_run(tmp_path):
     class FailsEarly(TrainerCallback):
         def on_log(self, args, state, control, **kwargs):
             if state.global_step == 2:
@@ -240,7 +240,7 @@ def test_a_callback_that_fails_before_the_last_step_ends_the_run_as_ever(tmp_pat
 
 
 BROKEN = {
-    "cut short": (lambda path: path.write_bytes(path.read_bytes()[:-300]), "2.png", "eval-2"),
+    "truncated": (lambda path: path.write_bytes(path.read_bytes()[:-300]), "2.png", "eval-2"),
     "a label of no class": (
         lambda path: Image.new("L", (20, 20), 7).save(path),
         "2_label.png",
@@ -251,16 +251,16 @@ BROKEN = {
 
 @pytest.mark.parametrize("skip", [False, True])
 @pytest.mark.parametrize("how", BROKEN)
-def test_a_broken_evaluation_image_costs_the_evaluation_alone(tmp_path, expected, caplog, how, skip):
+def test_a_broken_evaluation_image_only_costs_the_evaluation(tmp_path, expected, caplog, how, skip):
     damage, name, says = BROKEN[how]
     out = tmp_path / "out"
     with without_cards_and_pictures():
-        trainer = trainer_for(tmp_path, out, skip_bad_samples=skip, check_labels_seconds=0)  # else found before step 1
+        trainer = trainer_for(tmp_path, out, skip_bad_samples=skip, check_labels_seconds=0)  # or it is found early
         sound = (tmp_path / "eval" / name).read_bytes()
         damage(tmp_path / "eval" / name)
         with pytest.raises(EvaluationError, match=rf"checkpoint-4, branch_0, branch_1 .*{says}.*cps-hf evaluate"):
             trainer.train()
-        assert caplog.text.count("the evaluation failed") == 2  # at step 2 too, which ended nothing
+        assert caplog.text.count("the evaluation failed") == 2  # also at step 2, where it stopped nothing
         assert json.loads((out / "results.json").read_text())["final"] == {}
         (tmp_path / "eval" / name).write_bytes(sound)
         caplog.set_level(logging.INFO)
@@ -289,7 +289,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_branches(tmp_path, monke
     assert [name for name, value in outcome(out).items() if not same(value, expected[name])] == []
 
 
-def test_pictures_and_cards_are_a_warning(tmp_path, monkeypatch, caplog):
+def test_failing_pictures_and_cards_are_warnings(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(pictures.visualization, "panel", raising(FULL))
     monkeypatch.setattr(pictures.visualization, "write_curves", raising(TypeError("of matplotlib")))
     monkeypatch.setattr(export, "render_card", raising(KeyError("a name")))
@@ -299,8 +299,8 @@ def test_pictures_and_cards_are_a_warning(tmp_path, monkeypatch, caplog):
     assert problem_of(tmp_path / "out" / "checkpoint-4") is None and (tmp_path / "out" / "best").is_dir()
 
 
-def test_a_log_that_cannot_be_written_is_written_later_and_has_no_half_line(tmp_path, monkeypatch, caplog, expected):
-    """The disk is full for all but the first bytes of a line, then it is not."""
+def test_an_unwritable_log_is_written_later_without_partial_lines(tmp_path, monkeypatch, caplog, expected):
+    """The disk is full after the first bytes of a line, and later has space again."""
     out = tmp_path / "out"
 
     class Room(TrainerCallback):
@@ -316,7 +316,7 @@ def test_a_log_that_cannot_be_written_is_written_later_and_has_no_half_line(tmp_
 
 
 class SmallDisk:
-    """A file of a disk that takes `room["left"]` bytes of one write."""
+    """A file on a disk that accepts `room["left"]` bytes of one write."""
 
     def __init__(self, path, mode, *, room, **options):
         self.file, self.room = open(path, mode, **options), room
@@ -347,7 +347,7 @@ class Tracker:
         raise RuntimeError("it was never there")
 
 
-def test_a_tracker_that_fails_ends_no_run_and_hides_no_other(tmp_path, monkeypatch, caplog):
+def test_a_failing_tracker_stops_neither_the_run_nor_others(tmp_path, monkeypatch, caplog):
     taken = []
 
     class Other(Tracker):
@@ -372,7 +372,7 @@ def test_a_tracker_that_fails_ends_no_run_and_hides_no_other(tmp_path, monkeypat
     assert "The tracker mine failed to close: RuntimeError: it was never there" in caplog.text
 
 
-def test_a_terminal_that_is_gone_ends_no_run(tmp_path, monkeypatch):
+def test_a_closed_terminal_does_not_stop_the_run(tmp_path, monkeypatch):
     class Gone:
         encoding = "utf-8"
 
@@ -384,7 +384,7 @@ def test_a_terminal_that_is_gone_ends_no_run(tmp_path, monkeypatch):
     bar = trainer_module.RunLog.__init__.__globals__["tqdm"]
 
     class Eager(bar):
-        """Draws at each step, here where there is no terminal."""
+        """Draws at each step, even without a terminal."""
 
         def __init__(self, **options):
             super().__init__(**{**options, "mininterval": 0, "file": None, "disable": False})
@@ -419,7 +419,7 @@ def test_a_push_that_fails_costs_nothing(tmp_path, monkeypatch, expected):
     assert [name for name, value in outcome(out).items() if not same(value, expected[name])] == []
 
 
-def test_a_callback_that_stops_at_a_step_that_saves_has_its_branches(tmp_path):
+def test_a_run_stopped_by_a_callback_at_a_save_has_branches(tmp_path):
     class Stop(TrainerCallback):
         def on_evaluate(self, args, state, control, **kwargs):
             control.should_training_stop = True
@@ -431,7 +431,7 @@ def test_a_callback_that_stops_at_a_step_that_saves_has_its_branches(tmp_path):
         assert (tmp_path / "out" / name / "model.safetensors").is_file(), name
 
 
-def test_a_best_branch_that_was_taken_away_costs_no_checkpoint(tmp_path):
+def test_a_deleted_best_branch_costs_no_checkpoint(tmp_path):
     class Take(TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs):
             if state.global_step == 3:
@@ -446,7 +446,7 @@ def test_a_best_branch_that_was_taken_away_costs_no_checkpoint(tmp_path):
 
 
 class Killed(BaseException):
-    """What no `except Exception` catches, as nothing survives SIGKILL."""
+    """Not caught by `except Exception`, like SIGKILL."""
 
 
 def kill_before(owner, name, when=lambda *a, **k: True):
@@ -467,7 +467,7 @@ def kill_after(owner, name):
 
 
 def kill_between_the_renames(monkeypatch):
-    """The checkpoint has its other name then, and nothing can be undone."""
+    """The checkpoint then has its other name, and nothing can be undone."""
     replace, calls = files.os.replace, []
 
     def fail(source, target):
@@ -498,7 +498,7 @@ KILLS = {
 
 
 @pytest.mark.parametrize("point", KILLS)
-def test_killed_at_any_point_after_the_last_step_it_ends_as_if_it_had_not_been(tmp_path, monkeypatch, expected, point):
+def test_a_run_killed_after_the_last_step_resumes_to_the_same_end(tmp_path, monkeypatch, expected, point):
     global trainer_of_now
     out = tmp_path / "out"
     with without_cards_and_pictures():
@@ -512,11 +512,12 @@ def test_killed_at_any_point_after_the_last_step_it_ends_as_if_it_had_not_been(t
     assert not [*out.glob("*tmp-*"), *out.glob("aside-*")]
 
 
-# ------------------------------------------------------------------------------------------------ on one of two
+# ------------------------------------------------------------------------------------------------ on one process of
+# two
 
 
 @pytest.mark.slow
-def test_what_fails_on_one_of_two_processes_is_told_on_both_and_neither_waits(tmp_path):
+def test_a_failure_on_one_process_is_raised_on_both(tmp_path):
     done = run_python(str(SUPPORT / "run_late_failures.py"), str(tmp_path), processes=2, timeout=550)
     found = [json.loads((tmp_path / f"found-{rank}.json").read_text()) for rank in range(2)]
     assert done.returncode == 0 and len(found[0]) == len(found[1]) == 16, done.stderr[-3000:]
@@ -547,7 +548,7 @@ IN_THE_WAY = {
 
 
 @pytest.mark.parametrize("name", IN_THE_WAY)
-def test_what_is_in_the_way_of_the_end_is_said_before_the_first_step(tmp_path, name):
+def test_obstacles_to_the_runs_end_are_found_before_the_first_step(tmp_path, name):
     out = tmp_path / "out"
     with without_cards_and_pictures():
         trainer_for(tmp_path, out, max_steps=2).train()
@@ -561,7 +562,7 @@ def test_what_is_in_the_way_of_the_end_is_said_before_the_first_step(tmp_path, n
         assert (path / ".git").is_dir() if name == "best" else path.exists()
 
 
-def test_a_disk_too_small_for_a_checkpoint_is_warned_of(tmp_path, monkeypatch, caplog):
+def test_too_little_disk_space_for_a_checkpoint_is_a_warning(tmp_path, monkeypatch, caplog):
     usage = trainer_module.setup.shutil._ntuple_diskusage(10**6, 10**6 - 1000, 1000)
     monkeypatch.setattr(trainer_module.setup.shutil, "disk_usage", lambda _: usage)
     with without_cards_and_pictures():
@@ -569,7 +570,7 @@ def test_a_disk_too_small_for_a_checkpoint_is_warned_of(tmp_path, monkeypatch, c
     assert "has 0.0 GB free, and a checkpoint with the branches takes about 0.0 GB: free some" in caplog.text
 
 
-def test_a_tracker_that_cannot_start_is_said_before_the_first_step(tmp_path, monkeypatch):
+def test_a_tracker_that_cannot_start_fails_before_the_first_step(tmp_path, monkeypatch):
     trainer = trainer_for(tmp_path, tmp_path / "out", report_to=["tensorboard"])
     monkeypatch.setattr(trainer.accelerator, "init_trackers", raising(PermissionError(13, "Permission denied", "/x")))
     with pytest.raises(ValueError, match="`report_to` tensorboard: a tracker cannot start .*Permission denied"):

@@ -1,4 +1,4 @@
-"""What is easily given wrong in Python: each mistake has a sentence, before anything is built."""
+"""Common mistakes in Python calls: each has its own message, before anything is built."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -15,31 +15,31 @@ from cps_hf.objectives import CrossPseudoSupervision, MeanTeacher
 from cps_hf.training.arguments import models_given, objective_given
 
 
-def refused(*positional, **arguments):
+def error_of(*positional, **arguments):
     with pytest.raises((TypeError, ValueError)) as error:
         CPSTrainer(*positional, **({"train_dataset": None} | arguments))
     return str(error.value)
 
 
-def test_model_is_another_name_of_models():
+def test_model_is_an_alias_of_models():
     assert models_given(None, "an/id") == models_given("an/id", None) == "an/id"
-    assert "another name for `models`" in refused("an/id", model="an/id")
-    assert "`models` is missing" in refused()
-    assert "is the class Linear" in refused(torch.nn.Linear)
+    assert "another name for `models`" in error_of("an/id", model="an/id")
+    assert "`models` is missing" in error_of()
+    assert "is the class Linear" in error_of(torch.nn.Linear)
 
 
 def test_objectives_may_be_named():
     assert objective_given(None) == objective_given("cps") == CrossPseudoSupervision()
     assert isinstance(objective_given("mean_teacher"), MeanTeacher)
-    assert "Did you mean 'supervised'?" in refused("an/id", objective="supervisd")
-    assert "`objective` is the class Supervised: pass an instance, `Supervised()`" in refused(
+    assert "Did you mean 'supervised'?" in error_of("an/id", objective="supervisd")
+    assert "`objective` is the class Supervised: pass an instance, `Supervised()`" in error_of(
         "an/id", objective=Supervised
     )
-    assert "must be an object of `cps_hf.objectives` or a name, got 3" in refused("an/id", objective=3)
+    assert "must be an object of `cps_hf.objectives` or a name, got 3" in error_of("an/id", objective=3)
 
 
-def test_settings_of_transformers_are_refused_with_the_class_that_is_wanted(tmp_path):
-    said = refused("an/id", TrainingArguments(output_dir=str(tmp_path), report_to=[]))
+def test_transformers_settings_are_rejected_with_the_right_class(tmp_path):
+    said = error_of("an/id", TrainingArguments(output_dir=str(tmp_path), report_to=[]))
     assert "must be a CPSConfig" in said and "CPSConfig(output_dir=..., max_steps=..., learning_rate=...)" in said
 
 
@@ -59,8 +59,8 @@ def test_settings_of_transformers_are_refused_with_the_class_that_is_wanted(tmp_
         ({"zzz": 1}, "CPSTrainer has no argument `zzz`."),
     ],
 )
-def test_each_mistake_has_a_sentence(arguments, said):
-    assert said in refused("an/id", **arguments)
+def test_each_mistake_has_its_own_message(arguments, said):
+    assert said in error_of("an/id", **arguments)
 
 
 @pytest.mark.parametrize(
@@ -78,13 +78,13 @@ def test_each_mistake_has_a_sentence(arguments, said):
         (ModelConfig, {"dtype": torch.float32}, "`dtype` must be text, got torch.float32"),
     ],
 )
-def test_a_number_is_a_number_and_not_its_text(cls, values, said):
+def test_numbers_given_as_text_are_rejected(cls, values, said):
     with pytest.raises(TypeError) as error:
         cls(**values)
     assert said in str(error.value)
 
 
-def test_what_stands_for_a_number_or_a_list_is_taken():
+def test_equivalents_of_numbers_and_lists_are_accepted():
     config = CPSConfig(learning_rate=1, max_steps=np.int64(5), output_dir=Path("out"), weight_decay=np.float32(0.1))
     assert config.max_steps == 5
     assert AugmentationConfig(crop_size=32).crop_size == [32, 32]
@@ -93,7 +93,7 @@ def test_what_stands_for_a_number_or_a_list_is_taken():
     assert replace(config, mixed_precision=None).resume_from_checkpoint is None
 
 
-# ---------------------------------------------------------------------------------------------- a run by its end
+# ---------------------------------------------------------------------------------------------- a finished run
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def trained(tmp_path_factory):
     return trainer, root / "out"
 
 
-def test_a_second_call_refuses_and_keeps_the_first_run(trained):
+def test_a_second_train_call_raises_and_keeps_the_first_run(trained):
     trainer, out = trained
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
     assert any(path.name == "results.json" for path in before)
@@ -133,7 +133,7 @@ def test_a_second_call_refuses_and_keeps_the_first_run(trained):
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()} == before
 
 
-def test_evaluating_gives_each_class_by_its_name(trained):
+def test_evaluate_returns_each_class_by_name(trained):
     trainer, _ = trained
     metrics = trainer.evaluate()
     for row in ("branch_0", "branch_1", "mean"):
@@ -146,7 +146,7 @@ def test_evaluating_gives_each_class_by_its_name(trained):
     assert "other_iou_ground" in other and "other_branch_1_iou_ground" in other
 
 
-def test_predictions_are_the_best_branchs_unless_told_otherwise(trained):
+def test_predict_uses_the_best_branch_by_default(trained):
     trainer, out = trained
     images = trainer.eval_dataset
 
@@ -158,7 +158,7 @@ def test_predictions_are_the_best_branchs_unless_told_otherwise(trained):
     before = maps()
     if trainer.state.best["step"] == 4:
         assert torch.equal(before, maps(branch=index))
-    with torch.no_grad():  # what is in memory goes on; `best` does not
+    with torch.no_grad():  # the model in memory changes, but `best` does not
         for parameter in trainer.module.branches.parameters():
             parameter.zero_()
     assert torch.equal(maps(), before) and torch.equal(maps(branch="best"), before)

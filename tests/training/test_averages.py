@@ -1,4 +1,4 @@
-"""An average of each branch: what it is, that it is scored, exported, resumed, and given to a method that asks."""
+"""Averages of branches: their values, and that they are scored, exported, resumed, and passed to methods."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -26,7 +26,7 @@ def train(root, out, **fields):
 
 
 def test_the_average_is_a_true_mean_at_first_and_then_decays(root, tmp_path):
-    """Against the sum typed out, over the weights after each step."""
+    """Compared with the written-out sum over the weights after each step."""
     seen, decay = [], 0.6
     trainer = make_trainer(root, CPS, tmp_path / "out", max_steps=5, ema_decay=decay)
     before = {k: v.clone().double() for k, v in trainer.module.branches[1].state_dict().items()}
@@ -100,7 +100,7 @@ class TaughtByAverages(CrossPseudoSupervision):
         return ObjectiveOutput(output.loss, {**output.logs, "of_averages": shift})
 
 
-def test_a_method_that_asks_gets_the_averages_and_needs_a_decay(root, tmp_path):
+def test_a_method_with_averages_gets_them_and_needs_a_decay(root, tmp_path):
     trainer, _ = train(root, tmp_path / "out", objective=TaughtByAverages(), ema_decay=0.9, logging_steps=1)
     seen = [line["of_averages"] for line in trainer.state.log_history if "of_averages" in line]
     assert len({*seen}) == 3 and not trainer.module.train().averages.training
@@ -111,7 +111,7 @@ def test_a_method_that_asks_gets_the_averages_and_needs_a_decay(root, tmp_path):
         CPSConfig(ema_decay=1.0)
 
 
-def test_a_teacher_and_an_average_may_stand_side_by_side(root, tmp_path):
+def test_a_teacher_and_averages_can_be_combined(root, tmp_path):
     case = Case("mean_teacher", "map", workers=0, processes=1)
     with without_cards_and_pictures():
         trainer = make_trainer(root, case, tmp_path / "out", max_steps=2, ema_decay=0.1, objective=MeanTeacher())

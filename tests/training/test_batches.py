@@ -1,4 +1,4 @@
-"""From bytes to named tensors, and the counts that one optimizer step shares."""
+"""From bytes to named tensors, and the counts shared within an optimizer step."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ MEAN, STD = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.3, 0.1])
 
 
 def raw(views, size=2, seed=0):
-    """A batch of a stream: a third of each image is padding, elsewhere in a second crop."""
+    """A batch of a stream: a third of each image is padding, at another place in a second crop."""
     g = torch.Generator().manual_seed(seed)
     batch = {view: torch.randint(0, 256, (size, 3, 6, 4), generator=g, dtype=torch.uint8) for view in views}
     batch["valid"] = torch.ones(size, 6, 4, dtype=torch.bool)
@@ -31,7 +31,7 @@ def test_images_are_normalised_where_they_are_valid_and_labels_are_long():
 
 
 @pytest.mark.parametrize("name", ["second", "partner"])
-def test_what_another_crop_shows_is_normalised_by_its_own_valid_map(name):
+def test_a_second_crop_is_normalised_by_its_own_valid_map(name):
     view = {"second": "second_crop", "partner": "partner_weak"}[name]
     batch = raw(["weak", view])
     batch[f"{name}_valid"] = batch["valid"].flip(1)

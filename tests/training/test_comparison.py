@@ -1,4 +1,4 @@
-"""Did the unlabeled images help? Counts by image, the second stage against the first, and which network `best` is."""
+"""Did the unlabeled images help? Counts per image, the second stage against the first, and the choice of `best`."""
 
 import json
 import logging
@@ -37,12 +37,12 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def judged(tmp_path_factory):
-    """Twelve images of three sizes, so that a batch of them is not in the set's order once it is sorted by size."""
+    """Twelve images of three sizes, so that batches sorted by size are not in the set's order."""
     return write_world(tmp_path_factory.mktemp("judged"), [(30, 40), (24, 32), (40, 30)] * 4, first=50)
 
 
 def counts(seed: int, images: int = 20, right: float = 0.6) -> ImageCounts:
-    """Of a network that is right that often, on the same labels whatever the seed."""
+    """Predictions of a network with that accuracy, on the same labels for every seed."""
     truth = np.random.default_rng(0).integers(100, 400, (images, 3))
     correct = np.random.default_rng(seed).binomial(truth, right)
     matrices = np.zeros((images, 3, 3), int)
@@ -51,10 +51,10 @@ def counts(seed: int, images: int = 20, right: float = 0.6) -> ImageCounts:
     return ImageCounts.of(matrices)
 
 
-# ---------------------------------------------------------------------------------------------- counts by image
+# ---------------------------------------------------------------------------------------------- counts per image
 
 
-def test_the_counts_of_each_image_are_in_the_sets_order_and_add_up_to_the_scores(root, tmp_path, judged):
+def test_image_counts_are_ordered_and_add_up_to_the_scores(root, tmp_path, judged):
     trainer = make_trainer(root, CPS, tmp_path / "out", per_device_eval_batch_size=5, ema_decay=0.9)
     scores = trainer.evaluator.scores(judged)
     found = trainer.evaluator.image_counts
@@ -75,7 +75,8 @@ def test_the_counts_of_each_image_are_in_the_sets_order_and_add_up_to_the_scores
 
 
 def test_the_shares_of_processes_are_joined_in_the_sets_order():
-    """Process r has the images r, r + 3, r + 6, ...; seven of them leave the shares unequal, and one more empty."""
+    """Process r has the images r, r + 3, r + 6, ... Seven images make the shares unequal, and one leaves some
+    empty."""
     counts = np.arange(7 * 3 * 2).reshape(7, 3, 2)
     joined = evaluation._in_order([counts[rank::3] for rank in range(3)], 3)
     assert (np.stack([joined.correct, joined.truth, joined.predicted], 1) == counts).all()
@@ -83,7 +84,7 @@ def test_the_shares_of_processes_are_joined_in_the_sets_order():
     assert len(few) == 1 and (few.truth == counts[:1, 1]).all()
 
 
-def test_more_counts_than_memory_should_hold_are_dropped_and_said(root, tmp_path, judged, monkeypatch, caplog):
+def test_too_many_image_counts_are_dropped_with_a_warning(root, tmp_path, judged, monkeypatch, caplog):
     trainer = make_trainer(root, CPS, tmp_path / "out")
     kept = trainer.evaluator.scores(judged)
     monkeypatch.setattr(evaluation, "MOST_COUNTS", 3 * 3 * 11)
@@ -91,7 +92,7 @@ def test_more_counts_than_memory_should_hold_are_dropped_and_said(root, tmp_path
     assert "too large to compare networks image by image" in caplog.text
 
 
-def test_packed_counts_come_back():
+def test_packed_counts_are_restored():
     found = comparison.unpack(json.loads(json.dumps(comparison.pack(counts(1)))))
     for name in ("correct", "truth", "predicted"):
         value, expected = getattr(found, name), getattr(counts(1), name)
@@ -131,8 +132,8 @@ def test_without_a_second_stage_or_unlabeled_images_nothing_is_compared(root, tm
 
 
 @pytest.mark.parametrize("step", [3, 4])
-def test_a_run_that_was_broken_off_compares_as_the_whole_run(root, tmp_path, step):
-    """After the border, whose counts are in the checkpoint alone."""
+def test_an_interrupted_run_has_the_same_comparison(root, tmp_path, step):
+    """Interrupted after the border, so that its counts are only in the checkpoint."""
     with without_cards_and_pictures():
         whole = run_whole(root, CPS, tmp_path / "whole", **TWO_STAGES)
         broken = make_trainer(root, CPS, tmp_path / "out", **TWO_STAGES)
@@ -146,7 +147,7 @@ def test_a_run_that_was_broken_off_compares_as_the_whole_run(root, tmp_path, ste
     assert same(resumed["exported"], whole["exported"])
 
 
-def test_another_evaluation_set_takes_the_old_counts_with_it(root, tmp_path, judged):
+def test_a_new_evaluation_set_drops_the_old_counts(root, tmp_path, judged):
     with without_cards_and_pictures():
         broken = make_trainer(root, CPS, tmp_path / "out", **TWO_STAGES)
         break_off(broken, step=4, micro_batch=1)
@@ -157,11 +158,11 @@ def test_another_evaluation_set_takes_the_old_counts_with_it(root, tmp_path, jud
     assert "comparison" not in results
 
 
-# ---------------------------------------------------------------------------------------------- which one is best
+# ---------------------------------------------------------------------------------------------- the choice of best
 
 
 class Scripted:
-    """Stands for the evaluator's `scores`: at each evaluation the next share of right pixels of each branch."""
+    """Replaces the evaluator's `scores`: each evaluation returns the next accuracy of each branch."""
 
     def __init__(self, trainer, *shares: tuple[float, float], images: int = 20):
         self.trainer, self.shares, self.images = trainer, list(shares), images
@@ -194,7 +195,7 @@ def best_is(out: Path, folder: str) -> bool:
     return same(load_file(out / "best" / "model.safetensors"), load_file(out / folder / "model.safetensors"))
 
 
-def test_best_is_the_second_stages_network_though_it_scores_a_little_less(root, tmp_path):
+def test_best_is_the_second_stages_network_despite_a_lower_score(root, tmp_path):
     out = tmp_path / "out"
     results = train_scripted(root, out, (0.5, 0.5), (0.70, 0.71), (0.6, 0.6), (0.699, 0.705))
     assert (results["best"]["step"], results["best"]["branch"]) == (4, "branch_1") and best_is(out, "branch_1")
@@ -206,7 +207,7 @@ def test_the_choice_among_the_second_stages_steps_is_by_score(root, tmp_path):
     assert (results["best"]["step"], results["best"]["branch"]) == (3, "branch_0")
 
 
-def test_best_is_the_supervised_network_where_the_second_stage_is_worse_beyond_chance(root, tmp_path, caplog):
+def test_best_is_supervised_if_the_second_stage_is_worse(root, tmp_path, caplog):
     out = tmp_path / "out"
     with caplog.at_level(logging.WARNING):
         results = train_scripted(root, out, (0.5, 0.5), (0.70, 0.71), (0.4, 0.4), (0.5, 0.6))
@@ -219,7 +220,7 @@ def test_best_is_the_supervised_network_where_the_second_stage_is_worse_beyond_c
     assert again["best"] == results["best"] and best_is(out, "supervised_1")
 
 
-def test_from_too_few_images_best_stays_the_second_stages_network(root, tmp_path):
+def test_with_few_images_best_stays_the_second_stages_network(root, tmp_path):
     results = train_scripted(root, tmp_path / "out", (0.5, 0.5), (0.7, 0.7), (0.4, 0.4), (0.5, 0.6), images=9)
     assert (
         results["best"]["step"] == 4 and results["comparison"]["branches"]["branch_0"]["verdict"] == "too few images"
@@ -227,7 +228,7 @@ def test_from_too_few_images_best_stays_the_second_stages_network(root, tmp_path
     assert "9 validation images cannot show whether" in results["comparison"]["sentence"]
 
 
-def test_where_the_supervised_network_cannot_be_copied_best_stays_and_the_end_says_so(root, tmp_path):
+def test_best_stays_if_the_supervised_network_cannot_be_copied(root, tmp_path):
     from cps_hf.training.late import AfterTrainingError
 
     out = tmp_path / "out"
@@ -242,10 +243,10 @@ def test_where_the_supervised_network_cannot_be_copied_best_stays_and_the_end_sa
     assert again["best"]["step"] == 2 and best_is(out, "supervised_0")
 
 
-# ---------------------------------------------------------------------------------------------- in words
+# ---------------------------------------------------------------------------------------------- sentences
 
 
-def test_the_sentence_says_the_difference_its_interval_and_the_classes():
+def test_the_sentence_has_difference_interval_and_classes():
     before, after = counts(1, 60, 0.60), counts(2, 60, 0.66)
     found = comparison.describe(before, after, [*ID2LABEL.values()])
     interval = paired_bootstrap(before, after)
@@ -259,7 +260,7 @@ def test_the_sentence_says_the_difference_its_interval_and_the_classes():
     assert len(table) == 2 + 3 + 1 and table[-1].split()[0] == "mIoU" and table[-1].endswith("better")
 
 
-def test_the_sentence_says_what_cannot_be_told():
+def test_the_sentence_says_what_is_not_known():
     chance = comparison.describe(counts(1), counts(2), NAMES)
     assert chance["verdict"] == "within chance"
     said = comparison.in_words("The second stage", "branch 0", chance)

@@ -1,4 +1,4 @@
-"""The lines of a run on the console."""
+"""The lines that a run prints on the console."""
 
 import logging
 import re
@@ -15,7 +15,7 @@ from cps_hf.training.reporting import RunLog
 from cps_hf.training.trainer import CPSTrainer
 
 
-def test_a_line_at_each_log_and_each_evaluation_and_no_carriage_return_without_a_terminal(tmp_path, capfd):
+def test_without_a_terminal_each_log_is_a_line(tmp_path, capfd):
     world = write_world(tmp_path / "world", [(40, 40)] * 4)
     values = {"output_dir": str(tmp_path / "out"), "crop_size": [32, 32], "per_device_train_batch_size": 2}
     values |= {"dataloader_num_workers": 0, "max_steps": 4, "pretrain_steps": 2, "logging_steps": 2, "eval_steps": 2}
@@ -27,7 +27,7 @@ def test_a_line_at_each_log_and_each_evaluation_and_no_carriage_return_without_a
         unlabeled_dataset=world.remove_columns("label").select([0, 1, 2]),
         eval_dataset=world,
     )
-    transformers_logging.disable_progress_bar()  # as `cps-hf train` does: it would draw one for each exported branch
+    transformers_logging.disable_progress_bar()  # as `cps-hf train` does; otherwise each export would draw one
     try:
         trainer.train()
     finally:
@@ -57,9 +57,9 @@ def test_a_line_at_each_log_and_each_evaluation_and_no_carriage_return_without_a
     ]
 
 
-def test_lines_are_silenced_as_the_packages_log_is(tmp_path, capfd):
+def test_lines_follow_the_packages_log_level(tmp_path, capfd):
     log = RunLog(Accelerator(), str(tmp_path), max_steps=4, first_step=0, show_bar=True)
-    logging.getLogger("cps_hf").setLevel(logging.ERROR)  # a fixture of all tests brings the level back
+    logging.getLogger("cps_hf").setLevel(logging.ERROR)  # a fixture of all tests restores the level
     log.say("one")
     logging.getLogger("cps_hf").setLevel(logging.WARNING)
     log.say("two")
@@ -77,13 +77,13 @@ def test_the_time_left_in_words(seconds, said):
     assert console.place(3, 9, "", None) == "step 3 of 9"
 
 
-def test_a_record_without_a_score_is_no_evaluation():
+def test_a_record_without_a_score_has_no_evaluation_line():
     assert console.evaluation_line({"eval_agreement": 0.5, "eval_commonest_class": 1.0}, "step 0 of 9") == ""
     line = console.evaluation_line({"eval_mean_iou": 0.5, "eval_teacher_mean_iou": float("nan")}, "step 1 of 9")
     assert line == "step 1 of 9: mean IoU teacher -"
 
 
-def test_agreement_is_no_success_where_predictions_are_one_class():
+def test_agreement_is_shown_with_the_share_of_one_class():
     agreement = {"start": 0.2, "end": 0.993}
     sound = agreement_in_words(agreement, {"start": 0.3, "end": 0.41})
     assert sound.endswith("99.3 % at the end, where 41.0 % of predictions are one class.")

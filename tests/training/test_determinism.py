@@ -1,4 +1,4 @@
-"""The switch for deterministic algorithms: on while training, off again afterwards, and of effect."""
+"""The switch for deterministic algorithms: on during training, off again afterwards, and effective."""
 
 from dataclasses import dataclass
 
@@ -17,13 +17,13 @@ SEEN = []
 class Look(Supervised):
     def __call__(self, branches, labeled, unlabeled=None, *, teacher=None, progress=0.0):
         cudnn = torch.backends.cudnn
-        fresh = torch.empty(4)  # deterministic algorithms fill what would be left as it was
+        fresh = torch.empty(4)  # deterministic algorithms fill memory that is otherwise uninitialised
         SEEN.append((torch.are_deterministic_algorithms_enabled(), cudnn.deterministic, fresh.isnan().all().item()))
         return super().__call__(branches, labeled, unlabeled)
 
 
 @pytest.mark.parametrize("wanted", [True, False])
-def test_the_switch_holds_while_training_and_not_longer(tmp_path, wanted):
+def test_determinism_is_only_switched_on_during_training(tmp_path, wanted):
     SEEN.clear()
     before = (torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.deterministic)
     fields = {"max_steps": 1, "per_device_train_batch_size": 2, "crop_size": [16, 16], "dataloader_num_workers": 0}
@@ -34,7 +34,7 @@ def test_the_switch_holds_while_training_and_not_longer(tmp_path, wanted):
     assert (torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.deterministic) == before
 
 
-def test_an_operation_without_a_deterministic_form_is_refused_under_the_switch():
+def test_nondeterministic_operations_raise_under_the_switch():
     unpool, maps, indices = torch.nn.MaxUnpool2d(2), torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1, dtype=torch.long)
     unpool(maps, indices)
     with deterministic_algorithms(True), pytest.raises(RuntimeError, match="deterministic"):
@@ -42,7 +42,7 @@ def test_an_operation_without_a_deterministic_form_is_refused_under_the_switch()
     unpool(maps, indices)
 
 
-def test_on_a_gpu_the_variable_that_has_to_be_set_is_named(monkeypatch, caplog):
+def test_on_a_gpu_the_required_variable_is_named(monkeypatch, caplog):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     with deterministic_algorithms(True):

@@ -1,6 +1,6 @@
-"""That the pseudo labels are what helps: real ones beat shuffled ones and do not lose against supervised training.
+"""Pseudo labels are what helps: real ones beat shuffled ones and are not worse than supervised training.
 
-A small version of benchmarks/results: a noisy world with two labeled images, the objectives in a plain loop.
+A small version of benchmarks/results: a noisy world with two labeled images, and the objectives in a plain loop.
 """
 
 import numpy as np
@@ -13,11 +13,11 @@ from torch import nn
 from cps_hf.objectives import CrossPseudoSupervision, LabeledBatch, Supervised, UnlabeledBatch
 
 COLORS = np.array([[60, 120, 60], [200, 60, 60], [60, 60, 200]])
-SEEDS = (1, 2, 3)  # each with images, networks and an order of its own
+SEEDS = (1, 2, 3)  # each with its own images, networks and order
 
 
 class ShuffledPseudoLabels(CrossPseudoSupervision):
-    """As many pixels of each class, at other places."""
+    """As many pixels of each class, at other positions."""
 
     def _pseudo_labels(self, logits, batch):
         maps, agreed = super()._pseudo_labels(logits, batch)
@@ -43,7 +43,7 @@ def world(first, count, noise=120.0, side=32):
 
 
 def score(objective, seed, steps=300, learning_rate=5e-3):
-    """mean IoU on other images at the last step, the mean over both branches."""
+    """The mean IoU on other images at the last step, averaged over both branches."""
     (labeled, labels), (unlabeled, _) = world(1000 * seed, 2), world(1000 * seed + 100, 40)
     torch.manual_seed(seed)
     branches = [Network(), Network()]
@@ -71,8 +71,8 @@ def mean_iou(branch, images, labels):
 
 
 @pytest.mark.slow
-def test_real_pseudo_labels_beat_shuffled_ones_and_are_not_worse_than_supervised_training():
-    options = {"weight": 0.5, "ramp_up": 0.3, "class_balance": 0.5}  # the demonstration's
+def test_real_pseudo_labels_beat_shuffled_ones():
+    options = {"weight": 0.5, "ramp_up": 0.3, "class_balance": 0.5}  # as in the demonstration
     objectives = (CrossPseudoSupervision(**options), ShuffledPseudoLabels(**options), Supervised())
     real, shuffled, supervised = (np.mean([score(objective, seed) for seed in SEEDS]) for objective in objectives)
     assert real > shuffled + 0.1 and real >= supervised

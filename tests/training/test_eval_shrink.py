@@ -1,4 +1,4 @@
-"""Large photographs are trained on and evaluated shrunk, and an exported branch takes them whole."""
+"""Large photographs are shrunk for training and evaluation, and an exported branch accepts them at full size."""
 
 import math
 
@@ -15,7 +15,7 @@ from cps_hf.data.streams import undecoded
 from cps_hf.modeling import DeepLabV3PlusConfig, build_branches
 from cps_hf.objectives import Supervised
 
-SIZES = [(64, 96), (65, 97), (70, 90)]  # with a rest and without
+SIZES = [(64, 96), (65, 97), (70, 90)]  # with and without a remainder
 SHRINK = 2
 
 
@@ -63,7 +63,7 @@ def test_an_exported_branch_predicts_whole_images_as_the_run_does(ran):
             logits = model(**processor(image, return_tensors="pt", input_data_format="channels_first")).logits
         assert logits.shape[-1] == math.ceil(image.shape[-1] / SHRINK / 4)
         expected = F.interpolate(logits, size=image.shape[-2:], mode="bilinear", align_corners=False).argmax(1)[0]
-        assert ids.shape == image.shape[-2:] and (ids == expected).float().mean() > 0.999  # but for ties
+        assert ids.shape == image.shape[-2:] and (ids == expected).float().mean() > 0.999  # except for ties
 
 
 def test_what_the_branch_sees_is_the_mean_of_each_block_of_pixels(ran):
@@ -76,7 +76,7 @@ def test_what_the_branch_sees_is_the_mean_of_each_block_of_pixels(ran):
     )
     block = (images[0, :, 2:4, 4:6].float() / 255).mean((1, 2), keepdim=True)
     torch.testing.assert_close(seen[0, :, 1:2, 2:3], (block - mean) / std)
-    last = (images[0, :, 4:, 0:2].float() / 255).mean((1, 2), keepdim=True)  # the rest counts what is there
+    last = (images[0, :, 4:, 0:2].float() / 255).mean((1, 2), keepdim=True)  # the mean of the remaining pixels
     torch.testing.assert_close(seen[0, :, 2:3, 0:1], (last - mean) / std)
     assert seen.shape == (1, 3, 3, 3)
 
@@ -89,7 +89,7 @@ def test_the_best_branch_is_not_shrunk_twice(ran):
     assert torch.equal(*maps)
 
 
-def test_a_run_that_starts_from_an_exported_branch_shows_it_crops(ran):
+def test_a_run_from_an_exported_branch_does_not_shrink_crops(ran):
     _, out = ran
     assert AutoConfig.from_pretrained(out / "branch_0").input_shrink == SHRINK
     (model,) = build_branches(str(out / "branch_0"), num_branches=1)
@@ -98,7 +98,7 @@ def test_a_run_that_starts_from_an_exported_branch_shows_it_crops(ran):
         assert torch.equal(tensor, model.state_dict()[key])
 
 
-def test_what_cannot_shrink_its_input_is_refused(tmp_path):
+def test_models_that_cannot_shrink_their_input_are_rejected(tmp_path):
     with pytest.raises(ValueError, match="`eval_shrink=2` is for DeepLabV3\\+.* branch 0 is a UperNet"):
         make_trainer(tmp_path, tiny_upernet())
     with pytest.raises(ValueError, match="`eval_shrink` 2 would be ignored"):

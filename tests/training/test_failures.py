@@ -1,4 +1,4 @@
-"""What the machine does to a run is told with what to change."""
+"""Hardware and system failures are reported with advice."""
 
 import errno
 import multiprocessing
@@ -15,7 +15,7 @@ from cps_hf.training import failures
 from cps_hf.training.trainer import CPSTrainer
 
 ARGS = CPSConfig(dataloader_num_workers=4, dataloader_prefetch_factor=3)
-# torch 2.14's texts, and the system's.
+# The messages of torch 2.14 and of the system.
 TOLD = {
     "DataLoader worker (pid 71) is killed by signal: Killed. ": "killed, as happens when memory runs out",
     "DataLoader worker (pid(s) 71, 72) exited unexpectedly": "killed, as happens when memory runs out",
@@ -29,13 +29,13 @@ TOLD = {
 
 
 @pytest.mark.parametrize("text", TOLD)
-def test_what_torch_says_of_a_data_worker_becomes_advice(text):
+def test_torchs_data_worker_errors_become_advice(text):
     told = failures.worker_advice(RuntimeError(text), ARGS)
     assert TOLD[text] in told and "`dataloader_num_workers` (now 4" in told
     assert "`dataloader_prefetch_factor` (now 3)" in told
 
 
-def test_limits_of_the_system_are_known_by_number_and_other_errors_are_left_alone():
+def test_system_limits_are_recognised_by_error_number():
     for number, advice in (
         (errno.EMFILE, "ulimit -n"),
         (errno.EAGAIN, "ulimit -u"),
@@ -54,8 +54,8 @@ def test_limits_of_the_system_are_known_by_number_and_other_errors_are_left_alon
 
 
 @pytest.mark.parametrize("kind", [ConnectionResetError, EOFError, FileNotFoundError])
-def test_a_worker_that_ends_while_a_tensor_is_fetched_from_it_is_told_from_a_network_that_fails(kind):
-    def rebuild_storage_fd():  # torch's
+def test_a_dying_worker_is_not_taken_for_a_failing_network(kind):
+    def rebuild_storage_fd():  # as in torch
         raise kind(errno.ECONNRESET, "Connection reset by peer")
 
     with pytest.raises(kind) as raised:
@@ -66,12 +66,12 @@ def test_a_worker_that_ends_while_a_tensor_is_fetched_from_it_is_told_from_a_net
 
 class KillAWorker(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == 3:  # the next save is near: torch says it wherever the process is then
+        if state.global_step == 3:  # shortly before a save: torch raises it anywhere in the process
             (worker,) = multiprocessing.active_children()
             os.kill(worker.pid, signal.SIGKILL)
 
 
-def test_a_killed_worker_ends_the_run_with_advice_and_the_newest_checkpoint(tmp_path):
+def test_a_killed_worker_ends_the_run_with_advice(tmp_path):
     trainer = CPSTrainer(
         toy_models(1),
         **settings(

@@ -1,4 +1,4 @@
-"""Numbers that are not finite, labels that are all ignored, branches that collapse, batches that do not fit."""
+"""Non-finite numbers, labels that are all ignored, collapsed branches, skipped steps."""
 
 import json
 import logging
@@ -55,7 +55,7 @@ BAD_STEPS = {3}
 
 @dataclass(frozen=True, kw_only=True)
 class BadAt(CrossPseudoSupervision):
-    """The part `cps_loss` becomes NaN for branch 1 alone, at the steps (counted from 1, of 4) in `BAD_STEPS`."""
+    """The part `cps_loss` becomes NaN for branch 1 only, at the steps (counted from 1, of 4) in `BAD_STEPS`."""
 
     cutmix: bool = False
 
@@ -63,11 +63,11 @@ class BadAt(CrossPseudoSupervision):
         output = super().__call__(branches, labeled, unlabeled, teacher=teacher, progress=progress)
         if round(float(progress) * 4) + 1 not in BAD_STEPS:
             return output
-        poison = full_size(branches[1](unlabeled.weak * float("nan"))).mean()  # batch norm's statistics take it up
+        poison = full_size(branches[1](unlabeled.weak * float("nan"))).mean()  # also enters batch norm's statistics
         return output._replace(loss=output.loss + poison, logs={**output.logs, "cps_loss": poison.detach()})
 
 
-def test_a_bad_number_names_part_branch_step_and_samples_and_leaves_the_batch_to_look_at(world, tmp_path):
+def test_a_bad_number_is_explained_and_its_batch_is_saved(world, tmp_path):
     trainer = trainer_for(world, tmp_path, objective=BadAt(), save_steps=2, gradient_accumulation_steps=2)
     before = {}
     trainer.callback_handler.add_callback(Keep(trainer, before, step=3))
@@ -76,10 +76,10 @@ def test_a_bad_number_names_part_branch_step_and_samples_and_leaves_the_batch_to
     said = str(error.value)
     assert said.startswith("Step 3: the gradient of branch 1 is not finite; loss and cps_loss are not finite")
     assert "checkpoint-2" in said and "bad_batch-3" in said and "`max_skipped_steps`" in said
-    assert "supervised_loss" in said.split("(", 1)[1]  # the finite parts' values are told too
+    assert "supervised_loss" in said.split("(", 1)[1]  # the finite parts' values are reported too
     assert all(torch.equal(value, before[name]) for name, value in trainer.module.named_parameters())
     folder = tmp_path / "out" / "bad_batch-3"
-    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1  # whoever may read one may read the other
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1  # all have the same permissions
     facts = json.loads((folder / "process_0.json").read_text())
     assert facts["step"] == 3 and facts["norms"][1] == "nan" and facts["norms"][0] > 0
     tensors = load_file(folder / "process_0.safetensors")
@@ -88,7 +88,7 @@ def test_a_bad_number_names_part_branch_step_and_samples_and_leaves_the_batch_to
     for index, batch in enumerate(facts["batches"]):
         assert batch["values"]["cps_loss"] == "nan" and batch["values"]["supervised_loss"] > 0
         assert set(batch["ids"]) == {"labeled", "unlabeled"}
-        # The images are those of the ids: the crop that was fed occurs in the file.
+        # The images belong to the ids: the crop that was used is in the file.
         position = {f"labeled-{i}": i for i in range(8)}
         row = world["train_dataset"][position[batch["ids"]["labeled"][0]]]
         labels = tensors[f"{index}.labeled.labels"][0]
@@ -97,7 +97,7 @@ def test_a_bad_number_names_part_branch_step_and_samples_and_leaves_the_batch_to
 
 
 class Keep(TrainerCallback):
-    """The parameters as they are when a step begins."""
+    """The parameters at the beginning of a step."""
 
     def __init__(self, trainer, kept, step):
         self.trainer, self.kept, self.step = trainer, kept, step
@@ -108,22 +108,22 @@ class Keep(TrainerCallback):
 
 
 @pytest.mark.slow
-def test_a_step_that_is_left_out_leaves_no_trace_and_is_counted(world, tmp_path, caplog, monkeypatch):
-    """Of four steps the third is left out: weights, momentum and batch norm are those of a run without it."""
+def test_a_skipped_step_leaves_no_trace_and_is_counted(world, tmp_path, caplog, monkeypatch):
+    """The third of four steps is skipped: weights, momentum and batch norm equal those of a run without it."""
     fields = {"models": tiny_upernet(), "lr_scheduler_type": "constant", "max_skipped_steps": 1}
     with caplog.at_level(logging.WARNING):
         trainer = trainer_for(world, tmp_path / "a", objective=BadAt(), save_steps=3, **fields)
         after_two = {}
         trainer.callback_handler.add_callback(KeepState(trainer, after_two, step=3))
         trainer.train()
-    assert "Step 3: " in caplog.text and "left out, 1 of at most 1" in caplog.text
+    assert "Step 3: " in caplog.text and "skipped, 1 of at most 1" in caplog.text
     lines = [line for line in log_lines(tmp_path / "a") if "learning_rate" in line]
     assert [line["skipped_steps"] for line in lines] == [0, 0, 1, 1]
     assert "loss" not in lines[2] and all(np.isfinite(lines[i]["loss"]) for i in (0, 1, 3))
     assert any("running_mean" in name for name in after_two["before"])
     assert all(torch.equal(after_two["before"][name], value) for name, value in after_two["after"].items())
     assert (tmp_path / "a" / "out" / "bad_batch-3" / "process_0.json").is_file()
-    # The count goes on in a resumed run: one more is one too many.
+    # The count continues in a resumed run: one more is one too many.
     monkeypatch.setattr(sys.modules[__name__], "BAD_STEPS", {4})
     again = trainer_for(world, tmp_path / "a", objective=BadAt(), **fields)
     with pytest.raises(FloatingPointError, match="Step 4: .*1 steps were skipped before"):
@@ -131,7 +131,7 @@ def test_a_step_that_is_left_out_leaves_no_trace_and_is_counted(world, tmp_path,
 
 
 class KeepState(Keep):
-    """All of the module, before and after a step."""
+    """The module's state before and after a step."""
 
     def on_step_begin(self, args, state, control, **kwargs):
         if state.global_step + 1 == self.step:
@@ -142,7 +142,7 @@ class KeepState(Keep):
             self.kept["after"] = {k: v.clone() for k, v in self.trainer.module.state_dict().items()}
 
 
-def test_a_step_that_is_left_out_moves_no_teacher(world, tmp_path, monkeypatch):
+def test_a_skipped_step_moves_no_teacher(world, tmp_path, monkeypatch):
     class Poisoned(MeanTeacher):
         def __call__(self, *words, progress=0.0, **options):
             output = super().__call__(*words, progress=progress, **options)
@@ -161,7 +161,7 @@ def test_a_step_that_is_left_out_moves_no_teacher(world, tmp_path, monkeypatch):
 
 @pytest.fixture
 def fp16(monkeypatch):
-    """Trainers have the scaler and the autocast that Accelerate sets up for fp16 on GPUs alone."""
+    """Trainers with the scaler and the autocast that Accelerate only sets up for fp16 on GPUs."""
     accelerator_of = cps_hf.training.trainer._accelerator
 
     def with_scaler(args):
@@ -174,8 +174,8 @@ def fp16(monkeypatch):
 
 
 @pytest.mark.parametrize("max_skipped_steps", [0, 1])
-def test_fp16_gradients_that_are_never_finite_are_no_overflow(world, tmp_path, fp16, max_skipped_steps):
-    """The scaler leaves out a step that overflows; here none would do, and nothing would be learnt."""
+def test_fp16_gradients_that_are_never_finite_end_the_run(world, tmp_path, fp16, max_skipped_steps):
+    """The scaler skips a step that overflows; here it would skip all, and nothing would be learned."""
     fields = {"objective": Supervised(), "max_steps": 40, "max_skipped_steps": max_skipped_steps}
     trainer = trainer_for(world, tmp_path, **fields)
     trainer.models[1].decode_head.weight.register_hook(lambda gradient: gradient * float("nan"))
@@ -187,7 +187,7 @@ def test_fp16_gradients_that_are_never_finite_are_no_overflow(world, tmp_path, f
 
 
 @pytest.mark.parametrize("optim", ["sgd", "adamw"])
-def test_fp16_overflows_are_the_scalers_and_a_bad_loss_is_left_out(world, tmp_path, fp16, optim):
+def test_the_scaler_skips_fp16_overflows_but_not_a_bad_loss(world, tmp_path, fp16, optim):
     """Steps 1 and 2 overflow, step 3 has a bad loss: each halves the scale, and only the third is counted."""
 
     class Poisoned(Supervised):
@@ -212,12 +212,12 @@ def test_fp16_overflows_are_the_scalers_and_a_bad_loss_is_left_out(world, tmp_pa
 
 
 @pytest.mark.parametrize("labeled_loss", ["cross_entropy", "ohem"])
-def test_labels_that_are_all_ignored_give_no_loss_and_move_nothing(world, tmp_path, labeled_loss):
+def test_ignored_labels_give_no_loss_and_move_nothing(world, tmp_path, labeled_loss):
     dataset = write_world(tmp_path / "void", [(24, 24)] * 4)
     for path in (tmp_path / "void").glob("*_label.png"):
         Image.new("L", (24, 24), 255).save(path)
     objective = Supervised(labeled_loss=labeled_loss)
-    fields = {"weight_decay": 0.0, "check_labels_seconds": 0}  # else it is an error before step 1
+    fields = {"weight_decay": 0.0, "check_labels_seconds": 0}  # otherwise it is an error before step 1
     trainer = trainer_for({"train_dataset": dataset}, tmp_path, objective=objective, **fields)
     before = state(trainer)
     trainer.train()
@@ -233,11 +233,11 @@ def test_labels_that_are_all_ignored_give_no_loss_and_move_nothing(world, tmp_pa
     [CrossPseudoSupervision(), MeanTeacher()],
     ids=["cutmix", "mean teacher"],
 )
-def test_a_branch_that_predicts_one_class_is_warned_of_once(world, tmp_path, caplog, monkeypatch, objective):
+def test_a_branch_predicting_one_class_is_one_warning(world, tmp_path, caplog, monkeypatch, objective):
     monkeypatch.setattr(collapse, "COLLAPSE_STEPS", 4)
     models = toy_models(2 if objective.min_branches == 2 else 1)
     with torch.no_grad():
-        models[-1].decode_head.bias[1] = 1000.0  # the last branch sees discs everywhere
+        models[-1].decode_head.bias[1] = 1000.0  # the last branch predicts discs everywhere
     with caplog.at_level(logging.WARNING, "cps_hf.training.callbacks.collapse"):
         trainer_for(world, tmp_path, models=models, objective=objective, max_steps=9, learning_rate=1e-9).train()
     said = [record.message for record in caplog.records if record.name == "cps_hf.training.callbacks.collapse"]
@@ -246,7 +246,7 @@ def test_a_branch_that_predicts_one_class_is_warned_of_once(world, tmp_path, cap
     assert not any("one_class" in name for line in log_lines(tmp_path) for name in line)
 
 
-def test_a_branch_is_sound_when_any_of_its_unlabeled_predictions_differs():
+def test_one_different_prediction_is_no_collapse():
     logits, labels = torch.zeros(2, 3, 8, 8), torch.zeros(2, 8, 8, dtype=torch.long)
     images, labeled = torch.zeros(2, 3, 8, 8), torch.zeros(2, 3, 8, 8)
     (watched,) = health.watch([lambda x: logits], LabeledBatch(pixel_values=labeled, labels=labels))
@@ -259,7 +259,7 @@ def test_a_branch_is_sound_when_any_of_its_unlabeled_predictions_differs():
     assert watched.one_class() == 0
 
 
-def test_a_collapse_is_told_after_many_steps_and_again_after_a_recovery(caplog):
+def test_collapse_warnings_come_late_and_again_after_recovery(caplog):
     watch, state = collapse.CollapseCallback(), RunState(max_steps=4000)  # patience: 200 steps
     watch.on_train_begin(None, state, None)
     for share, steps in ((1.0, 150), (0.9, 50), (1.0, 150), (1.0, 50), (1.0, 500), (0.0, 50), (1.0, 200)):
@@ -270,7 +270,7 @@ def test_a_collapse_is_told_after_many_steps_and_again_after_a_recovery(caplog):
     assert [record.args for record in caplog.records] == [("0", 200), ("0", 200)]
 
 
-def test_an_evaluation_that_finds_one_class_of_several_is_told_once_and_after_a_recovery(caplog):
+def test_an_evaluation_with_one_class_is_one_warning(caplog):
     watch, state = collapse.CollapseCallback(), RunState(max_steps=4000)
     watch.on_train_begin(None, state, None)
     nan = float("nan")
@@ -285,11 +285,11 @@ def test_an_evaluation_that_finds_one_class_of_several_is_told_once_and_after_a_
     assert "branch 1 finds only one of the 2 classes" in said[0] and "finds none of the 2 classes" in said[1]
 
 
-def test_the_commonest_class_is_that_of_the_branch_of_which_it_is_the_most():
+def test_commonest_class_is_the_largest_share_of_any_branch():
     labels = torch.zeros(2, 8, 8, dtype=torch.long)
     labeled, images = torch.zeros(2, 3, 8, 8), torch.zeros(2, 3, 8, 8)
     mixed, sure = torch.zeros(2, 3, 8, 8), torch.zeros(2, 3, 8, 8)
-    mixed[0, 1] = 1  # half of the pixels; the other is class 0 everywhere but at one pixel that is looked at
+    mixed[0, 1] = 1  # half of the pixels; the other branch predicts class 0 except at one pixel that is looked at
     sure[1, 2, 4, 4] = 1
     watched = health.watch([lambda x: mixed, lambda x: sure], LabeledBatch(pixel_values=labeled, labels=labels))
     output = health.with_one_class(ObjectiveOutput(torch.zeros(()), {}), watched)

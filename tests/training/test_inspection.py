@@ -1,4 +1,4 @@
-"""What a run finds out about its labels before its first step, and what it says of classes that never occur."""
+"""Checks of labels before the first step, and reports of classes that never occur."""
 
 import json
 import logging
@@ -20,7 +20,7 @@ SIZES = [(33, 40), (40, 33), (36, 36), (37, 41)]
 
 
 def rewritten(dataset, change, rows=None):
-    """The set, its label files changed: `change(ids) -> ids`."""
+    """Change the set's label files: `change(ids) -> ids`."""
     for row in dataset.with_format("arrow")[:].to_pylist() if rows is None else rows:
         path = row["label"]["path"]
         Image.fromarray(change(np.array(Image.open(path))).astype(np.uint8)).save(path)
@@ -53,7 +53,7 @@ def trainer_for(tmp_path, sets, names=NAMES, **fields):
     return CPSTrainer(models, **settings(**(values | fields)), objective=Supervised(), **sets)
 
 
-def refused(tmp_path, sets, said, **options):
+def rejected(tmp_path, sets, said, **options):
     """Before step 1, and before anything is written."""
     with pytest.raises(ValueError, match=said):
         trainer_for(tmp_path, sets, **options).train()
@@ -61,14 +61,14 @@ def refused(tmp_path, sets, said, **options):
 
 
 @pytest.mark.parametrize("which", ["train_dataset", "eval_dataset"])
-def test_a_label_that_only_a_later_batch_would_meet_ends_the_run_before_step_1(tmp_path, sets, which):
+def test_a_bad_label_of_a_later_batch_is_found_before_step_1(tmp_path, sets, which):
     last = sets[which].with_format("arrow")[:].to_pylist()[-1:]
     rewritten(sets[which], lambda ids: ids * 0 + 7, last)
     skip = " To train without such samples: `skip_bad_samples`." if which == "train_dataset" else ""
-    refused(tmp_path, sets, rf"-3.* holds 7 \(1517 pixels\).*{skip}$")
+    rejected(tmp_path, sets, rf"-3.* holds 7 \(1517 pixels\).*{skip}$")
 
 
-def test_a_training_label_that_cannot_be_read_is_skipped_where_that_is_wanted(tmp_path, sets, caplog):
+def test_unreadable_training_labels_can_be_skipped(tmp_path, sets, caplog):
     last = sets["train_dataset"].with_format("arrow")[:].to_pylist()[-1:]
     rewritten(sets["train_dataset"], lambda ids: ids * 0 + 7, last)
     trainer_for(tmp_path, sets, skip_bad_samples=True, max_bad_sample_share=1.0).train()
@@ -79,30 +79,30 @@ def test_a_training_label_that_cannot_be_read_is_skipped_where_that_is_wanted(tm
 
 
 @pytest.mark.parametrize("skips", [False, True])
-def test_skipping_is_not_advised_where_no_label_can_be_read(tmp_path, sets, skips):
+def test_skipping_is_not_advised_if_no_label_can_be_read(tmp_path, sets, skips):
     rewritten(sets["train_dataset"], lambda ids: ids * 0 + 7)
-    refused(tmp_path, sets, r"4 of 4 samples cannot be used: [-', \w]+\.$", skip_bad_samples=skips)
+    rejected(tmp_path, sets, r"4 of 4 samples cannot be used: [-', \w]+\.$", skip_bad_samples=skips)
 
 
 @pytest.mark.parametrize("which", ["train_dataset", "eval_dataset"])
-def test_a_set_of_which_no_pixel_is_labeled_is_refused(tmp_path, sets, which):
+def test_a_set_without_labeled_pixels_is_rejected(tmp_path, sets, which):
     rewritten(sets[which], lambda ids: ids * 0 + 255)
-    refused(tmp_path, sets, f"No pixel of `{which}` is labeled")
+    rejected(tmp_path, sets, f"No pixel of `{which}` is labeled")
 
 
-def test_black_and_white_masks_are_refused_where_nobody_said_what_white_is(tmp_path, sets):
+def test_black_and_white_masks_need_a_meaning_of_white(tmp_path, sets):
     for dataset in sets.values():
         rewritten(dataset, lambda ids: np.where(ids == 1, 255, 0))
     two = {name: coded(dataset, NAMES[:2]) for name, dataset in sets.items()}
-    refused(tmp_path, two, r"hold 0 and 255 alone.*`values={0: 0, 255: 1}`", names=NAMES[:2])
+    rejected(tmp_path, two, r"hold 0 and 255 alone.*`values={0: 0, 255: 1}`", names=NAMES[:2])
     uncoded = {name: dataset.cast_column("label", type(dataset.features["label"])()) for name, dataset in sets.items()}
-    refused(tmp_path, uncoded, "hold 0 and 255 alone", names=NAMES[:2])
+    rejected(tmp_path, uncoded, "hold 0 and 255 alone", names=NAMES[:2])
     told = {name: coded(dataset, NAMES[:2], values={0: 0, 255: 1}) for name, dataset in sets.items()}
     results = trainer_for(tmp_path, told, names=NAMES[:2]).train()
     assert results["classes"]["absent"] == {"training": [], "evaluation": []}
 
 
-def test_white_that_is_a_class_in_training_and_ignored_in_evaluation_is_refused(tmp_path, sets):
+def test_white_must_mean_the_same_in_both_sets(tmp_path, sets):
     rewritten(sets["train_dataset"], lambda ids: np.where(ids == 1, 255, 0))
     rewritten(sets["eval_dataset"], lambda ids: np.where(ids == 2, 255, ids))
     both = {
@@ -110,18 +110,18 @@ def test_white_that_is_a_class_in_training_and_ignored_in_evaluation_is_refused(
         "eval_dataset": coded(sets["eval_dataset"], NAMES[:2]),
     }
     said = r"`train_dataset` contain only 0 and 255, so 255 means 'disc' there.*`values={0: 0, 1: 1, 255: 1}`"
-    refused(tmp_path, both, said, names=NAMES[:2])
+    rejected(tmp_path, both, said, names=NAMES[:2])
 
 
-def test_a_set_that_lost_its_coding_is_refused(tmp_path, sets):
+def test_a_set_that_lost_its_encoding_is_rejected(tmp_path, sets):
     sets["train_dataset"] = coded(sets["train_dataset"], values={0: 0, 1: 1, 2: 2, 255: 255})
     sets["eval_dataset"] = coded(sets["eval_dataset"], values={0: 0, 1: 1, 2: 2, 255: 255})
     lost = sets["train_dataset"].cast_column("label", type(sets["train_dataset"].features["label"])())
     said = r"`eval_dataset` says how its labels are encoded and `train_dataset` does not.*features=loaded.features"
-    refused(tmp_path, {**sets, "train_dataset": lost}, said)
+    rejected(tmp_path, {**sets, "train_dataset": lost}, said)
 
 
-def test_a_named_class_that_never_occurs_is_said_at_the_start_at_the_end_and_in_the_card(tmp_path, sets, caplog):
+def test_absent_classes_are_reported_everywhere(tmp_path, sets, caplog):
     rewritten(sets["train_dataset"], lambda ids: np.where(ids == 2, 0, ids))
     rewritten(sets["eval_dataset"], lambda ids: np.where(ids >= 1, 255, ids))
     trainer = trainer_for(tmp_path, sets)
@@ -141,7 +141,7 @@ def test_a_named_class_that_never_occurs_is_said_at_the_start_at_the_end_and_in_
     assert "2 of the 3 classes have no pixel in the labels of evaluation: disc, bar." in card
 
 
-def test_a_limit_of_no_seconds_looks_at_nothing_and_says_so(tmp_path, sets, caplog):
+def test_a_limit_of_zero_seconds_skips_the_check(tmp_path, sets, caplog):
     rewritten(sets["eval_dataset"], lambda ids: ids * 0 + 255)
     trainer = trainer_for(tmp_path, sets, check_labels_seconds=0)
     with caplog.at_level(logging.INFO, logger="cps_hf"):
@@ -150,7 +150,7 @@ def test_a_limit_of_no_seconds_looks_at_nothing_and_says_so(tmp_path, sets, capl
     assert said.startswith("Labels are not checked before step 1 (`check_labels_seconds=0`)")
 
 
-def test_what_was_not_looked_at_is_said(tmp_path, sets, caplog):
+def test_unchecked_labels_are_reported(tmp_path, sets, caplog):
     trainer = trainer_for(tmp_path, sets, check_labels_seconds=1e-9)
     streamed = {**sets, "train_dataset": sets["train_dataset"].to_iterable_dataset()}
     caplog.set_level(logging.INFO, logger="cps_hf")
@@ -159,7 +159,7 @@ def test_what_was_not_looked_at_is_said(tmp_path, sets, caplog):
     assert "in 1 of 4 samples within `check_labels_seconds`." in caplog.text
 
 
-def test_masks_that_a_turned_image_leaves_unclear_are_warned_of(tmp_path, sets, caplog):
+def test_ambiguous_masks_of_rotated_images_are_a_warning(tmp_path, sets, caplog):
     row = sets["train_dataset"].with_format("arrow")[:].to_pylist()[2]
     exif = Image.Exif()
     exif[0x0112] = 3
@@ -170,7 +170,7 @@ def test_masks_that_a_turned_image_leaves_unclear_are_warned_of(tmp_path, sets, 
     assert "labeled-2" in record.getMessage()
 
 
-# ------------------------------------------------------------------------------------------------ in words
+# ------------------------------------------------------------------------------------------------ sentences
 
 NAN = float("nan")
 PART = {
@@ -182,7 +182,7 @@ ALL = {**PART, "per_category_iou": [0.5, 0.562, 0.1], "per_category_accuracy": [
 ALL["per_category_boundary_iou"] = [0.4, 0.4, 0.1]
 
 
-def test_a_mean_over_fewer_classes_than_are_named_is_never_printed_bare():
+def test_means_over_fewer_classes_state_their_number():
     assert mean_iou_in_words(PART, digits=1) == "mIoU 53.1 % over 2 of 3 classes"
     assert mean_iou_in_words(ALL) == "mIoU 53.10 %"
     assert mean_iou_in_words({"mean_iou": None, "per_category_iou": [None]}) == "mIoU - over 0 of 1 classes"
@@ -197,7 +197,7 @@ def test_a_mean_over_fewer_classes_than_are_named_is_never_printed_bare():
     assert "over classes" not in scores_table({"branch_0": ALL}, NAMES)
 
 
-def test_the_columns_of_a_table_of_scores_stay_apart():
+def test_columns_of_the_score_table_are_separated():
     lines = scores_table({"branch_0_average": ALL, "branch_1_average": ALL}, NAMES).splitlines()
     assert "branch 0 average  branch 1 average" in lines[0] and len({len(line) for line in lines}) == 1
     lines = class_table(PART, NAMES).splitlines()
@@ -208,8 +208,8 @@ def test_the_columns_of_a_table_of_scores_stay_apart():
     assert "| mean | 53.10 | - | 60.00 | 70.00 |" in card
 
 
-def test_the_scores_of_the_supervised_stage_say_over_how_many_classes_they_are(tmp_path, sets, caplog):
-    names = [*NAMES, "class 3"]  # which no label holds, and no prediction
+def test_supervised_scores_state_their_number_of_classes(tmp_path, sets, caplog):
+    names = [*NAMES, "class 3"]  # in no label and no prediction
     sets = {name: coded(dataset, names) for name, dataset in sets.items()}
     trainer = trainer_for(tmp_path, sets, names=names, pretrain_steps=1)
     trainer.models[0].decode_head.bias.data[3] = -100
@@ -220,13 +220,13 @@ def test_the_scores_of_the_supervised_stage_say_over_how_many_classes_they_are(t
     assert f"Stage 1 of 2 is done at step 1: branch_0 {words}." in caplog.messages
 
 
-def test_the_line_on_absent_classes_is_empty_where_all_occur():
+def test_the_line_on_absent_classes_is_empty_if_all_occur():
     assert absent_line({"training": [], "evaluation": []}, 3) == "" and absent_line({}, 3) == ""
     assert absent_line({"training": ["a"]}, 3, "all 2 samples").startswith(
         "1 of 3 classes never occurs in training (all"
     )
 
 
-def test_the_time_is_no_negative_number():
+def test_a_negative_time_limit_is_rejected():
     with pytest.raises(ValueError, match="`check_labels_seconds` must be a number of at least 0"):
         settings(check_labels_seconds=-1)

@@ -1,4 +1,5 @@
-"""The labeled side in the loop: class weights counted from the set, colours, batch norms; and that it resumes."""
+"""The labeled side of the loop: class weights from counts, colour jitter, batch norm momentum; and resuming with
+them."""
 
 import json
 import logging
@@ -52,7 +53,7 @@ def test_the_labeled_sets_frequencies_reach_the_loss_and_the_checkpoint(root, tm
     assert state["fingerprint"]["run"]["train_dataset, pixels by class"] == counts.tolist()
 
 
-def test_of_a_stream_the_first_rows_are_counted_and_said_and_a_set_without_a_class_is_refused(root, tmp_path, caplog):
+def test_only_a_streams_first_rows_are_counted(root, tmp_path, caplog):
     stream = Case("supervised", "stream", workers=0, processes=1)
     with caplog.at_level(logging.INFO):
         train(root, tmp_path / "out", stream, max_steps=1, objective=Supervised(class_weights=0.5))
@@ -69,7 +70,7 @@ def test_colours_of_labeled_images_and_the_norms_momentum_reach_the_run(root, tm
     trainer, losses = train(root, tmp_path / "out", **fields)
     before, after = plain[0].module.state_dict(), trainer.module.state_dict()
     assert not torch.equal(before["branches.0.model.norm.running_var"], after["branches.0.model.norm.running_var"])
-    assert (losses == plain[1]) == ("norm_momentum" in fields)  # statistics are only looked at in evaluation
+    assert (losses == plain[1]) == ("norm_momentum" in fields)  # running statistics are only used in evaluation
 
 
 def test_a_momentum_needs_batch_norms_and_is_a_share():
@@ -82,13 +83,13 @@ def test_a_momentum_needs_batch_norms_and_is_a_share():
         ModelConfig(norm_momentum=0.0)
 
 
-def test_a_run_with_all_of_it_is_resumed_bit_for_bit(root, tmp_path):
+def test_a_run_with_all_labeled_options_resumes_bit_for_bit(root, tmp_path):
     objective = Supervised(labeled_loss="cross_entropy_dice", class_weights=0.5)
     fields = {"objective": objective, "labeled_color_jitter": 0.5, "norm_momentum": 0.05}
     assert differences(root, SUPERVISED, tmp_path, **fields) == []
 
 
-def test_weights_for_other_classes_are_refused_before_the_first_step(root, tmp_path):
+def test_weights_for_other_classes_are_rejected_early(root, tmp_path):
     said = "`class_weights` has 2 numbers for 3 classes: give one per class, in the order of their ids"
     with pytest.raises(ValueError, match=said):
         make_trainer(root, SUPERVISED, tmp_path / "out", objective=Supervised(class_weights=[1.0, 2.0]))

@@ -1,4 +1,4 @@
-"""Finished networks that label during training: what they see, that they never change, and what is refused."""
+"""Trained networks that make labels during training: their input, that they never change, and invalid ones."""
 
 import json
 import shutil
@@ -47,12 +47,12 @@ def load(sources, **options):
     return load_labelers(sources, **{**usual, "device": torch.device("cpu"), **options})
 
 
-# ------------------------------------------------------------------------------------------------ what they see
+# ------------------------------------------------------------------------------------------------ their input
 
 
 @pytest.mark.parametrize("own", [(MEAN, STD), ([0.5, 0.4, 0.3], [0.2, 0.25, 0.5])], ids=["the run's", "its own"])
-def test_a_labeler_says_what_transformers_say_of_the_image(root, tmp_path, own):
-    """Whatever the run normalises images with."""
+def test_a_labeler_predicts_what_transformers_predicts(root, tmp_path, own):
+    """Whatever the run's normalisation is."""
     folder = shutil.copytree(root / "run" / "branch_0", tmp_path / "branch_0")
     processor = AutoImageProcessor.from_pretrained(folder)
     processor.image_mean, processor.image_std = map(list, own)
@@ -65,7 +65,7 @@ def test_a_labeler_says_what_transformers_say_of_the_image(root, tmp_path, own):
     assert (labeler.factor is None) == (own == (MEAN, STD))
 
 
-def test_a_labeler_that_learnt_from_swapped_colours_gets_them_swapped(root, tmp_path):
+def test_a_labeler_trained_on_swapped_colours_gets_them_swapped(root, tmp_path):
     folder = shutil.copytree(root / "run" / "branch_0", tmp_path / "branch_0")
     off = {"do_resize": False, "do_center_crop": False}
     MobileViTImageProcessor(**off, do_flip_channel_order=True).save_pretrained(folder)
@@ -84,7 +84,7 @@ def pixels_of(path):
 # ------------------------------------------------------------------------------------------------ training
 
 
-def test_they_label_for_fresh_branches_and_never_change(root, tmp_path):
+def test_labelers_make_labels_and_never_change(root, tmp_path):
     with without_cards_and_pictures():
         trainer = trainer_of(root, tmp_path / "out", pair(root), save_steps=1, logging_steps=1)
         before = [labeler.sha256() for labeler in trainer.labelers]
@@ -99,7 +99,7 @@ def test_they_label_for_fresh_branches_and_never_change(root, tmp_path):
         assert not any(p.requires_grad or p.grad is not None for p in labeler.branch.parameters())
         saved = load_file(f"{folder}/model.safetensors")
         assert all(torch.equal(value, saved[name]) for name, value in labeler.branch.model.state_dict().items())
-    # They are no part of what is trained, sharded, broadcast or saved.
+    # They are not trained, sharded, broadcast or saved.
     theirs = {id(t) for labeler in trainer.labelers for t in labeler.branch.state_dict(keep_vars=True).values()}
     assert not theirs & {id(t) for t in (*trainer.module.parameters(), *trainer.module.buffers())}
     assert trainer.module.state_dict().keys() == fresh.keys()
@@ -109,8 +109,8 @@ def test_they_label_for_fresh_branches_and_never_change(root, tmp_path):
     assert any(name.startswith("branches.0") for name in moved) and any(n.startswith("branches.1") for n in moved)
 
 
-def test_the_labels_are_theirs(root, tmp_path, monkeypatch):
-    """Where every pixel is labeled by `predict` of the two, mirrored and not, the pseudo labels are the same."""
+def test_labels_come_from_the_labelers(root, tmp_path, monkeypatch):
+    """If `predict` labels every pixel with both networks, mirrored and not, the pseudo labels are the same."""
     seen = []
     mixed = FixedTeacher._mixed
     monkeypatch.setattr(
@@ -125,7 +125,7 @@ def test_the_labels_are_theirs(root, tmp_path, monkeypatch):
         trainer.train()
     branches = [labeler.branch for labeler in trainer.labelers]
     for images, labels in seen:
-        assert (predict(branches, images, flip=True) == labels).float().mean() > 0.999  # ties, to rounding
+        assert (predict(branches, images, flip=True) == labels).float().mean() > 0.999  # except for ties
     assert len(seen) == 2 and len(seen[0][1].unique()) > 1
 
 
@@ -143,7 +143,7 @@ def test_a_run_is_resumed_bit_for_bit(root, tmp_path, soft):
     assert differences(root, CASE, tmp_path, objective=objective) == []
 
 
-def test_a_checkpoint_knows_which_networks_labeled_and_not_where_they_lay(root, tmp_path):
+def test_a_checkpoint_identifies_labelers_without_paths(root, tmp_path):
     with without_cards_and_pictures():
         trainer_of(root, tmp_path / "out", pair(root), max_steps=1).train()
         goes_on = {"max_steps": 2, "resume_from_checkpoint": "auto"}
@@ -192,7 +192,7 @@ def test_two_processes_and_accumulation_take_the_steps_of_one(root, tmp_path, sh
         assert max(changed) > 1e-2
 
 
-# ------------------------------------------------------------------------------------------------ what is refused
+# ------------------------------------------------------------------------------------------------ errors
 
 
 def test_a_labeler_has_the_runs_classes(root, tmp_path):
@@ -209,7 +209,7 @@ def test_a_labeler_has_the_runs_classes(root, tmp_path):
     assert len(load([str(unnamed)])) == 1
 
 
-def test_what_is_no_branch_is_refused_before_models_are_built(root, tmp_path, monkeypatch):
+def test_sources_that_are_not_branches_are_rejected_early(root, tmp_path, monkeypatch):
     monkeypatch.chdir(root)
     (tmp_path / "empty").mkdir()
     for source, said in (
@@ -232,7 +232,7 @@ def test_a_folder_without_an_image_processor_is_named(root, tmp_path):
         load([str(folder)])
 
 
-def test_without_labelers_the_unlabeled_set_must_bring_labels(root, tmp_path):
+def test_without_labelers_the_unlabeled_set_needs_labels(root, tmp_path):
     trainer = make_trainer(root, CASE, tmp_path / "out")
     bare = trainer.unlabeled_dataset.remove_columns("pseudo_label")
     with pytest.raises(ValueError, match="FixedTeacher needs labels of the unlabeled images. Name the trained netw"):

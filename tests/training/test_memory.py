@@ -1,4 +1,4 @@
-"""Too little memory: what is said, and the batch that is found. The errors are torch's; no memory is short here."""
+"""Out of memory: the message, and the batch size that is found. The errors are torch's; no memory is really short."""
 
 import json
 
@@ -33,12 +33,13 @@ def trainer_for(world, tmp_path, *, room=None, error=None, **fields):
     models = toy_models()
     for model in models if room else ():
         model.register_forward_pre_hook(
-            lambda module, given, kwargs: refuse(kwargs.get("pixel_values", *given), room, error), with_kwargs=True
+            lambda module, given, kwargs: run_out_of_memory(kwargs.get("pixel_values", *given), room, error),
+            with_kwargs=True,
         )
     return CPSTrainer(models, **args, objective=CrossPseudoSupervision(weight=1.5), **world)
 
 
-def refuse(images, room, error):
+def run_out_of_memory(images, room, error):
     if len(images) > room:
         raise error or torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
@@ -53,7 +54,7 @@ def test_the_cpu_error_is_the_one_that_torch_raises():
 
 
 @pytest.mark.parametrize("error", [None, CPU_ERROR], ids=["GPU", "CPU"])
-def test_an_out_of_memory_error_says_batch_crop_and_what_helps(world, tmp_path, error):
+def test_an_out_of_memory_error_has_batch_crop_and_advice(world, tmp_path, error):
     with pytest.raises(torch.OutOfMemoryError) as raised:
         trainer_for(world, tmp_path, room=4, error=error, crop_size=[16, 24]).train()
     said = str(raised.value)
@@ -63,7 +64,7 @@ def test_an_out_of_memory_error_says_batch_crop_and_what_helps(world, tmp_path, 
     assert "`auto_find_batch_size`" in said and ("Tried to allocate" in said or "Cannot allocate" in said)
 
 
-def test_a_batch_that_fits_is_found_and_the_steps_are_those_of_the_whole_batch(world, tmp_path):
+def test_a_smaller_batch_is_found_and_takes_the_same_steps(world, tmp_path):
     big = trainer_for(world, tmp_path / "big")
     big.train()
     found = trainer_for(world, tmp_path / "found", room=2, error=CPU_ERROR, auto_find_batch_size=True)
@@ -78,14 +79,14 @@ def test_a_batch_that_fits_is_found_and_the_steps_are_those_of_the_whole_batch(w
         torch.testing.assert_close(parameters(found)[name], expected, rtol=1e-4, atol=2e-6)
         moved = max(moved, (expected - start[name]).abs().max().item())
     assert moved > 1e-2
-    # To the bit: the run that was asked for by hand. So trying left no trace.
+    # Bit for bit the run with these sizes set manually, so the trial left no trace.
     options = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
     by_hand = trainer_for(world, tmp_path / "hand", **options)
     by_hand.train()
     assert all(torch.equal(parameters(by_hand)[name], value) for name, value in parameters(found).items())
 
 
-def test_a_batch_that_fits_is_left_alone_and_one_that_cannot_be_halved_is_an_error(world, tmp_path):
+def test_only_batches_that_do_not_fit_are_halved(world, tmp_path):
     trainer = trainer_for(world, tmp_path / "fits", room=8, auto_find_batch_size=True)
     trainer.train()
     assert trainer.args.per_device_train_batch_size == 8 and trainer.args.gradient_accumulation_steps == 1
@@ -95,7 +96,7 @@ def test_a_batch_that_fits_is_left_alone_and_one_that_cannot_be_halved_is_an_err
         trainer_for(world, tmp_path / "odd", room=2, per_device_train_batch_size=6, auto_find_batch_size=True).train()
 
 
-def test_an_error_that_is_none_of_memory_is_raised_as_it_is(world, tmp_path):
+def test_errors_unrelated_to_memory_are_raised_unchanged(world, tmp_path):
     for auto in (True, False):
         trainer = trainer_for(world, tmp_path, room=4, error=RuntimeError("boom"), auto_find_batch_size=auto)
         with pytest.raises(RuntimeError, match="^boom$"):

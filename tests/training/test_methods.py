@@ -22,7 +22,7 @@ def world(tmp_path_factory):
         "train_dataset": write_world(root / "labeled", SIZES),
         "unlabeled_dataset": write_world(root / "unlabeled", SIZES * 2, first=50).rename_column(
             "label",
-            "pseudo_label",  # few methods look at it
+            "pseudo_label",  # few methods use it
         ),
         "eval_dataset": write_world(root / "eval", SIZES[:3], first=90),
     }
@@ -43,7 +43,7 @@ def lines(folder):
 
 
 def own_numbers(objective):
-    """What the method says of a batch, by its names, which its own test knows."""
+    """The method's loss for a batch, by log names, which its own test checks."""
     branches = [TinyBranch(seed) for seed in range(1 if objective.teacher else 2)]
     options = {"averages": [TinyBranch(seed) for seed in (7, 8)]} if objective.averages else {}
     return set(objective(branches, *batches(objective.views), teacher=TinyBranch(9), **options).logs)
@@ -51,7 +51,7 @@ def own_numbers(objective):
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_a_method_trains_in_the_loop_and_logs_its_numbers(world, tmp_path, name):
-    """To a tracker too. With an odd batch, whose CutMix partners the stream sends along, and an odd crop."""
+    """Also to a tracker. With an odd batch, whose CutMix partners come with the stream, and an odd crop."""
     objective = OBJECTIVES[name]()
     fields = {"crop_size": [33, 41], "report_to": ["tensorboard"], "run_name": "r"}
     fields |= {"ema_decay": 0.5} if objective.averages else {}
@@ -74,7 +74,7 @@ def test_a_method_trains_in_the_loop_and_logs_its_numbers(world, tmp_path, name)
         assert (tmp_path / "out" / row / "model.safetensors").is_file()
 
 
-def test_the_teachers_score_is_logged_and_the_better_network_of_the_two_is_the_best(world, tmp_path):
+def test_best_is_the_better_of_student_and_teacher(world, tmp_path):
     _, results = train(world, tmp_path, MeanTeacher(), models=tiny_upernet(), max_steps=3)
     evaluated = lines(tmp_path)[-1]
     scores = {row: results["final"][row]["mean_iou"] for row in ("branch_0", "teacher")}
@@ -83,16 +83,16 @@ def test_the_teachers_score_is_logged_and_the_better_network_of_the_two_is_the_b
     assert results["best"]["branch"] == max(scores, key=scores.get)
 
 
-def test_the_teacher_stays_in_evaluation_mode_and_its_statistics_are_averages(world, tmp_path):
+def test_the_teacher_stays_in_evaluation_mode(world, tmp_path):
     trainer, _ = train(world, tmp_path, MeanTeacher(decay=0.5), models=tiny_upernet(), max_steps=1)
     trainer.prepared.train()
     assert trainer.module.branches[0].training and not trainer.module.teacher.training
     counters = [v for k, v in trainer.module.teacher.state_dict().items() if k.endswith("num_batches_tracked")]
     student = [v for k, v in trainer.module.branches[0].state_dict().items() if k.endswith("num_batches_tracked")]
-    assert counters == student  # copied from the student, not counted up by passes of its own
+    assert counters == student  # copied from the student, not incremented by separate passes
 
 
-def test_the_teacher_of_a_bfloat16_branch_is_kept_evaluated_and_exported_in_float32(world, tmp_path):
+def test_a_bfloat16_branchs_teacher_is_float32_throughout(world, tmp_path):
     trainer, results = train(world, tmp_path, MeanTeacher(), models=tiny_upernet(), max_steps=1, dtype="bfloat16")
     student, teacher = trainer.module.branches[0], trainer.module.teacher
     assert {p.dtype for p in student.parameters()} == {torch.bfloat16}
@@ -110,7 +110,7 @@ def test_a_teacher_method_takes_one_model(world, tmp_path):
 
 
 def test_the_masks_probability_reaches_the_stream(world, tmp_path):
-    """At threshold 0 and without CutMix a run differs from one with CutMix, all else alike."""
+    """At threshold 0, a run without CutMix differs from one with CutMix and equal settings otherwise."""
     found = []
     for share in (0.0, 1.0):
         objective = FixMatch(confidence_threshold=0.0, cutmix=share)

@@ -1,4 +1,4 @@
-"""Models against the data's classes, the optimizer and each other: refused before step 1, or after it."""
+"""Models against the data's classes, the optimizer and each other: errors before step 1, or after it."""
 
 import json
 
@@ -45,15 +45,15 @@ def named(id2label):
         (["ground", "disc", "tumor"], "class 2 is 'tumor' there and 'bar' in `train_dataset`"),
     ],
 )
-def test_models_that_were_passed_must_name_the_classes_as_the_data_do(world, tmp_path, names, found):
+def test_passed_models_must_name_the_datas_classes(world, tmp_path, names, found):
     with pytest.raises(ValueError, match=f"branch 0 differ from the data's: {found}") as error:
         trainer_for(world, tmp_path, named(dict(enumerate(names))))
     advised = str(error.value).split("`model.config.id2label = ")[1].split("`")[0]
     assert eval(advised) == ID2LABEL
-    assert trainer_for(world, tmp_path, named(eval(advised))).id2label == ID2LABEL  # as the message says
+    assert trainer_for(world, tmp_path, named(eval(advised))).id2label == ID2LABEL  # as the message advises
 
 
-def test_a_branch_is_exported_with_the_data_s_names(world, tmp_path):
+def test_a_branch_is_exported_with_the_datas_names(world, tmp_path):
     text_keys, capitals = {str(i): name for i, name in ID2LABEL.items()}, {0: "Ground", 1: "DISC", 2: "bar"}
     for id2label in (text_keys, capitals, {i: f"LABEL_{i}" for i in range(3)}):
         trainer = trainer_for(world, tmp_path, named(id2label), Supervised(), max_steps=1)
@@ -66,7 +66,7 @@ def test_a_branch_is_exported_with_the_data_s_names(world, tmp_path):
         assert "| ground |" in (tmp_path / "out" / folder / "README.md").read_text()
 
 
-def test_without_names_in_the_data_those_of_the_models_are_exported_and_a_checkpoint_s_are_told(tmp_path, caplog):
+def test_unnamed_data_use_the_models_class_names(tmp_path, caplog):
     bare = {"train_dataset": write_world(tmp_path / "bare", SIZES, encoding=False)}
     sky = {"0": "sky", "1": "tumor", "2": "bone"}
     trainer = trainer_for(bare, tmp_path, named(sky), Supervised())
@@ -84,19 +84,19 @@ def test_without_names_in_the_data_those_of_the_models_are_exported_and_a_checkp
         trainer_for(bare, tmp_path, named({1: "sky", 2: "tumor", 3: "bone"}), Supervised())
 
 
-def test_a_branch_that_is_frozen_is_named(world, tmp_path):
+def test_a_frozen_branch_is_named(world, tmp_path):
     models = toy_models()
     models[1].requires_grad_(False)
     with pytest.raises(ValueError, match="Branch 1, a Toy.*nothing to train: all of its parameters are frozen"):
         trainer_for(world, tmp_path, models)
-    models[1].requires_grad_(True)  # what the message says
+    models[1].requires_grad_(True)  # as the message advises
     trainer_for(world, tmp_path, models)
     models[0].decode_head.requires_grad_(False)
     with pytest.raises(ValueError, match="Branch 0.*remove what freezes more \\(`freeze_backbone`\\)"):
         trainer_for(world, tmp_path, models, freeze_backbone=True)
 
 
-def test_a_branch_whose_trainable_weights_do_not_reach_the_logits_is_named(world, tmp_path):
+def test_a_branch_without_effective_weights_is_named(world, tmp_path):
     models = toy_models()
     models[1].requires_grad_(False)
     models[1].unused = torch.nn.Linear(3, 3)
@@ -106,7 +106,7 @@ def test_a_branch_whose_trainable_weights_do_not_reach_the_logits_is_named(world
         trainer_for(world, tmp_path, models)
 
 
-def test_an_optimizer_that_was_passed_must_train_every_branch(world, tmp_path, caplog):
+def test_a_users_optimizer_must_train_every_branch(world, tmp_path, caplog):
     models, others = toy_models(), toy_models(seed=7)
 
     def optimizer(*of):
@@ -121,7 +121,7 @@ def test_an_optimizer_that_was_passed_must_train_every_branch(world, tmp_path, c
     trainer_for(world, tmp_path, models, optimizers=optimizer(*models))
 
 
-def test_branches_that_are_one_network_are_refused_where_they_are_to_teach_each_other(world, tmp_path):
+def test_identical_branches_cannot_teach_each_other(world, tmp_path):
     models = [toy_models(1)[0], toy_models(1)[0]]
     with pytest.raises(ValueError, match="branches 0 and 1 have the same weights"):
         trainer_for(world, tmp_path, models)
@@ -130,7 +130,7 @@ def test_branches_that_are_one_network_are_refused_where_they_are_to_teach_each_
 
 def test_branches_that_are_equal_after_the_first_step_end_the_run(world, tmp_path):
     trainer = trainer_for(world, tmp_path, toy_models(), max_steps=3)
-    with torch.no_grad():  # as a checkpoint of before this was looked at
+    with torch.no_grad():  # like a checkpoint from before this check existed
         for p, q in zip(*(model.parameters() for model in trainer.models), strict=True):
             q.copy_(p)
     with pytest.raises(ValueError, match="Branches 0 and 1 are one network: after step 1 all of their weights are"):
@@ -140,7 +140,7 @@ def test_branches_that_are_equal_after_the_first_step_end_the_run(world, tmp_pat
     assert steps == 3
 
 
-def test_a_finished_branch_goes_on_as_two_branches_that_learn_from_each_other(world, tmp_path):
+def test_a_trained_branch_can_start_two_different_branches(world, tmp_path):
     finished = str(tiny_branch(tmp_path / "best", 3, names=NAMES))
     trainer = trainer_for(world, tmp_path, finished, max_steps=1)
     a, b = (dict(model.named_parameters()) for model in trainer.models)

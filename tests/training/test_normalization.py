@@ -1,4 +1,4 @@
-"""Images are normalised as the pretrained network's were, unless the user says otherwise; what was taken is told."""
+"""Images are normalised as for the pretrained network, unless the user says otherwise; the choice is logged."""
 
 import json
 import logging
@@ -40,7 +40,7 @@ def settled(models, processing_class=None, **fields):
     given = [model_config.backbone_source(i) for i in (0, 1)] if fields.get("backbone") else None
     built = build_branches(models, id2label=ID2LABEL, backbone=given)
     found = settle(model_config, models, built, processing_class)
-    assert model_config == ModelConfig(**fields)  # the user's own object stays as it is
+    assert model_config == ModelConfig(**fields)  # the user's own object does not change
     return found.image_mean, found.image_std
 
 
@@ -54,7 +54,7 @@ def said(log, level=logging.WARNING):
     return [r.getMessage() for r in log.records if r.levelno == level and r.name.endswith("normalization")]
 
 
-def test_a_checkpoints_own_numbers_are_taken_and_told(tmp_path, log):
+def test_a_checkpoints_own_normalisation_is_used_and_logged(tmp_path, log):
     source = branch(tmp_path / "own", OWN)
     assert settled(source) == OWN and not said(log)
     assert said(log, logging.INFO) == [
@@ -62,7 +62,7 @@ def test_a_checkpoints_own_numbers_are_taken_and_told(tmp_path, log):
     ]
 
 
-def test_where_nothing_is_pretrained_or_says_its_numbers_they_are_imagenets(tmp_path, log):
+def test_the_default_normalisation_is_imagenets(tmp_path, log):
     tiny_branch(tmp_path / "bare", 3, names=NAMES)
     (tmp_path / "bare" / "preprocessor_config.json").unlink()
     for models in (tiny_upernet(), str(tmp_path / "bare"), toy_models()):
@@ -70,7 +70,7 @@ def test_where_nothing_is_pretrained_or_says_its_numbers_they_are_imagenets(tmp_
     assert not said(log) and all("ImageNet's, since no pretrained" in text for text in said(log, logging.INFO))
 
 
-def test_what_the_user_says_wins_and_the_checkpoints_other_numbers_are_told(tmp_path, log):
+def test_the_users_normalisation_wins_with_a_warning(tmp_path, log):
     source = branch(tmp_path / "own", OWN)
     mean, std = HALF
     assert settled(source, image_mean=mean, image_std=std) == HALF
@@ -82,21 +82,21 @@ def test_what_the_user_says_wins_and_the_checkpoints_other_numbers_are_told(tmp_
     assert settled(source, image_std=std) == (OWN[0], std)
 
 
-def test_two_branches_that_learnt_from_other_numbers_are_told(tmp_path, log):
+def test_branches_with_different_normalisation_are_reported(tmp_path, log):
     one, other = branch(tmp_path / "one", OWN), branch(tmp_path / "other", HALF, seed=1)
     assert settled([one, other]) == OWN
     (text,) = said(log)
     assert f"(the image processor of {one})" in text and f"(the image processor of {other})" in text
     log.clear()
-    assert settled([tiny_upernet(), other]) == HALF and not said(log)  # the first is pretrained by nothing
+    assert settled([tiny_upernet(), other]) == HALF and not said(log)  # the first one is not pretrained
 
 
-def test_a_model_that_was_loaded_and_passed_has_its_checkpoints_numbers(tmp_path):
+def test_a_passed_model_uses_its_checkpoints_normalisation(tmp_path):
     model = AutoModelForSemanticSegmentation.from_pretrained(branch(tmp_path / "own", OWN))
     assert settled([model, toy_models(1)[0]]) == OWN
 
 
-def test_a_backbones_numbers_go_before_its_models(tmp_path, log):
+def test_a_backbones_normalisation_precedes_its_models(tmp_path, log):
     source = branch(tmp_path / "model", OWN)
     config = tiny_upernet().backbone_config
     ResNetModel(config).save_pretrained(tmp_path / "backbone")
@@ -107,10 +107,10 @@ def test_a_backbones_numbers_go_before_its_models(tmp_path, log):
     assert "(the image processor of" in said(log)[0]
 
 
-def test_timms_numbers_are_those_of_its_weights(tmp_path, monkeypatch):
+def test_timms_normalisation_is_that_of_its_weights(tmp_path, monkeypatch):
     backbone = TimmBackboneConfig(backbone="test_resnet", out_indices=[1, 2, 3, 4])
     config = UperNetConfig(backbone_config=backbone, hidden_size=16, use_auxiliary_head=False, id2label=ID2LABEL)
-    assert settled(config) == IMAGENET  # drawn from nothing
+    assert settled(config) == IMAGENET  # trained from scratch
     torch.manual_seed(0)
     network = timm.create_model("test_resnet")
     for module in network.modules():
@@ -120,12 +120,12 @@ def test_timms_numbers_are_those_of_its_weights(tmp_path, monkeypatch):
     weights = tmp_path / "timm" / "weights.pth"
     torch.save(network.state_dict(), weights)
     assert settled(config, backbone=str(weights)) == HALF  # timm's for this network
-    pretrained = {"pretrained_cfg": {"mean": OWN[0], "std": OWN[1]}}  # as a repository of timm has it
+    pretrained = {"pretrained_cfg": {"mean": OWN[0], "std": OWN[1]}}  # as in timm's repositories
     (tmp_path / "timm" / "config.json").write_text(json.dumps(pretrained))
     assert settled(config, backbone=str(weights)) == OWN
 
 
-def test_a_processor_that_rescales_otherwise_is_understood_and_swapped_colours_are_told(tmp_path, log):
+def test_other_rescaling_and_swapped_colours_are_handled(tmp_path, log):
     source = branch(tmp_path / "own", OWN)
     SegformerImageProcessor(do_resize=False, rescale_factor=1 / 127.5).save_pretrained(source)
     mean, std = settled(source)
@@ -135,7 +135,7 @@ def test_a_processor_that_rescales_otherwise_is_understood_and_swapped_colours_a
     assert "swaps red and blue" in said(log)[0]
 
 
-def test_the_processor_that_is_to_be_exported_says_what_training_does(log):
+def test_the_given_processor_sets_the_normalisation(log):
     half = SegformerImageProcessor(do_resize=False, image_mean=HALF[0], image_std=HALF[1])
     assert settled(tiny_upernet(), half) == HALF
     assert "(`processing_class`)" in said(log, logging.INFO)[0]
@@ -162,7 +162,7 @@ def trainer_for(world, tmp_path, models, processing_class=None, **fields):
     return CPSTrainer(models, **groups, objective=Supervised(), processing_class=processing_class, **world)
 
 
-def test_a_run_trains_evaluates_exports_and_writes_down_one_pair_of_numbers(world, tmp_path):
+def test_a_run_uses_one_normalisation_throughout(world, tmp_path):
     trainer = trainer_for(world, tmp_path, branch(tmp_path / "own", OWN), num_branches=1)
     trainer.train()
     out = tmp_path / "out"
@@ -177,8 +177,8 @@ def test_a_run_trains_evaluates_exports_and_writes_down_one_pair_of_numbers(worl
         assert (group["image_mean"], group["image_std"]) == OWN
 
 
-def test_a_checkpoint_of_other_numbers_is_resumed_only_with_these(world, tmp_path):
-    """A run of before these were taken from the checkpoint holds ImageNet's."""
+def test_resuming_needs_the_checkpoints_normalisation(world, tmp_path):
+    """A run from before checkpoints' normalisation was used has ImageNet's."""
     source, imagenet = branch(tmp_path / "own", OWN), {"image_mean": IMAGENET[0], "image_std": IMAGENET[1]}
     trainer_for(world, tmp_path, source, num_branches=1, max_steps=1, **imagenet).train()
     with pytest.raises(ValueError, match=r"image_mean: \[0.485, 0.456, 0.406\] -> \[0.4, 0.5, 0.6\]"):
@@ -187,7 +187,7 @@ def test_a_checkpoint_of_other_numbers_is_resumed_only_with_these(world, tmp_pat
     assert resumed["steps"] == 2
 
 
-def test_a_processor_that_does_not_fit_is_refused_before_the_first_step(world, tmp_path):
+def test_an_unsuitable_processor_is_rejected_early(world, tmp_path):
     for wrong in ({"do_rescale": False}, {"do_reduce_labels": True}):
         with pytest.raises(ValueError, match="`processing_class`"):
             trainer_for(world, tmp_path, toy_models(1), SegformerImageProcessor(do_resize=False, **wrong))

@@ -1,4 +1,4 @@
-"""What a step costs, counted and not trusted: network passes by hooks, host reads, and what is made for nothing."""
+"""The cost of a step, measured: network passes by hooks, host reads, and unused computation."""
 
 import importlib.util
 from pathlib import Path
@@ -105,7 +105,7 @@ def test_labeled_and_unlabeled_images_can_share_a_pass(name):
     torch.testing.assert_close(one.loss, other.loss)  # these networks have no norm layers
 
 
-def test_a_method_without_unlabeled_images_refuses_to_join_them():
+def test_a_method_without_unlabeled_images_cannot_join_them():
     with pytest.raises(ValueError, match="`joint_forward`.*no unlabeled"):
         OBJECTIVES["supervised"](joint_forward=True)
 
@@ -120,7 +120,7 @@ def test_a_shared_pass_changes_batch_norms_statistics():
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_losses_are_those_of_full_size_logits(name):
-    """What a method computes from strided logits, and from branches that resize, as a user's own callables do."""
+    """The losses of a method on strided logits, and on branches that resize, as a user's callables do."""
     lean, plain = module_of(METHODS[name]), module_of(METHODS[name])
     objective, branches, teacher = plain.objective, [*plain.branches], plain.teacher
     averages = {"averages": [*plain.averages]} if objective.averages else {}
@@ -150,12 +150,12 @@ def test_the_losses_are_those_of_full_size_logits(name):
         ({"per_device_eval_batch_size": 1}, [1, 1, 1, 1, 1]),
         ({"per_device_eval_batch_size": 2}, [2, 2, 1]),
         ({"per_device_eval_batch_size": 4}, [4, 1]),
-        # 2 x 2 windows an image, those of the batch that start at one row together
+        # 2 x 2 windows per image; those of the batch that start in the same row are one pass
         ({"per_device_eval_batch_size": 1, "eval_mode": "sliding"}, [1] * 20),
         ({"per_device_eval_batch_size": 4, "eval_mode": "sliding"}, [4, 4, 4, 4, 2, 2]),
     ],
 )
-def test_as_many_images_or_windows_go_through_a_pass_of_the_evaluation_as_are_told(tmp_path, fields, passes):
+def test_evaluation_passes_have_the_configured_batch_size(tmp_path, fields, passes):
     world = write_world(tmp_path / "world", [(48, 48)] * 5)
     args = settings(output_dir=str(tmp_path), crop_size=[32, 32], num_pictures=0, disable_tqdm=True, **fields)
     trainer = CPSTrainer(toy_models(1), **args, objective=METHODS["supervised"], train_dataset=world)
@@ -166,7 +166,7 @@ def test_as_many_images_or_windows_go_through_a_pass_of_the_evaluation_as_are_to
 
 
 class Reads(TrainerCallback):
-    """Counts host reads from one step's begin to the next one's."""
+    """Counts host reads from the beginning of one step to the next."""
 
     def __init__(self):
         script = Path(__file__).parents[2] / "benchmarks" / "step.py"
@@ -185,8 +185,8 @@ class Reads(TrainerCallback):
 
 
 @pytest.mark.parametrize("name", ["cps + cutmix", "mean_teacher", "unimatch"])
-def test_the_host_reads_the_device_once_an_optimizer_step(tmp_path, name):
-    """Also where it logs and clips. What the data loader looks up on the host is no read of the device."""
+def test_the_host_reads_the_device_once_per_optimizer_step(tmp_path, name):
+    """Also in steps that log and clip. The data loader's reads on the host do not count."""
     reads = Reads()
     world = [write_world(tmp_path / kind, [(40, 56)] * 4) for kind in ("labeled", "unlabeled")]
     args = settings(

@@ -1,4 +1,4 @@
-"""Self-training: labels as the network gives them, coded as the labeled set's are, written once and joined."""
+"""Self-training: labels as predicted, encoded like the labeled set's, written once and joined."""
 
 import io
 import json
@@ -54,7 +54,7 @@ def label(network, world, folder, **options):
     return label_dataset(network, unlabeled, folder, label_feature=labeled.features["label"], **options)
 
 
-def test_pseudo_labels_are_the_networks_arg_max_and_its_confidence_is_kept(network, world, tmp_path):
+def test_pseudo_labels_are_the_arg_max_with_confidence(network, world, tmp_path):
     shards = label(network, world, tmp_path / "labels")
     assert [path.name for path in shards] == ["labels-00000-of-00002.parquet", "labels-00001-of-00002.parquet"]
     joined = with_pseudo_labels(world[1], tmp_path / "labels")
@@ -67,7 +67,7 @@ def test_pseudo_labels_are_the_networks_arg_max_and_its_confidence_is_kept(netwo
         np.testing.assert_allclose(kept, probs.max(0).values.numpy(), atol=0.5 / 255 + 1e-6)
 
 
-def test_a_pair_labels_by_the_mean_of_its_probabilities_over_flips_and_scales(network, world, tmp_path):
+def test_a_pair_labels_by_its_mean_over_flips_and_scales(network, world, tmp_path):
     torch.manual_seed(3)
     other = AutoModelForSemanticSegmentation.from_config(tiny_upernet()).eval()
     with torch.no_grad():
@@ -93,7 +93,7 @@ def test_a_pair_labels_by_the_mean_of_its_probabilities_over_flips_and_scales(ne
                     logits = logits.flip(-1) if mirrored else logits
                     full = torch.nn.functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)
                     total = total + full.softmax(1)
-        assert (total[0].argmax(0).numpy() == found).mean() > 0.995  # ties, to rounding
+        assert (total[0].argmax(0).numpy() == found).mean() > 0.995  # except for ties
     alone = label(network, world, tmp_path / "alone")
     assert any(
         row["label"] != other["label"]
@@ -108,7 +108,7 @@ def predicted(model, image):
     return torch.nn.functional.interpolate(logits, size=image.shape[-2:], mode="bilinear", align_corners=False)
 
 
-def test_both_sets_join_and_less_sure_pixels_are_ignored(network, world, tmp_path):
+def test_both_sets_join_and_uncertain_pixels_are_ignored(network, world, tmp_path):
     label(network, world, tmp_path / "labels")
     both = concatenate_datasets([world[0], with_pseudo_labels(world[1], tmp_path / "labels")])
     assert len(both) == 5 and LabelEncoding.from_feature(both.features["label"]).names == NAMES
@@ -126,8 +126,8 @@ def test_both_sets_join_and_less_sure_pixels_are_ignored(network, world, tmp_pat
     assert 0.1 < np.mean(ignored) < 0.9
 
 
-def test_stored_labels_reach_the_fixed_teacher_cropped_and_flipped_with_their_images(network, world, tmp_path):
-    """On the crop that its strong view shows, with 255 on padding and where the network was not sure."""
+def test_stored_labels_are_augmented_like_their_images(network, world, tmp_path):
+    """In the crop of its strong view, with 255 on padding and where the network was uncertain."""
     label(network, world, tmp_path / "labels")
     taught = with_pseudo_labels(world[1], tmp_path / "labels", column="pseudo_label", confidence_threshold=0.4)
     assert taught.column_names == ["image", "pseudo_label", "id"] and len(taught) == len(world[1])
@@ -171,7 +171,7 @@ def test_stored_labels_reach_the_fixed_teacher_cropped_and_flipped_with_their_im
     assert padded and flipped and any((labels == 255).any() for labels in stored.values())
 
 
-def test_labels_are_coded_as_the_labeled_sets_are(network, world, tmp_path):
+def test_labels_are_encoded_like_the_labeled_set(network, world, tmp_path):
     encoding = LabelEncoding(names=NAMES, values={7: 0, 30: 1, 31: 1, 8: 2, 0: 255})
     shards = label_dataset(
         network, world[1], tmp_path, label_feature=encoding.to_feature(), rows_per_shard=9, progress=False
@@ -187,7 +187,7 @@ def test_labels_are_coded_as_the_labeled_sets_are(network, world, tmp_path):
 @pytest.mark.parametrize(
     "table", [{"values": {0: 0, 7: 1, 255: 2}}, {"colors": {(0, 0, 0): 0, (1, 2, 3): 1, (255, 255, 255): 2}}]
 )
-def test_less_sure_pixels_are_ignored_where_the_labeled_set_has_no_code_for_it(network, world, tmp_path, table):
+def test_uncertain_pixels_are_ignored_without_a_code_for_it(network, world, tmp_path, table):
     feature = LabelEncoding(names=NAMES, **table).to_feature()
     ids = np.array([[0, 1, 2]], np.uint8)
     image = PILImage.new("RGB", (3, 1))
@@ -207,7 +207,7 @@ def test_less_sure_pixels_are_ignored_where_the_labeled_set_has_no_code_for_it(n
     assert 0.1 < np.mean([(found == 255).mean() for found in rest]) < 0.9
 
 
-def test_an_interrupted_labeling_goes_on_where_it_stopped(network, world, tmp_path, monkeypatch):
+def test_an_interrupted_labeling_continues_where_it_stopped(network, world, tmp_path, monkeypatch):
     shards = label(network, world, tmp_path / "labels")
     first = shards[0].read_bytes()
     shards[1].unlink()
@@ -241,7 +241,7 @@ def test_each_process_writes_its_share(network, world, tmp_path):
     assert [path.name for path in sorted((tmp_path / "labels").glob("*.parquet"))] == ["labels-00001-of-00003.parquet"]
 
 
-def test_the_contact_sheet_shows_image_label_and_confidence_with_its_scale(network, world, tmp_path, monkeypatch):
+def test_the_contact_sheet_shows_image_label_and_confidence(network, world, tmp_path, monkeypatch):
     titles, panel = [], visualization.panel
     monkeypatch.setattr(visualization, "panel", lambda *a, **k: titles.extend(a[1]) or panel(*a, **k))
     label(network, world, tmp_path / "labels")
@@ -258,7 +258,7 @@ def streets(tmp_path_factory):
 
 @pytest.fixture
 def trained(monkeypatch):
-    """The folders that are trained into, one after the other, and the settings there."""
+    """The folders that are trained into, in order, and their settings."""
     found = {}
     build = train.build
 
@@ -277,7 +277,7 @@ def words_for(root, out, *more):
 
 
 @pytest.mark.slow
-def test_the_three_stages_and_the_same_command_again(streets, tmp_path, trained):
+def test_the_three_stages_can_be_repeated(streets, tmp_path, trained):
     self_training, out = script("self_training"), tmp_path / "out"
     words = words_for(streets, out, "--objective", "supervised")
     results = self_training.main(words)
@@ -288,20 +288,20 @@ def test_the_three_stages_and_the_same_command_again(streets, tmp_path, trained)
     assert manifest["rows"] == 4
     assert manifest["network"] == [str(out / "labeling" / f"branch_{index}") for index in (0, 1)]
 
-    # Stopped in its last stage: the same command trains that one alone, from its checkpoint.
+    # Stopped in its last stage: the same command only trains that one, from its checkpoint.
     (out / "results.json").unlink()
     again = self_training.main(words)
     assert [len(calls) for calls in trained.values()] == [1, 2]
     assert again["final"]["mean"]["mean_iou"] == results["final"]["mean"]["mean_iou"]
 
-    # From a network that is there, e.g. a CPS branch
+    # From an existing network, e.g. a CPS branch
     other = words_for(streets, tmp_path / "other", "--objective", "supervised", "--teacher", str(out / "branch_1"))
     assert self_training.main(other)["num_labeled"] == 7 and [*trained][2:] == [str(tmp_path / "other")]
     assert len(load_cityscapes(streets, "train")) == 7
 
 
 @pytest.mark.slow
-def test_a_branch_and_its_average_label_for_one_fresh_network_with_strong_views(streets, tmp_path, trained):
+def test_a_branch_and_its_average_label_for_a_new_network(streets, tmp_path, trained):
     """In one command; windows, scales and the flip reach the labels."""
     out = tmp_path / "out"
     labelers = ["branch_0", "branch_0_average"]
@@ -329,7 +329,7 @@ def test_a_branch_and_its_average_label_for_one_fresh_network_with_strong_views(
         (["--pseudo_label_scales", "0"], "`scales` must be one or more positive factors"),
     ],
 )
-def test_what_makes_no_sense_is_said_before_anything_is_trained(streets, tmp_path, trained, capsys, words, said):
+def test_invalid_options_fail_before_training(streets, tmp_path, trained, capsys, words, said):
     with pytest.raises(SystemExit) as exit_:
         script("self_training").main(words_for(streets, tmp_path / "out", *words))
     assert exit_.value.code == 2 and re.search(said, capsys.readouterr().err) and not trained

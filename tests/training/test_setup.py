@@ -1,4 +1,4 @@
-"""What is made of the settings before the first step."""
+"""What is built from the settings before the first step."""
 
 import logging
 from types import SimpleNamespace
@@ -18,7 +18,7 @@ from cps_hf.training.setup import build_models, make_optimizer, train_streams
     ("wanted", "device", "processes", "synced"),
     [(True, "cuda", 2, True), (False, "cuda", 2, False), (True, "cpu", 2, False), (True, "cuda", 1, False)],
 )
-def test_batch_norm_is_synchronised_on_several_gpus_alone_and_where_it_is_wanted(wanted, device, processes, synced):
+def test_batch_norm_is_only_synchronised_on_several_gpus(wanted, device, processes, synced):
     groups = settings(sync_batchnorm=wanted, crop_size=[16, 16], per_device_train_batch_size=2)
     accelerator = SimpleNamespace(num_processes=processes, device=torch.device(device), is_main_process=True)
     built = build_models(
@@ -34,7 +34,7 @@ def test_batch_norm_is_synchronised_on_several_gpus_alone_and_where_it_is_wanted
         assert any(isinstance(module, torch.nn.SyncBatchNorm) for module in model.modules()) is synced
 
 
-def test_workers_prepare_as_many_batches_ahead_as_they_are_told(tmp_path):
+def test_workers_prefetch_the_configured_number_of_batches(tmp_path):
     world = write_world(tmp_path / "world", [(24, 24)] * 4)
     accelerator = SimpleNamespace(num_processes=1, process_index=0, device=torch.device("cpu"))
     for factor in (1, 3):
@@ -46,8 +46,8 @@ def test_workers_prepare_as_many_batches_ahead_as_they_are_told(tmp_path):
 
 
 @pytest.mark.parametrize("changed", [{}, {"adam_beta1": 0.5}, {"adam_beta2": 0.6}, {"adam_epsilon": 0.25}])
-def test_adams_options_are_those_of_its_formula(changed):
-    """Two steps by hand (Loshchilov and Hutter 2019, algorithm 2)."""
+def test_adams_options_follow_its_formula(changed):
+    """Two written-out steps (Loshchilov and Hutter 2019, algorithm 2)."""
     fields = {"adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8} | changed
     args = CPSConfig(optim="adamw", learning_rate=0.1, weight_decay=0.0, **changed)
     optimizer = make_optimizer(toy_models(1), args)

@@ -1,4 +1,4 @@
-"""FSDP2 by the launcher's file of examples/, on two CPU processes; and what is refused beside DDP."""
+"""FSDP2 with the launch file of examples/, on two CPU processes; and unsupported setups."""
 
 import json
 from pathlib import Path
@@ -29,8 +29,8 @@ def run(tmp_path, name, *words, **options):
 
 
 @pytest.mark.slow
-def test_two_sharded_processes_train_evaluate_and_export_as_one_process_does(tmp_path):
-    """Branches are clipped, evaluated, drawn and saved on the way; each process holds a share of the weights only."""
+def test_two_sharded_processes_equal_one_process(tmp_path):
+    """Branches are clipped, evaluated, drawn and saved; each process only has its shard of the weights."""
     settings = {"max_grad_norm": 2.0, "logging_steps": 1, "eval_steps": 2, "save_steps": 2, "agreement_images": 3}
     words = ["--cutmix", "--evaluate", "--settings", json.dumps(settings | {"num_pictures": 2})]
     one = run(tmp_path, "one", "--batch", "4", *words)
@@ -49,7 +49,7 @@ def test_two_sharded_processes_train_evaluate_and_export_as_one_process_does(tmp
 
 
 def check_exported(folder: Path, parameters: dict[str, torch.Tensor], best: dict) -> None:
-    """A fresh process that knows nothing of sharding reads what was trained."""
+    """A new process without sharding reads what was trained."""
     program = (
         "import sys, torch; from support import toy\n"
         "from transformers import AutoConfig, AutoModelForSemanticSegmentation as Auto\n"
@@ -70,7 +70,7 @@ def check_exported(folder: Path, parameters: dict[str, torch.Tensor], best: dict
 
 
 @pytest.mark.slow
-def test_a_teacher_is_averaged_from_shares_and_exported(tmp_path):
+def test_a_sharded_teacher_is_averaged_and_exported(tmp_path):
     one = run(tmp_path, "one", "--batch", "4", "--teacher", "--evaluate")
     two = run(tmp_path, "two", "--batch", "2", "--teacher", "--evaluate", processes=2, config_file=FSDP2)
     names = [name for name in one["parameters"] if name.startswith("teacher.")]
@@ -80,7 +80,7 @@ def test_a_teacher_is_averaged_from_shares_and_exported(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_stages_averages_and_dice_are_those_of_one_process(tmp_path):
+def test_sharded_stages_averages_and_dice_equal_one_process(tmp_path):
     fields = {"pretrain_steps": 2, "ema_decay": 0.6, "logging_steps": 1}
     objective = {"labeled_loss": "cross_entropy_dice", "class_weights": 0.5}
     words = ["--evaluate", "--settings", json.dumps(fields), "--objective", json.dumps(objective)]
@@ -92,7 +92,7 @@ def test_two_stages_averages_and_dice_are_those_of_one_process(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_sharded_run_goes_on_from_its_checkpoint_bit_for_bit(tmp_path):
+def test_a_sharded_run_resumes_bit_for_bit(tmp_path):
     """A SegFormer, whose head has batch norm, with checkpointed blocks."""
     settings = {"gradient_checkpointing": True, "save_steps": 2, "logging_steps": 1}
     launch = {"processes": 2, "config_file": FSDP2}
@@ -104,39 +104,39 @@ def test_a_sharded_run_goes_on_from_its_checkpoint_bit_for_bit(tmp_path):
     assert all(torch.equal(rest["parameters"][name], value) for name, value in whole["parameters"].items())
 
 
-# ------------------------------------------------------------------------------------------------ refusals
+# ------------------------------------------------------------------------------------------------ errors
 
 
 @pytest.mark.parametrize(
     "variable, name", [("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"), ("ACCELERATE_USE_MEGATRON_LM", "Megatron-LM")]
 )
-def test_engines_are_refused_with_what_to_do_before_accelerate_looks_for_them(variable, name, monkeypatch, tmp_path):
+def test_unsupported_engines_are_rejected_early_with_advice(variable, name, monkeypatch, tmp_path):
     monkeypatch.setenv(variable, "true")
     with pytest.raises(ValueError, match=f"is configured for {name}.*--multi_gpu.*fsdp2.yaml"):
         CPSTrainer(toy_models(), CPSConfig(output_dir=str(tmp_path)), train_dataset=None)
 
 
-def test_an_accelerator_that_another_program_set_up_for_deepspeed_is_refused():
+def test_an_accelerator_with_deepspeed_is_rejected():
     accelerator = SimpleNamespace(distributed_type=DistributedType.DEEPSPEED)
     with pytest.raises(ValueError, match="configured for DeepSpeed.*Launch with DDP"):
         sharding.reject_unsupported(accelerator, CPSConfig())
 
 
 @pytest.mark.slow
-def test_the_main_job_says_so_in_one_line():
+def test_the_training_script_reports_it_in_one_line():
     done = run_python(str(EXAMPLES / "train_cps.py"), ACCELERATE_USE_DEEPSPEED="true")
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: This launch is configured for DeepSpeed")
 
 
 def sharded(mixed_precision="no", **options):
-    """What `refuse` looks at, of a launch with FSDP2."""
+    """The parts of a launch with FSDP2 that `reject_unsupported` checks."""
     plugin = {"fsdp_version": 2, "auto_wrap_policy": "NO_WRAP", "cpu_ram_efficient_loading": False, **options}
     state = SimpleNamespace(fsdp_plugin=FullyShardedDataParallelPlugin(**plugin))
     return SimpleNamespace(distributed_type=DistributedType.FSDP, state=state, mixed_precision=mixed_precision)
 
 
-def test_what_the_file_of_the_examples_says_is_not_refused():
+def test_the_examples_configuration_is_supported():
     sharding.reject_unsupported(sharded(), CPSConfig(gradient_checkpointing=True, mixed_precision="bf16"))
 
 
@@ -152,13 +152,13 @@ def test_what_the_file_of_the_examples_says_is_not_refused():
         ({"mixed_precision": "fp16"}, 'fp16: use "bf16"'),
     ],
 )
-def test_a_launch_that_is_not_supported_is_an_error_that_says_what_to_set(options, message):
+def test_an_unsupported_launch_is_an_error_with_advice(options, message):
     with pytest.raises(ValueError, match=message):
         sharding.reject_unsupported(sharded(**options), CPSConfig())
 
 
 @pytest.mark.parametrize("setting", ["channels_last", "torch_compile", "auto_find_batch_size"])
-def test_a_setting_that_does_not_go_with_shards_is_an_error(setting):
+def test_a_setting_without_sharding_support_is_an_error(setting):
     with pytest.raises(ValueError, match=f"FSDP2 does not support `{setting}`"):
         sharding.reject_unsupported(sharded(), CPSConfig(**{setting: True}))
 

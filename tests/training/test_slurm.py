@@ -1,4 +1,4 @@
-"""The SLURM script with stand-ins for SLURM's commands: what is launched on each node, and when it is queued again."""
+"""The SLURM script with stand-ins for SLURM's commands: what each node launches, and when it is queued again."""
 
 import json
 import os
@@ -47,7 +47,7 @@ def sbatch(folder: Path, *words: str, **env: str) -> subprocess.CompletedProcess
 
 
 @pytest.mark.parametrize("shard", ["0", "1"], ids=["DDP", "FSDP2"])
-def test_each_node_launches_its_processes_with_words_that_accelerate_knows(tmp_path, shard):
+def test_each_node_launches_with_valid_accelerate_arguments(tmp_path, shard):
     done = sbatch(tmp_path, "--max_steps", "7", "--run_name", "two words", SHARD=shard)
     assert done.returncode == 0, done.stderr
     for rank in (0, 1):
@@ -66,7 +66,7 @@ def test_each_node_launches_its_processes_with_words_that_accelerate_knows(tmp_p
     assert "requeue" not in (tmp_path / "calls").read_text()
 
 
-def test_a_run_that_was_told_to_stop_is_queued_again_and_keeps_its_status(tmp_path):
+def test_a_preempted_run_is_queued_again_and_keeps_its_status(tmp_path):
     done = sbatch(tmp_path, PREEMPTED="1")
     assert done.returncode == 1
     assert (tmp_path / "calls").read_text().splitlines()[-1] == "requeue 71234"

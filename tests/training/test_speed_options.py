@@ -1,4 +1,4 @@
-"""Each option that makes a step faster or leaner is honoured, and changes no number beyond rounding."""
+"""Each option that makes a step faster or smaller is applied, and changes numbers only by rounding."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ compiled_graphs, compile_modes = [], []
 
 @torch._dynamo.register_backend(name="counting")
 def counting(graph, example_inputs, mode=None):
-    """Runs the graph as it is, and remembers that there was one, and how it was to be compiled."""
+    """Runs the graph unchanged, and records it and its options."""
     compiled_graphs.append(graph)
     compile_modes.append(mode)
     return graph.forward
@@ -32,7 +32,7 @@ def world(tmp_path_factory):
 
 @pytest.fixture
 def own_precision():
-    """Accelerate keeps the first precision that a process asks for."""
+    """Accelerate keeps the first precision used in a process."""
     AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -88,14 +88,14 @@ def test_channels_last_reaches_weights_and_maps_and_stays_after_resuming(world, 
         assert torch.equal(exported.state_dict()[key], value)
 
 
-def test_networks_are_compiled_for_training_only_and_exports_know_nothing_of_it(world, tmp_path):
+def test_networks_are_only_compiled_for_training(world, tmp_path):
     plain = trainer_for(world, tmp_path / "plain", toy_models())
     plain.train()
     compiled_graphs.clear()
     fields = {"torch_compile": True, "torch_compile_backend": "counting"}
     trainer = trainer_for(world, tmp_path / "compiled", toy_models(), **fields)
     trainer.evaluator.check_first_batch(world["eval_dataset"])
-    assert not compiled_graphs  # evaluation runs as it is
+    assert not compiled_graphs  # evaluation is not compiled
     trainer.train()
     assert len(compiled_graphs) >= 2  # two networks
     assert losses(trainer) == pytest.approx(losses(plain), rel=1e-5)
@@ -103,8 +103,8 @@ def test_networks_are_compiled_for_training_only_and_exports_know_nothing_of_it(
 
 
 @pytest.mark.parametrize("mode", [None, "reduce-overhead"])
-def test_the_compiler_is_told_the_mode(world, tmp_path, mode):
-    torch._dynamo.reset()  # or the graph of an earlier test is taken
+def test_the_compiler_gets_the_mode(world, tmp_path, mode):
+    torch._dynamo.reset()  # or the graph of an earlier test is used
     compile_modes.clear()
     fields = {"torch_compile": True, "torch_compile_backend": "counting", "torch_compile_mode": mode}
     trainer = trainer_for(world, tmp_path, toy_models(), **fields)
@@ -113,7 +113,7 @@ def test_the_compiler_is_told_the_mode(world, tmp_path, mode):
 
 
 @pytest.mark.slow
-def test_all_of_them_work_together_and_resume(world, tmp_path, own_precision):
+def test_all_speed_options_work_together_and_resume(world, tmp_path, own_precision):
     """bf16, channels last, compiled, fused, checkpointing, accumulation: stopped after one step and resumed."""
     fields = {"mixed_precision": "bf16", "channels_last": True, "gradient_checkpointing": True, "optim": "adamw"}
     fields |= {"torch_compile": True, "torch_compile_backend": "eager", "gradient_accumulation_steps": 2}
@@ -135,8 +135,8 @@ def test_gradient_checkpointing_runs_blocks_again_and_keeps_the_loss(world, tmp_
         trainer = trainer_for(world, tmp_path / str(on), tiny_segformer(), max_steps=1, gradient_checkpointing=on)
         block = next(m for m in trainer.models[0].modules() if type(m).__name__ == "SegformerLayer")
         runs[on] = []
-        # On a layer inside, since the block's own hooks are not run again; before it, since running again stops as
-        # soon as it has what backward needs.
+        # On an inner layer, since the block's own hooks do not run again; before it, since recomputation stops as soon
+        # as it has what the backward pass needs.
         block.attention.register_forward_pre_hook(lambda module, *_, seen=runs[on]: seen.append(module.training))
         trainer.train()
         found[on] = losses(trainer)

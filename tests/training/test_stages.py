@@ -1,4 +1,4 @@
-"""Two stages in one run: supervised branches, and the method from them on; bit for bit the same across the border."""
+"""Two stages in one run: supervised branches, then the method from these; bit for bit the same across the border."""
 
 import json
 import logging
@@ -43,7 +43,7 @@ def whole(root, tmp_path_factory):
         return out, run_whole(root, CPS, out, save_steps=2, **STAGES)
 
 
-def test_each_stage_has_a_schedule_of_its_own_over_its_own_steps():
+def test_each_stage_has_its_own_schedule():
     args = CPSConfig(max_steps=10, pretrain_steps=4, learning_rate=0.2, second_stage_learning_rate_factor=0.5)
     optimizer = torch.optim.SGD([{"params": [torch.zeros(1)]}, {"params": [torch.zeros(1)], "lr": 0.6}], lr=0.2)
     schedule, rates = make_schedule(optimizer, args), []
@@ -56,7 +56,7 @@ def test_each_stage_has_a_schedule_of_its_own_over_its_own_steps():
     assert [rate for _, rate in rates] == pytest.approx([3 * rate for rate in expected])
 
 
-def test_the_first_stage_is_the_supervised_run_and_leaves_unlabeled_images_unread(root, tmp_path, whole):
+def test_the_first_stage_equals_a_supervised_run(root, tmp_path, whole):
     out, found = whole
     with without_cards_and_pictures():
         alone = make_trainer(root, replace(CPS, objective="supervised"), tmp_path / "out", max_steps=BORDER)
@@ -75,8 +75,8 @@ def test_the_first_stage_is_the_supervised_run_and_leaves_unlabeled_images_unrea
     assert len(found["ids of the last steps"]["unlabeled_dataset"]) == 2 * (LAST - BORDER)
 
 
-def test_the_second_stage_is_a_fresh_run_of_the_method_from_those_branches(root, tmp_path, whole):
-    """Optimizer, schedule and progress begin anew; labeled samples go on where the first stage stopped."""
+def test_the_second_stage_equals_a_new_run_from_its_branches(root, tmp_path, whole):
+    """Optimizer, schedule and progress start again; labeled samples continue where the first stage stopped."""
     out, found = whole
     trainer = make_trainer(root, CPS, tmp_path / "out", max_steps=LAST - BORDER, learning_rate=0.5e-2)
     for i, branch in enumerate(trainer.module.branches):
@@ -103,7 +103,7 @@ class RestoreRandomness(TrainerCallback):
 
 
 @pytest.mark.parametrize("step", [BORDER, BORDER + 1, BORDER + 2])
-def test_broken_off_before_at_and_after_the_border_the_run_goes_on_bit_for_bit(root, tmp_path, whole, step):
+def test_a_run_resumes_bit_for_bit_around_the_border(root, tmp_path, whole, step):
     """In the first stage's last step, right after the border's checkpoint, and later."""
     with without_cards_and_pictures():
         broken = make_trainer(root, CPS, tmp_path / "out", save_steps=2, **STAGES)
@@ -113,12 +113,12 @@ def test_broken_off_before_at_and_after_the_border_the_run_goes_on_bit_for_bit(r
         expected = {BORDER: 2, BORDER + 1: BORDER, BORDER + 2: 4}[step]
         assert newest_checkpoint(tmp_path / "out").name == f"checkpoint-{expected}"
         resumed = run_whole(root, CPS, tmp_path / "out", save_steps=2, resume_from_checkpoint="auto", **STAGES)
-    compared = [name for name in whole[1] if not name.startswith("ids of")]  # it has seen other steps
+    compared = [name for name in whole[1] if not name.startswith("ids of")]  # it saw other steps
     assert [name for name in compared if not same(whole[1][name], resumed[name])] == []
 
 
 @pytest.mark.parametrize("when", ["the export", "the evaluation"])
-def test_killed_at_the_border_after_its_save_nothing_of_it_is_missing(root, tmp_path, whole, when):
+def test_a_run_killed_at_the_border_after_saving_is_complete(root, tmp_path, whole, when):
     with without_cards_and_pictures():
         broken = make_trainer(root, CPS, tmp_path / "out", save_steps=2, **STAGES)
         if when == "the export":
@@ -130,7 +130,7 @@ def test_killed_at_the_border_after_its_save_nothing_of_it_is_missing(root, tmp_
             broken.train()
         resumed = run_whole(root, CPS, tmp_path / "out", save_steps=2, resume_from_checkpoint="auto", **STAGES)
     assert resumed["results"]["stages"] == whole[1]["results"]["stages"]
-    compared = [name for name in whole[1] if not name.startswith("ids of")]  # it has seen other steps
+    compared = [name for name in whole[1] if not name.startswith("ids of")]  # it saw other steps
     assert [name for name in compared if not same(whole[1][name], resumed[name])] == []
 
 
@@ -138,7 +138,7 @@ def raise_broken_off(*_):
     raise BrokenOff
 
 
-def test_what_is_in_the_way_of_the_supervised_branches_is_said_before_the_next_step(root, tmp_path):
+def test_obstacles_to_supervised_exports_are_found_early(root, tmp_path):
     with without_cards_and_pictures():
         broken = make_trainer(root, CPS, tmp_path / "out", save_steps=2, **STAGES)
         break_off(broken, step=3, micro_batch=1)
@@ -169,7 +169,7 @@ def test_log_and_cards_say_the_stage(root, tmp_path, caplog):
     assert json.loads((tmp_path / "out" / "results.json").read_text())["stages"].keys() == {"supervised", "final"}
 
 
-def test_a_teacher_begins_as_the_supervised_branch_and_averages_from_there(root, tmp_path):
+def test_a_teacher_starts_as_the_supervised_branch(root, tmp_path):
     case = Case("mean_teacher", "map", workers=0, processes=1)
     fields = {"max_steps": 4, "pretrain_steps": 2, "save_steps": 1, "objective": MeanTeacher(decay=0.9)}
     with without_cards_and_pictures():
@@ -187,7 +187,7 @@ def test_the_supervised_part_of_a_method_has_its_labeled_loss():
     assert Supervised.of(method) == Supervised(labeled_loss="focal", focal_gamma=1.5, class_weights=0.5)
 
 
-def test_without_unlabeled_images_there_may_be_two_stages_too(root, tmp_path):
+def test_two_stages_do_not_need_unlabeled_images(root, tmp_path):
     case = replace(CPS, objective="supervised")
     fields = {"max_steps": 4, "pretrain_steps": 2, "second_stage_learning_rate_factor": 0.5, "logging_steps": 1}
     with without_cards_and_pictures():
@@ -197,7 +197,7 @@ def test_without_unlabeled_images_there_may_be_two_stages_too(root, tmp_path):
     assert rates == pytest.approx([0.5**0.9 * 1e-2, 0.5e-2, 0.5**0.9 * 0.5e-2, 0])  # logged after each step
 
 
-def test_stages_that_cannot_be_are_refused():
+def test_impossible_stages_are_rejected():
     for fields, said in (
         ({"max_steps": 5, "pretrain_steps": 5}, "`pretrain_steps` 5 is part of `max_steps` 5"),
         ({"second_stage_learning_rate_factor": 0.5}, "would be ignored.*Set `pretrain_steps`"),

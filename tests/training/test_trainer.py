@@ -1,4 +1,4 @@
-"""The loop on a small world: what it writes, that it learns, what it refuses, and that it can go on."""
+"""The loop on a small world: what it writes, that it learns, its errors, and that it can be resumed."""
 
 import json
 from dataclasses import dataclass, replace
@@ -67,7 +67,7 @@ def log_lines(tmp_path):
 
 @pytest.fixture(scope="module")
 def finished(world, tmp_path_factory):
-    """One whole run with a real architecture, built from a configuration."""
+    """One full run with a real architecture, built from a configuration."""
     tmp_path = tmp_path_factory.mktemp("finished")
     trainer = trainer_for(world, tmp_path, tiny_upernet(), max_steps=5, eval_steps=2, save_steps=3)
     before = parameters(trainer)
@@ -75,7 +75,7 @@ def finished(world, tmp_path_factory):
     return trainer, results, before, tmp_path
 
 
-def test_every_parameter_of_every_branch_moves(finished):
+def test_every_parameter_of_every_branch_is_updated(finished):
     trainer, _, before, _ = finished
     after = parameters(trainer)
     still = [
@@ -117,7 +117,7 @@ def test_a_run_writes_what_the_readme_says(finished):
     assert written["steps"] == 5 and written["versions"]["torch"]
 
 
-def test_the_log_holds_loss_parts_rate_speed_and_norms(finished):
+def test_the_log_has_loss_parts_rate_speed_and_norms(finished):
     _, _, _, tmp_path = finished
     lines = [line for line in log_lines(tmp_path) if "loss" in line]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
@@ -129,7 +129,7 @@ def test_the_log_holds_loss_parts_rate_speed_and_norms(finished):
 
 
 @pytest.mark.slow
-def test_an_exported_branch_predicts_the_same_in_a_process_without_this_package(finished):
+def test_an_exported_branch_works_without_this_package(finished):
     trainer, _, _, tmp_path = finished
     for index in (0, 1):
         torch.manual_seed(0)
@@ -155,7 +155,7 @@ def test_an_exported_branch_predicts_the_same_in_a_process_without_this_package(
 
 
 def mean_iou_by_hand(trainer, dataset, branch):
-    """An independent count over the predictions that `predict` gives."""
+    """An independent count from the results of `predict`."""
     import numpy as np
     from sklearn.metrics import confusion_matrix
 
@@ -207,7 +207,7 @@ def test_the_rate_follows_the_poly_schedule(world, tmp_path):
 
 @pytest.mark.slow
 def test_a_resumed_run_is_the_run_that_was_never_stopped(world, tmp_path):
-    """A run that ended by itself; those that break off are in test_resuming.py."""
+    """A run that ended normally; interrupted ones are in tests/checkpointing/test_resume.py."""
     fields = {"max_steps": 6, "save_steps": 2, "eval_steps": 3, "logging_steps": 4}
     whole = trainer_for(world, tmp_path / "a", tiny_upernet(), **fields)
     expected = whole.train()
@@ -223,7 +223,7 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(world, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_can_go_on_in_another_folder(world, tmp_path):
+def test_a_run_can_be_resumed_in_another_folder(world, tmp_path):
     trainer_for(world, tmp_path / "a", max_steps=4, save_steps=2, eval_steps=2).train()
     checkpoint = tmp_path / "a" / "out" / "checkpoint-2"
     on = trainer_for(world, tmp_path / "b", max_steps=4, eval_steps=2)
@@ -271,9 +271,9 @@ class Recorder(TrainerCallback):
         self.events.append("train_end")
 
 
-def test_callbacks_of_transformers_are_called_and_may_stop_the_run(world, tmp_path):
+def test_transformers_callbacks_are_called_and_can_stop_the_run(world, tmp_path):
     recorder = Recorder()
-    patience = EarlyStoppingCallback(early_stopping_patience=2, early_stopping_threshold=2.0)  # no gain is ever enough
+    patience = EarlyStoppingCallback(early_stopping_patience=2, early_stopping_threshold=2.0)  # never satisfied
     trainer = trainer_for(world, tmp_path, callbacks=[recorder, patience], max_steps=50, eval_steps=1)
     results = trainer.train()
     assert results["steps"] < 6 and (tmp_path / "out" / f"checkpoint-{results['steps']}").is_dir()
@@ -321,7 +321,7 @@ def test_supervised_training_reads_no_unlabeled_image(world, tmp_path):
     assert results["steps"] == 4 and results["agreement"] == {}
 
 
-def test_one_model_alone_can_be_trained(world, tmp_path):
+def test_a_single_model_can_be_trained(world, tmp_path):
     results = trainer_for(world, tmp_path, toy_models(1), objective=Supervised()).train()
     assert set(results["final"]) == {"branch_0"}
 
@@ -351,7 +351,7 @@ def test_models_of_different_architectures_train_each_other(world, tmp_path):
 
 
 @pytest.mark.slow
-def test_backbone_weights_are_for_all_branches_or_one_a_branch(world, tmp_path):
+def test_backbone_weights_are_shared_or_one_per_branch(world, tmp_path):
     source = ResNetModel(tiny_upernet().backbone_config)
     source.save_pretrained(tmp_path / "resnet")
     stem, path = source.embedder.embedder.convolution.weight, str(tmp_path / "resnet")
@@ -413,7 +413,7 @@ def test_a_teacher_is_averaged_scored_saved_and_exported(world, tmp_path):
     assert not any(p.requires_grad for p in trainer.module.teacher.parameters())
     assert (tmp_path / "out" / "teacher" / "model.safetensors").is_file()
     assert "teacher" in results["final"]
-    with torch.no_grad():  # after one step it says what its branch says: now it says another class everywhere
+    with torch.no_grad():  # after one step it equals its branch: now it predicts another class everywhere
         trainer.module.teacher.model.decode_head.classifier.bias[1] += 1e4
     trainer.evaluate()
     scores = {row: scores["mean_iou"] for row, scores in trainer.state.scores.items()}
@@ -421,8 +421,8 @@ def test_a_teacher_is_averaged_scored_saved_and_exported(world, tmp_path):
     assert scores["teacher"] != scores["branch_0"] == results["final"]["branch_0"]["mean_iou"]
 
 
-def test_after_the_first_step_the_teacher_is_the_mean_of_start_and_student(world, tmp_path):
-    """1 - 1 / (1 + 1) of the start: the decay is that of the step that was taken."""
+def test_the_teachers_first_value_is_the_mean_of_two_steps(world, tmp_path):
+    """1 - 1 / (1 + 1) of the start: the decay belongs to the step that was taken."""
     trainer = trainer_for(world, tmp_path, models=toy_models(1), objective=MeanTeacher(), max_steps=1)
     start = parameters(trainer)
     trainer.train()
@@ -432,7 +432,7 @@ def test_after_the_first_step_the_teacher_is_the_mean_of_start_and_student(world
         assert not torch.equal(mean, student)
 
 
-def test_gradients_are_clipped_a_branch(world, tmp_path):
+def test_gradients_are_clipped_per_branch(world, tmp_path):
     trainer = trainer_for(
         world, tmp_path, optim="sgd", momentum=0.0, weight_decay=0.0, max_grad_norm=1e-3, max_steps=1
     )
@@ -446,7 +446,7 @@ def test_gradients_are_clipped_a_branch(world, tmp_path):
 
 
 def test_a_norm_of_zero_clips_nothing(world, tmp_path):
-    """As transformers' Trainer has it."""
+    """As in transformers' Trainer."""
     found = []
     for name, max_grad_norm in (("a", None), ("b", 0.0)):
         trainer = trainer_for(world, tmp_path / name, max_grad_norm=max_grad_norm, max_steps=1)
@@ -457,15 +457,15 @@ def test_a_norm_of_zero_clips_nothing(world, tmp_path):
     assert all(torch.equal(found[0][key], value) for key, value in found[1].items())
 
 
-def test_the_logged_rate_is_that_of_factor_one_and_the_last_steps_are_logged_too(world, tmp_path):
+def test_the_logged_rate_is_the_base_rate(world, tmp_path):
     fields = {"backbone_learning_rate_factor": 0.5, "head_learning_rate_factor": 10.0, "logging_steps": 3}
     trainer_for(world, tmp_path, **fields).train()
     rates = {line["step"]: line["learning_rate"] for line in log_lines(tmp_path) if "loss" in line}
     assert rates == pytest.approx({1: 1e-2 * 0.75**0.9, 3: 1e-2 * 0.25**0.9, 4: 0.0}, abs=1e-12)
 
 
-def test_another_sets_scores_are_no_part_of_the_runs(world, tmp_path):
-    """A callback that looks at a test set in the middle of a run."""
+def test_scores_of_other_sets_are_not_the_runs(world, tmp_path):
+    """A callback that evaluates a test set in the middle of a run."""
     other = {}
 
     class LooksElsewhere(TrainerCallback):
@@ -480,7 +480,7 @@ def test_another_sets_scores_are_no_part_of_the_runs(world, tmp_path):
     assert own["branch_0"]["mean_iou"] != other["test_branch_0_mean_iou"]
 
 
-def test_an_optimizer_and_a_schedule_of_ones_own_are_used(world, tmp_path):
+def test_a_users_optimizer_and_schedule_are_used(world, tmp_path):
     models = toy_models()
     optimizer = torch.optim.RMSprop([p for m in models for p in m.parameters()], lr=0.125)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=2, gamma=0.5)
@@ -504,7 +504,7 @@ def test_parameters_can_be_bfloat16(world, tmp_path):
 
 
 @pytest.mark.parametrize(("min_kept", "said"), [(32 * 40, 1), (32 * 40 - 1, 0)])
-def test_ohem_that_keeps_every_pixel_of_a_crop_is_said_once(world, tmp_path, caplog, min_kept, said):
+def test_ohem_without_effect_is_reported_once(world, tmp_path, caplog, min_kept, said):
     objective = Supervised(labeled_loss="ohem", ohem_min_kept=min_kept)
     trainer_for(world, tmp_path, objective=objective, crop_size=[32, 40], max_steps=1).train()
     messages = [message for message in caplog.messages if "plain cross entropy" in message]
@@ -514,7 +514,7 @@ def test_ohem_that_keeps_every_pixel_of_a_crop_is_said_once(world, tmp_path, cap
 
 @pytest.mark.slow
 @pytest.mark.parametrize("field", ["freeze_backbone", "freeze_norms"])
-def test_what_is_frozen_does_not_move(world, tmp_path, field):
+def test_frozen_parameters_do_not_move(world, tmp_path, field):
     trainer = trainer_for(world, tmp_path, tiny_upernet(), **{field: True})
     before = {k: v.clone() for k, v in trainer.module.state_dict().items()}
     trainer.train()
@@ -545,7 +545,7 @@ def test_attention_checkpointing_and_layer_decay_reach_the_models(world, tmp_pat
 
 
 @pytest.mark.slow
-def test_sliding_evaluation_is_used_when_asked_for(world, tmp_path):
+def test_sliding_evaluation_is_used_when_set(world, tmp_path):
     scores = []
     for mode in ("whole", "sliding"):
         window = {"eval_crop_size": [16, 16]} if mode == "sliding" else {}
@@ -559,7 +559,7 @@ def test_checkpoints_are_pruned_to_the_limit(world, tmp_path):
     assert sorted(p.name for p in (tmp_path / "out").glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-4"]
 
 
-# ------------------------------------------------------------------------------------------------ what is refused
+# ------------------------------------------------------------------------------------------------ errors
 
 
 @pytest.mark.parametrize(
@@ -576,20 +576,20 @@ def test_checkpoints_are_pruned_to_the_limit(world, tmp_path):
         ({"lr_scheduler_type": "constant", "lr_scheduler_kwargs": {"power": 2}}, "has no arguments.*'power'"),
     ],
 )
-def test_a_schedule_that_is_none_or_would_ignore_something_is_refused(fields, said):
+def test_invalid_schedules_and_ignored_arguments_are_rejected(fields, said):
     optimizer = torch.optim.SGD(toy_models(1)[0].parameters(), lr=0.1)
     with pytest.raises(ValueError, match=said):
         make_schedule(optimizer, CPSConfig(**fields))
 
 
-def test_a_schedules_own_arguments_and_the_warm_up_act(world, tmp_path):
+def test_schedule_arguments_and_warm_up_have_an_effect(world, tmp_path):
     fields = {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": 0.5}}
     trainer_for(world, tmp_path, max_steps=4, learning_rate=0.25, warmup_steps=2, optim="sgd", **fields).train()
     rates = [line["learning_rate"] for line in log_lines(tmp_path) if "loss" in line]
     assert rates == pytest.approx([0.125, 0.25, 0.1875, 0.125])  # half way up, up, half way down to a half, there
 
 
-def test_an_output_folder_that_is_a_file_or_holds_a_run_is_refused(world, tmp_path):
+def test_an_occupied_output_folder_is_rejected(world, tmp_path):
     (tmp_path / "out").write_text("x")
     with pytest.raises(ValueError, match="is a file"):
         trainer_for(world, tmp_path).train()
@@ -603,17 +603,17 @@ def test_an_output_folder_that_is_a_file_or_holds_a_run_is_refused(world, tmp_pa
     assert keep.read_text() == "mine" and not (tmp_path / "out" / "checkpoint-4").exists()
 
 
-def test_a_checkpoint_that_does_not_exist_is_refused(world, tmp_path):
+def test_a_missing_checkpoint_is_an_error(world, tmp_path):
     with pytest.raises(ValueError, match="does not exist"):
         trainer_for(world, tmp_path).train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-9"))
     with pytest.raises(ValueError, match="no complete checkpoint"):
         trainer_for(world, tmp_path).train(resume_from_checkpoint=True)
-    (tmp_path / "out" / "checkpoint-7").mkdir(parents=True)  # killed while it was written
+    (tmp_path / "out" / "checkpoint-7").mkdir(parents=True)  # killed while writing it
     with pytest.raises(ValueError, match="no complete checkpoint"):
         trainer_for(world, tmp_path, resume_from_checkpoint="true").train()
 
 
-def test_models_that_do_not_fit_are_refused(world, tmp_path):
+def test_unsuitable_models_are_rejected(world, tmp_path):
     with pytest.raises(ValueError, match=r"classes"):
         trainer_for(world, tmp_path, [toy_models(1)[0], toy_models(1, num_labels=5)[0]])
     with pytest.raises(ValueError, match=r"5 classes and `train_dataset` has 3 \(ground, disc, bar"):
@@ -622,7 +622,7 @@ def test_models_that_do_not_fit_are_refused(world, tmp_path):
         trainer_for(world, tmp_path, toy_models(1))
 
 
-def test_data_sets_that_do_not_fit_are_refused(world, tmp_path):
+def test_unsuitable_data_sets_are_rejected(world, tmp_path):
     with pytest.raises(ValueError, match="pass `unlabeled_dataset`"):
         trainer_for(world, tmp_path, datasets={"unlabeled_dataset": None})
     with pytest.raises(ValueError, match="`train_dataset` needs a column 'label'.*found image"):
@@ -666,7 +666,7 @@ def test_a_label_outside_the_classes_names_the_image_and_the_value(world, tmp_pa
     assert not list(Path(tmp_path / "out").glob("checkpoint-*"))
 
 
-def test_skipped_samples_are_listed_beside_the_run(world, tmp_path):
+def test_skipped_samples_are_listed_in_the_output_folder(world, tmp_path):
     damaged = write_world(tmp_path / "u", SIZES * 2, first=50, labels=False)
     (tmp_path / "u" / "3.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"Cannot decode 'u-3'.*skip_bad_samples"):
@@ -678,7 +678,7 @@ def test_skipped_samples_are_listed_beside_the_run(world, tmp_path):
     assert "3.png" in listed[0]["error"] and listed[0]["step"] >= 1
 
 
-def test_agreement_leaves_out_what_a_run_may_skip_with_a_word(world, tmp_path, caplog):
+def test_agreement_skips_bad_images_with_a_warning(world, tmp_path, caplog):
     damaged = write_world(tmp_path / "u", SIZES, first=50, labels=False)
     (tmp_path / "u" / "3.png").write_bytes(b"no image")
     trainer = trainer_for(world, tmp_path, datasets={"unlabeled_dataset": damaged}, skip_bad_samples=True)
@@ -692,12 +692,12 @@ def test_agreement_leaves_out_what_a_run_may_skip_with_a_word(world, tmp_path, c
         strict.evaluator.agreement(damaged)
 
 
-def test_another_process_count_than_asked_for_prints_the_launch_line(world, tmp_path):
+def test_a_wrong_process_count_prints_the_launch_command(world, tmp_path):
     with pytest.raises(ValueError, match="ACCELERATE_USE_CPU=1 accelerate launch --multi_gpu --num_processes 2"):
         trainer_for(world, tmp_path, num_processes=2)
 
 
-def test_two_launched_processes_that_do_not_see_each_other_are_refused(world, tmp_path, monkeypatch):
+def test_unconnected_processes_are_rejected(world, tmp_path, monkeypatch):
     trainer = trainer_for(world, tmp_path)
     monkeypatch.setenv("WORLD_SIZE", "2")
     from cps_hf.training.setup import check_launch
@@ -706,11 +706,11 @@ def test_two_launched_processes_that_do_not_see_each_other_are_refused(world, tm
         check_launch(trainer.accelerator, trainer.args)
 
 
-def test_beside_agreement_stands_the_share_of_the_commonest_class(world, tmp_path):
+def test_agreement_comes_with_the_share_of_the_commonest_class(world, tmp_path):
     models = toy_models()
     with torch.no_grad():
         for model in models:
-            model.decode_head.bias[1] = 1000.0  # discs everywhere, to which both agree
+            model.decode_head.bias[1] = 1000.0  # both predict discs everywhere
     trainer = trainer_for(world, tmp_path, models=models)
     assert trainer.evaluator.agreement(world["unlabeled_dataset"]) == (1.0, 1.0)
     trainer = trainer_for(world, tmp_path)

@@ -1,4 +1,4 @@
-"""A process is not a run: of several trainers in one process each trains as it was told."""
+"""Several trainers in one process: each trains with its own settings."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def equal(a, b):
 
 
 @pytest.mark.parametrize("ours, others", [(1, 2), (2, 1), (3, 2)])
-def test_a_trainer_accumulates_as_told_whatever_one_made_after_it_was_told(world, tmp_path, ours, others):
+def test_a_later_trainer_does_not_change_accumulation(world, tmp_path, ours, others):
     alone = trained(make(world, tmp_path / "alone", gradient_accumulation_steps=ours))
     first = make(world, tmp_path / "first", gradient_accumulation_steps=ours)
     second = make(world, tmp_path / "second", gradient_accumulation_steps=others)
@@ -45,7 +45,7 @@ def test_a_trainer_accumulates_as_told_whatever_one_made_after_it_was_told(world
     assert equal(trained(second), trained(make(world, tmp_path / "other alone", gradient_accumulation_steps=others)))
 
 
-def test_so_it_does_when_another_one_trains_between_two_of_its_steps(world, tmp_path):
+def test_another_trainer_between_two_steps_changes_nothing(world, tmp_path):
     class TrainAnother(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
             if state.global_step == 1:
@@ -56,7 +56,7 @@ def test_so_it_does_when_another_one_trains_between_two_of_its_steps(world, tmp_
     assert equal(trained(make(world, tmp_path / "out", TrainAnother(), gradient_accumulation_steps=2)), alone)
 
 
-def test_dropout_is_drawn_from_a_trainers_own_seed_though_another_was_made_since(world, tmp_path):
+def test_dropout_uses_the_trainers_own_seed(world, tmp_path):
     alone = trained(make(world, tmp_path / "alone", dropout=0.5, seed=1))
     first = make(world, tmp_path / "first", dropout=0.5, seed=1)
     make(world, tmp_path / "second", dropout=0.5, seed=2)
@@ -73,9 +73,7 @@ def fresh_process():
 
 
 @pytest.mark.parametrize("first, second", [("bf16", None), ("bf16", "no"), (None, "bf16"), ("no", "fp16")])
-def test_another_precision_in_one_process_is_refused_and_never_taken_from_the_first(
-    world, tmp_path, fresh_process, monkeypatch, first, second
-):
+def test_a_second_precision_in_one_process_is_rejected(world, tmp_path, fresh_process, monkeypatch, first, second):
     make(world, tmp_path / "first", mixed_precision=first)
     make(world, tmp_path / "same", mixed_precision=first)
     present, wanted = first or "no", second or "no"
@@ -83,5 +81,5 @@ def test_another_precision_in_one_process_is_refused_and_never_taken_from_the_fi
         make(world, tmp_path / "second", mixed_precision=second)
     advised = make(world, tmp_path / "advised", mixed_precision=present)
     assert advised.accelerator.mixed_precision == present
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", present)  # what `accelerate launch` was told
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", present)  # the setting of `accelerate launch`
     assert make(world, tmp_path / "launched").accelerator.mixed_precision == present

@@ -1,4 +1,4 @@
-"""A SegFormer and a mask-classification network train each other, and what they leave loads anywhere."""
+"""A SegFormer and a mask-classification network train each other, and their exports load anywhere."""
 
 import json
 
@@ -38,7 +38,7 @@ def trainer_for(world, out, name, **fields):
 
 
 @pytest.mark.parametrize("name", ["mask2former", "eomt"])
-def test_a_mixed_pair_trains_each_other_and_its_export_loads_without_us(world, tmp_path, name, caplog):
+def test_a_mixed_pair_trains_and_loads_without_this_package(world, tmp_path, name, caplog):
     trainer = trainer_for(world, tmp_path / "out", name)
     before = {key: p.detach().clone() for key, p in trainer.module.named_parameters()}
     frozen = {key for key, p in trainer.module.named_parameters() if not p.requires_grad}
@@ -80,14 +80,14 @@ def test_resuming_is_bit_identical(world, tmp_path, name):
         assert torch.equal(resumed.module.state_dict()[key], tensor), key
 
 
-def test_a_crop_that_eomt_cannot_take_is_said_with_the_option(world, tmp_path):
+def test_a_crop_size_that_eomt_rejects_names_the_option(world, tmp_path):
     with pytest.raises(ValueError, match=r"48 x 64 pixels.*It accepts, for instance, 64 x 64.*`crop_size`"):
         trainer_for(world, tmp_path, "eomt", crop_size=[48, 64])
 
 
-def test_the_pipelines_semantic_map_is_ours_where_the_library_resizes_scores(tmp_path):
-    """MaskFormer's post-processing resizes scores, as we do, so whole images agree to the pixel, of any size.
-    Mask2Former's and EoMT's resize the masks first, to 384 x 384 and to the input's size: they agree nearly."""
+def test_the_pipelines_semantic_map_equals_ours(tmp_path):
+    """MaskFormer's post-processing resizes scores, like ours, so whole images of any size agree to the pixel.
+    Mask2Former's and EoMT's resize the masks first, to 384 x 384 and to the input's size, and nearly agree."""
 
     image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     image[20:50, 10:40] //= 4

@@ -1,4 +1,4 @@
-"""The run's own factor on the unlabeled term: that it acts, what lowers it, and that it helps where it should."""
+"""The run's factor on the unlabeled term: its effect, what lowers it, and that it helps."""
 
 import json
 import logging
@@ -40,7 +40,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture
 def always_fallen(monkeypatch):
-    """Every score counts as fallen, as soon as there are a reference and a score before it."""
+    """Every score counts as fallen once there are a reference and a previous score."""
     monkeypatch.setattr(watch, "TOLERANCE", -2.0)
 
 
@@ -70,14 +70,14 @@ class OfEarlierDays(CrossPseudoSupervision):
         return super().__call__(branches, labeled, unlabeled, progress=progress)
 
 
-def test_a_method_that_does_not_take_it_is_trained_as_ever_and_refused_with_the_setting(root, tmp_path):
+def test_only_methods_with_the_argument_support_the_setting(root, tmp_path):
     with without_cards_and_pictures():
         make_trainer(root, CPS, tmp_path / "out", max_steps=1, objective=OfEarlierDays()).train()
     with pytest.raises(ValueError, match="OfEarlierDays.__call__ has no argument `unlabeled_weight`. Add"):
         make_trainer(root, CPS, tmp_path / "none", objective=OfEarlierDays(), unlabeled_weight=0.5)
 
 
-def test_a_setting_that_cannot_act_is_refused(root, tmp_path):
+def test_a_setting_without_effect_is_rejected(root, tmp_path):
     with pytest.raises(ValueError, match='`unlabeled_weight="auto"` needs evaluations .* Set `eval_steps`'):
         CPSConfig(unlabeled_weight="auto")
     for value in (-1.0, "much"):
@@ -94,7 +94,7 @@ def test_a_setting_that_cannot_act_is_refused(root, tmp_path):
 # ------------------------------------------------------------------------------------------------ the rule
 
 
-def test_it_is_halved_at_each_fall_and_ends_below_an_eighth(caplog):
+def test_the_weight_is_halved_at_each_fall_and_ends_at_zero(caplog):
     state = RunState()
     weight = UnlabeledWeight(CPSConfig(**AUTO), state)
     found = []
@@ -106,8 +106,8 @@ def test_it_is_halved_at_each_fall_and_ends_below_an_eighth(caplog):
     assert "Step 40: `unlabeled_weight` is 0 from here on" in caplog.text
 
 
-def test_the_rule_goes_by_evaluations_of_the_methods_stage_and_ends_in_labeled_steps(root, tmp_path, always_fallen):
-    """With a reference from step 2 it falls at steps 4, 5, 6 and 7: the first evaluation of a stage is not judged."""
+def test_the_rule_only_uses_the_methods_stage(root, tmp_path, always_fallen):
+    """With a reference from step 2 it falls at steps 4, 5, 6 and 7: a stage's first evaluation is not judged."""
     fields = {"max_steps": 9, "pretrain_steps": 2, "logging_steps": 1, "save_steps": None, **AUTO}
     read = []
     with without_cards_and_pictures():
@@ -133,7 +133,7 @@ def test_the_rule_goes_by_evaluations_of_the_methods_stage_and_ends_in_labeled_s
     assert last["streams"]["unlabeled"]["position"] == 8 * 5 and last["streams"]["labeled"]["position"] == 8 * 9
 
 
-def test_with_one_stage_the_reference_is_what_two_evaluations_reached(root, tmp_path, always_fallen):
+def test_with_one_stage_two_evaluations_set_the_reference(root, tmp_path, always_fallen):
     with without_cards_and_pictures():
         trainer = make_trainer(root, CPS, tmp_path / "out", max_steps=5, logging_steps=1, **AUTO)
         trainer.train()
@@ -141,7 +141,7 @@ def test_with_one_stage_the_reference_is_what_two_evaluations_reached(root, tmp_
 
 
 def simulated(difference, noise, runs=1000, evaluations=20):
-    """The shares of runs of two stages in which the factor is lowered, and comes to 0; in points of mIoU."""
+    """The shares of two-stage runs in which the factor is lowered, and reaches 0; in points of mIoU."""
     random, falls = np.random.default_rng(0), []
     for _ in range(runs):
         level = watch.Level({})
@@ -151,7 +151,7 @@ def simulated(difference, noise, runs=1000, evaluations=20):
     return np.mean(np.array(falls) > 0), np.mean(np.array(falls) >= 4)
 
 
-def test_it_seldom_acts_in_error():
+def test_the_rule_rarely_acts_in_error():
     """The table of docs/unlabeled_weight.md."""
     for difference, noise, lowered, ended in (
         *((1, 0.3, 0.00, 0.00), (1, 0.5, 0.00, 0.00), (1, 1.0, 0.14, 0.04)),
@@ -163,7 +163,7 @@ def test_it_seldom_acts_in_error():
 
 @pytest.mark.parametrize("stages", [{}, {"pretrain_steps": 1}], ids=["one stage", "two stages"])
 @pytest.mark.parametrize("objective", [CrossPseudoSupervision(), MeanTeacher()], ids=["cps", "mean_teacher"])
-def test_it_is_resumed_bit_for_bit(root, tmp_path, always_fallen, objective, stages):
+def test_an_automatic_weight_resumes_bit_for_bit(root, tmp_path, always_fallen, objective, stages):
     case = Case("mean_teacher" if objective.teacher else "cps", "map", workers=0, processes=1)
     assert differences(root, case, tmp_path, objective=objective, **AUTO, **stages) == []
     state = json.loads((tmp_path / "whole" / "checkpoint-6" / "trainer_state.json").read_text())
@@ -176,7 +176,7 @@ def test_it_is_resumed_bit_for_bit(root, tmp_path, always_fallen, objective, sta
 def test_a_run_without_its_unlabeled_images_is_resumed_bit_for_bit(
     root, tmp_path, monkeypatch, always_fallen, save_steps, breaks
 ):
-    """They end with the evaluation of step 3, and the run goes on from before, at or after that."""
+    """They end with the evaluation of step 3, and the run is resumed before, at or after that."""
     monkeypatch.setattr("cps_hf.training.unlabeled_weight.LEAST", 1.0)
     fields = {"ema_decay": 0.8, "save_steps": save_steps, **AUTO}
     with without_cards_and_pictures():
@@ -184,7 +184,7 @@ def test_a_run_without_its_unlabeled_images_is_resumed_bit_for_bit(
         broken = make_trainer(root, CPS, tmp_path / "broken", **fields)
         if breaks:
             break_off(broken, step=breaks, micro_batch=1)
-        else:  # its checkpoint holds the evaluation as pending
+        else:  # its checkpoint lists the evaluation as pending
             scores = broken.evaluator.scores
             broken.evaluator.scores = lambda d: scores(d) if broken.state.global_step < 3 else raise_broken_off()
         with pytest.raises(BrokenOff):
@@ -199,7 +199,7 @@ def raise_broken_off():
     raise BrokenOff
 
 
-def test_what_evaluations_look_at_is_part_of_such_a_run(root, tmp_path):
+def test_the_evaluation_set_is_part_of_such_a_run(root, tmp_path):
     with without_cards_and_pictures():
         make_trainer(root, CPS, tmp_path / "out", max_steps=1, save_steps=1, **AUTO).train()
         fields = {**AUTO, "eval_steps": 3, "resume_from_checkpoint": "auto"}
@@ -207,14 +207,14 @@ def test_what_evaluations_look_at_is_part_of_such_a_run(root, tmp_path):
             make_trainer(root, CPS, tmp_path / "out", **fields).train()
 
 
-def test_how_images_are_evaluated_is_part_of_such_a_run():
-    """Settings that otherwise matter for the choice of the best branch alone."""
+def test_the_evaluation_mode_is_part_of_such_a_run():
+    """Settings that otherwise only affect the choice of the best branch."""
     fixed = _judged_by(flat(CPSConfig(), EvaluationConfig()), None)
     assert fixed.keys() >= {"eval_steps", "eval_mode", "eval_shrink", "eval_crop_size", "eval_stride"}
 
 
 @pytest.mark.slow
-def test_on_two_processes_it_is_the_same(tmp_path):
+def test_the_rule_is_the_same_on_two_processes(tmp_path):
     program, found = str(SUPPORT / "run_toy_steps.py"), []
     fields = {"max_steps": 8, "logging_steps": 1, "learning_rate": 0.05, "num_pictures": 0, **AUTO}
     for processes in (1, 2):
@@ -234,12 +234,12 @@ def test_on_two_processes_it_is_the_same(tmp_path):
         assert shares[1][name] == pytest.approx(of_class, abs=0.02)
 
 
-# ------------------------------------------------------------------------------------------------ its use
+# ------------------------------------------------------------------------------------------------ its benefit
 
 
 @dataclass(frozen=True, kw_only=True)
 class Poisoned(CrossPseudoSupervision):
-    """The pseudo labels are all wrong: each is the next class."""
+    """All pseudo labels are wrong: each is the next class."""
 
     def _pseudo_labels(self, logits, batch):
         maps, agreed = super()._pseudo_labels(logits, batch)
@@ -269,16 +269,16 @@ def final_score(world, folder, objective, **fields):
 
 
 @pytest.mark.slow
-def test_it_helps_where_pseudo_labels_are_wrong(drawn, tmp_path):
+def test_the_rule_helps_if_pseudo_labels_are_wrong(drawn, tmp_path):
     _, fixed = final_score(drawn, tmp_path / "fixed", Poisoned())
     trainer, auto = final_score(drawn, tmp_path / "auto", Poisoned(), unlabeled_weight="auto")
     assert auto > fixed + 0.1 and trainer.state.unlabeled_weight == 0
-    # The network that is kept as the best is the supervised stage's, which no unlabeled image harmed.
+    # The best network is the supervised stage's, which no unlabeled image harmed.
     assert trainer.state.best["step"] == 20 and trainer.state.best_metric > auto
 
 
 @pytest.mark.slow
-def test_it_leaves_a_run_alone_that_gains(drawn, tmp_path, caplog):
+def test_the_rule_does_not_affect_an_improving_run(drawn, tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "cps_hf.training"):
         trainer, score = final_score(drawn, tmp_path / "out", CrossPseudoSupervision(), unlabeled_weight="auto")
     assert trainer.state.unlabeled_weight == 1 and "do harm" not in caplog.text
@@ -286,7 +286,7 @@ def test_it_leaves_a_run_alone_that_gains(drawn, tmp_path, caplog):
     assert score > max(supervised[f"branch_{i}"]["mean_iou"] for i in (0, 1))
 
 
-def test_as_long_as_it_is_1_the_run_is_the_same(root, tmp_path):
+def test_a_weight_of_1_changes_nothing(root, tmp_path):
     fields, found = {"max_steps": 3, "eval_steps": 1}, []
     for name, how in (("auto", AUTO), ("plain", {})):
         with without_cards_and_pictures():

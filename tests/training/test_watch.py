@@ -1,4 +1,4 @@
-"""The watch over pseudo labels: its numbers by hand, and when it warns."""
+"""Monitoring of pseudo labels: its numbers, against written-out ones, and its warnings."""
 
 import json
 import math
@@ -34,7 +34,7 @@ def root(tmp_path_factory):
 
 
 def pixels_by_class(branches, images, threshold=0.0):
-    """Of the pixels that the watch looks at, here (0, 0) and (0, 4) of each image."""
+    """The pixels that are counted, here (0, 0) and (0, 4) of each image."""
     counts = [0.0] * C
     for branch in branches:
         for image in images:
@@ -58,7 +58,7 @@ def watched_call(objective, branches, unlabeled_size=4, teacher=None):
 
 @pytest.mark.parametrize("cutmix", [False, True])
 def test_the_pseudo_labels_of_a_pair_are_counted_by_class(cutmix):
-    """Those of the unmixed images: with CutMix the passes with gradient see others."""
+    """Those of the unmixed images: with CutMix, the passes with gradient see others."""
     branches = [TinyBranch(1), TinyBranch(3)]
     labeled, unlabeled, logs = watched_call(CrossPseudoSupervision(cutmix=cutmix), branches)
     expected = pixels_by_class(branches, unlabeled.weak)
@@ -67,7 +67,7 @@ def test_the_pseudo_labels_of_a_pair_are_counted_by_class(cutmix):
     assert logs["class_pixels_labels"].tolist() == [labels.count(c) for c in range(C)] and 255 in labels
 
 
-def test_only_predictions_that_are_sure_enough_are_pseudo_labels():
+def test_only_confident_predictions_are_pseudo_labels():
     branches = [TinyBranch(1), TinyBranch(3)]
     _, unlabeled, logs = watched_call(FixMatch(confidence_threshold=0.5), branches)
     expected = pixels_by_class(branches, unlabeled.weak, threshold=0.5)
@@ -75,7 +75,7 @@ def test_only_predictions_that_are_sure_enough_are_pseudo_labels():
     assert 0 < sum(expected) < sum(pixels_by_class(branches, unlabeled.weak))
 
 
-def test_a_teachers_pseudo_labels_are_its_own_and_its_threshold_leaves_none_out():
+def test_a_teachers_pseudo_labels_ignore_its_threshold():
     student, teacher = TinyBranch(1), TinyBranch(3)
     _, unlabeled, logs = watched_call(MeanTeacher(), [student], teacher=teacher)
     expected = pixels_by_class([teacher], unlabeled.weak)
@@ -84,7 +84,7 @@ def test_a_teachers_pseudo_labels_are_its_own_and_its_threshold_leaves_none_out(
 
 
 def test_labels_that_were_made_before_are_counted_as_they_are():
-    """And not what the network that learns from them predicts."""
+    """And not the predictions of the network that learns from them."""
     labeled, unlabeled = batches(FixedTeacher().views)
     logs = TrainingModule(toy_models(1), FixedTeacher())(labeled, unlabeled, torch.zeros(())).logs
     given = unlabeled.pseudo_labels[:, ::4, ::4].flatten().tolist()
@@ -92,7 +92,7 @@ def test_labels_that_were_made_before_are_counted_as_they_are():
 
 
 @pytest.mark.parametrize("teachers", ["averages", "own_average", "branches"])
-def test_averages_label_where_they_teach(teachers):
+def test_averages_make_labels_if_they_teach(teachers):
     names = TrainingModule(toy_models(2), AveragedCPS(teachers=teachers), averages=True).labeling
     assert names == (["branch_0", "branch_1"] if teachers == "branches" else ["branch_0_average", "branch_1_average"])
 
@@ -109,7 +109,7 @@ def test_without_an_unlabeled_pass_nothing_is_counted():
 @pytest.mark.parametrize(
     "objective", [CrossPseudoSupervision(), AveragedCPS(), MeanTeacher()], ids=lambda o: type(o).__name__
 )
-def test_a_run_logs_how_often_agreeing_networks_are_right_and_each_classs_shares(root, tmp_path, objective):
+def test_a_run_logs_agreed_accuracy_and_class_shares(root, tmp_path, objective):
     case = Case("mean_teacher" if objective.teacher else "cps", "map", workers=0, processes=1)
     fields = {"max_steps": 4, "eval_steps": 2, "logging_steps": 3, "objective": objective}
     seen = []
@@ -128,10 +128,10 @@ def test_a_run_logs_how_often_agreeing_networks_are_right_and_each_classs_shares
                 assert line[f"pseudo_label_share/{name}"] == pytest.approx(share, abs=1e-6)
                 share = (labels[index] / labels.sum()).item()
                 assert line[f"label_share/{name}"] == pytest.approx(share, abs=1e-6)
-            else:  # with a threshold nothing may be sure enough
+            else:  # with a threshold, perhaps no prediction is confident
                 assert f"pseudo_label_share/{name}" not in line and objective.averages
     assert not any("class_pixels" in key for line in trainer.state.log_history for key in line)
-    # Where all labelers agree, how often they are right, on the last step's networks.
+    # Where all labelers agree, how often they are correct, with the last step's networks.
     labelers = {"teacher": ["teacher"], "averages": ["0_average", "1_average"]}
     kind = "teacher" if objective.teacher else "averages" if objective.averages else "branches"
     agreed, right = 0, 0
@@ -146,11 +146,11 @@ def test_a_run_logs_how_often_agreeing_networks_are_right_and_each_classs_shares
     assert found == pytest.approx(right / agreed) == results["pseudo_labels"]["right"]["last"]
     assert 0 < right < agreed
     saved = json.loads((tmp_path / "out" / "results.json").read_text())["pseudo_labels"]
-    if not objective.averages:  # whose threshold leaves out nearly all here, so that two classes have vanished
+    if not objective.averages:  # its threshold keeps nearly nothing here, so two classes have vanished
         assert saved["warnings"] == [] and saved["shares"]["disc"]["labels"] == lines[-1]["label_share/disc"]
 
 
-def test_a_supervised_run_has_nothing_to_watch_but_its_pair_can_be_compared(root, tmp_path):
+def test_a_supervised_run_only_logs_agreed_accuracy(root, tmp_path):
     with without_cards_and_pictures():
         case = Case("supervised", "map", workers=0, processes=1)
         trainer = make_trainer(root, case, tmp_path / "out", max_steps=2)
@@ -175,7 +175,7 @@ def test_a_supervised_run_has_nothing_to_watch_but_its_pair_can_be_compared(root
         (None, [0.3], [False]),
     ],
 )
-def test_a_score_has_fallen_when_two_evaluations_in_a_row_are_below_its_reference(supervised, scores, fallen):
+def test_a_score_falls_after_two_low_evaluations(supervised, scores, fallen):
     memory = {}
     if supervised is not None:
         Level(memory).begin(supervised)
@@ -187,7 +187,7 @@ def test_a_score_has_fallen_when_two_evaluations_in_a_row_are_below_its_referenc
 
 
 class Evaluations:
-    """A watch that is shown one evaluation after the other."""
+    """A `Watch` that sees one evaluation after the other."""
 
     def __init__(self, labelers=("branch_0", "branch_1"), **options):
         self.state = RunState(max_steps=100)
@@ -205,7 +205,7 @@ class Evaluations:
         return self.watch.look(right)
 
 
-def test_it_warns_of_agreement_on_errors_once_and_again_after_a_recovery(caplog):
+def test_agreement_on_errors_warns_again_after_recovery(caplog):
     run = Evaluations()
     run.show(0.5, 0.9, None, begins=True)
     for right in (0.95, 0.85, 0.84, 0.83, 0.91, 0.85, 0.88):
@@ -218,7 +218,7 @@ def test_it_warns_of_agreement_on_errors_once_and_again_after_a_recovery(caplog)
     assert [entry["step"] for entry in watched(run.state)["warnings"]] == [40, 80]
 
 
-def test_it_names_a_class_that_vanishes_and_not_one_that_is_rare_in_the_labels_too(caplog):
+def test_only_vanished_classes_are_named(caplog):
     run = Evaluations(acts=True)
     logs = [
         run.show(0.5, 0.9, seen)[0] for seen in ((80, 15, 5), (900, 96, 4), (80, 15, 5), (900, 96, 4), (900, 97, 3))
@@ -231,12 +231,12 @@ def test_it_names_a_class_that_vanishes_and_not_one_that_is_rare_in_the_labels_t
     )
     assert "auto" not in said and "`class_balance`" in said
     other = Evaluations()
-    for _ in range(3):  # half of its share is no tenth, and a class that no label has cannot vanish
+    for _ in range(3):  # half of its share is above a tenth, and a class without labels cannot vanish
         other.show(0.5, 0.9, (975, 25, 0), labels=(950, 50, 0))
     assert len(caplog.records) == 1 and other.show(0.5, 0.9, (0, 0, 0))[0] == {}
 
 
-def test_it_warns_of_a_mean_iou_below_the_supervised_stages_whatever_the_means_is(caplog):
+def test_a_mean_iou_below_the_supervised_stages_is_a_warning(caplog):
     run = Evaluations(labelers=("branch_0",))
     run.show(0.5, 0.9, None, begins=True)
     assert [run.show(iou, 0.9, (80, 15, 5))[1] for iou in (0.45, 0.48, 0.495)] == [False, True, False]
@@ -244,7 +244,7 @@ def test_it_warns_of_a_mean_iou_below_the_supervised_stages_whatever_the_means_i
     assert "The mean IoU of the best network has fallen: 48.0 % now and 50.0 % at the end of the supervised" in said
 
 
-def test_of_a_single_network_all_pixels_count_and_without_an_agreed_one_nothing_is_said(caplog):
+def test_agreed_accuracy_handles_edge_cases(caplog):
     run = Evaluations(labelers=("branch_1",))
     for right in (0.9, 0.9, 0.7, 0.7):
         run.state.global_step += 10

@@ -1,4 +1,4 @@
-"""Class maps as pictures, looked at pixel by pixel."""
+"""Class maps as pictures, checked pixel by pixel."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ from cps_hf.visualization import (
 )
 
 
-def test_a_class_has_its_colour_where_the_label_is_and_ignored_pixels_have_none():
+def test_classes_have_their_colour_and_ignored_pixels_none():
     labels = np.array([[0, 1, 255], [2, 2, 1]], np.uint8)
     colors = [(1, 2, 3), (40, 50, 60), (7, 8, 9)]
     expected = [[(1, 2, 3), (40, 50, 60), (255, 0, 255)], [(7, 8, 9), (7, 8, 9), (40, 50, 60)]]
@@ -29,11 +29,11 @@ def test_a_class_has_its_colour_where_the_label_is_and_ignored_pixels_have_none(
 
 @pytest.mark.parametrize("value", [3, 254, -1, 1000])
 def test_a_class_without_a_colour_is_an_error(value):
-    with pytest.raises(ValueError, match=rf"holds \[{value}\], but the palette has 3 colours"):
+    with pytest.raises(ValueError, match=rf"contains \[{value}\], but the palette has 3 colours"):
         colorize(np.array([[0, value, 255]]), palette(3))
 
 
-def test_an_overlay_mixes_by_alpha_and_leaves_ignored_pixels_and_black_classes_alone():
+def test_an_overlay_blends_all_but_ignored_and_black():
     labels, image = blocks(7, 9, [0, 1, 2, 255])
     colors = np.array([(250, 10, 20), (0, 100, 200), (0, 0, 0)])
     mixed = overlay(image, labels, colors, alpha=0.25)
@@ -112,5 +112,5 @@ def test_errors_are_marked_and_void_is_neither_right_nor_wrong():
         [right, wrong, void],
         [right, wrong, right],
     ]
-    with pytest.raises(ValueError, match="one size"):
+    with pytest.raises(ValueError, match="the same size"):
         error_map(guess, labels[:, :2])

@@ -1,4 +1,4 @@
-"""Display colours: told apart by all eyes, and each as far as can be from all before it."""
+"""Display colours: distinguishable for everyone, and each as far as possible from all before it."""
 
 import numpy as np
 import pytest
@@ -7,8 +7,8 @@ from cps_hf.visualization import AGREEMENT, palette
 
 
 @pytest.mark.parametrize(("count", "apart"), [(8, 15), (12, 15), (19, 15), (30, 13), (60, 8)])
-def test_colours_stay_apart_for_eyes_without_red_or_green_cones(count, apart):
-    """Distances in CIELAB; one of 2 can just be seen."""
+def test_colours_are_distinguishable_with_colour_blindness(count, apart):
+    """Distances in CIELAB; a distance of 2 is just visible."""
     views = {
         "usual": np.eye(3),
         "no red": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
@@ -24,7 +24,7 @@ def test_colours_stay_apart_for_eyes_without_red_or_green_cones(count, apart):
     assert palette(count) == palette(min(255, count + 7))[:count]
 
 
-def test_the_colours_of_agreement_stay_apart_for_all_eyes():
+def test_the_colours_of_agreement_are_distinguishable():
     blind = [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]]
     no_blue = [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.3039]]
     for matrix in (np.eye(3), np.array(blind), np.array(no_blue)):
@@ -33,7 +33,7 @@ def test_the_colours_of_agreement_stay_apart_for_all_eyes():
 
 
 def lab_of(color, matrix):
-    """CIELAB by hand, one colour at a time."""
+    """CIELAB written out, one colour at a time."""
     linear = [c / 255 / 12.92 if c / 255 <= 0.04045 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in color]
     r, g, b = np.clip(matrix @ linear, 0, 1)
     x, y, z = 0.4124 * r + 0.3576 * g + 0.1805 * b, 0.2126 * r + 0.7152 * g + 0.0722 * b, 0.0193 * r + 0.1192 * g
@@ -43,13 +43,13 @@ def lab_of(color, matrix):
 
 
 @pytest.mark.parametrize("count", [1, 2, 8, 9, 19, 150, 255])
-def test_no_two_classes_share_a_colour_and_none_is_that_of_ignored_pixels(count):
+def test_class_colours_are_unique_and_not_white(count):
     colors = palette(count)
     assert len(colors) == len(set(colors)) == count and (255, 255, 255) not in colors
     assert not set(colors) & set(AGREEMENT.values())
 
 
-# What eyes without red, green or blue cones see, in linear RGB (Machado, Oliveira, Fernandes; IEEE TVCG 2009).
+# How colours look without red, green or blue cones, in linear RGB (Machado, Oliveira, Fernandes; IEEE TVCG 2009).
 SEEN = [
     np.eye(3),
     [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
@@ -59,7 +59,7 @@ SEEN = [
 
 
 def looks_of(colors):
-    """(n, 3) of 0 to 255 -> CIELAB as the four kinds of eyes see them, (n, 4, 3)."""
+    """(n, 3) of 0 to 255 -> CIELAB as seen by the four kinds of eyes, (n, 4, 3)."""
     srgb = np.asarray(colors) / 255
     linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
     seen = np.stack([linear @ np.array(matrix).T for matrix in SEEN], 1).clip(0, 1)
@@ -70,11 +70,11 @@ def looks_of(colors):
 
 
 def distance_to(color, looks):
-    """How far one colour is from each of many, for the eyes that tell them apart least."""
+    """The distance of one colour from each of many, for the eyes that distinguish them least."""
     return np.sqrt(((looks - color) ** 2).sum(-1)).min(-1)
 
 
-def test_each_colour_of_the_table_is_as_far_as_can_be_from_white_and_all_before_it():
+def test_each_colour_is_as_far_as_possible_from_the_others():
     steps = np.linspace(0, 255, 12).round()
     candidates = looks_of(np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3))
     chosen = looks_of([(255, 255, 255), *palette(255)])

@@ -1,4 +1,4 @@
-"""Matplotlib's figures, looked at pixel by pixel."""
+"""Matplotlib figures, checked pixel by pixel."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from support.pictures import read
 from cps_hf.visualization import write_confusion_matrix, write_curves
 
 
-def test_a_confusion_matrix_has_the_truth_in_rows_and_empty_rows_stay_empty(tmp_path):
+def test_a_confusion_matrix_has_the_truth_in_rows(tmp_path):
     def dark(matrix):
         """Where the plot (left of the colour bar) is as dark as 100 %: mean (row, column) in shares of the page."""
         write_confusion_matrix(matrix, ["first", "second"], tmp_path / "matrix.png")
@@ -26,8 +26,8 @@ def test_a_confusion_matrix_has_the_truth_in_rows_and_empty_rows_stay_empty(tmp_
         write_confusion_matrix(np.eye(3), ["first", "second"], tmp_path / "matrix.png")
 
 
-def test_names_are_no_formulas(tmp_path, monkeypatch):
-    """Class names are a user's: line ends, formulas that are none, a leading underscore."""
+def test_names_are_not_formulas(tmp_path, monkeypatch):
+    """Users choose class names: line ends, invalid formulas, a leading underscore."""
     from matplotlib.axes import Axes
 
     names = ["two\nlines", "$\\frac$", "_hidden"]
@@ -36,11 +36,11 @@ def test_names_are_no_formulas(tmp_path, monkeypatch):
     write_curves([{"step": 1, **dict.fromkeys(names, 1.0)}], names, tmp_path / "curves.png")
     escaped = ["two lines", r"\$\frac\$", "_hidden"]
     assert [text.get_text() for text in shown[0].get_texts()] == escaped
-    write_confusion_matrix(np.eye(3), names, tmp_path / "matrix.png")  # a formula that is none would raise
+    write_confusion_matrix(np.eye(3), names, tmp_path / "matrix.png")  # an invalid formula would raise
 
 
 @pytest.mark.slow
-def test_a_confusion_matrix_of_many_classes_stays_a_picture_one_can_open(tmp_path):
+def test_a_large_confusion_matrix_stays_small_enough(tmp_path):
     count = 150
     matrix = np.eye(count) + np.eye(count, k=5)
     write_confusion_matrix(matrix, [f"class {i}" for i in range(count)], tmp_path / "matrix.png")

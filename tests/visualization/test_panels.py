@@ -1,4 +1,4 @@
-"""Pages of pictures, looked at pixel by pixel."""
+"""Pages of pictures, checked pixel by pixel."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def shows(page, color):
 
 @pytest.fixture
 def texts(monkeypatch):
-    """What a page says: (text, whether all of it is on the page)."""
+    """The texts on a page: (text, whether all of it is on the page)."""
     said, draw_text = [], ImageDraw.ImageDraw.text
 
     def text(self, xy, text, fill=None, font=None, anchor=None, **options):
@@ -103,7 +103,7 @@ def test_large_maps_are_reduced_without_mixing_classes(tmp_path):
     assert {tuple(color) for color in right.reshape(-1, 3)} == set(palette(4)[1:])
 
 
-def test_panels_that_do_not_fit_together_are_refused(tmp_path):
+def test_mismatched_panels_are_rejected(tmp_path):
     labels, image = blocks(8, 8, [0, 1])
     with pytest.raises(ValueError, match=r"needs 2 cells, one per title; got \[2, 1\]"):
         panel([[image, labels], [image]], ["a", "b"], ["x", "y"], palette(2), tmp_path / "panel.png")
@@ -129,7 +129,7 @@ def test_a_failed_write_leaves_the_old_picture_and_nothing_else(tmp_path, monkey
 
 
 def test_names_are_on_one_line_and_shown_letter_by_letter(tmp_path, texts):
-    """Class names are a user's: line ends, formulas that are none, a leading underscore."""
+    """Users choose class names: line ends, invalid formulas, a leading underscore."""
     names, labels = ["two\nlines", "$\\frac$", "_hidden"], np.array([[0, 1, 2]])
     panel([[labels]], ["a\ntitle"], names, palette(3), tmp_path / "panel.png")
     assert [text for text, _ in texts] == ["a title", "two lines", "$\\frac$", "_hidden"]

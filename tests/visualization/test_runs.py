@@ -1,4 +1,4 @@
-"""A finished run's figures, returned and not written."""
+"""A finished run's figures are returned, not written."""
 
 import json
 
@@ -15,7 +15,7 @@ def run(tmp_path):
     records = [{"step": 1, "loss": 2.0, "cps_loss": 1.0}, {"step": 2, "loss": 1.5, "cps_loss": 0.5}]
     records.append({"step": 2, "eval_branch_0_mean_iou": 0.5, "eval_agreement": 0.9, "eval_commonest_class": 0.6})
     lines = "".join(f"{json.dumps(record)}\n" for record in records)
-    (tmp_path / "metrics.jsonl").write_text(lines + '{"step": 3, "lo')  # killed while it wrote
+    (tmp_path / "metrics.jsonl").write_text(lines + '{"step": 3, "lo')  # killed while writing
     Image.new("RGB", (8, 6)).save(tmp_path / "a.jpg")
     entry = {"id": "$\\frac$ <b>", "mean_iou": 0.25, "files": ["a.jpg"] * 3}
     evaluation = {"network": "branch_0", "step": 2, "images": 1, "classes": ["$x", "b", "c"], "worst": [entry]}
@@ -25,14 +25,14 @@ def run(tmp_path):
     return tmp_path
 
 
-def test_figures_are_returned_and_pyplot_knows_none_of_them(run):
+def test_figures_are_returned_without_pyplot(run):
     import matplotlib.pyplot as plt
 
     before, files = plt.get_fignums(), sorted(run.iterdir())
     figures = [draw(run) for draw in (curves_figure, confusion_figure, classes_figure, images_figure)]
     assert all(isinstance(figure, Figure) for figure in figures) and plt.get_fignums() == before
     for figure in figures:
-        figure.canvas.draw()  # a formula that is none would raise
+        figure.canvas.draw()  # an invalid formula would raise
     assert sorted(run.iterdir()) == files
     curves, confusion, classes, images = figures
     assert [axes.get_ylabel() for axes in curves.axes] == ["loss", "mean IoU", "agreement"]
@@ -43,24 +43,24 @@ def test_figures_are_returned_and_pyplot_knows_none_of_them(run):
     assert len(images.axes) == 3
 
 
-def test_scores_by_class_by_hand(run):
+def test_scores_by_class_follow_the_formulas(run):
     first, second, third = class_rows(json.loads((run / "evaluation.json").read_text()))
     assert (first["iou"], first["dice"], first["accuracy"]) == pytest.approx((6 / 9, 12 / 15, 6 / 8))
     assert (second["share"], second["predicted"]) == pytest.approx((0.2, 0.3))
     assert third["iou"] is third["dice"] is third["accuracy"] is None and third["share"] == 0
 
 
-def test_a_folder_of_something_else_is_an_error_that_says_what_to_give(run, tmp_path):
+def test_a_wrong_folder_is_an_error_with_advice(run, tmp_path):
     (tmp_path / "empty").mkdir()
     for draw, said in ((curves_figure, "no metrics.jsonl"), (confusion_figure, "no evaluation.json")):
-        with pytest.raises(ValueError, match=f"{said}.*give .*output folder"):
+        with pytest.raises(ValueError, match=f"{said}.*pass .*output folder"):
             draw(tmp_path / "empty")
     evaluation = json.loads((run / "evaluation.json").read_text())
     (run / "evaluation.json").write_text(json.dumps({**evaluation, "worst": []}))
     with pytest.raises(ValueError, match="no pictures.*num_pictures"):
         images_figure(run)
     (run / "evaluation.json").write_text("{")
-    with pytest.raises(ValueError, match="evaluation.json is not whole"):
+    with pytest.raises(ValueError, match="evaluation.json is incomplete"):
         classes_figure(run)
     assert [record["step"] for record in read_records(run)] == [1, 2, 2]
 

@@ -1,4 +1,4 @@
-"""A run that ends where its scores no longer improve."""
+"""Early stopping: a run ends when its scores no longer improve."""
 
 from types import SimpleNamespace
 
@@ -15,7 +15,7 @@ ARGS = SimpleNamespace(metric_for_best_model="mean_iou")
 
 
 def stopped_at(callback, scores):
-    """The step, counted from 1, after whose score the run is to stop."""
+    """The step, counted from 1, after whose score the run should stop."""
     for step, score in scores.items():
         control = TrainerControl()
         callback.on_evaluate(ARGS, SimpleNamespace(global_step=step, max_steps=99), control, {"eval_mean_iou": score})
@@ -24,7 +24,7 @@ def stopped_at(callback, scores):
     return None
 
 
-def test_it_counts_evaluations_without_a_better_score_of_the_second_stage_alone():
+def test_only_the_second_stages_evaluations_are_counted():
     assert stopped_at(EarlyStopping(2), {1: 0.5, 2: 0.6, 3: 0.6, 4: 0.61, 5: 0.5, 6: 0.61, 7: 0.9}) == 6
     first_is_better = {1: 0.9, 2: 0.8, 3: 0.7, 4: 0.5, 5: 0.6, 6: 0.55, 7: 0.5}
     assert stopped_at(EarlyStopping(2), first_is_better) == 3
@@ -54,7 +54,7 @@ def trainer_for(world, out, scores, **fields):
     return trainer
 
 
-def test_a_run_stops_is_whole_and_stays_stopped_when_it_is_resumed(tmp_path):
+def test_a_stopped_run_is_complete_and_stays_stopped_on_resuming(tmp_path):
     world = write_world(tmp_path / "world", [(40, 40)] * 4)
     scores = [0.1, 0.3, 0.2, 0.25, 0.2, 0.2, 0.2, 0.2]
     fields = {"early_stopping_patience": 3, "save_steps": 1}
@@ -74,7 +74,7 @@ def test_a_run_stops_is_whole_and_stays_stopped_when_it_is_resumed(tmp_path):
 
 
 class StopAt(EarlyStopping):
-    """Ends a run at a step, and is no state of it."""
+    """Ends a run at a step, without being part of its state."""
 
     def __init__(self, step):
         super().__init__(99)
@@ -93,5 +93,5 @@ def test_it_needs_evaluations_and_images_to_score(tmp_path):
     world = write_world(tmp_path / "world", [(40, 40)] * 2)
     args = settings(output_dir=str(tmp_path / "out"), crop_size=[32, 32], early_stopping_patience=1, eval_steps=1)
     with pytest.raises(ValueError, match="`early_stopping_patience` needs scores: pass `eval_dataset`"):
-        # before a model is looked for
+        # before a model is loaded
         CPSTrainer("no/model", **args, train_dataset=world, unlabeled_dataset=world.remove_columns("label"))

@@ -1,6 +1,6 @@
-"""transformers' own callbacks in this loop: each works, or is refused before the first step.
+"""transformers' own callbacks in this loop: each works, or is rejected before the first step.
 
-The services that they report to are stood in for by modules that take any call, but for TensorBoard, which is real.
+The services that they report to are replaced by modules that accept any call, except TensorBoard, which is real.
 """
 
 import importlib.abc
@@ -23,11 +23,11 @@ from cps_hf.objectives import Supervised
 from cps_hf.training.callbacks.foreign import check_callbacks
 from cps_hf.training.trainer import CPSTrainer
 
-REFUSED = {"trackio"}
+UNSUPPORTED = {"trackio"}
 
 
 class Services(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Any module of the services, which takes any call."""
+    """Stands for any module of the services, and accepts any call."""
 
     NAMES = {"wandb", "trackio", "comet_ml", "azureml", "mlflow", "dagshub", "neptune", "codecarbon", "clearml"}
     NAMES |= {"flytekit", "flytekitplugins", "dvclive", "swanlab", "pandas"}
@@ -38,7 +38,7 @@ class Services(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def create_module(self, spec):
         module = MagicMock(__path__=[], __name__=spec.name, __spec__=spec, __version__="99.0")
-        if spec.name == "comet_ml":  # a mock refuses names that look as those of the language
+        if spec.name == "comet_ml":  # a mock rejects names that look like Python's special names
             module.start.return_value = AnyCall()
         if spec.name == "dvclive":
             module.Live = AnyCall
@@ -88,9 +88,9 @@ def trainer_for(world, tmp_path, callbacks):
 
 @pytest.mark.parametrize("name", integration_utils.INTEGRATION_TO_CALLBACK)
 @pytest.mark.filterwarnings("ignore:The NeptuneCallback is deprecated")
-def test_each_reporting_callback_of_transformers_works_or_is_refused(world, tmp_path, name, services):
+def test_transformers_reporting_callbacks_work_or_are_rejected(world, tmp_path, name, services):
     callback = integration_utils.INTEGRATION_TO_CALLBACK[name]()
-    if name in REFUSED:
+    if name in UNSUPPORTED:
         with pytest.raises(ValueError, match=rf'{type(callback).__name__} .*`report_to=\["{name}"\]`'):
             trainer_for(world, tmp_path, [callback])
         assert not (tmp_path / "out").exists()
@@ -133,7 +133,7 @@ def test_tensorboards_callback_writes_every_number_and_the_settings(world, tmp_p
         ("dvclive", "HF_DVCLIVE_LOG_MODEL", "true", 'HF_DVCLIVE_LOG_MODEL is set.*`report_to=\\["dvclive"\\]`'),
     ],
 )
-def test_what_would_upload_a_model_by_transformers_trainer_is_refused_and_works_without(
+def test_callbacks_that_would_upload_models_are_rejected(
     world, tmp_path, name, variable, value, said, services, monkeypatch
 ):
     monkeypatch.setenv(variable, value)
@@ -153,7 +153,7 @@ def test_what_would_upload_a_model_by_transformers_trainer_is_refused_and_works_
     trainer.train()
 
 
-def test_the_librarys_other_callbacks_work_or_are_refused(world, tmp_path):
+def test_other_library_callbacks_work_or_are_rejected(world, tmp_path):
     stay = {"EarlyStoppingCallback": {"early_stopping_patience": 1}}
     for name, cls in inspect.getmembers(transformers.trainer_callback, inspect.isclass):
         if issubclass(cls, TrainerCallback) and cls is not TrainerCallback and name != "CallbackHandler":
@@ -161,17 +161,17 @@ def test_the_librarys_other_callbacks_work_or_are_refused(world, tmp_path):
     with pytest.raises(ValueError, match="JITCheckpointCallback saves with transformers' Trainer.*saves by itself"):
         trainer_for(world, tmp_path, [JITCheckpointCallback()])
     namesake = type("JITCheckpointCallback", (TrainerCallback,), {})
-    check_callbacks([namesake()])  # somebody's own
+    check_callbacks([namesake()])  # a user's own class
 
 
-def test_the_bar_of_notebooks_is_shown(world, tmp_path, services):
+def test_the_notebook_progress_bar_is_shown(world, tmp_path, services):
     with patch.dict(sys.modules, {"IPython": MagicMock(), "IPython.display": MagicMock()}):
         from transformers.utils.notebook import NotebookProgressCallback
 
         trainer_for(world, tmp_path, [NotebookProgressCallback]).train()
 
 
-def test_settings_give_themselves_as_transformers_arguments_do():
+def test_settings_serialize_like_transformers_arguments():
     args = CPSConfig(max_steps=7, lr_scheduler_kwargs={"power": 2.0}, report_to=["tensorboard"])
     assert json.loads(args.to_json_string()) == args.to_dict() and args.to_dict()["max_steps"] == 7
     plain = args.to_sanitized_dict()

@@ -1,4 +1,4 @@
-"""What a run draws and gives to its trackers."""
+"""The pictures that a run draws and gives to its trackers."""
 
 import json
 
@@ -33,7 +33,7 @@ def trainer_for(tmp_path, models, objective, **fields):
     )
 
 
-def test_a_run_draws_its_predictions_at_each_evaluation_and_tensorboard_shows_them(tmp_path, monkeypatch):
+def test_predictions_are_drawn_at_each_evaluation_and_logged(tmp_path, monkeypatch):
     panels, panel = [], visualization.panel
     monkeypatch.setattr(visualization, "panel", lambda *a, **k: panels.append((a, k)) or panel(*a, **k))
     matrices, figure = [], visualization.write_confusion_matrix
@@ -73,7 +73,7 @@ def test_a_run_draws_its_predictions_at_each_evaluation_and_tensorboard_shows_th
     assert named["title"] == f"{best.replace('_', ' ')}, step 4"
 
 
-def test_without_pictures_only_curves_are_drawn_and_one_branch_has_no_agreement(tmp_path, monkeypatch):
+def test_without_pictures_only_curves_are_drawn(tmp_path, monkeypatch):
     trainer_for(tmp_path, toy_models(1), Supervised(), max_steps=1, num_pictures=0).train()
     assert [path.name for path in (tmp_path / "out" / "pictures").iterdir()] == ["curves.png"]
     titles = []
@@ -83,7 +83,7 @@ def test_without_pictures_only_curves_are_drawn_and_one_branch_has_no_agreement(
     assert titles == [(["image", "label", "branch 0"], None)]
 
 
-def test_curves_are_sorted_by_what_they_mean(tmp_path, monkeypatch):
+def test_curves_are_grouped_by_meaning(tmp_path, monkeypatch):
     drawn = {}
     monkeypatch.setattr(visualization, "write_curves", lambda records, groups, path: drawn.update(groups))
     record = {"step": 1, "loss": 1.0, "cps_loss": 1.0, "eval_mean_iou": 0.5, "eval_branch_0_mean_iou": 0.5}
@@ -98,7 +98,7 @@ def test_curves_are_sorted_by_what_they_mean(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["aim", "wandb", "trackio"])
-def test_other_trackers_get_pictures_as_they_take_them(tmp_path, name):
+def test_other_trackers_get_pictures_in_their_format(tmp_path, name):
     Image.new("RGB", (5, 3), (1, 2, 3)).save(tmp_path / "a.png")
     given = []
 
@@ -118,7 +118,7 @@ def test_other_trackers_get_pictures_as_they_take_them(tmp_path, name):
     assert step == 7 and np.asarray(picture).tolist() == [[[1, 2, 3]] * 5] * 3
 
 
-def test_colours_are_the_data_sets_or_the_official_ones_or_colours_for_all_eyes():
+def test_colours_come_from_the_data_set_or_the_default_palette():
     own = ((9, 9, 9), (8, 8, 8))
     assert pictures.palette_of(LabelEncoding(("a", "b"), palette=own).to_feature(), ["a", "b"]) == own
     assert pictures.palette_of(None, CITYSCAPES) == PALETTE

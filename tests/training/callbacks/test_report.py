@@ -1,4 +1,4 @@
-"""What a run leaves to look at: its last evaluation, the worst and best images, the page."""
+"""A run's report: its last evaluation, the worst and best images, the page."""
 
 import io
 import json
@@ -34,7 +34,7 @@ def finished(tmp_path_factory):
     return trainer, tmp_path / "out"
 
 
-def test_the_evaluation_is_that_of_the_best_network_and_its_images_are_ranked(finished):
+def test_the_best_networks_evaluation_ranks_its_images(finished):
     trainer, out = finished
     found, row = read_evaluation(out), trainer.state.best["branch"]
     assert found["network"] == row and found["step"] == 2 and found["images"] == len(SIZES)
@@ -61,7 +61,7 @@ def test_the_evaluation_is_that_of_the_best_network_and_its_images_are_ranked(fi
             assert (out / name).read_bytes() == as_jpeg.getvalue()
 
 
-def test_the_page_shows_them_and_no_folder_that_is_pushed_holds_it(finished):
+def test_the_page_shows_images_and_is_in_no_pushed_folder(finished):
     _, out = finished
     text = (out / "report.html").read_text(encoding="utf-8")
     assert text.count("data:image/jpeg;base64,") == 12 and text.count("data:image/png;base64,") == 1
@@ -72,7 +72,7 @@ def test_the_page_shows_them_and_no_folder_that_is_pushed_holds_it(finished):
         assert not held & {"report.html", "evaluation.json"} and not any(name.endswith(".jpg") for name in held)
 
 
-def test_without_pictures_no_image_is_shown_and_without_an_evaluation_no_class(tmp_path):
+def test_the_report_omits_images_and_classes_that_are_missing(tmp_path):
     trainer_for(tmp_path / "a", toy_models(1), Supervised(), num_pictures=0).train()
     out = tmp_path / "a" / "out"
     assert read_evaluation(out)["worst"] == [] and not (out / "pictures" / "images").exists()
