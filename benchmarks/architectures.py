@@ -374,8 +374,8 @@ These models of `AutoModelForUniversalSegmentation` can be branches, also paired
 
 - A class's score at a pixel is the sum over queries of class probability (without the no-object class) times mask
   probability. The scores are resized to the image, and the logits are log((s + 1e-6) / sum over classes of
-  (s + 1e-6)) in float32. Losses, pseudo labels, windows and ensembles all take these. The networks' own set loss is
-  not run.
+  (s + 1e-6)) in float32. Losses, pseudo labels, windows and ensembles all take these. With `--labeled_loss set`,
+  training uses the networks' own set loss instead (docs/models.md).
 - The "semantic map" column is about one network and a whole image in one pass, if every pixel has a query that scores
   it: where all scores are below 1e-6, the constant decides. The processors of Mask2Former and EoMT resize the
   masks' logits before the scores are summed, so pixels along boundaries may differ; `cps-hf predict` and `evaluate`
@@ -384,8 +384,8 @@ These models of `AutoModelForUniversalSegmentation` can be branches, also paired
   Evaluation and prediction automatically use windows of that size, every two thirds of it, for other images. The
   exported image processor resizes the shorter side to that size and cuts windows, as the library's own checkpoints do;
   `cps-hf evaluate --own_size` skips the resizing, as training's evaluation does.
-- An EoMT built from a configuration trains without masked attention: a loss on pixels does not train the masks
-  of the earlier blocks. A checkpoint keeps its `attn_mask_probs`.
+- With a loss on pixels, an EoMT built from a configuration trains without masked attention: such a loss does not train
+  the masks of the earlier blocks. A checkpoint keeps its `attn_mask_probs`.
 - EoMT cannot be started from the weights of a plain vision transformer (`backbone`), and has no decoder whose input
   could be dropped (`feature_dropout`).
 - `oneformer` is not supported: it needs a task text with each image.

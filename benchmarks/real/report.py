@@ -132,36 +132,48 @@ def _per_class(arms: Mapping[str, Mapping[int, Any]]) -> list[str]:
 def gain_figure(cells: Cells) -> Figure | None:
     """The gain of `recommended` over the controls at equal time against training length; a panel per set.
 
-    None if no set has two lengths: a single point is not a curve.
+    A thin line per seed, and a thick one for the mean of the seeds that have every length, if there are several.
+    Returns None if no set has two lengths: a single point is not a curve.
     """
-    gains = _gains(cells)
-    if not any(len(by_length) > 1 for by_other in gains.values() for by_length in by_other.values()):
+    gains = {
+        panel: by_other
+        for panel, by_other in _gains(cells).items()
+        if any(len(by_length) > 1 for by_length in by_other.values())
+    }
+    if not gains:
         return None
-    figure = Figure(figsize=(4.5 * len(gains), 3.4), layout="constrained")
+    figure = Figure(figsize=(5 * len(gains), 3.4), layout="constrained")
     for axes, ((dataset, labels), by_other) in zip(
         figure.subplots(1, len(gains), squeeze=False)[0], gains.items(), strict=True
     ):
         for other, by_length in by_other.items():
-            color = COLORS[other]
-            each = [(length, gain) for length, found in by_length.items() for gain in found]
-            axes.scatter(*zip(*each, strict=True), color=color, s=14, alpha=0.6)
-            means = [statistics.mean(found) for found in by_length.values()]
-            axes.plot([*by_length], means, color=color, marker="o", label=f"over {other.replace('_', ' ')}")
+            color, name = COLORS[other], f"over {other.replace('_', ' ')}"
+            for index, seed in enumerate(sorted({seed for by_seed in by_length.values() for seed in by_seed})):
+                points = [(length, by_seed[seed]) for length, by_seed in by_length.items() if seed in by_seed]
+                style: dict[str, Any] = {"color": color, "marker": "o", "markersize": 4, "linewidth": 1, "alpha": 0.7}
+                axes.plot(*zip(*points, strict=True), **style, label=None if index else f"{name}, each seed")
+            complete = sorted(set.intersection(*(set(by_seed) for by_seed in by_length.values())))
+            if len(complete) > 1:
+                means = [statistics.mean(by_seed[seed] for seed in complete) for by_seed in by_length.values()]
+                label = f"{name}, mean of seeds {', '.join(map(str, complete))}"
+                axes.plot([*by_length], means, color=color, marker="o", linewidth=2.5, label=label)
         axes.axhline(0, color="black", linewidth=0.8)
+        lengths = sorted({length for by_length in by_other.values() for length in by_length})
         axes.set(title=f"{dataset}, {labels} labels", xlabel="optimizer steps", ylabel="gain in mIoU, points")
+        axes.set_xticks(lengths)
         axes.legend(fontsize=8)
     return figure
 
 
-def _gains(cells: Cells) -> dict[tuple[str, int], dict[str, dict[int, list[float]]]]:
-    """(set, labels) -> the other arm -> length -> the gain on each seed that both arms have."""
-    found: dict[tuple[str, int], dict[str, dict[int, list[float]]]] = {}
+def _gains(cells: Cells) -> dict[tuple[str, int], dict[str, dict[int, dict[int, float]]]]:
+    """(set, labels) -> the other arm -> length -> seed -> the gain, for each seed that both arms have."""
+    found: dict[tuple[str, int], dict[str, dict[int, dict[int, float]]]] = {}
     for dataset, labels, length in sorted({key[:3] for key in cells if key[3] == "recommended"}):
         mine = cells[dataset, labels, length, "recommended"]
         for other in COLORS:
             theirs = cells.get((dataset, labels, length, other), {})
             if seeds := sorted(mine.keys() & theirs.keys()):
-                gains = [single(mine[seed]) - single(theirs[seed]) for seed in seeds]
+                gains = {seed: single(mine[seed]) - single(theirs[seed]) for seed in seeds}
                 found.setdefault((dataset, labels), {}).setdefault(other, {})[length] = gains
     return found
 

@@ -17,8 +17,11 @@ from .losses import (
     squared_difference,
 )
 from .resize import resize_rows, source_rows
+from .set_loss import count_targets, labeled_set_loss, pseudo_labeled_set_loss
 from .strided import (
     Logits,
+    Queries,
+    SetLossSums,
     StridedLogits,
     add_over_pixels,
     full_size,
@@ -31,15 +34,19 @@ from .strided import (
 __all__ = [
     "IGNORE_INDEX",
     "Logits",
+    "Queries",
+    "SetLossSums",
     "StridedLogits",
     "add_over_pixels",
     "balanced_class_weights",
     "class_counts",
+    "count_targets",
     "dice_loss",
     "draw_cutmix_masks",
     "focal_loss",
     "frequency_weights",
     "full_size",
+    "labeled_set_loss",
     "map_over_pixels",
     "mirrored",
     "mix",
@@ -47,6 +54,7 @@ __all__ = [
     "pixel_cross_entropy",
     "probabilities",
     "pseudo_label",
+    "pseudo_labeled_set_loss",
     "resize_rows",
     "soft_cross_entropy",
     "soft_target",

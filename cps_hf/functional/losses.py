@@ -216,7 +216,9 @@ def soft_target(logits: Logits, *, temperature: float = 1.0) -> Tensor | Strided
     For strided logits it is computed piecewise in the loss: they are returned with the temperature.
     """
     if isinstance(logits, StridedLogits):
-        return logits._replace(values=logits.values.detach(), temperature=logits.temperature * temperature)
+        return logits._replace(
+            values=logits.values.detach(), temperature=logits.temperature * temperature, queries=None
+        )
     return (at_least_float32(logits.detach()) / temperature).softmax(1)
 
 

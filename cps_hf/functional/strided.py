@@ -10,7 +10,7 @@ stay.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,34 @@ EPSILON = 1e-6
 """Added to every score before the logarithm."""
 
 
+class SetLossSums(NamedTuple):
+    """The set loss of each image before any division, summed over the network's layers.
+
+    Args:
+        masks: (B,), the mask terms, summed over an image's targets. A target is a class that occurs in its labels.
+        classes: (B,), the class terms, summed over an image's queries.
+        targets: (B,), the number of targets per image. An image without targets has zero terms.
+        queries: the number of queries.
+        no_object_weight: the weight of a query's class term if the query is matched to no target; else 1.
+    """
+
+    masks: Tensor
+    classes: Tensor
+    targets: Tensor
+    queries: int
+    no_object_weight: float
+
+
+class Queries(Protocol):
+    """The predictions of a mask-classification network's queries, in each layer that its set loss trains."""
+
+    def set_loss_sums(self, labels: Tensor) -> SetLossSums:
+        """The terms of the network's own set loss on labels, long (B, H, W). Ignored pixels have no effect."""
+
+    def split(self, sizes: Sequence[int]) -> list[Queries]:
+        """Split into consecutive groups of images of these sizes."""
+
+
 class StridedLogits(NamedTuple):
     """Logits that stand for full-size ones.
 
@@ -38,6 +66,7 @@ class StridedLogits(NamedTuple):
             are resized as they are. The logits are the logarithm of their shares,
             log((s + 1e-6) / sum over classes of (s + 1e-6)), whose soft-max equals these shares.
         temperature: the logits are finally divided by this.
+        queries: the queries that the values are scores of, if the network is trained with its own set loss.
     """
 
     values: Tensor
@@ -45,6 +74,7 @@ class StridedLogits(NamedTuple):
     align_corners: bool = False
     scores: bool = False
     temperature: float = 1.0
+    queries: Queries | None = None
 
     @property
     def shape(self) -> torch.Size:
@@ -89,7 +119,9 @@ def mirrored(logits: Logits) -> Logits:
 def split_images(logits: Logits, sizes: Sequence[int]) -> list[Logits]:
     """Split logits into consecutive groups of images of these sizes, to undo joining batches for one network pass."""
     if isinstance(logits, StridedLogits):
-        return [logits._replace(values=values) for values in logits.values.split(sizes)]
+        queries = [None] * len(sizes) if logits.queries is None else logits.queries.split(sizes)
+        parts = zip(logits.values.split(sizes), queries, strict=True)
+        return [logits._replace(values=values, queries=part) for values, part in parts]
     return [*logits.split(sizes)]
 
 

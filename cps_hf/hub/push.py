@@ -148,7 +148,7 @@ def make_repo(api: HfApi, repo_id: str, private: bool | None) -> str:
     repo_id = _persist(lambda: api.create_repo(repo_id, private=private, exist_ok=True)).repo_id
     if private and not _persist(lambda: api.repo_info(repo_id)).private:
         raise ValueError(
-            f"{repo_id} exists and is public, and the branch is to be private. Choose another name, or make the "
+            f"{repo_id} exists and is public, but the branch should be private. Choose another name, or make the "
             "repository private."
         )
     return repo_id

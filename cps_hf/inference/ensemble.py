@@ -77,7 +77,7 @@ class Ensemble:
         """
         for source in sources:
             _check_source(source)
-            _ask_hub(source, revision)
+            _query_hub(source, revision)
         models, processors = [], []
         options = {"revision": revision, "trust_remote_code": trust_remote_code}
         for source in sources:
@@ -197,12 +197,12 @@ def _check_source(source: str) -> None:
         raise ValueError(f"`{source}`: no model could be read, since there is no such folder.")
 
 
-def _ask_hub(source: str, revision: str | None) -> None:
-    """Asks the Hub once for a model that is neither a folder nor in the cache. Without a connection transformers would
+def _query_hub(source: str, revision: str | None) -> None:
+    """Query the Hub once for a model that is neither a folder nor cached. Without a connection, transformers would
     try for half a minute.
 
     Raises:
-        ValueError: the Hub has no such model, or does not answer.
+        ValueError: the Hub has no such model, or does not respond.
     """
     if Path(source).exists():
         return
@@ -211,7 +211,7 @@ def _ask_hub(source: str, revision: str | None) -> None:
     except LocalEntryNotFoundError:
         try:
             get_hf_file_metadata(hf_hub_url(source, "config.json", revision=revision), timeout=10)
-        except Exception as error:  # the client and what is beneath it raise a dozen kinds
+        except Exception as error:  # the client and its dependencies raise many types
             raise _unreadable(source, "model", "The Hub", error) from error
     except HFValidationError as error:
         raise _unreadable(source, "model", "The Hub", error) from error

@@ -40,6 +40,7 @@ from .classes import (
     settle_classes,
 )
 from .initialization import branch_seed, head_has_norms, initialize_weights
+from .set_loss import Layer, LayerQueries, seeds_of
 from .twins import redraw_equal_heads
 from .universal import (
     UNIVERSAL,
@@ -68,6 +69,7 @@ class Branch(nn.Module):
 
     Attributes:
         window: (height, width) of the only images that the model accepts if its positions fit one size, else `None`.
+        keep_queries: whether strided logits with gradient carry the predictions that the model's own set loss needs.
     """
 
     def __init__(self, model: PreTrainedModel):
@@ -78,6 +80,7 @@ class Branch(nn.Module):
         self.scores, self.window = is_universal(model.config), input_window(model.config)
         head = next((getattr(model, name) for name in HEAD_NAMES if hasattr(model, name)), None)
         head = decoder_module(model) if self.scores else head
+        self.keep_queries = False
         self._has_head = head is not None
         self._compiled = None
         if head is not None:
@@ -94,6 +97,7 @@ class Branch(nn.Module):
         feature_dropout: float = 0.0,
         complementary_dropout: float = 0.0,
         resize: bool = True,
+        layers: list[Layer] | None = None,
     ) -> Tensor:
         """Compute logits at the size of the input.
 
@@ -109,6 +113,7 @@ class Branch(nn.Module):
                 many channels share a draw: those of a vision transformer are one stream, where a channel is only gone
                 if it is gone in all of them.
             resize: if false, return what `strided` resizes: the model's logits or class scores at its own size.
+            layers: a list to which a universal model's predictions are appended, one `Layer` each.
 
         Returns:
             (B, C, H, W) float32: resized bilinearly, with `align_corners`.
@@ -137,14 +142,18 @@ class Branch(nn.Module):
         self._feature_dropout.p, self._feature_dropout.complementary = feature_dropout, complementary_dropout
         network = self._compiled if self._compiled is not None and self.training else self.model
         try:
-            values = pixel_outputs(self.model, pixel_values.to(next(self.model.parameters()).dtype), network)
+            values = pixel_outputs(self.model, pixel_values.to(next(self.model.parameters()).dtype), network, layers)
         finally:
             self._feature_dropout.p = self._feature_dropout.complementary = 0.0
         return self._strided(values, pixel_values).resized() if resize else values
 
     def strided(self, pixel_values: Tensor, **dropout: float) -> StridedLogits:
         """The logits at the model's own size, with the size of the input. Losses resize them piecewise."""
-        return self._strided(self(pixel_values, **dropout, resize=False), pixel_values)
+        layers: list[Layer] | None = [] if self.keep_queries and torch.is_grad_enabled() else None
+        logits = self._strided(self(pixel_values, **dropout, resize=False, layers=layers), pixel_values)
+        if not layers:
+            return logits
+        return logits._replace(queries=LayerQueries(self.model, layers, seeds_of(pixel_values)))
 
     def _strided(self, values: Tensor, pixel_values: Tensor) -> StridedLogits:
         return StridedLogits(values, tuple(pixel_values.shape[-2:]), self.align_corners, self.scores)
@@ -216,6 +225,7 @@ def build_branches(
     dtype: torch.dtype | None = None,
     attn_implementation: str | dict[str, str] | None = None,
     revision: str | None = None,
+    masked_attention: bool = False,
 ) -> list[PreTrainedModel]:
     """The models that will teach each other, and where their weights come from (logged; see the module's docstring).
 
@@ -233,6 +243,7 @@ def build_branches(
         attn_implementation: "sdpa", "eager", ..., or {"backbone_config": "sdpa"} for a backbone inside; if `None`, the
             library's choice for each part.
         revision: the revision of a Hub id.
+        masked_attention: whether an EoMT without weights starts with masked attention, which its set loss trains.
 
     Returns:
         The models, all with the same classes, without auxiliary heads, and with 255 as their ignored label.
@@ -259,7 +270,9 @@ def build_branches(
             branches.append(source)
             said = "the model that was passed, unchanged"
         else:
-            model, said = _build(source, index, seed, id2label, weights, reinit_heads, options, build)
+            model, said = _build(
+                source, index, seed, id2label, weights, reinit_heads, options, build, masked_attention
+            )
             branches.append(model)
         logger.info("branch %d, %s: %s.", index, type(branches[-1]).__name__, said)
     settle_classes(branches, id2label)
@@ -267,7 +280,9 @@ def build_branches(
     return branches
 
 
-def _build(source, index, seed, id2label, weights, reinit_heads, options, build) -> tuple[PreTrainedModel, str]:
+def _build(
+    source, index, seed, id2label, weights, reinit_heads, options, build, masked_attention
+) -> tuple[PreTrainedModel, str]:
     """Build one branch. Returns it with a description of what was done."""
     generator_seed = branch_seed(seed, index)
     config = _read_config(source, options)
@@ -280,6 +295,8 @@ def _build(source, index, seed, id2label, weights, reinit_heads, options, build)
         from_config = isinstance(source, PreTrainedConfig) or not _has_weights(source)
         if from_config:
             model, said = _from_config(config, options, build), "everything drawn"
+            if not masked_attention:
+                switch_masked_attention_off(model)
             to_initialize = set() if head_has_norms(model) else head_parameters(model)
         else:
             if getattr(config, "input_shrink", 1) != 1:
@@ -422,7 +439,6 @@ def _from_config(config: PreTrainedConfig, options: dict, build: dict) -> PreTra
             f"A {config.model_type!r} cannot be built from its configuration. {hint} The library said: "
             f"{type(error).__name__}: {error}"
         ) from error
-    switch_masked_attention_off(model)
     return model
 
 

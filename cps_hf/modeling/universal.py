@@ -3,7 +3,8 @@
 Such a network returns queries, each with class logits and a mask, instead of pixel logits. A class's score at a pixel
 is the sum over queries of class probability times mask probability, as in the networks' papers and in the library's
 `post_process_semantic_segmentation`. The scores are resized to the image, and a pixel's logits are the logarithm of
-its normalised scores (`StridedLogits.scores`). The networks' own set loss is not used.
+its normalised scores (`StridedLogits.scores`). For the networks' own set loss (set_loss.py), the predictions that the
+library's criterion would receive are recorded, from every layer that it trains.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+
+from .set_loss import Layer
 
 WITH_DECODER = ("mask2former", "maskformer")
 """A backbone, a pixel decoder that takes its feature maps, and a transformer decoder."""
@@ -69,13 +72,19 @@ def check_window(config: PreTrainedConfig, height: int, width: int) -> None:
         raise ValueError(f"its positions are those of {window[0]} x {window[1]} pixels, got {height} x {width}")
 
 
-def pixel_outputs(model: PreTrainedModel, pixel_values: Tensor, network: Callable[..., Any] | None = None) -> Tensor:
+def pixel_outputs(
+    model: PreTrainedModel,
+    pixel_values: Tensor,
+    network: Callable[..., Any] | None = None,
+    layers: list[Layer] | None = None,
+) -> Tensor:
     """A segmentation model's logits, or a universal model's class scores, for each pixel at the model's own size.
 
     Args:
         model: a semantic or universal segmentation model.
         pixel_values: (B, 3, H, W).
         network: called instead of the model, e.g. the compiled model.
+        layers: a list to which the queries' predictions in each layer that the set loss trains are appended.
 
     Returns:
         (B, C, h, w) float32.
@@ -87,8 +96,12 @@ def pixel_outputs(model: PreTrainedModel, pixel_values: Tensor, network: Callabl
     if not is_universal(model.config):
         return network(pixel_values=pixel_values).logits.float()
     check_window(model.config, *pixel_values.shape[-2:])
-    with _without_masks_of_blocks(model):
-        output = network(pixel_values=pixel_values)
+    if layers is None:
+        with _without_masks_of_blocks(model):
+            output = network(pixel_values=pixel_values)
+    else:
+        with _criterion_records(model, layers):
+            output = network(pixel_values=pixel_values, mask_labels=[], class_labels=[])
     return class_scores(output.class_queries_logits, output.masks_queries_logits)
 
 
@@ -131,15 +144,65 @@ def switch_masked_attention_off(model: PreTrainedModel) -> None:
         model.attn_mask_probs.zero_()
 
 
+def anneal_masked_attention(model: PreTrainedModel, beginning: Tensor, done: float) -> None:
+    """Switch an EoMT's masked attention off during training, one block after another.
+
+    With n such blocks, training has n + 2 equal parts. In the first, all masks are on; in part i + 1 (i = 1, ..., n),
+    the probability of block i falls from 1 to 0 as (1 - t)^0.9, where t in [0, 1] is the position in that part; in the
+    last, all masks are off. (EoMT, CVPR 2025, arXiv 2503.19108; parts and power as in its release.)
+
+    Args:
+        beginning: the probabilities (n,) at the start of training; the schedule's probabilities are multiplied by
+            them.
+        done: the share of training that is done, in [0, 1].
+    """
+    blocks = torch.arange(1, len(beginning) + 1)
+    share = (done * (len(beginning) + 2) - blocks).clamp(0, 1)
+    model.attn_mask_probs.copy_(beginning * (1 - share) ** 0.9)
+
+
+@contextlib.contextmanager
+def with_settled_masked_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Round the probabilities of an EoMT's masked attention: in evaluation too, the library draws at random which
+    queries a probability between 0 and 1 masks."""
+    if model.config.model_type not in OF_ONE_SIZE:
+        yield
+        return
+    probabilities = model.attn_mask_probs
+    model.attn_mask_probs = probabilities.round()
+    try:
+        yield
+    finally:
+        model.attn_mask_probs = probabilities
+
+
 @contextlib.contextmanager
 def _without_masks_of_blocks(model: PreTrainedModel) -> Iterator[None]:
     """In training mode, EoMT predicts masks in every block for its set loss, even if they hide nothing
     (`attn_mask_probs` 0). Only the outermost module's mode decides that; dropout is in the inner modules."""
     training, model.training = model.training, model.training and model.config.model_type not in OF_ONE_SIZE
     try:
-        yield
+        with contextlib.nullcontext() if training else with_settled_masked_attention(model):
+            yield
     finally:
         model.training = training
+
+
+@contextlib.contextmanager
+def _criterion_records(model: PreTrainedModel, layers: list[Layer]) -> Iterator[None]:
+    """Append the predictions that the library passes to the criterion, once or per layer. EoMT returns those of its
+    earlier layers in no other way."""
+
+    def record(masks_queries_logits, class_queries_logits, mask_labels, class_labels, auxiliary_predictions=None):
+        earlier = [(one["class_queries_logits"], one["masks_queries_logits"]) for one in auxiliary_predictions or []]
+        layers.extend(Layer(*one) for one in [*earlier, (class_queries_logits, masks_queries_logits)])
+        return {}
+
+    model.criterion.forward = record
+    try:
+        yield
+    finally:
+        del model.criterion.forward
 
 
 @torch.no_grad()

@@ -23,9 +23,11 @@ from ..functional import (
     dice_loss,
     focal_loss,
     frequency_weights,
+    labeled_set_loss,
     ohem_cross_entropy,
     pixel_cross_entropy,
     pseudo_label,
+    pseudo_labeled_set_loss,
     split_images,
 )
 from .batch import LabeledBatch, UnlabeledBatch
@@ -60,7 +62,8 @@ class ObjectiveOutput(NamedTuple):
     logs: dict[str, Tensor]
 
 
-LABELED_LOSSES = ("cross_entropy", "ohem", "focal", "dice", "cross_entropy_dice")
+LABELED_LOSSES = ("cross_entropy", "ohem", "focal", "dice", "cross_entropy_dice", "set")
+UNLABELED_LOSSES = ("cross_entropy", "set")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +72,8 @@ class Objective(ABC):
 
     Args:
         labeled_loss: "cross_entropy"; "ohem" (hard pixels only; the CPS release uses it on Cityscapes); "focal" (easy
-            pixels count less); "dice" (each class's overlap); or "cross_entropy_dice", the sum of the two.
+            pixels count less); "dice" (each class's overlap); "cross_entropy_dice", the sum of the two; or "set", the
+            own loss of Mask2Former, MaskFormer and EoMT on masks made from the labels.
         ohem_threshold: skip labeled pixels whose true class has a higher probability than this. Only with "ohem".
         ohem_min_kept: keep at least this many pixels *per image*. Only with "ohem".
         focal_gamma: multiply each pixel's loss by (1 - p)^gamma. Only with "focal".
@@ -109,6 +113,12 @@ class Objective(ABC):
         if self.ohem_min_kept < 1:
             raise ValueError(f"`ohem_min_kept` must be at least 1 pixel per image, got {self.ohem_min_kept}.")
         check_not_negative(self, "focal_gamma")
+        if self.labeled_loss == "set" and self.class_weights is not None:
+            raise ValueError(
+                f'`class_weights` {self.class_weights} weigh pixels, and `labeled_loss="set"` is a loss of masks. '
+                "Leave `class_weights` out, or use another `labeled_loss`."
+            )
+        self._check_unlabeled_loss()
         if self.weighs_by_frequency:
             check_shares(self, "class_weights")
         elif self.class_weights is not None:
@@ -185,6 +195,8 @@ class Objective(ABC):
 
     def supervised_loss(self, logits: Logits, labeled: LabeledBatch) -> Tensor:
         """The labeled loss of one branch: the paper's Ls, a mean over labeled pixels (equation 1)."""
+        if self.labeled_loss == "set":
+            return labeled_set_loss(logits, labeled.labels, num_targets=labeled.num_targets)
         labels, weights = labeled.labels, self._labeled_class_weights(logits, labeled)
         if self.labeled_loss == "ohem":
             return ohem_cross_entropy(
@@ -201,6 +213,35 @@ class Objective(ABC):
         if "dice" in self.labeled_loss:
             dice = dice_loss(logits, labels, over_processes=labeled.over_processes, class_weights=weights)
         return dice if self.labeled_loss == "dice" else pixel_cross_entropy(logits, labels, **counted) + dice
+
+    def pseudo_label_loss(self, logits: Logits, labels: Tensor, *, valid: Tensor, count: Tensor | float) -> Tensor:
+        """The loss on hard pseudo labels of a method that has the fields `class_balance` and `unlabeled_loss`: a sum
+        over the pixels that teach, divided by a count.
+
+        Args:
+            labels: long (B, H, W), 255 where nothing is taught. valid: bool (B, H, W), which pixels teach.
+        """
+        if self.unlabeled_loss == "set":
+            return pseudo_labeled_set_loss(logits, labels, valid=valid, count=count)
+        weights = pseudo_label_weights(logits, labels, valid, self.class_balance)
+        return pixel_cross_entropy(logits, labels, valid=valid, count=count, class_weights=weights)
+
+    def _check_unlabeled_loss(self) -> None:
+        loss = getattr(self, "unlabeled_loss", "cross_entropy")
+        if loss not in UNLABELED_LOSSES:
+            raise ValueError(f"`unlabeled_loss` must be one of {', '.join(UNLABELED_LOSSES)}, got {loss!r}.")
+        if loss == "cross_entropy":
+            return
+        if self.labeled_loss != "set":
+            raise ValueError(
+                f'`unlabeled_loss="set"` needs `labeled_loss="set"`, got {self.labeled_loss!r}: queries learn from '
+                "labels first which masks are theirs."
+            )
+        if self.class_balance > 0:
+            raise ValueError(
+                f'`class_balance` {self.class_balance} weighs pixels, and `unlabeled_loss="set"` is a loss of masks. '
+                "Leave one of them out."
+            )
 
     def _labeled_class_weights(self, logits: Logits, labeled: LabeledBatch) -> Tensor | None:
         """The weights of the labeled loss, (C,)."""

@@ -10,8 +10,8 @@ from typing import ClassVar
 
 import torch
 
-from ..functional import pixel_cross_entropy, pseudo_label
-from .base import Objective, ObjectiveOutput, check_not_negative, check_shares, pseudo_label_weights, ramp
+from ..functional import pseudo_label
+from .base import Objective, ObjectiveOutput, check_not_negative, check_shares, ramp
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,8 @@ class CrossPseudoSupervision(Objective):
         class_balance: weight each pixel by its pseudo label's frequency in the batch to the power of minus this, so
             that rare classes are not unlearned. 0, as in the paper: all pixels equal; 1: all classes equal. (The
             labeled loss has its own weights, `class_weights`.)
+        unlabeled_loss: "cross_entropy"; or "set", the networks' own set loss on masks made from the pseudo labels,
+            which requires `labeled_loss="set"`.
 
     With n branches, each is taught by all others, and its loss is the mean over its n - 1 teachers.
     """
@@ -51,6 +53,7 @@ class CrossPseudoSupervision(Objective):
     ramp_up: float = 0.0
     confidence_threshold: float = 0.0
     class_balance: float = 0.0
+    unlabeled_loss: str = "cross_entropy"
 
     min_branches: ClassVar[int] = 2
     citation: ClassVar[str] = """@inproceedings{chen2021cps,
@@ -150,13 +153,7 @@ class CrossPseudoSupervision(Objective):
         """The loss of each branch on the pseudo labels of all others, summed over pixels (eq. 2; for n branches, the
         mean over n - 1 teachers)."""
         losses = [
-            pixel_cross_entropy(
-                student,
-                labels,
-                valid=where,
-                count=1,
-                class_weights=pseudo_label_weights(student, labels, where, self.class_balance),
-            )
+            self.pseudo_label_loss(student, labels, valid=where, count=1)
             for i, student in enumerate(logits)
             for j, labels in enumerate(pseudo_labels)
             if i != j

@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 
 import torch
 
-from ..functional import IGNORE_INDEX, pixel_cross_entropy, pseudo_label
-from .base import Objective, ObjectiveOutput, check_not_negative, check_shares, one_box, pseudo_label_weights, ramp
+from ..functional import IGNORE_INDEX, pseudo_label
+from .base import Objective, ObjectiveOutput, check_not_negative, check_shares, one_box, ramp
 from .cps import CrossPseudoSupervision, agreement
 from .unimatch_v2 import TWO_VIEWS, UniMatchV2, check_pairs_alone, complementary_logits, mixed_views
 
@@ -46,6 +46,8 @@ class AveragedCPS(Objective):
         class_balance: weight each pixel of the unlabeled term by its pseudo label's frequency in the batch to the
             power of minus this. 0: all pixels equal; 1: all classes equal.
         ramp_up: the share of training over which `weight` grows linearly to its full value.
+        unlabeled_loss: "cross_entropy"; or "set", the networks' own set loss on masks made from the pseudo labels,
+            which requires `labeled_loss="set"`.
     """
 
     weight: float = 1.0
@@ -56,6 +58,7 @@ class AveragedCPS(Objective):
     complementary_dropout: float = 0.5
     class_balance: float = 0.0
     ramp_up: float = 0.0
+    unlabeled_loss: str = "cross_entropy"
 
     min_branches: ClassVar[int] = 2
     citation: ClassVar[str] = f"{CrossPseudoSupervision.citation}\n{UniMatchV2.citation}"
@@ -104,13 +107,7 @@ class AveragedCPS(Objective):
             labeled_logits, logits = complementary_logits(self, branch, labeled.pixel_values, images)
             supervised_loss = supervised_loss + self.supervised_loss(labeled_logits, labeled)
             losses = [
-                pixel_cross_entropy(
-                    logits,
-                    by_teacher,
-                    valid=valid,
-                    count=len(self._taught) * count,
-                    class_weights=pseudo_label_weights(logits, by_teacher, valid, self.class_balance),
-                )
+                self.pseudo_label_loss(logits, by_teacher, valid=valid, count=len(self._taught) * count)
                 for other, by_teacher in enumerate(labels)
                 if (other == index) == (self.teachers == "own_average")
             ]

@@ -14,12 +14,11 @@ import torch
 from ..functional import (
     IGNORE_INDEX,
     mirrored,
-    pixel_cross_entropy,
     probabilities,
     pseudo_label,
     soft_cross_entropy,
 )
-from .base import Objective, ObjectiveOutput, check_not_negative, check_shares, one_box, pseudo_label_weights, ramp
+from .base import Objective, ObjectiveOutput, check_not_negative, check_shares, one_box, ramp
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +43,8 @@ class FixedTeacher(Objective):
         class_balance: weight each pixel of Lu by its pseudo label's frequency in the batch to the power of minus this.
             0: all pixels equal; 1: all classes equal. Not with `soft`. (`class_weights` apply to Ls only.)
         ramp_up: the share of training over which `weight` grows linearly to its full value.
+        unlabeled_loss: "cross_entropy"; or "set", the networks' own set loss on masks made from the pseudo labels,
+            which requires `labeled_loss="set"`. Not with `soft`.
     """
 
     labelers: list[str] = field(default_factory=list, metadata={"on_resume": "free"})  # a checkpoint has their hashes
@@ -54,6 +55,7 @@ class FixedTeacher(Objective):
     cutmix: float = 0.5
     class_balance: float = 0.0
     ramp_up: float = 0.0
+    unlabeled_loss: str = "cross_entropy"
 
     citation: ClassVar[str] = """@inproceedings{xie2020self,
   title     = {Self-Training with Noisy Student Improves {ImageNet} Classification},
@@ -74,6 +76,8 @@ class FixedTeacher(Objective):
         check_shares(self, "confidence_threshold", "cutmix", "class_balance", "ramp_up")
         if self.soft and self.class_balance > 0:
             raise ValueError("`class_balance` counts hard labels: set `class_balance` to 0, or remove `soft`.")
+        if self.soft and self.unlabeled_loss == "set":
+            raise ValueError('`unlabeled_loss="set"` makes masks of hard labels: leave `soft` out.')
         if not self.labelers and (self.soft or self.confidence_threshold > 0):
             raise ValueError(
                 "`soft` and `confidence_threshold` apply to labels that networks make during training: name these "
@@ -101,8 +105,7 @@ class FixedTeacher(Objective):
             if self.soft:
                 loss = soft_cross_entropy(logits, target, valid=taught, count=count)
             else:
-                weights = pseudo_label_weights(logits, target, taught, self.class_balance)
-                loss = pixel_cross_entropy(logits, target, valid=taught, count=count, class_weights=weights)
+                loss = self.pseudo_label_loss(logits, target, valid=taught, count=count)
             unsupervised_loss = unsupervised_loss + loss
         factor = self.weight * unlabeled_weight * ramp(progress, ramp_up=self.ramp_up)
         return ObjectiveOutput(

@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 
 import torch
 
-from ..functional import IGNORE_INDEX, pixel_cross_entropy, pseudo_label
-from .base import Objective, ObjectiveOutput, check_not_negative, check_shares, one_box, pseudo_label_weights, ramp
+from ..functional import IGNORE_INDEX, pseudo_label
+from .base import Objective, ObjectiveOutput, check_not_negative, check_shares, one_box, ramp
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +28,8 @@ class FixMatch(Objective):
         class_balance: weight each pixel of the unlabeled term by its pseudo label's frequency in the batch to the
             power of minus this. 0, as in the paper: all pixels equal; 1: all classes equal.
         ramp_up: the share of training over which `weight` grows linearly to its full value.
+        unlabeled_loss: "cross_entropy"; or "set", the networks' own set loss on masks made from the pseudo labels,
+            which requires `labeled_loss="set"`.
     """
 
     weight: float = 1.0
@@ -35,6 +37,7 @@ class FixMatch(Objective):
     cutmix: float = 0.5
     class_balance: float = 0.0
     ramp_up: float = 0.0
+    unlabeled_loss: str = "cross_entropy"
 
     citation: ClassVar[str] = """@inproceedings{sohn2020fixmatch,
   title     = {FixMatch: Simplifying Semi-Supervised Learning with Consistency and Confidence},
@@ -68,10 +71,7 @@ class FixMatch(Objective):
             mixed, valid, (labels,) = unlabeled.cutmix("strong", own, partners, **self.cutmix_masks)
             labeled_logits, logits = self.logits(branch, labeled.pixel_values, mixed)
             supervised_loss = supervised_loss + self.supervised_loss(labeled_logits, labeled)
-            weights = pseudo_label_weights(logits, labels, valid, self.class_balance)
-            unsupervised_loss = unsupervised_loss + pixel_cross_entropy(
-                logits, labels, valid=valid, count=count, class_weights=weights
-            )
+            unsupervised_loss = unsupervised_loss + self.pseudo_label_loss(logits, labels, valid=valid, count=count)
             taught = taught + (valid & (labels != IGNORE_INDEX)).sum()
         factor = self.weight * unlabeled_weight * ramp(progress, ramp_up=self.ramp_up)
         return ObjectiveOutput(

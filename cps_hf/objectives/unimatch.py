@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 
 import torch
 
-from ..functional import IGNORE_INDEX, pixel_cross_entropy, pseudo_label
-from .base import Objective, ObjectiveOutput, check_not_negative, check_shares, one_box, pseudo_label_weights, ramp
+from ..functional import IGNORE_INDEX, pseudo_label
+from .base import Objective, ObjectiveOutput, check_not_negative, check_shares, one_box, ramp
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +30,8 @@ class UniMatch(Objective):
         class_balance: weight each pixel of the unlabeled term by its pseudo label's frequency in the batch to the
             power of minus this. 0, as in the paper: all pixels equal; 1: all classes equal.
         ramp_up: the share of training over which `weight` grows linearly to its full value.
+        unlabeled_loss: "cross_entropy"; or "set", the networks' own set loss on masks made from the pseudo labels,
+            which requires `labeled_loss="set"`.
     """
 
     weight: float = 1.0
@@ -38,6 +40,7 @@ class UniMatch(Objective):
     feature_dropout: float = 0.5
     class_balance: float = 0.0
     ramp_up: float = 0.0
+    unlabeled_loss: str = "cross_entropy"
 
     citation: ClassVar[str] = """@inproceedings{yang2023unimatch,
   title     = {Revisiting Weak-to-Strong Consistency in Semi-Supervised Semantic Segmentation},
@@ -78,9 +81,9 @@ class UniMatch(Objective):
             labeled_logits, *strong_logits = self.logits(branch, *images)
             supervised_loss = supervised_loss + self.supervised_loss(labeled_logits, labeled)
             for logits, (_, mixed_valid, (labels,)) in zip(strong_logits, views, strict=True):  # s1 and s2
-                strong_loss = strong_loss + self._taught(logits, labels, mixed_valid, count) / 2
+                strong_loss = strong_loss + self.pseudo_label_loss(logits, labels, valid=mixed_valid, count=count) / 2
             perturbed = branch(weak, feature_dropout=self.feature_dropout)  # fp
-            feature_loss = feature_loss + self._taught(perturbed, own[0], valid, count)
+            feature_loss = feature_loss + self.pseudo_label_loss(perturbed, own[0], valid=valid, count=count)
             taught = taught + (valid & (own[0] != IGNORE_INDEX)).sum()
         unsupervised_loss = 0.5 * strong_loss + 0.5 * feature_loss
         factor = self.weight * unlabeled_weight * ramp(progress, ramp_up=self.ramp_up)
@@ -93,10 +96,6 @@ class UniMatch(Objective):
                 "mask_ratio": taught / (len(branches) * count.clamp(min=1e-9)),
             },
         )
-
-    def _taught(self, logits, labels, valid, count):
-        weights = pseudo_label_weights(logits, labels, valid, self.class_balance)
-        return pixel_cross_entropy(logits, labels, valid=valid, count=count, class_weights=weights)
 
     def _pseudo_labels(self, branch, images):
         return [pseudo_label(branch(images), confidence_threshold=self.confidence_threshold)]

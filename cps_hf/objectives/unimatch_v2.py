@@ -12,14 +12,13 @@ from typing import Any, ClassVar
 
 import torch
 
-from ..functional import IGNORE_INDEX, pixel_cross_entropy, pseudo_label
+from ..functional import IGNORE_INDEX, pseudo_label
 from .base import (
     Objective,
     ObjectiveOutput,
     check_not_negative,
     check_shares,
     one_box,
-    pseudo_label_weights,
     ramp,
     warmed_up,
 )
@@ -47,6 +46,8 @@ class UniMatchV2(Objective):
             power of minus this. 0, as in the paper: all pixels equal; 1: all classes equal.
         decay: the decay of the teacher's average. Early in training it is at most 1 - 1 / (t + 1).
         ramp_up: the share of training over which `weight` grows linearly to its full value.
+        unlabeled_loss: "cross_entropy"; or "set", the networks' own set loss on masks made from the pseudo labels,
+            which requires `labeled_loss="set"`.
     """
 
     weight: float = 1.0
@@ -56,6 +57,7 @@ class UniMatchV2(Objective):
     class_balance: float = 0.0
     decay: float = 0.996
     ramp_up: float = 0.0
+    unlabeled_loss: str = "cross_entropy"
 
     teacher: ClassVar[bool] = True
     citation: ClassVar[str] = """@article{yang2025unimatchv2,
@@ -96,10 +98,7 @@ class UniMatchV2(Objective):
         images, valid, (labels,) = mixed_views(unlabeled, TWO_VIEWS, own, partners, **self.cutmix_masks)
         labeled_logits, logits = complementary_logits(self, student, labeled.pixel_values, images)
         supervised_loss = self.supervised_loss(labeled_logits, labeled)
-        weights = pseudo_label_weights(logits, labels, valid, self.class_balance)
-        strong_loss = pixel_cross_entropy(  # (s1 + s2) / 2
-            logits, labels, valid=valid, count=2 * count, class_weights=weights
-        )
+        strong_loss = self.pseudo_label_loss(logits, labels, valid=valid, count=2 * count)  # (s1 + s2) / 2
         factor = self.weight * unlabeled_weight * ramp(progress, ramp_up=self.ramp_up)
         return ObjectiveOutput(
             (supervised_loss + factor * strong_loss) / 2,

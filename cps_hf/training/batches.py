@@ -46,19 +46,21 @@ def share_counts(
 
     A loss is a sum over N pixels of the whole step. Accelerate divides it by the accumulation steps, and DDP averages
     gradients over processes, so each micro-batch divides by N / (processes x accumulation steps).
+    The same applies to the targets of the set loss.
 
     Args:
         class_counts: the labeled set's counts, on the device. If `None`, no class weights are computed from them.
     """
-    counts = torch.zeros(3, dtype=torch.int64, device=accelerator.device)
+    counts = torch.zeros(4, dtype=torch.int64, device=accelerator.device)
     for labeled, unlabeled, _ in micro_batches:
         counts[0] += labeled.num_labels
         counts[1] += labeled.num_pixels
         if unlabeled is not None:
             counts[2] += unlabeled.num_pixels
+        counts[3] += labeled.num_targets
     shares = accelerator.reduce(counts, "sum").float() / (accelerator.num_processes * len(micro_batches))
     for labeled, unlabeled, _ in micro_batches:
-        labeled.num_labels, labeled.num_pixels = shares[0], shares[1]
+        labeled.num_labels, labeled.num_pixels, labeled.num_targets = shares[0], shares[1], shares[3]
         labeled.class_counts, labeled.over_processes = class_counts, partial(accelerator.reduce, reduction="mean")
         if unlabeled is not None:
             unlabeled.num_pixels = shares[2]

@@ -14,6 +14,7 @@ from ..checkpointing.resume import on_main_process
 from ..files import filled_whole, write_atomically
 from ..hub.card import render_card
 from ..hub.export import check_target, export_branch
+from ..modeling.universal import with_settled_masked_attention
 from . import sharding
 from .callbacks.optional import optional
 from .callbacks.pictures import PREDICTIONS, Pictures
@@ -94,11 +95,12 @@ class BranchExporter:
         aside, card = self.output_dir / "tmp-card", None
         model = self.network(name).model
         self.module.share_buffers(self.accelerator)
-        weights = sharding.weights(model)
+        with with_settled_masked_attention(model):
+            weights = sharding.weights(model)
         with sharding.whole(self.module):
             if self.accelerator.is_main_process:
                 card = self._card(name, directory.name, aside)
-        with together(self.accelerator):
+        with together(self.accelerator), with_settled_masked_attention(model):
             if self.accelerator.is_main_process:
                 export_branch(
                     model,

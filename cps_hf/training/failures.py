@@ -51,8 +51,8 @@ def explained(
             raise torch.OutOfMemoryError(f"{text} (torch said: {error})") from raised
         if accelerator.num_processes > 1 and is_connection_error(error):
             raise ConnectionError(
-                f"Process {accelerator.process_index} of {accelerator.num_processes} lost another one in step {step}: "
-                f"it died, or did not respond for {args.ddp_timeout} s (`ddp_timeout`). Its own output says why. "
+                f"Process {accelerator.process_index} of {accelerator.num_processes} lost another process in step "
+                f"{step}: it died, or did not respond for {args.ddp_timeout} s (`ddp_timeout`). Its output says why. "
                 f"{whole}. (torch said: {error})"
             ) from raised
         raise

@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ..config import EvaluationConfig
 from ..modeling import freeze_unused_parameters
 from ..modeling.classes import are_named, by_number, listed, same_names
+from ..modeling.universal import UNIVERSAL, is_universal
 from .normalization import processor_of
 
 logger = logging.getLogger(__name__)
@@ -90,6 +91,26 @@ def check_trainable(model: nn.Module, index: int) -> None:
     """
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise _nothing_to_train(model, index, "all of its parameters are frozen (`requires_grad` is false)")
+
+
+def check_set_loss(model: PreTrainedModel, index: int, *, compiles: bool) -> None:
+    """Check that a branch can be trained with `labeled_loss="set"`.
+
+    Args:
+        index: the branch's number.
+        compiles: whether the branch is compiled.
+
+    Raises:
+        ValueError: the model has no set loss, or it is compiled, so that its layers' predictions cannot be recorded.
+    """
+    if not is_universal(model.config):
+        raise ValueError(
+            f'`labeled_loss="set"` is the own loss of {", ".join(UNIVERSAL)}, and branch {index} is a '
+            f'{model.config.model_type!r}, which has none. Use `labeled_loss="cross_entropy"`, which trains every '
+            "model, or these models alone."
+        )
+    if compiles:
+        raise ValueError('`labeled_loss="set"` does not work with `torch_compile`: leave one of them out.')
 
 
 def freeze_unused(model: PreTrainedModel, index: int, size: tuple[int, int]) -> list[str]:

@@ -39,6 +39,8 @@ class TrainingModule(nn.Module):
         self.labelers = tuple(labelers)  # modules in a tuple are not registered
         self.branches = nn.ModuleList(Branch(model) for model in models)
         self.objective = objective
+        for branch in self.branches:
+            branch.keep_queries = objective.labeled_loss == "set"
         self.teacher = make_teacher(self.branches[0]) if objective.teacher else None
         self.averages = nn.ModuleList(map(make_teacher, self.branches)) if averages else None
         labeling = ("teacher",) if objective.teacher else [f"branch_{i}" for i in range(len(self.branches))]

@@ -204,6 +204,7 @@ def build_models(
         trust_remote_code=model_config.trust_remote_code,
         dtype=getattr(torch, model_config.dtype),
         attn_implementation=model_config.attn_implementation,
+        masked_attention=objective.labeled_loss == "set",
     )
     if len(built) < objective.min_branches:
         raise ValueError(f"{type(objective).__name__} needs {objective.min_branches} models, got {len(built)}.")
@@ -220,6 +221,8 @@ def build_models(
         if model_config.norm_momentum is not None:
             modeling.set_norm_momentum(model, model_config.norm_momentum)
         model_checks.check_trainable(model, index)
+        if objective.labeled_loss == "set":
+            model_checks.check_set_loss(model, index, compiles=args.torch_compile)
         check_channels(model.config, type(model).__name__)
         _check_crop(model, crop_size)
         if args.gradient_checkpointing:
@@ -237,6 +240,16 @@ def build_models(
             model.to(memory_format=torch.channels_last)
         model.train()
     return built
+
+
+def annealed_masked_attention(
+    models: Sequence[PreTrainedModel], objective: Objective
+) -> list[tuple[PreTrainedModel, torch.Tensor]]:
+    """The EoMTs that are trained with their set loss, each with the probabilities of masked attention at the start: 1
+    for a new network, 0 for one whose training was finished before."""
+    if objective.labeled_loss != "set":
+        return []
+    return [(m, m.attn_mask_probs.detach().cpu().clone()) for m in models if hasattr(m, "attn_mask_probs")]
 
 
 def _check_crop(model: PreTrainedModel, crop_size: Sequence[int]) -> None:

@@ -60,6 +60,11 @@ class Stages:
             return step / self.border
         return (step - self.border) / (self.args.max_steps - self.border)
 
+    def masks_annealed(self, step: int) -> float:
+        """How much of the annealing of EoMT's masked attention is done after `step`, in [0, 1]. It ends with the first
+        stage, whose branches are finished networks."""
+        return min(1.0, step / (self.border or self.args.max_steps))
+
     def steps_of(self, stream: str, step: int) -> int:
         """How many steps up to `step` have read the "labeled" or the "unlabeled" stream."""
         if stream == "labeled":

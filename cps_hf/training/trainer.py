@@ -27,6 +27,7 @@ from ..hub.image_processors import check_processor
 from ..hub.push import push_branch, repo_id_of
 from ..modeling.branches import Branch
 from ..modeling.classes import classes_of
+from ..modeling.universal import anneal_masked_attention
 from ..objectives import Objective, ObjectiveOutput, warmed_up
 from . import (
     arguments,
@@ -170,6 +171,7 @@ class CPSTrainer:
                 check_processor(processing_class, model.config.model_type, *means, reduces=reduces)
         self.state = setup.run_state(args, accelerator)
         self.stages = Stages(args, self.objective, self.state)
+        self._masked_attention = setup.annealed_masked_attention(self.models, self.objective)
         averages = setup.keeps_averages(args, self.objective)
         self.labelers = load_labelers(
             self.objective.labelers,
@@ -343,7 +345,9 @@ class CPSTrainer:
                 for _ in range(args.gradient_accumulation_steps)
             ]
             if state.global_step == state.first_step:
-                stack.enter_context(self.signals)  # until now there was no step to save: a signal stopped at once
+                stack.enter_context(
+                    self.signals
+                )  # before, there was no step to save, so a signal stopped the run at once
             batches.share_counts(micro_batches, accelerator, self._class_counts)
             self._progress.fill_(self.stages.progress(state.global_step))
             self._unlabeled_weight.fill_(self.unlabeled_weight.value)
@@ -360,6 +364,7 @@ class CPSTrainer:
             self.lr_scheduler.step()
             self.optimizer.zero_grad()
             state.global_step += 1
+            self._anneal_masked_attention()
             self.late.active = state.global_step >= args.max_steps
             # teacher, averages
             if verdict.finite:
@@ -382,6 +387,7 @@ class CPSTrainer:
         """Before the first step: measure the agreement in a new run, or do what a resumed run's checkpoint lists as
         pending."""
         state, control = self.state, self.control
+        self._anneal_masked_attention()
         if state.global_step == 0:
             self._measure_agreement("start")
         control.should_training_stop |= state.global_step >= self.args.max_steps
@@ -437,6 +443,11 @@ class CPSTrainer:
         """The factor on the unlabeled term, if it is set: a user's method may not support it."""
         scales = batch.unlabeled is not None and self.args.unlabeled_weight != 1
         return {"unlabeled_weight": self._unlabeled_weight} if scales else {}
+
+    def _anneal_masked_attention(self) -> None:
+        """A function of the step; a checkpoint saved after a step has the next step's probabilities."""
+        for model, beginning in self._masked_attention:
+            anneal_masked_attention(model, beginning, self.stages.masks_annealed(self.state.global_step))
 
     def _update_averages(self) -> None:
         """Update the moving averages with this step. A teacher starts with the second stage; until then it is a copy

@@ -81,19 +81,23 @@ def test_differences_are_paired_by_seed_with_students_interval(tmp_path):
 
 
 def test_the_curve_of_gains_has_a_point_per_length_and_arm():
-    cells = {
-        ("steel", 24, length, arm): {1: cell(arm, 1, score, length=length)}
-        for length, arm, score in (
-            (1500, "recommended", 0.60),
-            (1500, "control_equal_time", 0.62),
-            (3000, "recommended", 0.65),
-            (3000, "control_equal_time", 0.63),
-        )
+    scores = {
+        (1500, "recommended"): [0.60, 0.61],
+        (1500, "control_equal_time"): [0.62, 0.59, 0.50],
+        (3000, "recommended"): [0.65, 0.66],
+        (3000, "control_equal_time"): [0.63, 0.62],
     }
-    (axes,) = report.gain_figure(cells).axes
-    means = [line for line in axes.lines if line.get_label().startswith("over")]
-    assert [[*map(round, line.get_ydata())] for line in means] == [[-2, 2]]
-    assert [*means[0].get_xdata()] == [1500, 3000]
+    cells = {
+        ("steel", 24, length, arm): {seed: cell(arm, seed, score, length=length) for seed, score in enumerate(found)}
+        for (length, arm), found in scores.items()
+    }
+    cells["camvid", 23, 800, "recommended"] = cells["camvid", 23, 800, "control_equal_time"] = {1: cell("", 1, 0.5)}
+    (axes,) = report.gain_figure(cells).axes  # a set with one length has no curve
+    seeds, mean = axes.lines[:2], axes.lines[2]
+    assert [[*map(round, line.get_ydata())] for line in seeds] == [[-2, 2], [2, 4]]
+    assert [round(value) for value in mean.get_ydata()] == [0, 3]
+    assert mean.get_label() == "over control equal time, mean of seeds 0, 1"
+    assert [*mean.get_xdata()] == [1500, 3000]
 
 
 def test_a_teacher_is_scored_if_the_method_has_one():

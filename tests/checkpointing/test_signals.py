@@ -196,10 +196,8 @@ class InterruptAtStart(TrainerCallback):
         signal.raise_signal(signal.SIGINT)
 
 
-def test_before_the_first_step_a_signal_stops_at_once_and_the_run_can_start_again(tmp_path, monkeypatch, caplog):
-    old = signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # it is ignored where the tests run in the background
+def test_before_the_first_step_a_signal_stops_the_run_at_once(tmp_path, monkeypatch, caplog):
+    old = signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored if the tests run in the background
     try:
         before, callback = handlers(), InterruptAtStart()
         trainer = trainer_for(tmp_path, callback=callback)
@@ -293,7 +291,7 @@ def test_a_lost_process_ends_the_others_with_a_message(tmp_path, number):
     os.killpg(processes[1].pid, signal.SIGKILL)
     processes[1].wait()
     assert codes == [1] and time.monotonic() - began < 150
-    assert "ConnectionError: Process 0 of 2 lost another one in step" in logs[0] and "`ddp_timeout`" in logs[0]
+    assert "ConnectionError: Process 0 of 2 lost another process in step" in logs[0] and "`ddp_timeout`" in logs[0]
 
 
 @pytest.mark.slow

@@ -267,4 +267,4 @@ def test_a_space_names_the_pushed_repository(hub, exported, tmp_path, capsys):
     pushes = len(hub.titles("me/x"))
     with pytest.raises(SystemExit):
         main(words)
-    assert "exists already" in capsys.readouterr().err and len(hub.titles("me/x")) == pushes
+    assert "already exists" in capsys.readouterr().err and len(hub.titles("me/x")) == pushes

@@ -1,4 +1,4 @@
-"""Branches that are read from folders or the Hub."""
+"""Branches that are loaded from folders or the Hub."""
 
 import pytest
 from huggingface_hub.errors import RepositoryNotFoundError
@@ -10,7 +10,7 @@ from cps_hf.inference.ensemble import Ensemble
 
 @pytest.fixture
 def hub(monkeypatch):
-    """What was looked for in the cache, and what the Hub was asked for: it has nothing and does not answer."""
+    """Records requests to the cache and to the Hub. Both have nothing, and the Hub does not respond."""
     asked = []
 
     def not_there(*args, **options):
@@ -27,7 +27,7 @@ def hub(monkeypatch):
     return asked
 
 
-def test_the_hub_is_asked_once_for_a_name_that_is_no_folder(hub):
+def test_the_hub_is_contacted_once_for_a_name_without_folder(hub):
     with pytest.raises(
         ValueError,
         match=r"`some/branch`: no model could be read: there is no such folder, and it was not found on the Hub\. "
@@ -39,7 +39,7 @@ def test_the_hub_is_asked_once_for_a_name_that_is_no_folder(hub):
     assert url.endswith("/some/branch/resolve/v1/config.json")
 
 
-def test_what_the_hub_says_of_a_model_that_it_lacks_is_passed_on(hub, monkeypatch):
+def test_the_hubs_error_for_a_missing_model_is_passed_on(hub, monkeypatch):
     def absent(url, **options):
         raise RepositoryNotFoundError.__new__(RepositoryNotFoundError)
 
@@ -49,14 +49,14 @@ def test_what_the_hub_says_of_a_model_that_it_lacks_is_passed_on(hub, monkeypatc
     assert isinstance(error.value.__cause__, RepositoryNotFoundError)
 
 
-def test_a_name_that_can_be_none_of_the_hubs_is_an_error_without_asking(monkeypatch):
+def test_an_invalid_hub_name_is_an_error_without_a_request(monkeypatch):
     monkeypatch.setattr(ensemble, "get_hf_file_metadata", None)
     monkeypatch.setattr(AutoConfig, "from_pretrained", None)
     with pytest.raises(ValueError, match="`a b`: no model could be read.*The Hub said: .*a b"):
         Ensemble.from_pretrained(["a b"])
 
 
-def test_a_folder_and_a_model_in_the_cache_are_read_without_asking(tmp_path, monkeypatch):
+def test_folders_and_cached_models_are_read_without_a_request(tmp_path, monkeypatch):
     SegformerConfig().save_pretrained(tmp_path)
     monkeypatch.setattr(ensemble, "get_hf_file_metadata", None)
     monkeypatch.setattr(ensemble, "hf_hub_download", lambda *args, **options: str(tmp_path / "config.json"))

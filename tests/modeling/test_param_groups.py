@@ -164,7 +164,9 @@ def test_segformer_stages_are_layers_too():
 
 def test_wrong_rates_are_errors():
     model = build(HRNetConfig("hrnet_w18_small"))
-    with pytest.raises(ValueError, match="needs a backbone of stacked layers; HighResolutionNetFeatures has none"):
+    with pytest.raises(
+        ValueError, match="needs a backbone of stacked layers; HighResolutionNetFeatures has no known ones"
+    ):
         parameter_groups(model, learning_rate=1, weight_decay=0, layer_decay=0.9)
     with pytest.raises(ValueError, match=r"`layer_decay` must be in \(0, 1\], got 1.5"):
         parameter_groups(model, learning_rate=1, weight_decay=0, layer_decay=1.5)

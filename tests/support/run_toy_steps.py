@@ -16,8 +16,8 @@ from cps_hf.data import order
 from cps_hf.objectives import CrossPseudoSupervision, FixedTeacher, MeanTeacher
 from cps_hf.training import batches, sharding, watch
 from cps_hf.training.trainer import CPSTrainer
-from support.architectures import UNIVERSAL
 from support.toy import settings, toy_models, write_world
+from support.universal import BY_TYPE
 
 parser = argparse.ArgumentParser()
 parser.add_argument("out", type=Path)
@@ -27,7 +27,7 @@ parser.add_argument("--cutmix", action="store_true")
 parser.add_argument("--local_counts", action="store_true")
 parser.add_argument("--mixed_precision", default="no")
 parser.add_argument("--segformer", action="store_true", help="a tiny one, in place of two convolutions")
-parser.add_argument("--universal", action="store_true", help="a tiny Mask2Former and EoMT")
+parser.add_argument("--universal", nargs=2, help="the types of two tiny mask-classification networks")
 parser.add_argument("--teacher", action="store_true", help="Mean Teacher in place of CPS")
 parser.add_argument("--labelers", nargs="+", help="the fixed teacher in place of CPS, labeled by these folders")
 parser.add_argument("--evaluate", action="store_true")
@@ -61,9 +61,9 @@ if options.teacher:
     objective = MeanTeacher(perturbation="noise", noise_std=0.0, confidence_threshold=0.0)
 if options.labelers:
     objective = FixedTeacher(labelers=options.labelers)
-universal = [row.config(num_labels=3) for row in UNIVERSAL if row.model_type in ("mask2former", "eomt")]
+universal = [BY_TYPE[name].config(num_labels=3) for name in options.universal or ()]
 trainer = CPSTrainer(
-    universal if options.universal else segformer if options.segformer else toy_models(1 if options.teacher else 2),
+    universal or (segformer if options.segformer else toy_models(1 if options.teacher else 2)),
     **settings(
         output_dir=str(options.out.with_suffix(".run")),
         per_device_train_batch_size=options.batch,
@@ -85,6 +85,14 @@ trainer = CPSTrainer(
     unlabeled_dataset=write_world(world / "unlabeled", sizes, first=100, labels=False),
     eval_dataset=write_world(world / "val", [(30, 40)] * 3, first=200) if options.evaluate else None,
 )
+# These biases are zero in a new Swin and a new MaskFormer. A patch of padding and a MaskFormer's queries are then zero
+# vectors before their first LayerNorm, whose gradient there is up to 10^5 times as large as any other, and so is its
+# rounding. Trained networks have other biases.
+ZERO_VECTORS = (".embeddings.patch_embeddings.projection.bias", ".decoder.layers.0.self_attn.o_proj.bias")
+with torch.no_grad():
+    for name, parameter in trainer.module.named_parameters():
+        if options.universal and name.endswith(ZERO_VECTORS):
+            parameter.copy_(torch.linspace(-1, 1, len(parameter)))
 results = trainer.train()
 parameters = sharding.weights(trainer.module) or dict(trainer.module.state_dict())
 shares = sum(getattr(p, "_local_tensor", p).numel() for p in trainer.module.parameters())

@@ -87,5 +87,5 @@ def test_agreement_is_shown_with_the_share_of_one_class():
     agreement = {"start": 0.2, "end": 0.993}
     sound = agreement_in_words(agreement, {"start": 0.3, "end": 0.41})
     assert sound.endswith("99.3 % at the end, where 41.0 % of predictions are one class.")
-    assert "That is a collapse" in agreement_in_words(agreement, {"start": 0.3, "end": 0.991})
+    assert "This is a collapse" in agreement_in_words(agreement, {"start": 0.3, "end": 0.991})
     assert agreement_in_words(agreement, {}).endswith("99.3 % at the end.")  # resumed from an older checkpoint

@@ -44,7 +44,7 @@ class CollapseCallback(TrainerCallback):
                 self._warned.add(branch)
                 logger.warning(
                     "Branch %s has predicted one single class for all unlabeled images for %d steps: it has "
-                    "collapsed, and pseudo labels confirm it in that. Start from pretrained weights (`backbone`), "
+                    "collapsed, and its pseudo labels reinforce this. Start from pretrained weights (`backbone`), "
                     "lower `learning_rate` or the method's `weight`, let the weight grow (`ramp_up`), give rare "
                     "classes more weight (`class_balance`), and check that the labels contain more than one class.",
                     branch,
