@@ -3,7 +3,7 @@
     python benchmarks/models.py [--output docs/models.md]
 
 Built from configurations: nothing is downloaded. Memory and operations are counted on tensors without data; steps are
-timed with random weights, in some minutes on one CPU core, and on a GPU where there is one. Scores are published ones
+timed with random weights, in some minutes on one CPU core, and on a GPU if there is one. Scores are published ones
 with their sources, never ours.
 """
 
@@ -294,8 +294,8 @@ def page(costs: Sequence[Cost], on_gpu: Sequence[float] | None = None) -> str:
     date = f"{datetime.date.today():%d %B %Y}".lstrip("0")
     where = f", on an {torch.cuda.get_device_name()}" if on_gpu else ""
     written = (
-        f"Written by `python benchmarks/models.py` on {date} with torch {torch.__version__.split('+')[0]}{where}; not "
-        "edited by hand."
+        f"Written by `python benchmarks/models.py` on {date} with torch {torch.__version__.split('+')[0]}{where}. Do "
+        "not edit manually."
     )
     return "\n".join([written, "", *lines, "", *(f"[^m{i}]: {note}" for i, note in enumerate(notes, 1))])
 

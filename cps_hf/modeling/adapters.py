@@ -85,7 +85,7 @@ def merged(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _adapted(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers with an adapter by name. peft is not imported where there is none."""
+    """The layers with an adapter by name. peft is not imported if there are no adapters."""
     return {name: module for name, module in model.named_modules() if hasattr(module, "lora_A")}
 
 

@@ -64,7 +64,7 @@ def logits(model, size):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_all_linear_layers_of_the_backbone_get_one_and_the_network_starts_as_it_was(name):
+def test_linear_layers_get_adapters_that_start_as_the_identity(name):
     model, size = MODELS[name](), SIZES.get(name, 56)
     before, heads = logits(model, size), head_parameters(model)
     linear = {key for key, module in backbone_of(model).named_modules() if isinstance(module, nn.Linear)}

@@ -124,7 +124,7 @@ def test_position_embeddings_of_dinov2_are_resized_to_the_image():
             torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 
 
-def test_dinov3_turns_patches_by_their_place_and_in_training_by_a_drawn_scale():
+def test_dinov3_rotary_positions_and_their_scale_in_training():
     model = build_branches(vit_dpt(dinov3()), num_branches=1)[0]
     rope = model.backbone.rope_embeddings.eval()
     cos, sin = rope(torch.empty(1, 3, 3 * 16, 5 * 16))
@@ -172,7 +172,7 @@ DROPPED = {
 
 
 @pytest.mark.parametrize("name", DROPPED)
-def test_complementary_dropout_acts_on_the_transformers_own_maps_alike_in_all_layers(name):
+def test_complementary_dropout_acts_alike_on_the_maps_of_all_layers(name):
     """Also in the DPT networks of transformers, whose neck takes them before the head (UniMatch V2)."""
     backbone, around, head, patch = DROPPED[name]
     torch.manual_seed(0)

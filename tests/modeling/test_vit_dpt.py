@@ -54,7 +54,7 @@ def test_the_head_equals_plain_torch(align_corners):
     assert torch.allclose(model.decode_head(tuple(maps)), expected, atol=1e-10)
 
 
-def test_logits_are_at_an_eighth_of_the_patch_and_the_loss_is_the_cross_entropy_at_label_size():
+def test_logits_stride_and_the_loss_at_label_size():
     torch.manual_seed(0)
     model = ViTDPTForSemanticSegmentation(config()).eval()
     images, labels = torch.randn(2, 3, 56, 84), torch.randint(0, 3, (2, 56, 84))

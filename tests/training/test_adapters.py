@@ -40,7 +40,7 @@ def trainer_for(world, out, **fields):
     return CPSTrainer([segformer, upernet], **settings(**(values | fields)), **world)
 
 
-def test_adapters_and_heads_learn_the_rest_stays_and_the_export_loads_without_peft(world, tmp_path):
+def test_adapters_and_heads_learn_and_the_export_loads_without_peft(world, tmp_path):
     trainer = trainer_for(world, tmp_path / "out")
     before = {key: p.detach().clone() for key, p in trainer.module.branches.named_parameters()}
     trainer.train()
