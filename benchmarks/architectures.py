@@ -323,7 +323,7 @@ TINY_HEADER = ["Family", f"{STEPS} steps: loss", "Reloaded without `cps_hf`", "R
 TINY_HEADER += [f"{ODD_SIZE[0]} x {ODD_SIZE[1]} image"]
 INTRODUCTION = """# Architectures
 
-This page covers every model type of `AutoModelForSemanticSegmentation` in the installed transformers, and the two of
+This page covers every model type of `AutoModelForSemanticSegmentation` in the installed transformers, and the three of
 this package:
 {model_types}.
 
@@ -352,7 +352,7 @@ These models run the same code with few channels and random weights, on the CPU.
   four images of coloured blocks with five classes.
 - *Reloaded*: exported by `cps_hf.hub.export_branch`, loaded by `AutoModelForSemanticSegmentation.from_pretrained` in
   two new processes. In one, `cps_hf` cannot be imported, and `trust_remote_code=True` runs the exported code of this
-  package's two model types; in the other it can, without that flag. "Equal": the same logits as before the export, to
+  package's three model types; in the other it can, without that flag. "Equal": the same logits as before the export, to
   the last bit unless a difference is given.
 - *Pipeline*: `pipeline("image-segmentation", model=folder)` in both processes, on an image of 64 x 96
   (height x width; DPT's and Data2Vec's exported image processors resize it).

@@ -436,6 +436,13 @@ class ModelConfig:
         trust_remote_code: run code that comes with a checkpoint.
         freeze_backbone: train the decode heads only.
         freeze_norms: keep the backbone's normalisation layers fixed.
+        lora_rank: the rank of low-rank adapters (LoRA) that are trained in the frozen backbone. The heads are trained
+            in full, and the adapters are merged into the weights on export. Needs peft (the extra `lora`). If `None`,
+            no adapters.
+        lora_alpha: the adapters' scale times `lora_rank`. If `None`, twice `lora_rank`. Only with `lora_rank`.
+        lora_dropout: on the adapters' input, while training. Only with `lora_rank`.
+        lora_target_modules: the adapted layers of the backbone, by the ends of their names. If `None`, all linear
+            layers. Only with `lora_rank`.
         norm_momentum: the share of a batch's statistics in the update of batch norm's running statistics. Smaller
             values suit small batches. If `None`, each layer's own value, usually 0.1.
         image_mean: the mean that images in [0, 1] are normalised with, three numbers. If `None`, that of the
@@ -452,12 +459,17 @@ class ModelConfig:
     trust_remote_code: bool = free(False)
     freeze_backbone: bool = False
     freeze_norms: bool = False
+    lora_rank: int | None = None
+    lora_alpha: float | None = None
+    lora_dropout: float = 0.0
+    lora_target_modules: list[str] | None = None
     norm_momentum: float | None = None
     image_mean: list[float] | None = None
     image_std: list[float] | None = None
 
     def __post_init__(self):
-        _check_numbers(self, at_least={"num_branches": 1})
+        _check_numbers(self, at_least={"num_branches": 1, "lora_rank": 1})
+        self._check_lora()
         if self.norm_momentum is not None and not 0 < self.norm_momentum <= 1:
             raise ValueError(f"`norm_momentum` must be in (0, 1], got {self.norm_momentum}; or None for no change.")
         _check_one_of(self, "dtype", "float32", "bfloat16", "float16")
@@ -469,6 +481,24 @@ class ModelConfig:
             raise ValueError(f"`image_std` must be positive, got {self.image_std}.")
         if isinstance(self.backbone, list | tuple):
             self.backbone = ["none" if entry is None else entry for entry in self.backbone]
+
+    def _check_lora(self) -> None:
+        if self.lora_rank is None:
+            for name, default in (("lora_alpha", None), ("lora_dropout", 0.0), ("lora_target_modules", None)):
+                if getattr(self, name) != default:
+                    raise ValueError(f"`{name}` goes with `lora_rank`, which is not set: set it, or omit `{name}`.")
+            return
+        if self.freeze_backbone:
+            raise ValueError("`lora_rank` freezes the backbone but for its adapters: leave `freeze_backbone` out.")
+        if self.lora_alpha is not None and self.lora_alpha <= 0:
+            raise ValueError(f"`lora_alpha` must be above 0, got {self.lora_alpha}.")
+        if not 0 <= self.lora_dropout < 1:
+            raise ValueError(f"`lora_dropout` must be in [0, 1), got {self.lora_dropout}.")
+        if self.lora_target_modules is not None:
+            given = self.lora_target_modules
+            self.lora_target_modules = [given] if isinstance(given, str) else [*given]
+            if not self.lora_target_modules:
+                raise ValueError("`lora_target_modules` is empty: name layers, or leave it out for all linear ones.")
 
     def backbone_source(self, index: int) -> str | None:
         """The backbone weights that branch `index` starts from. If `None`, those that its model has."""

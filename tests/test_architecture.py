@@ -215,7 +215,9 @@ def test_examples_use_no_private_names(path):
 
 def test_code_copied_with_a_branch_only_imports_its_own_files():
     shared = [PACKAGE / "modeling" / f"{name}.py" for name in ("segmentation_model", "timm_features")]
-    for path in [*shared, *PACKAGE.glob("modeling/*_deeplabv3_plus.py"), *PACKAGE.glob("modeling/*_hrnet.py")]:
+    own = [path for name in ("deeplabv3_plus", "hrnet", "vit_dpt") for path in PACKAGE.glob(f"modeling/*_{name}.py")]
+    assert len(own) == 6
+    for path in [*shared, *own]:
         ours = {name for name in imported_names(path) if name.startswith("cps_hf")}
         assert all(name.split(".")[1] == "modeling" for name in ours)
         assert "cps_hf" not in {

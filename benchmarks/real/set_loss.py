@@ -1,6 +1,6 @@
 """Check that small mask-classification networks learn from few real labels, next to UperNet on the same backbone.
 
-All networks start from random weights. One JSON line per run, appended to `--out`:
+All networks start from random weights. Each run appends a JSON line to `--out`:
 
     python benchmarks/real/set_loss.py --data DIR/camvid --arms upernet mask2former mask2former-set
 """

@@ -1,28 +1,32 @@
 """Segmentation models as branches: built, initialised, frozen, checked and grouped for the optimizer.
 
-Importing this package registers DeepLabV3+ and HRNet with transformers' Auto classes. Their files must stay in the
-same folder as segmentation_model.py and timm_features.py, which both need: transformers copies a saved model's code
-from one folder only.
+Importing this package registers DeepLabV3+, HRNet and ViT-DPT with transformers' Auto classes. Their files must stay
+in the same folder as segmentation_model.py and timm_features.py, which they need: transformers copies a saved model's
+code from one folder only.
 """
 
 from transformers import AutoConfig, AutoModelForSemanticSegmentation
 
+from .adapters import add_adapters
 from .backbones import load_backbone_weights
 from .branches import Branch, build_branches
 from .configuration_deeplabv3_plus import DeepLabV3PlusConfig
 from .configuration_hrnet import HRNetConfig
+from .configuration_vit_dpt import ViTDPTConfig
 from .convert import from_torchsemiseg
 from .freezing import freeze, freeze_unused_parameters
 from .gradient_checkpointing import enable_gradient_checkpointing
 from .input_size import check_input_size, check_train_batch
 from .modeling_deeplabv3_plus import DeepLabV3PlusForSemanticSegmentation
 from .modeling_hrnet import HRNetForSemanticSegmentation
+from .modeling_vit_dpt import ViTDPTForSemanticSegmentation
 from .norms import convert_sync_batchnorm, set_norm_momentum
 from .param_groups import parameter_groups
 
 for _config, _model in (
     (DeepLabV3PlusConfig, DeepLabV3PlusForSemanticSegmentation),
     (HRNetConfig, HRNetForSemanticSegmentation),
+    (ViTDPTConfig, ViTDPTForSemanticSegmentation),
 ):
     AutoConfig.register(_config.model_type, _config, exist_ok=True)
     AutoModelForSemanticSegmentation.register(_config, _model, exist_ok=True)
@@ -36,6 +40,9 @@ __all__ = [
     "DeepLabV3PlusForSemanticSegmentation",
     "HRNetConfig",
     "HRNetForSemanticSegmentation",
+    "ViTDPTConfig",
+    "ViTDPTForSemanticSegmentation",
+    "add_adapters",
     "build_branches",
     "check_input_size",
     "check_train_batch",

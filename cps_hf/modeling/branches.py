@@ -53,8 +53,9 @@ from .universal import (
     switch_masked_attention_off,
 )
 
-HEAD_NAMES = ("decode_head", "segmentation_head", "head", "decoder")
-"""The name of the module in transformers' models (and this package's) that takes the backbone's feature maps."""
+HEAD_NAMES = ("neck", "decode_head", "segmentation_head", "head", "decoder")
+"""The name of the module in transformers' models (and this package's) that takes the backbone's feature maps.
+A DPT has a neck before its head."""
 
 logger = logging.getLogger("cps_hf")
 
@@ -404,8 +405,7 @@ def _read_config(source, options: dict) -> PreTrainedConfig:
     if config.model_type == "dpt" and config.backbone_config is not None and not config.is_hybrid:
         raise ValueError(
             f"{_named(source)}: DPTForSemanticSegmentation ignores `backbone_config` and "
-            "builds its own ViT. For another backbone, use UperNetConfig, or Tipsv2DptConfig (a DPT head) "
-            "with a Dinov2WithRegistersConfig(reshape_hidden_states=False)."
+            "builds its own ViT. For another backbone, use ViTDPTConfig (a DPT head) or UperNetConfig."
         )
     return config
 

@@ -1,4 +1,4 @@
-"""The common initialisation and output of DeepLabV3+ and HRNet. Copied with a pushed model."""
+"""The common initialisation and output of DeepLabV3+, HRNet and ViT-DPT. Copied with a pushed model."""
 
 from __future__ import annotations
 

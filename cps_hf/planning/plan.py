@@ -15,6 +15,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from ..modeling.around import architecture_around, has_batch_norms
+from ..modeling.licences import conditions
 from .facts import DataFacts
 from .machine import Machine
 from .recommended import FIRST_STAGE_SHARE, LABELED, UNLABELED
@@ -175,6 +176,8 @@ class _Planner:
             around = architecture_around(backbone)
             self.has_batch_norms, self.can_shrink = around.has_batch_norms, True
             where = f"a GPU of {machine.memory:.0f} GiB" if machine.is_gpu else "small enough for a CPU"
+            if "backbone" not in self.given and (said := conditions(backbone)):
+                self.plan.notes.append(f"The weights {backbone} have a licence with conditions: {said}.")
             self.choose("backbone", backbone, f"pretrained on ImageNet; {where}. Around it: {around.said}")
 
     def sizes(self) -> None:

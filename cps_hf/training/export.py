@@ -14,6 +14,7 @@ from ..checkpointing.resume import on_main_process
 from ..files import filled_whole, write_atomically
 from ..hub.card import render_card
 from ..hub.export import check_target, export_branch
+from ..modeling.adapters import merged
 from ..modeling.universal import with_settled_masked_attention
 from . import sharding
 from .callbacks.optional import optional
@@ -103,7 +104,7 @@ class BranchExporter:
         with together(self.accelerator), with_settled_masked_attention(model):
             if self.accelerator.is_main_process:
                 export_branch(
-                    model,
+                    merged(model),
                     directory,
                     state_dict=weights,
                     id2label=self.run.id2label,

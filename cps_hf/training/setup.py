@@ -13,7 +13,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, is_initialized
-from accelerate.utils import LoggerType
+from accelerate.utils import DistributedType, LoggerType
 from datasets import Dataset
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -29,6 +29,8 @@ from ..functional import frequency_weights
 from ..modeling.branches import source_per_branch
 from ..modeling.channels import check_channels
 from ..modeling.classes import classes_of
+from ..modeling.initialization import branch_seed
+from ..modeling.licences import warn_of_conditions
 from ..modeling.twins import reject_twins
 from ..objectives import OBJECTIVES, Objective
 from . import memory, model_checks, sharding
@@ -190,6 +192,8 @@ def build_models(
     """
     _warn_of_idle_ohem(crop_size, objective)
     model_checks.check_passed_classes(models, id2label)
+    if accelerator.is_main_process:
+        warn_of_conditions(_named_weights(models, model_config))
     # A teacher belongs to one branch: a single id or configuration is not used twice then.
     alone = objective.teacher and model_config.num_branches is None and not isinstance(models, list | tuple)
     count = 1 if alone else len(source_per_branch(models, model_config.num_branches))
@@ -215,7 +219,13 @@ def build_models(
     if id2label is None and accelerator.is_main_process:
         trust = model_config.trust_remote_code
         model_checks.log_class_source(models, classes_of(built), trust_remote_code=trust)
+    if model_config.lora_rank is not None and accelerator.distributed_type == DistributedType.FSDP:
+        raise ValueError(
+            "`lora_rank` is not supported with FSDP2: adapters need little memory. Launch with DDP, or leave it out."
+        )
     for index, model in enumerate(built):
+        if model_config.lora_rank is not None:
+            _add_adapters(model, index, model_config, args, accelerator)
         if model_config.freeze_backbone or model_config.freeze_norms:
             modeling.freeze(model, backbone=model_config.freeze_backbone, norms=model_config.freeze_norms)
         if model_config.norm_momentum is not None:
@@ -240,6 +250,33 @@ def build_models(
             model.to(memory_format=torch.channels_last)
         model.train()
     return built
+
+
+def _named_weights(models, model_config: ModelConfig) -> list[str]:
+    sources = [models] if isinstance(models, str | os.PathLike) or not isinstance(models, Sequence) else models
+    backbones = model_config.backbone or []
+    backbones = backbones if isinstance(backbones, list) else [backbones]
+    return [str(name) for name in (*sources, *backbones) if isinstance(name, str | os.PathLike)]
+
+
+def _add_adapters(
+    model: PreTrainedModel, index: int, model_config: ModelConfig, args: CPSConfig, accelerator: Accelerator
+) -> None:
+    names = modeling.add_adapters(
+        model,
+        rank=model_config.lora_rank,
+        seed=branch_seed(args.seed, index),
+        alpha=model_config.lora_alpha,
+        dropout=model_config.lora_dropout,
+        target_modules=model_config.lora_target_modules,
+    )
+    if accelerator.is_main_process:
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        share = trained / sum(p.numel() for p in model.parameters())
+        logger.info(
+            "branch %d: adapters of rank %d in %d layers of its backbone; %.1f %% of its parameters are trained.",
+            *(index, model_config.lora_rank, len(names), 100 * share),
+        )
 
 
 def annealed_masked_attention(

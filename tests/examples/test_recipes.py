@@ -52,6 +52,8 @@ def test_every_kind_of_recipe_is_there():
         "voc_upernet_swin_t",
         "voc_upernet_convnext_t",
         *(f"{data}_cps_cutmix_dinov2_{size}" for data in ("voc", "cityscapes") for size in "sb"),
+        *(f"cityscapes_unimatch_v2_dinov2_{size}" for size in "sb"),
+        "voc_unimatch_v2_dinov2_b",
     }
 
 
@@ -61,11 +63,14 @@ NETS = {
 }
 
 
+PAPERS = {"cps": "arXiv 2106.01226", "unimatch_v2": "arXiv 2410.10777"}
+
+
 @every_recipe
 def test_a_recipe_starts_with_its_header(recipe):
     said, values = header(recipe), yaml.safe_load(recipe.read_text())
     assert list(said) == ["Paper", "Command", "Hardware", "Steps", "Expected mIoU"]
-    assert "arXiv 2106.01226" in said["Paper"]
+    assert PAPERS[values["objective"]] in said["Paper"]
     batch = values["num_processes"] * values["per_device_train_batch_size"]
     assert said["Hardware"].startswith(f"{values['num_processes']} GPUs, {values['per_device_train_batch_size']} lab")
     assert f"global batch {batch} + {batch}." in said["Hardware"]
@@ -138,6 +143,13 @@ DINOV2_OBJECTS = {
     "max_steps": math.ceil(9259 / 4) // 4 * 60,  # 4 processes with batches of 4, 60 epochs
     "global batch": 16,
 }
+UNIMATCH_V2 = {
+    "weight": 1.0,
+    "confidence_threshold": 0.95,
+    "cutmix": 0.5,
+    "complementary_dropout": 0.5,
+    "decay": 0.996,
+}
 SGD = {"optim": "sgd", "momentum": 0.9, "lr_scheduler_type": "polynomial"}
 SGD |= {"lr_scheduler_kwargs": {"power": 0.9, "lr_end": 0.0}, "head_learning_rate_factor": 1, "warmup_steps": 0}
 SGD |= {"random_scale": [0.5, 0.75, 1.0, 1.5, 1.75, 2.0], "random_scale_mode": "choice", "horizontal_flip": 0.5}
@@ -158,6 +170,18 @@ EXPECTED = {
     },
     **{f"cityscapes_cps_cutmix_dinov2_{size}": DINOV2_STREETS for size in "sb"},
     **{f"voc_cps_cutmix_dinov2_{size}": DINOV2_OBJECTS for size in "sb"},
+    **{
+        f"cityscapes_unimatch_v2_dinov2_{size}": {
+            **{**DINOV2_STREETS, **UNIMATCH_V2, "ohem_threshold": 0.7, "ohem_min_kept": 200_000 // 2},
+            "models": [f"models/vit_dpt_dinov2_{size}.json"],
+            "backbone": f"facebook/dinov2-{name}",
+        }
+        for size, name in (("s", "small"), ("b", "base"))
+    },
+    "voc_unimatch_v2_dinov2_b": {
+        **{**DINOV2_OBJECTS, **UNIMATCH_V2, "labeled_loss": "cross_entropy"},
+        "max_steps": math.ceil((10_582 - 183) / 4) // 4 * 60,
+    },
 }
 
 
@@ -170,8 +194,9 @@ def test_numbers_are_the_published_ones(name):
     batch = expected.pop("global batch")
     assert count * args.per_device_train_batch_size == count * args.unlabeled_batch_size == batch
     assert {key: values[key] for key in expected} == expected
-    assert values["eval_mode"] == "sliding" and values["confidence_threshold"] == values["class_balance"] == 0
-    assert values["warm_up"] == values["ramp_up"] == 0 and values["max_grad_norm"] is None
+    assert values["eval_mode"] == "sliding" and values["class_balance"] == 0
+    assert expected.get("confidence_threshold", 0) == values["confidence_threshold"]
+    assert values.get("warm_up", 0) == values["ramp_up"] == 0 and values["max_grad_norm"] is None
     net = NETS.get(name.rsplit("_", 1)[1])
     assert net is None or (values["models"], values["backbone"]) == ([net[0]], net[1])
 
@@ -197,6 +222,9 @@ def test_steps_of_all_ratios_are_those_of_the_release(name, steps):
         ("cityscapes_cps_cutmix_r101", "74.72 at 1/16, 77.62 at 1/8, 79.21 at 1/4, 80.21 at 1/2 (read"),
         ("cityscapes_coarse_cps_cutmix_hrnet_w48", "82.4 (read"),
         ("cityscapes_cps_cutmix_dinov2_s", "none published for CPS."),
+        ("cityscapes_unimatch_v2_dinov2_s", "80.6 at 1/16, 81.9 at 1/8, 82.4 at 1/4, 82.6 at 1/2 (read"),
+        ("cityscapes_unimatch_v2_dinov2_b", "83.6 at 1/16, 84.3 at 1/8, 84.5 at 1/4, 85.1 at 1/2 (read"),
+        ("voc_unimatch_v2_dinov2_b", "86.3 at 1/16 (92 labels), 87.9 at 183, 88.9 at 366, 90.0 at 732, 90.8 at 1464"),
         ("voc_upernet_swin_t", "none published."),
     ],
 )
@@ -215,6 +243,14 @@ def test_expected_scores_are_the_published_ones(name, numbers):
         ("upernet_convnext_t", None, 27.8e6, 512),
         ("dpt_dinov2_s", None, 22_056_576, 798),
         ("dpt_dinov2_b", None, 86_580_480, 798),
+        ("vit_dpt_dinov2_s", None, 22_056_576, 798),
+        ("vit_dpt_dinov2_b", None, 86_580_480, 798),
+        ("vit_dpt_dinov2_registers_s", None, 22_056_576 + 4 * 384, 518),
+        ("vit_dpt_dinov3_s", None, 21.6e6, 512),
+        ("upernet_dinov2_s", None, 22_056_576, 518),
+        ("upernet_dinov3_s", None, 21.6e6, 512),
+        ("upernet_dinov3_convnext_t", None, 27.8e6, 512),
+        ("deeplabv3_plus_dinov3_convnext_t", None, 27.8e6, 512),
     ],
 )
 def test_models_have_the_published_sizes_and_take_the_crop(name, parameters, backbone_parameters, crop):

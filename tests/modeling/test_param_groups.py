@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from support.architectures import DINOV3_VIT
 from support.tiny_models import STAGES, build, deeplab, dinov2, segformer, swin, upernet
 from torch import nn
 from transformers import (
+    AutoConfig,
     BeitConfig,
     ConvNextConfig,
     ConvNextV2Config,
@@ -133,21 +135,56 @@ DEPTHS = [
         },
     ),
     (deeplab, 4, {"_backbone.conv1": 0, "layer1.0": 1, "layer4.0": 4}),
+    (
+        lambda: upernet(Dinov2WithRegistersConfig(**{**STACK, "hidden_size": 32}, image_size=56, out_features=STAGES)),
+        4,
+        {"register_tokens": 0, "position_embeddings": 0, "layer.0.mlp": 1, "layer_scale2.lambda1": {1, 2, 3, 4}}
+        | {"layer.3.attention": 4, "backbone.layernorm": 4},
+    ),
+    (
+        lambda: upernet(AutoConfig.for_model("dinov3_vit", **DINOV3_VIT)),
+        4,
+        {"embeddings.register_tokens": 0, "patch_embeddings": 0, "model.layer.0.norm1": 1, "layer.2.layer_scale1": 3}
+        | {"model.layer.3.mlp.down_proj": 4, "backbone.norm": 4},
+    ),
+    (
+        lambda: upernet(
+            AutoConfig.for_model(
+                "dinov3_convnext", hidden_sizes=[8, 16, 24, 32], depths=[2, 1, 1, 1], out_features=STAGES
+            )
+        ),
+        5,
+        {
+            "stages.0.downsample_layers": 0,
+            "stages.0.layers.1": 2,
+            "stages.1.downsample_layers": 3,
+            "stages.1.layers.0.gamma": 3,
+            "stages.3.layers.0": 5,
+        },
+    ),
 ]
 
 
-@pytest.mark.parametrize("model, last, expected", DEPTHS, ids=["dinov2", "swin", "convnext", "timm resnet"])
+DEPTHS_OF = ["dinov2", "swin", "convnext", "timm resnet", "dinov2 with registers", "dinov3 vit", "dinov3 convnext"]
+
+
+@pytest.mark.parametrize("model, last, expected", DEPTHS, ids=DEPTHS_OF)
 def test_layer_decay_lowers_the_rate_layer_by_layer(model, last, expected):
     model = model()
     groups = parameter_groups(
         model, learning_rate=1.0, weight_decay=0.1, layer_decay=0.5, backbone_learning_rate_factor=0.5
     )
     rate = {id(p): group["lr"] for group in groups for p in group["params"]}
-    for part, layer in expected.items():
+    for part, layers in expected.items():
         found = {
             rate[id(p)] for name, p in model.named_parameters() if f"{part}." in f"{name}." and "backbone" in name
         }
-        assert found == {0.5 * 0.5 ** (last + 1 - layer)}, (part, found)
+        numbers = layers if isinstance(layers, set) else {layers}
+        assert found == {0.5 * 0.5 ** (last + 1 - layer) for layer in numbers}, (part, found)
+    decayed = {name for name, p in model.named_parameters() if "backbone" in name}
+    assert {rate[id(p)] for name, p in model.named_parameters() if name in decayed} == {
+        0.5 * 0.5 ** (last + 1 - layer) for layer in range(last + 1)
+    }
     assert {rate[id(p)] for name, p in model.named_parameters() if name.startswith("decode_head")} == {1.0}
 
 

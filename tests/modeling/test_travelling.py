@@ -1,4 +1,4 @@
-"""A pushed DeepLabV3+ or HRNet includes its code: it loads where this package is not installed."""
+"""A pushed DeepLabV3+, HRNet or ViT-DPT includes its code: it loads where this package is not installed."""
 
 import json
 import os
@@ -7,13 +7,16 @@ import sys
 
 import pytest
 import torch
-from transformers import pipeline
+from support.architectures import DINOV2, DPT
+from transformers import Dinov2Config, pipeline
 
 from cps_hf.modeling import (
     DeepLabV3PlusConfig,
     DeepLabV3PlusForSemanticSegmentation,
     HRNetConfig,
     HRNetForSemanticSegmentation,
+    ViTDPTConfig,
+    ViTDPTForSemanticSegmentation,
 )
 
 NAMES = {0: "road", 1: "car", 2: "sky"}
@@ -44,6 +47,8 @@ def test_saved_models_load_in_a_process_without_the_package(tmp_path):
         ),
         "hrnet": HRNetForSemanticSegmentation(HRNetConfig(backbone="hrnet_w18_small", **LABELS)),
     }
+    vit = Dinov2Config(**DINOV2)
+    models["vit_dpt"] = ViTDPTForSemanticSegmentation(ViTDPTConfig(backbone_config=vit, **DPT, **LABELS))
     for name, model in models.items():
         model.eval().save_pretrained(tmp_path / name)
         assert json.loads((tmp_path / name / "config.json").read_text())["auto_map"]

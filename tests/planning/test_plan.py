@@ -232,3 +232,12 @@ def test_without_a_pretrained_backbone_the_plan_gives_advice():
     assert "backbone" not in plan.values() and not plan.values().get("freeze_norms")
     assert "random weights" in plan.table() and "offline-backbone" in plan.table() and "20 labeled" in plan.table()
     assert not make_plan(STREETS, CPU, {}).notes
+
+
+def test_a_licence_with_conditions_is_in_the_plan_and_none_is_chosen_today():
+    name = "timm/convnext_tiny.dinov3_lvd1689m"
+    plan = make_plan(STREETS, dataclasses.replace(GPU, backbone=name), {})
+    assert [note for note in plan.notes if "DINOv3 License" in note and name in note]
+    given = make_plan(STREETS, GPU, {"backbone": name})  # logged where the weights are loaded
+    assert not [note for note in given.notes if "licence" in note]
+    assert not [note for note in make_plan(STREETS, GPU, {}).notes if "licence" in note]

@@ -12,9 +12,9 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 
-import cps_hf.modeling  # noqa: F401  (registers deeplabv3_plus and cps_hrnet)
+import cps_hf.modeling  # noqa: F401  (registers our own)
 
-KNOWN = set(MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES) | {"deeplabv3_plus", "cps_hrnet"}
+KNOWN = set(MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES) | {"deeplabv3_plus", "cps_hrnet", "cps_vit_dpt"}
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ DPT = {"neck_hidden_sizes": [8] * 4, "fusion_hidden_size": 16}
 SWIN = {"image_size": 64, "embed_dim": 8, "depths": [1] * 4, "num_heads": [1, 2, 2, 2], "window_size": 4}
 SEGFORMER = {"hidden_sizes": [8, 16, 24, 32], "depths": [1] * 4, "num_attention_heads": [1, 2, 2, 2]}
 RESNET = {"embedding_size": 8, "hidden_sizes": [8, 16, 24, 32], "depths": [1] * 4, "layer_type": "basic"}
+DINOV3_VIT = {**DINOV3, "hidden_size": 32, "intermediate_size": 64}  # wide enough for most weights to be in layers
 CONVNEXT = {"hidden_sizes": [8, 16, 24, 32], "depths": [1] * 4}
 MOBILEVIT = {"hidden_sizes": [8, 12, 16], "neck_hidden_sizes": [4, 4, 8, 8, 8, 12, 32], "num_attention_heads": 2}
 ASPP = {"image_size": 64, "output_stride": 16, "aspp_out_channels": 8}
@@ -62,6 +63,18 @@ def dinov2_with_registers() -> PreTrainedConfig:
     return AutoConfig.for_model("dinov2_with_registers", **DINOV2, reshape_hidden_states=False)
 
 
+def dinov2_registers() -> dict[str, Any]:
+    return {"backbone_config": AutoConfig.for_model("dinov2_with_registers", **DINOV2, num_register_tokens=4)}
+
+
+def dinov3_vit() -> dict[str, Any]:
+    return {"backbone_config": AutoConfig.for_model("dinov3_vit", **DINOV3_VIT)}
+
+
+def dinov3_convnext(*stages: str) -> dict[str, Any]:
+    return {"backbone_config": AutoConfig.for_model("dinov3_convnext", **CONVNEXT, out_features=[*(stages or STAGES)])}
+
+
 _ALL = [
     Architecture("segformer", "segformer", lambda: {**SEGFORMER, "decoder_hidden_size": 16}),
     Architecture("upernet-resnet", "upernet", lambda: upernet("resnet", **RESNET, out_features=STAGES)),
@@ -70,6 +83,16 @@ _ALL = [
     Architecture("upernet-swinv2", "upernet", lambda: upernet("swinv2", **SWIN, out_features=STAGES)),
     Architecture("upernet-dinov2", "upernet", lambda: upernet("dinov2", **DINOV2), (56, 56), (84, 70)),
     Architecture("upernet-dinov3", "upernet", lambda: upernet("dinov3_vit", **DINOV3), oblong=(96, 64)),
+    Architecture(
+        "upernet-dinov2-registers",
+        "upernet",
+        lambda: upernet("dinov2_with_registers", **DINOV2, num_register_tokens=4),
+        (56, 56),
+        (84, 70),
+    ),
+    Architecture(
+        "upernet-dinov3-convnext", "upernet", lambda: upernet("dinov3_convnext", **CONVNEXT, out_features=STAGES)
+    ),
     Architecture(
         "upernet-timm-resnet", "upernet", lambda: upernet("timm_backbone", backbone="test_resnet", out_indices=[1, 4])
     ),
@@ -107,6 +130,13 @@ _ALL = [
         "deeplabv3_plus",
         lambda: {**DEEPLAB, "head": "textbook", "backbone_config": swin(out_features=["stage1", "stage4"])},
     ),
+    Architecture(
+        "deeplabv3_plus-dinov3-convnext",
+        "deeplabv3_plus",
+        lambda: {**DEEPLAB, "head": "textbook", **dinov3_convnext("stage1", "stage4")},
+    ),
+    Architecture("vit_dpt-dinov2-registers", "cps_vit_dpt", lambda: {**DPT, **dinov2_registers()}, (56, 56), (84, 70)),
+    Architecture("vit_dpt-dinov3", "cps_vit_dpt", lambda: {**DPT, **dinov3_vit()}, oblong=(96, 64)),
     Architecture("hrnet", "cps_hrnet", lambda: {"backbone": "hrnet_w18_small"}, takes_oblong=False),
 ]
 ARCHITECTURES = [architecture for architecture in _ALL if architecture.model_type in KNOWN]
@@ -190,6 +220,16 @@ def dinov2_small() -> Any:
     )
 
 
+def registers_small() -> dict[str, Any]:
+    sizes = {"image_size": 518, "patch_size": 14, "out_features": THIRDS}
+    return {"backbone_config": AutoConfig.for_model("dinov2_with_registers", **VIT_SMALL, **sizes)}
+
+
+def dinov3_small() -> dict[str, Any]:
+    sizes = {"intermediate_size": 1536, "num_register_tokens": 4, "out_features": THIRDS}
+    return {"backbone_config": AutoConfig.for_model("dinov3_vit", **VIT_SMALL, **sizes)}
+
+
 def deeplab(depth: int, head: str, stride: int, published: str = "-", source: str = "") -> FullSize:
     return FullSize(
         f"DeepLabV3+, ResNet-{depth}, {head} head, stride {stride}",
@@ -258,6 +298,20 @@ _ALL_SIZES = [
         lambda: large_upernet(
             "dinov3_vit", **VIT_SMALL, intermediate_size=1536, num_register_tokens=4, out_features=THIRDS
         ),
+    ),
+    FullSize(
+        "UperNet, DINOv2-S with registers",
+        "upernet-dinov2-registers",
+        150,
+        lambda: large_upernet(
+            "dinov2_with_registers", **VIT_SMALL, image_size=518, patch_size=14, out_features=THIRDS
+        ),
+    ),
+    FullSize(
+        "UperNet, DINOv3 ConvNeXt-T",
+        "upernet-dinov3-convnext",
+        150,
+        lambda: large_upernet("dinov3_convnext", out_features=STAGES),
     ),
     FullSize(
         "UperNet, timm's resnet50",
@@ -332,6 +386,17 @@ _ALL_SIZES = [
             "backbone_config": AutoConfig.for_model("swin", out_features=["stage1", "stage4"]),
         },
     ),
+    FullSize(
+        "DeepLabV3+, DINOv3 ConvNeXt-T, textbook head",
+        "deeplabv3_plus-dinov3-convnext",
+        21,
+        lambda: {
+            "head": "textbook",
+            "backbone_config": AutoConfig.for_model("dinov3_convnext", out_features=["stage1", "stage4"]),
+        },
+    ),
+    FullSize("DINOv2-S with registers (ViT-DPT)", "vit_dpt-dinov2-registers", 21, lambda: registers_small()),
+    FullSize("DINOv3 ViT-S (ViT-DPT)", "vit_dpt-dinov3", 21, lambda: dinov3_small()),
     FullSize("HRNet-W18", "hrnet", 19, lambda: {"backbone": "hrnet_w18"}),
     FullSize("HRNet-W48", "hrnet", 19, lambda: {"backbone": "hrnet_w48"}, "65.8", "HRNet's repository"),
 ]

@@ -10,12 +10,14 @@ import sys
 from pathlib import Path
 
 import torch
-from transformers import SegformerConfig
+from transformers import Dinov2Config, SegformerConfig
 
 from cps_hf.data import order
+from cps_hf.modeling import ViTDPTConfig
 from cps_hf.objectives import CrossPseudoSupervision, FixedTeacher, MeanTeacher
 from cps_hf.training import batches, sharding, watch
 from cps_hf.training.trainer import CPSTrainer
+from support.architectures import DINOV2, DPT
 from support.toy import settings, toy_models, write_world
 from support.universal import BY_TYPE
 
@@ -27,6 +29,7 @@ parser.add_argument("--cutmix", action="store_true")
 parser.add_argument("--local_counts", action="store_true")
 parser.add_argument("--mixed_precision", default="no")
 parser.add_argument("--segformer", action="store_true", help="a tiny one, in place of two convolutions")
+parser.add_argument("--vit_dpt", action="store_true", help="two tiny DPTs on DINOv2")
 parser.add_argument("--universal", nargs=2, help="the types of two tiny mask-classification networks")
 parser.add_argument("--teacher", action="store_true", help="Mean Teacher in place of CPS")
 parser.add_argument("--labelers", nargs="+", help="the fixed teacher in place of CPS, labeled by these folders")
@@ -62,13 +65,18 @@ if options.teacher:
 if options.labelers:
     objective = FixedTeacher(labelers=options.labelers)
 universal = [BY_TYPE[name].config(num_labels=3) for name in options.universal or ()]
+vit_dpt = ViTDPTConfig(backbone_config=Dinov2Config(**DINOV2), num_labels=3, **DPT)
+models = vit_dpt if options.vit_dpt else universal or segformer
+if not (options.vit_dpt or universal or options.segformer):
+    models = toy_models(1 if options.teacher else 2)
+side = 64 if universal else 42 if options.vit_dpt else 40
 trainer = CPSTrainer(
-    universal or (segformer if options.segformer else toy_models(1 if options.teacher else 2)),
+    models,
     **settings(
         output_dir=str(options.out.with_suffix(".run")),
         per_device_train_batch_size=options.batch,
         gradient_accumulation_steps=options.accumulation,
-        crop_size=[64, 64] if options.universal else [40, 40],
+        crop_size=[side, side],
         random_scale=[1.0],
         dataloader_num_workers=0,
         disable_tqdm=True,
@@ -76,7 +84,7 @@ trainer = CPSTrainer(
         **{
             "max_steps": 3,
             "agreement_images": 0,
-            "learning_rate": 0.05 if options.segformer or options.universal else 0.5,
+            "learning_rate": 0.05 if options.segformer or options.universal or options.vit_dpt else 0.5,
             **options.settings,
         },
     ),

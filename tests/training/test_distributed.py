@@ -66,6 +66,18 @@ def test_steps_are_equal_for_mask_classification_networks(tmp_path, networks, ob
 
 
 @pytest.mark.slow
+def test_so_do_adapters_in_the_backbone(tmp_path):
+    words = ["--vit_dpt", "--settings", json.dumps({"lora_rank": 2, "ema_decay": 0.9})]
+    one = steps(tmp_path, "one", "--batch", "4", *words)
+    two = steps(tmp_path, "two", "--batch", "2", *words, processes=2)
+    adapters = [name for name in one["parameters"] if "lora_B" in name]
+    assert len(adapters) == 2 * 2 * 4 * 6  # two branches and their averages; six linear maps in each of four layers
+    assert all(one["parameters"][name].any() for name in adapters)
+    for name, expected in one["parameters"].items():
+        torch.testing.assert_close(two["parameters"][name], expected, rtol=1e-4, atol=2e-6)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["focal", "cross_entropy_dice"])
 def test_steps_are_equal_with_class_weights_and_other_losses(tmp_path, loss):
     """Frequencies are over the whole labeled set, Dice's sums over all processes. With accumulation, Dice is the mean

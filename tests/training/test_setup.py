@@ -1,13 +1,16 @@
 """What is built from the settings before the first step."""
 
+import logging
 from types import SimpleNamespace
 
 import pytest
 import torch
 from support.toy import ID2LABEL, settings, toy_models, write_world
+from transformers import SegformerConfig
 
-from cps_hf.config import CPSConfig
+from cps_hf.config import CPSConfig, ModelConfig
 from cps_hf.objectives import CrossPseudoSupervision
+from cps_hf.training import setup
 from cps_hf.training.setup import build_models, make_optimizer, train_streams
 
 
@@ -60,3 +63,21 @@ def test_adams_options_follow_its_formula(changed):
         change = 0.1 * (m / (1 - b1**t)) / ((v / (1 - b2**t)) ** 0.5 + epsilon)
         expected = [p - change for p in expected]
         torch.testing.assert_close([p.detach() for p in parameters], expected)
+
+
+def test_conditions_of_a_licence_are_logged_before_the_weights_are_loaded(monkeypatch, caplog):
+    class Stop(Exception):
+        pass
+
+    def build(*_, **__):
+        raise Stop(*[record.getMessage() for record in caplog.records])
+
+    monkeypatch.setattr(setup.modeling, "build_branches", build)
+    config = ModelConfig(backbone=["facebook/dinov3-vits16-pretrain-lvd1689m", "none"])
+    models = ["nvidia/mit-b0", SegformerConfig()]
+    with caplog.at_level(logging.WARNING, logger="cps_hf"), pytest.raises(Stop) as stopped:
+        process = SimpleNamespace(is_main_process=True)
+        build_models(models, config, CPSConfig(), [64, 64], CrossPseudoSupervision(), None, process)
+    said = stopped.value.args
+    assert len(said) == 2 and "nvidia/mit-b0" in said[0] and "research or evaluation only" in said[0]
+    assert "facebook/dinov3-vits16-pretrain-lvd1689m" in said[1] and "DINOv3 License" in said[1]

@@ -1,0 +1,128 @@
+"""Two branches with adapters train, resume and average as others do, and are exported without them."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from support.architectures import DINOV2, SEGFORMER
+from support.resume_cases import BrokenOff, break_off, without_cards_and_pictures
+from support.toy import settings, write_world
+from transformers import AutoConfig, AutoModelForSemanticSegmentation, Dinov2Config
+
+from cps_hf.config import ModelConfig
+from cps_hf.modeling.adapters import merged
+from cps_hf.training.trainer import CPSTrainer
+
+pytest.importorskip("peft")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    root, sizes = tmp_path_factory.mktemp("world"), [(64, 90), (70, 64), (80, 80)]
+    return {
+        "train_dataset": write_world(root / "labeled", sizes),
+        "unlabeled_dataset": write_world(root / "unlabeled", sizes, first=50, labels=False),
+        "eval_dataset": write_world(root / "eval", sizes[:2], first=90),
+    }
+
+
+def trainer_for(world, out, **fields):
+    """A SegFormer and an UperNet on DINOv2, which both load without this package."""
+    segformer = AutoConfig.for_model("segformer", decoder_hidden_size=16, **SEGFORMER)
+    upernet = AutoConfig.for_model("upernet", hidden_size=16, backbone_config=Dinov2Config(**DINOV2))
+    values = {
+        **{"output_dir": str(out), "max_steps": 4, "per_device_train_batch_size": 2, "crop_size": [56, 56]},
+        **{"optim": "adamw", "learning_rate": 1e-2, "dataloader_num_workers": 0, "disable_tqdm": True},
+        **{"num_pictures": 0, "agreement_images": 2, "logging_steps": 1, "lora_rank": 2, "ema_decay": 0.9},
+    }
+    return CPSTrainer([segformer, upernet], **settings(**(values | fields)), **world)
+
+
+def test_adapters_and_heads_learn_and_the_export_loads_without_peft(world, tmp_path):
+    trainer = trainer_for(world, tmp_path / "out")
+    before = {key: p.detach().clone() for key, p in trainer.module.branches.named_parameters()}
+    trainer.train()
+    trained = {key for key, p in trainer.module.branches.named_parameters() if p.requires_grad}
+    moved = {key for key, p in trainer.module.branches.named_parameters() if not torch.equal(p, before[key])}
+    assert moved == trained and any(".lora_A" in key for key in moved)
+    assert {key for key in trained if ".lora_" not in key} == {key for key in before if "decode_head" in key}
+    folders = [tmp_path / "out" / name for name in ("branch_0", "branch_1", "branch_0_average", "branch_1_average")]
+    script = (
+        "import sys; sys.modules['peft'] = None; sys.modules['cps_hf'] = None\n"
+        "from transformers import AutoModelForSemanticSegmentation as Auto\n"
+        "for folder in sys.argv[1:]:\n"
+        "    _, info = Auto.from_pretrained(folder, output_loading_info=True)\n"
+        "    assert not any(info[key] for key in ('missing_keys', 'unexpected_keys', 'mismatched_keys')), info\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, *map(str, folders)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    images = torch.randn(2, 3, 56, 70)
+    networks = trainer.module.networks()
+    for folder in folders:
+        assert not [key for key in load_file(folder / "model.safetensors") if "lora" in key or "base_layer" in key]
+        loaded = AutoModelForSemanticSegmentation.from_pretrained(folder)
+        with torch.no_grad():
+            expected = networks[folder.name].model.eval()(images).logits
+            torch.testing.assert_close(loaded.eval()(images).logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_average_is_that_of_the_two_thin_matrices(world, tmp_path):
+    """Not of their products, which no pair of this rank gives."""
+    seen = []
+    trainer = trainer_for(world, tmp_path / "out", max_steps=3, ema_decay=0.6)
+    update = trainer._update_averages
+
+    def branch():
+        return {key: p.detach().clone() for key, p in trainer.module.branches[1].named_parameters() if ".lora_" in key}
+
+    average = branch()
+    trainer._update_averages = lambda: (seen.append(branch()), update())
+    with without_cards_and_pictures():
+        trainer.train()
+    for share, after in zip((1 / 2, 0.4, 0.4), seen, strict=True):
+        average = {key: value + (after[key] - value) * share for key, value in average.items()}
+    found = dict(trainer.module.averages[1].named_parameters())
+    assert average
+    for key, value in average.items():
+        torch.testing.assert_close(found[key], value, rtol=1e-5, atol=1e-6)
+    name = "decode_head.classifier.weight"
+    assert torch.equal(merged(trainer.module.averages[1].model).get_parameter(name), found[f"model.{name}"])
+
+
+def test_resuming_is_bit_identical(world, tmp_path):
+    fields = {"gradient_accumulation_steps": 2, "save_steps": 1, "max_steps": 3, "lora_dropout": 0.3}
+    with without_cards_and_pictures():
+        whole = trainer_for(world, tmp_path / "whole", **fields)
+        whole.train()
+        broken = trainer_for(world, tmp_path / "broken", **fields)
+        break_off(broken, step=3, micro_batch=2)
+        with pytest.raises(BrokenOff):
+            broken.train()
+        resumed = trainer_for(world, tmp_path / "broken", **fields, resume_from_checkpoint="auto")
+        resumed.train()
+        assert resumed.state.first_step > 0
+        for key, tensor in whole.module.state_dict().items():
+            assert torch.equal(resumed.module.state_dict()[key], tensor), key
+        with pytest.raises(ValueError, match="lora_rank"):
+            other = trainer_for(
+                world, tmp_path / "broken", **{**fields, "lora_rank": 3}, resume_from_checkpoint="auto"
+            )
+            other.train()
+
+
+def test_what_does_not_go_with_adapters_is_said():
+    with pytest.raises(ValueError, match="`lora_alpha` goes with `lora_rank`, which is not set"):
+        ModelConfig(lora_alpha=8)
+    with pytest.raises(ValueError, match="`lora_rank` freezes the backbone but for its adapters: leave"):
+        ModelConfig(lora_rank=4, freeze_backbone=True)
+    with pytest.raises(ValueError, match="`lora_rank` must be a number of at least 1, got 0"):
+        ModelConfig(lora_rank=0)
+    with pytest.raises(ValueError, match=r"`lora_dropout` must be in \[0, 1\), got 1"):
+        ModelConfig(lora_rank=4, lora_dropout=1.0)
+    with pytest.raises(ValueError, match="`lora_alpha` must be above 0, got -1"):
+        ModelConfig(lora_rank=4, lora_alpha=-1)
+    with pytest.raises(ValueError, match="`lora_target_modules` is empty"):
+        ModelConfig(lora_rank=4, lora_target_modules=[])
+    assert ModelConfig(lora_rank=4, lora_target_modules="q_proj").lora_target_modules == ["q_proj"]
