@@ -148,7 +148,7 @@ class DataConfig:
             empty, a small UperNet-ResNet trained from scratch.
         smoke: the same objective, schedule and model family at toy size on drawn data, for a handful of steps.
 
-    A folder of one's own
+    Your own folder
         validation: for own, which labeled images are validation images: a share (0.2), a file with one image per line,
             the name of a split (val, test) or none; auto: the validation split if any, otherwise 0.2.
             `partition_seed` draws them.

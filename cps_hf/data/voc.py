@@ -184,7 +184,7 @@ def build_train_aug(voc_root: str | Path, sbd_root: str | Path, *, progress: boo
     if not mats.is_dir():
         raise ValueError(f"No folder {mats}. Give SBD's `dataset` folder, which contains cls/*.mat, as `sbd_root`.")
     lists = folder / "ImageSets" / "Segmentation"
-    _require_files([lists / "train.txt", lists / "val.txt"], "VOC's lists of its own images")
+    _require_files([lists / "train.txt", lists / "val.txt"], "VOC's own lists of images")
     voc = {split: set(_read_ids(lists / f"{split}.txt")) for split in ("train", "val")}
     own = sorted(voc["train"] | voc["val"])
     _require_files([folder / "SegmentationClass" / f"{name}.png" for name in own], "VOC's own labels")

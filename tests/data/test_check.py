@@ -43,7 +43,7 @@ def test_every_problem_is_listed_by_file(tmp_path):
 
 
 def test_shared_advice_is_printed_once_below_its_problems():
-    advice = "Fix the file, or remove it. Both will do."
+    advice = "Fix the file, or remove it. Either is enough."
     problems = [{"id": str(i), "problem": f"The label of {i} (a.B.png) is 7 x 7. {advice}"} for i in range(3)]
     problems.insert(1, {"id": "x", "problem": "Cannot decode x. It is corrupt."})
     report = {"samples": 1, "readable": 0, "problems": problems}

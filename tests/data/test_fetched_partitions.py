@@ -96,7 +96,7 @@ def test_a_failed_download_suggests_alternatives(hub, tmp_path, monkeypatch):
         partition("unimatch/voc/92", IDS)
     with pytest.raises(ConnectionError, match=r"pascal/183/labeled.txt cannot be downloaded: HTTPError.*404"):
         partition("unimatch/voc/183", IDS)
-    with pytest.raises(ConnectionError, match=rf"URLError.*refused.*{advice}"):
+    with pytest.raises(ConnectionError, match=rf"URLError.*Connection.*{advice}"):
         partition("unimatch/voc/92", IDS, base_url="http://127.0.0.1:9")
     with pytest.raises(ConnectionError, match="not-a-url.*cannot be downloaded"):
         partition("unimatch/voc/92", IDS, base_url="not-a-url")

@@ -79,7 +79,7 @@ LAYOUTS = {
     },
     "a mask's ending in an image's name": {"images/road_label.jpg": ("masks/road_label.png", None)},
     "dots and spaces": {"images/a.v2 (1).jpg": ("masks/a.v2 (1).png", None)},
-    "masks in a folder of their own kind": {"images/a.jpg": ("annotations/trimaps/a.png", None)},
+    "masks in a folder named by their kind": {"images/a.jpg": ("annotations/trimaps/a.png", None)},
     "images and masks in folders of one depth": {"images/original/a.jpg": ("masks/binary/a.png", None)},
     "splits of masks alone": {
         "images/a.jpg": ("masks/train/a.png", "train"),

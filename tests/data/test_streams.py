@@ -338,5 +338,5 @@ def test_the_advice_for_a_renamed_column_keeps_the_coding(sets):
     with pytest.raises(ValueError) as error:
         EvaluationStream(dataset.remove_columns("label"))
     advice = re.search(r"`dataset(\.rename_column.*?)`", str(error.value))[1].replace("<yours>", "mask")
-    mended = eval(f"dataset{advice}", {"dataset": dataset.remove_columns("label"), "loaded": loaded})
-    assert all(torch.equal(a, b["label"]) for a, [b] in zip(wanted, EvaluationStream(mended), strict=True))
+    fixed = eval(f"dataset{advice}", {"dataset": dataset.remove_columns("label"), "loaded": loaded})
+    assert all(torch.equal(a, b["label"]) for a, [b] in zip(wanted, EvaluationStream(fixed), strict=True))

@@ -1,4 +1,4 @@
-"""Training on large tiled TIFFs: crops are those of the decoded image, and no tile beside them is decoded."""
+"""Training on large tiled TIFFs: crops are those of the decoded image, and no tile outside them is decoded."""
 
 import io
 import itertools
@@ -176,7 +176,7 @@ def test_only_the_tiles_under_a_crop_are_decoded(tmp_path, monkeypatch):
     assert decoded == [(3 * TILE[0], 3 * TILE[1])]
 
 
-def test_tiles_left_out_of_a_mask_are_the_class_that_their_value_stands_for(tmp_path):
+def test_tiles_missing_from_a_mask_have_the_class_of_their_value(tmp_path):
     tiled(tmp_path / "a.tif", NOISE)
     tiled(tmp_path / "mask.tif", IDS + 5, extratags=[(42113, "s", 0, "6", True)], compression=None)
     with tifffile.TiffFile(tmp_path / "mask.tif") as file:
