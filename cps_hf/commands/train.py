@@ -21,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 from ..checkpointing.checkpoints import check_output_dir
 from ..config import CPSConfig
 from ..files import write_atomically
-from ..hub.loading import loading_lines
+from ..hub.loading import loading_lines, prediction_lines
 from ..planning import LABELED
 from ..planning.plan import Plan
 from ..report.page import REPORT
@@ -334,8 +334,8 @@ def report(results: Mapping[str, Any], settings: Settings, names: Sequence[str])
     if (Path(folder) / REPORT).is_file():
         print(f"\nOpen in a browser: {Path(folder) / REPORT}")
     branch = Path(folder) / ("best" if best else "branch_0")
-    print(f"\nLoad {'the best branch' if best else 'branch 0'} anywhere, without cps_hf:\n")
-    print("\n".join(loading_lines(branch)))
+    print(f"\nLoad {'the best branch' if best else 'branch 0'} anywhere, without cps_hf, and predict an image:\n")
+    print("\n".join([*loading_lines(branch), *prediction_lines()]))
 
 
 def agreement_in_words(agreement: Mapping[str, float], commonest_class: Mapping[str, float]) -> str:

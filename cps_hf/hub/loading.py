@@ -37,3 +37,13 @@ def loading_lines(branch: str | os.PathLike) -> list[str]:
         f"processor = AutoImageProcessor.from_pretrained({name})",
         f"model = {auto_class}.from_pretrained({name}{code})",
     ]
+
+
+def prediction_lines(image: str = "photo.jpg") -> list[str]:
+    """The lines that follow `loading_lines` and end in `mask`, a long tensor (H, W) of class ids."""
+    return [
+        "from PIL import Image",
+        f"image = Image.open({image!r}).convert('RGB')",
+        "outputs = model(**processor(image, return_tensors='pt'))",
+        "[mask] = processor.post_process_semantic_segmentation(outputs, target_sizes=[image.size[::-1]])",
+    ]

@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+from PIL import Image
 from support.toy import ID2LABEL, MEAN, STD, run_python, settings, tiny_upernet, write_world
 from transformers import AutoConfig, AutoModelForSemanticSegmentation
 
@@ -71,8 +72,10 @@ def test_the_last_lines_of_a_run_load_what_it_wrote(tmp_path, capsys, monkeypatc
     train.report(results, given, [*ID2LABEL.values()])
     out = capsys.readouterr().out
     printed = out[re.search(r"^from transformers", out, re.M).start() :]
+    Image.new("L", (80, 48)).save("photo.jpg")
     names = {}
     exec(printed, names)
+    assert names["mask"].shape == (48, 80)
     assert names["model"].config.id2label == ID2LABEL and "report.html" in out
     assert ("out/best" in printed) == evaluates and ("Not evaluated" in out) == (not evaluates)
     assert ("trust_remote_code=True" in printed) == (kind == "deeplabv3_plus")
