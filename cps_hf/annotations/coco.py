@@ -1,12 +1,12 @@
 """COCO: a JSON file with "images", "annotations" and "categories" (https://cocodataset.org/#format-data).
 
 Polygons, uncompressed and compressed RLE are read. The parts of an object are joined. A crowd is ignored and lies
-below all objects. The files have no drawing order, so the smaller object is on top.
+below all objects, unless `crowds` is set. The files have no drawing order, so the smaller object is on top.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection
 from functools import partial
 from pathlib import Path
@@ -44,16 +44,21 @@ def read_coco(source: Path, options: ReadOptions) -> Project:
         raise ValueError(
             f"{source} contains no COCO file: expected a JSON file with `images`, `annotations` and `categories`."
         )
-    unlabeled = 0
+    counts: Counter[str] = Counter()
     for path, content in found:
-        unlabeled += _read_file(path, content, builder)
-    if unlabeled:
-        builder.notes.append(f"{unlabeled} objects have a box but no outline; their boxes are drawn")
+        counts += _read_file(path, content, builder)
+    if counts["boxes"]:
+        builder.notes.append(f"{counts['boxes']} objects have a box but no outline; their boxes are drawn")
+    if counts["crowds"] and not options.crowds:
+        builder.notes.append(
+            f"{counts['crowds']} objects are crowds (`iscrowd`) and are ignored. CVAT marks every brush mask as a "
+            "crowd: if these are, use `--crowds`"
+        )
     return builder.project(overlap="area")
 
 
-def _read_file(path: Path, content: dict[str, Any], builder: ProjectBuilder) -> int:
-    """Read one file. Returns how many boxes were drawn."""
+def _read_file(path: Path, content: dict[str, Any], builder: ProjectBuilder) -> Counter[str]:
+    """Read one file. Returns the number of "boxes" drawn and of "crowds"."""
     images = _by_id(content, "images", "file_name", path)
     categories = _by_id(content, "categories", "name", path)
     annotations = _by_image(content, images, categories, path)
@@ -61,20 +66,22 @@ def _read_file(path: Path, content: dict[str, Any], builder: ProjectBuilder) -> 
     # Roboflow lists its project as a parent category, which no object has.
     above = {str(row.get("supercategory")) for row in categories.values()}
     builder.declare(row["name"] for key, row in categories.items() if key in used or row["name"] not in above)
-    boxes = 0
+    counts: Counter[str] = Counter()
     for key, row in images.items():
         called, size = row["file_name"], size_of(row.get("height"), row.get("width"))
         shapes, raw = [], [size]
         for where, annotation in annotations[key]:
             has_box_alone = not annotation.get("segmentation")
-            boxes += has_box_alone
+            counts["boxes"] += has_box_alone
             draw = _box(annotation, where, builder.options) if has_box_alone else _outline(annotation, size, where)
             label, crowd = clean(categories[annotation["category_id"]]["name"]), bool(annotation.get("iscrowd"))
+            counts["crowds"] += crowd
+            crowd = crowd and not builder.options.crowds
             shapes.append(Shape(None if crowd else label, draw, under=crowd))
             raw.append([label, crowd, annotation.get("segmentation") or annotation.get("bbox")])
         image, where = builder.find(called, path.parent), f"{path}, image {called}"
         builder.add(image, shapes, called=called, where=where, raw=raw, size=size)
-    return boxes
+    return counts
 
 
 def _by_id(content: dict[str, Any], key: str, name: str, path: Path) -> dict[int | str, dict[str, Any]]:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ..data.labels import BLACK_AND_WHITE, IGNORE_INDEX, LabelEncoding
+from ..data.raster import Raster, open_raster
 from ..data.reading import examine
 from ..data.table import first_few
 from ..data.walk import IMAGE_SUFFIXES, MASK_SUFFIXES, walk
@@ -130,22 +131,57 @@ def add_label_maps(
     index = {name: i for i, name in enumerate(names)} | {"": len(names), None: IGNORE_INDEX}
     coded = {code: index[name] for code, name in table.items()}
     encoding = LabelEncoding((*names, "(no label)"), **{"colors" if colors is not None else "values": coded})
+    as_rgb = grey_as_rgb(encoding) if values is not None else None
     for name, image, mask in _pairs(builder, folder, builder.options.mask_suffix or mask_suffix):
         raw = [str(mask), *stamp_of(mask), sorted(map(str, table.items()))]
-        shapes = _reader(name, image, mask, encoding, names) if image else ()
+        shapes = _reader(name, image, mask, encoding, as_rgb, names) if image else ()
         builder.add(image, shapes, called=name, where=str(mask), raw=raw)
 
 
 def _reader(
-    name: str, image: Path, mask: Path, encoding: LabelEncoding, names: Sequence[str]
+    name: str,
+    image: Path,
+    mask: Path,
+    encoding: LabelEncoding,
+    as_rgb: LabelEncoding | None,
+    names: Sequence[str],
 ) -> Callable[[], list[Shape]]:
     def shapes() -> list[Shape]:
+        coding = encoding
+        if as_rgb is not None and stored_as_rgb(open_raster({"path": str(mask)}, name, "label")):
+            coding = as_rgb
         row = {"image": {"path": str(image)}, "label": {"path": str(mask)}, "id": name}
-        ids = examine(row, encoding, with_label=True, whole=False).ids
+        ids = examine(row, coding, with_label=True, whole=False).ids
         found = [i for i in np.unique(ids).tolist() if i != len(names)]
         return [Shape(None if i == IGNORE_INDEX else names[i], _drawn(ids == i)) for i in found]
 
     return shapes
+
+
+def stored_as_rgb(raster: Raster) -> bool:
+    """Whether a mask of grey values has three channels, as drawing programs save black and white.
+
+    Raises:
+        ValueError: it has several channels and is colored or transparent.
+    """
+    image = raster.stored()
+    if image.mode not in ("RGB", "RGBA", "LA"):
+        return False
+    pixels = np.asarray(image.convert("RGBA"))
+    if (pixels[..., 3] < 255).any():
+        raise ValueError(f"The mask of {raster.where} has transparent pixels. Save it as grey values, without alpha.")
+    if (pixels[..., :1] != pixels[..., 1:3]).any():
+        raise ValueError(
+            f"The mask of {raster.where} is colored; this format has grey values. Read colors with `--format colors "
+            "--colors FILE`."
+        )
+    return True
+
+
+def grey_as_rgb(encoding: LabelEncoding) -> LabelEncoding:
+    """The same encoding for masks whose values are repeated in three channels."""
+    colors = {(value,) * 3: id_ for value, id_ in encoding.values.items() if 0 <= value <= 255}
+    return LabelEncoding(encoding.names, colors=colors)
 
 
 def _drawn(pixels: np.ndarray) -> Callable[[int, int], Region]:

@@ -2,7 +2,7 @@
 
 Polygons, rectangles, ellipses, key points and brush strokes are read; later ones are on top. If several people labeled
 a task, the newest annotation counts. The export names images as they were uploaded (`3f2a81c0-a.jpg`); a file `a.jpg`
-is found too.
+is found too, also if the upload changed its spaces and brackets (`a (1).jpg` becomes `a_1.jpg`).
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ def read_label_studio(source: Path, options: ReadOptions) -> Project:
                 if shape is not None:
                     shapes.append(shape)
                     size = int(row["original_height"]), int(row["original_width"])
-            image = builder.find(called, path.parent) or builder.find(_UPLOAD.sub("", called), path.parent)
+            own = _UPLOAD.sub("", called)
+            image = builder.find(called, path.parent) or builder.find(own, path.parent) or builder.find_saved_as(own)
             raw = [results, options.line_width]
             builder.add(image, shapes, called=called, where=where, raw=raw, size=size)
     if several:

@@ -23,9 +23,12 @@ from ..data.reading import examine
 from ..data.table import first_few
 from ..data.walk import IMAGE_SUFFIXES, MASK_SUFFIXES, walk
 from ..files import stamp_of
+from .label_maps import grey_as_rgb, stored_as_rgb
 from .project import IMAGE_FOLDERS, Project, ProjectBuilder, ReadOptions, Shape, clean
 from .shapes import Region
 
+_SIDES = ("outside", "inside")
+_AS_RGB = grey_as_rgb(LabelEncoding(_SIDES, values={value: int(value != 0) for value in range(256)}))
 _NUMBER = re.compile(r"[-_. ]*\d+$")
 
 
@@ -45,6 +48,8 @@ def read_object_masks(source: Path, options: ReadOptions) -> Project:
         if not path.is_relative_to(folder):
             parts = [part for part in PurePosixPath(below).parts[:-1] if part not in IMAGE_FOLDERS]
             images[clean(str(PurePosixPath(*parts, path.stem)))] = path
+    if not images:
+        raise ValueError(f"{builder.root} contains no images besides the masks. Set their folder: `--images DIR`.")
     single = [name for name in options.classes or () if name != "background"]
     single = single[0] if len(single) == 1 else None
     masks: dict[str, list[tuple[str, Path]]] = defaultdict(list)
@@ -96,16 +101,18 @@ def _without_number(text: str) -> str:
 def _shapes(name: str, image: Path, masks: list[tuple[str, Path]]) -> list[Shape]:
     shapes = []
     for label, path in masks:
-        stored = stored_values(open_raster({"path": str(path)}, name, "label").stored(), name=f"{name} ({path})")
+        raster = open_raster({"path": str(path)}, name, "label")
+        is_rgb, pixels = stored_as_rgb(raster), raster.stored()
+        stored = stored_values(pixels.convert("L") if is_rgb else pixels, name=f"{name} ({path})")
         found = np.unique(stored).tolist()
         if len(found) > 2 or (len(found) == 2 and 0 not in found):
             raise ValueError(
                 f"{path} contains the values {first_few(found)}; the mask of one object has 0 and one other value. "
                 "For masks with one value per class, use `--format ids`."
             )
-        encoding = LabelEncoding(("outside", "inside"), values={value: int(value != 0) for value in found})
+        encoding = LabelEncoding(_SIDES, values={value: int(value != 0) for value in found})
         row = {"image": {"path": str(image)}, "label": {"path": str(path)}, "id": name}
-        ids = examine(row, encoding, with_label=True, whole=False).ids
+        ids = examine(row, _AS_RGB if is_rgb else encoding, with_label=True, whole=False).ids
         shapes.append(Shape(label, _drawn(ids == 1)))
     return shapes
 

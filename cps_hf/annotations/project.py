@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -103,6 +104,7 @@ class ReadOptions:
         attribute: for VIA: the region attribute that contains the label.
         line_width: width of lines and points, in pixels.
         boxes: draw the box of an object that has no outline.
+        crowds: for COCO: draw crowds as objects. If False, they are ignored.
         skip_bad_images: skip missing images.
         skip_empty: skip images without a shape.
     """
@@ -117,6 +119,7 @@ class ReadOptions:
     attribute: str | None = None
     line_width: float = 10
     boxes: bool = False
+    crowds: bool = False
     skip_bad_images: bool = False
     skip_empty: bool = False
 
@@ -155,12 +158,8 @@ class ProjectBuilder:
         for folder in (*near, self.root, *(self.root / sub for sub in IMAGE_FOLDERS)):
             if name and (folder / name).is_file():
                 return folder / name
-        if self._files is None:
-            self._files = {}
-            for path in walk(self.root, IMAGE_SUFFIXES).files.values() if self.root.is_dir() else ():
-                self._files.setdefault(clean(path.name), []).append(path)
         wanted = PurePosixPath(name).parts[::-1]
-        found = self._files.get(wanted[0], []) if wanted else []
+        found = self._by_name().get(wanted[0], []) if wanted else []
         ranked = sorted(found, key=lambda path: -_shared(wanted, path.parts[::-1]))
         if len(ranked) > 1 and _shared(wanted, ranked[0].parts[::-1]) == _shared(wanted, ranked[1].parts[::-1]):
             raise ValueError(
@@ -168,6 +167,29 @@ class ProjectBuilder:
                 "folder of images with `--images DIR`."
             )
         return ranked[0] if ranked else None
+
+    def find_saved_as(self, name: str) -> Path | None:
+        """The image file whose name an upload to a web server changed to `name`: spaces became underscores, and
+        characters other than letters, digits, "-", "_" and "." were removed (Django's `get_valid_filename`).
+
+        Raises:
+            ValueError: several files match.
+        """
+        found = [path for own, paths in self._by_name().items() if _saved_as(own) == clean(name) for path in paths]
+        if len(found) > 1:
+            raise ValueError(
+                f"The labels name the image {name!r}, which matches two files: {found[0]} and {found[1]}. Rename the "
+                "images as they are called in the export."
+            )
+        return found[0] if found else None
+
+    def _by_name(self) -> dict[str, list[Path]]:
+        """The image files below the root, by name."""
+        if self._files is None:
+            self._files = {}
+            for path in walk(self.root, IMAGE_SUFFIXES).files.values() if self.root.is_dir() else ():
+                self._files.setdefault(clean(path.name), []).append(path)
+        return self._files
 
     def add(
         self,
@@ -245,6 +267,10 @@ class ProjectBuilder:
 def clean(text: str) -> str:
     """One spelling of characters that Unicode has in two forms (macOS file names), without surrounding spaces."""
     return unicodedata.normalize("NFC", str(text)).strip()
+
+
+def _saved_as(name: str) -> str:
+    return re.sub(r"[^-\w.]", "", name.replace(" ", "_"))
 
 
 def _shared(a: Sequence[str], b: Sequence[str]) -> int:

@@ -54,6 +54,9 @@ def make_parser() -> ArgumentParser:
         help="width of drawn lines and points, in pixels",
     )
     group.add_argument("--boxes", action="store_true", help="draw the box of an object that has no outline")
+    group.add_argument(
+        "--crowds", action="store_true", help="for COCO: draw crowds as objects (brush masks from CVAT)"
+    )
     group.add_argument("--skip_bad_images", action="store_true", help="skip labels whose image is missing")
     group.add_argument("--skip_empty", action="store_true", help="skip images without shapes, as not yet labeled")
     group = parser.add_argument_group("what it becomes")
@@ -86,9 +89,14 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         is_file = given is not None and len(given) == 1 and given[0].lower().endswith(".json")
         classes = None if given is None else tuple(map(clean, read_class_names(given[0] if is_file else given)))
         names = ("images", "masks", "image_suffix", "mask_suffix", "colors", "first_id", "attribute", "line_width")
-        names += ("boxes", "skip_bad_images", "skip_empty")
+        names += ("boxes", "crowds", "skip_bad_images", "skip_empty")
         how = ReadOptions(classes=classes, **{name: getattr(options, name) for name in names})
         project = read_project(options.source, how, format=options.format)
+        if not project.uses and not any(image.shapes() for image in project.images):
+            raise ValueError(
+                f"{options.source} contains no shape: none of its {len(project.images)} images has a label. Label "
+                "some in the tool and export again."
+            )
         table = class_table(
             project,
             classes=None if project.format in CLASSES_ARE_THE_MASKS else classes,

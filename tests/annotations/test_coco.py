@@ -7,6 +7,9 @@ import pytest
 from support.convert import assert_error, masks_of, picture
 from support.exports import compressed, runs_of, write_json
 
+from cps_hf.annotations.project import ReadOptions
+from cps_hf.annotations.readers import read_project
+
 CATEGORIES = [{"id": 7, "name": "road"}, {"id": 2, "name": "car"}]
 
 
@@ -42,6 +45,18 @@ def test_a_crowd_is_ignored_and_lies_below_every_object(tmp_path):
         for overlap in ("area", "order"):
             mask = masks_of(source, overlap=overlap)[1]["a"]
             assert (mask[:6] == 2).all() and (mask[6:8, 3:9] == 255).all() and (mask == 255).sum() == 12
+
+
+def test_brush_masks_of_cvat_are_crowds_that_can_be_drawn(tmp_path):
+    runs = runs_of(np.ones(600, bool))
+    rows = [{"category_id": 7, "iscrowd": 1, "segmentation": {"size": [20, 30], "counts": runs}}]
+    rows.append({"category_id": 2, "segmentation": [square(0, 0, 30, 6)]})
+    source = write(tmp_path, *rows)
+    [note] = read_project(source, ReadOptions()).notes
+    assert note.startswith("1 objects are crowds") and "`--crowds`" in note
+    _, masks = masks_of(source, crowds=True)
+    assert (masks["a"][:6] == 2).all() and (masks["a"][6:] == 1).all()
+    assert not read_project(source, ReadOptions(crowds=True)).notes
 
 
 def test_the_parts_of_an_object_are_joined_even_if_they_overlap(tmp_path):

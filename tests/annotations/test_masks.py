@@ -1,6 +1,7 @@
 """Mask files: by colour, by number, in black and white, one per object, and Roboflow's."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -81,6 +82,33 @@ def test_black_and_white_is_two_classes(tmp_path):
     assert masks_of(write(tmp_path, (IDS == 1) * 255), format="binary")[0] == ("background", "foreground")
     assert_error(write(tmp_path, (IDS == 1) * 128), r"contains 128 \(", format="binary")
     assert_error(write(tmp_path, IDS), "`--classes` names 3", format="binary", classes=("a", "b", "c"))
+
+
+def test_grey_masks_may_have_three_equal_channels(tmp_path):
+    for mode in ("RGB", "RGBA"):
+        source = write(tmp_path / mode, (IDS == 1) * 255)
+        path = source / "masks" / "a.png"
+        Image.open(path).convert(mode).save(path)
+        assert np.array_equal(masks_of(source, format="binary")[1]["a"], IDS == 1)
+        (source / "masks" / "a").mkdir()
+        path.rename(source / "masks" / "a" / "crack.png")
+        assert np.array_equal(masks_of(source, format="objects")[1]["a"], IDS == 1)
+
+
+@pytest.mark.parametrize(
+    ("color", "said"), [((255, 0, 0, 255), "is colored; .*`--format colors"), ((0, 0, 0, 0), "transparent pixels")]
+)
+def test_colored_and_transparent_masks_are_no_grey_masks(tmp_path, color, said):
+    source = write(tmp_path, (IDS == 1) * 255)
+    pixels = np.zeros((20, 30, 4), np.uint8) + np.array(color, np.uint8)
+    Image.fromarray(pixels).save(source / "masks" / "a.png")
+    assert_error(source, said, format="binary")
+
+
+def test_object_masks_without_images_are_an_error(tmp_path):
+    objects(tmp_path)
+    shutil.rmtree(tmp_path / "images")
+    assert_error(tmp_path, "contains no images besides the masks.*`--images DIR`", format="objects")
 
 
 def test_masks_are_matched_with_images_in_every_common_layout(tmp_path):

@@ -66,6 +66,14 @@ def test_label_studio_finds_the_image_for_any_storage(tmp_path, image):
     assert [*masks_of(tasks_of(tmp_path, task(image=image)))[1]] == ["a"]
 
 
+def test_label_studio_finds_images_whose_names_the_upload_changed(tmp_path):
+    picture(tmp_path / "s" / "Straße (1) b.png", HEIGHT, WIDTH)
+    source = tasks_of(tmp_path, task(image="/data/upload/1/0a1b2c3d-Stra%C3%9Fe_1_b.png"))
+    assert [*masks_of(source)[1]] == ["Straße (1) b"]
+    picture(tmp_path / "s" / "Straße 1 b.png", HEIGHT, WIDTH)
+    assert_error(source, "matches two files: .*Rename the images")
+
+
 def test_label_studio_ignores_other_results_and_names_bad_ones(tmp_path):
     row = task({"choices": ["sunny"]}, {"text": ["x"]})
     assert not masks_of(tasks_of(tmp_path, row))[1]["a"].any()

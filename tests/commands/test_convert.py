@@ -58,6 +58,13 @@ def test_unknown_labels_are_named_before_anything_is_written(tmp_path, source, c
     assert not out.exists()
 
 
+def test_an_export_without_any_shape_is_an_error(tmp_path, source, capsys):
+    for name in ("a", "ümlaut b"):
+        relabel(source, name, lambda content: content.update(shapes=[]))
+    assert "contains no shape: none of its 3 images has a label" in fails(capsys, source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_errors_are_one_line_and_leave_nothing_half_written(tmp_path, source, capsys):
     out = tmp_path / "out"
     relabel(source, "a", lambda content: content.update(imageHeight=50))
