@@ -97,7 +97,7 @@ def test_converting_a_release_checkpoint_runs_no_code(tmp_path, monkeypatch):
     torch.save({"model": Payload(tmp_path / "pwned")}, tmp_path / "release.pth")
     script = str(ROOT / "examples" / "convert_checkpoint.py")
     monkeypatch.setattr(sys, "argv", [script, str(tmp_path / "release.pth"), str(tmp_path / "converted")])
-    with pytest.raises(SystemExit, match="release.pth holds more than tensors"):
+    with pytest.raises(SystemExit, match="release.pth contains more than tensors"):
         runpy.run_path(script, run_name="__main__")
     assert not (tmp_path / "pwned").exists() and not (tmp_path / "converted").exists()
 

@@ -98,7 +98,7 @@ def test_an_earlier_run_is_the_start_of_the_next_one(ran, folder, tmp_path, capl
     caplog.clear()
     with caplog.at_level("INFO", logger="cps_hf"):
         train.build(settings, load_data(settings.data))
-    assert "but for the class count (now 4)" in caplog.text
+    assert "except for the class count (now 4)" in caplog.text
 
 
 @pytest.mark.parametrize("a_branch", [False, True])

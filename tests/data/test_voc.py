@@ -100,7 +100,7 @@ def test_missing_inputs_of_train_aug_are_named(tmp_path):
     with pytest.raises(ValueError, match=f"VOC's own labels are missing, 1 of 3: .*{TRAIN[1]}.png"):
         build_train_aug(tmp_path / "voc", sbd, progress=False)
     (folder / "ImageSets" / "Segmentation" / "val.txt").unlink()
-    with pytest.raises(ValueError, match="VOC's lists .* are missing, 1 of 2: .*val.txt"):
+    with pytest.raises(ValueError, match="VOC's own lists of images are missing, 1 of 2: .*val.txt"):
         build_train_aug(tmp_path / "voc", sbd, progress=False)
 
 

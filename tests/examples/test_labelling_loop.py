@@ -58,7 +58,7 @@ def test_it_runs_from_top_to_bottom_and_closes_the_loop(tmp_path, monkeypatch, c
     with open(folder / "next.csv", newline="") as file:
         ranked = [Path(row["image"]).stem for row in csv.DictReader(file)]
     assert len(ranked) == 22 and ranked[:6] == chosen
-    assert "8 images of photos are in data already" in printed and "14 images of photos are in data already" in printed
+    assert "8 images of photos are already in data" in printed and "14 images of photos are already in data" in printed
     # each draft is a LabelMe file that finds its image
     for name in chosen:
         draft = folder / "drafts" / "labelme" / f"{name}.json"

@@ -304,7 +304,7 @@ def test_models_and_data_without_a_toy_are_named(tmp_path):
     with pytest.raises(ValueError, match="has no toy for 'sam'"):
         smoke.toy_config(str(tmp_path))
     settings = parse("--smoke", "--dataset", "folder", "--data_root", "X")
-    with pytest.raises(ValueError, match="not of 'folder'"):
+    with pytest.raises(ValueError, match="but not 'folder'"):
         smoke.shrink(settings)
 
 

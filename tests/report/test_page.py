@@ -161,7 +161,7 @@ def test_the_command_writes_the_page_or_a_one_line_error(tmp_path, capsys):
     assert (run / "report.html").read_text(encoding="utf-8") == render_report(run)
     assert "report.html" in capsys.readouterr().out
     for spoil, said in (
-        (lambda: (run / "evaluation.json").write_text("{"), "evaluation.json is not whole"),
+        (lambda: (run / "evaluation.json").write_text("{"), "evaluation.json is incomplete or not JSON"),
         (lambda: (run / "results.json").write_text('{"branches": []}'), "no results.json of a finished run"),
         (lambda: (run / "results.json").unlink(), "no results.json of a finished run"),
     ):
