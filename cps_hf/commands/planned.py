@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import re
 import time
@@ -23,12 +24,16 @@ from .models import branches_of, chosen_models, num_branches
 from .settings import Settings
 from .timing import TimeLimit, time_steps
 
+logger = logging.getLogger(__name__)
+
 SomeSettings = TypeVar("SomeSettings", bound=Settings)
 
 SLOWER = 1.3
 """What follows the last step is given this many times its duration in the trial."""
 UNTIMED_END = 10.0
 """Approximate seconds of a run after its last step, if no step was timed."""
+SHORT_TIME = 30.0
+"""Starting alone takes about this many seconds: a shorter `--time` probably lacks its unit."""
 UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
 
 
@@ -56,11 +61,17 @@ def check(settings: Settings, *, plans: bool | None = None) -> None:
     """
     wanted, run = settings.plan.time, settings.plan.init_from
     if wanted is not None:
-        seconds_of(wanted)
+        seconds = seconds_of(wanted)
         if not (settings.data.dataset == OWN if plans is None else plans):
             raise ValueError(
                 "`time` requires a folder of your own (`cps-hf train DIR --time 10m`), for which a plan is made. "
                 "Otherwise set the length with `max_steps`."
+            )
+        if seconds < SHORT_TIME:
+            number = wanted.strip().rstrip("smh")
+            logger.warning(
+                f"`--time {wanted}` is {seconds:g} seconds, and starting alone may take longer. "
+                f"{number} minutes are written `--time {number}m`."
             )
     if run is not None:
         branches_of(run, 1)

@@ -240,6 +240,13 @@ def test_plan_errors_are_reported_before_data_is_read(words, said):
         train.check_before_loading(parsed(*words))
 
 
+@pytest.mark.parametrize("text, number", [("6", "6"), ("20s", "20"), ("30", None), ("6m", None)])
+def test_a_time_in_seconds_that_probably_means_minutes_is_a_warning(text, number, caplog):
+    planned.check(parsed("folder", "--time", text))
+    said = f"`--time {text}` is {number} seconds, and starting alone may take longer. "
+    assert caplog.messages == ([f"{said}{number} minutes are written `--time {number}m`."] if number else [])
+
+
 def test_a_run_does_not_start_from_its_own_output_folder(tmp_path):
     (tmp_path / "best").mkdir()
     (tmp_path / "best" / "config.json").write_text("{}")
