@@ -17,7 +17,7 @@ from transformers import AutoConfig, PreTrainedConfig, TrainerCallback
 
 from ..data.labels import LabelEncoding
 from ..objectives import OBJECTIVES
-from ..planning import FIRST_STAGE_SHARE, UNLABELED, DataFacts, Machine, Plan, Timings, make_plan
+from ..planning import FIRST_STAGE_SHARE, UNLABELED, DataFacts, Machine, Plan, Timings, TooShortError, make_plan
 from ..training.trainer import CPSTrainer
 from .datasets import OWN, TrainingSets
 from .models import branches_of, chosen_models, num_branches
@@ -108,6 +108,8 @@ def complete(
     def measure(chosen: dict[str, Any]) -> Timings:
         trial = with_choices(settings, {name: value for name, value in chosen.items() if name not in given}, typed)
         two_stages = bool(trial.objective.views) and bool(given.get("pretrain_steps", True))
+        if state.is_main_process:
+            print(f"Timing a few steps, to fit the run into `--time {limit}` ...", flush=True)
         return time_steps(
             lambda clock, **others: make_trainer(trial.with_values(**others), sets, models_of(trial), [clock]),
             two_stages,
@@ -121,7 +123,17 @@ def complete(
             f"`--time` {limit}: starting and reading the images alone took {math.ceil(passed)} s. Allow some minutes, "
             "or set the length with `--max_steps`."
         )
-    plan = make_plan(facts, machine, given, network=_network_of(settings), seconds=seconds, measure=measure)
+    try:
+        plan = make_plan(facts, machine, given, network=_network_of(settings), seconds=seconds, measure=measure)
+    except TooShortError as error:
+        timed = time.monotonic() - began - passed
+        enough = math.ceil((passed + error.needed / share) / 60)
+        rest = "the rest" if share == 1 else "this run's share of the rest"
+        twice = "" if share == 1 else " (`compare` trains twice)"
+        raise ValueError(
+            f"`--time {limit}`: starting took {passed:.0f} s and timing a few steps {timed:.0f} s. In {rest}, "
+            f"{error.fits}. Give `--time {enough}m`{twice}, a smaller `--crop_size`, or `--max_steps`."
+        ) from error
     plan = broadcast_object_list([plan])[0]  # times differ between processes
     return with_choices(settings, plan.values(), typed), plan
 
