@@ -184,14 +184,7 @@ def plan(settings: ComparisonSettings, sets: TrainingSets, typed: Collection[str
     check_unlabeled(settings, sets)
     settings = settings.with_values(baseline=True)
     if "config" not in typed and not settings.data.dataset.endswith("_scenes") and _names_of(sets) is not None:
-        try:
-            settings, found = planned.complete(settings, sets, typed, began=began, share=PLANNED_SHARE)
-        except ValueError as error:
-            if "`--time`" not in str(error):
-                raise
-            raise ValueError(
-                f"{error} That is for one run: `compare` trains twice, so give a little over twice that."
-            ) from error
+        settings, found = planned.complete(settings, sets, typed, began=began, share=PLANNED_SHARE)
         if is_main and found.choices:
             print(f"The plan. Each line is an option; what you set is kept:\n\n{found.table()}\n", flush=True)
     elif settings.plan.time is not None:

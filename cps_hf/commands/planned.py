@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import re
 import time
@@ -16,12 +17,14 @@ from transformers import AutoConfig, PreTrainedConfig, TrainerCallback
 
 from ..data.labels import LabelEncoding
 from ..objectives import OBJECTIVES
-from ..planning import FIRST_STAGE_SHARE, UNLABELED, DataFacts, Machine, Plan, Timings, make_plan
+from ..planning import FIRST_STAGE_SHARE, UNLABELED, DataFacts, Machine, Plan, Timings, TooShortError, make_plan
 from ..training.trainer import CPSTrainer
 from .datasets import OWN, TrainingSets
 from .models import branches_of, chosen_models, num_branches
 from .settings import Settings
 from .timing import TimeLimit, time_steps
+
+logger = logging.getLogger(__name__)
 
 SomeSettings = TypeVar("SomeSettings", bound=Settings)
 
@@ -29,6 +32,8 @@ SLOWER = 1.3
 """What follows the last step is given this many times its duration in the trial."""
 UNTIMED_END = 10.0
 """Approximate seconds of a run after its last step, if no step was timed."""
+SHORT_TIME = 30.0
+"""Starting alone takes about this many seconds: a shorter `--time` probably lacks its unit."""
 UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
 
 
@@ -56,11 +61,17 @@ def check(settings: Settings, *, plans: bool | None = None) -> None:
     """
     wanted, run = settings.plan.time, settings.plan.init_from
     if wanted is not None:
-        seconds_of(wanted)
+        seconds = seconds_of(wanted)
         if not (settings.data.dataset == OWN if plans is None else plans):
             raise ValueError(
                 "`time` requires a folder of your own (`cps-hf train DIR --time 10m`), for which a plan is made. "
                 "Otherwise set the length with `max_steps`."
+            )
+        if seconds < SHORT_TIME:
+            number = wanted.strip().rstrip("smh")
+            logger.warning(
+                f"`--time {wanted}` is {seconds:g} seconds, and starting alone may take longer. "
+                f"{number} minutes are written `--time {number}m`."
             )
     if run is not None:
         branches_of(run, 1)
@@ -97,6 +108,8 @@ def complete(
     def measure(chosen: dict[str, Any]) -> Timings:
         trial = with_choices(settings, {name: value for name, value in chosen.items() if name not in given}, typed)
         two_stages = bool(trial.objective.views) and bool(given.get("pretrain_steps", True))
+        if state.is_main_process:
+            print(f"Timing a few steps, to fit the run into `--time {limit}` ...", flush=True)
         return time_steps(
             lambda clock, **others: make_trainer(trial.with_values(**others), sets, models_of(trial), [clock]),
             two_stages,
@@ -110,7 +123,17 @@ def complete(
             f"`--time` {limit}: starting and reading the images alone took {math.ceil(passed)} s. Allow some minutes, "
             "or set the length with `--max_steps`."
         )
-    plan = make_plan(facts, machine, given, network=_network_of(settings), seconds=seconds, measure=measure)
+    try:
+        plan = make_plan(facts, machine, given, network=_network_of(settings), seconds=seconds, measure=measure)
+    except TooShortError as error:
+        timed = time.monotonic() - began - passed
+        enough = math.ceil((passed + error.needed / share) / 60)
+        rest = "the rest" if share == 1 else "this run's share of the rest"
+        twice = "" if share == 1 else " (`compare` trains twice)"
+        raise ValueError(
+            f"`--time {limit}`: starting took {passed:.0f} s and timing a few steps {timed:.0f} s. In {rest}, "
+            f"{error.fits}. Give `--time {enough}m`{twice}, a smaller `--crop_size`, or `--max_steps`."
+        ) from error
     plan = broadcast_object_list([plan])[0]  # times differ between processes
     return with_choices(settings, plan.values(), typed), plan
 

@@ -1,7 +1,8 @@
 """`cps-hf predict`: write masks, overlays with a legend and, optionally, class probabilities or annotation drafts.
 
     cps-hf predict outputs/train_cps photos --format labelme
-        the better branch of a run on a folder of images; masks also in LabelMe's format.
+        the better branch of a run on a folder of images; masks also in LabelMe's format. In a training folder, all
+        images are predicted, and the masks are skipped.
 
     cps-hf predict --branches outputs/train_cps/best --inputs photos 'more/*/img_*.jpg' one.png
         image files, folders (recursively) and globs (quoted, so that names keep their subfolders).
@@ -34,6 +35,7 @@ from tqdm.auto import tqdm
 
 from .. import visualization
 from ..annotations.drafts import FORMATS, Draft, write_drafts
+from ..data.layout import find_layout
 from ..data.masks import output_path, write_mask, write_probabilities
 from ..data.palettes import palette_of
 from ..data.streams import EvaluationStream, undecoded
@@ -59,7 +61,7 @@ def make_parser() -> ArgumentParser:
     usage = "RUN IMAGES [IMAGES ...] [--option value ...]"
     parser = ArgumentParser("predict", COMMANDS["predict"], first=(*first, "format"), usage=usage)
     parser.add_argument("run", metavar="RUN", nargs="?", help="a run's output folder (its better branch) or a branch")
-    parser.add_argument("images", metavar="IMAGES", nargs="*", help="image files, folders, globs")
+    parser.add_argument("images", metavar="IMAGES", nargs="*", help="image files, folders (masks are skipped), globs")
     chosen.add_arguments(parser, required=False)
     group = parser.add_argument_group("images")
     group.add_argument("--inputs", nargs="+", default=[], help="same as IMAGES; or name a data set:")
@@ -247,7 +249,8 @@ class Images:
         if options.dataset or options.data_root:
             raise ValueError("Give `--inputs` or `--dataset`, not both.")
         sources = find_images(options.inputs, keep_suffix=options.keep_suffix, leave_out=Path(options.output_dir))
-        sources = {name: str(path) for name, path in sources.items()}
+        masks = _masks_in(options.inputs)
+        sources = {name: str(path) for name, path in sources.items() if path not in masks}
         huge = {name: path for name, path in sources.items() if is_huge(path, options.huge_from)}
         others = {name: path for name, path in sources.items() if name not in huge}
         return cls(build([*others], [*others.values()]), sources, "", len(sources), huge)
@@ -307,6 +310,31 @@ class Images:
             may_be_empty=True,  # a stream whose images are all done
         ):
             yield from batch
+
+
+def _masks_in(inputs: Sequence[str]) -> set[Path]:
+    """The masks, as absolute paths, of the training folders among the inputs. Prints how many there are.
+
+    `a.jpg` and `a.png` in one folder are two images here: only the file type suggests that one is a mask.
+    """
+    found = set()
+    for folder in filter(os.path.isdir, inputs):
+        try:
+            pairs = find_layout(folder).pairs
+        except ValueError:  # not a training folder: all files are images
+            continue
+        masks = {
+            pair.mask.resolve()
+            for pair in pairs
+            if pair.mask is not None and pair.mask.with_suffix("") != pair.image.with_suffix("")
+        }
+        if masks:
+            print(
+                f"{folder} is a training folder: {len(masks)} mask file{'s' if len(masks) > 1 else ''} skipped.",
+                flush=True,
+            )
+        found |= masks
+    return found
 
 
 class Outputs:

@@ -2,7 +2,7 @@
 
 from .facts import DataFacts
 from .machine import Machine
-from .plan import Choice, Plan, Timings, make_plan
+from .plan import Choice, Plan, Timings, TooShortError, make_plan
 from .recommended import FIRST_STAGE_SHARE, LABELED, RECOMMENDED, UNLABELED
 
 __all__ = [
@@ -15,5 +15,6 @@ __all__ = [
     "Machine",
     "Plan",
     "Timings",
+    "TooShortError",
     "make_plan",
 ]

@@ -22,6 +22,23 @@ from .recommended import FIRST_STAGE_SHARE, LABELED, UNLABELED
 
 logger = logging.getLogger(__name__)
 
+
+class TooShortError(ValueError):
+    """Too few steps fit into the time.
+
+    Attributes:
+        fits: how many steps would fit, and why that is too few.
+        needed: seconds that would be enough, including those for timing.
+    """
+
+    def __init__(self, steps: int, seconds_a_step: float, needed: float):
+        self.fits = f"{steps} steps of {seconds_a_step:.2g} s would fit, and fewer than {FEWEST_STEPS} teach nothing"
+        self.needed = math.ceil(needed / 10) * 10
+        super().__init__(
+            f"`--time`: {self.fits}. Give at least {self.needed} s, a smaller `--crop_size`, or `--max_steps`."
+        )
+
+
 CPU_SIDE = 256
 """On a CPU, the shorter side that a network sees is at most this many pixels; larger images are shrunk."""
 GPU_SIDE = 1024
@@ -317,10 +334,7 @@ class _Planner:
         steps = int((1 - RESERVE) * left / a_step)
         if steps < FEWEST_STEPS:
             needed = seconds - left + FEWEST_STEPS * a_step / (1 - RESERVE)
-            raise ValueError(
-                f"`--time`: {max(0, steps)} steps of {a_step:.2g} s would fit, and fewer than {FEWEST_STEPS} teach "
-                f"nothing. Give at least {math.ceil(needed / 10) * 10} s, a smaller `--crop_size`, or `--max_steps`."
-            )
+            raise TooShortError(max(0, steps), a_step, needed)
         return min(steps, MOST_STEPS), evaluations
 
 

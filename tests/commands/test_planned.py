@@ -190,6 +190,24 @@ def test_a_time_over_before_the_trial_is_an_immediate_error(folder, tmp_path, mo
         )
 
 
+@pytest.mark.parametrize("share, minutes, end", [(1.0, 4, ","), (0.48, 8, " (`compare` trains twice),")])
+def test_a_time_for_too_few_steps_says_what_to_type(folder, monkeypatch, capsys, share, minutes, end):
+    timings = planned.Timings(first_stage=3.0, second_stage=3.0, evaluation=1.0, start=5.0, end=5.0, spent=10.0)
+    monkeypatch.setattr(planned, "make_trainer", lambda *_: pytest.fail("a trial was run"))
+    monkeypatch.setattr(planned, "time_steps", lambda *_, **__: timings)
+    settings = parsed(str(folder / "set"), "--models", str(folder / "tiny"), "--time", "90s")
+    sets, typed = load_data(settings.data), {"time", "models", "dataset", "data_root"}
+    with pytest.raises(ValueError, match="teach nothing") as error:
+        planned.complete(settings, sets, typed, began=time.monotonic() - 5, share=share)
+    said = str(error.value)
+    started = re.match(r"`--time 90s`: starting took (\d+) s and timing a few steps 0 s\. In ", said)
+    assert 5 <= int(started[1]) < 20
+    assert f"Give `--time {minutes}m`{end} a smaller `--crop_size`, or `--max_steps`." in said
+    assert "Timing a few steps, to fit the run into `--time 90s` ..." in capsys.readouterr().out
+    settings = settings.with_values(time=f"{minutes}m")
+    planned.complete(settings, sets, typed, began=time.monotonic() - 5, share=share)
+
+
 def test_without_unlabeled_images_the_run_is_supervised(folder, tmp_path):
     settings = parsed(str(folder / "set"), "--models", str(folder / "tiny"), "--weight", "2")
     sets = load_data(settings.data)._replace(unlabeled=None)
@@ -238,6 +256,13 @@ def test_invalid_times(text):
 def test_plan_errors_are_reported_before_data_is_read(words, said):
     with pytest.raises(ValueError, match=said):
         train.check_before_loading(parsed(*words))
+
+
+@pytest.mark.parametrize("text, number", [("6", "6"), ("20s", "20"), ("30", None), ("6m", None)])
+def test_a_time_in_seconds_that_probably_means_minutes_is_a_warning(text, number, caplog):
+    planned.check(parsed("folder", "--time", text))
+    said = f"`--time {text}` is {number} seconds, and starting alone may take longer. "
+    assert caplog.messages == ([f"{said}{number} minutes are written `--time {number}m`."] if number else [])
 
 
 def test_a_run_does_not_start_from_its_own_output_folder(tmp_path):

@@ -185,6 +185,19 @@ def test_own_outputs_are_not_inputs(tmp_path, branch, photos):
     assert files(photos / "out" / "masks") == ["a.png", "deep/a.png", "deep/b.png"]
 
 
+def test_masks_of_a_training_folder_are_not_predicted(tmp_path, branch, capsys):
+    for name, kind in (("images/a", "RGB"), ("images/new", "RGB"), ("masks/a", "L")):
+        path = tmp_path / "set" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new(kind, (9, 8)).save(path)
+    assert run(tmp_path, branch, "--inputs", tmp_path / "set", "--format", "labelme")["predicted"] == 2
+    assert files(tmp_path / "out" / "masks") == ["images/a.png", "images/new.png"]
+    assert files(tmp_path / "out" / "labelme") == ["images/a.json", "images/new.json"]
+    assert f"{tmp_path / 'set'} is a training folder: 1 mask file skipped.\n" in capsys.readouterr().out
+    # masks that are named themselves are files like any other
+    assert run(tmp_path, branch, "--inputs", tmp_path / "set" / "masks")["predicted"] == 1
+
+
 def test_a_folder_of_images_is_not_its_own_output_folder(tmp_path, branch, photos, capsys):
     words = ("--branches", branch, "--inputs", photos / "deep", "--output_dir", photos)
     with pytest.raises(SystemExit):
