@@ -186,6 +186,10 @@ def test_another_objective_ignores_the_files_hyper_parameters(tmp_path, capsys):
         (["--horizontal_flip", "2"], ["`horizontal_flip`", "[0, 1]", "2.0"]),
         (["--max_bad_sample_share", "5"], ["`max_bad_sample_share`", "[0, 1]", "5.0"]),
         (["--optim", "adam"], ["`optim`", "'sgd', 'adamw'", "'adam'"]),
+        (
+            ["--crop_size", "512x256"],
+            ["two integers, got '512x256'", "Write `--crop_size 512 256`, or `crop_size: [512"],
+        ),
         (["--crop_size", "1", "2", "3"], ["`crop_size`", "height and width"]),
         (["--seed", "1", "--seed", "2"], ["`--seed` is given twice"]),
         (["train"], ["expected `--field value`", "'train'"]),
