@@ -48,8 +48,9 @@ def one_line(error: Exception, output: str | os.PathLike) -> str:
     return f"{path}: {error.strerror}."
 
 
-def nearest(name: str, known: Iterable[str], *, otherwise: str = "") -> str:
-    """ " Did you mean `...`?" with the closest name, preferring a common beginning; `otherwise` if none is close."""
+def nearest(name: str, known: Iterable[str], *, prefix: str = "", otherwise: str = "") -> str:
+    """ " Did you mean `...`?" with `prefix` and the closest name, preferring a common beginning; `otherwise` if
+    none is close."""
     begun = [word for word in known if len(name) > 2 and word.startswith(name)]
     close = begun or difflib.get_close_matches(name, list(known), n=1)
-    return f" Did you mean `{close[0]}`?" if close else otherwise
+    return f" Did you mean `{prefix}{close[0]}`?" if close else otherwise

@@ -63,7 +63,7 @@ def parse(
             print(text.format_help(everything=help_wanted["help_all"]), end="")
             raise SystemExit(0)
         from_file = _without_foreign_fields(from_file, name)
-        return settings(**_build(groups, name, base | from_file | given))
+        return settings(**_build(groups, name, base | from_file | given, typed=given))
     except ValueError as error:
         fail(str(error))
 
@@ -106,8 +106,10 @@ def given_names(argv: Sequence[str]) -> set[str]:
     return {*given, *from_file} - {"config"}
 
 
-def _build(groups: Mapping[str, type], objective: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The groups by name, filled with the values."""
+def _build(
+    groups: Mapping[str, type], objective: str, values: Mapping[str, Any], typed: Collection[str]
+) -> dict[str, Any]:
+    """The groups by name, filled with the values. `typed` are the names from the command line, for messages."""
     types = {
         name: {f.name: hints[f.name] for f in dataclasses.fields(cls)}
         for name, cls in groups.items()
@@ -118,12 +120,19 @@ def _build(groups: Mapping[str, type], objective: str, values: Mapping[str, Any]
     converted: dict[str, dict[str, Any]] = {name: {} for name in groups}
     for key, value in values.items():
         if key not in known:
-            owners = [name for name, cls in OBJECTIVES.items() if key in cls.__dataclass_fields__]
-            hint = f" It is a field of the objective {' and '.join(owners)}." if owners else ""
-            hint = hint or nearest(key, [*known, "config", "objective"], otherwise=" `--help-all` lists them.")
-            raise ValueError(f"unknown field `{key}` with `objective={objective}`.{hint}")
+            raise ValueError(_unknown(key, objective, [*known, "config", "objective"], on_command_line=key in typed))
         converted[known[key]][key] = convert(key, value, types[known[key]][key])
     return {name: cls(**converted[name]) for name, cls in groups.items()}
+
+
+def _unknown(key: str, objective: str, known: Sequence[str], *, on_command_line: bool) -> str:
+    """The message for a name that no group has: an option of the command line, or a field of a YAML file."""
+    said = f"unknown option `--{key}`" if on_command_line else f"unknown field `{key}`"
+    owners = [name for name, cls in OBJECTIVES.items() if key in cls.__dataclass_fields__]
+    if owners:
+        return f"{said} with `objective={objective}`. It belongs to the objective {' and '.join(owners)}."
+    prefix = "--" if on_command_line else ""
+    return f"{said}.{nearest(key, known, prefix=prefix, otherwise=' `--help-all` lists them.')}"
 
 
 def _without_foreign_fields(values: Mapping[str, Any], objective: str) -> dict[str, Any]:

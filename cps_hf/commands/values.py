@@ -31,6 +31,13 @@ def convert(name: str, value: Any, expected: Any) -> Any:
                 return convert(name, value, candidate)
         return convert(name, value, last)
     if origin is list:
+        joined = re.fullmatch(r"(\d+) *[x×*,] *(\d+)", value) if isinstance(value, str) else None
+        if arguments == (int,) and joined:
+            height, width = joined.groups()
+            raise ValueError(
+                f"`{name}` must be height and width as two integers, got {value!r}. Write "
+                f"`--{name} {height} {width}`, or `{name}: [{height}, {width}]` in a YAML file."
+            )
         items = value if isinstance(value, list | tuple) else [] if value in ("", "none") else [value]
         return [convert(name, item, arguments[0]) for item in items]
     kind = origin or expected

@@ -117,9 +117,11 @@ def _read_masks(
 ) -> tuple[Coding, dict[str, np.ndarray]]:
     """(how masks are read, the pixels of each class by path)."""
     names = [pair.path for pair in pairs]
-    looks = look_at_masks(names, [pair.mask for pair in pairs])
+    root = layout.root
+    masks = [(p.mask.relative_to(root) if p.mask.is_relative_to(root) else p.mask).as_posix() for p in pairs]
+    looks = look_at_masks(masks, [pair.mask for pair in pairs])
     coding = settle(
-        names,
+        masks,
         looks,
         find_class_tables(_folders_of(layout)),
         given=None if class_names is None else given_classes(class_names),

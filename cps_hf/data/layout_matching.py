@@ -59,7 +59,7 @@ def match(
         example = next((file.path for file in pictures), "none")
         raise ValueError(
             f"{len(alone)} of {len(labels)} masks in {root} belong to no image: {first_few(alone, 3)}; an image is "
-            f"called e.g. {example}. Rename or remove them, or set what names have after their common part: "
+            f"called e.g. {example}. Rename or remove them, or, if the names differ by an ending, give the endings: "
             f"{typed(image_suffix='_image', mask_suffix='_mask')}."
         )
     matched = {image: found[0] for image, found in masks_of.items()}

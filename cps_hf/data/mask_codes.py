@@ -210,7 +210,7 @@ def _by_colors(readable: Sequence[tuple[str, MaskLook]], table: ClassTable, give
         (color, name), *_ = strange.items()
         raise ValueError(
             f"Masks contain {len(strange)} colours that {table.path} does not list: {first_few([*strange], 3)}, e.g. "
-            f"{color} in that of {name!r}. Add them there, or save the masks without smoothed edges."
+            f"{color} in {name!r}. Add them there, or save the masks without smoothed edges."
         )
     palette = {class_id: color for color, class_id in reversed(colors.items()) if class_id != IGNORE_INDEX}
     shown = tuple(palette[i] for i in range(len(names)))
@@ -228,7 +228,7 @@ def _no_color_table(
     typed = {"class_names": names, "colors": {", ".join(map(str, c)): i for i, c in enumerate(common[: len(names)])}}
     mixed = "" if len(colored) == count else f" (the other {count - len(colored)} have one channel)"
     return ValueError(
-        f"{len(colored)} of {count} masks{mixed} are colour pictures, e.g. that of {colored[0]!r}; together they use "
+        f"{len(colored)} of {count} masks{mixed} are colour pictures, e.g. {colored[0]!r}; together they use "
         f"{len(shown)} colours:{_wrapped(common)}Define the class of each colour in a `labelmap.txt` next to "
         "the folders, with a line `name:red,green,blue` for each, or with `--load_options "
         f"'{json.dumps(typed, ensure_ascii=False)}'`."
@@ -333,11 +333,13 @@ def _reject_unnamed(readable: Sequence[tuple[str, MaskLook]], unnamed: set[int],
     if unnamed:
         codes = [look.values if look.values is not None else {r for r, _, _ in look.colors} for _, look in readable]
         name = next(name for (name, _), held in zip(readable, codes, strict=True) if unnamed & {*held})
+        example = {value: i for i, value in enumerate(table.values or range(len(table.names)))}
+        example |= dict.fromkeys(sorted(unnamed)[:5], IGNORE_INDEX)
         known = f"the values {first_few(table.values)}" if table.values else f"classes 0 to {len(table.names) - 1}"
         raise ValueError(
-            f"Masks contain {first_few(sorted(unnamed))}, e.g. that of {name!r}, but {table.path} names {known}: "
+            f"Masks contain {first_few(sorted(unnamed))}, e.g. {name!r}, but {table.path} names {known}: "
             f"{first_few(table.names)}. Name all classes, including the background (0); or set with `--load_options` "
-            '(`{"values": {"7": 0, "8": 255}}`) which class each value is, 255 for none.'
+            f"(`{json.dumps({'values': example})}`) which class each value is, 255 for none."
         )
 
 

@@ -450,8 +450,8 @@ def _named_errors(where: str, what: str, data: bytes | None) -> Iterator[None]:
 def _cannot_decode(error: Exception, where: str, what: str, data: bytes | None) -> ValueError:
     found = f"{what} of {len(data)} bytes, " if data is not None else f"{what}, "
     return ValueError(
-        f"Cannot decode {where}: {found}{type(error).__name__}: {error}. It is corrupt or not an image: restore it or "
-        "remove it."
+        f"Cannot decode {where}: {found}{type(error).__name__}: {error}. It is damaged or not an image. "
+        "Restore or remove it."
     )
 
 
@@ -483,8 +483,8 @@ def _of_no_kind(data: bytes, where: str, what: str) -> str:
         if data[at : at + len(begin)] == begin:
             return f"Cannot decode {where}: {what} of {len(data)} bytes, {kind}."
     return (
-        f"Cannot decode {where}: {what} of {len(data)} bytes, of no kind that PIL knows, beginning with {data[:8]!r}. "
-        "It is corrupt or not an image: restore it or remove it."
+        f"Cannot decode {where}: {what} of {len(data)} bytes, of no kind that PIL knows. "
+        "It is damaged or not an image. Restore or remove it."
     )
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor
 
@@ -211,8 +211,14 @@ def _query_hub(source: str, revision: str | None) -> None:
     except LocalEntryNotFoundError:
         try:
             get_hf_file_metadata(hf_hub_url(source, "config.json", revision=revision), timeout=10)
-        except Exception as error:  # the client and its dependencies raise many types
+        except HfHubHTTPError as error:
             raise _unreadable(source, "model", "The Hub", error) from error
+        except Exception as error:  # the client and its dependencies raise many types without a connection
+            offline = " (HF_HUB_OFFLINE=1 is set)" if constants.HF_HUB_OFFLINE else ""
+            raise ValueError(
+                f"`{source}`: no model could be read: there is no folder of that name here, and the Hub cannot be "
+                f"reached{offline}. Check the path of the folder."
+            ) from error
     except HFValidationError as error:
         raise _unreadable(source, "model", "The Hub", error) from error
 

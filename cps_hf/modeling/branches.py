@@ -26,6 +26,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from huggingface_hub import constants
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSemanticSegmentation, PreTrainedConfig, PreTrainedModel
 
@@ -388,9 +389,10 @@ def _read_config(source, options: dict) -> PreTrainedConfig:
                 raise ValueError(
                     f"The configuration in `{source}` cannot be read. transformers said: {error}"
                 ) from error
+            offline = " (HF_HUB_OFFLINE=1 is set)" if constants.HF_HUB_OFFLINE else ""
             raise ValueError(
                 f"`{source}` is neither a folder here nor a model that could be read from the Hub. Check the spelling "
-                f"and the connection (HF_HUB_OFFLINE disables it); a gated or private one needs HF_TOKEN; one with "
+                f"and the connection{offline}; a gated or private one needs HF_TOKEN; one with "
                 f"its own code needs trust_remote_code=True. transformers said: {error}"
             ) from error
     reject_other_universal(config, _named(source))

@@ -42,7 +42,7 @@ def conditions(name: str) -> str | None:
 
 
 def warn_of_conditions(names: Iterable[str]) -> None:
-    """Logs a sentence for each of these weights whose licence has conditions, before they are loaded."""
+    """Logs a sentence for each of these weights whose licence has conditions."""
     for name in dict.fromkeys(names):
         if said := conditions(name):
             logger.warning("The weights %s have a licence with conditions: %s.", name, said)

@@ -192,8 +192,6 @@ def build_models(
     """
     _warn_of_idle_ohem(crop_size, objective)
     model_checks.check_passed_classes(models, id2label)
-    if accelerator.is_main_process:
-        warn_of_conditions(_named_weights(models, model_config))
     # A teacher belongs to one branch: a single id or configuration is not used twice then.
     alone = objective.teacher and model_config.num_branches is None and not isinstance(models, list | tuple)
     count = 1 if alone else len(source_per_branch(models, model_config.num_branches))
@@ -210,6 +208,8 @@ def build_models(
         attn_implementation=model_config.attn_implementation,
         masked_attention=objective.labeled_loss == "set",
     )
+    if accelerator.is_main_process:
+        warn_of_conditions(_named_weights(models, model_config))
     if len(built) < objective.min_branches:
         raise ValueError(f"{type(objective).__name__} needs {objective.min_branches} models, got {len(built)}.")
     if objective.teacher and len(built) > 1:

@@ -63,7 +63,7 @@ def test_the_package_exports_exactly_the_names_it_lists():
         ([], "a command is missing. The commands are train, compare, check, "),
         (["trian"], "there is no command 'trian'. Did you mean `train`?"),
         (["--objective", "cps"], "there is no command '--objective'. The commands are train, "),
-        (["train", "--max_step", "5"], "Did you mean `max_steps`?"),
+        (["train", "--max_step", "5"], "unknown option `--max_step`. Did you mean `--max_steps`?"),
         (["train", "--max_steps"], "`max_steps` must be an integer, got True"),
         (["train", "file.yaml"], "expected a folder of images and masks, found 'file.yaml'. Pass a settings file"),
         (["train", "nowhere"], "No folder nowhere."),

@@ -116,7 +116,7 @@ def test_options_removed_since_an_earlier_version_are_ignored(tmp_path, capsys):
     (tmp_path / "old.yaml").write_text("max_steps: 3\nlogging_first_step: true\n")
     assert parse("--config", str(tmp_path / "old.yaml")).args.max_steps == 3
     assert "`logging_first_step` of the file: no longer an option" in capsys.readouterr().err
-    assert "unknown field `logging_first_step`" in error_of(capsys, "--logging_first_step", "true")
+    assert "unknown option `--logging_first_step`" in error_of(capsys, "--logging_first_step", "true")
 
 
 def test_no_file_contains_the_token():
@@ -146,7 +146,7 @@ def test_another_objective_ignores_the_files_hyper_parameters(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--max_step", "5"], ["`max_step`", "Did you mean `max_steps`"]),
+        (["--max_step", "5"], ["unknown option `--max_step`. Did you mean `--max_steps`?"]),
         (["--max_steps", "many"], ["`max_steps`", "an integer", "'many'"]),
         (["--max_steps", "1.5"], ["`max_steps`", "an integer", "'1.5'"]),
         (["--learning_rate", "fast"], ["`learning_rate`", "a number", "'fast'"]),
@@ -157,7 +157,7 @@ def test_another_objective_ignores_the_files_hyper_parameters(tmp_path, capsys):
         (["--objective", "cpss"], ["`objective`", "supervised, cps", "Did you mean `cps`"]),
         (
             ["--objective", "supervised", "--weight", "2"],
-            ["`weight`", "objective=supervised", "field of the objective cps"],
+            ["unknown option `--weight`", "objective=supervised", "It belongs to the objective cps"],
         ),
         (["--weight", "-1"], ["`weight`", "-1"]),
         (["--max_steps", "0"], ["`max_steps`", "at least 1"]),
@@ -186,6 +186,10 @@ def test_another_objective_ignores_the_files_hyper_parameters(tmp_path, capsys):
         (["--horizontal_flip", "2"], ["`horizontal_flip`", "[0, 1]", "2.0"]),
         (["--max_bad_sample_share", "5"], ["`max_bad_sample_share`", "[0, 1]", "5.0"]),
         (["--optim", "adam"], ["`optim`", "'sgd', 'adamw'", "'adam'"]),
+        (
+            ["--crop_size", "512x256"],
+            ["two integers, got '512x256'", "Write `--crop_size 512 256`, or `crop_size: [512"],
+        ),
         (["--crop_size", "1", "2", "3"], ["`crop_size`", "height and width"]),
         (["--seed", "1", "--seed", "2"], ["`--seed` is given twice"]),
         (["train"], ["expected `--field value`", "'train'"]),
@@ -201,7 +205,7 @@ def test_an_error_names_the_field_and_what_is_valid(capsys, words, said):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("learning_rat: 1", ["`learning_rat`", "Did you mean `learning_rate`"]),
+        ("learning_rat: 1", ["unknown field `learning_rat`", "Did you mean `learning_rate`"]),
         ("max_steps: [1, 2]", ["`max_steps`", "an integer"]),
         ("max_steps: true", ["`max_steps`", "an integer"]),
         ("- a\n- b", ["`field: value` lines", "list"]),

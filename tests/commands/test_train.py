@@ -232,7 +232,7 @@ def test_parquet_shards_as_streams(folders, tmp_path):
         ),
         (["--train_split", "val"], "`train_split` and `eval_split` are both 'val'"),
         (["--lr_scheduler_type", "poly"], "`lr_scheduler_type` must be one of"),
-        (["--max_step", "5"], "Did you mean `max_steps`"),
+        (["--max_step", "5"], "Did you mean `--max_steps`"),
         (["--load_options", '{"color": 1}'], "load_cityscapes has no argument 'color'"),
     ],
 )

@@ -65,19 +65,18 @@ def test_adams_options_follow_its_formula(changed):
         torch.testing.assert_close([p.detach() for p in parameters], expected)
 
 
-def test_conditions_of_a_licence_are_logged_before_the_weights_are_loaded(monkeypatch, caplog):
-    class Stop(Exception):
-        pass
+def test_conditions_of_a_licence_are_logged_only_if_the_weights_are_found(monkeypatch, caplog):
+    def absent(*_, **__):
+        raise ValueError("neither a folder here nor a model")
 
-    def build(*_, **__):
-        raise Stop(*[record.getMessage() for record in caplog.records])
-
-    monkeypatch.setattr(setup.modeling, "build_branches", build)
     config = ModelConfig(backbone=["facebook/dinov3-vits16-pretrain-lvd1689m", "none"])
-    models = ["nvidia/mit-b0", SegformerConfig()]
-    with caplog.at_level(logging.WARNING, logger="cps_hf"), pytest.raises(Stop) as stopped:
-        process = SimpleNamespace(is_main_process=True)
-        build_models(models, config, CPSConfig(), [64, 64], CrossPseudoSupervision(), None, process)
-    said = stopped.value.args
+    models, process = ["nvidia/mit-b0", SegformerConfig()], SimpleNamespace(is_main_process=True)
+    said = []
+    for build, error in ((absent, "neither"), (lambda *_, **__: [], "needs 2 models, got 0")):
+        assert said == []
+        monkeypatch.setattr(setup.modeling, "build_branches", build)
+        with caplog.at_level(logging.WARNING, logger="cps_hf"), pytest.raises(ValueError, match=error):
+            build_models(models, config, CPSConfig(), [64, 64], CrossPseudoSupervision(), None, process)
+        said = [record.getMessage() for record in caplog.records]
     assert len(said) == 2 and "nvidia/mit-b0" in said[0] and "research or evaluation only" in said[0]
     assert "facebook/dinov3-vits16-pretrain-lvd1689m" in said[1] and "DINOv3 License" in said[1]
