@@ -179,7 +179,8 @@ def test_hub_sets_and_streams_are_compared(world, tmp_path):
     with without_cards_and_pictures():
         found = compare.main([*words, "--save_steps", "100", "--output_dir", str(tmp_path / "out")])
     assert found["images"] == 4 and found["supervised"]["steps"] == BORDER
-    assert "4 validation images cannot show whether that is beyond chance" in (tmp_path / "out" / "comparison.md").read_text()
+    said = (tmp_path / "out" / "comparison.md").read_text()
+    assert "4 validation images cannot show whether that is beyond chance" in said
 
 
 def _embedded(dataset):
