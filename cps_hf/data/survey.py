@@ -39,8 +39,8 @@ UNUSUAL = {
     ("label", "turned itself"): "masks with their own EXIF orientation",
     ("label", "resized"): "masks resized to their images",
     ("label", "seams"): (
-        "masks with a class that only occurs in seams between a lower and a higher one, as from resizing with "
-        "interpolation: resize masks by the nearest pixel"
+        "masks that seem to have been resized with interpolation, which adds thin lines of wrong classes between "
+        "objects: resize masks with nearest-neighbor interpolation"
     ),
     ("label", "white"): "masks that contain only 0 and 255, where others contain 1: 255 is ignored in them",
     ("label", "all ignored"): "masks without a labeled pixel",
@@ -334,17 +334,24 @@ def _as_it_is(look: Any) -> Any:
 
 
 def holds_seams(ids: np.ndarray) -> bool:
-    """Whether a class of a label map uint8 (H, W) is only a seam between others, as from interpolating a mask."""
-    rows, in_rows, columns, in_columns = seams(ids)[:, :IGNORE_INDEX]
-    share = in_rows / np.maximum(rows, 1) + in_columns / np.maximum(columns, 1)  # seams across rows or across columns
-    return bool(((rows + columns >= AT_LEAST) & (share >= SHARE_OF_SEAMS)).any())
+    """Whether a class of a label map uint8 (H, W) is only a seam between others, as from interpolating a mask.
+
+    Interpolation leaves a seam at most borders between two classes. A thin object, such as a pole, also lies between
+    two classes, but most of their borders have no pole.
+    """
+    pixels, in_seams, count, without = np.moveaxis(seams(ids)[..., :IGNORE_INDEX], 1, 0)
+    share = (in_seams / np.maximum(pixels, 1)).sum(0)  # seams across rows or across columns
+    found = (pixels.sum(0) >= AT_LEAST) & (share >= SHARE_OF_SEAMS) & (count.sum(0) >= without.sum(0))
+    return bool(found.any())
 
 
 def seams(ids: np.ndarray) -> np.ndarray:
-    """Pixels of a label map uint8 (H, W) by class id, (4, 256): on some of its rows, and the pixels among them in
-    short runs between a lower and a higher value; then the same for some of its columns. Runs next to ignored pixels
-    do not count."""
-    found = np.zeros((4, 256), np.int64)
+    """Counts by class id on some of the rows, then on some of the columns, of a label map uint8 (H, W): (2, 4, 256).
+
+    A seam is a short run of pixels between a lower and a higher value, neither of which is ignored. For each class:
+    its pixels; those in seams; its seams; and the borders between a lower and a higher class without any seam.
+    """
+    found = np.zeros((2, 4, 256), np.int64)
     for i, lines in enumerate((ids[:: max(1, ids.shape[0] // LINES)], ids[:, :: max(1, ids.shape[1] // LINES)].T)):
         starts = np.ones(lines.shape, bool)
         starts[:, 1:] = lines[:, 1:] != lines[:, :-1]
@@ -354,8 +361,15 @@ def seams(ids: np.ndarray) -> np.ndarray:
         inside = (np.roll(line, 1) == line) & (np.roll(line, -1) == line) & (before != IGNORE_INDEX)
         inside &= (after != IGNORE_INDEX) & (length <= max(2, min(SEAM, lines.shape[1] // 20)))
         inside &= ((before < values) & (values < after)) | ((before > values) & (values > after))
-        found[2 * i] = np.bincount(values, weights=length, minlength=256)
-        found[2 * i + 1] = np.bincount(values[inside], weights=length[inside], minlength=256)
+        found[i, 0] = np.bincount(values, weights=length, minlength=256)
+        found[i, 1] = np.bincount(values[inside], weights=length[inside], minlength=256)
+        found[i, 2] = np.bincount(values[inside], minlength=256)
+        sharp = (line[1:] == line[:-1]) & ~inside[1:] & ~inside[:-1]
+        low, high = np.minimum(values[1:], values[:-1])[sharp], np.maximum(values[1:], values[:-1])[sharp]
+        low, high = low[high != IGNORE_INDEX], high[high != IGNORE_INDEX]
+        # A border lies around each class from low + 1 to high - 1: the sum of a step up and a step down.
+        steps = np.bincount(low + 1, minlength=256) - np.bincount(high, minlength=256)
+        found[i, 3] = np.cumsum(steps)
     return found
 
 

@@ -500,7 +500,7 @@ def a_mask_was_resized_with_interpolation(drawn):
     smooth = np.asarray(small.resize(label.shape[::-1], Image.BILINEAR))
     drawn.labels[name] = np.rint(smooth / 30).astype(np.uint8)
     drawn.files[part(drawn, "masks", name)] = png(drawn.labels[name])
-    drawn.said = "masks with a class that only occurs in seams"
+    drawn.said = "masks that seem to have been resized with interpolation"
 
 
 @defect

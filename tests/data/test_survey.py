@@ -1,5 +1,6 @@
 """Surveying a whole set: its classes, what is unusual but readable, and how much was read."""
 
+import itertools
 import json
 
 import numpy as np
@@ -144,21 +145,38 @@ def test_seams_from_interpolation_are_noted():
     assert looked_at([png(nearest)], images=[image]).notes() == []
 
 
+def test_a_thin_object_is_not_a_seam():
+    mask = np.zeros((64, 96), np.uint8)
+    mask[:, 48:] = 2  # half building, half tree
+    mask[40:, 47:49] = 1  # a pole in front of their border
+    image = png(np.zeros((64, 96, 3), np.uint8))
+    assert looked_at([png(mask)], images=[image]).notes() == []
+    mask[:, 47:49] = 1  # along all of the border
+    [note] = looked_at([png(mask)], images=[image]).notes()
+    assert note.kind == ("label", "seams")
+
+
 def test_seams_are_counted_correctly():
     label = np.random.default_rng(0).integers(0, 4, (9, 13)).astype(np.uint8)
     label[label == 3] = 255
     label[4] = 1  # a run across the whole mask, without neighbours
-    wanted = np.zeros((4, 256), int)
-    for direction, lines in enumerate((label, label.T)):
+    label[2, :8] = label[6, :8] = [0, 0, 0, 2, 2, 2, 1, 0]  # a border without a seam
+    wanted = np.zeros((2, 4, 256), int)
+    for found, lines in zip(wanted, (label, label.T), strict=True):
         for line in lines.tolist():
-            for at, value in enumerate(line):
-                left = next((i for i in range(at, -1, -1) if line[i] != value), None)
-                right = next((i for i in range(at, len(line)) if line[i] != value), None)
-                wanted[2 * direction, value] += 1
-                if left is not None and right is not None and right - left - 1 <= 2:
-                    a, b = line[left], line[right]
-                    wanted[2 * direction + 1, value] += 255 not in (a, b) and min(a, b) < value < max(a, b)
-    assert seams(label).tolist() == wanted.tolist() and wanted[1].sum() > 0 and wanted[3].sum() > 0
+            runs = [(value, len([*same])) for value, same in itertools.groupby(line)]
+            is_seam = [False] * len(runs)
+            for i in range(1, len(runs) - 1):
+                low, high = sorted((runs[i - 1][0], runs[i + 1][0]))
+                is_seam[i] = runs[i][1] <= 2 and low < runs[i][0] < high < 255
+            for (value, length), seam in zip(runs, is_seam, strict=True):
+                found[:3, value] += length, length * seam, seam
+            for i in range(1, len(runs)):
+                low, high = sorted((runs[i - 1][0], runs[i][0]))
+                if high < 255 and not is_seam[i - 1] and not is_seam[i]:
+                    found[3, low + 1 : high] += 1
+    assert seams(label).tolist() == wanted.tolist()
+    assert (wanted[:, 1].sum(-1) > 0).all() and (wanted[:, 3].sum(-1) > 0).all()
 
 
 def test_unusual_files_are_counted_with_first_names():
