@@ -24,7 +24,7 @@ IMPORTS = {
     "visualization": ({"functional", "files"}, {"PIL", "matplotlib"}),
     "metrics": ({"functional"}, {"evaluate", "datasets"}),
     "objectives": ({"functional"}, set()),
-    "modeling": ({"functional"}, {"transformers", "timm"}),
+    "modeling": ({"functional"}, {"transformers", "timm", "huggingface_hub"}),
     "data": (
         {"config", "functional", "files", "visualization"},
         {"datasets", "torchvision", "PIL", "huggingface_hub"},
