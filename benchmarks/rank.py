@@ -35,12 +35,12 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 from arms import ARMS, CROP  # noqa: E402
 from cells import Cell, run_all  # noqa: E402
+from network import add_backbone_option, write_config  # noqa: E402
 from report import paired  # noqa: E402
 from sets import prepare  # noqa: E402
 
 from cps_hf.commands import rank, train  # noqa: E402
 from cps_hf.files import write_atomically  # noqa: E402
-from cps_hf.modeling import DeepLabV3PlusConfig  # noqa: E402
 
 CELLS = HERE / "results" / "rank" / "cells"
 FIRST, MORE = 12, 12
@@ -63,11 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--real", type=Path, help="the folder that contains camvid/, or a file of real/pack.py")
-    parser.add_argument(
-        "--backbone",
-        default="package:efficientnet-lite0",
-        help="weights of tf_efficientnet_lite0: a file, or what `cps-hf train --backbone` takes",
-    )
+    add_backbone_option(parser)
     parser.add_argument("--runs", type=Path, default=Path("outputs/rank"), help="the runs' folders")
     parser.add_argument("--cells", type=Path, default=CELLS, help="where results are kept, as JSON")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="of networks and of labeled images")
@@ -87,11 +83,7 @@ class Benchmark:
         options.cells.mkdir(parents=True, exist_ok=True)
         self.root = prepare(options.real, options.runs / "data", "camvid")
         self.classes = json.loads((self.root / "classes.json").read_text(encoding="utf-8"))
-        self.model = options.runs / "model"
-        if not (self.model / "config.json").is_file():
-            DeepLabV3PlusConfig(backbone="tf_efficientnet_lite0", head="textbook", aspp_channels=64).save_pretrained(
-                self.model
-            )
+        self.model = write_config(options.runs)
 
     def run(self, seed: int) -> bool:
         """One seed; false where a run fails."""

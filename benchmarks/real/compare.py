@@ -37,12 +37,12 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 from arms import ARMS, CROP, LABELS  # noqa: E402
 from cells import Cell, run_all  # noqa: E402
+from network import add_backbone_option, write_config  # noqa: E402
 from sets import prepare  # noqa: E402
 
 from cps_hf.commands import train  # noqa: E402
 from cps_hf.commands.settings import Settings  # noqa: E402
 from cps_hf.files import write_atomically  # noqa: E402
-from cps_hf.modeling import DeepLabV3PlusConfig  # noqa: E402
 
 CELLS = HERE.parent / "results" / "real" / "cells"
 PACKED_CELLS = HERE.parent / "results" / "real_packed" / "cells"
@@ -80,11 +80,7 @@ def main(argv: list[str] | None = None) -> int:
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--real", type=Path, help="the folder that contains camvid/ and steel/, or a file of pack.py")
-    parser.add_argument(
-        "--backbone",
-        default="package:efficientnet-lite0",
-        help="weights of tf_efficientnet_lite0: a file, or what `cps-hf train --backbone` takes",
-    )
+    add_backbone_option(parser)
     parser.add_argument("--runs", type=Path, default=Path("outputs/real"), help="the runs' folders")
     parser.add_argument(
         "--cells",
@@ -122,11 +118,7 @@ class Benchmark:
     def __init__(self, options: argparse.Namespace):
         self.options = options
         self.roots = {name: prepare(options.real, options.runs / "data", name) for name in options.sets}
-        self.model = options.runs / "model"
-        if not (self.model / "config.json").is_file():
-            DeepLabV3PlusConfig(backbone="tf_efficientnet_lite0", head="textbook", aspp_channels=64).save_pretrained(
-                self.model
-            )
+        self.model = write_config(options.runs)
 
     def run(self) -> list[Cell]:
         """Run what has no cell yet; return the runs that failed."""

@@ -17,7 +17,7 @@ from .losses import (
     squared_difference,
 )
 from .resize import resize_rows, source_rows
-from .set_loss import count_targets, labeled_set_loss, pseudo_labeled_set_loss
+from .set_loss import labeled_set_loss, present_classes, pseudo_labeled_set_loss
 from .strided import (
     Logits,
     Queries,
@@ -40,7 +40,7 @@ __all__ = [
     "add_over_pixels",
     "balanced_class_weights",
     "class_counts",
-    "count_targets",
+    "present_classes",
     "dice_loss",
     "draw_cutmix_masks",
     "focal_loss",

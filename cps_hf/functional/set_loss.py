@@ -15,10 +15,10 @@ from .losses import IGNORE_INDEX
 from .strided import Logits, StridedLogits
 
 
-def count_targets(labels: Tensor) -> Tensor:
-    """The number of classes in each image's labels (B, H, W), without ignored pixels, long (B,)."""
-    found = torch.zeros(len(labels), IGNORE_INDEX + 1, dtype=torch.long, device=labels.device)
-    return found.scatter_(1, labels.flatten(1), 1)[:, :IGNORE_INDEX].sum(1)
+def present_classes(labels: Tensor) -> Tensor:
+    """Which classes occur in each image's labels (B, H, W), bool (B, 255). Each is a target of the set loss."""
+    found = torch.zeros(len(labels), IGNORE_INDEX + 1, dtype=torch.bool, device=labels.device)
+    return found.scatter_(1, labels.flatten(1), True)[:, :IGNORE_INDEX]
 
 
 def labeled_set_loss(logits: Logits, labels: Tensor, *, num_targets: Tensor | float | None = None) -> Tensor:

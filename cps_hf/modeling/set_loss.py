@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..functional import IGNORE_INDEX, SetLossSums
+from ..functional import IGNORE_INDEX, SetLossSums, present_classes
 
 FAR_BELOW_ZERO = -1e4
 """The logit of an ignored point: with a target of 0 its losses and their gradients are exactly zero."""
@@ -64,11 +64,13 @@ class LayerQueries:
         device = labels.device.type
         with torch.autocast(device if torch.amp.is_autocast_available(device) else "cpu", enabled=False):
             layers = [Layer(*(t if t.dtype == torch.float64 else t.float() for t in layer)) for layer in self.layers]
-            images = _images_of(labels, self.seeds, layers[0].mask_logits.dtype)
+            present = present_classes(labels)
+            images = _images_of(labels, present, self.seeds, layers[0].mask_logits.dtype)
             matched = _match(terms, layers, images)
             masks = torch.stack([_mask_terms(terms, *one, images) for one in zip(layers, matched, strict=True)])
             classes = torch.stack([_class_terms(terms, *one, images) for one in zip(layers, matched, strict=True)])
-        targets = torch.tensor([len(image.classes) for image in images], device=labels.device)
+        targets = present.sum(1)
+        classes = classes.masked_fill(targets == 0, 0)  # an image without a label teaches nothing, not "no object"
         queries = self.layers[0].class_logits.shape[1]
         return SetLossSums(masks.sum(0), classes.sum(0), targets, queries, terms.criterion.eos_coef)
 
@@ -91,11 +93,9 @@ class _Image(NamedTuple):
     generator: torch.Generator
 
 
-def _images_of(labels: Tensor, seeds: Tensor, dtype: torch.dtype) -> list[_Image]:
+def _images_of(labels: Tensor, present: Tensor, seeds: Tensor, dtype: torch.dtype) -> list[_Image]:
     """The host waits for the device once here: shapes depend on the number of targets."""
-    present = torch.zeros(len(labels), IGNORE_INDEX + 1, dtype=torch.long, device=labels.device)
-    present.scatter_(1, labels.flatten(1), 1)
-    known = torch.cat([present[:, :IGNORE_INDEX], seeds.to(labels.device).unsqueeze(1)], 1).tolist()
+    known = torch.cat([present.long(), seeds.to(labels.device).unsqueeze(1)], 1).tolist()
     images = []
     for label, (*there, seed) in zip(labels, known, strict=True):
         classes = torch.tensor([index for index, one in enumerate(there) if one], dtype=torch.long)
@@ -159,9 +159,7 @@ def _class_terms(terms: Any, layer: Layer, matched: Sequence[tuple[Tensor, Tenso
     weights = torch.ones(criterion.num_labels + 1, dtype=class_logits.dtype, device=class_logits.device)
     weights[-1] = criterion.eos_coef
     losses = F.cross_entropy(class_logits.flatten(0, 1), wanted.flatten(), weights, reduction="none")
-    unlabeled = torch.tensor([len(image.classes) == 0 for image in images], device=class_logits.device)
-    losses = losses.view_as(wanted).sum(1).masked_fill(unlabeled, 0)
-    return terms.model.weight_dict["loss_cross_entropy"] * losses
+    return terms.model.weight_dict["loss_cross_entropy"] * losses.view_as(wanted).sum(1)
 
 
 def _without_ignored(logits: Tensor, labels: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:

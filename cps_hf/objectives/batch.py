@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from ..functional import IGNORE_INDEX, count_targets, draw_cutmix_masks, mix, swap_neighbours
+from ..functional import IGNORE_INDEX, draw_cutmix_masks, mix, swap_neighbours
 
 
 @dataclass(kw_only=True, eq=False)
@@ -54,8 +54,8 @@ class LabeledBatch(Batch):
         pixel_values: float (B, 3, H, W), normalised.
         labels: long (B, H, W), 255 where ignored.
         num_labels: the divisor of a sum over labeled pixels, a scalar. If `None`, the number of pixels not ignored.
-        num_targets: the divisor of a sum over targets, a scalar. A target is a class that occurs in an image's labels.
-            If `None`, their number.
+        num_targets: the divisor of the set loss's sum over targets, a scalar. A target is a class that occurs in an
+            image's labels. If `None`, the loss counts this batch's.
         class_counts: the pixels per class of the whole labeled set, float (C,), for class weights. If `None`, they are
             counted in this batch when needed.
         over_processes: averages a tensor of sums over processes, for losses that are not sums over pixels. If omitted,
@@ -73,8 +73,6 @@ class LabeledBatch(Batch):
         super().__post_init__()
         if self.num_labels is None:
             self.num_labels = (self.labels != IGNORE_INDEX).sum()
-        if self.num_targets is None:
-            self.num_targets = count_targets(self.labels).sum()
 
 
 @dataclass(kw_only=True, eq=False)

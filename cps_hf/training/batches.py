@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ..data.transforms import normalize
+from ..functional import present_classes
 from ..objectives import LabeledBatch, UnlabeledBatch
 
 
@@ -40,7 +41,11 @@ def to_device(
 
 
 def share_counts(
-    micro_batches: Sequence[MicroBatch], accelerator: Accelerator, class_counts: Tensor | None = None
+    micro_batches: Sequence[MicroBatch],
+    accelerator: Accelerator,
+    class_counts: Tensor | None = None,
+    *,
+    with_targets: bool = False,
 ) -> None:
     """Replace the counts in the batches of one optimizer step by the global counts that losses are divided by.
 
@@ -50,6 +55,7 @@ def share_counts(
 
     Args:
         class_counts: the labeled set's counts, on the device. If `None`, no class weights are computed from them.
+        with_targets: whether the set loss needs the number of targets.
     """
     counts = torch.zeros(4, dtype=torch.int64, device=accelerator.device)
     for labeled, unlabeled, _ in micro_batches:
@@ -57,10 +63,12 @@ def share_counts(
         counts[1] += labeled.num_pixels
         if unlabeled is not None:
             counts[2] += unlabeled.num_pixels
-        counts[3] += labeled.num_targets
+        if with_targets:
+            counts[3] += present_classes(labeled.labels).sum()
     shares = accelerator.reduce(counts, "sum").float() / (accelerator.num_processes * len(micro_batches))
     for labeled, unlabeled, _ in micro_batches:
-        labeled.num_labels, labeled.num_pixels, labeled.num_targets = shares[0], shares[1], shares[3]
+        labeled.num_labels, labeled.num_pixels = shares[0], shares[1]
+        labeled.num_targets = shares[3] if with_targets else None
         labeled.class_counts, labeled.over_processes = class_counts, partial(accelerator.reduce, reduction="mean")
         if unlabeled is not None:
             unlabeled.num_pixels = shares[2]

@@ -98,24 +98,24 @@ class BranchExporter:
         self.module.share_buffers(self.accelerator)
         with with_settled_masked_attention(model):
             weights = sharding.weights(model)
-        with sharding.whole(self.module):
-            if self.accelerator.is_main_process:
-                card = self._card(name, directory.name, aside)
-        with together(self.accelerator), with_settled_masked_attention(model):
-            if self.accelerator.is_main_process:
-                export_branch(
-                    merged(model),
-                    directory,
-                    state_dict=weights,
-                    id2label=self.run.id2label,
-                    image_mean=self.image_mean,
-                    image_std=self.image_std,
-                    do_reduce_labels=self.do_reduce_labels,
-                    input_shrink=self.run.settings["eval_shrink"],
-                    processing_class=self.processing_class,
-                    card=card,
-                )
-                shutil.rmtree(aside, ignore_errors=True)
+            with sharding.whole(self.module):
+                if self.accelerator.is_main_process:
+                    card = self._card(name, directory.name, aside)
+            with together(self.accelerator):
+                if self.accelerator.is_main_process:
+                    export_branch(
+                        merged(model),
+                        directory,
+                        state_dict=weights,
+                        id2label=self.run.id2label,
+                        image_mean=self.image_mean,
+                        image_std=self.image_std,
+                        do_reduce_labels=self.do_reduce_labels,
+                        input_shrink=self.run.settings["eval_shrink"],
+                        processing_class=self.processing_class,
+                        card=card,
+                    )
+                    shutil.rmtree(aside, ignore_errors=True)
 
     def copy_supervised(self, name: str, directory: Path) -> None:
         """Export the supervised stage's branch again, to `directory`. Its card becomes that of the new place when it

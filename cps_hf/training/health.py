@@ -209,9 +209,9 @@ class Watched:
 
     def __call__(self, pixel_values: Tensor, **options) -> Logits:
         logits = self.network(pixel_values, **options)
-        values = (logits.coarse() if isinstance(logits, StridedLogits) else logits).detach()
-        self.num_labels = values.shape[1]
+        self.num_labels = (logits.values if isinstance(logits, StridedLogits) else logits).shape[1]
         if pixel_values is not self.labeled_images:
+            values = (logits.coarse() if isinstance(logits, StridedLogits) else logits).detach()
             sample = values[..., ::4, ::4]
             self._labels.append(sample.argmax(1).flatten())
             sure = pseudo_label(sample, confidence_threshold=self.least_confidence)

@@ -13,7 +13,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, is_initialized
-from accelerate.utils import DistributedType, LoggerType
+from accelerate.utils import LoggerType
 from datasets import Dataset
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -40,7 +40,7 @@ from .state import RunState
 logger = logging.getLogger(__name__)
 
 
-def check_launch(accelerator: Accelerator, args: CPSConfig) -> None:
+def check_launch(accelerator: Accelerator, args: CPSConfig, model_config: ModelConfig) -> None:
     """Log the number of processes first, and reject launches that would silently do something else."""
     count, world_size = accelerator.num_processes, int(os.environ.get("WORLD_SIZE", "1"))
     working = "ACCELERATE_USE_CPU=1 accelerate launch --multi_gpu --num_processes {n} --num_machines 1 SCRIPT"
@@ -57,7 +57,7 @@ def check_launch(accelerator: Accelerator, args: CPSConfig) -> None:
             "(`accelerate launch --cpu --num_processes N` starts one process)."
         )
     sharding.use_on_cpus(accelerator)
-    sharding.reject_unsupported(accelerator, args)
+    sharding.reject_unsupported(accelerator, args, model_config)
     if accelerator.is_main_process:
         noun = ("process" if count == 1 else "processes") + (", sharded," if accelerator.is_fsdp2 else "")
         logger.info("%d %s on %s, precision %s.", count, noun, accelerator.device, accelerator.mixed_precision)
@@ -219,37 +219,47 @@ def build_models(
     if id2label is None and accelerator.is_main_process:
         trust = model_config.trust_remote_code
         model_checks.log_class_source(models, classes_of(built), trust_remote_code=trust)
-    if model_config.lora_rank is not None and accelerator.distributed_type == DistributedType.FSDP:
-        raise ValueError(
-            "`lora_rank` is not supported with FSDP2: adapters need little memory. Launch with DDP, or leave it out."
-        )
-    for index, model in enumerate(built):
-        if model_config.lora_rank is not None:
-            _add_adapters(model, index, model_config, args, accelerator)
-        if model_config.freeze_backbone or model_config.freeze_norms:
-            modeling.freeze(model, backbone=model_config.freeze_backbone, norms=model_config.freeze_norms)
-        if model_config.norm_momentum is not None:
-            modeling.set_norm_momentum(model, model_config.norm_momentum)
-        model_checks.check_trainable(model, index)
-        if objective.labeled_loss == "set":
-            model_checks.check_set_loss(model, index, compiles=args.torch_compile)
-        check_channels(model.config, type(model).__name__)
-        _check_crop(model, crop_size)
-        if args.gradient_checkpointing:
-            modeling.enable_gradient_checkpointing(model)
-        if args.sync_batchnorm and accelerator.num_processes > 1 and accelerator.device.type == "cuda":
-            model = built[index] = modeling.convert_sync_batchnorm(model)
-        for size in {args.per_device_train_batch_size, args.unlabeled_batch_size if objective.views else None} - {
-            None
-        }:
-            modeling.check_train_batch(model, size, *crop_size)
-        unused = model_checks.freeze_unused(model, index, tuple(crop_size))
-        if unused and accelerator.is_main_process:
-            logger.info("branch %d: frozen, since the logits do not depend on them: %s.", index, ", ".join(unused))
-        if args.channels_last:
-            model.to(memory_format=torch.channels_last)
-        model.train()
-    return built
+    return [
+        _prepare_branch(model, index, model_config, args, crop_size, objective, accelerator)
+        for index, model in enumerate(built)
+    ]
+
+
+def _prepare_branch(
+    model: PreTrainedModel,
+    index: int,
+    model_config: ModelConfig,
+    args: CPSConfig,
+    crop_size: Sequence[int],
+    objective: Objective,
+    accelerator: Accelerator,
+) -> PreTrainedModel:
+    """The branch in training mode, with adapters, freezing and norms as set, after checking that it can be trained."""
+    if model_config.lora_rank is not None:
+        _add_adapters(model, index, model_config, args, accelerator)
+    if model_config.freeze_backbone or model_config.freeze_norms:
+        modeling.freeze(model, backbone=model_config.freeze_backbone, norms=model_config.freeze_norms)
+    if model_config.norm_momentum is not None:
+        modeling.set_norm_momentum(model, model_config.norm_momentum)
+    model_checks.check_trainable(model, index)
+    if objective.labeled_loss == "set":
+        model_checks.check_set_loss(model, index, compiles=args.torch_compile)
+    check_channels(model.config, type(model).__name__)
+    _check_crop(model, crop_size)
+    if args.gradient_checkpointing:
+        modeling.enable_gradient_checkpointing(model)
+    if args.sync_batchnorm and accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+        model = modeling.convert_sync_batchnorm(model)
+    sizes = {args.per_device_train_batch_size} | ({args.unlabeled_batch_size} if objective.views else set())
+    for size in sizes:
+        modeling.check_train_batch(model, size, *crop_size)
+    unused = model_checks.freeze_unused(model, index, tuple(crop_size))
+    if unused and accelerator.is_main_process:
+        logger.info("branch %d: frozen, since the logits do not depend on them: %s.", index, ", ".join(unused))
+    if args.channels_last:
+        model.to(memory_format=torch.channels_last)
+    model.train()
+    return model
 
 
 def _named_weights(models, model_config: ModelConfig) -> list[str]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from ..config import CPSConfig
+from ..config import CPSConfig, ModelConfig
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def reject_engines() -> None:
             raise ValueError(f"This launch is configured for {engine} ({variable}=true). {_advice(engine)}")
 
 
-def reject_unsupported(accelerator: Accelerator, args: CPSConfig) -> None:
+def reject_unsupported(accelerator: Accelerator, args: CPSConfig, model_config: ModelConfig) -> None:
     """Reject configurations of Accelerate that cannot be trained with.
 
     Raises:
@@ -73,6 +73,10 @@ def reject_unsupported(accelerator: Accelerator, args: CPSConfig) -> None:
         "`mixed_precision` fp16": (accelerator.mixed_precision == "fp16", 'use "bf16" or "no"'),
         "`channels_last`": (args.channels_last, "it only shards contiguous weights; remove the setting"),
         "`torch_compile`": (args.torch_compile, "this is untested; remove the setting, or launch with DDP"),
+        "`lora_rank`": (
+            model_config.lora_rank is not None,
+            "adapters need little memory; launch with DDP, or remove the setting",
+        ),
         "`auto_find_batch_size`": (
             args.auto_find_batch_size,
             "a process that runs out of memory would leave the others waiting; choose the batch size yourself",

@@ -147,7 +147,7 @@ class CPSTrainer:
         setup.check_trackers(args)
         setup.check_precision(args)
         self.accelerator = accelerator = _accelerator(args)
-        setup.check_launch(accelerator, args)
+        setup.check_launch(accelerator, args, self.model_config)
         check_sources(self.objective.labelers)
         id2label = setup.check_data(args, train_dataset, unlabeled_dataset, eval_dataset, self.objective)
         unlabeled_weight.check(args, self.objective, eval_dataset)
@@ -348,7 +348,9 @@ class CPSTrainer:
                 stack.enter_context(
                     self.signals
                 )  # before, there was no step to save, so a signal stopped the run at once
-            batches.share_counts(micro_batches, accelerator, self._class_counts)
+            batches.share_counts(
+                micro_batches, accelerator, self._class_counts, with_targets=self.objective.labeled_loss == "set"
+            )
             self._progress.fill_(self.stages.progress(state.global_step))
             self._unlabeled_weight.fill_(self.unlabeled_weight.value)
             self.guard.before_step()

@@ -8,7 +8,7 @@ import torch
 from support.architectures import UNIVERSAL
 from support.universal import BY_TYPE, speaking
 
-from cps_hf.functional import StridedLogits, count_targets, labeled_set_loss, pseudo_labeled_set_loss, split_images
+from cps_hf.functional import StridedLogits, labeled_set_loss, present_classes, pseudo_labeled_set_loss, split_images
 from cps_hf.modeling import Branch, build_branches
 from cps_hf.modeling.set_loss import Layer, LayerQueries, seeds_of
 
@@ -201,7 +201,7 @@ def test_with_ignored_pixels_it_is_the_formula_written_out(name):
     labels = labels_with_ignored()
     leaves = [tensor for layer in queries.layers for tensor in layer]
     images, eos = by_hand(name, model, queries, labels), model.config.no_object_weight
-    assert [targets for *_, targets in images] == [3, 2] == count_targets(labels).tolist()
+    assert [targets for *_, targets in images] == [3, 2] == present_classes(labels).sum(1).tolist()
     masks, classes, targets = (sum(one) for one in zip(*images, strict=True))
     expected = masks / targets + classes / (targets + eos * (2 * QUERIES - targets))
     taught = [(labels[i] != 255).sum().item() for i in range(2)]
@@ -249,7 +249,7 @@ def test_a_split_batch_has_the_same_loss_whatever_its_parts_contain(name):
     labels = torch.cat([labels_with_ignored(), torch.full((1, 8, 8), 255), torch.zeros(1, 8, 8).long()])
     whole, pixels = logits_of(queries), (labels != 255).sum()
     total = labeled_set_loss(whole, labels), pseudo_labeled_set_loss(whole, labels)
-    share = count_targets(labels).sum() / 2
+    share = present_classes(labels).sum() / 2
     parts = [
         (labeled_set_loss(a, b, num_targets=share), pseudo_labeled_set_loss(a, b, count=pixels / 2))
         for a, b in zip(split_images(whole, [2, 2]), labels.split(2), strict=True)

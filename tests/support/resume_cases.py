@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 from unittest.mock import patch
 
 import datasets
+import pytest
 import torch
 import transformers
 from accelerate import PartialState
@@ -135,6 +137,25 @@ def break_off(trainer: CPSTrainer, *, step: int, micro_batch: int) -> None:
             raise BrokenOff
 
     trainer.module.register_forward_pre_hook(count)
+
+
+def assert_exact_resume(make: Callable[..., CPSTrainer], folder: Path, *, step: int) -> None:
+    """A run that is interrupted in the second micro-batch of a step and resumed ends with the weights of a whole one.
+
+    Args:
+        make: makes a trainer that writes to a folder and saves at each step, with `resume_from_checkpoint` if given.
+    """
+    whole = make(folder / "whole")
+    whole.train()
+    broken = make(folder / "broken")
+    break_off(broken, step=step, micro_batch=2)
+    with pytest.raises(BrokenOff):
+        broken.train()
+    resumed = make(folder / "broken", resume_from_checkpoint="auto")
+    resumed.train()
+    assert resumed.state.first_step > 0
+    for key, tensor in whole.module.state_dict().items():
+        assert torch.equal(resumed.module.state_dict()[key], tensor), key
 
 
 @contextmanager

@@ -170,6 +170,15 @@ def write_world(folder: Path, sizes, *, first=0, labels=True, encoding=True) -> 
     return dataset if labels else dataset.remove_columns("label")
 
 
+def write_three_sets(root: Path, sizes) -> dict[str, Dataset]:
+    """The trainer's labeled, unlabeled and evaluation sets; the last one has the first two sizes."""
+    return {
+        "train_dataset": write_world(root / "labeled", sizes),
+        "unlabeled_dataset": write_world(root / "unlabeled", sizes, first=50, labels=False),
+        "eval_dataset": write_world(root / "eval", sizes[:2], first=90),
+    }
+
+
 def run_python(
     *words: str, processes: int = 1, config_file: Path | None = None, cwd: Path | None = None, timeout=240, **env: str
 ):

@@ -2,13 +2,14 @@
 
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from support.architectures import DINOV2, SEGFORMER
-from support.resume_cases import BrokenOff, break_off, without_cards_and_pictures
-from support.toy import settings, write_world
+from support.resume_cases import assert_exact_resume, without_cards_and_pictures
+from support.toy import settings, write_three_sets
 from transformers import AutoConfig, AutoModelForSemanticSegmentation, Dinov2Config
 
 from cps_hf.config import ModelConfig
@@ -20,12 +21,7 @@ pytest.importorskip("peft")
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    root, sizes = tmp_path_factory.mktemp("world"), [(64, 90), (70, 64), (80, 80)]
-    return {
-        "train_dataset": write_world(root / "labeled", sizes),
-        "unlabeled_dataset": write_world(root / "unlabeled", sizes, first=50, labels=False),
-        "eval_dataset": write_world(root / "eval", sizes[:2], first=90),
-    }
+    return write_three_sets(tmp_path_factory.mktemp("world"), [(64, 90), (70, 64), (80, 80)])
 
 
 def trainer_for(world, out, **fields):
@@ -94,17 +90,7 @@ def test_an_average_is_that_of_the_two_thin_matrices(world, tmp_path):
 def test_resuming_is_bit_identical(world, tmp_path):
     fields = {"gradient_accumulation_steps": 2, "save_steps": 1, "max_steps": 3, "lora_dropout": 0.3}
     with without_cards_and_pictures():
-        whole = trainer_for(world, tmp_path / "whole", **fields)
-        whole.train()
-        broken = trainer_for(world, tmp_path / "broken", **fields)
-        break_off(broken, step=3, micro_batch=2)
-        with pytest.raises(BrokenOff):
-            broken.train()
-        resumed = trainer_for(world, tmp_path / "broken", **fields, resume_from_checkpoint="auto")
-        resumed.train()
-        assert resumed.state.first_step > 0
-        for key, tensor in whole.module.state_dict().items():
-            assert torch.equal(resumed.module.state_dict()[key], tensor), key
+        assert_exact_resume(partial(trainer_for, world, **fields), tmp_path, step=3)
         with pytest.raises(ValueError, match="lora_rank"):
             other = trainer_for(
                 world, tmp_path / "broken", **{**fields, "lora_rank": 3}, resume_from_checkpoint="auto"

@@ -1,12 +1,13 @@
 """Runs with the networks' own set loss: what learns, where it resumes, and how EoMT's masked attention is annealed."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
 from support.architectures import SEGFORMER
-from support.resume_cases import BrokenOff, break_off, without_cards_and_pictures
-from support.toy import ID2LABEL, settings, write_world
+from support.resume_cases import assert_exact_resume, without_cards_and_pictures
+from support.toy import ID2LABEL, settings, write_three_sets
 from support.universal import BY_TYPE, speaking
 from transformers import AutoConfig, AutoModelForUniversalSegmentation
 
@@ -24,12 +25,7 @@ SET = {"labeled_loss": "set", "unlabeled_loss": "set"}
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    root, sizes = tmp_path_factory.mktemp("world"), [(64, 90), (70, 64), (80, 80)]
-    return {
-        "train_dataset": write_world(root / "labeled", sizes),
-        "unlabeled_dataset": write_world(root / "unlabeled", sizes, first=50, labels=False),
-        "eval_dataset": write_world(root / "eval", sizes[:2], first=90),
-    }
+    return write_three_sets(tmp_path_factory.mktemp("world"), [(64, 90), (70, 64), (80, 80)])
 
 
 def trainer_for(world, out, names=("mask2former", "eomt"), objective=None, **fields):
@@ -75,17 +71,7 @@ def test_a_pair_learns_by_its_own_loss_on_labels_and_pseudo_labels(world, tmp_pa
 def test_resuming_is_bit_identical_within_and_across_stages(world, tmp_path, names):
     fields = {"gradient_accumulation_steps": 2, "save_steps": 1, "max_steps": 4, "pretrain_steps": 2}
     with without_cards_and_pictures():
-        whole = trainer_for(world, tmp_path / "whole", names, **fields)
-        whole.train()
-        broken = trainer_for(world, tmp_path / "broken", names, **fields)
-        break_off(broken, step=4, micro_batch=2)
-        with pytest.raises(BrokenOff):
-            broken.train()
-        resumed = trainer_for(world, tmp_path / "broken", names, **fields, resume_from_checkpoint="auto")
-        resumed.train()
-    assert resumed.state.first_step > 0
-    for key, tensor in whole.module.state_dict().items():
-        assert torch.equal(resumed.module.state_dict()[key], tensor), key
+        assert_exact_resume(partial(trainer_for, world, names=names, **fields), tmp_path, step=4)
 
 
 def test_what_the_set_loss_does_not_go_with_is_said_before_training(world, tmp_path):

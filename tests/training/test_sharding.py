@@ -10,7 +10,7 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from support.processes import launch
 from support.toy import EXAMPLES, SUPPORT, run_python, toy_models
 
-from cps_hf.config import CPSConfig
+from cps_hf.config import CPSConfig, ModelConfig
 from cps_hf.training import sharding
 from cps_hf.training.trainer import CPSTrainer
 
@@ -119,7 +119,7 @@ def test_unsupported_engines_are_rejected_early_with_advice(variable, name, monk
 def test_an_accelerator_with_deepspeed_is_rejected():
     accelerator = SimpleNamespace(distributed_type=DistributedType.DEEPSPEED)
     with pytest.raises(ValueError, match="configured for DeepSpeed.*Launch with DDP"):
-        sharding.reject_unsupported(accelerator, CPSConfig())
+        sharding.reject_unsupported(accelerator, CPSConfig(), ModelConfig())
 
 
 @pytest.mark.slow
@@ -137,7 +137,9 @@ def sharded(mixed_precision="no", **options):
 
 
 def test_the_examples_configuration_is_supported():
-    sharding.reject_unsupported(sharded(), CPSConfig(gradient_checkpointing=True, mixed_precision="bf16"))
+    sharding.reject_unsupported(
+        sharded(), CPSConfig(gradient_checkpointing=True, mixed_precision="bf16"), ModelConfig()
+    )
 
 
 @pytest.mark.parametrize(
@@ -154,13 +156,18 @@ def test_the_examples_configuration_is_supported():
 )
 def test_an_unsupported_launch_is_an_error_with_advice(options, message):
     with pytest.raises(ValueError, match=message):
-        sharding.reject_unsupported(sharded(**options), CPSConfig())
+        sharding.reject_unsupported(sharded(**options), CPSConfig(), ModelConfig())
 
 
 @pytest.mark.parametrize("setting", ["channels_last", "torch_compile", "auto_find_batch_size"])
 def test_a_setting_without_sharding_support_is_an_error(setting):
     with pytest.raises(ValueError, match=f"FSDP2 does not support `{setting}`"):
-        sharding.reject_unsupported(sharded(), CPSConfig(**{setting: True}))
+        sharding.reject_unsupported(sharded(), CPSConfig(**{setting: True}), ModelConfig())
+
+
+def test_fsdp2_does_not_support_adapters():
+    with pytest.raises(ValueError, match="FSDP2 does not support `lora_rank`: .*launch with DDP"):
+        sharding.reject_unsupported(sharded(), CPSConfig(), ModelConfig(lora_rank=2))
 
 
 def test_without_shards_nothing_is_gathered():

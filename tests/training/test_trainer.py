@@ -703,7 +703,7 @@ def test_unconnected_processes_are_rejected(world, tmp_path, monkeypatch):
     from cps_hf.training.setup import check_launch
 
     with pytest.raises(ValueError, match="2 processes.*Accelerate sees 1"):
-        check_launch(trainer.accelerator, trainer.args)
+        check_launch(trainer.accelerator, trainer.args, trainer.model_config)
 
 
 def test_agreement_comes_with_the_share_of_the_commonest_class(world, tmp_path):

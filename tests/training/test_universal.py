@@ -1,14 +1,15 @@
 """A SegFormer and a mask-classification network train each other, and their exports load anywhere."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from support.architectures import SEGFORMER, UNIVERSAL
-from support.resume_cases import BrokenOff, break_off, without_cards_and_pictures
-from support.toy import ID2LABEL, settings, write_world
+from support.resume_cases import assert_exact_resume, without_cards_and_pictures
+from support.toy import ID2LABEL, settings, write_three_sets
 from support.universal import BY_TYPE, NAMES, speaking
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForUniversalSegmentation, pipeline
 
@@ -19,12 +20,7 @@ from cps_hf.training.trainer import CPSTrainer
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    root, sizes = tmp_path_factory.mktemp("world"), [(64, 90), (70, 64), (80, 80)]
-    return {
-        "train_dataset": write_world(root / "labeled", sizes),
-        "unlabeled_dataset": write_world(root / "unlabeled", sizes, first=50, labels=False),
-        "eval_dataset": write_world(root / "eval", sizes[:2], first=90),
-    }
+    return write_three_sets(tmp_path_factory.mktemp("world"), [(64, 90), (70, 64), (80, 80)])
 
 
 def trainer_for(world, out, name, **fields):
@@ -67,17 +63,7 @@ def test_a_mixed_pair_trains_and_loads_without_this_package(world, tmp_path, nam
 def test_resuming_is_bit_identical(world, tmp_path, name):
     fields = {"gradient_accumulation_steps": 2, "save_steps": 1, "max_steps": 3}
     with without_cards_and_pictures():
-        whole = trainer_for(world, tmp_path / "whole", name, **fields)
-        whole.train()
-        broken = trainer_for(world, tmp_path / "broken", name, **fields)
-        break_off(broken, step=3, micro_batch=2)
-        with pytest.raises(BrokenOff):
-            broken.train()
-        resumed = trainer_for(world, tmp_path / "broken", name, **fields, resume_from_checkpoint="auto")
-        resumed.train()
-    assert resumed.state.first_step > 0
-    for key, tensor in whole.module.state_dict().items():
-        assert torch.equal(resumed.module.state_dict()[key], tensor), key
+        assert_exact_resume(partial(trainer_for, world, name=name, **fields), tmp_path, step=3)
 
 
 def test_a_crop_size_that_eomt_rejects_names_the_option(world, tmp_path):
