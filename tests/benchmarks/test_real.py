@@ -82,7 +82,7 @@ def test_differences_are_paired_by_seed_with_students_interval(tmp_path):
 
 def test_the_curve_of_gains_has_a_point_per_length_and_arm():
     scores = {
-        (1500, "recommended"): [0.60, 0.61],
+        (1500, "recommended"): [0.60, 0.61, 0.60],
         (1500, "control_equal_time"): [0.62, 0.59, 0.50],
         (3000, "recommended"): [0.65, 0.66],
         (3000, "control_equal_time"): [0.63, 0.62],
@@ -93,9 +93,9 @@ def test_the_curve_of_gains_has_a_point_per_length_and_arm():
     }
     cells["camvid", 23, 800, "recommended"] = cells["camvid", 23, 800, "control_equal_time"] = {1: cell("", 1, 0.5)}
     (axes,) = report.gain_figure(cells).axes  # a set with one length has no curve
-    seeds, mean = axes.lines[:2], axes.lines[2]
-    assert [[*map(round, line.get_ydata())] for line in seeds] == [[-2, 2], [2, 4]]
-    assert [round(value) for value in mean.get_ydata()] == [0, 3]
+    seeds, mean = axes.lines[:3], axes.lines[3]
+    assert [[*map(round, line.get_ydata())] for line in seeds] == [[-2, 2], [2, 4], [10]]
+    assert [round(value) for value in mean.get_ydata()] == [0, 3]  # of the seeds that have both lengths
     assert mean.get_label() == "over control equal time, mean of seeds 0, 1"
     assert [*mean.get_xdata()] == [1500, 3000]
 

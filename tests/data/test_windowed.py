@@ -156,6 +156,15 @@ def test_pseudo_labels_are_cropped_with_their_image(tmp_path, monkeypatch):
     assert_same(found, take(dataset, views=views))
 
 
+def test_images_are_read_in_windows_from_four_megapixels(tmp_path, monkeypatch):
+    monkeypatch.undo()  # the sizes of real use
+    windowed._opened.cache_clear()
+    for side, in_windows in ((2032, False), (2048, True)):
+        path = tmp_path / f"{side}.tif"
+        tifffile.imwrite(path, np.zeros((side, side, 3), np.uint8), tile=(256, 256), compression="zlib", metadata=None)
+        assert (windowed.windowed_size({"path": str(path)}) == (side, side)) == in_windows
+
+
 def test_only_the_tiles_under_a_crop_are_decoded(tmp_path, monkeypatch):
     tiled(tmp_path / "a.tif", NOISE)
     decoded = []

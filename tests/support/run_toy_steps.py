@@ -45,7 +45,7 @@ order.MapReader.source_at = lambda self, position: position % self.length  # the
 if options.always_fallen:
     watch.TOLERANCE = -2.0
 if options.local_counts:
-    batches.share_counts = lambda *_: None
+    batches.share_counts = lambda *_, **__: None
 
 large, small = (60, 80), (10, 16)  # in a crop of 40 x 40: all of it, and a tenth of it
 sizes = [large, large, small, small] * 2

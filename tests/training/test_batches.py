@@ -56,3 +56,17 @@ def test_each_micro_batch_divides_by_its_share_of_the_steps_counts(with_unlabele
     for batch in step:
         assert batch.labeled.num_labels == (24 + 48) / 2 and batch.labeled.num_pixels == (24 + 36) / 2
         assert not with_unlabeled or batch.unlabeled.num_pixels == (72 + 96) / 2
+
+
+def test_targets_of_the_set_loss_are_classes_per_image_shared_over_the_step():
+    def step():
+        return [
+            MicroBatch(LabeledBatch(pixel_values=torch.zeros(2, 3, 2, 2), labels=torch.tensor(labels)), None, {})
+            for labels in ([[[0, 1], [2, 255]], [[0, 0], [0, 0]]], [[[255, 255], [255, 255]], [[4, 4], [5, 255]]])
+        ]
+
+    counted, others = step(), step()
+    share_counts(counted, Accelerator(cpu=True), with_targets=True)
+    share_counts(others, Accelerator(cpu=True))
+    assert [batch.labeled.num_targets.item() for batch in counted] == [(3 + 1 + 0 + 2) / 2] * 2
+    assert [batch.labeled.num_targets for batch in others] == [None, None]  # no other loss needs them
