@@ -274,7 +274,8 @@ class CPSTrainer:
                         self._loop(*streams, stack)
                     found = self._finish()
                 except KeyboardInterrupt:
-                    logger.warning("Stopped before step %d. No step is lost.", self.state.global_step + 1)
+                    if self.state.global_step == self.state.first_step:
+                        logger.warning("Stopped before step %d. No step is lost.", self.state.global_step + 1)
                     raise
                 finally:
                     self.run_log.close()
@@ -345,9 +346,8 @@ class CPSTrainer:
                 for _ in range(args.gradient_accumulation_steps)
             ]
             if state.global_step == state.first_step:
-                stack.enter_context(
-                    self.signals
-                )  # before, there was no step to save, so a signal stopped the run at once
+                # Until now there was no step to save, so a signal stopped the run at once.
+                stack.enter_context(self.signals)
             batches.share_counts(
                 micro_batches, accelerator, self._class_counts, with_targets=self.objective.labeled_loss == "set"
             )

@@ -213,6 +213,20 @@ def test_before_the_first_step_a_signal_stops_the_run_at_once(tmp_path, monkeypa
         signal.signal(signal.SIGINT, old)
 
 
+class InterruptLater(TrainerCallback):
+    """As from a program's own handler of SIGINT."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 2:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupt_in_a_later_step_does_not_claim_that_none_is_lost(tmp_path, caplog):
+    with caplog.at_level(logging.INFO), pytest.raises(KeyboardInterrupt):
+        trainer_for(tmp_path, callback=InterruptLater()).train()
+    assert "No step is lost" not in caplog.text
+
+
 def test_a_signal_in_the_last_step_lets_the_run_end(tmp_path):
     results = trainer_for(tmp_path, callback=SignalAt(5)).train()
     assert results["steps"] == 5 and not (tmp_path / "out" / "preempted.json").exists()
