@@ -58,7 +58,7 @@ def test_each_micro_batch_divides_by_its_share_of_the_steps_counts(with_unlabele
         assert not with_unlabeled or batch.unlabeled.num_pixels == (72 + 96) / 2
 
 
-def test_targets_of_the_set_loss_are_classes_per_image_shared_over_the_step():
+def test_set_loss_targets_are_counted_per_image_over_the_step():
     def step():
         return [
             MicroBatch(LabeledBatch(pixel_values=torch.zeros(2, 3, 2, 2), labels=torch.tensor(labels)), None, {})
