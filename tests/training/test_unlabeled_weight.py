@@ -25,6 +25,7 @@ from cps_hf.checkpointing.fingerprint import _judged_by
 from cps_hf.config import CPSConfig, EvaluationConfig, flat
 from cps_hf.objectives import CrossPseudoSupervision, MeanTeacher, Supervised
 from cps_hf.training import watch
+from cps_hf.training.reporting import Averages
 from cps_hf.training.state import RunState
 from cps_hf.training.trainer import CPSTrainer
 from cps_hf.training.unlabeled_weight import UnlabeledWeight
@@ -197,6 +198,20 @@ def test_a_run_without_its_unlabeled_images_is_resumed_bit_for_bit(
 
 def raise_broken_off():
     raise BrokenOff
+
+
+def test_means_are_over_the_steps_that_have_a_value():
+    """A log record may cover steps with unlabeled images and steps without."""
+    averages = Averages()
+    for values in ({"loss": 3.0, "cps_loss": 2.0}, {"loss": 2.0, "cps_loss": 1.0}, {"loss": 1.0}):
+        averages.keep(values)
+    saved = json.loads(json.dumps(averages.state_dict()))
+    older = {name: value for name, value in saved.items() if name != "steps_of"}
+    for state, expected in ((saved, 1.5), (older, 1.0)):
+        resumed = Averages()
+        resumed.load_state_dict(state)
+        assert resumed.read() == {"loss": 2.0, "cps_loss": expected}
+    assert averages.read() == {"loss": 2.0, "cps_loss": 1.5} and averages.read() == {}
 
 
 def test_the_evaluation_set_is_part_of_such_a_run(root, tmp_path):
