@@ -108,11 +108,11 @@ def test_processes_share_one_global_order(sets, kind, world):
 
 
 @pytest.mark.parametrize("kind", ["map", "stream"])
-@pytest.mark.parametrize("start", [3, 6, 7, 12, 27])
-def test_a_resumed_stream_continues_with_the_next_sample(sets, without_workers, kind, start):
+@pytest.mark.parametrize(("start", "workers"), [(3, 0), (6, 0), (7, 2), (12, 2), (27, 0)])
+def test_a_resumed_stream_continues_with_the_next_sample(sets, without_workers, kind, start, workers):
     unbroken = without_workers(kind, 34, batch=1)
     length = len(SIZES) if kind == "map" or start >= len(SIZES) else None
-    resumed = stream(sets[kind], batch=1, start=start, length=length, num_workers=2)
+    resumed = stream(sets[kind], batch=1, start=start, length=length, num_workers=workers)
     same(take(resumed, 34 - start), unbroken[start:])
 
 
