@@ -6,7 +6,7 @@ import logging
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from accelerate.utils import gather_object
@@ -14,6 +14,7 @@ from datasets import Dataset
 from transformers import TrainerCallback
 
 from ..planning import Timings
+from ..planning.plan import MOST_STEPS, RESERVE
 from ..training.evaluation import Evaluator
 from ..training.setup import evenly_spaced
 from ..training.trainer import CPSTrainer
@@ -22,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 WARM_UP = 2
 """Steps of each stage that are not counted: the first ones find batches that were prefetched."""
+RECENT = 20
+"""Steps whose duration shows how fast the machine is at the moment."""
 PICTURES = 6.0
 """Approximate seconds for pictures, figures, cards and the report at the end of a run."""
 
@@ -44,25 +47,61 @@ class StepTimes(TrainerCallback):
         self.seconds.append(self.ended - self._start)
 
 
-class TimeLimit(TrainerCallback):
-    """Ends training when the time is nearly over; the run is then saved and evaluated.
+class TimeLimit(StepTimes):
+    """Keeps a run within its time.
+
+    After the first stage, the second one gets as many steps as fit into the time that is left, at the speed of the
+    machine until then. If the machine becomes slower still, or the length is given and does not fit, training ends
+    early; the run is then saved and evaluated.
 
     Args:
-        deadline: when the last step must be done, by `time.monotonic`.
+        time: the value of `--time`, for messages.
+        end: when the run must be done, by `time.monotonic`.
+        reserve: seconds for what follows the last step, at the speed of the trial.
+        timings: the trial by which the length was chosen. If `None`, the length is not fitted.
+        given: whether `--max_steps` was given.
     """
 
-    def __init__(self, deadline: float):
-        self.deadline = deadline
+    def __init__(self, time: str, end: float, reserve: float, timings: Timings | None = None, *, given: bool = False):
+        super().__init__()
+        self.time, self.end, self.reserve, self.timings, self.given = time, end, reserve, timings, given
 
     def on_step_end(self, args, state, control, **kwargs):
-        """Check the clock."""
-        if time.monotonic() > self.deadline and state.global_step < state.max_steps:
+        """End training if the rest of the time is needed for what follows."""
+        super().on_step_end(args, state, control, **kwargs)
+        is_first = state.global_step <= (args.pretrain_steps or 0)
+        last = self.end - self.reserve * max(1.0, self._slowdown(self.seconds[-RECENT:], is_first))
+        if time.monotonic() > last and state.global_step < state.max_steps:
+            why = "`--max_steps` is more than fits" if self.given else "the machine has become slower"
             logger.warning(
-                "`--time` is nearly over at step %d of %d, so training ends here: steps were slower than expected, or "
-                "`--max_steps` is more than fits.",
-                *(state.global_step, state.max_steps),
+                "`--time %s` is nearly over at step %d of %d, so training ends here: %s.",
+                *(self.time, state.global_step, state.max_steps, why),
             )
             control.should_training_stop = True
+
+    def on_save(self, args, state, control, **kwargs):
+        """Fit the second stage to the time that is left. The first stage always ends with a checkpoint."""
+        border, timings = args.pretrain_steps or 0, self.timings
+        if timings is None or control.should_training_stop or not state.global_step == border > 0:
+            return
+        slowdown = self._slowdown(self.seconds[len(self.seconds) // 2 :], True)
+        a_step = slowdown * timings.second_stage
+        with_evaluations = a_step + slowdown * timings.evaluation / state.eval_steps
+        left = self.end - self.reserve * max(1.0, slowdown) - time.monotonic()
+        steps = min(border + max(1, int((1 - RESERVE) * left / with_evaluations)), MOST_STEPS)
+        if steps != state.max_steps:
+            logger.info(
+                "The second stage gets %d steps instead of %d, as many as fit into `--time %s`. Each will take about "
+                "%.2g s.",
+                *(steps - border, state.max_steps - border, self.time, a_step),
+            )
+            state.max_steps = steps
+
+    def _slowdown(self, seconds: Sequence[float], is_first: bool) -> float:
+        """How many times as long as in the trial these steps took; 1 if there was none."""
+        if self.timings is None or not seconds:
+            return 1.0
+        return statistics.mean(seconds) / (self.timings.first_stage if is_first else self.timings.second_stage)
 
 
 def time_steps(make_trainer: Callable[..., CPSTrainer], two_stages: bool, *, timed: int = 5) -> Timings:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from accelerate import Accelerator
@@ -66,8 +66,8 @@ class RunLog:
             total=max_steps,
             initial=first_step,
             unit="step",
-            dynamic_ncols=True,
             disable=_disabled(show_bar and accelerator.is_main_process),
+            **_size(sys.stderr),
         )
         self._max_steps, self._stage = max_steps, ""
         self._since, self._last_step = (time.monotonic(), first_step), max_steps  # of the stage
@@ -97,11 +97,20 @@ class RunLog:
         with contextlib.suppress(OSError, ValueError):  # a closed terminal is no reason to stop
             self.bar.update()
 
-    def begin_stage(self, stage: str, step: int, last_step: int) -> None:
-        """From here until `last_step`, steps belong to this stage (empty if there is only one)."""
+    def begin_stage(self, stage: str, short: str, step: int, last_step: int, max_steps: int) -> None:
+        """From here until `last_step`, steps belong to this stage.
+
+        Args:
+            stage, short: what lines and the progress bar call the stage; empty if there is only one.
+            max_steps: the run's last step, which may have changed since the previous stage.
+        """
         self._stage, self._since, self._last_step = stage, (time.monotonic(), step), last_step
-        if stage:
-            self.bar.set_description(stage)
+        self._max_steps = self.bar.total = max_steps
+        self.bar.set_description(short or None)
+
+    def end(self, step: int) -> None:
+        """Training ends with this step, perhaps before `max_steps`. Nothing is left to wait for."""
+        self._last_step = self.bar.total = step
 
     def show(self, record: Mapping[str, float], step: int) -> None:
         """Show the newest numbers in the progress bar, or in a line. Scores are always a line."""
@@ -113,11 +122,22 @@ class RunLog:
         elif self.bar.disable:
             self.say(log_line(record, where))
         else:
-            short = {"learning_rate": "lr", "images_per_second": "img/s", "commonest_class": "one class"}
-            numbers = {k: v for k, v in record.items() if "norm" not in k and k != "stage"}
-            self.bar.set_postfix(
-                {short.get(k, k.replace("_loss", "")): f"{v:.3g}" for k, v in numbers.items()}, refresh=False
-            )
+            self.bar.set_postfix_str(self._fitting(record), refresh=False)
+
+    def _fitting(self, record: Mapping[str, float]) -> str:
+        """The first numbers of a record, as many as leave the progress bar ten columns."""
+        short = {"learning_rate": "lr", "images_per_second": "img/s", "commonest_class": "one class"}
+        numbers = [
+            f"{short.get(name, name.replace('_loss', ''))}={value:.3g}"
+            for name, value in record.items()
+            if "norm" not in name and name != "stage"
+        ]
+        shown = self.bar.format_dict
+        if shown["ncols"] is not None:  # it is None in a notebook
+            without = tqdm.format_meter(**shown | {"ncols": None, "postfix": None})  # its bar has ten columns
+            while numbers and len(without) + len(", ") + len(", ".join(numbers)) > shown["ncols"]:
+                numbers.pop()
+        return ", ".join(numbers)
 
     def say(self, line: str) -> None:
         """Print a line on the console, above the progress bar if there is one.
@@ -184,6 +204,16 @@ def _disabled(show: bool) -> bool | None:
     if not show:
         return True
     return False if any("notebook" in cls.__module__ for cls in tqdm.__mro__) else None
+
+
+def _size(stream: TextIO) -> dict[str, Any]:
+    """tqdm's options for the size of its bar: the terminal's. Some notebooks and build servers report 0, which means
+    unknown; tqdm would draw nothing."""
+    try:
+        columns, lines = os.get_terminal_size(stream.fileno())
+    except (AttributeError, OSError, ValueError):  # not a terminal
+        return {"dynamic_ncols": True}
+    return {"dynamic_ncols": True} if columns and lines else {"ncols": columns or 80, "nrows": lines or 24}
 
 
 def _records(path: Path) -> list[tuple[str, dict[str, Any]]]:
