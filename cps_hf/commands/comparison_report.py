@@ -17,6 +17,7 @@ from ..files import write_atomically
 from ..inference.ensemble import Ensemble, check_classes
 from ..metrics.bootstrap import ImageCounts
 from ..metrics.mean_iou import IoUCounter
+from ..metrics.scored import is_missing
 from ..training import comparison
 from ..training.reporting import without_nan
 
@@ -127,7 +128,7 @@ def in_words(entries: Mapping[str, Mapping[str, Any]], found: Mapping[str, Any],
     head = f"{'network':<24}{'mean IoU':>10}{'steps':>8}{'seconds':>9}"
     lines = [head, "-" * len(head)]
     for name, what in rows.items():
-        score = "-" if entries[name]["mean_iou"] != entries[name]["mean_iou"] else f"{entries[name]['mean_iou']:.1%}"
+        score = "-" if is_missing(entries[name]["mean_iou"]) else f"{100 * entries[name]['mean_iou']:.1f} %"
         lines.append(f"{name:<24}{score:>10}{entries[name]['steps']:>8}{entries[name]['seconds']:>9.0f}  {what}")
     gained = 100 * (entries[METHOD]["mean_iou"] - entries[CONTROL]["mean_iou"])
     return "\n".join(

@@ -6,7 +6,7 @@ import logging
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from accelerate.utils import gather_object
@@ -26,7 +26,7 @@ WARM_UP = 2
 RECENT = 20
 """Steps whose duration shows how fast the machine is at the moment."""
 PICTURES = 6.0
-"""Approximate seconds for pictures, figures, cards and the report at the end of a run."""
+"""Approximate seconds of computing for pictures, figures, cards and the report at the end of a run."""
 
 
 class StepTimes(TrainerCallback):
@@ -70,8 +70,10 @@ class TimeLimit(StepTimes):
         """End training if the rest of the time is needed for what follows."""
         super().on_step_end(args, state, control, **kwargs)
         is_first = state.global_step <= (args.pretrain_steps or 0)
-        last = self.end - self.reserve * max(1.0, self._slowdown(self.seconds[-RECENT:], is_first))
-        if time.monotonic() > last and state.global_step < state.max_steps:
+        recent = self.seconds[WARM_UP:][-RECENT:]
+        a_step = statistics.median(recent) if recent else 0.0  # the next one
+        last = self.end - self.reserve * max(1.0, self._slowdown(a_step, is_first))
+        if time.monotonic() + a_step > last and state.global_step < state.max_steps:
             why = "`--max_steps` is more than fits" if self.given else "the machine has become slower"
             logger.warning(
                 "`--time %s` is nearly over at step %d of %d, so training ends here: %s.",
@@ -82,9 +84,13 @@ class TimeLimit(StepTimes):
     def on_save(self, args, state, control, **kwargs):
         """Fit the second stage to the time that is left. The first stage always ends with a checkpoint."""
         border, timings = args.pretrain_steps or 0, self.timings
-        if timings is None or control.should_training_stop or not state.global_step == border > 0:
+        if not state.global_step == border > 0:
             return
-        slowdown = self._slowdown(self.seconds[len(self.seconds) // 2 :], True)
+        seconds, self.seconds = self.seconds[max(WARM_UP, len(self.seconds) // 2) :], []
+        if timings is None or control.should_training_stop:
+            return
+        # The mean: some steps are longer, such as those that begin another pass through the images.
+        slowdown = self._slowdown(statistics.mean(seconds) if seconds else 0.0, True)
         a_step = slowdown * timings.second_stage
         with_evaluations = a_step + slowdown * timings.evaluation / state.eval_steps
         left = self.end - self.reserve * max(1.0, slowdown) - time.monotonic()
@@ -97,11 +103,11 @@ class TimeLimit(StepTimes):
             )
             state.max_steps = steps
 
-    def _slowdown(self, seconds: Sequence[float], is_first: bool) -> float:
-        """How many times as long as in the trial these steps took; 1 if there was none."""
-        if self.timings is None or not seconds:
+    def _slowdown(self, a_step: float, is_first: bool) -> float:
+        """How many times as long as in the trial a step takes; 1 if one of them is unknown."""
+        if self.timings is None or not a_step:
             return 1.0
-        return statistics.mean(seconds) / (self.timings.first_stage if is_first else self.timings.second_stage)
+        return a_step / (self.timings.first_stage if is_first else self.timings.second_stage)
 
 
 def time_steps(make_trainer: Callable[..., CPSTrainer], two_stages: bool, *, timed: int = 5) -> Timings:
@@ -115,6 +121,7 @@ def time_steps(make_trainer: Callable[..., CPSTrainer], two_stages: bool, *, tim
         timed: timed steps per stage.
     """
     start, steps, clock = time.monotonic(), WARM_UP + timed, StepTimes()
+    started = time.process_time()
     with tempfile.TemporaryDirectory(prefix="cps_hf-timing-") as folder, _quiet():
         trainer = make_trainer(
             clock,
@@ -143,12 +150,14 @@ def time_steps(make_trainer: Callable[..., CPSTrainer], two_stages: bool, *, tim
     agreement = 2 * 16 * an_image if two_stages else 0.0
     stages = [clock.seconds[:steps], clock.seconds[steps:]] if two_stages else [clock.seconds, clock.seconds]
     first, second = (statistics.median(stage[WARM_UP:]) for stage in stages)  # not the mean: a step may be delayed
+    # On a machine that is busy with other work, the pictures take longer too.
+    busy = max(1.0, (time.monotonic() - start) / max(time.process_time() - started, 1e-3))
     timings = Timings(
         first_stage=first,
         second_stage=second,
         evaluation=count * an_image,
         start=(clock.began - start) + agreement / 2,
-        end=(trained - clock.ended) + agreement / 2 + PICTURES,
+        end=(trained - clock.ended) + agreement / 2 + PICTURES * busy,
         spent=time.monotonic() - start,
     )
     names = vars(timings)

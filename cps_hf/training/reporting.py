@@ -97,16 +97,16 @@ class RunLog:
         with contextlib.suppress(OSError, ValueError):  # a closed terminal is no reason to stop
             self.bar.update()
 
-    def begin_stage(self, stage: str, short: str, step: int, last_step: int, max_steps: int) -> None:
+    def begin_stage(self, stage: str, step: int, last_step: int, max_steps: int) -> None:
         """From here until `last_step`, steps belong to this stage.
 
         Args:
-            stage, short: what lines and the progress bar call the stage; empty if there is only one.
+            stage: what lines and the progress bar call the stage; empty if there is only one.
             max_steps: the run's last step, which may have changed since the previous stage.
         """
         self._stage, self._since, self._last_step = stage, (time.monotonic(), step), last_step
         self._max_steps = self.bar.total = max_steps
-        self.bar.set_description(short or None)
+        self.bar.set_description(stage or None)
 
     def end(self, step: int) -> None:
         """Training ends with this step, perhaps before `max_steps`. Nothing is left to wait for."""

@@ -420,7 +420,7 @@ class CPSTrainer:
         self.module.objective = stages.objective_after(step)
         last = stages.border if stages.is_first(step) else self.args.max_steps
         said = stages.describe(step)
-        self.run_log.begin_stage(said, stages.describe_briefly(step), step, last, self.args.max_steps)
+        self.run_log.begin_stage(stages.describe_briefly(step), step, last, self.args.max_steps)
         if said:
             logger.info("Steps %d to %d are %s.", step + 1, last, said)
         if stages.is_border(step):

@@ -353,8 +353,9 @@ def test_training_ends_when_the_time_is_over(monkeypatch, caplog, given):
 
 def test_a_slow_machine_gets_a_larger_reserve_for_the_end(monkeypatch):
     run = Running(monkeypatch, border=50)
-    run.now = 75.0
-    assert not run.step(0.5) and run.step(1.5, 3)  # three times as slow as in the trial: 30 s instead of 10
+    assert not run.step(9.0)  # the first steps are slow in any run
+    run.now = 60.0
+    assert not run.step(0.5, 3) and run.step(1.5, 6)  # three times as slow as in the trial: 30 s instead of 10
 
 
 @pytest.mark.parametrize("slowdown", [0.5, 1.0, 2.0])
@@ -385,7 +386,7 @@ def test_a_given_length_and_a_run_that_ends_are_not_fitted(monkeypatch):
         run.limit.on_save(run.args, run.state, run.control)
         assert run.state.max_steps == 60
     run = Running(monkeypatch, max_steps=60, border=1)
-    run.step(80.0)  # there is no time left: the second stage exists, and no more
+    run.step(95.0)  # there is no time left: the second stage exists, and no more
     run.control.should_training_stop = False
     run.limit.on_save(run.args, run.state, run.control)
     assert run.state.max_steps == 2
