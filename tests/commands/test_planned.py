@@ -321,7 +321,7 @@ TIMED = planned.Timings(first_stage=0.5, second_stage=1.0, evaluation=2.0, end=8
 
 
 class Running:
-    """A time limit of 100 s in a run that is simulated: the clock moves by hand, from 0."""
+    """A time limit of 100 s in a run that is simulated: `now` is the clock."""
 
     def __init__(self, monkeypatch, *, timings=TIMED, given=False, step=0, max_steps=100, border=0):
         self.now, self.control = 0.0, SimpleNamespace(should_training_stop=False)
