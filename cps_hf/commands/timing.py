@@ -13,6 +13,7 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from transformers import TrainerCallback
 
+from ..config import CPSConfig
 from ..planning import Timings
 from ..planning.plan import MOST_STEPS, RESERVE
 from ..training.evaluation import Evaluator
@@ -25,6 +26,7 @@ WARM_UP = 2
 """Steps of each stage that are not counted: the first ones find batches that were prefetched."""
 RECENT = 20
 """Steps whose duration shows how fast the machine is at the moment."""
+AGREEMENT_IMAGES = CPSConfig().agreement_images
 PICTURES = 6.0
 """Approximate seconds of computing for pictures, figures, cards and the report at the end of a run."""
 
@@ -144,10 +146,9 @@ def time_steps(make_trainer: Callable[..., CPSTrainer], two_stages: bool, *, tim
         evaluation, trainer.eval_dataset = trainer.eval_dataset, None
         trainer.train()
         trained = time.monotonic()
-        an_image = _seconds_an_image(trainer.evaluator, evaluation)
+        starting, an_image = evaluation_times(trainer.evaluator, evaluation)
     count = len(evaluation) if isinstance(evaluation, Dataset) else 0
-    # the branches' agreement is measured twice, on 16 images
-    agreement = 2 * 16 * an_image if two_stages else 0.0
+    agreement = starting + AGREEMENT_IMAGES * an_image if two_stages else 0.0  # measured at the start and at the end
     stages = [clock.seconds[:steps], clock.seconds[steps:]] if two_stages else [clock.seconds, clock.seconds]
     first, second = (statistics.median(stage[WARM_UP:]) for stage in stages)  # not the mean: a step may be delayed
     # On a machine that is busy with other work, the pictures take longer too.
@@ -155,9 +156,9 @@ def time_steps(make_trainer: Callable[..., CPSTrainer], two_stages: bool, *, tim
     timings = Timings(
         first_stage=first,
         second_stage=second,
-        evaluation=count * an_image,
-        start=(clock.began - start) + agreement / 2,
-        end=(trained - clock.ended) + agreement / 2 + PICTURES * busy,
+        evaluation=starting + count * an_image if count else 0.0,
+        start=(clock.began - start) + agreement,
+        end=(trained - clock.ended) + agreement + PICTURES * busy,
         spent=time.monotonic() - start,
     )
     names = vars(timings)
@@ -165,15 +166,21 @@ def time_steps(make_trainer: Callable[..., CPSTrainer], two_stages: bool, *, tim
     return Timings(**{name: max(found[name] for found in everywhere) for name in names})
 
 
-def _seconds_an_image(evaluator: Evaluator, evaluation) -> float:
-    """Seconds for scoring all networks; 0 without an evaluation set."""
+def evaluation_times(evaluator: Evaluator, evaluation) -> tuple[float, float]:
+    """Seconds for starting an evaluation, such as its worker processes, and per image, for scoring all networks.
+    Zeros without an evaluation set."""
     if evaluation is None:
-        return 0.0
-    few = evenly_spaced(evaluation, 4)
-    evaluator.scores(evenly_spaced(evaluation, 1))  # warm-up: the first image finds cold caches
-    start = time.monotonic()
-    evaluator.scores(few)
-    return (time.monotonic() - start) / (len(few) if isinstance(few, Dataset) else 4)
+        return 0.0, 0.0
+    one, few = (evenly_spaced(evaluation, count) for count in (1, 4))
+    count = len(few) if isinstance(few, Dataset) else 4
+    evaluator.scores(one)  # warm-up: the first image finds cold caches
+    seconds = []
+    for images in (one, few):
+        start = time.monotonic()
+        evaluator.scores(images)
+        seconds.append(time.monotonic() - start)
+    each = max(0.0, seconds[1] - seconds[0]) / (count - 1) if count > 1 else seconds[0]
+    return max(0.0, seconds[0] - each), each
 
 
 @contextmanager

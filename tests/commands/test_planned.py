@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import yaml
+from datasets import Dataset
 from PIL import Image
 from support.toy import NAMES, tiny_upernet
 from transformers import PreTrainedConfig
@@ -141,6 +142,19 @@ def test_a_trial_run_times_steps_and_leaves_nothing_behind(folder, tmp_path):
     assert 0 < timings.first_stage < timings.spent and 0 < timings.second_stage < timings.spent
     assert timings.evaluation > 0 and timings.start > 0 and timings.end > 0
     assert not (tmp_path / "o").exists() and not any(tmp_path.joinpath(folder).exists() for folder in made)
+
+
+@pytest.mark.parametrize("images", [1, 2, 4, 30])
+def test_starting_an_evaluation_is_not_counted_for_each_image(monkeypatch, images):
+    now = [0.0]
+    monkeypatch.setattr(timing.time, "monotonic", lambda: now[0])
+
+    def scores(dataset):
+        now[0] += 8.0 + 0.5 * len(dataset)
+
+    found = timing.evaluation_times(SimpleNamespace(scores=scores), Dataset.from_dict({"id": [*range(images)]}))
+    assert found == ((0.0, 8.5) if images == 1 else (8.0, 0.5))
+    assert timing.evaluation_times(None, None) == (0.0, 0.0)
 
 
 def test_the_length_fits_the_remaining_time(folder, tmp_path, monkeypatch):
