@@ -328,7 +328,7 @@ def report(results: Mapping[str, Any], settings: Settings, names: Sequence[str])
     else:
         print("Not evaluated: there is no evaluation set.")
     if line := absent_line(results["classes"]["absent"], len(names)):
-        print(f"\n{line}")
+        print(f"\n{wrapped(line)}")
     if best:
         supervised = ""
         if best["step"] <= (settings.args.pretrain_steps or 0):
@@ -336,7 +336,7 @@ def report(results: Mapping[str, Any], settings: Settings, names: Sequence[str])
         print(f"\nBest: {best['branch'].replace('_', ' ')} at step {best['step']}{supervised}, ", end="")
         print(f"{mean_iou_in_words(best[best['branch']])}.")
     if results["agreement"]:
-        print(f"\n{agreement_in_words(results['agreement'], results['commonest_class'])}")
+        print(f"\n{wrapped(agreement_in_words(results['agreement'], results['commonest_class']))}")
     if found := results.get("comparison"):
         said = f"Did the unlabeled images help? {found['sentence']}"
         first = next(iter(found["branches"].values()))
@@ -344,12 +344,8 @@ def report(results: Mapping[str, Any], settings: Settings, names: Sequence[str])
             print(f"\n{wrapped(said)}")
         else:
             print(f"\n{wrapped(said)}\n\n{comparison.table(first)}\n")
-            print(
-                wrapped(
-                    "More steps alone may explain part of that: `cps-hf compare` trains without the unlabeled "
-                    "images for the same time."
-                )
-            )
+            more = "More steps alone may explain part of that: `cps-hf compare` trains without the unlabeled images"
+            print(wrapped(f"{more} for the same time."))
     print(f"\nWritten to {folder}:")
     for path in sorted(Path(folder).iterdir()):
         print(f"  {path.name}{os.sep if path.is_dir() else ''}")

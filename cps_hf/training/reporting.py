@@ -342,25 +342,28 @@ def peak_memory(device: torch.device) -> int | None:
 
 def scores_table(scores: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> str:
     """Per-class IoU and the means in percent, one column per branch. Classes without pixels have a dash; if there are
-    any, a line shows how many classes the means are over."""
-    columns = [row.replace("_", " ") for row in scores]
-    column = max(11, *(len(name) + 2 for name in columns))
-    width = max([len(name) for name in names] + [16])
-    lines = [f"{'IoU, %':<{width}}" + "".join(f"{name:>{column}}" for name in columns)]
+    any, a line shows how many classes the means are over. Two branches, their averages and the mean fit in 80 columns.
+    """
+    narrowest = max(10, len(f"{len(names)} of {len(names)}") + 2)
+    columns = {row.replace("_", " "): max(narrowest, len(row) + 2) for row in scores}
+    widths = [*columns.values()]
+    width = max([len(name) for name in names] + [14])
+    lines = [f"{'IoU, %':<{width}}" + "".join(f"{name:>{column}}" for name, column in columns.items())]
     rule = "-" * len(lines[0])
     lines.append(rule)
     for index, name in enumerate(names):
-        lines.append(_line(name, [s["per_category_iou"][index] for s in scores.values()], width, column))
+        lines.append(_line(name, [s["per_category_iou"][index] for s in scores.values()], width, widths))
     lines.append(rule)
     for key, title in (
         ("mean_iou", "mIoU"),
         ("mean_accuracy", "mean accuracy"),
         ("overall_accuracy", "pixel accuracy"),
     ):
-        lines.append(_line(title, [s[key] for s in scores.values()], width, column))
+        lines.append(_line(title, [s[key] for s in scores.values()], width, widths))
         if any(over_classes(s, key) for s in scores.values()):
-            counts = (f"{scored_classes(s, key)} of {len(names)}" for s in scores.values())
-            lines.append(f"{'  over classes':<{width}}" + "".join(f"{count:>{column}}" for count in counts))
+            counts = [f"{scored_classes(s, key)} of {len(names)}" for s in scores.values()]
+            cells = "".join(f"{count:>{column}}" for count, column in zip(counts, widths, strict=True))
+            lines.append(f"{'  over classes':<{width}}{cells}")
     return "\n".join(lines)
 
 
@@ -379,19 +382,20 @@ def class_table(scores: Mapping[str, Any], names: Sequence[str]) -> str:
     lines.append(rule)
     for index, name in enumerate(names):
         values = [scores[f"per_category_{key}"][index] for key in columns.values()]
-        lines.append(_line(name, values, width, column=14))
+        lines.append(_line(name, values, width, [14] * len(values)))
     lines.append(rule)
-    lines.append(_line("mean", [scores[f"mean_{key}"] for key in columns.values()], width, column=14))
+    lines.append(_line("mean", [scores[f"mean_{key}"] for key in columns.values()], width, [14] * len(columns)))
     if any(over_classes(scores, f"mean_{key}") for key in columns.values()):
         counts = (f"{scored_classes(scores, f'mean_{key}')} of {len(names)}" for key in columns.values())
         lines.append(f"{'  over classes':<{width}}" + "".join(f"{count:>14}" for count in counts))
-    lines.append(_line("pixel accuracy", [scores["overall_accuracy"]], width, column=28))
+    lines.append(_line("pixel accuracy", [scores["overall_accuracy"]], width, [28]))
     return "\n".join(lines)
 
 
-def _line(title: str, values: Sequence[float], width: int, column: int = 11) -> str:
+def _line(title: str, values: Sequence[float], width: int, columns: Sequence[int]) -> str:
     shown = ("-" if math.isnan(value) else f"{100 * value:.2f}" for value in values)
-    return f"{title:<{width}}" + "".join(f"{value:>{column}}" for value in shown)
+    cells = "".join(f"{value:>{column}}" for value, column in zip(shown, columns, strict=True))
+    return f"{title:<{width}}{cells}"
 
 
 def without_nan(value: Any) -> Any:
