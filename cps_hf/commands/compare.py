@@ -274,7 +274,7 @@ class Clock(NamedTuple):
             return []
         now, whole = time.monotonic(), planned.seconds_of(time_given)
         left = whole - (now - self.began)
-        after = max(AFTER_TRAINING, AFTER_SHARE * whole) if timings is None else planned.seconds_after(timings)
+        after = max(AFTER_TRAINING, AFTER_SHARE * whole) if timings is None else timings.evaluation + timings.end
         return [TimeLimit(time_given, now + share * left, after + scoring, timings, given=self.given)]
 
 

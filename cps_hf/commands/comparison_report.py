@@ -138,8 +138,8 @@ def in_words(entries: Mapping[str, Mapping[str, Any]], found: Mapping[str, Any],
             comparison.in_words(WORDS, found, images=images),
             "",
             f"The control is {EQUAL_TIME}. Compared with {CONTROL}, which {METHOD} started from, mean IoU is "
-            f"{abs(gained):.1f} points {'lower' if gained < 0 else 'higher'}; part of that comes from more training, "
-            "not from unlabeled images. Each score is that of one exported network (branch 0) at its last step.",
+            f"{abs(gained):.1f} points {'lower' if gained < 0 else 'higher'}; that includes the effect of more "
+            "training. Each score is that of one exported network (branch 0) at its last step.",
             "",
             "```",
             *lines,

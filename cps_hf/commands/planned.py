@@ -28,8 +28,6 @@ logger = logging.getLogger(__name__)
 
 SomeSettings = TypeVar("SomeSettings", bound=Settings)
 
-SLOWER = 1.3
-"""What follows the last step is given this many times its duration in the trial."""
 UNTIMED_END = 10.0
 """Approximate seconds of a run after its last step, if no step was timed."""
 SHORT_TIME = 30.0
@@ -167,13 +165,8 @@ def time_limit(settings: Settings, plan: Plan, *, began: float) -> list[TrainerC
         return []
     whole = seconds_of(settings.plan.time)
     # Without timings, the duration of the end is unknown; a fixed reserve must not use up a short time.
-    last = min(UNTIMED_END, 0.1 * whole) if timings is None else seconds_after(timings)
+    last = min(UNTIMED_END, 0.1 * whole) if timings is None else timings.evaluation + timings.end
     return [TimeLimit(settings.plan.time, began + whole, last, timings, given=timings is None)]
-
-
-def seconds_after(timings: Timings) -> float:
-    """What to reserve for what follows the last step."""
-    return SLOWER * (timings.evaluation + timings.end)
 
 
 def with_choices(settings: SomeSettings, choices: dict[str, Any], typed: Collection[str]) -> SomeSettings:

@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 WARM_UP = 2
 """Steps of each stage that are not counted: the first ones find batches that were prefetched."""
+SLOWER = 1.3
+"""What follows the last step is given at least this many times its duration in the trial."""
 RECENT = 20
 """Steps whose duration shows how fast the machine is at the moment."""
 AGREEMENT_IMAGES = CPSConfig().agreement_images
@@ -59,7 +61,8 @@ class TimeLimit(StepTimes):
     Args:
         time: the value of `--time`, for messages.
         end: when the run must be done, by `time.monotonic`.
-        reserve: seconds for what follows the last step, at the speed of the trial.
+        reserve: seconds for what follows the last step, at the speed of the trial. It is multiplied by `SLOWER`, or by
+            how much slower steps have become.
         timings: the trial by which the length was chosen. If `None`, the length is not fitted.
         given: whether `--max_steps` was given.
     """
@@ -74,7 +77,7 @@ class TimeLimit(StepTimes):
         is_first = state.global_step <= (args.pretrain_steps or 0)
         recent = self.seconds[WARM_UP:][-RECENT:]
         a_step = statistics.median(recent) if recent else 0.0  # the next one
-        last = self.end - self.reserve * max(1.0, self._slowdown(a_step, is_first))
+        last = self.end - self.reserve * self._at_least(self._slowdown(a_step, is_first))
         if time.monotonic() + a_step > last and state.global_step < state.max_steps:
             why = "`--max_steps` is more than fits" if self.given else "the machine has become slower"
             logger.warning(
@@ -95,7 +98,7 @@ class TimeLimit(StepTimes):
         slowdown = self._slowdown(statistics.mean(seconds) if seconds else 0.0, True)
         a_step = slowdown * timings.second_stage
         with_evaluations = a_step + slowdown * timings.evaluation / state.eval_steps
-        left = self.end - self.reserve * max(1.0, slowdown) - time.monotonic()
+        left = self.end - self.reserve * self._at_least(slowdown) - time.monotonic()
         steps = min(border + max(1, int((1 - RESERVE) * left / with_evaluations)), MOST_STEPS)
         if steps != state.max_steps:
             logger.info(
@@ -110,6 +113,10 @@ class TimeLimit(StepTimes):
         if self.timings is None or not a_step:
             return 1.0
         return a_step / (self.timings.first_stage if is_first else self.timings.second_stage)
+
+    def _at_least(self, slowdown: float) -> float:
+        """By how much to multiply the reserve, which is a measurement or, without timings, already a safe guess."""
+        return 1.0 if self.timings is None else max(SLOWER, slowdown)
 
 
 def time_steps(make_trainer: Callable[..., CPSTrainer], two_stages: bool, *, timed: int = 5) -> Timings:
@@ -148,7 +155,7 @@ def time_steps(make_trainer: Callable[..., CPSTrainer], two_stages: bool, *, tim
         trained = time.monotonic()
         starting, an_image = evaluation_times(trainer.evaluator, evaluation)
     count = len(evaluation) if isinstance(evaluation, Dataset) else 0
-    agreement = starting + AGREEMENT_IMAGES * an_image if two_stages else 0.0  # measured at the start and at the end
+    agreement = starting + AGREEMENT_IMAGES * an_image if two_stages else 0.0  # before step 1 and at each evaluation
     stages = [clock.seconds[:steps], clock.seconds[steps:]] if two_stages else [clock.seconds, clock.seconds]
     first, second = (statistics.median(stage[WARM_UP:]) for stage in stages)  # not the mean: a step may be delayed
     # On a machine that is busy with other work, the pictures take longer too.
@@ -156,9 +163,9 @@ def time_steps(make_trainer: Callable[..., CPSTrainer], two_stages: bool, *, tim
     timings = Timings(
         first_stage=first,
         second_stage=second,
-        evaluation=starting + count * an_image if count else 0.0,
+        evaluation=agreement + (starting + count * an_image if count else 0.0),
         start=(clock.began - start) + agreement,
-        end=(trained - clock.ended) + agreement + PICTURES * busy,
+        end=(trained - clock.ended) + PICTURES * busy,
         spent=time.monotonic() - start,
     )
     names = vars(timings)

@@ -76,7 +76,7 @@ class Timings:
     Args:
         first_stage: a supervised step of all branches.
         second_stage: a step of the method; equals `first_stage` in a run of one stage.
-        evaluation: all validation images, once.
+        evaluation: all validation images, once, and the branches' agreement.
         start: before the first step: building the networks, first batches.
         end: after the last step: checkpoint, export, pictures.
         spent: what measuring took.

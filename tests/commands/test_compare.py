@@ -1,6 +1,7 @@
 """`cps-hf compare` on drawn images: its output files, resuming, and its error messages."""
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -146,7 +147,7 @@ def test_an_interrupted_comparison_resumes_and_repeats_nothing(world, tmp_path, 
         return forward
 
     CPSTrainer_forward = CPSTrainer._forward_backward
-    monkeypatch.setattr(compare, "time_steps", lambda *_, **__: SimpleNamespace(first_stage=1e9))
+    monkeypatch.setattr(compare, "time_steps", lambda *_, **__: compare.Timings(first_stage=1e9, second_stage=1e9))
     words = words_of(world, out, "--save_steps", "1")
     monkeypatch.setattr(BranchExporter, "_card", lambda *_: None)
     for after in (5, 1, 0):  # interrupt after: 5 of 6 steps; the 6th; the single step of the equal-time run
@@ -183,7 +184,7 @@ def test_hub_sets_and_streams_are_compared(world, tmp_path):
     assert found["images"] == 4 and found["supervised"]["steps"] == BORDER
     said = (tmp_path / "out" / "comparison.md").read_text()
     assert "Whether the unlabeled images helped cannot be told from 4 validation images (mean IoU: " in said
-    assert "; about 10 would be enough." in said and "too few" not in said
+    assert re.search(r"; about \d\d+ would be enough\.", said) and "too few" not in said
 
 
 def _embedded(dataset):
@@ -272,7 +273,7 @@ def test_a_run_gets_a_share_of_the_remaining_time(monkeypatch):
     assert (first.end, first.reserve, first.time) == (1070.0, 10.0, "100s") and second.end == 1100.0
     timings = compare.Timings(first_stage=1.0, second_stage=2.0, evaluation=4.0, end=6.0)
     (timed,) = clock.limit(1.0, timings, scoring=5.0)
-    assert timed.timings == timings and timed.reserve == pytest.approx(1.3 * 10 + 5)
+    assert timed.timings == timings and timed.reserve == 10.0 + 5.0
     assert not timed.given and compare.Clock(settings, 1000.0, given=True).limit(1.0)[0].given
     assert compare.Clock(parsed(), 1000.0).limit(1.0) == []
 
@@ -342,7 +343,7 @@ def test_the_difference_is_to_the_equal_time_run_on_labels(tmp_path):
     assert found["difference"]["mean_iou"] == pytest.approx(expected) and found["difference"]["high"] < 0
     said = (tmp_path / "comparison.md").read_text()
     gained = 100 * (found[METHOD]["mean_iou"] - found[CONTROL]["mean_iou"])
-    assert f"mean IoU is {gained:.1f} points higher; part of that comes from more training" in said
+    assert f"mean IoU is {gained:.1f} points higher; that includes the effect of more training" in said
     assert "The unlabeled images lowered mean IoU by " in said and "): beyond chance. " in said
     assert found[CONTROL] == {"mean_iou": pytest.approx(found[CONTROL]["mean_iou"]), "seconds": 10.0, "steps": 5}
 
