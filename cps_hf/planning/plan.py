@@ -56,6 +56,8 @@ GIB_PER_IMAGE = 0.74
 """For a pair of ResNet-50 DeepLabV3+ under CPS + CutMix in bfloat16, per labeled or unlabeled image of 512 x 512.
 Counted by benchmarks/cost.py: 11.8 GiB for 8 + 8, within 3 % of a measurement on a GPU."""
 GIB_OF_NETWORKS = 2.0
+NARROWEST = 40
+"""Columns that a reason needs next to its setting."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class Timings:
     Args:
         first_stage: a supervised step of all branches.
         second_stage: a step of the method; equals `first_stage` in a run of one stage.
-        evaluation: all validation images, once.
+        evaluation: all validation images, once, and the branches' agreement.
         start: before the first step: building the networks, first batches.
         end: after the last step: checkpoint, export, pictures.
         spent: what measuring took.
@@ -102,14 +104,18 @@ class Plan:
         return {choice.name: choice.value for choice in self.choices}
 
     def table(self, width: int = 118) -> str:
-        """A line per choice with its reason, followed by the notes."""
+        """A line per choice with its reason, which has its own lines if `width` is narrow; followed by the notes."""
         rows = [(choice.name, _shown(choice.value), choice.reason) for choice in self.choices]
         first, second = (max(len(row[i]) for row in rows) for i in (0, 1))
         indent = " " * (first + second + 6)
         lines = []
         for name, value, reason in rows:
             head = f"  {name:{first}}  {value:{second}}  "
-            lines += textwrap.wrap(reason, width, initial_indent=head, subsequent_indent=indent) or [head.rstrip()]
+            if width - len(indent) < NARROWEST:
+                lines.append(head.rstrip())
+                lines += textwrap.wrap(reason, width, initial_indent=" " * 6, subsequent_indent=" " * 6)
+            else:
+                lines += textwrap.wrap(reason, width, initial_indent=head, subsequent_indent=indent) or [head.rstrip()]
         for note in self.notes:
             lines += ["", *textwrap.wrap(note, width)]
         return "\n".join(lines)
@@ -195,7 +201,7 @@ class _Planner:
             where = f"a GPU of {machine.memory:.0f} GiB" if machine.is_gpu else "small enough for a CPU"
             if "backbone" not in self.given and (said := conditions(backbone)):
                 self.plan.notes.append(f"The weights {backbone} have a licence with conditions: {said}.")
-            self.choose("backbone", backbone, f"pretrained on ImageNet; {where}. Around it: {around.said}")
+            self.choose("backbone", backbone, f"pretrained on ImageNet; {where}. Network: {around.said}")
 
     def sizes(self) -> None:
         """The factor that shrinks images, the crop, and how images are evaluated."""
@@ -315,7 +321,8 @@ class _Planner:
             self.choose(
                 "pretrain_steps",
                 first,
-                f"the first {FIRST_STAGE_SHARE:.0%} of the steps learn from the labels alone: CPS needs good networks",
+                f"the first {100 * FIRST_STAGE_SHARE:.0f} % of the steps learn from the labels alone: CPS needs good "
+                "networks",
             )
             factor = UNLABELED["second_stage_learning_rate_factor"]
             self.choose("second_stage_learning_rate_factor", factor, "the second stage starts from trained networks")

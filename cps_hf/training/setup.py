@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -60,7 +61,9 @@ def check_launch(accelerator: Accelerator, args: CPSConfig, model_config: ModelC
     sharding.reject_unsupported(accelerator, args, model_config)
     if accelerator.is_main_process:
         noun = ("process" if count == 1 else "processes") + (", sharded," if accelerator.is_fsdp2 else "")
-        logger.info("%d %s on %s, precision %s.", count, noun, accelerator.device, accelerator.mixed_precision)
+        precision = accelerator.mixed_precision
+        precision = "float32" if precision == "no" else f"mixed precision {precision}"
+        logger.info("%d %s on %s, %s.", count, noun, accelerator.device, precision)
 
 
 def check_trackers(args: CPSConfig) -> None:
@@ -363,11 +366,19 @@ def make_schedule(optimizer: torch.optim.Optimizer, args: CPSConfig) -> torch.op
     if not args.pretrain_steps:
         return _schedule(optimizer, args, args.max_steps)
     border, second_factor = args.pretrain_steps, args.second_stage_learning_rate_factor
-    first, second = (
-        _schedule(torch.optim.SGD([torch.zeros(1)], lr=args.learning_rate), args, steps).lr_lambdas[0]
-        for steps in (border, args.max_steps - border)
-    )
-    return LambdaLR(optimizer, lambda step: first(step) if step < border else second_factor * second(step - border))
+
+    @functools.cache
+    def factor(steps: int) -> Callable[[int], float]:
+        return _schedule(torch.optim.SGD([torch.zeros(1)], lr=args.learning_rate), args, steps).lr_lambdas[0]
+
+    first = factor(border)
+    factor(args.max_steps - border)  # an error must not wait for the second stage
+
+    def at(step: int) -> float:
+        # The length is read at each step, since a callback may change that of the second stage at its beginning.
+        return first(step) if step < border else second_factor * factor(args.max_steps - border)(step - border)
+
+    return LambdaLR(optimizer, at)
 
 
 def _schedule(optimizer: torch.optim.Optimizer, args: CPSConfig, steps: int) -> LambdaLR:
