@@ -100,7 +100,11 @@ def complete(
     with state.main_process_first():  # it may have to download a backbone from the Hub
         wants_backbone = not given.keys() & {"models", "init_from", "backbone"}
         machine = Machine.here(num_processes=state.num_processes, looks_for_backbone=wants_backbone)
-    facts = DataFacts.of(sets.labeled, sets.unlabeled, sets.evaluation, _class_names(sets))
+    facts = DataFacts.of(
+        *(sets.labeled, sets.unlabeled, sets.evaluation),
+        _class_names(sets),
+        skip_bad_samples=settings.args.skip_bad_samples,
+    )
     limit = settings.plan.time
 
     def measure(chosen: dict[str, Any]) -> Timings:

@@ -28,7 +28,6 @@ def count_class_pixels(
     dataset: Any,
     num_labels: int,
     *,
-    name: str = "train_dataset",
     rank: int = 0,
     num_processes: int = 1,
     num_threads: int = 2,
@@ -40,14 +39,13 @@ def count_class_pixels(
 
     Args:
         dataset: with "image" and "label".
-        name: the set's name in error messages.
         num_threads: number of labels decoded in parallel.
         skip_bad_samples: skip unreadable labels with a warning.
 
     Raises:
         ValueError: a label cannot be read or contains an invalid class; the message names the sample.
     """
-    dataset = undecoded(dataset, with_label=True, what=name)
+    dataset = undecoded(dataset, with_label=True, what="train_dataset")
     encoding = LabelEncoding.from_feature(dataset.features["label"])
     if isinstance(dataset, Dataset):
         dataset = dataset.select_columns(["label", "id"])

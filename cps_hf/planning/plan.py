@@ -317,7 +317,7 @@ class _Planner:
                 reason = f"more would not help; a step takes {a_step} here (measured)"
             self.choose("max_steps", steps, reason)
         first = round(FIRST_STAGE_SHARE * steps)
-        if two_stages:
+        if two_stages and first:  # a single step has one stage
             self.choose(
                 "pretrain_steps",
                 first,
@@ -331,13 +331,19 @@ class _Planner:
         self.choose("logging_steps", max(1, min(50, steps // 20)), "about twenty log lines per run")
 
     def _steps_in(self, seconds: float, timings: Timings, two_stages: bool) -> tuple[int, int]:
-        """How many steps and evaluations fit; evaluations take at most a tenth of the time."""
+        """How many steps and evaluations fit; evaluations take at most a tenth of the time unless `eval_steps` is
+        given."""
         left = seconds - timings.spent - timings.start - timings.end
         evaluations = max(2, min(6, int(0.1 * left / timings.evaluation))) if timings.evaluation else 4
+        share = FIRST_STAGE_SHARE if two_stages else 1.0
+        first, every = self.given.get("pretrain_steps"), self.given.get("eval_steps")
+        if first:  # a given number of steps instead of a share
+            share, left = 0.0, left - first * (timings.first_stage - timings.second_stage) / (1 - RESERVE)
+        a_step = share * timings.first_stage + (1 - share) * timings.second_stage
+        if every:
+            a_step, evaluations = a_step + timings.evaluation / every, 1
         # the boundary between the stages is always evaluated
         left -= (evaluations + two_stages) * timings.evaluation
-        share = FIRST_STAGE_SHARE if two_stages else 1.0
-        a_step = share * timings.first_stage + (1 - share) * timings.second_stage
         steps = int((1 - RESERVE) * left / a_step)
         if steps < FEWEST_STEPS:
             needed = seconds - left + FEWEST_STEPS * a_step / (1 - RESERVE)

@@ -235,6 +235,8 @@ class Averages:
     """Means over steps of named scalars, and sums over steps of named counts. A step's values stay on the device until
     they are read once.
 
+    A step that has no value of a name, as when the run stops reading unlabeled images, is not part of that mean.
+
     Attributes:
         counts: the counts of the steps since `take_counts`.
     """
@@ -243,6 +245,7 @@ class Averages:
         self.sums: dict[str, float] = {}
         self.counts: dict[str, list[float]] = {}
         self.steps = 0
+        self._steps_of: dict[str, int] = {}  # how many steps had a value of each sum
         self._step: dict[str, Tensor] = {}
 
     def add(self, values: Mapping[str, Tensor], share: float = 1.0) -> None:
@@ -270,12 +273,13 @@ class Averages:
                 self.counts[name] = [a + b for a, b in zip(before, value, strict=True)]
             else:
                 self.sums[name] = self.sums.get(name, 0.0) + value
+                self._steps_of[name] = self._steps_of.get(name, 0) + 1
         self.steps += 1
 
     def read(self) -> dict[str, float]:
         """The means over the steps since the last call."""
-        means = {name: value / self.steps for name, value in self.sums.items()}
-        self.sums, self.steps = {}, 0
+        means = {name: value / self._steps_of[name] for name, value in self.sums.items()}
+        self.sums, self._steps_of, self.steps = {}, {}, 0
         return means
 
     def take_counts(self) -> dict[str, list[float]]:
@@ -284,10 +288,12 @@ class Averages:
         return counts
 
     def state_dict(self) -> dict[str, Any]:
-        return {"steps": self.steps, "sums": dict(self.sums), "counts": dict(self.counts)}
+        sums, steps_of, counts = (dict(one) for one in (self.sums, self._steps_of, self.counts))
+        return {"steps": self.steps, "sums": sums, "steps_of": steps_of, "counts": counts}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.steps, self.sums = state["steps"], dict(state["sums"])
+        self._steps_of = dict(state.get("steps_of", dict.fromkeys(self.sums, self.steps)))  # older checkpoints: all
         self.counts = dict(state.get("counts", {}))  # older checkpoints have none
 
 

@@ -240,8 +240,8 @@ class CPSTrainer:
             The content of `results.json`.
 
         Raises:
-            ValueError: the output folder or the checkpoint cannot be used, a sample cannot be read, or this trainer
-                has trained before and no checkpoint to resume from is given.
+            ValueError: the output folder or the checkpoint cannot be used, a sample cannot be read, `max_steps` was
+                changed, or this trainer has trained before and no checkpoint to resume from is given.
             LockedError: another run is using the output folder (a ValueError).
             FloatingPointError: a loss or gradient is not finite; the last checkpoint is complete.
             torch.OutOfMemoryError: a batch does not fit; the message says what to change.
@@ -253,12 +253,17 @@ class CPSTrainer:
         """
         args = self.args
         wanted = args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
+        if args.max_steps != self.state.max_steps:  # as are the schedule and the stages
+            raise ValueError(
+                f"This trainer was created for {self.state.max_steps} steps, and `max_steps` is now {args.max_steps}. "
+                "Create another trainer with that value, and call `train(resume_from_checkpoint=True)` to continue."
+            )
         if self.state.global_step and not wanted:
             raise ValueError(
                 f"This trainer has already trained to step {self.state.global_step} of `max_steps` {args.max_steps}, "
-                f"and its output is in {args.output_dir}. To continue from there, call "
-                "`train(resume_from_checkpoint=True)`, with larger `max_steps` if it was finished; for another run, "
-                "create another trainer."
+                f"and its output is in {args.output_dir}. To continue after an interruption, call "
+                "`train(resume_from_checkpoint=True)`. To train longer, create another trainer with larger "
+                "`max_steps` and call the same; for another run, give that trainer another `output_dir`."
             )
         # Here, and not in the constructor: another trainer may have been created since. Weights are drawn already, and
         # dropout differs between processes.

@@ -3,6 +3,7 @@
 import itertools
 import re
 import threading
+from functools import cache
 
 import numpy as np
 import pytest
@@ -59,6 +60,17 @@ def same(a, b):
             assert torch.equal(x[key], y[key]) if torch.is_tensor(x[key]) else x[key] == y[key], key
 
 
+@pytest.fixture(scope="module")
+def without_workers(sets):
+    """The first batches of a stream without workers, read once for all tests that compare with them."""
+
+    @cache
+    def taken(kind, count, batch=3, views=VIEWS):
+        return take(stream(sets[kind], batch=batch, views=views), count)
+
+    return taken
+
+
 @pytest.mark.parametrize("kind", ["map", "stream"])
 def test_streamed_rows_are_read_by_a_separate_thread(sets, kind):
     one, threads = stream(sets[kind]), set()
@@ -77,8 +89,8 @@ def test_streamed_rows_are_read_by_a_separate_thread(sets, kind):
 @pytest.mark.parametrize("kind", ["map", "stream"])
 @pytest.mark.parametrize("views", [None, VIEWS], ids=["labeled", "unlabeled"])
 @pytest.mark.parametrize("workers", [1, 4])
-def test_nothing_depends_on_the_number_of_workers(sets, kind, views, workers):
-    alone = take(stream(sets[kind], views=views), 9)
+def test_nothing_depends_on_the_number_of_workers(sets, without_workers, kind, views, workers):
+    alone = without_workers(kind, 9, views=views)
     same(take(stream(sets[kind], views=views, num_workers=workers), 9), alone)
     assert len({tuple(b["ids"]) for b in alone}) > 5
 
@@ -96,12 +108,11 @@ def test_processes_share_one_global_order(sets, kind, world):
 
 
 @pytest.mark.parametrize("kind", ["map", "stream"])
-@pytest.mark.parametrize("start", [3, 6, 7, 12, 27])
-def test_a_resumed_stream_continues_with_the_next_sample(sets, kind, start):
-    whole = stream(sets[kind], batch=1)
-    unbroken = take(whole, 34)
+@pytest.mark.parametrize(("start", "workers"), [(3, 0), (6, 0), (7, 2), (12, 2), (27, 0)])
+def test_a_resumed_stream_continues_with_the_next_sample(sets, without_workers, kind, start, workers):
+    unbroken = without_workers(kind, 34, batch=1)
     length = len(SIZES) if kind == "map" or start >= len(SIZES) else None
-    resumed = stream(sets[kind], batch=1, start=start, length=length, num_workers=2)
+    resumed = stream(sets[kind], batch=1, start=start, length=length, num_workers=workers)
     same(take(resumed, 34 - start), unbroken[start:])
 
 

@@ -91,6 +91,23 @@ def test_the_steps_fit_the_time_by_measurement():
     assert 0.88 * 600 < taken < 600
 
 
+@pytest.mark.parametrize(
+    "given",
+    [{"pretrain_steps": 20}, {"pretrain_steps": 300}, {"eval_steps": 5}, {"eval_steps": 5, "pretrain_steps": 9}],
+)
+def test_steps_fit_with_a_given_supervised_stage_or_evaluations(given):
+    chosen = given | values(given=given, seconds=600, measure=lambda settings: TIMINGS)
+    steps, first = chosen["max_steps"], chosen["pretrain_steps"]
+    evaluations = steps // chosen["eval_steps"] + 2
+    taken = first * 0.5 + (steps - first) * 1.0 + evaluations * 2.0 + 20 + 10
+    assert 0.88 * 600 < taken < 600
+
+
+def test_a_single_step_has_one_stage():
+    given = {"max_steps": 1}
+    assert groups(given | values(given=given))[0].pretrain_steps is None
+
+
 def test_slow_evaluations_are_few():
     slow = dataclasses.replace(TIMINGS, evaluation=40.0)
     chosen = values(seconds=600, measure=lambda settings: slow)

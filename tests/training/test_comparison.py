@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -242,6 +243,24 @@ def test_best_stays_if_the_supervised_network_cannot_be_copied(root, tmp_path):
         assert trainer.state.best["step"] == 4 and best_is(out, "branch_1")
         again = make_trainer(root, CPS, out, resume_from_checkpoint="auto", **TWO_STAGES).train()
     assert again["best"]["step"] == 2 and best_is(out, "supervised_0")
+
+
+def test_best_stays_if_the_supervised_network_is_gone(root, tmp_path, caplog):
+    """Its folder was deleted, or the run was resumed from a checkpoint in another folder."""
+    out = tmp_path / "out"
+    with without_cards_and_pictures(), caplog.at_level(logging.WARNING):
+        trainer = make_trainer(root, CPS, out, **TWO_STAGES)
+        scripted = Scripted(trainer, (0.5, 0.5), (0.70, 0.71), (0.4, 0.4), (0.5, 0.6))
+
+        def scores(dataset):
+            if trainer.state.global_step == 3:
+                shutil.rmtree(out / "supervised_1")
+            return scripted(dataset)
+
+        trainer.evaluator.scores = scores
+        results = trainer.train()
+    assert results["best"]["step"] == 4 and best_is(out, "branch_1")
+    assert f"is worse beyond chance than branch_1 of the supervised stage, but {out / 'supervised_1'}" in caplog.text
 
 
 # ---------------------------------------------------------------------------------------------- sentences
