@@ -78,7 +78,9 @@ def test_so_do_adapters_in_the_backbone(tmp_path):
     adapters = [name for name in one["parameters"] if "lora_B" in name]
     assert len(adapters) == 2 * 2 * 4 * 6  # two branches and their averages; six linear maps in each of four layers
     assert all(one["parameters"][name].any() for name in adapters)
-    assert one["held"] < sum(p.numel() for p in one["parameters"].values()) / 2
+    frozen = sum(p.numel() for name, p in one["parameters"].items() if ".backbone." in name and ".lora_" not in name)
+    total = sum(p.numel() for p in one["parameters"].values())
+    assert one["held"] == two["held"] == total - 3 / 4 * frozen
     for name, expected in one["parameters"].items():
         torch.testing.assert_close(two["parameters"][name], expected, rtol=1e-4, atol=2e-6)
 
