@@ -237,14 +237,17 @@ class Measuring(TrainerCallback):
     def floor(self, passes) -> float:
         with self.aside(), mock.patch.object(universal, "class_scores", _mean_of_queries):
             start = self.clock()
-            means = []
+            means, labeled = [], {*self._networks()}  # networks whose first pass with gradient is to come
+            on_unlabeled = getattr(self.trainer.objective, "unlabeled_loss", None) == "set"
             with self.trainer.accelerator.autocast():
                 for network, images, options, with_gradient, _ in passes:
-                    layers = [] if options.get("layers") else None  # as in the step: the set loss needs them
+                    layers = [] if options.get("layers") else None
                     with torch.set_grad_enabled(with_gradient):
                         mean = network(images, **options | {"resize": False, "layers": layers}).float().mean()
                     if with_gradient:
-                        means += [mean] if layers is None else [_mean_of_queries(*layer) for layer in layers]
+                        trains_layers = layers and (network in labeled or on_unlabeled)
+                        means += [_mean_of_queries(*layer) for layer in layers] if trains_layers else [mean]
+                        labeled.discard(network)
             sum(means).backward()
             return self.clock() - start
 
