@@ -26,6 +26,7 @@ from unittest import mock
 import step
 import torch
 from small_models import CLASSES, SIDE
+from transformers import AutoConfig, AutoModel
 from transformers import logging as transformers_logging
 
 from cps_hf.training import setup
@@ -44,7 +45,8 @@ class Row:
     settings: dict[str, Any] = field(default_factory=dict)
     fields: dict[str, Any] = field(default_factory=dict)
     crop: int = SIDE
-    shares: bool = True  # whether branches with adapters share their backbones
+    pretrained: bool = False  # whether the branches start from one backbone, as from a checkpoint
+    shares: bool = True  # whether branches with adapters share it
 
 
 UNIVERSAL = {"Mask2Former, Swin": "mask2former", "MaskFormer, Swin": "maskformer", "EoMT": "eomt"}
@@ -59,7 +61,7 @@ ROWS = [
     Row("ViT-DPT, DINOv2, LoRA", "small-vit-dpt-dinov2", LORA),
 ]
 
-OF_DINOV2_S = {"model": "vit-dpt-dinov2-s", "crop": 98}
+OF_DINOV2_S = {"model": "vit-dpt-dinov2-s", "crop": 98, "pretrained": True}
 SHARING = [
     Row("full fine-tuning", settings={"optim": "adamw"}, **OF_DINOV2_S),
     Row("LoRA, each branch with its own backbone", settings={"optim": "adamw", **LORA}, **OF_DINOV2_S, shares=False),
@@ -71,12 +73,16 @@ def measured(row: Row) -> dict[str, Any]:
     """The numbers of `step.py` for a row; two images of each kind per step, one thread."""
     words = ["--model", row.model, "--crop", f"{row.crop}", "--cutmix", "true", "--batch", "2", "--cpu"]
     options = step.parse([*words, "--settings", json.dumps(row.settings), "--fields", json.dumps(row.fields)])
+    torch.manual_seed(0)
     with contextlib.ExitStack() as stack:
         if not row.shares:
             stack.enter_context(mock.patch.object(setup, "share_frozen_weights", lambda models: 0))
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         stack.enter_context(contextlib.redirect_stdout(sys.stderr))
-        torch.manual_seed(0)
+        if row.pretrained:
+            config = AutoConfig.from_pretrained(step.MODELS[row.model]).backbone_config
+            AutoModel.from_config(config).save_pretrained(f"{folder}/backbone")
+            options.settings["backbone"] = f"{folder}/backbone"
         found = step.measure(options, folder)
     print(row.name, step.table(found), sep="\n", flush=True)
     return found
@@ -120,10 +126,14 @@ other jobs. Do not edit manually.
 
 One optimizer step of two small networks ([small_models.py](../../small_models.py): random weights, two labeled and two
 unlabeled images of {side} x {side} pixels, CPS + CutMix, {classes} classes), compared with its floor: the same network
-passes and the backward passes from the means of their outputs. Medians of CPU time, without the optimizer. A step adds
-data, class scores, losses and checks. The losses' cost depends on the pixels and classes and not on the network: of
-these small networks, they are a larger share than of full-size ones. *Without the loss*: the objective's own time,
-measured separately, is subtracted. Memory is the peak of a step above weights and optimizer states.
+passes and the backward passes from the means of their outputs. Times are medians of CPU time, without the optimizer.
+
+- A step adds data, class scores, losses and checks. The losses' cost depends on pixels and classes and not on the
+  network: with these small networks, their share is larger than with full-size ones. *Without the loss*: the
+  objective's own time, measured separately, is subtracted.
+- The set loss compares masks at the number of points in the configuration (12,544 by default), in every layer.
+- Memory is the peak of a step above weights and optimizer states. UperNet's logits have the size of the image, and a
+  step keeps the losses' gradients with respect to them until the backward pass.
 
 {floors}
 
