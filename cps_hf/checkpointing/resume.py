@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list, gather_object, set_seed
+from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers.trainer_callback import ExportableState, TrainerCallback
 
@@ -88,6 +89,7 @@ class Checkpointer:
         self.callbacks, self.settings, self.evaluates = callbacks, settings, evaluates
         self.fingerprint: dict[str, Any] = {}  # of this run, once `find` was called
         self.lock = FolderLock(args.output_dir)
+        accelerator.register_save_state_pre_hook(_save_shared_weights_once)
 
     # -------------------------------------------------------------------------------------------- before the run
 
@@ -345,3 +347,16 @@ def _keep_kernels(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) 
     """A checkpoint would restore its own `fused`, which may change (and determines where step counts are stored)."""
     for saved, own in zip(state_dict["param_groups"], optimizer.param_groups, strict=False):
         saved.update({name: own[name] for name in ("fused", "foreach") if name in own})
+
+
+def _save_shared_weights_once(models: list[nn.Module], weights: list[dict[str, Any]], output_dir: str) -> None:
+    """Remove all names but the first of a weight that several networks use: it is loaded for all of them.
+    (Accelerate would do so too, with a warning that lists the names.)"""
+    for state in weights:
+        seen: set[tuple[int, torch.Size]] = set()
+        for name, value in [*state.items()]:
+            place = (value.data_ptr(), value.shape) if isinstance(value, torch.Tensor) and value.numel() else None
+            if place in seen:
+                del state[name]
+            elif place is not None:
+                seen.add(place)

@@ -27,6 +27,7 @@ from ..data.labels import LabelEncoding, reduced_values
 from ..data.order import Shard
 from ..data.streams import PSEUDO_LABEL, TrainStream, check_columns, label_column_of
 from ..functional import frequency_weights
+from ..modeling.adapters import share_frozen_weights
 from ..modeling.branches import source_per_branch
 from ..modeling.channels import check_channels
 from ..modeling.classes import classes_of
@@ -35,6 +36,7 @@ from ..modeling.licences import warn_of_conditions
 from ..modeling.twins import reject_twins
 from ..objectives import OBJECTIVES, Objective
 from . import memory, model_checks, sharding
+from .module import TrainingModule
 from .processes import together
 from .state import RunState
 
@@ -324,6 +326,15 @@ def _add_adapters(
         logger.info(
             "branch %d: adapters of rank %d in %d layers of its backbone; %.1f %% of its parameters are trained.",
             *(index, model_config.lora_rank, len(names), 100 * share),
+        )
+
+
+def share_backbones(module: TrainingModule, accelerator: Accelerator) -> None:
+    """Keep one copy of the frozen backbone weights that are equal in several networks with adapters."""
+    saved = share_frozen_weights([network.model for network in module.networks().values()])
+    if saved and accelerator.is_main_process:
+        logger.info(
+            "The networks share the frozen weights that are equal in their backbones: %.1f MiB less.", saved / 2**20
         )
 
 

@@ -183,6 +183,8 @@ class CPSTrainer:
             trust_remote_code=self.model_config.trust_remote_code,
         )
         self.module = TrainingModule(self.models, self.objective, averages=averages, labelers=self.labelers)
+        if self.model_config.lora_rank is not None:
+            setup.share_backbones(self.module, accelerator)
         if args.torch_compile:
             self.module.compile_networks(args.torch_compile_backend, args.torch_compile_mode)
         if optimizers[0] is not None:
