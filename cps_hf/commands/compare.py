@@ -41,6 +41,7 @@ from .main import COMMANDS
 from .settings import Settings
 from .timing import TimeLimit, time_steps
 from .train import (
+    PLAN_TITLE,
     USER_ERRORS,
     build,
     check_unlabeled,
@@ -186,7 +187,7 @@ def plan(settings: ComparisonSettings, sets: TrainingSets, typed: Collection[str
     if "config" not in typed and not settings.data.dataset.endswith("_scenes") and _names_of(sets) is not None:
         settings, found = planned.complete(settings, sets, typed, began=began, share=PLANNED_SHARE)
         if is_main and found.choices:
-            print(f"The plan. Each line is an option; what you set is kept:\n\n{found.table()}\n", flush=True)
+            print(f"{PLAN_TITLE}\n\n{found.table()}\n", flush=True)
     elif settings.plan.time is not None:
         raise ValueError(
             "`time` needs a plan, and no plan is made with `--config`, drawn scenes or labels without class names. "
