@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -109,8 +110,9 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
                 settings = settings.with_values(output_dir=str(out))
                 sets = load_data(settings.data)
             else:
-                sets = load_data(settings.data)
-                settings = plan(settings, sets, typed_names(argv), began)
+                with nothing_left(out):
+                    sets = load_data(settings.data)
+                    settings = plan(settings, sets, typed_names(argv), began)
                 on_main_process(PartialState(), lambda: write_atomically(out / PLAN, settings.to_yaml()))
             found = compare(settings, sets, out, began)
     if is_main:
@@ -161,6 +163,18 @@ def begin(out: Path, argv: Sequence[str]) -> dict[str, Any] | None:
         )
     done = out / RESULT
     return json.loads(done.read_text(encoding="utf-8")) if done.is_file() else None
+
+
+@contextmanager
+def nothing_left(out: Path) -> Iterator[None]:
+    """A context before the first file of a comparison. If it fails, the claimed folder is removed."""
+    try:
+        yield
+    except BaseException:
+        if PartialState().is_main_process and [path.name for path in out.iterdir()] == [COMMAND]:
+            (out / COMMAND).unlink()
+            out.rmdir()
+        raise
 
 
 def typed_names(argv: Sequence[str]) -> set[str]:

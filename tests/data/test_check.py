@@ -74,7 +74,7 @@ def test_the_sheet_shows_the_image_and_its_label_over_it(tmp_path):
     )
     legend = sheet[2 * 160 + 16 + 12 :].reshape(-1, 3).tolist()
     occur = [c for c in range(3) if (np.array(label) == c).any()]
-    colors = palette_of(None, ["no background", "b", "c"])
+    colors = palette_of(None, NAMES)
     assert sheet.shape[1] == 172 and all([*colors[c]] in legend for c in occur)
     row, column = (int(v[0]) for v in np.nonzero(np.array(label) == 2))
     row, column = row + 5, column + 2
