@@ -102,6 +102,8 @@ def _template() -> jinja2.Template:
 
 def _without_results(run: Path) -> str:
     """The error for a folder without results.json."""
+    if not run.is_dir():
+        return f"{run} is {'a file' if run.exists() else 'missing'}. Give the output folder of `cps-hf train`."
     records = read_records(run)
     if not records and not (run / "config.yaml").is_file():
         return f"{run} has no results.json of a finished run. Give the output folder of `cps-hf train`."
@@ -141,7 +143,7 @@ def _networks(
 
 def _facts(results: Mapping[str, Any], described: _Network | None, exported: _Network | None) -> list[tuple[str, str]]:
     """The lines at the top: which network the page describes, what was trained on what, and for how long."""
-    training = results["training"]
+    training, method = results["training"], (results.get("objective") or {}).get("name") or ""
     seconds = training.get("seconds")
     images = [
         f"{results[key]} {kind}"
@@ -149,10 +151,13 @@ def _facts(results: Mapping[str, Any], described: _Network | None, exported: _Ne
         if results.get(key)
     ]
     found = [
-        ("Method", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", results["objective"]["name"])),
+        ("Method", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", method)),
         ("Images", ", ".join(images)),
-        ("Steps", f"{results['steps']}"),
-        ("Training time", "" if seconds is None else f"{_duration(seconds)} on {training['device']}"),
+        ("Steps", f"{results.get('steps', '')}"),
+        (
+            "Training time",
+            "" if seconds is None else f"{_duration(seconds)} on {training.get('device', '?')}",
+        ),
     ]
     if described and exported and described.name == exported.name:
         found[:0] = [("Best network", described.name), ("Its mean IoU", f"{_percent(described.mean_iou)} %")]

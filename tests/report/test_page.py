@@ -158,6 +158,8 @@ def test_missing_parts_are_omitted(tmp_path):
     assert "learning_rate" in text and "0.004" in text  # from config.yaml, as there is no plan
     (run / "config.yaml").unlink()
     assert "Load the result" in render_report(run)
+    (run / "results.json").write_text('{"training": {"seconds": 90.0}}')  # of an older version
+    assert "2 min on ?" in render_report(run)
 
 
 def test_many_classes_get_a_picture_instead_of_a_table(tmp_path):
@@ -193,11 +195,12 @@ def test_the_command_writes_the_page_or_a_one_line_error(tmp_path, capsys):
 def test_a_browser_shows_it_wide_and_narrow_without_an_error(tmp_path):
     path = write_report(write_run(tmp_path / "run"))
     with chromium(tmp_path / "profile") as browser:
-        for width in (1280, 500):
-            browser.set_window_size(width, 900)
+        for width in (1280, 400):
+            size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+            browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
             browser.get(path.as_uri())
             assert browser.title == "run: training report"  # no name could change it
-            assert browser.execute_script("return document.documentElement.scrollWidth <= window.innerWidth"), width
+            assert browser.execute_script("return document.documentElement.scrollWidth") <= width, width
             sizes = browser.execute_script(
                 "return [...document.images].map(i => { i.loading = 'eager'; return i.naturalWidth })"
             )
