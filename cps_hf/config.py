@@ -650,9 +650,9 @@ def _check_sizes(settings: Any, *names: str) -> None:
 
 
 def _check_one_of(settings: Any, name: str, *allowed: str | None) -> None:
-    value = getattr(settings, name)
+    value, known = getattr(settings, name), ", ".join(repr(one) for one in allowed if one is not None)
     if value not in allowed:
-        raise ValueError(f"`{name}` must be one of {[a for a in allowed if a is not None]}, got {value!r}.")
+        raise ValueError(f"`{name}` must be one of {known}, got {value!r}.")
 
 
 def _check_used(settings: Any, other: str, wanted: Any, *names: str) -> None:

@@ -152,7 +152,7 @@ def images_alone(folder: str | Path) -> list[Pair]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"`unlabeled_root`: no folder {folder}.")
+        raise ValueError(f"`unlabeled_root`: {no_folder(folder)}")
     looked = _walk(folder)
     looked.say()
     place, affixes = Places(folder, looked, None, None), Affixes(None, None)
