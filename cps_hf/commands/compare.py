@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,6 +44,7 @@ from .main import COMMANDS
 from .settings import Settings
 from .timing import TimeLimit, time_steps
 from .train import (
+    PLAN_TITLE,
     USER_ERRORS,
     build,
     check_unlabeled,
@@ -110,8 +112,9 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
                 settings = settings.with_values(output_dir=str(out))
                 sets = load_data(settings.data)
             else:
-                sets = load_data(settings.data)
-                settings, timings = plan(settings, sets, typed_names(argv), began)
+                with nothing_left(out):
+                    sets = load_data(settings.data)
+                    settings, timings = plan(settings, sets, typed_names(argv), began)
                 on_main_process(PartialState(), lambda: write_atomically(out / PLAN, settings.to_yaml()))
             clock = Clock(settings, began, given="max_steps" in typed_names(argv))
             found = compare(settings, sets, out, clock, timings)
@@ -165,6 +168,18 @@ def begin(out: Path, argv: Sequence[str]) -> dict[str, Any] | None:
     return json.loads(done.read_text(encoding="utf-8")) if done.is_file() else None
 
 
+@contextmanager
+def nothing_left(out: Path) -> Iterator[None]:
+    """A context before the first file of a comparison. If it fails, the claimed folder is removed."""
+    try:
+        yield
+    except BaseException:
+        if PartialState().is_main_process and [path.name for path in out.iterdir()] == [COMMAND]:
+            (out / COMMAND).unlink()
+            out.rmdir()
+        raise
+
+
 def typed_names(argv: Sequence[str]) -> set[str]:
     """The options given by a command line and its file; includes "config" if there is a file."""
     words = folder_as_options(argv)
@@ -192,10 +207,7 @@ def plan(
         settings, found = planned.complete(settings, sets, typed, began=began, share=SHARE)
         timings = found.timings
         if is_main and found.choices:
-            print(
-                f"The plan. Each line is an option; what you set is kept:\n\n{found.table(terminal_width())}\n",
-                flush=True,
-            )
+            print(f"{PLAN_TITLE}\n\n{found.table(terminal_width())}\n", flush=True)
     elif settings.plan.time is not None:
         raise ValueError(
             "`time` needs a plan, and no plan is made with `--config`, drawn scenes or labels without class names. "

@@ -69,6 +69,7 @@ FIRST = (
     *("time", "dataset", "unlabeled_root", "validation", "class_names", "backbone", "init_from"),
     *("output_dir", "max_steps", "crop_size"),
 )
+PLAN_TITLE = "The plan for these images and this machine. Each line is an option; those you gave are kept:"
 ONE_CLASS = 0.98
 """If at least this share of predictions is one class, agreeing branches are reported as collapsed."""
 USER_ERRORS = (ValueError, OSError, FloatingPointError, OutOfMemoryError, AfterTrainingError)
@@ -100,10 +101,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
             limits = [] if repeats and plan.timings is None else planned.time_limit(settings, plan, began=began)
             limits += [WritePlan(plan)] if plan.choices else []
             if is_main and plan.choices:
-                print(
-                    f"The plan. Each line is an option; what you set is kept:\n\n{plan.table(terminal_width())}\n",
-                    flush=True,
-                )
+                print(f"{PLAN_TITLE}\n\n{plan.table(terminal_width())}\n", flush=True)
         check_unlabeled(settings, sets)
         settings = planned.with_baseline(settings)
         trainer, settings = build(settings, sets, limits)

@@ -201,9 +201,9 @@ def _other_size(shape: tuple[int, int], raster: Raster, image: Raster) -> ValueE
         said += "(The image is rotated according to its EXIF orientation.) "
     if same_aspect(shape, image.size) or same_aspect(shape, image.stored_size):
         factor = max(image.size) / max(shape)
-        how = f"smaller by {factor:.3g}" if factor > 1 else f"larger by {1 / factor:.3g}"
+        how = f"{factor:.3g} times smaller" if factor > 1 else f"{1 / factor:.3g} times larger"
         return ValueError(
-            f"{said}It has the same aspect, {how}. To resize masks of another size to their images by the nearest "
-            f"pixel, set {as_typed(resize_masks=True)}."
+            f"{said}Their proportions are equal; the label is {how}. To resize such labels to their images, by the "
+            f"nearest pixel, set {as_typed(resize_masks=True)}."
         )
     return ValueError(f"{said}Each pixel needs a label: replace one of the files.")

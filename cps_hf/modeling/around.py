@@ -21,7 +21,7 @@ SMALL = 10e6
 
 
 class Around(NamedTuple):
-    """`config`: the network's configuration. `said`: what was chosen and why. `has_batch_norms`: of the backbone."""
+    """`config`: the network's configuration. `said`: it in words. `has_batch_norms`: of the backbone."""
 
     config: DeepLabV3PlusConfig
     said: str
@@ -65,7 +65,7 @@ def architecture_around(backbone: str | PathLike) -> Around:
     config = DeepLabV3PlusConfig(backbone_config=backbone_config, head="textbook", aspp_channels=channels)
     said = (
         f"DeepLabV3+ (textbook head, {channels} channels) on timm's {name} ({found.size / 1e6:.1f} million "
-        f"parameters), whose features at strides 4 and {found.strides[-1]} it uses"
+        f"parameters), whose feature maps at strides 4 and {found.strides[-1]} it uses"
     )
     return Around(config, said, found.has_batch_norms)
 

@@ -349,8 +349,8 @@ class CPSTrainer:
             if state.global_step in (state.first_step, self.stages.border, self.stages.unlabeled_end):
                 self._begin_stage()
             reads_unlabeled = self.stages.reads_unlabeled(state.global_step)
-            state.stopwatch.start()
             self.control = self.callback_handler.on_step_begin(args, state, self.control)
+            state.stopwatch.start()
             # fetch: the micro-batches of the whole step, since losses are divided by its global counts
             micro_batches = [
                 self._fetch(labeled_batches, unlabeled_batches if reads_unlabeled else None)

@@ -286,16 +286,17 @@ def test_a_run_gets_a_share_of_the_remaining_time(monkeypatch):
     [
         (("--smoke",), "`compare` has no option `--smoke`"),
         (("--push_to_hub", "true"), "`compare` has no option `--push_to_hub`"),
-        (("--time", "soon"), "`time` must be like 90s"),
+        (("--time", "soon"), "`--time` must be like 90s"),
         (("--eval_dir", "nowhere"), "`--eval_dir nowhere`: no such folder"),
         (("--objective", "supervised"), "needs an objective that learns from unlabeled images, got Supervised"),
-        (("--pretrain_steps", "0"), "`baseline` needs the supervised stage, but `pretrain_steps` is 0"),
+        (("--pretrain_steps", "0"), "`--baseline` needs the supervised stage, but `--pretrain_steps` is 0"),
     ],
 )
 def test_a_mistake_ends_with_one_line_and_no_traceback(world, tmp_path, capsys, words, said):
     with pytest.raises(SystemExit) as stopped:
         compare.main([str(world / "own"), "--output_dir", str(tmp_path / "out"), *words])
     assert stopped.value.code == 2 and said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_with_other_content_is_left_alone(tmp_path):

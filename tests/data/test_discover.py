@@ -230,7 +230,7 @@ def test_output_of_earlier_runs_is_skipped(tmp_path):
         ({"validation": "test"}, "`validation` test: .* has no images with masks in such a split"),
         ({"group_by": "("}, "is not a regular expression"),
         ({"group_by": "images"}, "`group_by` finds a single group, 'images', in all 10 labeled images"),
-        ({"unlabeled_root": "nowhere"}, "`unlabeled_root`: no folder nowhere"),
+        ({"unlabeled_root": "nowhere"}, "`unlabeled_root`: No folder nowhere"),
         ({"class_names": ["a"]}, "Masks contain 1, .* names classes 0 to 0: a"),
         ({"class_names": "nowhere.json"}, "Cannot read class names from nowhere.json"),
         ({"class_names": "nowhere.txt"}, "nowhere.txt is not UTF-8 text"),

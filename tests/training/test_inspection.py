@@ -231,5 +231,5 @@ def test_the_line_on_absent_classes_is_empty_if_all_occur():
 
 
 def test_a_negative_time_limit_is_rejected():
-    with pytest.raises(ValueError, match="`check_labels_seconds` must be a number of at least 0"):
+    with pytest.raises(ValueError, match="`check_labels_seconds` must be 0 or more"):
         settings(check_labels_seconds=-1)

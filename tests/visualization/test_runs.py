@@ -37,6 +37,7 @@ def test_figures_are_returned_without_pyplot(run):
     curves, confusion, classes, images = figures
     assert [axes.get_ylabel() for axes in curves.axes] == ["loss", "mean IoU", "agreement"]
     assert curves.axes[0].get_lines()[1].get_ydata().tolist() == [2.0, 1.5]
+    assert [text.get_text() for text in curves.axes[1].get_legend().get_texts()] == ["branch 0"]
     assert confusion.axes[0].get_title() == "branch 0, step 2"
     assert [bar.get_width() for bar in classes.axes[0].patches] == pytest.approx([100 * 6 / 9, 25, 0])
     assert [bar.get_width() for bar in classes.axes[1].patches] == pytest.approx([80, 20, 0])
