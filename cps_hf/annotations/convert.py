@@ -164,7 +164,7 @@ class Outputs:
         self.folder = folder
         self._settings = settings = {
             "classes": [*table.names],
-            "background": IGNORED if table.background == IGNORE_INDEX else table.names[table.background],
+            "background": _background(project, table),
             "overlap": overlap,
             "labels": dict(table.ids),
         }
@@ -178,6 +178,7 @@ class Outputs:
         if self.done:
             _check_settings(folder, there, settings)
             settings["labels"] = there["labels"] | settings["labels"]
+            settings["background"] = settings["background"] or there["background"]
         for image in project.images:  # a name may be invalid
             self._files(image.name, image.image.suffix)
 
@@ -246,6 +247,13 @@ class Outputs:
         return found | {"notes": notes}
 
 
+def _background(project: Project, table: ClassTable) -> str | None:
+    """The class of unlabeled pixels; `None` if every pixel is labeled, which fits any."""
+    if project.background is None:
+        return None
+    return IGNORED if table.background == IGNORE_INDEX else table.names[table.background]
+
+
 def _check_settings(folder: Path, there: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     other = "Choose another OUT, or replace it with `--overwrite`"
     if there["classes"] != now["classes"]:
@@ -254,8 +262,11 @@ def _check_settings(folder: Path, there: Mapping[str, Any], now: Mapping[str, An
             f"{', '.join(now['classes'])}, so that ids would change their meaning. {other}; or fix them: `--classes`."
         )
     for key in ("background", "overlap"):
-        if there[key] != now[key]:
-            raise ValueError(f"{folder} was made with `--{key}` {there[key]}, now it is {now[key]}. {other}.")
+        if there[key] != now[key] and None not in (there[key], now[key]):
+            raise ValueError(
+                f"{folder} was made with `--{key}` {there[key]}, now it is {now[key]}. Set `--{key} {there[key]}`, or "
+                "choose another OUT, or replace it with `--overwrite`."
+            )
     for label, id_ in now["labels"].items():
         if there["labels"].get(label, id_) != id_:
             raise ValueError(f"{folder} contains masks in which {label!r} is another class than now. {other}.")

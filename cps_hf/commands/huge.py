@@ -99,7 +99,7 @@ def predict_huge(
         for rows, ids in branches.predict_rows(rows_of, image.size, **how):
             ids = ids.numpy()
             writer.write(ids)
-            overview.append(ids[-rows.start % step :: step, ::step])
+            overview.append(ids[-rows.start % step :: step, ::step].copy())  # a view would keep all rows in memory
             bar.update(len(ids))
         if "overlays" in paths:
             small = torch.from_numpy(np.concatenate(rows_of.overview)).permute(2, 0, 1)

@@ -164,7 +164,8 @@ def test_other_settings_in_an_occupied_folder_are_an_error(tmp_path, source, cap
     out = tmp_path / "out"
     convert(source, out)
     before = written(out)
-    assert "was made with `--overlap` order, now it is area" in fails(capsys, source, out, "--overlap", "area")
+    said = fails(capsys, source, out, "--overlap", "area")
+    assert "was made with `--overlap` order, now it is area. Set `--overlap order`, or choose another OUT" in said
     said = fails(capsys, source, out, "--classes", "car", "road", "Bäume", "_background_")
     assert "contains masks of the classes _background_, road, car, Bäume; now they are car, road," in said
     classes = ("--classes", "_background_", "road", "car", "Bäume")
@@ -182,6 +183,22 @@ def test_other_settings_in_an_occupied_folder_are_an_error(tmp_path, source, cap
     (other / "masks").mkdir(parents=True)
     assert "masks was not written by this command. Choose another OUT" in fails(capsys, source, other)
     assert "is inside" in fails(capsys, source, source / "out") and not (source / "out").exists()
+
+
+def test_masks_that_label_every_pixel_fit_any_background(tmp_path, source):
+    out, drafts = tmp_path / "out", tmp_path / "drafts"
+    convert(source, out)  # LabelMe: its own background
+    names = json.loads((out / "classes.json").read_text(encoding="utf-8"))
+    picture(drafts / "images" / "draft.png")
+    (drafts / "masks").mkdir()
+    Image.fromarray(np.zeros((20, 30), np.uint8)).save(drafts / "masks" / "draft.png")
+    assert convert(drafts, out, "--format", "ids", "--classes", *names)["written"] == 1
+    convert(source, out)
+    first = tmp_path / "drafts first"
+    convert(drafts, first, "--format", "ids", "--classes", *names)
+    assert convert(source, first)["written"] == 3
+    settings = [json.loads((folder / "convert.json").read_text(encoding="utf-8")) for folder in (out, first)]
+    assert [setting["background"] for setting in settings] == ["_background_"] * 2
 
 
 # ------------------------------------------------------------------------------------------------ classes
