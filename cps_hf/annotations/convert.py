@@ -30,6 +30,7 @@ from .project import LabeledImage, Project, Shape
 
 SETTINGS, INDEX, SHEET, REPORT = "convert.json", "converted.jsonl", "contact_sheet.png", "report.json"
 ORDER, AREA = "order", "area"
+RULES = ("background", "overlap")
 ON_SHEET = 24  # images
 
 
@@ -162,12 +163,8 @@ class Outputs:
 
     def __init__(self, folder: Path, project: Project, table: ClassTable, overlap: str, *, overwrite: bool):
         self.folder = folder
-        self._settings = settings = {
-            "classes": [*table.names],
-            "background": _background(project, table),
-            "overlap": overlap,
-            "labels": dict(table.ids),
-        }
+        self._settings = settings = {"classes": [*table.names], **_rules(project, table, overlap)}
+        settings["labels"] = dict(table.ids)
         about = folder / SETTINGS
         strange = [n for n in ("images", "masks", CLASSES) if not about.is_file() and (folder / n).exists()]
         if strange:
@@ -178,7 +175,7 @@ class Outputs:
         if self.done:
             _check_settings(folder, there, settings)
             settings["labels"] = there["labels"] | settings["labels"]
-            settings["background"] = settings["background"] or there["background"]
+            settings |= {rule: settings[rule] or there[rule] for rule in RULES}
         for image in project.images:  # a name may be invalid
             self._files(image.name, image.image.suffix)
 
@@ -247,11 +244,12 @@ class Outputs:
         return found | {"notes": notes}
 
 
-def _background(project: Project, table: ClassTable) -> str | None:
-    """The class of unlabeled pixels; `None` if every pixel is labeled, which fits any."""
+def _rules(project: Project, table: ClassTable, overlap: str) -> dict[str, str | None]:
+    """What pixels with no label or several labels become; `None`, which fits any rule, if each pixel has one label."""
     if project.background is None:
-        return None
-    return IGNORED if table.background == IGNORE_INDEX else table.names[table.background]
+        return dict.fromkeys(RULES)
+    background = IGNORED if table.background == IGNORE_INDEX else table.names[table.background]
+    return {"background": background, "overlap": overlap}
 
 
 def _check_settings(folder: Path, there: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -261,7 +259,7 @@ def _check_settings(folder: Path, there: Mapping[str, Any], now: Mapping[str, An
             f"{folder} contains masks of the classes {', '.join(there['classes'])}; now they are "
             f"{', '.join(now['classes'])}, so that ids would change their meaning. {other}; or fix them: `--classes`."
         )
-    for key in ("background", "overlap"):
+    for key in RULES:
         if there[key] != now[key] and None not in (there[key], now[key]):
             raise ValueError(
                 f"{folder} was made with `--{key}` {there[key]}, now it is {now[key]}. Set `--{key} {there[key]}`, or "

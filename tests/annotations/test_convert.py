@@ -185,20 +185,20 @@ def test_other_settings_in_an_occupied_folder_are_an_error(tmp_path, source, cap
     assert "is inside" in fails(capsys, source, source / "out") and not (source / "out").exists()
 
 
-def test_masks_that_label_every_pixel_fit_any_background(tmp_path, source):
+def test_masks_that_label_every_pixel_fit_any_background_and_overlap(tmp_path, source):
     out, drafts = tmp_path / "out", tmp_path / "drafts"
-    convert(source, out)  # LabelMe: its own background
+    convert(source, out, "--overlap", "area")
     names = json.loads((out / "classes.json").read_text(encoding="utf-8"))
     picture(drafts / "images" / "draft.png")
     (drafts / "masks").mkdir()
     Image.fromarray(np.zeros((20, 30), np.uint8)).save(drafts / "masks" / "draft.png")
     assert convert(drafts, out, "--format", "ids", "--classes", *names)["written"] == 1
-    convert(source, out)
+    convert(source, out, "--overlap", "area")
     first = tmp_path / "drafts first"
     convert(drafts, first, "--format", "ids", "--classes", *names)
-    assert convert(source, first)["written"] == 3
+    assert convert(source, first, "--overlap", "area")["written"] == 3
     settings = [json.loads((folder / "convert.json").read_text(encoding="utf-8")) for folder in (out, first)]
-    assert [setting["background"] for setting in settings] == ["_background_"] * 2
+    assert [(made["background"], made["overlap"]) for made in settings] == [("_background_", "area")] * 2
 
 
 # ------------------------------------------------------------------------------------------------ classes
