@@ -136,7 +136,7 @@ def add_label_maps(
         advice: the end of the message if a mask contains other colours or values.
 
     Raises:
-        ValueError: there are no masks.
+        ValueError: there are no masks, two of them belong to one image, or one fits two images.
     """
     table = colors if colors is not None else values
     names = [name for name in dict.fromkeys(table.values()) if name]
@@ -224,7 +224,10 @@ def _pairs(builder: ProjectBuilder, folder: str | None, mask_suffix: str) -> lis
         parts = Path(below).parts
         name = str(Path(*(part for part in parts[:-1] if part not in (inner, *IMAGE_FOLDERS)), path.stem))
         if (inner is None or inner in parts[:-1]) and name.endswith(mask_suffix):
-            masks[clean(name.removesuffix(mask_suffix))] = path
+            name = clean(name.removesuffix(mask_suffix))
+            if name in masks:
+                raise ValueError(f"Two masks belong to the image {name!r}: {masks[name]} and {path}. Remove one.")
+            masks[name] = path
     if not masks:
         there = f"a folder {inner!r}" if inner is not None else f"files *{mask_suffix}.png"
         raise ValueError(
@@ -238,7 +241,12 @@ def _pairs(builder: ProjectBuilder, folder: str | None, mask_suffix: str) -> lis
         if path in masks.values() or not no_images.isdisjoint(parts[:-1]):
             continue
         name = str(Path(*(part for part in parts[:-1] if part not in IMAGE_FOLDERS), path.stem))
-        images[clean(name.removesuffix(image_suffix))] = path
+        name = clean(name.removesuffix(image_suffix))
+        if name in images and name in masks:
+            raise ValueError(
+                f"The mask {masks[name]} fits two images: {images[name]} and {path}. Remove or rename one."
+            )
+        images[name] = path
     alone = [name for name in images if name not in masks]
     if alone:
         builder.notes.append(f"{len(alone)} images have no mask and are skipped: {first_few(alone, 3)}")

@@ -37,7 +37,8 @@ def read_object_masks(source: Path, options: ReadOptions) -> Project:
     """All masks of `<source>/<masks>`; smaller ones are on top.
 
     Raises:
-        ValueError: there are no masks, or one has no image, no class, or more than two values.
+        ValueError: there are no masks, two images have one name, or a mask has no image, no class, or more than two
+            values.
     """
     builder = ProjectBuilder("objects", source, options)
     folder = source / options.masks
@@ -48,7 +49,10 @@ def read_object_masks(source: Path, options: ReadOptions) -> Project:
     for below, path in walk(builder.root, IMAGE_SUFFIXES).files.items():
         if not path.is_relative_to(folder):
             parts = [part for part in PurePosixPath(below).parts[:-1] if part not in IMAGE_FOLDERS]
-            images[clean(str(PurePosixPath(*parts, path.stem)))] = path
+            name = clean(str(PurePosixPath(*parts, path.stem)))
+            if name in images:
+                raise ValueError(f"Two images are called {name!r}: {images[name]} and {path}. Remove or rename one.")
+            images[name] = path
     if not images:
         raise ValueError(f"{builder.root} contains no images besides the masks. Set their folder: `--images DIR`.")
     single = [name for name in options.classes or () if name != "background"]

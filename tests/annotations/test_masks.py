@@ -130,6 +130,20 @@ def test_errors_in_masks_advise_options_of_the_command(tmp_path, options, values
     assert not re.search("load_options|`colors|`values|class_names|resize_masks", str(error.value))
 
 
+def test_two_masks_of_an_image_or_two_images_of_a_mask_are_an_error(tmp_path):
+    source = write(tmp_path, (IDS == 1) * 255)
+    (source / "masks" / "a.tif").write_bytes((source / "masks" / "a.png").read_bytes())
+    assert_error(source, "Two masks belong to the image 'a': .*a.png and .*a.tif. Remove one", format="binary")
+    (source / "masks" / "a.tif").unlink()
+    picture(source / "images" / "a.jpg")
+    assert_error(source, "a.png fits two images: .*a.jpg and .*a.png. Remove or rename one", format="binary")
+    (source / "masks" / "a_road.png").write_bytes((source / "masks" / "a.png").read_bytes())
+    (source / "masks" / "a.png").unlink()
+    assert_error(source, "Two images are called 'a'", format="objects")
+    (source / "images" / "a.jpg").rename(source / "images" / "b.jpg")
+    assert masks_of(source, format="objects")[0] == ("background", "road")
+
+
 def test_unknown_values_in_masks_of_tools_name_the_tools_table(tmp_path):
     source = write(tmp_path, IDS, name="a_mask", masks="train", image="train/a.jpg")
     (source / "train" / "_classes.csv").write_text("Pixel Value, Class\n0, background\n1, road\n")
