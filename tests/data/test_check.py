@@ -85,6 +85,14 @@ def test_the_sheet_shows_the_image_and_its_label_over_it(tmp_path):
     assert np.abs(sheet[y + 160, x] - blended).max() < 30
 
 
+def test_captions_keep_what_distinguishes_images():
+    def shown(name, most=14):
+        return check._shortened(name, lambda text: len(text) <= most)
+
+    assert shown("train/01") == "train/01" and shown("train/frankfurt/01") == "…/frankfurt/01"
+    assert shown("train/street_00_png.rf.0123456789abcdef") == "street…9abcdef"  # Roboflow's names end in a hash
+
+
 def test_an_unwritable_sheet_does_not_lose_the_report(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")

@@ -112,6 +112,13 @@ def test_a_list_names_the_validation_images(tmp_path):
         discover(tmp_path / "set", validation=str(listed))
 
 
+def test_a_missing_list_is_not_needed_with_a_validation_split(tmp_path):
+    write_set(tmp_path, 3, 0, "train")
+    write_set(tmp_path, 2, 0, "val", start=3)
+    with pytest.raises(ValueError, match=r"no such file. By default, the validation split of .* is used"):
+        discover(tmp_path, validation="run/validation.txt")
+
+
 def test_groups_stay_whole_and_their_unlabeled_images_stay_out(tmp_path):
     for patient in "abcd":
         for i in range(5):
