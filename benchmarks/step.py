@@ -3,7 +3,8 @@
     python benchmarks/step.py --objective cps --cutmix true --model deeplabv3plus-r50 --batch 2 --crop 128 --steps 7
 
 The floor is what every implementation of the method needs: the step's network passes, with the same networks on the
-same tensors (including those without gradient), and the backward passes from `logits.float().mean()`. The step is the
+same tensors (including those without gradient), and the backward passes from `logits.float().mean()`; in a network
+with queries, from the means of its class and mask logits, in every layer that the step trains. The step is the
 trainer's own, from one `on_step_begin` to the next: waiting for data, transfer, forwards, loss, backward, the check of
 numbers and norms, logging. The optimizer (with the teacher's update) is not in the floor and is listed separately.
 
@@ -14,14 +15,16 @@ process's CPU time (data come from workers, as in training). On a GPU, they are 
 device at both ends of a step, and `overhead` excludes the loss, whose share of the step is listed. The loss is
 measured separately, once per pair: the objective on the recorded logits, forward and backward. Timing the parts makes
 a GPU wait at each of them, so on GPUs every second step is timed in parts and the others as a whole. `host_reads` are
-transfers from the device that the host waits for, counted over one more step. `--profile` lists the kernels of another
-one.
+transfers from the device that the host waits for, counted over one more step. `memory` is the peak of another step and
+of its floor, above what is allocated before it (weights and optimizer states): activations, gradients and temporaries.
+`--profile` lists the kernels of another one.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import logging
 import statistics
@@ -34,6 +37,7 @@ from pathlib import Path
 from unittest import mock
 
 import torch
+from small_models import SMALL
 from transformers import SegformerConfig, TrainerCallback
 
 import cps_hf.training.trainer
@@ -42,6 +46,8 @@ from cps_hf.checkpointing.fingerprint import versions
 from cps_hf.commands import parser as command_line
 from cps_hf.commands.settings import Settings
 from cps_hf.data.voc import load_voc
+from cps_hf.modeling import universal
+from cps_hf.modeling.set_loss import Layer
 from cps_hf.scenes.write import write_object_scenes
 from cps_hf.training import batches
 
@@ -51,10 +57,12 @@ MODELS = {
     "deeplabv3plus-r101": str(CONFIGS / "deeplabv3_plus_r101.json"),
     "hrnet-w48": str(CONFIGS / "hrnet_w48.json"),
     "dpt-dinov2-b": str(CONFIGS / "dpt_dinov2_b.json"),
+    "vit-dpt-dinov2-s": str(CONFIGS / "vit_dpt_dinov2_s.json"),
     "upernet-swin-t": str(CONFIGS / "upernet_swin_t.json"),
     "segformer-b2": SegformerConfig(
         depths=[3, 4, 6, 3], hidden_sizes=[64, 128, 320, 512], decoder_hidden_size=768, num_labels=21
     ),
+    **SMALL,
 }
 WARM_UP, LEAST_PAIRS = 2, 7
 OPTIMIZER = ("optimizer", "teacher")  # what changes weights
@@ -117,9 +125,11 @@ class Measuring(TrainerCallback):
         self.rows: list[dict] = []  # by pair: "step", "floor", "loss alone" and "parts", in seconds; "peak" bytes
         self.passes: list[tuple] = []  # of the newest step: branch, images, options, with gradient, logits
         self.arguments: list[tuple] = []  # of the newest step: the arguments of the training module
-        self.extras = [self._count_reads, *([self._record_kernels] if profile else [])]  # of one more step each
+        self.extras = [self._count_reads, self._measure_memory]  # of one more step each
+        self.extras += [self._record_kernels] if profile else []
         self.watching: contextlib.ExitStack | None = None
         self.host_reads: list[str] = []
+        self.memory: dict[str, int] = {}  # peak bytes of the "step" and of its "floor"
         self.kernels: torch.profiler.profile | None = None
 
     @contextlib.contextmanager
@@ -161,6 +171,8 @@ class Measuring(TrainerCallback):
 
     def _after_network(self, network, args, options, logits) -> None:
         self.parts.leave()
+        if options.get("layers"):  # as the pass has filled the list
+            options = options | {"layers": [Layer(*(t.detach() for t in layer)) for layer in options["layers"]]}
         self.passes.append((network, args[0], options, torch.is_grad_enabled(), logits.detach()))
 
     def on_step_begin(self, args, state, control, **kwargs):
@@ -194,6 +206,15 @@ class Measuring(TrainerCallback):
         counting = counting_host_reads(lambda: self.parts.stack[-1:] != ["data wait"])
         self.host_reads = stack.enter_context(counting)
 
+    def _measure_memory(self, stack: contextlib.ExitStack) -> None:
+        def of_the_floor() -> None:
+            with peak_memory(self.on_gpu) as found:
+                self.floor(self.passes)
+            self.memory = {"step": step[0], "floor": found[0]}
+
+        stack.callback(of_the_floor)  # after the step's has ended
+        step = stack.enter_context(peak_memory(self.on_gpu))
+
     def _record_kernels(self, stack: contextlib.ExitStack) -> None:
         kinds = [torch.profiler.ProfilerActivity.CPU, *([torch.profiler.ProfilerActivity.CUDA] * self.on_gpu)]
         self.kernels = stack.enter_context(torch.profiler.profile(activities=kinds))
@@ -214,26 +235,37 @@ class Measuring(TrainerCallback):
             self.trainer.module.zero_grad()
 
     def floor(self, passes) -> float:
-        with self.aside():
+        with self.aside(), mock.patch.object(universal, "class_scores", _mean_of_queries):
             start = self.clock()
-            means = []
+            means, labeled = [], {*self._networks()}  # networks whose first pass with gradient is to come
+            on_unlabeled = getattr(self.trainer.objective, "unlabeled_loss", None) == "set"
             with self.trainer.accelerator.autocast():
                 for network, images, options, with_gradient, _ in passes:
+                    layers = [] if options.get("layers") else None
                     with torch.set_grad_enabled(with_gradient):
-                        mean = network(images, **options | {"resize": False}).float().mean()
+                        mean = network(images, **options | {"resize": False, "layers": layers}).float().mean()
                     if with_gradient:
-                        means.append(mean)
+                        trains_layers = layers and (network in labeled or on_unlabeled)
+                        means += [_mean_of_queries(*layer) for layer in layers] if trains_layers else [mean]
+                        labeled.discard(network)
             sum(means).backward()
             return self.clock() - start
 
     def loss_alone(self, passes, arguments) -> float:
         """Forward and backward of the objective with networks that return the recorded logits."""
-        left = [(network, logits.requires_grad_(gradient)) for network, _, _, gradient, logits in passes]
+        left = [
+            (network, logits.requires_grad_(gradient), [Layer(*(t.requires_grad_() for t in one)) for one in layers])
+            for network, _, options, gradient, logits in passes
+            for layers in [options.get("layers") or []]
+        ]
 
         def replay(network):
-            def forward(*args, **options):
-                index = next(i for i, (one, _) in enumerate(left) if one is network)
-                return left.pop(index)[1]
+            def forward(*args, layers=None, **options):
+                index = next(i for i, (one, *_) in enumerate(left) if one is network)
+                _, logits, recorded = left.pop(index)
+                if layers is not None:
+                    layers += recorded
+                return logits
 
             return forward
 
@@ -249,6 +281,28 @@ class Measuring(TrainerCallback):
             finally:
                 for network in self._networks():
                     del network.forward
+
+
+def _mean_of_queries(class_logits: torch.Tensor, mask_logits: torch.Tensor) -> torch.Tensor:
+    """What the floor differentiates instead of class scores."""
+    return class_logits.float().mean() + mask_logits.float().mean()
+
+
+@contextlib.contextmanager
+def peak_memory(on_gpu: bool):
+    """Yields a list, to which the peak of allocated bytes above those at the beginning is appended at the end."""
+    found: list[int] = []
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        yield found
+        found.append(torch.cuda.max_memory_allocated() - before)
+        return
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        yield found
+    changes = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = itertools.accumulate(event.nbytes() for event in sorted(changes, key=lambda event: event.start_ns()))
+    found.append(max(held, default=0))
 
 
 class _Reads(torch.utils._python_dispatch.TorchDispatchMode):
@@ -356,6 +410,7 @@ def summary(measuring: Measuring, options: argparse.Namespace) -> dict:
         "parts_s": {name: seconds for name, seconds in parts.items() if seconds},
         "images_per_s": streams * options.batch / step,
         "peak_gib": max(row["peak"] for row in rows) / 2**30 if on_gpu else None,
+        "memory_mib": {name: size / 2**20 for name, size in (measuring.memory | state_of(measuring.trainer)).items()},
         "passes": rows[-1]["passes"],
         "host_reads": len(measuring.host_reads),
         "host_reads_by": measuring.host_reads,
@@ -369,6 +424,15 @@ def summary(measuring: Measuring, options: argparse.Namespace) -> dict:
         | {**options.settings, **options.fields},
         "device": torch.cuda.get_device_name() if on_gpu else "cpu",
         "versions": versions(),
+    }
+
+
+def state_of(trainer: CPSTrainer) -> dict[str, int]:
+    """Bytes that are allocated between steps."""
+    states = [value for state in trainer.optimizer.state.values() for value in state.values()]
+    return {
+        "weights": sum(parameter.nbytes for parameter in trainer.module.parameters()),
+        "optimizer": sum(value.nbytes for value in states if isinstance(value, torch.Tensor)),
     }
 
 
@@ -387,11 +451,13 @@ def table(found: dict) -> str:
         lines.append(f"| **{name}** | {found[f'{name}_s']:.4f} | {100 * found[f'{name}_s'] / found['step_s']:.1f} % |")
     ratios = sorted(found["ratios"])
     peak = f", peak {found['peak_gib']:.1f} GiB" if found["peak_gib"] else ""
+    memory = found["memory_mib"]
     lines += [
         "",
         f"overhead {found['overhead']:.3f} (pairs {ratios[0]:.3f} to {ratios[-1]:.3f}), with the optimizer "
         f"{found['overhead_with_optimizer']:.3f}; {found['passes']} network passes and {found['host_reads']} host "
-        f"read(s) a step; {found['images_per_s']:.1f} images/s{peak}; {found['pairs']} pairs",
+        f"read(s) a step; {found['images_per_s']:.1f} images/s{peak}; {found['pairs']} pairs; memory "
+        f"{memory['step'] / memory['floor']:.3f} of the floor's {memory['floor']:.0f} MiB",
     ]
     lines += [f"{one['ms']:10.2f} ms {one['calls']:6} x {one['name']}" for one in found["kernels"] or ()]
     return "\n".join(lines)

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list, gather_object, set_seed
+from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers.trainer_callback import ExportableState, TrainerCallback
 
@@ -53,6 +54,15 @@ def on_main_process(accelerator: Accelerator | PartialState, call: Callable[[], 
     return outcome[0]
 
 
+def length_of(saved: Mapping[str, Any], max_steps: int) -> int:
+    """The length of a resumed run: `max_steps`, or what a callback changed it to before.
+
+    Args:
+        saved: our state in the checkpoint.
+    """
+    return saved["settings"]["max_steps"] if saved.get("planned_steps") == max_steps else max_steps
+
+
 class Checkpointer:
     """Saves and restores a run's parts. All processes call every method.
 
@@ -79,6 +89,7 @@ class Checkpointer:
         self.callbacks, self.settings, self.evaluates = callbacks, settings, evaluates
         self.fingerprint: dict[str, Any] = {}  # of this run, once `find` was called
         self.lock = FolderLock(args.output_dir)
+        accelerator.register_save_state_pre_hook(_save_shared_weights_once)
 
     # -------------------------------------------------------------------------------------------- before the run
 
@@ -142,7 +153,7 @@ class Checkpointer:
             if checkpoint is None:
                 return None, {"step": 0, "streams": {}}, now
             saved = checkpoints.read_state(checkpoint)
-            if saved["step"] > args.max_steps:
+            if saved["step"] > length_of(saved, args.max_steps):
                 raise ValueError(
                     f"{checkpoint} is at step {saved['step']}, beyond `max_steps` {args.max_steps}. Increase "
                     "`max_steps`, or resume from an earlier checkpoint."
@@ -336,3 +347,16 @@ def _keep_kernels(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) 
     """A checkpoint would restore its own `fused`, which may change (and determines where step counts are stored)."""
     for saved, own in zip(state_dict["param_groups"], optimizer.param_groups, strict=False):
         saved.update({name: own[name] for name in ("fused", "foreach") if name in own})
+
+
+def _save_shared_weights_once(models: list[nn.Module], weights: list[dict[str, Any]], output_dir: str) -> None:
+    """Remove all names but the first of a weight that several networks use: it is loaded for all of them.
+    (Accelerate would do so too, with a warning that lists the names.)"""
+    for state in weights:
+        seen: set[tuple[int, torch.Size]] = set()
+        for name, value in [*state.items()]:
+            place = (value.data_ptr(), value.shape) if isinstance(value, torch.Tensor) and value.numel() else None
+            if place in seen:
+                del state[name]
+            elif place is not None:
+                seen.add(place)

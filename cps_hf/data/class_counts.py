@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..functional import IGNORE_INDEX
 from .labels import LabelEncoding
-from .streams import check_label_range, id_of, undecoded
+from .streams import check_label_range, id_of, label_name, undecoded
 from .windowed import label_bands
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ def count_class_pixels(
             counts = torch.zeros(num_labels, dtype=torch.int64)
             for ids in label_bands(row["label"], encoding, name=repr(id_of(row))):
                 label = torch.from_numpy(ids)
-                check_label_range(label, num_labels, id_of(row))
+                check_label_range(label, num_labels, label_name(row))
                 counts += torch.bincount(label[label != IGNORE_INDEX].long(), minlength=num_labels)
             return counts
         except ValueError as error:

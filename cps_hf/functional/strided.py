@@ -96,7 +96,7 @@ class StridedLogits(NamedTuple):
         """The logits of values (B, C, ...) that were resized, or of some rows of them."""
         if self.scores:
             values = at_least_float32(values) + EPSILON
-            values = (values / values.sum(1, keepdim=True)).log()
+            values = values.log() - values.sum(1, keepdim=True).log()  # a quotient's gradient costs more
         return values if self.temperature == 1 else values / self.temperature
 
 

@@ -1,4 +1,7 @@
-"""Low-rank adapters in the backbone (LoRA, ICLR 2022, arXiv 2106.09685), made by peft and merged for an export."""
+"""Low-rank adapters in the backbone (LoRA, ICLR 2022, arXiv 2106.09685), made by peft and merged for an export.
+
+The backbone's own weights never change, so branches that start from the same backbone share them in memory.
+"""
 
 from __future__ import annotations
 
@@ -68,6 +71,38 @@ def add_adapters(
     return names
 
 
+def share_frozen_weights(models: Sequence[PreTrainedModel]) -> int:
+    """Lets networks with adapters use the same parameters, in place, where the frozen weights of their backbones are
+    equal: same name, type and values. Adapters, heads and buffers (batch norm's statistics) stay separate.
+
+    Call it before the networks move to their device. An optimizer does not know these weights, since they are frozen.
+
+    Args:
+        models: branches, their averages and teachers, in any mix of architectures. Those without adapters are skipped.
+
+    Returns:
+        The number of bytes that are no longer used.
+    """
+    kept: dict[str, list[nn.Parameter]] = {}
+    saved = 0
+    for model in models:
+        if not _adapted(model):
+            continue
+        backbone = backbone_of(model)
+        for name, parameter in [*backbone.named_parameters(remove_duplicate=False)]:
+            if ".lora_" in name:
+                continue
+            known = kept.setdefault(name, [])
+            twin = next((p for p in known if _same(p, parameter)), None)
+            if twin is None:
+                known.append(parameter)
+            elif twin is not parameter:
+                parent, _, child = name.rpartition(".")
+                setattr(backbone.get_submodule(parent), child, twin)
+                saved += parameter.nbytes
+    return saved
+
+
 def merged(model: PreTrainedModel) -> PreTrainedModel:
     """The model as one without adapters: a copy whose layers hold W + alpha / rank * B A. A model that has none is
     returned as it is.
@@ -82,6 +117,10 @@ def merged(model: PreTrainedModel) -> PreTrainedModel:
         parent, _, child = name.rpartition(".")
         setattr(plain.get_submodule(parent), child, layer.get_base_layer())
     return plain
+
+
+def _same(p: torch.Tensor, q: torch.Tensor) -> bool:
+    return p.dtype == q.dtype and p.device == q.device and torch.equal(p, q)
 
 
 def _adapted(model: nn.Module) -> dict[str, nn.Module]:

@@ -25,11 +25,13 @@ def make_teacher(branch: nn.Module) -> nn.Module:
 def update_teacher(teacher: nn.Module, branch: nn.Module, decay: float) -> None:
     """Set teacher = decay * teacher + (1 - decay) * branch for parameters and floating-point buffers (batch norm's).
 
-    Integer buffers (batch norm's counter) are copied.
+    Integer buffers (batch norm's counter) are copied. Frozen weights that both use stay as they are.
     """
     own, new = teacher.state_dict(keep_vars=True), branch.state_dict(keep_vars=True)
     once = {id(value): (name, value) for name, value in own.items()}  # a tied parameter has several names
     for name, value in once.values():
+        if value is new[name]:
+            continue
         if value.dtype.is_floating_point:
             value.lerp_(new[name].to(value.dtype), 1 - decay)
         else:

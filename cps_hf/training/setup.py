@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from ..data.labels import LabelEncoding, reduced_values
 from ..data.order import Shard
 from ..data.streams import PSEUDO_LABEL, TrainStream, check_columns, label_column_of
 from ..functional import frequency_weights
+from ..modeling.adapters import share_frozen_weights
 from ..modeling.branches import source_per_branch
 from ..modeling.channels import check_channels
 from ..modeling.classes import classes_of
@@ -34,6 +36,7 @@ from ..modeling.licences import warn_of_conditions
 from ..modeling.twins import reject_twins
 from ..objectives import OBJECTIVES, Objective
 from . import memory, model_checks, sharding
+from .module import TrainingModule
 from .processes import together
 from .state import RunState
 
@@ -60,7 +63,9 @@ def check_launch(accelerator: Accelerator, args: CPSConfig, model_config: ModelC
     sharding.reject_unsupported(accelerator, args, model_config)
     if accelerator.is_main_process:
         noun = ("process" if count == 1 else "processes") + (", sharded," if accelerator.is_fsdp2 else "")
-        logger.info("%d %s on %s, precision %s.", count, noun, accelerator.device, accelerator.mixed_precision)
+        precision = accelerator.mixed_precision
+        precision = "float32" if precision == "no" else f"mixed precision {precision}"
+        logger.info("%d %s on %s, %s.", count, noun, accelerator.device, precision)
 
 
 def check_trackers(args: CPSConfig) -> None:
@@ -324,6 +329,15 @@ def _add_adapters(
         )
 
 
+def share_backbones(module: TrainingModule, accelerator: Accelerator) -> None:
+    """Keep one copy of the frozen backbone weights that are equal in several networks with adapters."""
+    saved = share_frozen_weights([network.model for network in module.networks().values()])
+    if saved and accelerator.is_main_process:
+        logger.info(
+            "The networks share the frozen weights that are equal in their backbones: %.1f MiB less.", saved / 2**20
+        )
+
+
 def annealed_masked_attention(
     models: Sequence[PreTrainedModel], objective: Objective
 ) -> list[tuple[PreTrainedModel, torch.Tensor]]:
@@ -398,11 +412,19 @@ def make_schedule(optimizer: torch.optim.Optimizer, args: CPSConfig) -> torch.op
     if not args.pretrain_steps:
         return _schedule(optimizer, args, args.max_steps)
     border, second_factor = args.pretrain_steps, args.second_stage_learning_rate_factor
-    first, second = (
-        _schedule(torch.optim.SGD([torch.zeros(1)], lr=args.learning_rate), args, steps).lr_lambdas[0]
-        for steps in (border, args.max_steps - border)
-    )
-    return LambdaLR(optimizer, lambda step: first(step) if step < border else second_factor * second(step - border))
+
+    @functools.cache
+    def factor(steps: int) -> Callable[[int], float]:
+        return _schedule(torch.optim.SGD([torch.zeros(1)], lr=args.learning_rate), args, steps).lr_lambdas[0]
+
+    first = factor(border)
+    factor(args.max_steps - border)  # an error must not wait for the second stage
+
+    def at(step: int) -> float:
+        # The length is read at each step, since a callback may change that of the second stage at its beginning.
+        return first(step) if step < border else second_factor * factor(args.max_steps - border)(step - border)
+
+    return LambdaLR(optimizer, at)
 
 
 def _schedule(optimizer: torch.optim.Optimizer, args: CPSConfig, steps: int) -> LambdaLR:

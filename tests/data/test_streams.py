@@ -15,7 +15,7 @@ from cps_hf.config import AugmentationConfig
 from cps_hf.data.labels import LabelEncoding
 from cps_hf.data.order import Shard
 from cps_hf.data.reading import NO_ID
-from cps_hf.data.streams import EvaluationStream, TrainStream, check_label_range
+from cps_hf.data.streams import EvaluationStream, TrainStream, check_label_range, label_name
 from cps_hf.data.survey import survey
 
 SIZES = [(40, 56), (56, 40), (48, 48), (37, 61), (64, 33), (30, 30), (41, 47)]
@@ -226,10 +226,13 @@ def test_a_label_outside_the_classes_is_named_on_every_read(tmp_path):
     label = np.zeros(SIZES[2], np.uint8)
     label[3, :7] = 9
     Image.fromarray(label).save(tmp_path / "w" / "2_label.png")
-    with pytest.raises(ValueError, match=r"'w-2' contains the values 9 \(7 pixels\), but the models have 3 classes"):
+    with pytest.raises(
+        ValueError, match=r"'w-2' \(.*2_label.png\) contains the values 9 \(7 pixels\), but the models have 3 classes"
+    ):
         take(stream(dataset, views=None, num_labels=3), 3)
     with pytest.raises(
-        ValueError, match=r"'w-2' contains the values 9 \(7 pixels\).*`--load_options '.\"reduce_labels\": true"
+        ValueError,
+        match=r"'w-2' \(.*2_label.png\) contains the values 9 \(7 pixels\).*`--load_options '.\"reduce_labels\": true",
     ):
         list(EvaluationStream(dataset, num_labels=3))
 
@@ -324,10 +327,14 @@ def test_without_reshuffling_order_repeats_but_crops_vary(sets, kind, buffer):
 
 def test_an_unnamed_class_error_suggests_where_to_name_it():
     label = torch.tensor([[0, 1, 255], [3, 3, 2]])
-    check_label_range(label, 4, "a")
-    said = r"'a' contains the values 2 \(1 pixels\), 3 \(2 pixels\).*`classes.json`.* for each of 0 to 3,"
+    row = {"id": "a", "image": None, "label": {"bytes": b"", "path": "masks/a.png"}}
+    check_label_range(label, 4, label_name(row))
+    assert label_name({"id": "a", "label": {"bytes": b"", "path": None}}) == "'a'"
+    said = (
+        r"'a' \(masks/a.png\) contains the values 2 \(1 pixels\), 3 \(2 pixels\).*`classes.json`.* for each of 0 to 3,"
+    )
     with pytest.raises(ValueError, match=said):
-        check_label_range(label, 2, "a")
+        check_label_range(label, 2, label_name(row))
 
 
 def test_the_advice_for_a_mapped_stream_keeps_the_coding(sets):

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForSemanticSegmentation, Dinov2Config, SegformerConfig
 
 from cps_hf.modeling import ViTDPTConfig, add_adapters, build_branches, parameter_groups
-from cps_hf.modeling.adapters import merged
+from cps_hf.modeling.adapters import merged, share_frozen_weights
 from cps_hf.modeling.backbones import backbone_of, backbone_parameters, head_parameters
 
 pytest.importorskip("peft")
@@ -109,6 +109,47 @@ def test_merged_it_is_the_plain_model_with_the_products_added(name, tmp_path):
         result.save_pretrained(tmp_path)
         loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path)
         assert torch.equal(logits(loaded, size), logits(result, size))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_equal_frozen_weights_are_shared_and_nothing_else(name):
+    size = SIZES.get(name, 56)
+    one = MODELS[name]()
+    other, third = copy.deepcopy(one), copy.deepcopy(one).bfloat16()
+    changed = next(key for key in backbone_parameters(one) if key.endswith("weight"))
+    with torch.no_grad():
+        other.get_parameter(changed).add_(1)
+    heads = head_parameters(one)
+    networks = [one, other, third]
+    for seed, model in enumerate(networks):
+        add_adapters(model, rank=2, seed=seed)
+        drawn(model)
+    expected = [logits(model, size) for model in networks[:2]]
+    names = [dict(model.named_parameters()) for model in networks]
+    whole = sum(p.nbytes for p in {*one.parameters(), *other.parameters()})
+    saved = share_frozen_weights(networks)
+    names = [dict(model.named_parameters()) for model in networks]
+    assert saved == whole - sum(p.nbytes for p in {*one.parameters(), *other.parameters()}) > 0
+    for key, parameter in names[0].items():
+        frozen = key in backbone_parameters(one) and ".lora_" not in key
+        assert frozen == (key not in heads and not parameter.requires_grad)
+        differs = key.replace(".base_layer", "") == changed
+        assert (names[1][key] is parameter) == (frozen and not differs), key
+        assert names[2][key] is not parameter
+    buffers = [{id(buffer) for buffer in model.buffers()} for model in networks[:2]]
+    assert not buffers[0] & buffers[1]
+    assert all(torch.equal(logits(model, size), before) for model, before in zip(networks[:2], expected, strict=True))
+    assert share_frozen_weights(networks) == 0
+    merged(one)
+    assert all(torch.equal(logits(model, size), before) for model, before in zip(networks[:2], expected, strict=True))
+
+
+def test_weights_without_adapters_are_not_shared():
+    one = vit_dpt()
+    other = copy.deepcopy(one)
+    add_adapters(one, rank=2, seed=0)
+    assert share_frozen_weights([one, other]) == share_frozen_weights([other, copy.deepcopy(other)]) == 0
+    assert not {*map(id, one.parameters())} & {*map(id, other.parameters())}
 
 
 def test_a_model_without_adapters_is_itself_merged():

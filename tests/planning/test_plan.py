@@ -244,10 +244,18 @@ def test_the_network_may_be_a_mask_classification_model(kind):
     assert "freeze_norms" not in plan.values()  # layer norms
 
 
+def test_a_run_of_one_step_has_one_stage():
+    chosen = values(given={"max_steps": 1})
+    groups(chosen | {"max_steps": 1})  # a factor of a second stage that does not exist would raise
+    assert not chosen.keys() & {"pretrain_steps", "second_stage_learning_rate_factor"}
+
+
 def test_without_a_pretrained_backbone_the_plan_gives_advice():
     plan = make_plan(STREETS, dataclasses.replace(CPU, backbone=None), {})
     assert "backbone" not in plan.values() and not plan.values().get("freeze_norms")
     assert "random weights" in plan.table() and "offline-backbone" in plan.table() and "20 labeled" in plan.table()
+    many = make_plan(dataclasses.replace(STREETS, num_labeled=5000), dataclasses.replace(CPU, backbone=None), {})
+    assert "random weights" in many.table() and "few" not in many.table()
     assert not make_plan(STREETS, CPU, {}).notes
 
 

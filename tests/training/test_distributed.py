@@ -4,8 +4,10 @@ import json
 
 import pytest
 import torch
+from support.architectures import DINOV2
 from support.processes import launch
 from support.toy import SUPPORT
+from transformers import Dinov2Config, Dinov2Model
 
 PROGRAM = str(SUPPORT / "run_toy_steps.py")
 
@@ -67,12 +69,18 @@ def test_steps_are_equal_for_mask_classification_networks(tmp_path, networks, ob
 
 @pytest.mark.slow
 def test_so_do_adapters_in_the_backbone(tmp_path):
-    words = ["--vit_dpt", "--settings", json.dumps({"lora_rank": 2, "ema_decay": 0.9})]
+    """Both branches and their averages share the frozen backbone."""
+    Dinov2Model(Dinov2Config(**DINOV2)).save_pretrained(tmp_path / "backbone")
+    fields = {"lora_rank": 2, "ema_decay": 0.9, "backbone": str(tmp_path / "backbone")}
+    words = ["--vit_dpt", "--settings", json.dumps(fields)]
     one = steps(tmp_path, "one", "--batch", "4", *words)
     two = steps(tmp_path, "two", "--batch", "2", *words, processes=2)
     adapters = [name for name in one["parameters"] if "lora_B" in name]
     assert len(adapters) == 2 * 2 * 4 * 6  # two branches and their averages; six linear maps in each of four layers
     assert all(one["parameters"][name].any() for name in adapters)
+    frozen = sum(p.numel() for name, p in one["parameters"].items() if ".backbone." in name and ".lora_" not in name)
+    total = sum(p.numel() for p in one["parameters"].values())
+    assert one["held"] == two["held"] == total - 3 / 4 * frozen
     for name, expected in one["parameters"].items():
         torch.testing.assert_close(two["parameters"][name], expected, rtol=1e-4, atol=2e-6)
 
