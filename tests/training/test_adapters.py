@@ -109,20 +109,21 @@ def test_an_average_is_that_of_the_two_thin_matrices(world, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "networks",
-    [(segformer, segformer), pytest.param((segformer, upernet), marks=pytest.mark.slow)],
+    ("networks", "adapted"),
+    [((segformer, segformer), ["q_proj"]), pytest.param((segformer, upernet), None, marks=pytest.mark.slow)],
     ids=["of one kind", "of two kinds"],
 )
-def test_resuming_is_bit_identical(world, tmp_path, networks):
-    fields = {"gradient_accumulation_steps": 2, "save_steps": 1, "max_steps": 3, "lora_dropout": 0.3}
-    fields["networks"] = networks
+def test_resuming_is_bit_identical(world, tmp_path, networks, adapted):
+    fields = {"gradient_accumulation_steps": 2, "save_steps": 1, "max_steps": 3, "networks": networks}
+    fields |= {"lora_dropout": 0.3, "lora_target_modules": adapted}
     with without_cards_and_pictures():
         assert_exact_resume(partial(trainer_for, world, **fields), tmp_path, step=3)
-        with pytest.raises(ValueError, match="lora_rank"):
-            other = trainer_for(
-                world, tmp_path / "broken", **{**fields, "lora_rank": 3}, resume_from_checkpoint="auto"
-            )
-            other.train()
+
+
+def test_another_rank_is_another_run(world, finished):
+    folder = finished[0].args.output_dir
+    with without_cards_and_pictures(), pytest.raises(ValueError, match="lora_rank"):
+        trainer_for(world, folder, lora_rank=3, networks=(segformer,) * 2, resume_from_checkpoint="auto").train()
 
 
 def trainer_on_one_backbone(world, weights, out, **fields):

@@ -160,8 +160,16 @@ def test_the_rule_rarely_acts_in_error():
         assert simulated(difference, noise) == pytest.approx((lowered, ended), abs=0.03)
 
 
-@pytest.mark.parametrize("stages", [{}, {"pretrain_steps": 1}], ids=["one stage", "two stages"])
-@pytest.mark.parametrize("objective", [CrossPseudoSupervision(), MeanTeacher()], ids=["cps", "mean_teacher"])
+@pytest.mark.parametrize(
+    ("objective", "stages"),
+    [
+        pytest.param(CrossPseudoSupervision(), {}, marks=pytest.mark.slow),
+        (CrossPseudoSupervision(), {"pretrain_steps": 1}),
+        (MeanTeacher(), {}),
+        pytest.param(MeanTeacher(), {"pretrain_steps": 1}, marks=pytest.mark.slow),
+    ],
+    ids=["cps", "cps in two stages", "mean_teacher", "mean_teacher in two stages"],
+)
 def test_an_automatic_weight_resumes_bit_for_bit(root, tmp_path, always_fallen, objective, stages):
     case = Case("mean_teacher" if objective.teacher else "cps", "map", workers=0, processes=1)
     assert differences(root, case, tmp_path, objective=objective, **AUTO, **stages) == []
