@@ -1,6 +1,6 @@
 """Peak memory of training on, cutting and predicting a TIFF of 20,000 x 20,000 pixels, above that of the imports.
 
-    python benchmarks/huge_images.py [--side 20000] [--folder DIR]
+    python benchmarks/huge_images.py [--size 20000 20000] [--folder DIR] [--way WAY]
 
 Each way runs in a separate process, whose peak resident memory is read from the operating system. The network is one
 convolution to logits at a quarter of the size, so only this package's memory is measured: rows of the image, sums of
@@ -47,7 +47,7 @@ WAYS = (
 )
 
 
-def write(path: Path, side: int, bands: int) -> None:
+def write(path: Path, size: tuple[int, int], bands: int) -> None:
     """Write a deflated, tiled TIFF: noise over gradients, or for a mask blocks of classes."""
     random = np.random.default_rng(0)
     slopes = np.add.outer(np.arange(TILE), np.arange(TILE))[..., None] // 4
@@ -56,7 +56,8 @@ def write(path: Path, side: int, bands: int) -> None:
     else:
         tiles = [np.full((TILE, TILE), i % CLASSES, np.uint8) for i in range(16)]
     packed = [zlib.compress(tile.tobytes(), 1) for tile in tiles]
-    count = (-(-side // TILE)) ** 2
+    height, width = size
+    count = -(-height // TILE) * -(-width // TILE)
     chosen, offsets = random.integers(0, 16, count), []
     with open(path, "wb") as file:
         file.write(tiff_header("<", 0))
@@ -65,7 +66,7 @@ def write(path: Path, side: int, bands: int) -> None:
             file.write(packed[tile])
         at = file.tell() + file.tell() % 2
         short = {258: [8] * bands, 259: [8], 262: [2 if bands == 3 else 1], 277: [bands], 284: [1]}
-        long = {256: [side], 257: [side], 322: [TILE], 323: [TILE], 324: offsets}
+        long = {256: [width], 257: [height], 322: [TILE], 323: [TILE], 324: offsets}
         long |= {325: [len(packed[tile]) for tile in chosen]}
         tags = {tag: short_tag("<", values) for tag, values in short.items()}
         tags |= {tag: long_tag("<", values) for tag, values in long.items()}
@@ -75,7 +76,7 @@ def write(path: Path, side: int, bands: int) -> None:
         file.write(tiff_header("<", at))
 
 
-def measure(way: str, folder: Path, side: int) -> None:
+def measure(way: str, folder: Path) -> None:
     torch.set_num_threads(1)
     image, out = folder / "in" / "images" / "scan.tif", folder / "out"
     models = [Quarter(CLASSES) for _ in range(2 if "two" in way else 1)]
@@ -105,26 +106,26 @@ def measure(way: str, folder: Path, side: int) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--side", type=int, default=20_000, help="height and width in pixels")
+    parser.add_argument("--size", type=int, nargs=2, default=(20_000, 20_000), help="height and width in pixels")
     folder = Path(tempfile.gettempdir()) / "cps_hf_huge"
     parser.add_argument("--folder", type=Path, default=folder, help="where temporary files go")
     parser.add_argument("--way", choices=WAYS, help="default: all")
     options = parser.parse_args(argv)
     made = options.folder / "in"
     if options.way is not None and made.is_dir():
-        measure(options.way, options.folder, options.side)
+        measure(options.way, options.folder)
         return
     options.folder.mkdir(parents=True)
     try:
         for name, bands in (("images", 3), ("masks", 1)):
             (made / name).mkdir(parents=True)
-            write(made / name / "scan.tif", options.side, bands)
+            write(made / name / "scan.tif", options.size, bands)
         print(
-            f"| {options.side} x {options.side}, {CLASSES} classes | peak memory | CPU time |\n|---|---|---|",
+            f"| {options.size[0]} x {options.size[1]}, {CLASSES} classes | peak memory | CPU time |\n|---|---|---|",
             flush=True,
         )
         for way in WAYS if options.way is None else [options.way]:
-            words = ["--way", way, "--folder", str(options.folder), "--side", str(options.side)]
+            words = ["--way", way, "--folder", str(options.folder)]
             subprocess.run([sys.executable, __file__, *words], check=True)
     finally:
         shutil.rmtree(options.folder)

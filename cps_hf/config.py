@@ -311,11 +311,11 @@ class CPSConfig:
             )
         for name in ("momentum", "adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be in [0, 1), got {getattr(self, name)}.")
+                raise ValueError(f"`{name}` must be 0 or more and less than 1, got {getattr(self, name)}.")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
-            raise ValueError(f"`ema_decay` must be in [0, 1), got {self.ema_decay}. For no averages, use None.")
+            raise ValueError(f"`ema_decay` must be 0 or more and less than 1, or none, got {self.ema_decay}.")
         if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
-            raise ValueError(f"`layer_decay` must be in (0, 1], got {self.layer_decay}. For equal rates, use None.")
+            raise ValueError(f"`layer_decay` must be above 0 and at most 1, or none, got {self.layer_decay}.")
         _check_one_of(self, "optim", "sgd", "adamw")
         _check_one_of(self, "metric_for_best_model", "mean_iou", "mean_accuracy", "overall_accuracy")
         _check_one_of(self, "mixed_precision", None, "no", "bf16", "fp16")
@@ -347,7 +347,7 @@ class CPSConfig:
                     "`eval_steps`, for example to a tenth of `max_steps`."
                 )
         elif isinstance(weight, str) or not 0 <= weight < math.inf:
-            raise ValueError(f'`unlabeled_weight` must be a number of at least 0 or "auto", got {weight!r}.')
+            raise ValueError(f'`unlabeled_weight` must be 0 or more, or "auto", got {weight!r}.')
 
     # What transformers' callbacks (DefaultFlowCallback, EarlyStoppingCallback, users' own) read from their `args`.
 
@@ -471,7 +471,7 @@ class ModelConfig:
         _check_numbers(self, at_least={"num_branches": 1, "lora_rank": 1})
         self._check_lora()
         if self.norm_momentum is not None and not 0 < self.norm_momentum <= 1:
-            raise ValueError(f"`norm_momentum` must be in (0, 1], got {self.norm_momentum}; or None for no change.")
+            raise ValueError(f"`norm_momentum` must be above 0 and at most 1, or none, got {self.norm_momentum}.")
         _check_one_of(self, "dtype", "float32", "bfloat16", "float16")
         for name in ("image_mean", "image_std"):
             value = getattr(self, name)
@@ -493,7 +493,7 @@ class ModelConfig:
         if self.lora_alpha is not None and self.lora_alpha <= 0:
             raise ValueError(f"`lora_alpha` must be above 0, got {self.lora_alpha}.")
         if not 0 <= self.lora_dropout < 1:
-            raise ValueError(f"`lora_dropout` must be in [0, 1), got {self.lora_dropout}.")
+            raise ValueError(f"`lora_dropout` must be 0 or more and less than 1, got {self.lora_dropout}.")
         if self.lora_target_modules is not None:
             given = self.lora_target_modules
             self.lora_target_modules = [given] if isinstance(given, str) else [*given]
@@ -629,10 +629,10 @@ def _check_numbers(settings: Any, *, at_least: dict[str, float] | None = None, s
     for name, low in (at_least or {}).items():
         value = getattr(settings, name)
         if value is not None and not low <= value < math.inf:
-            raise ValueError(f"`{name}` must be a number of at least {low}, got {value}.")
+            raise ValueError(f"`{name}` must be {low} or more, got {value}.")
     for name in shares or []:
         if not 0 <= getattr(settings, name) <= 1:
-            raise ValueError(f"`{name}` must be in [0, 1], got {getattr(settings, name)}.")
+            raise ValueError(f"`{name}` must be from 0 to 1, got {getattr(settings, name)}.")
     for name, value in vars(settings).items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"`{name}` must be a finite number, got {value}.")
@@ -650,9 +650,9 @@ def _check_sizes(settings: Any, *names: str) -> None:
 
 
 def _check_one_of(settings: Any, name: str, *allowed: str | None) -> None:
-    value = getattr(settings, name)
+    value, known = getattr(settings, name), ", ".join(repr(one) for one in allowed if one is not None)
     if value not in allowed:
-        raise ValueError(f"`{name}` must be one of {[a for a in allowed if a is not None]}, got {value!r}.")
+        raise ValueError(f"`{name}` must be one of {known}, got {value!r}.")
 
 
 def _check_used(settings: Any, other: str, wanted: Any, *names: str) -> None:

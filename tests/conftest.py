@@ -10,13 +10,18 @@ os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="cps-hf-tests-")
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-import datasets
 import pytest
-import torch
 
-# Closing a streamed parquet set sleeps five seconds (a guard against a crash of Arrow when a process ends).
-datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0.05
-torch.set_num_threads(1)  # with default threads on a busy two-core box a 0.3 s test takes 10 s
+
+def pytest_configure(config):
+    if config.getoption("dist", "no") != "no" and not hasattr(config, "workerinput"):
+        return  # with -n, this process runs no test, and its workers wait for it: importing torch takes seconds
+    import datasets
+    import torch
+
+    # Closing a streamed parquet set sleeps five seconds (a guard against a crash of Arrow when a process ends).
+    datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0.05
+    torch.set_num_threads(1)  # with default threads on a busy two-core box a 0.3 s test takes 10 s
 
 
 def pytest_addoption(parser):
@@ -33,6 +38,8 @@ def pytest_collection_modifyitems(config, items):
         left_out = [item for item in items if "exhaustive" in item.keywords]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
+    import torch
+
     if not torch.cuda.is_available():
         for item in items:
             if "gpu" in item.keywords:

@@ -3,6 +3,7 @@
 import ast
 import importlib
 import re
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -77,11 +78,20 @@ def name_of(path: Path) -> str:
     return ".".join(["cps_hf", *path.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__")
 
 
+KNOWN = {name_of(path) for path in MODULES}
+
+
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
 def imported_names(path: Path) -> list[str]:
     """The dotted names that a file imports, anywhere in it; relative imports are made absolute."""
     package = ["cps_hf", *path.relative_to(PACKAGE).parts[:-1]] if path.is_relative_to(PACKAGE) else []
     names = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -93,9 +103,8 @@ def imported_names(path: Path) -> list[str]:
 
 def modules_imported_by(path: Path) -> set[str]:
     """The modules of the package that an import of this one names, without the subpackages around them."""
-    known = {name_of(p) for p in MODULES}
-    found = {name if name in known else name.rsplit(".", 1)[0] for name in imported_names(path)}
-    return {name for name in found if name in known and name != name_of(path)}
+    found = {name if name in KNOWN else name.rsplit(".", 1)[0] for name in imported_names(path)}
+    return {name for name in found if name in KNOWN and name != name_of(path)}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
@@ -120,15 +129,15 @@ def test_only_commands_import_the_trainer(path):
         and path != PACKAGE / "training" / "__init__.py"
     ):
         assert not any(name.startswith("cps_hf.training.trainer") for name in imported_names(path))
-        assert not names_the_trainer(path.read_text(encoding="utf-8"))
+        assert not names_the_trainer(tree_of(path))
 
 
-def names_the_trainer(code: str) -> bool:
+def names_the_trainer(tree: ast.Module) -> bool:
     """Whether a file uses the class through the package or a subpackage, which re-export it."""
     return any(
         (isinstance(node, ast.alias) and node.name == "CPSTrainer")
         or (isinstance(node, ast.Attribute) and node.attr == "CPSTrainer")
-        for node in ast.walk(ast.parse(code))
+        for node in ast.walk(tree)
     )
 
 
@@ -143,8 +152,8 @@ def names_the_trainer(code: str) -> bool:
     ],
 )
 def test_every_way_to_import_the_trainer_is_detected(code):
-    assert names_the_trainer(code)
-    assert not names_the_trainer(code.replace("CPSTrainer", "CPSConfig"))
+    assert names_the_trainer(ast.parse(code))
+    assert not names_the_trainer(ast.parse(code.replace("CPSTrainer", "CPSConfig")))
 
 
 def test_the_top_level_has_few_modules():
@@ -207,8 +216,7 @@ def test_the_pages_diagram_shows_the_rules_without_implied_arrows():
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").rglob("*.py")), ids=lambda p: p.name)
 def test_examples_use_no_private_names(path):
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("cps_hf"):
             assert not any(alias.name.startswith("_") for alias in node.names)
 
@@ -220,9 +228,7 @@ def test_code_copied_with_a_branch_only_imports_its_own_files():
     for path in [*shared, *own]:
         ours = {name for name in imported_names(path) if name.startswith("cps_hf")}
         assert all(name.split(".")[1] == "modeling" for name in ours)
-        assert "cps_hf" not in {
-            n.module for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ImportFrom)
-        }
+        assert "cps_hf" not in {n.module for n in ast.walk(tree_of(path)) if isinstance(n, ast.ImportFrom)}
 
 
 def test_every_objective_has_its_own_file_and_test():

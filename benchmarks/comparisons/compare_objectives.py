@@ -64,9 +64,13 @@ METHODS = {
     "pseudoseg": Method("pseudoseg"),
     "fixmatch": Method("fixmatch"),
     "unimatch": Method("unimatch"),
+    "unimatch_v2": Method("unimatch_v2"),
+    "cps_averaged": Method("cps_averaged"),
+    "fixed_teacher": Method("fixed_teacher", needs=("supervised",)),
     "self_training": Method("supervised", needs=("supervised",)),
 }
 SELF_TRAINING = Path(__file__).parents[2] / "examples" / "self_training.py"
+EMA_DECAY = 0.996  # of the averages that a method needs, as in UniMatch V2
 ALL = "1-1"  # the partition that labels every image
 Key = tuple[str, str, int]  # method, partition, seed
 
@@ -75,8 +79,8 @@ PROTOCOL = """# The protocol, written before the first run
 - **Data.** {dataset}. The labeled images of a count or ratio are drawn by {drawn}, the same for
   each method. Scores are mean IoU on the whole images of `{eval_split}`.
 - **Models.** {models}; initialised by the run's seed, so equal for every method.
-  Each run trains two networks, except Mean Teacher, which trains one. A method for a single network trains
-  the two independently.
+  Each run trains two networks, except those of Mean Teacher and UniMatch V2, which train one. Any other method for a
+  single network trains the two independently.
 - **Steps.** {max_steps} optimizer steps of {batch} labeled and {unlabeled_batch} unlabeled images per process, for
   every method, with the same crops and schedule. `supervised_equal_time` takes as many steps as fit into the time of
   the CPS + CutMix run with the same labels and seed, by the seconds measured in the two runs (on a CPU the training
@@ -84,10 +88,11 @@ PROTOCOL = """# The protocol, written before the first run
 - **Learning rate.** {learning_rate} No method's own score affects it. The other
   hyper-parameters of the methods are also set before the first run: `protocol.json` lists them.
 - **Selection.** The score of a run is that of its last step: the mean over the scores of its networks. For Mean
-  Teacher it is the teacher's score; the student has its own row. No step is selected by the validation images; the
-  best evaluation is printed too, but is not a result.
+  Teacher and UniMatch V2 it is the teacher's score; their students have their own rows. No step is selected by the
+  validation images; the best evaluation is printed too, but is not a result.
 - **Self-training** starts from the supervised run's first network of the same labels and seed, labels all unlabeled
-  images, and trains again on both; its seconds are those of both trainings.
+  images, and trains again on both. **Fixed teacher** trains two new networks on the labels of that run's two networks.
+  The seconds of both include the supervised run's.
 - **Seeds.** The mean over seeds, and the standard deviation (n - 1) if there are several. Differences to supervised
   are taken per seed.
 - A cell that was not run, or failed, is printed as such.
@@ -198,6 +203,8 @@ class Comparison:
             found = json.loads(path.read_text(encoding="utf-8"))
             for part in ("settings", "methods"):
                 for name, value in wanted[part].items():
+                    if part == "methods" and name not in found[part]:  # newer than the folder
+                        continue
                     if found[part].get(name) != value:
                         raise ValueError(
                             f"{self.out} holds runs with other settings: `{name}` is {found[part].get(name)!r} there "
@@ -308,6 +315,10 @@ class Comparison:
             backbone, models = settings.model_config.backbone, settings.data.models[:1]
             backbone = backbone[:1] if isinstance(backbone, list) else backbone
             settings = settings.with_values(models=models, backbone=backbone, num_branches=None)
+        if self.objectives[method].averages and settings.args.ema_decay is None:
+            settings = settings.with_values(ema_decay=EMA_DECAY)
+        if method == "fixed_teacher":
+            settings = settings.with_values(labelers=[str(needs[0].folder / f"branch_{i}") for i in (0, 1)])
         if method == "self_training":
             teacher = str(needs[0].folder / "branch_0")
             program = (str(SELF_TRAINING), "--teacher", teacher, "--pseudo_label_flip", "false")  # as in its paper

@@ -45,6 +45,10 @@ ROWS = {
     "pseudoseg": Row("PseudoSeg", "pseudoseg"),
     "fixmatch": Row("FixMatch", "fixmatch"),
     "unimatch": Row("UniMatch", "unimatch"),
+    "unimatch_v2": Row("UniMatch V2", "unimatch_v2", ("teacher",)),
+    "unimatch_v2_student": Row("UniMatch V2, its student", "unimatch_v2", ("branch_0",)),
+    "fixed_teacher": Row("fixed teacher, the supervised pair", "fixed_teacher"),
+    "cps_averaged": Row("CPS from averages", "cps_averaged"),
     "cps": Row("CPS", "cps"),
     "cps_cutmix": Row("CPS + CutMix", "cps_cutmix"),
     "cps_cutmix_mean": Row("mean of two CPS + CutMix", "cps_cutmix", ("mean",)),
@@ -110,7 +114,7 @@ def _records(cells: Mapping[Key, Cell]) -> Iterator[dict[str, Any]]:
                 "best": _mean(max(value for _, value in curve(cell, row.networks)) for cell in done.values()),
                 "minus_supervised": _mean(last[s] - base[s] for s in base),
                 "minus_supervised_spread": _spread([last[s] - base[s] for s in base]),
-                "seconds": _mean(_seconds(cell, seed, partition, cells) for seed, cell in done.items()),
+                "seconds": _mean(_seconds(row.method, cell, seed, partition, cells) for seed, cell in done.items()),
                 "images_per_second": _mean(r["training"]["images_per_second"] for r in results),
                 "peak_memory": max((r["training"]["peak_memory"] or 0 for r in results), default=None),
             }
@@ -121,9 +125,10 @@ def _first(cell: Cell, seed: int, partition: str, cells: Mapping[Key, Cell]) -> 
     return cells[("supervised", partition, seed)] if cell.program != TRAIN else cell
 
 
-def _seconds(cell: Cell, seed: int, partition: str, cells: Mapping[Key, Cell]) -> float:
-    """Training seconds; for self-training, those of both of its trainings."""
-    runs = {c.name: c for c in (cell, _first(cell, seed, partition, cells))}
+def _seconds(method: str, cell: Cell, seed: int, partition: str, cells: Mapping[Key, Cell]) -> float:
+    """Training seconds, with those of the run whose networks made the labels, if any."""
+    labelers = cells[("supervised", partition, seed)] if method in ("self_training", "fixed_teacher") else cell
+    runs = {c.name: c for c in (cell, labelers)}
     return sum(c.results()["training"]["seconds"] for c in runs.values())
 
 

@@ -42,7 +42,7 @@ def read_coco(source: Path, options: ReadOptions) -> Project:
     found = exports_in(source, is_coco)
     if not found:
         raise ValueError(
-            f"{source} contains no COCO file: expected a JSON file with `images`, `annotations` and `categories`."
+            f'{source} contains no COCO file: expected a JSON file with "images", "annotations" and "categories".'
         )
     counts: Counter[str] = Counter()
     for path, content in found:

@@ -1,8 +1,8 @@
 """Convert a tool's export to a folder that `load_folder` reads: images/, masks/ and classes.json.
 
-All labels are read before anything is written. Each mask is written to a temporary file and renamed, and its image is
-linked (or copied, to another disk). `converted.jsonl` lists finished images, so that a second call resumes and
-converts relabeled images again.
+All masks are painted once before anything is written, so that an error in a label leaves the output as it was. Each
+mask is written to a temporary file and renamed, and its image is linked (or copied, to another disk).
+`converted.jsonl` lists finished images, so that a second call resumes and converts relabeled images again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..data.check import check_dataset
+from ..data.check import WHOLE_SET, check_dataset
 from ..data.folder import CLASSES, load_folder
 from ..data.masks import output_path, write_mask
 from ..data.palettes import palette_of
@@ -30,6 +30,7 @@ from .project import LabeledImage, Project, Shape
 
 SETTINGS, INDEX, SHEET, REPORT = "convert.json", "converted.jsonl", "contact_sheet.png", "report.json"
 ORDER, AREA = "order", "area"
+RULES = ("background", "overlap")
 ON_SHEET = 24  # images
 
 
@@ -113,32 +114,48 @@ def convert(
 
     Returns:
         The report: counts of "images" ("written", "done before"), of "shapes" by label, "contested" pixels, shapes
-        "cut" and "lost", images that are "empty", and "notes".
+        "cut" and "lost", images that are "empty", and "notes"; how many images were "drawn" on the contact sheet, and
+        those of them that are "unreadable": {"id", "problem"}.
 
     Raises:
-        ValueError: `out` contains something else or was made with other settings, or an image cannot be read.
+        ValueError: `out` contains something else or was made with other settings, or an image or label cannot be read.
+            Then nothing was written.
     """
     overlap = overlap or project.overlap
     outputs = Outputs(out, project, table, overlap, overwrite=overwrite)
     palette = palette_of(None, table.names)
-    done_before = 0
-    for image in tqdm(project.images, desc="converting", unit="image", dynamic_ncols=True):
-        if outputs.is_done(image):
-            done_before += 1
-            continue
+    todo = [image for image in project.images if not outputs.is_done(image)]
+
+    def painted(image: LabeledImage) -> Painted:
         raster = open_raster({"path": str(image.image)}, repr(image.name), "image")
-        painted = paint_image(image, raster, table, overlap=overlap)
-        outputs.write(image, painted, palette)
-    report = outputs.report(project) | {"written": len(project.images) - done_before, "done before": done_before}
+        return paint_image(image, raster, table, overlap=overlap)
+
+    for image in tqdm(todo, desc="checking labels", unit="image", dynamic_ncols=True):
+        painted(image)
+    outputs.begin()
+    for image in tqdm(todo, desc="converting", unit="image", dynamic_ncols=True):
+        outputs.write(image, painted(image), palette)
+    report = outputs.report(project) | {"written": len(todo), "done before": len(project.images) - len(todo)}
+    report |= _contact_sheet(out)
     write_atomically(out / REPORT, json.dumps(report, indent=1, ensure_ascii=False))
-    dataset = load_folder(out)
-    step = max(1, -(-len(dataset) // ON_SHEET))
-    check_dataset(dataset.select(range(0, len(dataset), step)), sheet=out / SHEET, progress=False)
     return report
 
 
+def _contact_sheet(out: Path) -> dict[str, Any]:
+    """Draw some of the images and masks. Returns those of them that cannot be decoded, as "unreadable"."""
+    dataset = load_folder(out)
+    step = max(1, -(-len(dataset) // ON_SHEET))
+    drawn = dataset.select(range(0, len(dataset), step))
+    check = check_dataset(drawn, sheet=out / SHEET, progress=False)
+    if "contact_sheet_error" in check:
+        raise ValueError(check["contact_sheet_error"])
+    # The masks are sound, and problems of the whole set cannot be judged by some of its images.
+    problems = [problem for problem in check["problems"] if problem["id"] != WHOLE_SET]
+    return {"drawn": len(drawn), "unreadable": problems}
+
+
 class Outputs:
-    """The files of one output folder, and which of them are done.
+    """The files of one output folder, and which of them are done. Nothing is changed before `begin`.
 
     Raises:
         ValueError: the folder contains files of another command, or files written with other settings.
@@ -146,33 +163,32 @@ class Outputs:
 
     def __init__(self, folder: Path, project: Project, table: ClassTable, overlap: str, *, overwrite: bool):
         self.folder = folder
-        settings = {
-            "classes": [*table.names],
-            "background": IGNORED if table.background == IGNORE_INDEX else table.names[table.background],
-            "overlap": overlap,
-            "labels": dict(table.ids),
-        }
+        self._settings = settings = {"classes": [*table.names], **_rules(project, table, overlap)}
+        settings["labels"] = dict(table.ids)
         about = folder / SETTINGS
         strange = [n for n in ("images", "masks", CLASSES) if not about.is_file() and (folder / n).exists()]
         if strange:
             raise ValueError(f"{folder / strange[0]} was not written by this command. Choose another OUT.")
         there = json.loads(about.read_text(encoding="utf-8")) if about.is_file() else settings
-        self.done = {entry["name"]: entry for entry in read_records(folder / INDEX)}
-        if self.done and not overwrite:
-            _check_settings(folder, there, settings)
-        if overwrite:
-            for entry in self.done.values():
-                for path in self._files(entry["name"], entry["suffix"]):
-                    path.unlink(missing_ok=True)
-            (folder / INDEX).unlink(missing_ok=True)
-            self.done = {}
-        for image in project.images:  # before anything is written: a name may be invalid
-            self._files(image.name, image.image.suffix)
-        folder.mkdir(parents=True, exist_ok=True)
+        before = {entry["name"]: entry for entry in read_records(folder / INDEX)}
+        self.done, self._replaced = ({}, before) if overwrite else (before, {})
         if self.done:
+            _check_settings(folder, there, settings)
             settings["labels"] = there["labels"] | settings["labels"]
-        write_atomically(about, json.dumps(settings, indent=1, ensure_ascii=False))
-        write_atomically(folder / CLASSES, json.dumps([*table.names], ensure_ascii=False))
+            settings |= {rule: settings[rule] or there[rule] for rule in RULES}
+        for image in project.images:  # a name may be invalid
+            self._files(image.name, image.image.suffix)
+
+    def begin(self) -> None:
+        """Remove what is overwritten, and write the settings."""
+        for entry in self._replaced.values():
+            for path in self._files(entry["name"], entry["suffix"]):
+                path.unlink(missing_ok=True)
+        if self._replaced:
+            (self.folder / INDEX).unlink()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.folder / SETTINGS, json.dumps(self._settings, indent=1, ensure_ascii=False))
+        write_atomically(self.folder / CLASSES, json.dumps(self._settings["classes"], ensure_ascii=False))
 
     def _files(self, name: str, suffix: str) -> tuple[Path, Path]:
         return output_path(self.folder / "images", name, suffix), output_path(self.folder / "masks", name, ".png")
@@ -228,6 +244,14 @@ class Outputs:
         return found | {"notes": notes}
 
 
+def _rules(project: Project, table: ClassTable, overlap: str) -> dict[str, str | None]:
+    """What pixels with no label or several labels become; `None`, which fits any rule, if each pixel has one label."""
+    if project.background is None:
+        return dict.fromkeys(RULES)
+    background = IGNORED if table.background == IGNORE_INDEX else table.names[table.background]
+    return {"background": background, "overlap": overlap}
+
+
 def _check_settings(folder: Path, there: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     other = "Choose another OUT, or replace it with `--overwrite`"
     if there["classes"] != now["classes"]:
@@ -235,9 +259,12 @@ def _check_settings(folder: Path, there: Mapping[str, Any], now: Mapping[str, An
             f"{folder} contains masks of the classes {', '.join(there['classes'])}; now they are "
             f"{', '.join(now['classes'])}, so that ids would change their meaning. {other}; or fix them: `--classes`."
         )
-    for key in ("background", "overlap"):
-        if there[key] != now[key]:
-            raise ValueError(f"{folder} was made with `--{key}` {there[key]}, now it is {now[key]}. {other}.")
+    for key in RULES:
+        if there[key] != now[key] and None not in (there[key], now[key]):
+            raise ValueError(
+                f"{folder} was made with `--{key}` {there[key]}, now it is {now[key]}. Set `--{key} {there[key]}`, or "
+                "choose another OUT, or replace it with `--overwrite`."
+            )
     for label, id_ in now["labels"].items():
         if there["labels"].get(label, id_) != id_:
             raise ValueError(f"{folder} contains masks in which {label!r} is another class than now. {other}.")
@@ -261,5 +288,15 @@ def format_report(report: Mapping[str, Any]) -> str:
         if report[key]:
             lines.append(f"{report[key]} {what} {first_few(report[f'{key} in'], 3)}")
     if report["empty"]:
-        lines.append(f"{len(report['empty'])} images have no label: {first_few(report['empty'], 3)}")
-    return "\n".join([*lines, *report["notes"]])
+        lines.append(
+            f"{len(report['empty'])} images have no label (omit them with `--skip_empty`): "
+            f"{first_few(report['empty'], 3)}"
+        )
+    lines += report["notes"]
+    if report["unreadable"]:
+        bad = report["unreadable"]
+        lines.append(
+            f"{len(bad)} of the {report['drawn']} images on the contact sheet cannot be read, first "
+            f"{bad[0]['id']!r}: {bad[0]['problem']}"
+        )
+    return "\n".join(lines)

@@ -108,5 +108,6 @@ def read_cvat_masks(source: Path, options: ReadOptions) -> Project:
     table = read_color_table(source / LABELMAP)
     if not (source / MASKS).is_dir():
         raise ValueError(f'No folder {source / MASKS}: CVAT\'s "Segmentation mask 1.1" has its masks there.')
-    add_label_maps(builder, MASKS, colors=table)
+    advice = f"{source / LABELMAP} lists no such colour. Export again, or add it there."
+    add_label_maps(builder, MASKS, colors=table, advice=advice)
     return builder.project(background=None)

@@ -9,12 +9,13 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
-from ..data.labels import BLACK_AND_WHITE, IGNORE_INDEX, LabelEncoding
+from ..data.labels import BLACK_AND_WHITE, IGNORE_INDEX, LabelEncoding, LabelError, LabelSizeError
 from ..data.raster import Raster, open_raster
 from ..data.reading import examine
 from ..data.table import first_few
@@ -41,7 +42,8 @@ def read_colors(source: Path, options: ReadOptions) -> Project:
             'RGB masks need a colour table, `--colors FILE`: JSON like {"road": [128, 64, 128]} or {"#804080": '
             '"road"}, CSV with the columns name, r, g, b, or a labelmap.txt of CVAT.'
         )
-    add_label_maps(builder, options.masks, colors=read_color_table(options.colors))
+    advice = f"Fix the mask, or add its colours to {options.colors} (`--colors`; null: ignored)."
+    add_label_maps(builder, options.masks, colors=read_color_table(options.colors), advice=advice)
     return builder.project(background=None)
 
 
@@ -57,7 +59,12 @@ def read_ids(source: Path, options: ReadOptions) -> Project:
     first = options.first_id
     values = {first + i: name for i, name in enumerate(options.classes)}
     values |= dict.fromkeys(range(first), "") | {IGNORE_INDEX: None}
-    add_label_maps(builder, options.masks, values=values)
+    last = first + len(options.classes) - 1
+    advice = (
+        f"`--classes` names the values {first} to {last}, and {IGNORE_INDEX} is ignored. Name further classes, set "
+        "the first class's value with `--first_id`, or fix the mask."
+    )
+    add_label_maps(builder, options.masks, values=values, advice=advice)
     return builder.project(background="background" if first else None)
 
 
@@ -72,7 +79,11 @@ def read_binary(source: Path, options: ReadOptions) -> Project:
     if len(names) != 2:
         raise ValueError(f"`--format binary` has two classes, for 0 and for 255; `--classes` names {len(names)}.")
     values = {value: names[index] for value, index in {**BLACK_AND_WHITE, 1: 1}.items()}
-    add_label_maps(builder, options.masks, values=values)
+    advice = (
+        "Black and white masks contain 0 and 255, or 0 and 1. For a value per class use `--format ids`, for colours "
+        "`--format colors`."
+    )
+    add_label_maps(builder, options.masks, values=values, advice=advice)
     return builder.project(background=None)
 
 
@@ -101,7 +112,8 @@ def read_roboflow_masks(source: Path, options: ReadOptions) -> Project:
     for other, differing in others:
         if differing != table:
             raise ValueError(f"{path} and {other} name different classes: the splits are from two exports.")
-    add_label_maps(builder, None, values=dict(table), mask_suffix="_mask")
+    advice = f"{path} lists no such value. Export again, or fix the mask."
+    add_label_maps(builder, None, values=dict(table), mask_suffix="_mask", advice=advice)
     return builder.project(background=None)
 
 
@@ -112,6 +124,7 @@ def add_label_maps(
     colors: Mapping[Color, str | None] | None = None,
     values: Mapping[int, str | None] | None = None,
     mask_suffix: str = "",
+    advice: str,
 ) -> None:
     """Add all masks of a source, each with its image.
 
@@ -120,9 +133,10 @@ def add_label_maps(
             the images.
         colors, values: the meaning of a colour or a number: a label, `None` (ignored), "" (no label).
         mask_suffix: of the masks' names, unless the options set one.
+        advice: the end of the message if a mask contains other colours or values.
 
     Raises:
-        ValueError: there are no masks.
+        ValueError: there are no masks, two of them belong to one image, or one fits two images.
     """
     table = colors if colors is not None else values
     names = [name for name in dict.fromkeys(table.values()) if name]
@@ -134,7 +148,7 @@ def add_label_maps(
     as_rgb = grey_as_rgb(encoding) if values is not None else None
     for name, image, mask in _pairs(builder, folder, builder.options.mask_suffix or mask_suffix):
         raw = [str(mask), *stamp_of(mask), sorted(map(str, table.items()))]
-        shapes = _reader(name, image, mask, encoding, as_rgb, names) if image else ()
+        shapes = _reader(name, image, mask, encoding, as_rgb, names, advice) if image else ()
         builder.add(image, shapes, called=name, where=str(mask), raw=raw)
 
 
@@ -145,17 +159,30 @@ def _reader(
     encoding: LabelEncoding,
     as_rgb: LabelEncoding | None,
     names: Sequence[str],
+    advice: str,
 ) -> Callable[[], list[Shape]]:
     def shapes() -> list[Shape]:
         coding = encoding
         if as_rgb is not None and stored_as_rgb(open_raster({"path": str(mask)}, name, "label")):
             coding = as_rgb
         row = {"image": {"path": str(image)}, "label": {"path": str(mask)}, "id": name}
-        ids = examine(row, coding, with_label=True, whole=False).ids
+        with advising(advice):
+            ids = examine(row, coding, with_label=True, whole=False).ids
         found = [i for i in np.unique(ids).tolist() if i != len(names)]
         return [Shape(None if i == IGNORE_INDEX else names[i], _drawn(ids == i)) for i in found]
 
     return shapes
+
+
+@contextmanager
+def advising(advice: str) -> Iterator[None]:
+    """A context in which errors of reading a mask advise this, instead of options that `cps-hf convert` lacks."""
+    try:
+        yield
+    except LabelSizeError as error:
+        raise ValueError(f"{error.problem} Each pixel needs a label: replace one of the files.") from error
+    except LabelError as error:
+        raise ValueError(f"{error.problem} {advice}") from error
 
 
 def stored_as_rgb(raster: Raster) -> bool:
@@ -197,7 +224,10 @@ def _pairs(builder: ProjectBuilder, folder: str | None, mask_suffix: str) -> lis
         parts = Path(below).parts
         name = str(Path(*(part for part in parts[:-1] if part not in (inner, *IMAGE_FOLDERS)), path.stem))
         if (inner is None or inner in parts[:-1]) and name.endswith(mask_suffix):
-            masks[clean(name.removesuffix(mask_suffix))] = path
+            name = clean(name.removesuffix(mask_suffix))
+            if name in masks:
+                raise ValueError(f"Two masks belong to the image {name!r}: {masks[name]} and {path}. Remove one.")
+            masks[name] = path
     if not masks:
         there = f"a folder {inner!r}" if inner is not None else f"files *{mask_suffix}.png"
         raise ValueError(
@@ -211,7 +241,12 @@ def _pairs(builder: ProjectBuilder, folder: str | None, mask_suffix: str) -> lis
         if path in masks.values() or not no_images.isdisjoint(parts[:-1]):
             continue
         name = str(Path(*(part for part in parts[:-1] if part not in IMAGE_FOLDERS), path.stem))
-        images[clean(name.removesuffix(image_suffix))] = path
+        name = clean(name.removesuffix(image_suffix))
+        if name in images and name in masks:
+            raise ValueError(
+                f"The mask {masks[name]} fits two images: {images[name]} and {path}. Remove or rename one."
+            )
+        images[name] = path
     alone = [name for name in images if name not in masks]
     if alone:
         builder.notes.append(f"{len(alone)} images have no mask and are skipped: {first_few(alone, 3)}")

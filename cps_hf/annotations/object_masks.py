@@ -23,12 +23,13 @@ from ..data.reading import examine
 from ..data.table import first_few
 from ..data.walk import IMAGE_SUFFIXES, MASK_SUFFIXES, walk
 from ..files import stamp_of
-from .label_maps import grey_as_rgb, stored_as_rgb
+from .label_maps import advising, grey_as_rgb, stored_as_rgb
 from .project import IMAGE_FOLDERS, Project, ProjectBuilder, ReadOptions, Shape, clean
 from .shapes import Region
 
 _SIDES = ("outside", "inside")
 _AS_RGB = grey_as_rgb(LabelEncoding(_SIDES, values={value: int(value != 0) for value in range(256)}))
+_ADVICE = "Save the mask of one object as grey values: 0, and one other value."
 _NUMBER = re.compile(r"[-_. ]*\d+$")
 
 
@@ -36,7 +37,8 @@ def read_object_masks(source: Path, options: ReadOptions) -> Project:
     """All masks of `<source>/<masks>`; smaller ones are on top.
 
     Raises:
-        ValueError: there are no masks, or one has no image, no class, or more than two values.
+        ValueError: there are no masks, two images have one name, or a mask has no image, no class, or more than two
+            values.
     """
     builder = ProjectBuilder("objects", source, options)
     folder = source / options.masks
@@ -47,7 +49,10 @@ def read_object_masks(source: Path, options: ReadOptions) -> Project:
     for below, path in walk(builder.root, IMAGE_SUFFIXES).files.items():
         if not path.is_relative_to(folder):
             parts = [part for part in PurePosixPath(below).parts[:-1] if part not in IMAGE_FOLDERS]
-            images[clean(str(PurePosixPath(*parts, path.stem)))] = path
+            name = clean(str(PurePosixPath(*parts, path.stem)))
+            if name in images:
+                raise ValueError(f"Two images are called {name!r}: {images[name]} and {path}. Remove or rename one.")
+            images[name] = path
     if not images:
         raise ValueError(f"{builder.root} contains no images besides the masks. Set their folder: `--images DIR`.")
     single = [name for name in options.classes or () if name != "background"]
@@ -103,7 +108,8 @@ def _shapes(name: str, image: Path, masks: list[tuple[str, Path]]) -> list[Shape
     for label, path in masks:
         raster = open_raster({"path": str(path)}, name, "label")
         is_rgb, pixels = stored_as_rgb(raster), raster.stored()
-        stored = stored_values(pixels.convert("L") if is_rgb else pixels, name=f"{name} ({path})")
+        with advising(_ADVICE):
+            stored = stored_values(pixels.convert("L") if is_rgb else pixels, name=f"{name} ({path})")
         found = np.unique(stored).tolist()
         if len(found) > 2 or (len(found) == 2 and 0 not in found):
             raise ValueError(
@@ -112,7 +118,8 @@ def _shapes(name: str, image: Path, masks: list[tuple[str, Path]]) -> list[Shape
             )
         encoding = LabelEncoding(_SIDES, values={value: int(value != 0) for value in found})
         row = {"image": {"path": str(image)}, "label": {"path": str(path)}, "id": name}
-        ids = examine(row, _AS_RGB if is_rgb else encoding, with_label=True, whole=False).ids
+        with advising(_ADVICE):
+            ids = examine(row, _AS_RGB if is_rgb else encoding, with_label=True, whole=False).ids
         shapes.append(Shape(label, _drawn(ids == 1)))
     return shapes
 

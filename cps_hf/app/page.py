@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .. import visualization
 from ..data import voc
-from ..data.palettes import official_palette
+from ..data.palettes import palette_of
 from ..data.reading import read_image
 from ..functional.losses import IGNORE_INDEX
 from ..inference.ensemble import Ensemble
@@ -77,7 +77,7 @@ class Page:
             list(sources.values()), device=device, trust_remote_code=trust_remote_code
         )
         self.classes = [self.branches.id2label[i] for i in range(len(self.branches.id2label))]
-        self.palette = official_palette(self.classes) or visualization.palette(len(self.classes))
+        self.palette = palette_of(None, self.classes)
         self.max_pixels, self.predicted_pixels = max_pixels, predicted_pixels
 
     def segment(self, path: str | None, name: str, other: str | None) -> Segmented:

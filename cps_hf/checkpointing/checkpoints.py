@@ -217,7 +217,7 @@ def resolve_checkpoint(resume_from_checkpoint: str | bool | None, output_dir: st
         nearby = [str(p) for p in checkpoints_in(path.parent) if p != path] if path.parent.is_dir() else []
         raise ValueError(
             f"`resume_from_checkpoint` {path} cannot be resumed from: {problem}"
-            + (f". There are: {', '.join(nearby)}." if nearby else f". {path.parent} has no other checkpoint.")
+            + (f". There are: {', '.join(nearby)}." if nearby else ". There is no other checkpoint next to it.")
         )
     return path
 

@@ -54,6 +54,15 @@ def on_main_process(accelerator: Accelerator | PartialState, call: Callable[[], 
     return outcome[0]
 
 
+def length_of(saved: Mapping[str, Any], max_steps: int) -> int:
+    """The length of a resumed run: `max_steps`, or what a callback changed it to before.
+
+    Args:
+        saved: our state in the checkpoint.
+    """
+    return saved["settings"]["max_steps"] if saved.get("planned_steps") == max_steps else max_steps
+
+
 class Checkpointer:
     """Saves and restores a run's parts. All processes call every method.
 
@@ -144,7 +153,7 @@ class Checkpointer:
             if checkpoint is None:
                 return None, {"step": 0, "streams": {}}, now
             saved = checkpoints.read_state(checkpoint)
-            if saved["step"] > args.max_steps:
+            if saved["step"] > length_of(saved, args.max_steps):
                 raise ValueError(
                     f"{checkpoint} is at step {saved['step']}, beyond `max_steps` {args.max_steps}. Increase "
                     "`max_steps`, or resume from an earlier checkpoint."

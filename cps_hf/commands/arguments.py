@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Collection, Sequence
 from typing import Any, NoReturn
 
-from .errors import fail, nearest
+from .errors import fail, nearest, use_options
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -34,6 +34,8 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
         """Like argparse's, but `--data-root` means `--data_root`, and unknown options are reported first."""
+        options = {name[2:]: action for name, action in self._option_string_actions.items() if name.startswith("--")}
+        use_options(options, flags=[name for name, action in options.items() if action.nargs == 0])
         words = self._checked(list(args or ()))
         options, rest = super().parse_known_args(words, namespace)
         if rest:

@@ -25,7 +25,7 @@ from ..data.discovered import Discovered
 from ..data.layout import find_layout
 from .arguments import ArgumentParser
 from .datasets import LOADERS, SPLITS, find_dataset, options_from_json
-from .errors import fail, user_errors
+from .errors import fail, for_command_line, user_errors
 from .main import COMMANDS
 
 
@@ -74,7 +74,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
             report = check_dataset(dataset, sheet=sheet, num_workers=options.num_workers)
     if found is not None and found.notes:  # an unused split is not checked
         print(*found.notes, sep="\n", end="\n\n")
-    print(format_report(report))
+    print(for_command_line(format_report(report)))
     with user_errors(output / "report.json"):  # the disk may be full
         (output / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
     parts = [*report["splits"].values()] if several else [report]

@@ -11,10 +11,11 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import PartialState
@@ -29,18 +30,21 @@ from ..files import write_atomically
 from ..inference.windows import default_stride
 from ..metrics.bootstrap import MINIMUM_IMAGES
 from ..objectives import OBJECTIVES, Supervised
+from ..planning import Timings
 from ..report.page import write_report
 from ..training import setup
+from ..training.console import duration
 from . import main as command_line
 from . import parser, planned
-from .comparison_report import CONTROL, EQUAL_TIME, METHOD, REPORT, RESULT, Part, count_by_image, write
-from .console import print_any_text
+from .comparison_report import CONTROL, EQUAL_TIME, METHOD, REPORT, RESULT, Part, count_by_image, plain, write
+from .console import print_any_text, terminal_width
 from .datasets import TrainingSets, load_data, warn_of_shared_images
 from .errors import user_errors
 from .main import COMMANDS
 from .settings import Settings
 from .timing import TimeLimit, time_steps
 from .train import (
+    PLAN_TITLE,
     USER_ERRORS,
     build,
     check_unlabeled,
@@ -58,11 +62,11 @@ PLAN = "plan.yaml"
 TIMING = "timing.json"
 """How long a step of the single network takes, and so how many steps it gets."""
 TIMED_STEPS = 20
-PLANNED_SHARE, LARGEST_SHARE = 0.48, 0.52
-"""Shares of the remaining `--time`: what the two-stage run is planned to take, and what it may take if the machine
-slows down. The other run takes as long; scoring gets the rest."""
+SHARE = 0.48
+"""Share of the remaining `--time` for the two-stage run. The other run takes as long; scoring gets the rest."""
 AFTER_TRAINING, AFTER_SHARE = 10.0, 0.06
-"""Approximate seconds of a run after its last step, or this share of `--time` if larger: longer runs take longer."""
+"""Approximate seconds of a run after its last step, or this share of `--time` if larger: longer runs take longer. Used
+if no step was timed, as when an interrupted comparison is resumed."""
 LAYOUT_OPTIONS = ("images", "masks", "image_suffix", "mask_suffix")
 SAVES = 8
 """Checkpoints per run unless the command line says otherwise: a killed run loses at most an eighth."""
@@ -101,19 +105,21 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     with user_errors(out, USER_ERRORS):
         is_main = join_processes(settings.args.ddp_timeout)
         check(settings)
-        found = on_main_process(PartialState(), lambda: begin(out, folder_as_options(argv)))
+        found, timings = on_main_process(PartialState(), lambda: begin(out, folder_as_options(argv))), None
         if found is None:
             if on_main_process(PartialState(), (out / PLAN).is_file):
                 settings = parse(["--config", str(out / PLAN)], ComparisonSettings, **options)
                 settings = settings.with_values(output_dir=str(out))
                 sets = load_data(settings.data)
             else:
-                sets = load_data(settings.data)
-                settings = plan(settings, sets, typed_names(argv), began)
+                with nothing_left(out):
+                    sets = load_data(settings.data)
+                    settings, timings = plan(settings, sets, typed_names(argv), began)
                 on_main_process(PartialState(), lambda: write_atomically(out / PLAN, settings.to_yaml()))
-            found = compare(settings, sets, out, began)
+            clock = Clock(settings, began, given="max_steps" in typed_names(argv))
+            found = compare(settings, sets, out, clock, timings)
     if is_main:
-        print(f"\n{(out / REPORT).read_text(encoding='utf-8')}\nWritten to {out}:")
+        print(f"\n{plain((out / REPORT).read_text(encoding='utf-8'), terminal_width())}\n\nWritten to {out}:")
         for path in sorted(out.iterdir()):
             print(f"  {path.name}{'/' if path.is_dir() else ''}")
         with user_errors(out):  # add the answer, unknown when that run ended
@@ -162,37 +168,52 @@ def begin(out: Path, argv: Sequence[str]) -> dict[str, Any] | None:
     return json.loads(done.read_text(encoding="utf-8")) if done.is_file() else None
 
 
+@contextmanager
+def nothing_left(out: Path) -> Iterator[None]:
+    """A context before the first file of a comparison. If it fails, the claimed folder is removed."""
+    try:
+        yield
+    except BaseException:
+        if PartialState().is_main_process and [path.name for path in out.iterdir()] == [COMMAND]:
+            (out / COMMAND).unlink()
+            out.rmdir()
+        raise
+
+
 def typed_names(argv: Sequence[str]) -> set[str]:
     """The options given by a command line and its file; includes "config" if there is a file."""
     words = folder_as_options(argv)
     return parser.given_names(words) | (parser.read_words(words).keys() & {"config"})
 
 
-def plan(settings: ComparisonSettings, sets: TrainingSets, typed: Collection[str], began: float) -> ComparisonSettings:
-    """The settings of the two-stage run. Options that were not given are chosen as for `train DIR`, except with a
-    recipe or drawn scenes, whose settings are complete.
+def plan(
+    settings: ComparisonSettings, sets: TrainingSets, typed: Collection[str], began: float
+) -> tuple[ComparisonSettings, Timings | None]:
+    """The settings of the two-stage run, and the trial that its length was fitted by, if any. Options that were not
+    given are chosen as for `train DIR`, except with a recipe or drawn scenes, whose settings are complete.
 
     Raises:
         ValueError: there are no unlabeled images, the method does not use them, or the supervised stage is disabled.
     """
     is_main = PartialState().is_main_process
     if sets.found is not None and is_main:
-        print(f"\n{sets.found.table()}\n", flush=True)
+        print(f"\n{sets.found.table(terminal_width())}\n", flush=True)
     if not settings.objective.views:
         method = type(settings.objective).__name__
         raise ValueError(f"`compare` needs an objective that learns from unlabeled images, got {method}.")
     check_unlabeled(settings, sets)
-    settings = settings.with_values(baseline=True)
+    settings, timings = settings.with_values(baseline=True), None
     if "config" not in typed and not settings.data.dataset.endswith("_scenes") and _names_of(sets) is not None:
-        settings, found = planned.complete(settings, sets, typed, began=began, share=PLANNED_SHARE)
+        settings, found = planned.complete(settings, sets, typed, began=began, share=SHARE)
+        timings = found.timings
         if is_main and found.choices:
-            print(f"The plan. Each line is an option; what you set is kept:\n\n{found.table()}\n", flush=True)
+            print(f"{PLAN_TITLE}\n\n{found.table(terminal_width())}\n", flush=True)
     elif settings.plan.time is not None:
         raise ValueError(
             "`time` needs a plan, and no plan is made with `--config`, drawn scenes or labels without class names. "
             "Set the length with `max_steps`."
         )
-    return restartable(planned.with_baseline(settings))
+    return restartable(planned.with_baseline(settings)), timings
 
 
 def _names_of(sets: TrainingSets) -> Sequence[str] | None:
@@ -200,45 +221,73 @@ def _names_of(sets: TrainingSets) -> Sequence[str] | None:
     return encoding.names if encoding else None
 
 
-def compare(settings: ComparisonSettings, sets: TrainingSets, out: Path, began: float) -> dict[str, Any]:
+def compare(
+    settings: ComparisonSettings, sets: TrainingSets, out: Path, clock: Clock, timings: Timings | None
+) -> dict[str, Any]:
     """Run both trainings and score them. Called by all processes.
+
+    Args:
+        timings: the trial by which the length of the two-stage run was chosen; `None` if it was given or is resumed.
 
     Raises:
         ValueError: as raised by a run, or there is nothing to score on.
     """
     judged = evaluation_set(settings, sets)
     if isinstance(judged, Dataset) and len(judged) < MINIMUM_IMAGES:
+        where = "validation images" if settings.comparison.eval_dir is None else "images in `--eval_dir`"
         logger.warning(
-            "%d images to score on are too few to tell a difference from chance: give at least %d by `--eval_dir` or "
-            "`--validation`.",
-            *(len(judged), MINIMUM_IMAGES),
+            "%d %s are too few to tell a difference from chance: at least %d are needed. Hold out more with "
+            "`--validation`, or set a folder of images and masks with `--eval_dir`.",
+            *(len(judged), where, MINIMUM_IMAGES),
         )
-    semi, results = run(
-        settings.with_values(output_dir=str(out / METHOD)), sets, deadline(settings, began, LARGEST_SHARE)
-    )
+    announce(1, METHOD, "labels and unlabeled images")
+    limit = clock.limit(SHARE, timings)
+    semi, results = run(settings.with_values(output_dir=str(out / METHOD)), sets, limit)
     control = out / METHOD / "supervised_0"
     if not control.is_dir():
         raise ValueError(
             f"{out / METHOD} ended before its supervised stage did, so there is no control. Increase `--time`."
         )
     seconds, steps = results["training"]["supervised_seconds"], settings.args.pretrain_steps
-    equal_time = run_equal_time(settings, sets, out, semi.seconds, deadline(settings, began))
+    announce(2, EQUAL_TIME, f"labels alone, for the same {duration(semi.seconds)} of training")
+    equal_time = run_equal_time(settings, sets, out, semi.seconds, clock)
     parts = {CONTROL: Part(control, seconds, steps), EQUAL_TIME: equal_time, METHOD: semi}
     return on_main_process(PartialState(), lambda: score(out, parts, settings, judged))
 
 
-def deadline(settings: ComparisonSettings, began: float, share: float = 1.0) -> list[TrainerCallback]:
-    """The callback that ends a run at its share of the remaining `--time`. Single process only, as for `train`.
+def announce(number: int, folder: str, what: str) -> None:
+    """Print which run begins."""
+    if PartialState().is_main_process:
+        print(f"Run {number} of 2, {folder}/: {what}.\n", flush=True)
+
+
+class Clock(NamedTuple):
+    """The time of the command.
 
     Args:
+        settings: of the command.
         began: when the command began (`time.monotonic`).
+        given: whether `--max_steps` was given.
     """
-    if settings.plan.time is None or PartialState().num_processes > 1:
-        return []
-    now = time.monotonic()
-    time_given = planned.seconds_of(settings.plan.time)
-    left = time_given - (now - began)
-    return [TimeLimit(now + share * left - max(AFTER_TRAINING, AFTER_SHARE * time_given))]
+
+    settings: ComparisonSettings
+    began: float
+    given: bool = False
+
+    def limit(self, share: float, timings: Timings | None = None, *, scoring: float = 0.0) -> list[TrainerCallback]:
+        """The callback that ends a run at its share of the remaining `--time`. Single process only, as for `train`.
+
+        Args:
+            timings: the trial of this run, if any.
+            scoring: seconds for scoring the networks afterwards.
+        """
+        time_given = self.settings.plan.time
+        if time_given is None or PartialState().num_processes > 1:
+            return []
+        now, whole = time.monotonic(), planned.seconds_of(time_given)
+        left = whole - (now - self.began)
+        after = max(AFTER_TRAINING, AFTER_SHARE * whole) if timings is None else timings.evaluation + timings.end
+        return [TimeLimit(time_given, now + share * left, after + scoring, timings, given=self.given)]
 
 
 def restartable(settings: ComparisonSettings) -> ComparisonSettings:
@@ -300,7 +349,7 @@ def run_equal_time(
     sets: TrainingSets,
     out: Path,
     seconds: float,
-    callbacks: Sequence[TrainerCallback],
+    clock: Clock,
 ) -> Part:
     """Train a single network on the labels alone for `seconds`; a timed trial gives the number of steps."""
     sets = sets._replace(unlabeled=None)
@@ -310,14 +359,19 @@ def run_equal_time(
         trial = settings.with_values(**values)
         return planned.make_trainer(trial, sets, planned.models_of(trial), [clock])
 
-    known = out / TIMING
+    known, timings = out / TIMING, None
     if not on_main_process(PartialState(), known.is_file):
-        a_step = time_steps(make_trainer, False, timed=TIMED_STEPS).first_stage
+        if PartialState().is_main_process:
+            print(f"Timing {TIMED_STEPS} steps of a single network ...", flush=True)
+        timings = time_steps(make_trainer, False, timed=TIMED_STEPS)
+        a_step = timings.first_stage
         found = {"seconds_per_step": a_step, "seconds": seconds, "steps": max(1, round(seconds / a_step))}
         on_main_process(PartialState(), lambda: write_atomically(known, json.dumps(found, indent=1)))
     steps = json.loads(known.read_text(encoding="utf-8"))["steps"]
-    logger.info("%d steps of a single network on the labels alone take as long, %.0f s.", steps, seconds)
-    return run(restartable(settings.with_values(max_steps=steps, save_steps=None)), sets, callbacks)[0]
+    logger.info("%d steps of a single network take as long.", steps)
+    # Three networks are scored; the trial scored one and its average.
+    limit = clock.limit(1.0, timings, scoring=0.0 if timings is None else 1.5 * timings.evaluation)
+    return run(restartable(settings.with_values(max_steps=steps, save_steps=None)), sets, limit)[0]
 
 
 def single_network(settings: ComparisonSettings) -> ComparisonSettings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,10 +17,17 @@ from ..files import write_atomically
 from ..inference.ensemble import Ensemble, check_classes
 from ..metrics.bootstrap import ImageCounts
 from ..metrics.mean_iou import IoUCounter
+from ..metrics.scored import is_missing
 from ..training import comparison
 from ..training.reporting import without_nan
 
 RESULT, REPORT = "comparison.json", "comparison.md"
+WORDS = comparison.Words(
+    "The unlabeled images",
+    "mean IoU",
+    "With the unlabeled images",
+    "that of the control, which trained on the labels alone for the same time",
+)
 CONTROL, EQUAL_TIME, METHOD = "supervised", "supervised_equal_time", "semi_supervised"
 
 
@@ -105,7 +113,7 @@ def write(
 
 
 def in_words(entries: Mapping[str, Mapping[str, Any]], found: Mapping[str, Any], *, images: str) -> str:
-    """The answer, the three networks, and a line per class, as Markdown.
+    """The answer, the three networks and, from ten images on, a line per class, as Markdown.
 
     Args:
         entries: what comparison.json contains for each network.
@@ -113,31 +121,44 @@ def in_words(entries: Mapping[str, Mapping[str, Any]], found: Mapping[str, Any],
     """
     method = entries[METHOD]["method"]
     rows = {
-        CONTROL: f"labels alone: what {method} started from",
-        EQUAL_TIME: f"labels alone, for as long as {METHOD}",
-        METHOD: f"labels and unlabeled images, {method}",
+        CONTROL: "labels alone, first stage",
+        EQUAL_TIME: "labels alone, for as long",
+        METHOD: f"with unlabeled images, {method}",
     }
-    head = f"{'network':<24}{'mean IoU':>10}{'steps':>8}{'seconds':>9}"
+    head = f"{'network':<22}{'mean IoU':>9}{'steps':>7}{'seconds':>9}"
     lines = [head, "-" * len(head)]
     for name, what in rows.items():
-        score = "-" if entries[name]["mean_iou"] != entries[name]["mean_iou"] else f"{entries[name]['mean_iou']:.1%}"
-        lines.append(f"{name:<24}{score:>10}{entries[name]['steps']:>8}{entries[name]['seconds']:>9.0f}  {what}")
+        score = "-" if is_missing(entries[name]["mean_iou"]) else f"{100 * entries[name]['mean_iou']:.1f} %"
+        lines.append(f"{name:<22}{score:>9}{entries[name]['steps']:>7}{entries[name]['seconds']:>9.0f}  {what}")
     gained = 100 * (entries[METHOD]["mean_iou"] - entries[CONTROL]["mean_iou"])
     return "\n".join(
         [
             "# Did the unlabeled images help?",
             "",
-            comparison.in_words("Learning from the unlabeled images", "the network", found, images=images),
+            comparison.in_words(WORDS, found, images=images),
             "",
-            f"This is the difference between {METHOD} and {EQUAL_TIME}. Compared with {CONTROL}, which {METHOD} "
-            f"started from, it is {gained:+.1f} points; part of that comes from more training, not from unlabeled "
-            "images. Each score is that of one exported network (branch 0) at its last step.",
+            f"The control is {EQUAL_TIME}. Compared with {CONTROL}, which {METHOD} started from, mean IoU is "
+            f"{abs(gained):.1f} points {'lower' if gained < 0 else 'higher'}; that includes the effect of more "
+            "training. Each score is that of one exported network (branch 0) at its last step.",
             "",
             "```",
             *lines,
-            "",
-            comparison.table(found),
+            *(["", comparison.table(found)] if found["verdict"] != comparison.TOO_FEW else []),
             "```",
             "",
         ]
     )
+
+
+def plain(markdown: str, width: int) -> str:
+    """The text of `in_words` for a console: without Markdown's marks, paragraphs wrapped to `width` columns."""
+    lines: list[str] = []
+    verbatim = False
+    for line in markdown.splitlines():
+        if line == "```":
+            verbatim = not verbatim
+        elif verbatim or not line:
+            lines.append(line)
+        else:
+            lines += textwrap.wrap(line.removeprefix("# "), width, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(lines).rstrip()

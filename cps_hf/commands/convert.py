@@ -6,12 +6,14 @@
 
 Written to OUT: images/ (links if the disk supports them), masks/ (PNGs of class ids, 255 ignored), classes.json,
 contact_sheet.png and report.json. Run again, it resumes and converts what has been relabeled. docs/labels.md describes
-each tool.
+each tool. Exits with status 1 if an image on the contact sheet cannot be read, and with 2 on other errors, before
+anything is written.
 """
 
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -106,4 +108,6 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         report = convert(project, table, options.out, overlap=options.overlap, overwrite=options.overwrite)
     print(format_report(report))
     print(f"Written to {options.out}. Look at {SHEET} there, then run `cps-hf check {options.out}`.")
+    if report["unreadable"]:
+        sys.exit(1)
     return report

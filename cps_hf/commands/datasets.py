@@ -23,7 +23,7 @@ from ..data.folder import load_folder
 from ..data.hub_dataset import load_hub
 from ..data.partitions import Partition, partition
 from ..data.voc import load_voc
-from ..scenes.write import write_object_scenes, write_street_scenes
+from ..scenes.write import MANIFEST, write_object_scenes, write_street_scenes
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +104,14 @@ def from_arguments(arguments: argparse.Namespace, **further: Any) -> Dataset | I
         ValueError: as `find_dataset` and the loader, or `--load_options` is not a JSON object.
     """
     options = options_from_json(arguments.load_options)
-    load, root = find_dataset(arguments.dataset, arguments.data_root, options | further)
+    root = arguments.data_root
+    there = {path.name for path in Path(root).iterdir()} if root and Path(root).is_dir() else set()
+    if arguments.dataset.endswith("_scenes") and there and MANIFEST not in there:
+        raise ValueError(
+            f"`data_root` {root} contains no drawn scenes, but `dataset` is {arguments.dataset}. For a folder of "
+            "images and masks, add `--dataset folder`."
+        )
+    load, root = find_dataset(arguments.dataset, root, options | further)
     arguments.split = arguments.split or (None if arguments.dataset == "folder" else "val")
     return load(root, split=arguments.split, streaming=arguments.streaming)
 

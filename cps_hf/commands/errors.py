@@ -4,16 +4,50 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
+
+_options: frozenset[str] = frozenset()
+_flags: frozenset[str] = frozenset()
+
+
+def use_options(names: Collection[str], *, flags: Collection[str] = ()) -> None:
+    """Set the names, without dashes, of the running command's options. Messages show them as they are typed.
+
+    Args:
+        flags: those without a value.
+    """
+    global _options, _flags
+    _options, _flags = frozenset(names), frozenset(flags)
 
 
 def fail(message: str) -> NoReturn:
     """Print the message to standard error and exit with status 2, as argparse does."""
-    print(f"error: {message}", file=sys.stderr)
+    message = " ".join(line.strip() for line in message.splitlines())  # those of libraries may have several
+    print(f"error: {for_command_line(message)}", file=sys.stderr)
     raise SystemExit(2)
+
+
+def for_command_line(message: str) -> str:
+    """A message of the library with the command's options as they are typed: `max_steps` as `--max_steps`,
+    `optim="sgd"` as `--optim sgd`. Of an argument that it shows for Python and for a command line
+    (`cps_hf.data.table.as_typed`), only the latter remains."""
+
+    def typed(found: re.Match) -> str:
+        name, value = found["name"], found["value"]
+        if name not in _options:
+            return found[0]
+        if value is None or (name in _flags and value == "True"):
+            return f"`--{name}`"
+        value = value.strip("\"'")
+        return f"`--{name} {value.lower() if value in ('True', 'False', 'None') else value}`"
+
+    if "load_options" in _options:
+        message = re.sub(r"`[^`]+` \(on a command line (`[^`]+`)\)", r"\1", message)
+    return re.sub(r"(?<!field )`(?P<name>[a-z][a-z0-9_]*)(=(?P<value>[^`]+))?`", typed, message)
 
 
 @contextmanager

@@ -92,30 +92,39 @@ def predict_huge(
         raise UnreadableError(str(error)) from error
     step = -(-max(image.size) // _OVERVIEW)
     rows_of = _Rows(image, step)
-    overview = []
+    # Written in place: a list of parts, as views or small copies, would keep or fragment the memory of all rows.
+    overview = np.zeros(rows_of.overview.shape[:2], np.uint8)
     geo = {"geo": image.geo, "order": image.order} if paths["masks"].suffix == ".tif" else {}
     bar = tqdm(total=image.size[0], desc=Path(source).name, unit="row", leave=False, dynamic_ncols=True)
     with bar, mask_writer(paths["masks"], image.size, palette, **geo) as writer:
         for rows, ids in branches.predict_rows(rows_of, image.size, **how):
             ids = ids.numpy()
             writer.write(ids)
-            overview.append(ids[-rows.start % step :: step, ::step])
+            _reduce(ids, rows.start, step, overview)
             bar.update(len(ids))
         if "overlays" in paths:
-            small = torch.from_numpy(np.concatenate(rows_of.overview)).permute(2, 0, 1)
-            prediction = np.concatenate(overview)
-            visualization.overlay_page(small, prediction, [*names], palette, paths["overlays"], alpha=overlay_alpha)
+            small = torch.from_numpy(rows_of.overview).permute(2, 0, 1)
+            visualization.overlay_page(small, overview, [*names], palette, paths["overlays"], alpha=overlay_alpha)
+
+
+def _reduce(rows: np.ndarray, start: int, step: int, overview: np.ndarray) -> None:
+    """Write each `step`-th pixel of each `step`-th row into the overview. `start`: the number of the first row."""
+    some = rows[-start % step :: step, ::step]
+    first = -(-start // step)
+    overview[first : first + len(some)] = some
 
 
 class _Rows:
     """Rows of an image, each read once. Rows that the next windows need again are kept.
 
     Attributes:
-        overview: each `step`-th pixel of each `step`-th row that was read, uint8 (rows, W, 3).
+        overview: each `step`-th pixel of each `step`-th row, uint8 (H / step, W / step, 3), black until it is read.
     """
 
     def __init__(self, image: Bands, step: int):
-        self._image, self._step, self.overview = image, step, []
+        self._image, self._step = image, step
+        height, width = (-(-side // step) for side in image.size)
+        self.overview = np.zeros((height, width, 3), np.uint8)
         self._start, self._kept = 0, np.zeros((0, image.size[1], 3), np.uint8)
 
     def __call__(self, rows: slice) -> Tensor:
@@ -128,7 +137,7 @@ class _Rows:
                 new = self._image.image_rows(end, rows.stop)
             except ValueError as error:
                 raise UnreadableError(str(error)) from error
-            self.overview.append(new[-end % self._step :: self._step, :: self._step].copy())
+            _reduce(new, end, self._step, self.overview)
             kept = np.concatenate([kept, new])
         self._start, self._kept = rows.start, kept
         return torch.from_numpy(kept[: rows.stop - rows.start].copy()).permute(2, 0, 1)

@@ -10,12 +10,9 @@ from transformers import PreTrainedConfig, ResNetConfig, UperNetConfig
 
 from ..modeling.around import architecture_around
 from ..objectives import Objective
-from ..planning.plan import random_weights_note
+from ..planning.plan import FEW_LABELED, random_weights_note
 
 logger = logging.getLogger(__name__)
-
-FEW = 1000
-"""With fewer labeled images than this, a network trained from scratch learns little."""
 
 
 def chosen_models(
@@ -98,5 +95,5 @@ def warn_of_random_weights(models: Any, backbone: Any, num_labeled: int | None) 
     """If every branch is trained from scratch on few labels, log what to do about it."""
     sources = models if isinstance(models, list) else [models]
     random = all(isinstance(source, PreTrainedConfig) or str(source).endswith(".json") for source in sources)
-    if random and not backbone and num_labeled is not None and num_labeled < FEW:
+    if random and not backbone and num_labeled is not None and num_labeled < FEW_LABELED:
         logger.warning("%s", random_weights_note(num_labeled))

@@ -17,7 +17,7 @@ import yaml
 
 from ..config import RETIRED
 from ..objectives import OBJECTIVES
-from .errors import fail, nearest
+from .errors import fail, nearest, use_options
 from .help import make_help
 from .values import convert
 
@@ -47,6 +47,7 @@ def parse(
     Prints errors to standard error and exits with status 2.
     """
     try:
+        use_options(["objective", "config"])
         given = read_words(argv)
         common = dict(defaults(given))
         help_wanted = {word: given.pop(word, False) for word in ("help", "help_all")}
@@ -58,6 +59,8 @@ def parse(
         own = common.get(name, {})
         base = {key: value for key, value in common.items() if key not in OBJECTIVES} | own
         groups = groups_of(settings, name)
+        declared = {field.name for cls in groups.values() for field in dataclasses.fields(cls)} | {"objective"}
+        use_options(declared - (from_file.keys() - given.keys()))  # a field of the file has no dashes there
         if any(help_wanted.values()):
             text = make_help(command, description, groups.values(), name, base | from_file, first=first)
             print(text.format_help(everything=help_wanted["help_all"]), end="")
@@ -121,18 +124,22 @@ def _build(
     for key, value in values.items():
         if key not in known:
             raise ValueError(_unknown(key, objective, [*known, "config", "objective"], on_command_line=key in typed))
-        converted[known[key]][key] = convert(key, value, types[known[key]][key])
+        try:
+            converted[known[key]][key] = convert(key, value, types[known[key]][key])
+        except ValueError as error:
+            raise ValueError(str(error).replace("got True", "got no value" if key in typed else "got true")) from error
     return {name: cls(**converted[name]) for name, cls in groups.items()}
 
 
 def _unknown(key: str, objective: str, known: Sequence[str], *, on_command_line: bool) -> str:
     """The message for a name that no group has: an option of the command line, or a field of a YAML file."""
-    said = f"unknown option `--{key}`" if on_command_line else f"unknown field `{key}`"
+    said = f"unknown option `--{key}`" if on_command_line else f"unknown field `{key}` in the `--config` file"
     owners = [name for name, cls in OBJECTIVES.items() if key in cls.__dataclass_fields__]
     if owners:
-        return f"{said} with `objective={objective}`. It belongs to the objective {' and '.join(owners)}."
-    prefix = "--" if on_command_line else ""
-    return f"{said}.{nearest(key, known, prefix=prefix, otherwise=' `--help-all` lists them.')}"
+        several = "s" if len(owners) > 1 else ""
+        return f"{said} with `objective={objective}`. It belongs to the objective{several} {', '.join(owners)}."
+    hint = nearest(key, known, prefix="--" if on_command_line else "", otherwise=" `--help-all` lists them.")
+    return f"{said}.{hint}".replace("Did you mean `", "Did you mean the field `", 0 if on_command_line else 1)
 
 
 def _without_foreign_fields(values: Mapping[str, Any], objective: str) -> dict[str, Any]:

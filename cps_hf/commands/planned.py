@@ -28,8 +28,6 @@ logger = logging.getLogger(__name__)
 
 SomeSettings = TypeVar("SomeSettings", bound=Settings)
 
-SLOWER = 1.3
-"""What follows the last step is given this many times its duration in the trial."""
 UNTIMED_END = 10.0
 """Approximate seconds of a run after its last step, if no step was timed."""
 SHORT_TIME = 30.0
@@ -102,7 +100,11 @@ def complete(
     with state.main_process_first():  # it may have to download a backbone from the Hub
         wants_backbone = not given.keys() & {"models", "init_from", "backbone"}
         machine = Machine.here(num_processes=state.num_processes, looks_for_backbone=wants_backbone)
-    facts = DataFacts.of(sets.labeled, sets.unlabeled, sets.evaluation, _class_names(sets))
+    facts = DataFacts.of(
+        *(sets.labeled, sets.unlabeled, sets.evaluation),
+        _class_names(sets),
+        skip_bad_samples=settings.args.skip_bad_samples,
+    )
     limit = settings.plan.time
 
     def measure(chosen: dict[str, Any]) -> Timings:
@@ -158,18 +160,17 @@ def with_baseline(settings: SomeSettings) -> SomeSettings:
 
 
 def time_limit(settings: Settings, plan: Plan, *, began: float) -> list[TrainerCallback]:
-    """The callback that ends training in time: steps may become slower than measured, and `--max_steps` may be more
-    than fits.
+    """The callback that keeps a run within `--time`.
 
     Single process only: several would have to agree on the time.
     """
     timings = plan.timings
     if settings.plan.time is None or PartialState().num_processes > 1:
         return []
-    # Without timings, the duration of the end is unknown; a fixed reserve must not use up a short time.
     whole = seconds_of(settings.plan.time)
-    last = min(UNTIMED_END, 0.1 * whole) if timings is None else SLOWER * (timings.evaluation + timings.end)
-    return [TimeLimit(began + whole - last)]
+    # Without timings, the duration of the end is unknown; a fixed reserve must not use up a short time.
+    last = min(UNTIMED_END, 0.1 * whole) if timings is None else timings.evaluation + timings.end
+    return [TimeLimit(settings.plan.time, began + whole, last, timings, given=timings is None)]
 
 
 def with_choices(settings: SomeSettings, choices: dict[str, Any], typed: Collection[str]) -> SomeSettings:

@@ -79,6 +79,8 @@ def rank(options: argparse.Namespace) -> list[str]:
     output = Path(options.output)
     if output.suffix != ".csv" or output.is_dir():
         raise ValueError(f"`--output` must name a .csv file, got `{output}`.")
+    if file := next((path for path in output.parents if path.is_file()), None):
+        raise ValueError(f"`--output` {output} must be in a folder, but {file} is a file.")
     sources, left_out = unlabeled_images(options.images, options.labeled)
     options.branches = branches_of(options.run)
     ensemble, how = chosen.from_arguments(options)

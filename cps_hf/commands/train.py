@@ -33,7 +33,7 @@ from ..training.sharding import reject_engines
 from ..training.trainer import CPSTrainer
 from . import main as command_line
 from . import parser, planned
-from .console import print_any_text
+from .console import print_any_text, terminal_width, wrapped
 from .datasets import HELD_OUT, OWN, TrainingSets, load_data, warn_of_earlier_training
 from .errors import fail, user_errors
 from .main import COMMANDS
@@ -69,6 +69,7 @@ FIRST = (
     *("time", "dataset", "unlabeled_root", "validation", "class_names", "backbone", "init_from"),
     *("output_dir", "max_steps", "crop_size"),
 )
+PLAN_TITLE = "The plan for these images and this machine. Each line is an option; those you gave are kept:"
 ONE_CLASS = 0.98
 """If at least this share of predictions is one class, agreeing branches are reported as collapsed."""
 USER_ERRORS = (ValueError, OSError, FloatingPointError, OutOfMemoryError, AfterTrainingError)
@@ -88,7 +89,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         check_before_loading(settings)
         sets = load_data(settings.data)
         if sets.found is not None and is_main:
-            print(f"\n{sets.found.table()}\n", flush=True)
+            print(f"\n{sets.found.table(terminal_width())}\n", flush=True)
         warn_of_earlier_training(sets, settings.plan.init_from)
         limits: list[TrainerCallback] = []
         if settings.data.dataset == OWN:
@@ -100,10 +101,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
             limits = [] if repeats and plan.timings is None else planned.time_limit(settings, plan, began=began)
             limits += [WritePlan(plan)] if plan.choices else []
             if is_main and plan.choices:
-                print(
-                    f"The plan. Each line is an option; what you set is kept:\n\n{plan.table()}\n",
-                    flush=True,
-                )
+                print(f"{PLAN_TITLE}\n\n{plan.table(terminal_width())}\n", flush=True)
         check_unlabeled(settings, sets)
         settings = planned.with_baseline(settings)
         trainer, settings = build(settings, sets, limits)
@@ -268,11 +266,17 @@ class WriteSettings(TrainerCallback):
 
     def __init__(self, settings: Settings):
         self.settings = settings
+        self._steps: int | None = None
 
     def on_train_begin(self, args, state, control, **kwargs):
+        self._steps = args.max_steps
         if state.is_world_process_zero:
             text = replace(self.settings, args=args).to_yaml()  # the trainer's args: it may have fitted the batch size
             write_atomically(Path(args.output_dir) / "config.yaml", text)
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if args.max_steps != self._steps:  # fitted to the time that is left
+            self.on_train_begin(args, state, control, **kwargs)
 
 
 class WritePlan(TrainerCallback):
@@ -285,6 +289,13 @@ class WritePlan(TrainerCallback):
         if state.is_world_process_zero:
             text = json.dumps([asdict(choice) for choice in self.plan.choices], indent=1, ensure_ascii=False)
             write_atomically(Path(args.output_dir) / "plan.json", text)
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        for i, choice in enumerate(self.plan.choices):
+            if choice.name == "max_steps" and choice.value != args.max_steps:
+                reason = f"{choice.value} were planned; fitted to the time left after the first stage"
+                self.plan.choices[i] = replace(choice, value=args.max_steps, reason=reason)
+                self.on_train_begin(args, state, control, **kwargs)
 
 
 class WriteHeldOut(TrainerCallback):
@@ -315,7 +326,7 @@ def report(results: Mapping[str, Any], settings: Settings, names: Sequence[str])
     else:
         print("Not evaluated: there is no evaluation set.")
     if line := absent_line(results["classes"]["absent"], len(names)):
-        print(f"\n{line}")
+        print(f"\n{wrapped(line)}")
     if best:
         supervised = ""
         if best["step"] <= (settings.args.pretrain_steps or 0):
@@ -323,11 +334,16 @@ def report(results: Mapping[str, Any], settings: Settings, names: Sequence[str])
         print(f"\nBest: {best['branch'].replace('_', ' ')} at step {best['step']}{supervised}, ", end="")
         print(f"{mean_iou_in_words(best[best['branch']])}.")
     if results["agreement"]:
-        print(f"\n{agreement_in_words(results['agreement'], results['commonest_class'])}")
+        print(f"\n{wrapped(agreement_in_words(results['agreement'], results['commonest_class']))}")
     if found := results.get("comparison"):
-        print(f"\nDid the unlabeled images help? {found['sentence']}\n")
-        print(comparison.table(next(iter(found["branches"].values()))))
-        print("\nMore steps alone may explain part of that: `cps-hf compare` trains without them for the same time.")
+        said = f"Did the unlabeled images help? {found['sentence']}"
+        first = next(iter(found["branches"].values()))
+        if first["verdict"] == comparison.TOO_FEW:
+            print(f"\n{wrapped(said)}")
+        else:
+            print(f"\n{wrapped(said)}\n\n{comparison.table(first)}\n")
+            more = "More steps alone may explain part of that: `cps-hf compare` trains without the unlabeled images"
+            print(wrapped(f"{more} for the same time."))
     print(f"\nWritten to {folder}:")
     for path in sorted(Path(folder).iterdir()):
         print(f"  {path.name}{os.sep if path.is_dir() else ''}")

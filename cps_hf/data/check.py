@@ -156,11 +156,25 @@ def _thumbnail(image, label, colors: Sequence[Color], name: str) -> Image.Image:
     tile = Image.new("RGB", (THUMBNAIL, len(parts) * THUMBNAIL + LINE), (40, 40, 40))
     for i, part in enumerate(parts):
         tile.paste(part, ((THUMBNAIL - part.width) // 2, i * THUMBNAIL + (THUMBNAIL - part.height) // 2))
-    font, caption = lettering.font(LINE - 5), " ".join(name.split())
-    while font.getlength(caption) > THUMBNAIL - 6:  # keep the end, which distinguishes images
-        caption = "…" + caption[2:]
+    font = lettering.font(LINE - 5)
+    caption = _shortened(" ".join(name.split()), lambda text: font.getlength(text) <= THUMBNAIL - 6)
     ImageDraw.Draw(tile).text((3, tile.height - LINE // 2), caption, fill=(230, 230, 230), font=font, anchor="lm")
     return tile
+
+
+def _shortened(name: str, fits: Callable[[str], bool]) -> str:
+    """The end of a name. If the file's own name is too long, its beginning and end: Roboflow's names end in a hash."""
+    if fits(name):
+        return name
+    own = name.rpartition("/")[2]
+    if fits(f"…{own}"):
+        while not fits(name):
+            name = "…" + name[2:]
+        return name
+    begin, end = own[: len(own) // 2], own[len(own) // 2 :]
+    while not fits(f"{begin}…{end}"):
+        begin, end = begin[:-1], end[1:]
+    return f"{begin}…{end}"
 
 
 def _write_sheet(tiles: list[Image.Image], legend: list[tuple[str, Color]], path: Path) -> None:

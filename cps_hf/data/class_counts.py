@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..functional import IGNORE_INDEX
 from .labels import LabelEncoding
-from .streams import check_label_range, id_of, undecoded
+from .streams import check_label_range, id_of, label_name, undecoded
 from .windowed import label_bands
 
 logger = logging.getLogger(__name__)
@@ -28,7 +28,6 @@ def count_class_pixels(
     dataset: Any,
     num_labels: int,
     *,
-    name: str = "train_dataset",
     rank: int = 0,
     num_processes: int = 1,
     num_threads: int = 2,
@@ -40,14 +39,13 @@ def count_class_pixels(
 
     Args:
         dataset: with "image" and "label".
-        name: the set's name in error messages.
         num_threads: number of labels decoded in parallel.
         skip_bad_samples: skip unreadable labels with a warning.
 
     Raises:
         ValueError: a label cannot be read or contains an invalid class; the message names the sample.
     """
-    dataset = undecoded(dataset, with_label=True, what=name)
+    dataset = undecoded(dataset, with_label=True, what="train_dataset")
     encoding = LabelEncoding.from_feature(dataset.features["label"])
     if isinstance(dataset, Dataset):
         dataset = dataset.select_columns(["label", "id"])
@@ -60,7 +58,7 @@ def count_class_pixels(
             counts = torch.zeros(num_labels, dtype=torch.int64)
             for ids in label_bands(row["label"], encoding, name=repr(id_of(row))):
                 label = torch.from_numpy(ids)
-                check_label_range(label, num_labels, id_of(row))
+                check_label_range(label, num_labels, label_name(row))
                 counts += torch.bincount(label[label != IGNORE_INDEX].long(), minlength=num_labels)
             return counts
         except ValueError as error:

@@ -246,9 +246,10 @@ def _wish(sides: _Sides, validation: str | float | Path) -> _Wish:
     except ValueError:
         share = -1.0
     if not 0 < share < 1:
+        hint = f" By default, the validation split of {sides.root} is used." if with_masks["val"] else ""
         raise ValueError(
             "`validation` must be a share between 0 and 1, a file that lists images, the name of a split (val, test), "
-            f"or none; got {text!r}, and there is no such file."
+            f"or none; got {text!r}, and there is no such file.{hint}"
         )
     return _Wish(share=share, words=f"{100 * share:g} % of the labeled images, held out")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -46,9 +47,17 @@ class Discovered:
     judged_on: str = ""
     notes: list[str] = field(default_factory=list)
 
-    def table(self) -> str:
-        """Counts, sizes, classes with their shares of pixels, and notes."""
-        sections = [[f"{self.root}: {self.layout}."], _counts(self), _classes(self), _below(self)]
+    def table(self, width: int | None = None) -> str:
+        """Counts, sizes, classes with their shares of pixels, and notes.
+
+        Args:
+            width: the columns that notes are wrapped to. If `None`, each is one line.
+        """
+        below = _below(self)
+        if width is not None:
+            options = {"break_long_words": False, "break_on_hyphens": False}
+            below = [line for note in below for line in textwrap.wrap(note, width, **options)]
+        sections = [[f"{self.root}: {self.layout}."], _counts(self), _classes(self), below]
         return "\n\n".join("\n".join(lines) for lines in sections if lines)
 
 

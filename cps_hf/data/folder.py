@@ -15,7 +15,7 @@ from datasets import Dataset, Image, IterableDataset
 from .black_and_white import settled
 from .labels import LabelEncoding, reduced_values
 from .table import as_stream, as_typed, build, first_few
-from .walk import IMAGE_SUFFIXES, MASK_SUFFIXES, OTHER_KIND, Walk, is_hidden, walk
+from .walk import IMAGE_SUFFIXES, MASK_SUFFIXES, OTHER_KIND, Walk, is_hidden, no_folder, walk
 
 logger = logging.getLogger(__name__)
 
@@ -177,7 +177,7 @@ def read_class_names(given, *, default: Sequence[Path] = ()) -> tuple[str, ...] 
 def _place_of(root: Path, split: str | None, images: str, masks: str) -> tuple[Path, str, str]:
     """(the folder of a split, and the names of its image and mask folders)."""
     if not root.is_dir():
-        raise ValueError(f"No folder {root}.")
+        raise ValueError(no_folder(root))
     if split is None:
         return root, images, masks
     if (root / split).is_dir():

@@ -25,6 +25,23 @@ LOWEST, HIGHEST = -32768, 65535  # of stored values
 BLACK_AND_WHITE = {0: 0, 255: 1}  # the meaning of masks of two classes that contain only 0 and 255
 
 
+class LabelError(ValueError):
+    """A label image that cannot be read with its coding.
+
+    Attributes:
+        problem: the message without its advice. The advice names options of the loaders; code with other options gives
+            its own.
+    """
+
+    def __init__(self, message: str, problem: str = ""):  # one argument must suffice: data workers pass on only that
+        super().__init__(message)
+        self.problem = problem or message
+
+
+class LabelSizeError(LabelError):
+    """A label image of another size than its image."""
+
+
 @dataclass(frozen=True)
 class LabelEncoding:
     """The classes of a data set, and their coding in its label images.
@@ -138,7 +155,7 @@ class LabelEncoding:
             name: the image's name in error messages.
 
         Raises:
-            ValueError: the image contains values or colours that this encoding does not define.
+            LabelError: the image contains values or colours that this encoding does not define.
         """
         if self.colors is not None:
             return self._decode_colors(image, name)
@@ -222,7 +239,7 @@ class LabelEncoding:
             table[r | g << 8 | b << 16] = class_id
         return table
 
-    def _unknown_error(self, name: str, found: list, counts: list[int]) -> ValueError:
+    def _unknown_error(self, name: str, found: list, counts: list[int]) -> LabelError:
         first = ", ".join(f"{value} ({count} pixels)" for value, count in list(zip(found, counts, strict=True))[:5])
         if self.colors is not None:
             expected = f"the {len(self.colors)} colours of `colors`"
@@ -239,10 +256,8 @@ class LabelEncoding:
             hint = f"if it means missing data, set {as_typed(values=table)}"
         elif self.values == BLACK_AND_WHITE and 1 in found:
             hint = f"define each value, for instance {as_typed(values={0: 0, 1: 1, 255: 1})}; 255: 255 ignores it"
-        return ValueError(
-            f"The label of {name} contains {first}{' ...' if len(found) > 5 else ''}; expected {expected}. Fix the "
-            f"file, or {hint}."
-        )
+        problem = f"The label of {name} contains {first}{' ...' if len(found) > 5 else ''}"
+        return LabelError(f"{problem}; expected {expected}. Fix the file, or {hint}.", f"{problem}.")
 
 
 def reduced_values(num_labels: int) -> dict[int, int]:
@@ -267,16 +282,20 @@ def stored_values(image: PILImage.Image, *, name: str) -> np.ndarray:
     grey value, or neither may be the class, and the file does not say which.
 
     Raises:
-        ValueError: the image has several channels, fractions or values that no class can have, or is a GIF whose
-            palette shows other values than it stores.
+        LabelError: the image has several channels, or is a GIF whose palette shows other values than it stores.
+        ValueError: it has fractions or values that no class can have.
     """
     if image.mode == "1":
         return np.asarray(image).astype(np.uint8)
     if image.mode not in ("P", "L", "I", "I;16", "I;16B", "I;16L", "F"):
-        raise ValueError(
+        problem = (
             f"The label of {name} has mode {image.mode!r} ({len(image.getbands())} channels); expected one channel of "
-            "class ids (grey or palette). For masks that code classes by RGB colours, give the table: "
-            "`colors={(r, g, b): class id, ...}`."
+            "class ids (grey or palette)."
+        )
+        raise LabelError(
+            f"{problem} For masks that code classes by RGB colours, give the table: "
+            "`colors={(r, g, b): class id, ...}`.",
+            problem,
         )
     values = np.asarray(image)
     if image.mode == "P" and image.format == "GIF":
@@ -305,10 +324,12 @@ def _check_gif(image: PILImage.Image, name: str) -> None:
     if other:
         found = ", ".join(f"{color} at index {i}" for i, color in list(other.items())[:3])
         table = ", ".join(f"{color}: class id" for color in [*shown.values()][:3])
-        raise ValueError(
+        problem = (
             f"The label of {name} is a GIF with the colours {found}{' ...' if len(other) > 3 else ''}: GIF indices "
-            "may have been renumbered when the file was written, so they do not tell the class. Define the colours, "
-            f"`colors={{{table}, ...}}`, or convert the masks to PNG."
+            "may have been renumbered when the file was written, so they do not tell the class."
+        )
+        raise LabelError(
+            f"{problem} Define the colours, `colors={{{table}, ...}}`, or convert the masks to PNG.", problem
         )
 
 

@@ -18,7 +18,7 @@ from .class_tables import READERS
 from .layout_matching import match, typed
 from .layout_names import Affixes, NamedFile, Places, words_of
 from .table import first_few
-from .walk import IMAGE_SUFFIXES, MASK_SUFFIXES, OTHER_KIND, Walk, walk
+from .walk import IMAGE_SUFFIXES, MASK_SUFFIXES, OTHER_KIND, Walk, no_folder, walk
 
 
 class Pair(NamedTuple):
@@ -78,7 +78,7 @@ def find_layout(
     root = Path(root)
     if not root.is_dir():
         raise ValueError(
-            f"No folder {root}. Expected a folder of images and masks; a data set on the Hub is read with `--dataset "
+            f"{no_folder(root)} Give a folder of images and masks; a data set on the Hub is read with `--dataset "
             "hub --data_root ID`."
         )
     looked = _walk(root)
@@ -152,7 +152,7 @@ def images_alone(folder: str | Path) -> list[Pair]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"`unlabeled_root`: no folder {folder}.")
+        raise ValueError(f"`unlabeled_root`: {no_folder(folder)}")
     looked = _walk(folder)
     looked.say()
     place, affixes = Places(folder, looked, None, None), Affixes(None, None)

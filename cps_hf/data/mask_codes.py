@@ -335,9 +335,10 @@ def _reject_unnamed(readable: Sequence[tuple[str, MaskLook]], unnamed: set[int],
         name = next(name for (name, _), held in zip(readable, codes, strict=True) if unnamed & {*held})
         example = {value: i for i, value in enumerate(table.values or range(len(table.names)))}
         example |= dict.fromkeys(sorted(unnamed)[:5], IGNORE_INDEX)
+        names = "`class_names`" if str(table.path) == "class_names" else table.path
         known = f"the values {first_few(table.values)}" if table.values else f"classes 0 to {len(table.names) - 1}"
         raise ValueError(
-            f"Masks contain {first_few(sorted(unnamed))}, e.g. {name!r}, but {table.path} names {known}: "
+            f"Masks contain {first_few(sorted(unnamed))}, e.g. {name!r}, but {names} names {known}: "
             f"{first_few(table.names)}. Name all classes, including the background (0); or set with `--load_options` "
             f"(`{json.dumps({'values': example})}`) which class each value is, 255 for none."
         )

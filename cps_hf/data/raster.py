@@ -366,9 +366,9 @@ def _bytes_of(value: Any, name: str, what: str) -> tuple[bytes, str]:
             if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):
                 raise  # the process has too many open files: not the fault of this file
             said = getattr(error, "strerror", None) or error
-            raise ValueError(f"Cannot read {where}, the {what}: {said}. Restore the file or drop the row.") from error
+            raise ValueError(f"Cannot read {where}, the {what}: {said}. Restore or remove it.") from error
     if not data:
-        raise ValueError(f"{where}, the {what}, is empty: 0 bytes. Restore the file or drop the row.")
+        raise ValueError(f"{where}, the {what}, is empty: 0 bytes. Restore or remove it.")
     return data, where
 
 

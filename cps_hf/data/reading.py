@@ -15,7 +15,7 @@ import torch
 from PIL import Image as PILImage
 from torch import Tensor
 
-from .labels import IGNORE_INDEX, LabelEncoding, stored_values
+from .labels import IGNORE_INDEX, LabelEncoding, LabelSizeError, stored_values
 from .raster import Raster, open_raster, turn
 from .table import as_typed
 
@@ -192,18 +192,19 @@ def same_aspect(shape: tuple[int, int], size: tuple[int, int]) -> bool:
     return (a - 1) / height < (b + 1) / width and (b - 1) / width < (a + 1) / height
 
 
-def _other_size(shape: tuple[int, int], raster: Raster, image: Raster) -> ValueError:
+def _other_size(shape: tuple[int, int], raster: Raster, image: Raster) -> LabelSizeError:
     said = (
         f"Image and label differ in size: {image.where} is {image.size[0]} x {image.size[1]} (height x width), its "
-        f"label {raster.where} is {shape[0]} x {shape[1]}. "
+        f"label {raster.where} is {shape[0]} x {shape[1]}."
     )
     if image.orientation >= 5:
-        said += "(The image is rotated according to its EXIF orientation.) "
+        said += " (The image is rotated according to its EXIF orientation.)"
     if same_aspect(shape, image.size) or same_aspect(shape, image.stored_size):
         factor = max(image.size) / max(shape)
-        how = f"smaller by {factor:.3g}" if factor > 1 else f"larger by {1 / factor:.3g}"
-        return ValueError(
-            f"{said}It has the same aspect, {how}. To resize masks of another size to their images by the nearest "
-            f"pixel, set {as_typed(resize_masks=True)}."
+        how = f"{factor:.3g} times smaller" if factor > 1 else f"{1 / factor:.3g} times larger"
+        return LabelSizeError(
+            f"{said} Their proportions are equal; the label is {how}. To resize such labels to their images, by the "
+            f"nearest pixel, set {as_typed(resize_masks=True)}.",
+            said,
         )
-    return ValueError(f"{said}Each pixel needs a label: replace one of the files.")
+    return LabelSizeError(f"{said} Each pixel needs a label: replace one of the files.", said)

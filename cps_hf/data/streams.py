@@ -230,13 +230,14 @@ class SampleMaker(torch.utils.data.Dataset):
         if not windowed:
             self._tell_if_slow(image, row)
         if self.with_label and not windowed:
-            check_label_range(label, self.num_labels, id_of(row))
+            check_label_range(label, self.num_labels, label_name(row))
         if self.views is None:
             sample = labeled_sample(image, label, self.augmentation, generator)
         else:
             sample = unlabeled_views(image, self.views, self.augmentation, generator, self.cutmix_masks, label)
         if self.with_label and windowed:
-            check_label_range(sample["labels" if self.views is None else "pseudo_labels"], self.num_labels, id_of(row))
+            ids = sample["labels" if self.views is None else "pseudo_labels"]
+            check_label_range(ids, self.num_labels, label_name(row))
         return {**sample, "ids": id_of(row)}
 
     def _tell_if_slow(self, image: Tensor, row: dict[str, Any]) -> None:
@@ -268,15 +269,21 @@ def label_column_of(views: tuple[str, ...] | None) -> str | None:
     return PSEUDO_LABEL if "pseudo_labels" in views else None
 
 
-def check_label_range(label: Tensor, num_labels: int | None, sample_id: str) -> None:
-    """Check that every class id is below `num_labels` or 255 (ignored)."""
+def label_name(row: dict[str, Any]) -> str:
+    """A row's label in error messages: its id and, if known, the file."""
+    path = row["label"].get("path") if isinstance(row.get("label"), dict) else None
+    return f"{id_of(row)!r} ({path})" if path else repr(id_of(row))
+
+
+def check_label_range(label: Tensor, num_labels: int | None, name: str) -> None:
+    """Check that every class id is below `num_labels` or 255 (ignored). `name`: from `label_name`, for the error."""
     if num_labels is None:
         return
     if torch.where(label == IGNORE_INDEX, 0, label).max() >= num_labels:
         values, counts = label[(label != IGNORE_INDEX) & (label >= num_labels)].unique(return_counts=True)
         found = ", ".join(f"{v} ({c} pixels)" for v, c in zip(values.tolist()[:5], counts.tolist()[:5], strict=True))
         raise ValueError(
-            f"The label of {sample_id!r} contains the values {found}, but the models have {num_labels} classes: "
+            f"The label of {name} contains the values {found}, but the models have {num_labels} classes: "
             f"expected 0 to {num_labels - 1}, or {IGNORE_INDEX} for pixels to ignore. If these are classes, name all "
             f'of them: in the data set\'s folder, a `classes.json` like ["background", ...] with a name for each of 0 '
             f"to {values.max()}, or `class_names`. If not, set the coding of labels: `reduce_labels`, `values` or "
@@ -443,7 +450,7 @@ class _WholeSamples(torch.utils.data.Dataset):
             image, label = read_sample(row, self.encoding, with_label=self.with_label)
             sample = {"image": image, "id": id_of(row)}
             if self.with_label:
-                check_label_range(label, self.num_labels, id_of(row))
+                check_label_range(label, self.num_labels, label_name(row))
                 sample["label"] = label
             return sample
         except Exception as error:

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from .labels import BLACK_AND_WHITE, IGNORE_INDEX, LabelEncoding
 from .reading import examine
-from .streams import check_label_range, id_of, undecoded
+from .streams import check_label_range, id_of, label_name, undecoded
 from .table import as_typed
 from .windowed import is_beyond_decoding, open_windowed
 from .workers import allowed_workers, outlive_signals
@@ -300,7 +300,7 @@ class _Looks(torch.utils.data.Dataset):
                 return self._look_in_windows(row, name)
             found = examine(row, self.encoding, with_label=self.with_label, whole=self.whole)
             if found.ids is not None:
-                check_label_range(torch.from_numpy(found.ids), self.num_labels, name)
+                check_label_range(torch.from_numpy(found.ids), self.num_labels, label_name(row))
         except ValueError as error:
             return {"id": name, "problem": str(error)}
         look = {"id": name, "size": found.size, "unusual": found.unusual, "palette": found.palette}
@@ -319,7 +319,7 @@ class _Looks(torch.utils.data.Dataset):
         if label is not None:
             look["pixels"] = np.zeros(256, np.int64)
             for ids in label.bands():
-                check_label_range(torch.from_numpy(ids), self.num_labels, name)
+                check_label_range(torch.from_numpy(ids), self.num_labels, label_name(row))
                 look["pixels"] += np.bincount(ids.reshape(-1), minlength=256)
             look["unusual"] += [("label", kind) for kind in self._suspicious(look["pixels"], None)]
         return look

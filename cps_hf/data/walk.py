@@ -133,6 +133,11 @@ def _unreadable(folder: str | Path, error: OSError) -> ValueError:
     return ValueError(f"Cannot read the folder {folder}: {error.strerror}. Make it readable, or move it away.")
 
 
+def no_folder(path: Path) -> str:
+    """The sentence for a path that should be a folder and is not."""
+    return f"{path} is a file, and a folder is expected." if path.exists() else f"No folder {path}."
+
+
 def is_hidden(name: str) -> bool:
     """Whether a file or folder with this name is skipped everywhere."""
     return name.startswith(".") or name.casefold() in _OF_SYSTEMS

@@ -39,7 +39,7 @@ def draw_cutmix_masks(
     if aspect is not None and not 0 < aspect[0] <= aspect[1]:
         raise ValueError(f"`aspect` must be two ratios with 0 < low <= high, got {tuple(aspect)}.")
     if not 0 <= probability <= 1:
-        raise ValueError(f"`probability` must be in [0, 1], got {probability}.")
+        raise ValueError(f"`probability` must be from 0 to 1, got {probability}.")
     device = generator.device if generator is not None else "cpu"
     draws = torch.rand(batch_size, 4, boxes, generator=generator, device=device, dtype=torch.float64)
     share, form, top, left = draws.unbind(1)

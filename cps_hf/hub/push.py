@@ -124,7 +124,9 @@ def check_push(directory: Path | None, repo_id: str, token: str | None) -> None:
         if not missing and not [*directory.glob("*.safetensors")]:
             missing = ["model.safetensors"]
         if missing:
-            raise ValueError(f"{directory} is not an exported branch: it has no {' and no '.join(missing)}.")
+            inside = sorted(str(path.parent) for path in directory.glob("*/config.json"))
+            advice = f" Give one of the branches in it: {', '.join(inside)}." if inside else ""
+            raise ValueError(f"{directory} is not an exported branch: it has no {' and no '.join(missing)}.{advice}")
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:

@@ -192,7 +192,8 @@ def _check_source(source: str) -> None:
             f"`{source}`: no model could be read, since it contains several. Give one: {', '.join(inside)}."
         )
     if folder.exists():
-        raise ValueError(f"`{source}`: no model could be read, since there is no config.json in it.")
+        advice = " The run in it has exported no branch yet." if (folder / "metrics.jsonl").is_file() else ""
+        raise ValueError(f"`{source}`: no model could be read, since there is no config.json in it.{advice}")
     if folder.is_absolute() or source.startswith((".", "~")) or len(folder.parts) > 2:  # not a Hub id
         raise ValueError(f"`{source}`: no model could be read, since there is no such folder.")
 

@@ -21,7 +21,7 @@ SMALL = 10e6
 
 
 class Around(NamedTuple):
-    """`config`: the network's configuration. `said`: what was chosen and why. `has_batch_norms`: of the backbone."""
+    """`config`: the network's configuration. `said`: it in words. `has_batch_norms`: of the backbone."""
 
     config: DeepLabV3PlusConfig
     said: str
@@ -64,8 +64,8 @@ def architecture_around(backbone: str | PathLike) -> Around:
     channels = 64 if found.size <= SMALL else 256
     config = DeepLabV3PlusConfig(backbone_config=backbone_config, head="textbook", aspp_channels=channels)
     said = (
-        f"DeepLabV3+ (textbook head, {channels} channels) around timm's {name}, {found.size / 1e6:.1f} million "
-        f"parameters, whose maps at stride 4 and {found.strides[-1]} it takes"
+        f"DeepLabV3+ (textbook head, {channels} channels) on timm's {name} ({found.size / 1e6:.1f} million "
+        f"parameters), whose feature maps at strides 4 and {found.strides[-1]} it uses"
     )
     return Around(config, said, found.has_batch_norms)
 

@@ -393,7 +393,7 @@ def _read_config(source, options: dict) -> PreTrainedConfig:
             raise ValueError(
                 f"`{source}` is neither a folder here nor a model that could be read from the Hub. Check the spelling "
                 f"and the connection{offline}; a gated or private one needs HF_TOKEN; one with "
-                f"its own code needs trust_remote_code=True. transformers said: {error}"
+                f"its own code needs `trust_remote_code=True`. transformers said: {error}"
             ) from error
     reject_other_universal(config, _named(source))
     known = type(config) in AutoModelForSemanticSegmentation._model_mapping or is_universal(config)

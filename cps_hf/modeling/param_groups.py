@@ -52,7 +52,7 @@ def parameter_groups(
         ValueError: a factor is out of range, or `layer_decay` is used on a backbone without layers.
     """
     if layer_decay is not None and not 0 < layer_decay <= 1:
-        raise ValueError(f"`layer_decay` must be in (0, 1], got {layer_decay}.")
+        raise ValueError(f"`layer_decay` must be above 0 and at most 1, got {layer_decay}.")
     for name, factor in (("head", head_learning_rate_factor), ("backbone", backbone_learning_rate_factor)):
         if factor <= 0:
             raise ValueError(f"`{name}_learning_rate_factor` must be above 0, got {factor}. To freeze, use freeze().")

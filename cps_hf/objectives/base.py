@@ -304,7 +304,7 @@ def check_shares(objective: Objective, *names: str) -> None:
     """Check that each of these fields is in [0, 1]."""
     for name in names:
         if not 0 <= getattr(objective, name) <= 1:
-            raise ValueError(f"`{name}` must be in [0, 1], got {getattr(objective, name)}.")
+            raise ValueError(f"`{name}` must be from 0 to 1, got {getattr(objective, name)}.")
 
 
 def check_not_negative(objective: Objective, *names: str) -> None:

@@ -20,9 +20,13 @@ class Supervised(Objective):
 
     @classmethod
     def of(cls, objective: Objective) -> Supervised:
-        """The labeled part of a method: the same loss on the same labels, without unlabeled images."""
+        """The labeled part of a method: the same loss on the same labels, without unlabeled images. A method that
+        overrides `supervised_loss` keeps that loss."""
         shared = [field.name for field in fields(Objective) if field.name != "joint_forward"]
-        return cls(**{name: getattr(objective, name) for name in shared})
+        part = cls(**{name: getattr(objective, name) for name in shared})
+        if type(objective).supervised_loss is not Objective.supervised_loss:
+            object.__setattr__(part, "supervised_loss", objective.supervised_loss)  # the dataclass is frozen
+        return part
 
     def __call__(
         self, branches, labeled, unlabeled=None, *, teacher=None, progress=0.0, unlabeled_weight=1.0

@@ -54,7 +54,7 @@ class UniMatch(Objective):
         check_not_negative(self, "weight")
         check_shares(self, "confidence_threshold", "cutmix", "class_balance", "ramp_up")
         if not 0 <= self.feature_dropout < 1:
-            raise ValueError(f"`feature_dropout` must be in [0, 1), got {self.feature_dropout}.")
+            raise ValueError(f"`feature_dropout` must be 0 or more and less than 1, got {self.feature_dropout}.")
 
     @property
     def views(self) -> tuple[str, ...]:

@@ -41,30 +41,40 @@ class DataFacts:
     grey: bool = False
 
     @classmethod
-    def of(cls, labeled: Any, unlabeled: Any, evaluation: Any, class_names: Sequence[str]) -> DataFacts:
+    def of(
+        cls,
+        labeled: Any,
+        unlabeled: Any,
+        evaluation: Any,
+        class_names: Sequence[str],
+        *,
+        skip_bad_samples: bool = False,
+    ) -> DataFacts:
         """Sample the data sets: a few images of each, and the labels.
 
         Args:
             labeled, unlabeled, evaluation: data sets of `cps_hf.data` or streams; None if there is none.
+            skip_bad_samples: omit training images and labels that cannot be read.
 
         Raises:
-            ValueError: an image or a label cannot be read; the message names it.
+            ValueError: an image or a label cannot be read, or no image can; the message names it.
         """
-        sizes, grey = [], True
+        sizes, grey, unreadable = [], True, None
         for what, dataset in (("labeled", labeled), ("unlabeled", unlabeled), ("evaluation", evaluation)):
             for row in _some_rows(dataset, what):
-                windowed = open_windowed(row, None, with_label=False)
-                if windowed is None:
-                    image = read_image(row["image"], name=repr(id_of(row)))
-                    size = tuple(image.shape[-2:])
-                else:  # its middle tells whether it is grey
-                    size = tuple(windowed[0].shape[-2:])
-                    middle = [min(side, 512) for side in size]
-                    image = windowed[0].window((size[0] - middle[0]) // 2, (size[1] - middle[1]) // 2, *middle)
+                try:
+                    size, is_grey = _look_at(row)
+                except ValueError as error:
+                    if not skip_bad_samples or what == "evaluation":
+                        raise
+                    unreadable = error
+                    continue
                 sizes.append(size)
-                grey = grey and bool((image[:1] == image).all())
+                grey = grey and is_grey
+        if not sizes:
+            raise unreadable
         some = _evenly(labeled, LABELS_COUNTED) if isinstance(labeled, Dataset) else labeled
-        counts = count_class_pixels(some, len(class_names)).tolist()
+        counts = count_class_pixels(some, len(class_names), skip_bad_samples=skip_bad_samples).tolist()
         total = sum(counts)
         return cls(
             num_labeled=_length(labeled),
@@ -76,6 +86,19 @@ class DataFacts:
             class_shares={name: n / total for name, n in zip(class_names, counts, strict=True)} if total else {},
             grey=grey,
         )
+
+
+def _look_at(row: Mapping[str, Any]) -> tuple[tuple[int, int], bool]:
+    """An image's height and width, and whether it is grey (of a large one that is read in windows, its middle)."""
+    windowed = open_windowed(row, None, with_label=False)
+    if windowed is None:
+        image = read_image(row["image"], name=repr(id_of(row)))
+        height, width = image.shape[-2:]
+    else:
+        height, width = windowed[0].shape[-2:]
+        size = [min(side, 512) for side in (height, width)]
+        image = windowed[0].window((height - size[0]) // 2, (width - size[1]) // 2, *size)
+    return (height, width), bool((image[:1] == image).all())
 
 
 def _some_rows(dataset: Any, what: str):

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import base64
 import functools
+import io
 import math
 import os
 import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 import numpy as np
@@ -22,7 +23,8 @@ import yaml
 
 from ..files import write_atomically
 from ..hub.loading import loading_lines
-from ..visualization.runs import EVALUATION, class_rows, image_caption, read_json, read_records
+from ..visualization.colors import overlay_name
+from ..visualization.runs import EVALUATION, class_rows, confusion_figure, image_caption, read_json, read_records
 
 REPORT = "report.html"
 CELLS = 40  # classes; with more, the confusion matrix is a picture instead of a table
@@ -58,14 +60,18 @@ def render_report(run: str | os.PathLike) -> str:
     run = Path(run)
     results = read_json(run / "results.json")
     if not isinstance(results, Mapping) or "training" not in results:
-        raise ValueError(f"{run} has no results.json of a finished run. Give the output folder of `cps-hf train`.")
+        raise ValueError(_without_results(run))
     evaluation = read_json(run / EVALUATION)
     settings = _settings(run)
-    branch = run / ("best" if (run / "best").is_dir() else "branch_0")
+    has_best = (run / "best").is_dir()
+    described, exported = _networks(results.get("best") if has_best else None, evaluation, settings)
+    branch = run / ("best" if has_best else "branch_0")
     return _template().render(
         name=run.resolve().name,
         results=results,
-        facts=_facts(results, settings),
+        facts=_facts(results, described, exported),
+        described=described,
+        exported=exported,
         plan=_plan(run, settings),
         settings=settings,
         comparison=_comparison(results.get("comparison")),
@@ -76,7 +82,7 @@ def render_report(run: str | os.PathLike) -> str:
         classes=_classes(evaluation),
         images=_images(run, evaluation),
         matrix=_matrix(evaluation),
-        matrix_picture=_data_uri(run / "pictures" / "confusion_matrix.png"),
+        matrix_picture=_matrix_picture(run, evaluation),
         loading=loading_lines(branch) if branch.is_dir() else [],
     )
 
@@ -94,9 +100,50 @@ def _template() -> jinja2.Template:
 # ------------------------------------------------------------------------------------------------ content
 
 
-def _facts(results: Mapping[str, Any], settings: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The lines at the top: what was trained on what, for how long, and which network is best."""
-    training, best = results["training"], results.get("best") or {}
+def _without_results(run: Path) -> str:
+    """The error for a folder without results.json."""
+    if not run.is_dir():
+        return f"{run} is {'a file' if run.exists() else 'missing'}. Give the output folder of `cps-hf train`."
+    records = read_records(run)
+    if not records and not (run / "config.yaml").is_file():
+        return f"{run} has no results.json of a finished run. Give the output folder of `cps-hf train`."
+    step = f" It logged step {records[-1]['step']} last." if records else ""
+    return (
+        f"{run} has no results.json: the run is not finished.{step} If it is no longer running, continue it by adding "
+        "`--resume_from_checkpoint auto` to its command; it writes its report at the end."
+    )
+
+
+class _Network(NamedTuple):
+    """A network of the run: "branch 0 at step 40" and its mean IoU on the evaluation images."""
+
+    name: str
+    mean_iou: float
+
+
+def _networks(
+    best: Mapping[str, Any] | None, evaluation: Mapping[str, Any] | None, settings: Mapping[str, Any]
+) -> tuple[_Network | None, _Network | None]:
+    """The network that the page's tables and images are of, and the one in `best/`. They are equal unless the run
+    could not keep the evaluation of `best/`, or an older version wrote it."""
+    first_stage = settings.get("pretrain_steps") or 0
+
+    def name(row: str, step: int) -> str:
+        return f"{_words(row)} at step {step}{', supervised stage' if step <= first_stage else ''}"
+
+    described = exported = None
+    if best:
+        exported = _Network(name(best["branch"], best["step"]), best[best["branch"]]["mean_iou"])
+    if evaluation:
+        known = [row["iou"] for row in class_rows(evaluation) if row["iou"] is not None]
+        score = sum(known) / len(known) if known else math.nan
+        described = _Network(name(evaluation["network"], evaluation["step"]), score)
+    return described or exported, exported
+
+
+def _facts(results: Mapping[str, Any], described: _Network | None, exported: _Network | None) -> list[tuple[str, str]]:
+    """The lines at the top: which network the page describes, what was trained on what, and for how long."""
+    training, method = results["training"], (results.get("objective") or {}).get("name") or ""
     seconds = training.get("seconds")
     images = [
         f"{results[key]} {kind}"
@@ -104,16 +151,19 @@ def _facts(results: Mapping[str, Any], settings: Mapping[str, Any]) -> list[tupl
         if results.get(key)
     ]
     found = [
-        ("Method", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", results["objective"]["name"])),
+        ("Method", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", method)),
         ("Images", ", ".join(images)),
-        ("Steps", f"{results['steps']}"),
-        ("Training time", "" if seconds is None else f"{_duration(seconds)} on {training['device']}"),
+        ("Steps", f"{results.get('steps', '')}"),
+        (
+            "Training time",
+            "" if seconds is None else f"{_duration(seconds)} on {training.get('device', '?')}",
+        ),
     ]
-    if best:
-        score = best[best["branch"]]["mean_iou"]
-        stage = ", supervised stage" if best["step"] <= (settings.get("pretrain_steps") or 0) else ""
-        found.insert(0, ("Best network", f"{_words(best['branch'])} at step {best['step']}{stage}"))
-        found.insert(1, ("Its mean IoU", f"{_percent(score)} %"))
+    if described and exported and described.name == exported.name:
+        found[:0] = [("Best network", described.name), ("Its mean IoU", f"{_percent(described.mean_iou)} %")]
+    else:
+        networks = (("Network on this page", described), ("Best network (best/)", exported))
+        found[:0] = [(title, f"{one.name}, mean IoU {_percent(one.mean_iou)} %") for title, one in networks if one]
     return [(title, text) for title, text in found if text]
 
 
@@ -175,7 +225,14 @@ def _collapse(records: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
 
 def _classes(evaluation: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     rows = class_rows(evaluation) if evaluation else []
-    return [{**row, "color": "#{:02x}{:02x}{:02x}".format(*map(int, row["color"]))} for row in rows]
+    return [
+        {
+            **row,
+            "color": "#{:02x}{:02x}{:02x}".format(*map(int, row["color"])),
+            "in_overlay": overlay_name(row["name"], row["color"]),
+        }
+        for row in rows
+    ]
 
 
 def _images(run: Path, evaluation: Mapping[str, Any] | None) -> list[dict[str, Any]]:
@@ -206,6 +263,15 @@ def _matrix(evaluation: Mapping[str, Any] | None) -> list[dict[str, Any]]:
         total = counts.sum()
         rows.append({"name": name, "shares": [100 * count / total if total else None for count in counts.tolist()]})
     return rows
+
+
+def _matrix_picture(run: Path, evaluation: Mapping[str, Any] | None) -> str | None:
+    """The confusion matrix of many classes, drawn."""
+    if not evaluation or len(evaluation["classes"]) <= CELLS:
+        return None
+    file = io.BytesIO()
+    confusion_figure(run).savefig(file, format="png")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 # ------------------------------------------------------------------------------------------------ formatting

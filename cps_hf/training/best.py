@@ -62,6 +62,13 @@ class BestBranch:
         found = paired_bootstrap(before, after, metric=self.metric)
         if found.beyond_chance >= 0:
             return
+        if not self.exporter.has_supervised(row):
+            logger.warning(
+                "The second stage's best network is worse beyond chance than %s of the supervised stage, but %s is "
+                "missing, so best/ stays %s of step %d.",
+                *(row, self.exporter.supervised[row], second["branch"], second["step"]),
+            )
+            return
         with self.late.attempt("best"):
             copy = partial(self.exporter.copy_supervised, row, self.folder)
             self._replace(copy, supervised, row, border, state.supervised_counts[row])

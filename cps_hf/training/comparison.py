@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -53,7 +53,7 @@ def compare(before: Mapping[str, ImageCounts], after: Mapping[str, ImageCounts],
         "images": first["images"],
         "branches": rows,
         "images_needed": first["images_needed"],
-        "sentence": in_words("The second stage", next(iter(rows)).replace("_", " "), first),
+        "sentence": in_words(second_stage(next(iter(rows))), first),
     }
 
 
@@ -86,46 +86,71 @@ def _verdict(interval: Interval) -> str:
     return TOO_FEW if interval.images < MINIMUM_IMAGES else VERDICTS[interval.beyond_chance]
 
 
-def in_words(what: str, whose: str, found: Mapping[str, Any], *, images: str = "validation images") -> str:
-    """One sentence, e.g. "The second stage changed branch 0's mean IoU by +2.8 points, from 61.2 % to 64.0 % (95 %
-    interval +1.1 to +4.4, 50 validation images), which is beyond chance; by class: car +5.0 (+1.2 to +8.8)."
+class Words(NamedTuple):
+    """How a sentence names what is compared.
 
     Args:
-        what: the cause of the difference.
-        whose: the network.
+        cause: what changed the score.
+        score: the score and, if there are several, the network.
+        after: when the second score is obtained.
+        before: the first score, after "higher than" or "lower than".
+    """
+
+    cause: str
+    score: str
+    after: str
+    before: str
+
+
+def second_stage(row: str) -> Words:
+    """For the second stage of a run against its first, by a branch."""
+    return Words("The second stage", f"{row.replace('_', ' ')}'s mean IoU", "After the second stage", "before")
+
+
+def in_words(words: Words, found: Mapping[str, Any], *, images: str = "validation images") -> str:
+    """One or two sentences, e.g. "The unlabeled images raised mean IoU by 2.1 points, from 61.2 % to 63.3 % (95 %
+    interval +0.3 to +3.9, 25 validation images): beyond chance. Beyond chance by class: car +5.0 (+1.2 to +8.8)."
+
+    Args:
+        words: what is compared.
         found: the result of `describe`.
         images: what to call the images.
     """
-    scores = f"from {_percent(found['before'])} to {_percent(found['after'])}"
-    count = found["images"]
-    noun = images if count != 1 else images.removesuffix("s")
-    if found["verdict"] == TOO_FEW:
+    before, after = _percent(found["before"]), _percent(found["after"])
+    count, needed = found["images"], found["images_needed"]
+    noun = images if count != 1 else images.replace("images", "image", 1)
+    difference, low, high = (found["difference"][name] for name in ("mean_iou", "low", "high"))
+    if found["verdict"] == TOO_FEW or is_missing(difference):
+        cause = words.cause[0].lower() + words.cause[1:]
         return (
-            f"{what} changed {whose}'s mean IoU by {_points(found['difference']['mean_iou'])}, {scores}, but {count} "
-            f"{noun} cannot show whether that is beyond chance: about {found['images_needed']} would."
+            f"Whether {cause} helped cannot be told from {count} {noun} ({words.score}: {after} instead of {before}); "
+            f"about {needed} would be enough."
         )
-    low, high = (_signed(found["difference"][end]) for end in ("low", "high"))
-    interval = f"95 % interval {low} to {high}, {count} {noun}"
+    points = f"{100 * abs(difference):.1f} points"
+    interval = f"95 % interval {_signed(low)} to {_signed(high)}, {count} {noun}"
     if found["verdict"] == VERDICTS[0]:
-        verdict = f"which may be chance: about {found['images_needed']} images would tell"
+        said = (
+            f"{words.after}, {words.score} is {points} {'lower' if difference < 0 else 'higher'} than {words.before}"
+        )
+        said = f"{said}, {after} instead of {before} ({interval}): within chance. About {needed} images would tell."
     else:
-        verdict = "which is beyond chance"
-    said = f"{what} changed {whose}'s mean IoU by {_points(found['difference']['mean_iou'])}, {scores} ({interval}), "
-    return f"{said}{verdict}{_classes_in_words(found['classes'])}."
+        said = f"{words.cause} {'lowered' if difference < 0 else 'raised'} {words.score} by {points}"
+        said = f"{said}, from {before} to {after} ({interval}): beyond chance."
+    return f"{said} {_classes_in_words(found['classes'])}"
 
 
 def _classes_in_words(classes: Sequence[Mapping[str, Any]]) -> str:
-    """ "; beyond chance by class: car +5.0 (+1.2 to +8.8)", largest difference first."""
+    """ "Beyond chance by class: car +5.0 (+1.2 to +8.8).", largest difference first."""
     certain = [one for one in classes if one["verdict"] in (VERDICTS[1], VERDICTS[-1])]
     certain.sort(key=lambda one: -abs(one["difference"]))
     if not certain:
-        return "; no single class changed beyond chance"
+        return "No single class changed beyond chance."
     shown = [
         f"{one['name']} {_signed(one['difference'])} ({_signed(one['low'])} to {_signed(one['high'])})"
         for one in certain[:NAMED]
     ]
     more = f" and {len(certain) - NAMED} more" if len(certain) > NAMED else ""
-    return f"; beyond chance by class: {', '.join(shown)}{more}"
+    return f"Beyond chance by class: {', '.join(shown)}{more}."
 
 
 def table(found: Mapping[str, Any]) -> str:
@@ -147,10 +172,6 @@ def table(found: Mapping[str, Any]) -> str:
 
 def _percent(value: float | None) -> str:
     return "-" if is_missing(value) else f"{100 * value:.1f} %"
-
-
-def _points(value: float | None) -> str:
-    return f"{_signed(value)} points"
 
 
 def _signed(value: float | None) -> str:

@@ -46,7 +46,7 @@ def agreement(share: float, commonest: float | None) -> str:
 
 
 def place(step: int, max_steps: int, stage: str, seconds_left: float | None) -> str:
-    """ "step 50 of 800, stage 1 of 2: supervised, 3 min left".
+    """ "step 50 of 800, stage 1/2, 3 min left in this stage".
 
     Args:
         stage: the stage of the step; empty if there is only one.

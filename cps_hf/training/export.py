@@ -117,6 +117,11 @@ class BranchExporter:
                     )
                     shutil.rmtree(aside, ignore_errors=True)
 
+    def has_supervised(self, name: str) -> bool:
+        """Whether the supervised stage's branch is still there. It is not if its folder was deleted, or if the run was
+        resumed in another folder."""
+        return on_main_process(self.accelerator, lambda: (self.supervised[name] / "config.json").is_file())
+
     def copy_supervised(self, name: str, directory: Path) -> None:
         """Export the supervised stage's branch again, to `directory`. Its card becomes that of the new place when it
         is rewritten."""

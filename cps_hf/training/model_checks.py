@@ -6,6 +6,7 @@ import itertools
 import logging
 from collections.abc import Mapping, Sequence
 from os import PathLike
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -111,6 +112,15 @@ def check_set_loss(model: PreTrainedModel, index: int, *, compiles: bool) -> Non
         )
     if compiles:
         raise ValueError('`labeled_loss="set"` does not work with `torch_compile`: leave one of them out.')
+
+
+def structure_of(model: PreTrainedModel) -> tuple[Any, ...]:
+    """What a pass on shapes without values depends on. It is equal for branches that differ only in their weights."""
+    config = {key: value for key, value in model.config.to_dict().items() if key != "_name_or_path"}
+    modules = [(name, type(module), module.training) for name, module in model.named_modules()]
+    parameters = [(name, p.shape, p.dtype, p.requires_grad) for name, p in model.named_parameters()]
+    masked_attention = getattr(model, "attn_mask_probs", None)  # EoMT's code branches on these few numbers
+    return config, modules, parameters, None if masked_attention is None else masked_attention.tolist()
 
 
 def freeze_unused(model: PreTrainedModel, index: int, size: tuple[int, int]) -> list[str]:

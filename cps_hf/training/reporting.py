@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from accelerate import Accelerator
@@ -66,8 +66,8 @@ class RunLog:
             total=max_steps,
             initial=first_step,
             unit="step",
-            dynamic_ncols=True,
             disable=_disabled(show_bar and accelerator.is_main_process),
+            **_size(sys.stderr),
         )
         self._max_steps, self._stage = max_steps, ""
         self._since, self._last_step = (time.monotonic(), first_step), max_steps  # of the stage
@@ -97,11 +97,20 @@ class RunLog:
         with contextlib.suppress(OSError, ValueError):  # a closed terminal is no reason to stop
             self.bar.update()
 
-    def begin_stage(self, stage: str, step: int, last_step: int) -> None:
-        """From here until `last_step`, steps belong to this stage (empty if there is only one)."""
+    def begin_stage(self, stage: str, step: int, last_step: int, max_steps: int) -> None:
+        """From here until `last_step`, steps belong to this stage.
+
+        Args:
+            stage: what lines and the progress bar call the stage; empty if there is only one.
+            max_steps: the run's last step, which may have changed since the previous stage.
+        """
         self._stage, self._since, self._last_step = stage, (time.monotonic(), step), last_step
-        if stage:
-            self.bar.set_description(stage)
+        self._max_steps = self.bar.total = max_steps
+        self.bar.set_description(stage or None)
+
+    def end(self, step: int) -> None:
+        """Training ends with this step, perhaps before `max_steps`. Nothing is left to wait for."""
+        self._last_step = self.bar.total = step
 
     def show(self, record: Mapping[str, float], step: int) -> None:
         """Show the newest numbers in the progress bar, or in a line. Scores are always a line."""
@@ -113,11 +122,22 @@ class RunLog:
         elif self.bar.disable:
             self.say(log_line(record, where))
         else:
-            short = {"learning_rate": "lr", "images_per_second": "img/s", "commonest_class": "one class"}
-            numbers = {k: v for k, v in record.items() if "norm" not in k and k != "stage"}
-            self.bar.set_postfix(
-                {short.get(k, k.replace("_loss", "")): f"{v:.3g}" for k, v in numbers.items()}, refresh=False
-            )
+            self.bar.set_postfix_str(self._fitting(record), refresh=False)
+
+    def _fitting(self, record: Mapping[str, float]) -> str:
+        """The first numbers of a record, as many as leave the progress bar ten columns."""
+        short = {"learning_rate": "lr", "images_per_second": "img/s", "commonest_class": "one class"}
+        numbers = [
+            f"{short.get(name, name.replace('_loss', ''))}={value:.3g}"
+            for name, value in record.items()
+            if "norm" not in name and name != "stage"
+        ]
+        shown = self.bar.format_dict
+        if shown["ncols"] is not None:  # it is None in a notebook
+            without = tqdm.format_meter(**shown | {"ncols": None, "postfix": None})  # its bar has ten columns
+            while numbers and len(without) + len(", ") + len(", ".join(numbers)) > shown["ncols"]:
+                numbers.pop()
+        return ", ".join(numbers)
 
     def say(self, line: str) -> None:
         """Print a line on the console, above the progress bar if there is one.
@@ -186,6 +206,16 @@ def _disabled(show: bool) -> bool | None:
     return False if any("notebook" in cls.__module__ for cls in tqdm.__mro__) else None
 
 
+def _size(stream: TextIO) -> dict[str, Any]:
+    """tqdm's options for the size of its bar: the terminal's. Some notebooks and build servers report 0, which means
+    unknown; tqdm would draw nothing."""
+    try:
+        columns, lines = os.get_terminal_size(stream.fileno())
+    except (AttributeError, OSError, ValueError):  # not a terminal
+        return {"dynamic_ncols": True}
+    return {"dynamic_ncols": True} if columns and lines else {"ncols": columns or 80, "nrows": lines or 24}
+
+
 def _records(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """Each line with its record. Partial lines, from a killed process or a full disk, are skipped."""
     found = []
@@ -205,6 +235,8 @@ class Averages:
     """Means over steps of named scalars, and sums over steps of named counts. A step's values stay on the device until
     they are read once.
 
+    A step that has no value of a name, as when the run stops reading unlabeled images, is not part of that mean.
+
     Attributes:
         counts: the counts of the steps since `take_counts`.
     """
@@ -213,6 +245,7 @@ class Averages:
         self.sums: dict[str, float] = {}
         self.counts: dict[str, list[float]] = {}
         self.steps = 0
+        self._steps_of: dict[str, int] = {}  # how many steps had a value of each sum
         self._step: dict[str, Tensor] = {}
 
     def add(self, values: Mapping[str, Tensor], share: float = 1.0) -> None:
@@ -240,12 +273,13 @@ class Averages:
                 self.counts[name] = [a + b for a, b in zip(before, value, strict=True)]
             else:
                 self.sums[name] = self.sums.get(name, 0.0) + value
+                self._steps_of[name] = self._steps_of.get(name, 0) + 1
         self.steps += 1
 
     def read(self) -> dict[str, float]:
         """The means over the steps since the last call."""
-        means = {name: value / self.steps for name, value in self.sums.items()}
-        self.sums, self.steps = {}, 0
+        means = {name: value / self._steps_of[name] for name, value in self.sums.items()}
+        self.sums, self._steps_of, self.steps = {}, {}, 0
         return means
 
     def take_counts(self) -> dict[str, list[float]]:
@@ -254,10 +288,12 @@ class Averages:
         return counts
 
     def state_dict(self) -> dict[str, Any]:
-        return {"steps": self.steps, "sums": dict(self.sums), "counts": dict(self.counts)}
+        sums, steps_of, counts = (dict(one) for one in (self.sums, self._steps_of, self.counts))
+        return {"steps": self.steps, "sums": sums, "steps_of": steps_of, "counts": counts}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.steps, self.sums = state["steps"], dict(state["sums"])
+        self._steps_of = dict(state.get("steps_of", dict.fromkeys(self.sums, self.steps)))  # older checkpoints: all
         self.counts = dict(state.get("counts", {}))  # older checkpoints have none
 
 
@@ -312,25 +348,28 @@ def peak_memory(device: torch.device) -> int | None:
 
 def scores_table(scores: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> str:
     """Per-class IoU and the means in percent, one column per branch. Classes without pixels have a dash; if there are
-    any, a line shows how many classes the means are over."""
-    columns = [row.replace("_", " ") for row in scores]
-    column = max(11, *(len(name) + 2 for name in columns))
-    width = max([len(name) for name in names] + [16])
-    lines = [f"{'IoU, %':<{width}}" + "".join(f"{name:>{column}}" for name in columns)]
+    any, a line shows how many classes the means are over. Two branches, their averages and the mean fit in 80 columns.
+    """
+    narrowest = max(10, len(f"{len(names)} of {len(names)}") + 2)
+    columns = {row.replace("_", " "): max(narrowest, len(row) + 2) for row in scores}
+    widths = [*columns.values()]
+    width = max([len(name) for name in names] + [14])
+    lines = [f"{'IoU, %':<{width}}" + "".join(f"{name:>{column}}" for name, column in columns.items())]
     rule = "-" * len(lines[0])
     lines.append(rule)
     for index, name in enumerate(names):
-        lines.append(_line(name, [s["per_category_iou"][index] for s in scores.values()], width, column))
+        lines.append(_line(name, [s["per_category_iou"][index] for s in scores.values()], width, widths))
     lines.append(rule)
     for key, title in (
         ("mean_iou", "mIoU"),
         ("mean_accuracy", "mean accuracy"),
         ("overall_accuracy", "pixel accuracy"),
     ):
-        lines.append(_line(title, [s[key] for s in scores.values()], width, column))
+        lines.append(_line(title, [s[key] for s in scores.values()], width, widths))
         if any(over_classes(s, key) for s in scores.values()):
-            counts = (f"{scored_classes(s, key)} of {len(names)}" for s in scores.values())
-            lines.append(f"{'  over classes':<{width}}" + "".join(f"{count:>{column}}" for count in counts))
+            counts = [f"{scored_classes(s, key)} of {len(names)}" for s in scores.values()]
+            cells = "".join(f"{count:>{column}}" for count, column in zip(counts, widths, strict=True))
+            lines.append(f"{'  over classes':<{width}}{cells}")
     return "\n".join(lines)
 
 
@@ -349,19 +388,20 @@ def class_table(scores: Mapping[str, Any], names: Sequence[str]) -> str:
     lines.append(rule)
     for index, name in enumerate(names):
         values = [scores[f"per_category_{key}"][index] for key in columns.values()]
-        lines.append(_line(name, values, width, column=14))
+        lines.append(_line(name, values, width, [14] * len(values)))
     lines.append(rule)
-    lines.append(_line("mean", [scores[f"mean_{key}"] for key in columns.values()], width, column=14))
+    lines.append(_line("mean", [scores[f"mean_{key}"] for key in columns.values()], width, [14] * len(columns)))
     if any(over_classes(scores, f"mean_{key}") for key in columns.values()):
         counts = (f"{scored_classes(scores, f'mean_{key}')} of {len(names)}" for key in columns.values())
         lines.append(f"{'  over classes':<{width}}" + "".join(f"{count:>14}" for count in counts))
-    lines.append(_line("pixel accuracy", [scores["overall_accuracy"]], width, column=28))
+    lines.append(_line("pixel accuracy", [scores["overall_accuracy"]], width, [28]))
     return "\n".join(lines)
 
 
-def _line(title: str, values: Sequence[float], width: int, column: int = 11) -> str:
+def _line(title: str, values: Sequence[float], width: int, columns: Sequence[int]) -> str:
     shown = ("-" if math.isnan(value) else f"{100 * value:.2f}" for value in values)
-    return f"{title:<{width}}" + "".join(f"{value:>{column}}" for value in shown)
+    cells = "".join(f"{value:>{column}}" for value, column in zip(shown, columns, strict=True))
+    return f"{title:<{width}}{cells}"
 
 
 def without_nan(value: Any) -> Any:

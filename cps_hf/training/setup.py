@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -62,7 +63,9 @@ def check_launch(accelerator: Accelerator, args: CPSConfig, model_config: ModelC
     sharding.reject_unsupported(accelerator, args, model_config)
     if accelerator.is_main_process:
         noun = ("process" if count == 1 else "processes") + (", sharded," if accelerator.is_fsdp2 else "")
-        logger.info("%d %s on %s, precision %s.", count, noun, accelerator.device, accelerator.mixed_precision)
+        precision = accelerator.mixed_precision
+        precision = "float32" if precision == "no" else f"mixed precision {precision}"
+        logger.info("%d %s on %s, %s.", count, noun, accelerator.device, precision)
 
 
 def check_trackers(args: CPSConfig) -> None:
@@ -221,8 +224,9 @@ def build_models(
     if id2label is None and accelerator.is_main_process:
         trust = model_config.trust_remote_code
         model_checks.log_class_source(models, classes_of(built), trust_remote_code=trust)
+    tried: list[tuple[Any, list[str]]] = []
     return [
-        _prepare_branch(model, index, model_config, args, crop_size, objective, accelerator)
+        _prepare_branch(model, index, model_config, args, crop_size, objective, accelerator, tried)
         for index, model in enumerate(built)
     ]
 
@@ -235,8 +239,13 @@ def _prepare_branch(
     crop_size: Sequence[int],
     objective: Objective,
     accelerator: Accelerator,
+    tried: list[tuple[Any, list[str]]],
 ) -> PreTrainedModel:
-    """The branch in training mode, with adapters, freezing and norms as set, after checking that it can be trained."""
+    """The branch in training mode, with adapters, freezing and norms as set, after checking that it can be trained.
+
+    Args:
+        tried: as in `_try_on_shapes`.
+    """
     if model_config.lora_rank is not None:
         _add_adapters(model, index, model_config, args, accelerator)
     if model_config.freeze_backbone or model_config.freeze_norms:
@@ -247,21 +256,50 @@ def _prepare_branch(
     if objective.labeled_loss == "set":
         model_checks.check_set_loss(model, index, compiles=args.torch_compile)
     check_channels(model.config, type(model).__name__)
-    _check_crop(model, crop_size)
     if args.gradient_checkpointing:
         modeling.enable_gradient_checkpointing(model)
     if args.sync_batchnorm and accelerator.num_processes > 1 and accelerator.device.type == "cuda":
         model = modeling.convert_sync_batchnorm(model)
     sizes = {args.per_device_train_batch_size} | ({args.unlabeled_batch_size} if objective.views else set())
-    for size in sizes:
-        modeling.check_train_batch(model, size, *crop_size)
-    unused = model_checks.freeze_unused(model, index, tuple(crop_size))
+    unused = _try_on_shapes(model, index, crop_size, sizes, tried)
     if unused and accelerator.is_main_process:
         logger.info("branch %d: frozen, since the logits do not depend on them: %s.", index, ", ".join(unused))
     if args.channels_last:
         model.to(memory_format=torch.channels_last)
     model.train()
     return model
+
+
+def _try_on_shapes(
+    model: PreTrainedModel,
+    index: int,
+    crop_size: Sequence[int],
+    batch_sizes: set[int],
+    tried: list[tuple[Any, list[str]]],
+) -> list[str]:
+    """Check that a branch accepts the crop and the batches, and freeze what gets no gradient.
+
+    Each pass takes a large share of a second, also without values. A branch that differs from an earlier one only in
+    its weights is not tried again.
+
+    Args:
+        tried: the structure of each branch that was tried, and the names of what was frozen; extended.
+
+    Returns:
+        The names of the parameters that were frozen.
+    """
+    structure = model_checks.structure_of(model)
+    for other, unused in tried:
+        if other == structure:
+            for name in unused:
+                model.get_parameter(name).requires_grad_(False)
+            return unused
+    _check_crop(model, crop_size)
+    for size in batch_sizes:
+        modeling.check_train_batch(model, size, *crop_size)
+    unused = model_checks.freeze_unused(model, index, tuple(crop_size))
+    tried.append((structure, unused))
+    return unused
 
 
 def _named_weights(models, model_config: ModelConfig) -> list[str]:
@@ -374,11 +412,19 @@ def make_schedule(optimizer: torch.optim.Optimizer, args: CPSConfig) -> torch.op
     if not args.pretrain_steps:
         return _schedule(optimizer, args, args.max_steps)
     border, second_factor = args.pretrain_steps, args.second_stage_learning_rate_factor
-    first, second = (
-        _schedule(torch.optim.SGD([torch.zeros(1)], lr=args.learning_rate), args, steps).lr_lambdas[0]
-        for steps in (border, args.max_steps - border)
-    )
-    return LambdaLR(optimizer, lambda step: first(step) if step < border else second_factor * second(step - border))
+
+    @functools.cache
+    def factor(steps: int) -> Callable[[int], float]:
+        return _schedule(torch.optim.SGD([torch.zeros(1)], lr=args.learning_rate), args, steps).lr_lambdas[0]
+
+    first = factor(border)
+    factor(args.max_steps - border)  # an error must not wait for the second stage
+
+    def at(step: int) -> float:
+        # The length is read at each step, since a callback may change that of the second stage at its beginning.
+        return first(step) if step < border else second_factor * factor(args.max_steps - border)(step - border)
+
+    return LambdaLR(optimizer, at)
 
 
 def _schedule(optimizer: torch.optim.Optimizer, args: CPSConfig, steps: int) -> LambdaLR:

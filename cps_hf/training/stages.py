@@ -78,3 +78,11 @@ class Stages:
         if not self.border:
             return ""
         return "stage 1 of 2: supervised" if self.is_first(step) else f"stage 2 of 2: {type(self.objective).__name__}"
+
+    def describe_briefly(self, step: int) -> str:
+        """The same in one or two words, for the progress bar and for lines with numbers."""
+        if self.has_ended(step):
+            return "labels only"
+        if not self.border:
+            return ""
+        return "stage 1/2" if self.is_first(step) else "stage 2/2"

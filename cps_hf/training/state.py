@@ -18,7 +18,10 @@ class RunState(TrainerState):
     with additional fields.
 
     Args:
+        max_steps: the run's length. A callback may change it in `on_save` at the end of the first stage, to give the
+            second stage another length.
         first_step: 0, or the step that was resumed from.
+        planned_steps: the run's `max_steps` before a callback changed it; `None` if none did.
         scores: the newest evaluation's result of `IoUCounter.compute`, by row (a name of `TrainingModule.networks`, or
             "mean").
         best: the best evaluation's rows, and its "step" and "branch"; empty if there is none yet.
@@ -45,6 +48,7 @@ class RunState(TrainerState):
     """
 
     first_step: int = 0
+    planned_steps: int | None = None
     scores: dict[str, dict[str, Any]] = field(default_factory=dict)
     best: dict[str, Any] = field(default_factory=dict)
     agreement: dict[str, float] = field(default_factory=dict)
@@ -69,6 +73,7 @@ class RunState(TrainerState):
         """The contents of a checkpoint, as JSON values."""
         return {
             "step": self.global_step,
+            "planned_steps": self.planned_steps,
             "scores": self.scores,
             "best": self.best,
             "best_metric": self.best_metric,
@@ -97,6 +102,7 @@ class RunState(TrainerState):
             same_set: whether the evaluation is the same. If not, the old scores are dropped.
         """
         self.global_step = self.first_step = saved["step"]
+        self.planned_steps = saved.get("planned_steps")
         self.agreement, self.skipped_steps = saved["agreement"], saved["skipped_steps"]
         self.commonest_class = saved.get("commonest_class", {})
         self.pending = saved.get("pending", {})  # missing in checkpoints from before version 0.2

@@ -19,7 +19,7 @@ from transformers.trainer_callback import DefaultFlowCallback, TrainerCallback, 
 
 from ..checkpointing import signals
 from ..checkpointing.fingerprint import fingerprint, with_new_fields
-from ..checkpointing.resume import Checkpointer, on_main_process
+from ..checkpointing.resume import Checkpointer, length_of, on_main_process
 from ..config import AugmentationConfig, CPSConfig, EvaluationConfig, HubConfig, ModelConfig, Provenance, flat
 from ..data.streams import TrainStream, decodable
 from ..files import write_atomically
@@ -242,8 +242,8 @@ class CPSTrainer:
             The content of `results.json`.
 
         Raises:
-            ValueError: the output folder or the checkpoint cannot be used, a sample cannot be read, or this trainer
-                has trained before and no checkpoint to resume from is given.
+            ValueError: the output folder or the checkpoint cannot be used, a sample cannot be read, `max_steps` was
+                changed, or this trainer has trained before and no checkpoint to resume from is given.
             LockedError: another run is using the output folder (a ValueError).
             FloatingPointError: a loss or gradient is not finite; the last checkpoint is complete.
             torch.OutOfMemoryError: a batch does not fit; the message says what to change.
@@ -255,12 +255,17 @@ class CPSTrainer:
         """
         args = self.args
         wanted = args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
+        if args.max_steps != self.state.max_steps:  # as are the schedule and the stages
+            raise ValueError(
+                f"This trainer was created for {self.state.max_steps} steps, and `max_steps` is now {args.max_steps}. "
+                "Create another trainer with that value, and call `train(resume_from_checkpoint=True)` to continue."
+            )
         if self.state.global_step and not wanted:
             raise ValueError(
                 f"This trainer has already trained to step {self.state.global_step} of `max_steps` {args.max_steps}, "
-                f"and its output is in {args.output_dir}. To continue from there, call "
-                "`train(resume_from_checkpoint=True)`, with larger `max_steps` if it was finished; for another run, "
-                "create another trainer."
+                f"and its output is in {args.output_dir}. To continue after an interruption, call "
+                "`train(resume_from_checkpoint=True)`. To train longer, create another trainer with larger "
+                "`max_steps` and call the same; for another run, give that trainer another `output_dir`."
             )
         # Here, and not in the constructor: another trainer may have been created since. Weights are drawn already, and
         # dropout differs between processes.
@@ -297,6 +302,8 @@ class CPSTrainer:
             args, accelerator, self.objective, self.train_dataset, num_labels=len(self.id2label)
         )
         checkpoint, saved = self.checkpointer.find(wanted, self._fingerprint, self._complete)
+        if checkpoint:
+            self._set_length(length_of(saved, args.max_steps))
         self.state.absent_classes = on_main_process(accelerator, self._check_labels)
         if args.auto_find_batch_size:
             self._fit_batch()
@@ -309,6 +316,8 @@ class CPSTrainer:
             setup.warn_of_little_space(args.output_dir, self.module, self.optimizer)
         if checkpoint:
             self.checkpointer.load(checkpoint, saved)
+            if args.max_steps != saved["settings"]["max_steps"]:
+                self.state.planned_steps = None  # this length is given
         setup.init_trackers(accelerator, args, self.run.settings, self.objective, self.state)
         self.run_log = RunLog(
             accelerator,
@@ -340,8 +349,8 @@ class CPSTrainer:
             if state.global_step in (state.first_step, self.stages.border, self.stages.unlabeled_end):
                 self._begin_stage()
             reads_unlabeled = self.stages.reads_unlabeled(state.global_step)
-            state.stopwatch.start()
             self.control = self.callback_handler.on_step_begin(args, state, self.control)
+            state.stopwatch.start()
             # fetch: the micro-batches of the whole step, since losses are divided by its global counts
             micro_batches = [
                 self._fetch(labeled_batches, unlabeled_batches if reads_unlabeled else None)
@@ -412,14 +421,25 @@ class CPSTrainer:
     def _begin_stage(self) -> None:
         """Activate the stage's objective. The second stage's optimizer does not know the first stage's steps."""
         step, stages = self.state.global_step, self.stages
+        if stages.is_border(step) and self.state.max_steps != self.args.max_steps:  # changed by a callback
+            self.state.planned_steps = self.args.max_steps
+            self._set_length(self.state.max_steps)
         self.module.objective = stages.objective_after(step)
         last = stages.border if stages.is_first(step) else self.args.max_steps
         said = stages.describe(step)
-        self.run_log.begin_stage(said, step, last)
+        self.run_log.begin_stage(stages.describe_briefly(step), step, last, self.args.max_steps)
         if said:
             logger.info("Steps %d to %d are %s.", step + 1, last, said)
         if stages.is_border(step):
             self.optimizer.state.clear()
+
+    def _set_length(self, max_steps: int) -> None:
+        """Make this the run's length, also in what its next checkpoint says."""
+        args = self.args
+        args.max_steps = self.run.settings["max_steps"] = max_steps
+        interval = setup.run_state(args, self.accelerator)
+        for name in ("max_steps", "eval_steps", "save_steps"):
+            setattr(self.state, name, getattr(interval, name))
 
     def _fetch(self, labeled: Iterator[dict], unlabeled: Iterator[dict] | None) -> MicroBatch:
         """The next micro-batch on the device, with normalised images. Replaced samples are recorded."""
@@ -469,6 +489,8 @@ class CPSTrainer:
         control, state = self.control, self.state
         self.late.active |= control.should_training_stop
         ends = control.should_training_stop
+        if ends:
+            self.run_log.end(state.global_step)
         saves = control.should_save or ends
         logs = control.should_log or (ends and state.averages.steps > 0)
         state.pending = {"log": self._means() if logs else None, "evaluate": control.should_evaluate or ends}
@@ -490,6 +512,7 @@ class CPSTrainer:
             saves = True  # requested by a callback that saw the scores
             self._save()
         if self.control.should_training_stop and not ends:
+            self.run_log.end(state.global_step)
             self._export_all()
         if saves and CHECKPOINT not in self.late.failed:
             self.control = self.callback_handler.on_save(self.args, state, self.control)

@@ -98,7 +98,7 @@ def draw_curves(records: Sequence[Mapping[str, Any]], keys: Sequence[str] | Mapp
         axes.spines[["top", "right"]].set_visible(False)
         # Not with the lines' own labels: matplotlib hides labels that start with "_".
         place = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0), "borderaxespad": 0}
-        axes.legend(drawn, [_plain(key) for key in some], frameon=False, fontsize=9, **place)
+        axes.legend(drawn, [_plain(_label(key)) for key in some], frameon=False, fontsize=9, **place)
     grid[-1, 0].set_xlabel("step")
     figure.align_ylabels()
     return figure
@@ -167,6 +167,16 @@ def _curve(axes: Any, records: Sequence[Mapping[str, Any]], key: str, number: in
     marker = "o" if len(points) <= 30 else None
     (line,) = axes.plot(steps, values, dashes, color=color, marker=marker, markersize=3.5, linewidth=1.5)
     return line
+
+
+def _label(key: str) -> str:
+    """A key of metrics.jsonl in words: "eval_branch_0_mean_iou" is "branch 0". Other keys are unchanged."""
+    if key.endswith(("agreement", "commonest_class")):
+        what = "agreement" if key.endswith("agreement") else "most common class"
+        return f"{what}, {'fixed images' if key.startswith('eval_') else 'training batches'}"
+    if key.startswith("eval_") and key.endswith("_mean_iou"):
+        return key.removeprefix("eval_").removesuffix("_mean_iou").replace("_", " ")
+    return key.replace("_", " ") if key.endswith("_loss") else key
 
 
 def _plain(text: Any) -> str:

@@ -79,7 +79,8 @@ def images_figure(run: str | os.PathLike) -> Figure:
             axes.imshow(np.asarray(Image.open(Path(run) / name)))
             axes.set_axis_off()
             axes.set_title(title, fontsize=9)
-        line[0].set_title(one_line(image_caption(row)).replace("$", r"\$"), fontsize=9, loc="left")
+        caption = one_line(image_caption(row)).replace("$", r"\$")
+        line[0].set_title(f"{caption}\n", fontsize=9, loc="left")  # on a line above "image"
     return figure
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import numpy as np
 import pytest
@@ -91,6 +92,61 @@ def test_settings_may_change_until_an_image_is_done(tmp_path, source, capsys):
     assert "now it is order" in fails(capsys, source, out, "--background", "rest")
 
 
+@pytest.mark.parametrize(
+    ("words", "values", "said"),
+    [
+        (("binary",), [0, 255, 128], "contains 128 .*Black and white masks contain 0 and 255.*`--format ids`"),
+        (("ids", "--classes", "x", "y"), [0, 1, 7], "contains 7 .*`--classes` names the values 0 to 1"),
+        (("colors", "--colors", "table.csv"), [[1, 1, 1], [2, 2, 2], [9, 9, 9]], r"contains \(9, 9, 9\)"),
+        (("objects",), [0, 255, 128], "has 0 and one other value"),
+    ],
+)
+def test_an_error_in_the_last_mask_leaves_nothing_or_what_was_there(
+    tmp_path, capsys, monkeypatch, words, values, said
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "table.csv").write_text("x,1,1,1\ny,2,2,2\n")
+    source, out, fits = tmp_path / "set", tmp_path / "out", np.indices((20, 30)).sum(0) % 2
+    for name in ("a", "b"):
+        picture(source / "images" / f"{name}.png")
+        (source / "masks" / name).mkdir(parents=True)
+    paths = [source / "masks" / (f"{name}/car.png" if words[0] == "objects" else f"{name}.png") for name in "ab"]
+
+    def draw(path, indices):
+        Image.fromarray(np.array(values, np.uint8)[indices]).save(path)
+
+    draw(paths[0], fits)
+    draw(paths[1], fits + 1)
+    assert re.search(said, fails(capsys, source, out, "--format", *words)) and not out.exists()
+    draw(paths[1], fits)
+    convert(source, out, "--format", *words)
+    before = written(out)
+    draw(paths[1], fits + 1)
+    for more in ((), ("--overwrite",)):
+        assert re.search(said, fails(capsys, source, out, "--format", *words, *more)) and written(out) == before
+
+
+def test_an_unreadable_photograph_is_reported_with_status_1(tmp_path, source, capsys):
+    whole = (source / "a.png").read_bytes()
+    (source / "a.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(SystemExit) as exit_:
+        convert(source, tmp_path / "out")
+    said = capsys.readouterr().out
+    assert exit_.value.code == 1 and "1 of the 3 images on the contact sheet cannot be read, first 'a'" in said
+    assert "the PNG is truncated" in said and "Written to" in said
+    report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+    assert [problem["id"] for problem in report["unreadable"]] == ["a"]
+    (source / "a.png").unlink()
+    (source / "a.png").write_bytes(whole)
+    report = convert(source, tmp_path / "out")
+    assert report["written"] == 1 and not report["unreadable"]
+
+
+def test_a_contact_sheet_that_cannot_be_written_is_an_error(tmp_path, source, capsys):
+    with full_disk(tmp_path / "out" / "contact_sheet.png"):
+        assert "contact_sheet.png: No space left on device" in fails(capsys, source, tmp_path / "out")
+
+
 def test_images_are_linked_or_copied_without_link_support(tmp_path, source, monkeypatch):
     convert(source, tmp_path / "out")
     assert os.path.samefile(source / "a.png", tmp_path / "out" / "images" / "a.png")
@@ -108,7 +164,8 @@ def test_other_settings_in_an_occupied_folder_are_an_error(tmp_path, source, cap
     out = tmp_path / "out"
     convert(source, out)
     before = written(out)
-    assert "was made with `--overlap` order, now it is area" in fails(capsys, source, out, "--overlap", "area")
+    said = fails(capsys, source, out, "--overlap", "area")
+    assert "was made with `--overlap` order, now it is area. Set `--overlap order`, or choose another OUT" in said
     said = fails(capsys, source, out, "--classes", "car", "road", "Bäume", "_background_")
     assert "contains masks of the classes _background_, road, car, Bäume; now they are car, road," in said
     classes = ("--classes", "_background_", "road", "car", "Bäume")
@@ -126,6 +183,22 @@ def test_other_settings_in_an_occupied_folder_are_an_error(tmp_path, source, cap
     (other / "masks").mkdir(parents=True)
     assert "masks was not written by this command. Choose another OUT" in fails(capsys, source, other)
     assert "is inside" in fails(capsys, source, source / "out") and not (source / "out").exists()
+
+
+def test_masks_that_label_every_pixel_fit_any_background_and_overlap(tmp_path, source):
+    out, drafts = tmp_path / "out", tmp_path / "drafts"
+    convert(source, out, "--overlap", "area")
+    names = json.loads((out / "classes.json").read_text(encoding="utf-8"))
+    picture(drafts / "images" / "draft.png")
+    (drafts / "masks").mkdir()
+    Image.fromarray(np.zeros((20, 30), np.uint8)).save(drafts / "masks" / "draft.png")
+    assert convert(drafts, out, "--format", "ids", "--classes", *names)["written"] == 1
+    convert(source, out, "--overlap", "area")
+    first = tmp_path / "drafts first"
+    convert(drafts, first, "--format", "ids", "--classes", *names)
+    assert convert(source, first, "--overlap", "area")["written"] == 3
+    settings = [json.loads((folder / "convert.json").read_text(encoding="utf-8")) for folder in (out, first)]
+    assert [(made["background"], made["overlap"]) for made in settings] == [("_background_", "area")] * 2
 
 
 # ------------------------------------------------------------------------------------------------ classes
@@ -179,7 +252,10 @@ def test_overlapping_cut_and_lost_shapes_are_counted(tmp_path, source, capsys):
     said = capsys.readouterr().out
     assert "227 pixels have two labels (choose with `--overlap`), in a" in said
     assert "1 shapes extend beyond their image and are cut at its edge, in a" in said
-    assert "1 shapes cover no pixel, in a" in said and "1 images have no label: empty" in said
+    assert (
+        "1 shapes cover no pixel, in a" in said
+        and "1 images have no label (omit them with `--skip_empty`): empty" in said
+    )
     assert json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))["shapes"]["car"] == 3
     assert convert(source, tmp_path / "out")["contested"] == 227  # including images done before
 

@@ -1,6 +1,7 @@
 """Mask files: by colour, by number, in black and white, one per object, and Roboflow's."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -56,7 +57,7 @@ def test_colors_map_to_labels_and_null_is_ignored(tmp_path):
     names, masks = masks_of(source, format="colors", colors=table)
     assert names == ("other", "road") and np.array_equal(masks["a"], np.array([0, 1, 255])[IDS])
     table.write_text('{"#000000": "other", "#804080": "road"}')
-    assert_error(source, r"\(9, 9, 9\) \(\d+ pixels\); expected the 2 colours", format="colors", colors=table)
+    assert_error(source, r"\(9, 9, 9\) \(\d+ pixels\). Fix the mask, or add", format="colors", colors=table)
     assert_error(source, "RGB masks need a colour table, `--colors FILE`", format="colors")
 
 
@@ -103,6 +104,53 @@ def test_colored_and_transparent_masks_are_no_grey_masks(tmp_path, color, said):
     pixels = np.zeros((20, 30, 4), np.uint8) + np.array(color, np.uint8)
     Image.fromarray(pixels).save(source / "masks" / "a.png")
     assert_error(source, said, format="binary")
+
+
+@pytest.mark.parametrize(
+    ("options", "values", "said"),
+    [
+        ({"format": "binary"}, IDS * 9, "contains 9 .*For a value per class use `--format ids`"),
+        ({"format": "ids", "classes": ("x", "y"), "first_id": 1}, IDS * 9, "names the values 1 to 2, .*`--first_id`"),
+        ({"format": "colors"}, np.array([(0, 0, 0), (9, 9, 9), (1, 2, 3)])[IDS], "or add its colours to .*`--colors`"),
+        ({"format": "objects"}, np.zeros((20, 30, 4)), "Save the mask of one object as grey values"),
+        ({"format": "binary"}, np.zeros((40, 60)), "is 40 x 60. Each pixel needs a label: replace one of the files"),
+    ],
+)
+def test_errors_in_masks_advise_options_of_the_command(tmp_path, options, values, said):
+    source = write(tmp_path, values)
+    (source / "masks" / "a").mkdir()
+    if options["format"] == "colors":
+        options = {**options, "colors": tmp_path / "table.csv"}
+        options["colors"].write_text("x,0,0,0\n")
+    if options["format"] == "objects":
+        Image.fromarray(np.zeros((20, 30, 4), np.uint8), mode="CMYK").save(source / "masks" / "a" / "crack.tif")
+        (source / "masks" / "a.png").unlink()
+    with pytest.raises(ValueError, match=said) as error:
+        masks_of(source, **options)
+    assert not re.search("load_options|`colors|`values|class_names|resize_masks", str(error.value))
+
+
+def test_two_masks_of_an_image_or_two_images_of_a_mask_are_an_error(tmp_path):
+    source = write(tmp_path, (IDS == 1) * 255)
+    (source / "masks" / "a.tif").write_bytes((source / "masks" / "a.png").read_bytes())
+    assert_error(source, "Two masks belong to the image 'a': .*a.png and .*a.tif. Remove one", format="binary")
+    (source / "masks" / "a.tif").unlink()
+    picture(source / "images" / "a.jpg")
+    assert_error(source, "a.png fits two images: .*a.jpg and .*a.png. Remove or rename one", format="binary")
+    (source / "masks" / "a_road.png").write_bytes((source / "masks" / "a.png").read_bytes())
+    (source / "masks" / "a.png").unlink()
+    assert_error(source, "Two images are called 'a'", format="objects")
+    (source / "images" / "a.jpg").rename(source / "images" / "b.jpg")
+    assert masks_of(source, format="objects")[0] == ("background", "road")
+
+
+def test_unknown_values_in_masks_of_tools_name_the_tools_table(tmp_path):
+    source = write(tmp_path, IDS, name="a_mask", masks="train", image="train/a.jpg")
+    (source / "train" / "_classes.csv").write_text("Pixel Value, Class\n0, background\n1, road\n")
+    assert_error(source, r"contains 2 \(.*_classes.csv lists no such value. Export again, or fix the mask")
+    source = write(tmp_path / "cvat", np.array([(0, 0, 0), (9, 9, 9), (1, 2, 3)])[IDS], masks="SegmentationClass")
+    (source / "labelmap.txt").write_text("background:0,0,0::\nroad:9,9,9::\n")
+    assert_error(source, r"contains \(1, 2, 3\) .*labelmap.txt lists no such colour. Export again, or add it there")
 
 
 def test_object_masks_without_images_are_an_error(tmp_path):

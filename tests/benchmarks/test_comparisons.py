@@ -44,7 +44,7 @@ cps = config["objective"] == "cps"
 score = 0.25 if cps else 0.5 if config["partition"] == "1-1" else 0.2
 score += 0.01 * config["seed"] ** 2 * (2 if cps else 1) - abs(config["learning_rate"] - 0.002)
 score += 0.001 * config["max_steps"]
-rows = {"branch_0": score - 0.01, "branch_1": score + 0.01, "mean": score + 0.05}
+rows = {"branch_0": score - 0.01, "branch_1": score + 0.01, "mean": score + 0.05, "teacher": score}
 keys = ("mean_iou", "mean_accuracy", "overall_accuracy")
 final = {row: {**dict.fromkeys(keys, s), "per_category_iou": []} for row, s in rows.items()}
 lines = [{"step": step, **{f"eval_{row}_{key}": s + better for row, s in rows.items() for key in keys}}
@@ -135,6 +135,28 @@ def test_a_failed_run_stops_no_other_and_is_printed_as_not_run(tmp_path, fake, c
     assert [name for name, *_ in started(tmp_path)][2:] == ["supervised-12-seed1", "self_training-12-seed1"]
 
 
+def test_the_newest_methods_get_their_labelers_and_averages(tmp_path, fake):
+    methods = ("fixed_teacher", "cps_averaged", "unimatch_v2")
+    assert compare(tmp_path, fake, "--methods", *methods) == 0
+    runs = tmp_path / "out" / "runs"
+    settings = {m: yaml.safe_load((runs / f"{m}-12-seed1" / "cell.yaml").read_text()) for m in methods}
+    pair = [str(runs / "supervised-12-seed1" / f"branch_{i}") for i in (0, 1)]
+    assert settings["fixed_teacher"]["labelers"] == pair
+    assert (settings["cps_averaged"]["ema_decay"], settings["unimatch_v2"]["ema_decay"]) == (0.996, None)
+    found = rows(tmp_path)
+    assert found["fixed_teacher"]["seconds"] == 2 * 99 and found["cps_averaged"]["seconds"] == 99
+
+
+def test_a_folder_without_a_newer_method_can_be_extended(tmp_path, fake, capsys):
+    compare(tmp_path, fake, "--methods", "supervised")
+    path = tmp_path / "out" / "protocol.json"
+    protocol = json.loads(path.read_text())
+    del protocol["methods"]["unimatch_v2"]
+    path.write_text(json.dumps(protocol))
+    assert compare(tmp_path, fake, "--methods", "cps_averaged") == 0
+    assert [name for name, *_ in started(tmp_path)] == ["supervised-12-seed1", "cps_averaged-12-seed1"]
+
+
 def test_the_learning_rate_is_chosen_on_supervised_training_alone(tmp_path, fake):
     compare(
         tmp_path, fake, "--methods", "cps", "--learning_rates", "1e-3", "2e-3", "4e-3", "--learning_rate_seed", "7"
@@ -206,7 +228,15 @@ def test_the_comparison_runs_for_real_and_draws_its_plots_and_pictures(tmp_path,
     monkeypatch.setattr(compare_objectives, "run_all", in_this_process)
     words = ("--dataset", "cityscapes", "--data_root", str(root), "--crop_size", "32", "--partitions", "4", "8")
     words += ("--per_device_train_batch_size", "2", "--dataloader_num_workers", "0", "--max_steps", "2")
-    methods = ("supervised", "cps_cutmix", "all_labels", "self_training")
+    methods = (
+        "supervised",
+        "cps_cutmix",
+        "all_labels",
+        "self_training",
+        "fixed_teacher",
+        "cps_averaged",
+        "unimatch_v2",
+    )
     out = tmp_path / "out"
     assert (
         compare_objectives.main([*words, "--output_dir", str(out), "--methods", *methods, "--num_pictures", "2"]) == 0
@@ -215,7 +245,7 @@ def test_the_comparison_runs_for_real_and_draws_its_plots_and_pictures(tmp_path,
     promised |= {"agreement.png", "agreement_pictures.png", "agreement.md", "pictures.png", "runs"}
     assert {path.name for path in out.iterdir()} == promised
     found = json.loads((out / "comparison.json").read_text())["rows"]
-    assert len(found) == 2 * 6 and all(row["seeds"] == [1] and row["last"] is not None for row in found)
+    assert len(found) == 2 * 10 and all(row["seeds"] == [1] and row["last"] is not None for row in found)
     assert {row["partition"]: row["num_labeled"] for row in found if row["row"] == "self_training"} == {"4": 4, "8": 8}
     assert "All requested runs are finished." in capsys.readouterr().out
 

@@ -1,6 +1,7 @@
 """`cps-hf compare` on drawn images: its output files, resuming, and its error messages."""
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ from support.resume_cases import BrokenOff, without_cards_and_pictures
 from support.toy import NAMES, draw, tiny_upernet
 
 from cps_hf.commands import compare, evaluate, train
-from cps_hf.commands.comparison_report import CONTROL, EQUAL_TIME, METHOD, Part, write
+from cps_hf.commands.comparison_report import CONTROL, EQUAL_TIME, METHOD, Part, plain, write
 from cps_hf.commands.datasets import TrainingSets
 from cps_hf.data.folder import load_folder
 from cps_hf.metrics.bootstrap import ImageCounts
@@ -121,9 +122,11 @@ def test_the_answer_is_printed_and_saved_as_text(compared, world, capsys):
     out, found = compared
     again = compare.main(words_of(world, out, "--save_steps", "100"))
     said = capsys.readouterr().out
-    assert again == found and (out / "comparison.md").read_text() in said
-    for part in ("Learning from the unlabeled images changed the network's mean IoU by", "12 images of", *NAMES):
+    assert again == found and plain((out / "comparison.md").read_text(), 118) in said
+    assert said.startswith("\nDid the unlabeled images help?\n\n")
+    for part in ("nlabeled images", "mean IoU", "12 images of", *NAMES):
         assert part in said
+    assert "#" not in said and "```" not in said
 
 
 @pytest.mark.slow
@@ -144,7 +147,7 @@ def test_an_interrupted_comparison_resumes_and_repeats_nothing(world, tmp_path, 
         return forward
 
     CPSTrainer_forward = CPSTrainer._forward_backward
-    monkeypatch.setattr(compare, "time_steps", lambda *_, **__: SimpleNamespace(first_stage=1e9))
+    monkeypatch.setattr(compare, "time_steps", lambda *_, **__: compare.Timings(first_stage=1e9, second_stage=1e9))
     words = words_of(world, out, "--save_steps", "1")
     monkeypatch.setattr(BranchExporter, "_card", lambda *_: None)
     for after in (5, 1, 0):  # interrupt after: 5 of 6 steps; the 6th; the single step of the equal-time run
@@ -180,7 +183,8 @@ def test_hub_sets_and_streams_are_compared(world, tmp_path):
         found = compare.main([*words, "--save_steps", "100", "--output_dir", str(tmp_path / "out")])
     assert found["images"] == 4 and found["supervised"]["steps"] == BORDER
     said = (tmp_path / "out" / "comparison.md").read_text()
-    assert "4 validation images cannot show whether that is beyond chance" in said
+    assert "Whether the unlabeled images helped cannot be told from 4 validation images (mean IoU: " in said
+    assert re.search(r"; about \d\d+ would be enough\.", said) and "too few" not in said
 
 
 def _embedded(dataset):
@@ -264,10 +268,14 @@ def test_the_windows_are_those_of_the_runs_evaluation():
 def test_a_run_gets_a_share_of_the_remaining_time(monkeypatch):
     settings = parsed("--time", "100s", "--data_root", "x", "--dataset", "own")
     monkeypatch.setattr(compare.time, "monotonic", lambda: 1040.0)
-    (first,) = compare.deadline(settings, 1000.0, 0.5)
-    (second,) = compare.deadline(settings, 1000.0)
-    assert (first.deadline, second.deadline) == (1060.0, 1090.0)
-    assert compare.deadline(parsed(), 1000.0) == []
+    clock = compare.Clock(settings, 1000.0)
+    (first,), (second,) = clock.limit(0.5), clock.limit(1.0)
+    assert (first.end, first.reserve, first.time) == (1070.0, 10.0, "100s") and second.end == 1100.0
+    timings = compare.Timings(first_stage=1.0, second_stage=2.0, evaluation=4.0, end=6.0)
+    (timed,) = clock.limit(1.0, timings, scoring=5.0)
+    assert timed.timings == timings and timed.reserve == 10.0 + 5.0
+    assert not timed.given and compare.Clock(settings, 1000.0, given=True).limit(1.0)[0].given
+    assert compare.Clock(parsed(), 1000.0).limit(1.0) == []
 
 
 # ---------------------------------------------------------------------------------------------- errors
@@ -278,16 +286,17 @@ def test_a_run_gets_a_share_of_the_remaining_time(monkeypatch):
     [
         (("--smoke",), "`compare` has no option `--smoke`"),
         (("--push_to_hub", "true"), "`compare` has no option `--push_to_hub`"),
-        (("--time", "soon"), "`time` must be like 90s"),
+        (("--time", "soon"), "`--time` must be like 90s"),
         (("--eval_dir", "nowhere"), "`--eval_dir nowhere`: no such folder"),
         (("--objective", "supervised"), "needs an objective that learns from unlabeled images, got Supervised"),
-        (("--pretrain_steps", "0"), "`baseline` needs the supervised stage, but `pretrain_steps` is 0"),
+        (("--pretrain_steps", "0"), "`--baseline` needs the supervised stage, but `--pretrain_steps` is 0"),
     ],
 )
 def test_a_mistake_ends_with_one_line_and_no_traceback(world, tmp_path, capsys, words, said):
     with pytest.raises(SystemExit) as stopped:
         compare.main([str(world / "own"), "--output_dir", str(tmp_path / "out"), *words])
     assert stopped.value.code == 2 and said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_with_other_content_is_left_alone(tmp_path):
@@ -335,7 +344,8 @@ def test_the_difference_is_to_the_equal_time_run_on_labels(tmp_path):
     assert found["difference"]["mean_iou"] == pytest.approx(expected) and found["difference"]["high"] < 0
     said = (tmp_path / "comparison.md").read_text()
     gained = 100 * (found[METHOD]["mean_iou"] - found[CONTROL]["mean_iou"])
-    assert f"it is {gained:+.1f} points; part of that comes from more training" in said and "beyond chance" in said
+    assert f"mean IoU is {gained:.1f} points higher; that includes the effect of more training" in said
+    assert "The unlabeled images lowered mean IoU by " in said and "): beyond chance. " in said
     assert found[CONTROL] == {"mean_iou": pytest.approx(found[CONTROL]["mean_iou"]), "seconds": 10.0, "steps": 5}
 
 
@@ -346,12 +356,31 @@ def test_a_single_image_has_no_interval_and_the_file_stays_json(tmp_path):
     assert json.loads(text)["difference"] == {"mean_iou": 0.0, "low": None, "high": None} and "NaN" not in text
 
 
+def test_the_console_shows_the_answer_without_markdown(tmp_path):
+    parts = {name: Part(tmp_path, 1.0, 1) for name in (CONTROL, EQUAL_TIME, METHOD)}
+    for images in (9, 10):
+        of_parts = {CONTROL: counts(0.5, images), EQUAL_TIME: counts(0.6, images), METHOD: counts(0.6, images)}
+        write(tmp_path, parts, of_parts, ["a", "b"], method="cps", images="validation images")
+        text = (tmp_path / "comparison.md").read_text()
+        shown = plain(text, 60)
+        assert "#" not in shown and "```" not in shown and shown.startswith("Did the unlabeled images help?\n\n")
+        verbatim = text.split("```\n")[1].splitlines()
+        assert shown.splitlines()[-len(verbatim) :] == verbatim  # aligned columns are not wrapped
+        assert max(map(len, shown.splitlines()[: -len(verbatim)])) <= 60 and max(map(len, verbatim)) <= 80
+        one_line = " ".join(shown.split())
+        # with few images: one sentence, and no table of classes that have no verdict
+        assert ("95 % interval" in shown) == (images == 10) == ("within chance" in shown)
+        assert ("cannot be told from 9 validation images" in one_line) == (images == 9)
+    assert "With the unlabeled images, mean IoU is 0.0 points higher than that of the control, which " in one_line
+
+
 def test_with_a_recipe_no_plan_is_made(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("max_steps: 40\nlearning_rate: 0.05\n")
     words = ["DIR", "--output_dir", str(tmp_path / "out"), "--config", str(recipe)]
     settings = compare.parse(words, compare.ComparisonSettings)
     sets = SimpleNamespace(found=None, unlabeled=object())  # a plan would need labels too
-    planned = compare.plan(settings, sets, compare.typed_names(words), 0.0)
+    planned, timings = compare.plan(settings, sets, compare.typed_names(words), 0.0)
+    assert timings is None
     assert planned.args.learning_rate == 0.05 and planned.args.pretrain_steps == 20
     assert "config" not in compare.typed_names(words[:-2])

@@ -70,11 +70,11 @@ def test_errors_are_one_line_and_leave_nothing_half_written(tmp_path, source, ca
     relabel(source, "a", lambda content: content.update(imageHeight=50))
     said = fails(capsys, source, out)
     assert "a.json: its shapes were drawn on 50 x 64 pixels (height x width)" in said and "has 48 x 64" in said
-    assert not [*out.rglob("*.png")]
+    assert not out.exists()
     relabel(source, "a", lambda content: content.update(imageHeight=48))
     (source / "ümlaut b.png").write_bytes(b"no image")
     assert "ümlaut b.png): image of 8 bytes, of no kind that PIL knows" in fails(capsys, source, out)
-    assert sorted(path.name for path in out.rglob("*.png")) == ["a.png", "a.png", "empty.png", "empty.png"]
+    assert not out.exists()
     (source / "ümlaut b.png").unlink()
     assert "1 of 3 labeled images are missing: ümlaut b.png" in fails(capsys, source, out)
     assert any("skipped" in note for note in convert(source, out, "--skip_bad_images")["notes"])

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -243,16 +244,17 @@ def test_conflicting_class_names_are_an_error(caplog):
         (["--branches", "nowhere"], "`nowhere`: no model could be read"),
         (["--mode", "sliding"], "needs `--crop_size H W`"),
         (["--crop_size", "8", "8"], "`--crop_size` requires `--mode sliding`"),
-        (["--scales", "0"], "`scales` must be one or more positive factors"),
+        (["--scales", "0"], "`--scales` must be one or more positive factors"),
         (["--split", "trian"], "must be one of train, val, test, train_extra, got 'trian'"),
         (["--load_options", "{"], "`--load_options` must be JSON, found '{'"),
         (["--load_options", '{"color": 1}'], "load_cityscapes has no argument 'color'"),
         (["--data_root", "nowhere"], "No folder nowhere"),
+        (["--data_root", str(Path(__file__).parent), "--dataset", "street_scenes"], "add `--dataset folder`"),
         (["--mode", "sliding", "--crop_size", "8", "8", "--stride", "9", "9"], "must not exceed"),
-        (["--window_batch_size", "0"], "`window_batch_size` must be at least 1, got 0"),
+        (["--window_batch_size", "0"], "`--window_batch_size` must be at least 1, got 0"),
         (["--num_pictures", "-3"], "`--num_pictures` must be 0 or more, got -3"),
-        (["--device", "cudda"], r"`device` 'cudda' cannot be used here: .* Give `cpu`"),
-        (["--device", "cuda:99"], r"`device` 'cuda:99' cannot be used here: .* a GPU is used if there is one"),
+        (["--device", "cudda"], r"`--device` 'cudda' cannot be used here: .* Give `cpu`"),
+        (["--device", "cuda:99"], r"`--device` 'cuda:99' cannot be used here: .* a GPU is used if there is one"),
     ],
 )
 def test_a_mistake_ends_with_one_line(streets, street_branches, tmp_path, capsys, words, said):

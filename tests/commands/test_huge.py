@@ -1,6 +1,7 @@
 """Images predicted by rows get the mask of sliding windows over the whole image, including georeferencing."""
 
 import re
+import weakref
 
 import numpy as np
 import pytest
@@ -97,6 +98,23 @@ def test_the_overlay_is_drawn_from_rows_that_were_read_once(tmp_path, branches, 
     ((image, prediction, *_),) = pages
     assert np.array_equal(image.permute(1, 2, 0), PIXELS[::6, ::6])
     assert np.array_equal(prediction, expected(branches[:1])[::6, ::6])
+
+
+def test_predicted_rows_are_not_kept_in_memory(tmp_path, scan):
+    class Rows:
+        def predict_rows(self, rows_of, size, **options):
+            yielded = []
+            for start in range(0, size[0], 5):
+                assert sum(rows() is not None for rows in yielded) <= 1, "earlier rows are kept"
+                rows_of(slice(start, start + 5))
+                ids = np.zeros((5, size[1]), np.uint8)
+                yielded.append(weakref.ref(ids))
+                ids = torch.from_numpy(ids)  # its memory is the array's
+                yield slice(start, start + 5), ids
+
+    paths = {"masks": tmp_path / "mask.png", "overlays": tmp_path / "overlay.png"}
+    huge.predict_huge(str(scan), paths, Rows(), {}, ["ground"], [(0, 0, 0)], 0.5)
+    assert paths["overlays"].is_file() and Image.open(paths["masks"]).size == (101, 75)
 
 
 def test_invalid_options_for_huge_images_fail_before_writing(tmp_path, branches, scan, capsys):

@@ -9,9 +9,10 @@ import pytest
 from support.toy import run_python
 
 import cps_hf
-from cps_hf.commands import completion, train
+from cps_hf.commands import completion, errors, train
 from cps_hf.commands.arguments import ArgumentParser
 from cps_hf.commands.main import COMMANDS, main
+from cps_hf.data.table import as_typed
 
 
 def run(capsys, *words) -> tuple[int, str, str]:
@@ -61,18 +62,19 @@ def test_the_package_exports_exactly_the_names_it_lists():
     ("words", "said"),
     [
         ([], "a command is missing. The commands are train, compare, check, "),
+        (["train", __file__], "test_main.py is a file, and a folder is expected. Give a folder of images and masks"),
         (["trian"], "there is no command 'trian'. Did you mean `train`?"),
         (["--objective", "cps"], "there is no command '--objective'. The commands are train, "),
         (["train", "--max_step", "5"], "unknown option `--max_step`. Did you mean `--max_steps`?"),
-        (["train", "--max_steps"], "`max_steps` must be an integer, got True"),
+        (["train", "--max_steps"], "`--max_steps` must be an integer, got no value"),
         (["train", "file.yaml"], "expected a folder of images and masks, found 'file.yaml'. Pass a settings file"),
         (["train", "nowhere"], "No folder nowhere."),
         (
             ["train", "a", "b"],
-            "`data_root` must be text, got ['a', 'b']. Quote values with spaces; DIR comes before",
+            "`--data_root` must be text, got ['a', 'b']. Quote values with spaces; DIR comes before",
         ),
-        (["train", "--output_dir", "o", "a"], "`output_dir` must be text, got ['o', 'a']. Quote values with spaces"),
-        (["train", "a", "--partition", "3"], "`partition` cannot be used with a folder of your own"),
+        (["train", "--output_dir", "o", "a"], "`--output_dir` must be text, got ['o', 'a']. Quote values with spaces"),
+        (["train", "a", "--partition", "3"], "`--partition` cannot be used with a folder of your own"),
         (["check"], "DIR is missing. Give the folder or Hub id of `--dataset folder`"),
         (["check", "a", "b"], "'b' belongs to no option"),
         (["check", "a", "--splits", "x"], "there is no option `--splits`. Did you mean `--split`?"),
@@ -98,6 +100,24 @@ def test_a_mistake_is_one_line_and_status_2(capsys, words, said):
     status, out, err = run(capsys, *words)
     assert (status, out) == (2, "") and said in err
     assert err.count("\n") == 1 and err.startswith("error: ")
+
+
+def test_options_are_shown_as_they_are_typed(capsys):
+    errors.use_options(["optim", "max_steps", "load_options", "flip"], flags=["flip"])
+    python = as_typed(resize_masks=True)
+    for message, shown in (
+        ("`max_steps` is 3, `optim=adamw`", "`--max_steps` is 3, `--optim adamw`"),
+        ("`optim='sgd'` or `max_steps=None`", "`--optim sgd` or `--max_steps none`"),
+        ("set `flip=True`, `names` and `images`", "set `--flip`, `names` and `images`"),  # the others are no options
+        (f"set {python}.", "set `--load_options '{\"resize_masks\": true}'`."),
+        ("the field `max_steps`", "the field `max_steps`"),
+        ("two\n  lines", "two lines"),
+    ):
+        with pytest.raises(SystemExit):
+            errors.fail(message)
+        assert capsys.readouterr().err == f"error: {shown}\n"
+    errors.use_options(["optim"])
+    assert errors.for_command_line(f"set {python}.") == f"set {python}."  # the command cannot be told
 
 
 def test_ctrl_c_ends_a_command_with_the_shells_status_and_no_traceback(capsys, monkeypatch):

@@ -8,17 +8,19 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import yaml
+from datasets import Dataset
 from PIL import Image
 from support.toy import NAMES, tiny_upernet
 from transformers import PreTrainedConfig
 
-from cps_hf.commands import planned, train
+from cps_hf.commands import planned, timing, train
 from cps_hf.commands.datasets import load_data, warn_of_earlier_training
 from cps_hf.commands.models import branches_of, chosen_models
 from cps_hf.commands.planned import seconds_of, with_choices
 from cps_hf.commands.timing import TimeLimit, time_steps
 from cps_hf.objectives import CrossPseudoSupervision, Supervised
 from cps_hf.planning import FIRST_STAGE_SHARE
+from cps_hf.planning.plan import Choice, Plan
 
 WORDS = ("--crop_size", "32", "--dataloader_num_workers", "0", "--disable_tqdm", "true", "--num_pictures", "0")
 WORDS += ("--per_device_train_batch_size", "2", "--ema_decay", "none", "--agreement_images", "0")
@@ -142,6 +144,19 @@ def test_a_trial_run_times_steps_and_leaves_nothing_behind(folder, tmp_path):
     assert not (tmp_path / "o").exists() and not any(tmp_path.joinpath(folder).exists() for folder in made)
 
 
+@pytest.mark.parametrize("images", [1, 2, 4, 30])
+def test_starting_an_evaluation_is_not_counted_for_each_image(monkeypatch, images):
+    now = [0.0]
+    monkeypatch.setattr(timing.time, "monotonic", lambda: now[0])
+
+    def scores(dataset):
+        now[0] += 8.0 + 0.5 * len(dataset)
+
+    found = timing.evaluation_times(SimpleNamespace(scores=scores), Dataset.from_dict({"id": [*range(images)]}))
+    assert found == ((0.0, 8.5) if images == 1 else (8.0, 0.5))
+    assert timing.evaluation_times(None, None) == (0.0, 0.0)
+
+
 def test_the_length_fits_the_remaining_time(folder, tmp_path, monkeypatch):
     timings = planned.Timings(first_stage=0.5, second_stage=1.0, evaluation=1.0, start=5.0, end=5.0, spent=10.0)
     seen = []
@@ -162,7 +177,8 @@ def test_the_length_fits_the_remaining_time(folder, tmp_path, monkeypatch):
     assert first == round(FIRST_STAGE_SHARE * steps)
     assert 0.8 * 300 < 20 + 10 + 10 + first * 0.5 + (steps - first) * 1.0 < 300
     (limit,) = planned.time_limit(chosen, plan, began=began)
-    assert limit.deadline == pytest.approx(began + 300 - 1.3 * 6)
+    assert (limit.time, limit.timings, limit.given) == ("5m", timings, False)
+    assert (limit.end, limit.reserve) == (pytest.approx(began + 300), 6.0)
     without = parsed(*words[:-2])
     assert planned.time_limit(*planned.complete(without, sets, typed - {"time"}, began=began), began=began) == []
 
@@ -174,9 +190,10 @@ def test_a_time_also_limits_a_run_whose_steps_are_given(folder, tmp_path, monkey
     chosen, plan = planned.complete(settings, load_data(settings.data), typed, began=time.monotonic())
     assert chosen.args.max_steps == 1_000_000 and plan.timings is None
     (limit,) = planned.time_limit(chosen, plan, began=50.0)
-    assert limit.deadline == pytest.approx(50 + 300 - 10)
+    assert limit.given and limit.timings is None
+    assert (limit.end, limit.reserve) == (350, 10)
     (limit,) = planned.time_limit(chosen.with_values(time="20s"), plan, began=50.0)
-    assert limit.deadline == pytest.approx(50 + 20 - 2)
+    assert (limit.end, limit.reserve) == (70, 2)
     monkeypatch.setattr(planned, "PartialState", lambda: SimpleNamespace(num_processes=2))
     assert planned.time_limit(chosen, plan, began=50.0) == []  # several processes would have to agree
 
@@ -314,12 +331,94 @@ def test_random_weights_on_few_labels_give_advice(num_labeled, said, caplog):
     assert not caplog.text
 
 
-def test_training_ends_when_the_time_is_over(caplog):
-    control, state = SimpleNamespace(should_training_stop=False), SimpleNamespace(global_step=5, max_steps=10)
-    TimeLimit(time.monotonic() + 100).on_step_end(None, state, control)
-    assert not control.should_training_stop
-    TimeLimit(time.monotonic() - 1).on_step_end(None, state, control)
-    assert control.should_training_stop and "at step 5 of 10" in caplog.text
+TIMED = planned.Timings(first_stage=0.5, second_stage=1.0, evaluation=2.0, end=8.0)
+
+
+class Running:
+    """A time limit of 100 s in a run that is simulated: `now` is the clock."""
+
+    def __init__(self, monkeypatch, *, timings=TIMED, given=False, step=0, max_steps=100, border=0):
+        self.now, self.control = 0.0, SimpleNamespace(should_training_stop=False)
+        self.args = SimpleNamespace(pretrain_steps=border or None)
+        self.state = SimpleNamespace(global_step=step, max_steps=max_steps, eval_steps=10)
+        monkeypatch.setattr(timing.time, "monotonic", lambda: self.now)
+        self.limit = TimeLimit("100s", 100.0, 10.0, timings, given=given)
+
+    def step(self, seconds, count=1):
+        for _ in range(count):
+            self.limit.on_step_begin(self.args, self.state, self.control)
+            self.now += seconds
+            self.state.global_step += 1
+            self.limit.on_step_end(self.args, self.state, self.control)
+        return self.control.should_training_stop
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_training_ends_when_the_time_is_over(monkeypatch, caplog, given):
+    run = Running(monkeypatch, given=given)
+    assert not run.step(0.5, 50)
+    run.now = 91.0
+    assert run.step(0.5) and "`--time 100s` is nearly over at step 51 of 100, so training ends here: " in caplog.text
+    assert ("the machine has become slower" in caplog.text, "--max_steps" in caplog.text) == (not given, given)
+    run = Running(monkeypatch, step=99)
+    run.now = 91.0
+    assert not run.step(0.5)  # the last step: nothing is cut off
+
+
+def test_a_slow_machine_gets_a_larger_reserve_for_the_end(monkeypatch):
+    run = Running(monkeypatch, border=50)
+    assert not run.step(9.0)  # the first steps are slow in any run
+    run.now = 60.0
+    assert not run.step(0.5, 3) and run.step(1.5, 6)  # three times as slow as in the trial: 30 s instead of 10
+
+
+@pytest.mark.parametrize("slowdown", [0.5, 1.0, 2.0])
+def test_the_second_stage_is_fitted_to_the_time_that_is_left(monkeypatch, caplog, slowdown):
+    run = Running(monkeypatch, max_steps=60, border=30)
+    run.step(0.5 * slowdown, 29)
+    with caplog.at_level("INFO", logger="cps_hf"):
+        run.limit.on_save(run.args, run.state, run.control)  # a checkpoint within the stage
+        assert run.state.max_steps == 60 and not caplog.text
+        run.step(0.5 * slowdown)
+        run.now += 2.0 * slowdown  # the evaluation
+        run.limit.on_save(run.args, run.state, run.control)
+    later, began = run.state.max_steps - 30, run.now
+    a_step = slowdown * (1.0 + 2.0 / 10)  # with its share of an evaluation every ten steps
+    end = began + later * a_step + 10 * max(1.3, slowdown)
+    assert 100 - 0.08 * (100 - began) - a_step <= end <= 100
+    said = (
+        f"The second stage gets {later} steps instead of 30, as many as fit into `--time 100s`. Each will take about "
+    )
+    assert f"{said}{slowdown:.2g} s." in caplog.text
+
+
+def test_a_given_length_and_a_run_that_ends_are_not_fitted(monkeypatch):
+    for given, ends in ((True, False), (False, True)):
+        run = Running(monkeypatch, timings=None if given else TIMED, max_steps=60, border=1)
+        run.step(0.1)
+        run.control.should_training_stop = ends
+        run.limit.on_save(run.args, run.state, run.control)
+        assert run.state.max_steps == 60
+    run = Running(monkeypatch, max_steps=60, border=1)
+    run.step(95.0)  # there is no time left: the second stage exists, and no more
+    run.control.should_training_stop = False
+    run.limit.on_save(run.args, run.state, run.control)
+    assert run.state.max_steps == 2
+
+
+def test_settings_and_plan_on_disk_follow_the_length(tmp_path):
+    settings = parsed("DIR", "--output_dir", str(tmp_path), "--max_steps", "60")
+    plan = Plan([Choice("optim", "adamw", "why"), Choice("max_steps", 60, "fits")])
+    callbacks = [train.WriteSettings(settings), train.WritePlan(plan)]
+    state = SimpleNamespace(is_world_process_zero=True)
+    for callback in callbacks:
+        callback.on_train_begin(settings.args, state, None)
+    settings.args.max_steps = 50
+    for callback in callbacks:
+        callback.on_step_begin(settings.args, state, None)
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["max_steps"] == 50
+    rows = json.loads((tmp_path / "plan.json").read_text())
+    assert rows[1]["value"] == 50 and rows[1]["reason"].startswith("60 were planned; ") and rows[0]["reason"] == "why"
 
 
 def test_a_resumed_run_keeps_its_plan(tmp_path):

@@ -252,7 +252,7 @@ def test_official_classes_have_official_colors(tmp_path, photos):
         (["--inputs", "nowhere.png"], "No such file or folder: nowhere.png"),
         (["--inputs", "no*where/x.png"], r"No image in no\*where/x.png: looked for .jpg"),
         (["--inputs", "PHOTOS", "--dataset", "voc"], "Give `--inputs` or `--dataset`, not both"),
-        (["--dataset", "voc"], "`dataset=voc` needs `data_root`"),
+        (["--dataset", "voc"], "`--dataset voc` needs `--data_root`"),
         (["--dataset", "hub", "--data_root", "x", "--load_options", "[1]"], "`--load_options` must be like"),
         (["--inputs", "PHOTOS", "--overlay_alpha", "2"], "from 0 to 1, got 2.0"),
         (["--inputs", "PHOTOS", "--mode", "sliding"], "needs `--crop_size H W`"),

@@ -120,6 +120,7 @@ def test_an_image_that_a_network_cannot_take_is_named(tmp_path, run_folder, phot
     [
         (["--count", "0"], "`--count` must be at least 1"),
         (["--output", "next.txt"], "must name a .csv file"),
+        (["--output", f"{__file__}/next.csv"], "must be in a folder, but "),
     ],
 )
 def test_invalid_options_fail_before_anything_is_read(tmp_path, run_folder, photos, capsys, words, said):

@@ -7,7 +7,7 @@ from support.toy import NAMES, write_world
 
 from cps_hf.data import check
 from cps_hf.data.check import check_dataset, format_report
-from cps_hf.visualization import palette
+from cps_hf.data.palettes import palette_of
 
 SIZES = [(20, 31), (33, 18), (25, 25), (12, 40), (31, 20)]
 
@@ -74,14 +74,23 @@ def test_the_sheet_shows_the_image_and_its_label_over_it(tmp_path):
     )
     legend = sheet[2 * 160 + 16 + 12 :].reshape(-1, 3).tolist()
     occur = [c for c in range(3) if (np.array(label) == c).any()]
-    assert sheet.shape[1] == 172 and all([*palette(3)[c]] in legend for c in occur)
+    colors = palette_of(None, NAMES)
+    assert sheet.shape[1] == 172 and all([*colors[c]] in legend for c in occur)
     row, column = (int(v[0]) for v in np.nonzero(np.array(label) == 2))
     row, column = row + 5, column + 2
     scale, top = 160 / 60, (160 - round(40 * 160 / 60)) // 2
     y, x = 6 + top + round((row + 0.5) * scale), 6 + round((column + 0.5) * scale)
     assert np.abs(sheet[y, x] - image[row - 1 : row + 2, column - 1 : column + 2].mean((0, 1))).max() < 60
-    blended = 0.4 * sheet[y, x] + 0.6 * np.array(palette(3)[2])  # the class colour is blended in, as in all pictures
+    blended = 0.4 * sheet[y, x] + 0.6 * np.array(colors[2])  # the class colour is blended in, as in all pictures
     assert np.abs(sheet[y + 160, x] - blended).max() < 30
+
+
+def test_captions_keep_what_distinguishes_images():
+    def shown(name, most=14):
+        return check._shortened(name, lambda text: len(text) <= most)
+
+    assert shown("train/01") == "train/01" and shown("train/frankfurt/01") == "…/frankfurt/01"
+    assert shown("train/street_00_png.rf.0123456789abcdef") == "street…9abcdef"  # Roboflow's names end in a hash
 
 
 def test_an_unwritable_sheet_does_not_lose_the_report(tmp_path, monkeypatch):

@@ -168,7 +168,7 @@ def masks_are_smaller_by_one_factor(drawn):
         drawn.images[name] = drawn.images[name][:height, :width]
         drawn.files[part(drawn, "masks", name)] = png(small)
         drawn.files[part(drawn, "images", name)] = png(drawn.images[name])
-    drawn.error, drawn.then = rf"same aspect, smaller by {factor}.*`resize_masks=True`", {"resize_masks": True}
+    drawn.error, drawn.then = rf"the label is {factor} times smaller.*`resize_masks=True`", {"resize_masks": True}
     drawn.said = "masks resized to their images"
 
 

@@ -112,6 +112,13 @@ def test_a_list_names_the_validation_images(tmp_path):
         discover(tmp_path / "set", validation=str(listed))
 
 
+def test_a_missing_list_is_not_needed_with_a_validation_split(tmp_path):
+    write_set(tmp_path, 3, 0, "train")
+    write_set(tmp_path, 2, 0, "val", start=3)
+    with pytest.raises(ValueError, match=r"no such file. By default, the validation split of .* is used"):
+        discover(tmp_path, validation="run/validation.txt")
+
+
 def test_groups_stay_whole_and_their_unlabeled_images_stay_out(tmp_path):
     for patient in "abcd":
         for i in range(5):
@@ -230,7 +237,7 @@ def test_output_of_earlier_runs_is_skipped(tmp_path):
         ({"validation": "test"}, "`validation` test: .* has no images with masks in such a split"),
         ({"group_by": "("}, "is not a regular expression"),
         ({"group_by": "images"}, "`group_by` finds a single group, 'images', in all 10 labeled images"),
-        ({"unlabeled_root": "nowhere"}, "`unlabeled_root`: no folder nowhere"),
+        ({"unlabeled_root": "nowhere"}, "`unlabeled_root`: No folder nowhere"),
         ({"class_names": ["a"]}, "Masks contain 1, .* names classes 0 to 0: a"),
         ({"class_names": "nowhere.json"}, "Cannot read class names from nowhere.json"),
         ({"class_names": "nowhere.txt"}, "nowhere.txt is not UTF-8 text"),

@@ -255,7 +255,7 @@ def test_unlabeled_images_may_be_anywhere_without_masks(tmp_path):
     (tmp_path / "none").mkdir()
     with pytest.raises(ValueError, match="`unlabeled_root`: no image in"):
         images_alone(tmp_path / "none")
-    with pytest.raises(ValueError, match="`unlabeled_root`: no folder"):
+    with pytest.raises(ValueError, match="`unlabeled_root`: No folder"):
         images_alone(tmp_path / "nowhere")
 
 

@@ -192,7 +192,7 @@ def test_a_label_of_the_same_aspect_is_resized_if_allowed(factor, orientation):
         sample = read_sample(row, encoding, with_label=True)
         assert tuple(sample[1].shape) == (120, 180) and fits(*sample) == 1
         with pytest.raises(
-            ValueError, match=r"same aspect, .*`resize_masks=True` .*--load_options '{\"resize_masks\""
+            ValueError, match=r"the label is .*`resize_masks=True` .*--load_options '{\"resize_masks\""
         ):
             read_sample(row, LabelEncoding(("ground", "corner")), with_label=True)
 

@@ -272,7 +272,7 @@ def test_check_reports_problems_of_the_whole_set(tmp_path):
 def test_check_reports_resized_masks(tmp_path):
     write(tmp_path, [png(ids(0, 1, 2)), png(ids(0, 1, 2)[::2, ::2])])
     report = check_dataset(load_folder(tmp_path, class_names=NAMES), progress=False)
-    assert "same aspect, smaller by 2" in report["problems"][0]["problem"]
+    assert "the label is 2 times smaller" in report["problems"][0]["problem"]
     report = check_dataset(load_folder(tmp_path, class_names=NAMES, resize_masks=True), progress=False)
     assert report["problems"] == [] and report["notes"] == [
         {"what": "masks resized to their images", "count": 1, "first": ["1"]}

@@ -209,7 +209,9 @@ def test_values_that_are_no_class_are_named_when_they_are_read(tmp_path):
     with pytest.raises(ValueError, match=r"The label of 'scan' \(.*mask\.tif\) contains 7"):
         take(rows(tmp_path / "a.tif", tmp_path / "mask.tif"), 1)
     tiled(tmp_path / "mask.tif", IDS * 0 + 2)
-    with pytest.raises(ValueError, match="The label of 'scan' contains the values 2 .*but the models have 2 classes"):
+    with pytest.raises(
+        ValueError, match="The label of 'scan' .*contains the values 2 .*but the models have 2 classes"
+    ):
         take(rows(tmp_path / "a.tif", tmp_path / "mask.tif"), 1, num_labels=2)
 
 

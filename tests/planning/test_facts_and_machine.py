@@ -24,6 +24,22 @@ def test_counts_sizes_and_class_shares(tmp_path):
     assert not facts.grey
 
 
+def test_unreadable_training_samples_are_omitted_on_request(tmp_path):
+    labeled = write_world(tmp_path / "a", [(40, 56), (48, 64), (48, 64)])
+    evaluation = write_world(tmp_path / "b", [(40, 56)])
+    for name in ("0.png", "1_label.png"):
+        (tmp_path / "a" / name).write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="'a-0'"):
+        DataFacts.of(labeled, None, evaluation, NAMES)
+    facts = DataFacts.of(labeled, None, evaluation, NAMES, skip_bad_samples=True)
+    assert facts.largest == (48, 64) and sum(facts.class_shares.values()) == pytest.approx(1)
+    (tmp_path / "b" / "0.png").write_bytes(b"no picture")  # no score without it
+    with pytest.raises(ValueError, match="'b-0'"):
+        DataFacts.of(labeled, None, evaluation, NAMES, skip_bad_samples=True)
+    with pytest.raises(ValueError, match="'a-0'"):
+        DataFacts.of(labeled.select([0]), None, None, NAMES, skip_bad_samples=True)
+
+
 def test_streams_have_no_count(tmp_path):
     labeled = write_world(tmp_path / "a", [(40, 56)] * 3).to_iterable_dataset()
     facts = DataFacts.of(labeled, labeled.remove_columns("label"), None, NAMES)

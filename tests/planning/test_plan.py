@@ -91,6 +91,23 @@ def test_the_steps_fit_the_time_by_measurement():
     assert 0.88 * 600 < taken < 600
 
 
+@pytest.mark.parametrize(
+    "given",
+    [{"pretrain_steps": 20}, {"pretrain_steps": 300}, {"eval_steps": 5}, {"eval_steps": 5, "pretrain_steps": 9}],
+)
+def test_steps_fit_with_a_given_supervised_stage_or_evaluations(given):
+    chosen = given | values(given=given, seconds=600, measure=lambda settings: TIMINGS)
+    steps, first = chosen["max_steps"], chosen["pretrain_steps"]
+    evaluations = steps // chosen["eval_steps"] + 2
+    taken = first * 0.5 + (steps - first) * 1.0 + evaluations * 2.0 + 20 + 10
+    assert 0.88 * 600 < taken < 600
+
+
+def test_a_single_step_has_one_stage():
+    given = {"max_steps": 1}
+    assert groups(given | values(given=given))[0].pretrain_steps is None
+
+
 def test_slow_evaluations_are_few():
     slow = dataclasses.replace(TIMINGS, evaluation=40.0)
     chosen = values(seconds=600, measure=lambda settings: slow)
@@ -227,10 +244,18 @@ def test_the_network_may_be_a_mask_classification_model(kind):
     assert "freeze_norms" not in plan.values()  # layer norms
 
 
+def test_a_run_of_one_step_has_one_stage():
+    chosen = values(given={"max_steps": 1})
+    groups(chosen | {"max_steps": 1})  # a factor of a second stage that does not exist would raise
+    assert not chosen.keys() & {"pretrain_steps", "second_stage_learning_rate_factor"}
+
+
 def test_without_a_pretrained_backbone_the_plan_gives_advice():
     plan = make_plan(STREETS, dataclasses.replace(CPU, backbone=None), {})
     assert "backbone" not in plan.values() and not plan.values().get("freeze_norms")
     assert "random weights" in plan.table() and "offline-backbone" in plan.table() and "20 labeled" in plan.table()
+    many = make_plan(dataclasses.replace(STREETS, num_labeled=5000), dataclasses.replace(CPU, backbone=None), {})
+    assert "random weights" in many.table() and "few" not in many.table()
     assert not make_plan(STREETS, CPU, {}).notes
 
 

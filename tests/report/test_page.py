@@ -19,8 +19,8 @@ NAMES = ["ground", HOSTILE, "bar"]
 MATRIX = [[80, 10, 10], [0, 0, 0], [30, 0, 70]]  # the second class does not occur but is predicted
 
 
-def write_run(folder, *, count=3, plan=True, comparison=True):
-    """The files of a run that the page reads."""
+def write_run(folder, *, count=3, plan=True, comparison=True, step=40):
+    """The files of a run that the page reads. `step`: of the evaluation; `best` is of step 40."""
     (folder / "pictures" / "images").mkdir(parents=True)
     Image.new("RGB", (990, 700), (250, 250, 250)).save(folder / "pictures" / "curves.png")
     rng = np.random.default_rng(0)
@@ -70,12 +70,12 @@ def write_run(folder, *, count=3, plan=True, comparison=True):
     matrix[:3, :3] = MATRIX
     evaluation = {
         "network": "branch_0",
-        "step": 80,
+        "step": step,
         "images": 7,
         "classes": names,
         "confusion_matrix": matrix.tolist(),
     }
-    evaluation |= {"palette": [[i, 114, 178] for i in range(count)]}
+    evaluation |= {"palette": [[0, 0, 0], *([i, 114, 178] for i in range(1, count))]}
     evaluation |= {"worst": shown("worst", 0.25), "best": shown("best", None)}
     (folder / "evaluation.json").write_text(json.dumps(evaluation))
     return folder
@@ -117,8 +117,9 @@ def test_it_shows_plan_answer_classes_and_loading_code(tmp_path):
     flat = " ".join(text.split())
     for said in (
         "crop_size 160, 160 images are 240 x 180",
-        "branch 0 at step 40",
-        "61.2 %",
+        "Best network branch 0 at step 40 Its mean IoU 41.7 %",  # the mean of the class table
+        "Branch 0 at step 40 (in best/) on the evaluation images",
+        "ground (not tinted)",
         "12 labeled, 388 unlabeled",
         "1 h 07 min on cpu",
         "Cross Pseudo Supervision",
@@ -126,13 +127,25 @@ def test_it_shows_plan_answer_classes_and_loading_code(tmp_path):
         "with unlabeled images 53.4 40 12",
         "Difference: +3.4 points (95 % interval +1.0 to +6.0)",
         "the branches agree on 99.0 % of unlabeled pixels; 99.5 % of their predictions are one class",
-        "The exported best/ is branch 0 of step 40.",
+        "The folder best/ contains branch 0 at step 40.",
         "mean IoU 25.0 %",
         f"AutoModelForSemanticSegmentation.from_pretrained('{tmp_path / 'run' / 'best'}', trust_remote_code=True)",
     ):
         assert said in flat, said
     # Expected: 80 / 130, 160 / 210, 80 / 100; the class that does not occur is predicted: 0 / 10.
     assert "ground 61.5 76.2 80.0 50.0 55.0" in flat and f"{HOSTILE} 0.0 0.0 – 0.0 5.0" in flat
+
+
+def test_a_page_on_another_network_than_the_best_names_both(tmp_path):
+    flat = " ".join(Page(render_report(write_run(tmp_path / "run", step=80))).text.split())
+    for said in (
+        "Network on this page branch 0 at step 80, mean IoU 41.7 %",
+        "Best network (best/) branch 0 at step 40, mean IoU 61.2 %",
+        "The network in best/ is another one: branch 0 at step 40, mean IoU 61.2 %.",
+        "The folder best/ contains branch 0 at step 40.",
+    ):
+        assert said in flat, said
+    assert "(in best/)" not in flat
 
 
 def test_missing_parts_are_omitted(tmp_path):
@@ -145,12 +158,12 @@ def test_missing_parts_are_omitted(tmp_path):
     assert "learning_rate" in text and "0.004" in text  # from config.yaml, as there is no plan
     (run / "config.yaml").unlink()
     assert "Load the result" in render_report(run)
+    (run / "results.json").write_text('{"training": {"seconds": 90.0}}')  # of an older version
+    assert "2 min on ?" in render_report(run)
 
 
 def test_many_classes_get_a_picture_instead_of_a_table(tmp_path):
     run = write_run(tmp_path / "run", count=41)
-    assert "<h2>Confusion" not in render_report(run)
-    Image.new("RGB", (9, 9)).save(run / "pictures" / "confusion_matrix.png")
     text = render_report(run)
     assert "<h2>Confusion" in text and 'class="matrix"' not in text and 'alt="Confusion matrix"' in text
 
@@ -162,14 +175,19 @@ def test_the_command_writes_the_page_or_a_one_line_error(tmp_path, capsys):
     assert "report.html" in capsys.readouterr().out
     for spoil, said in (
         (lambda: (run / "evaluation.json").write_text("{"), "evaluation.json is incomplete or not JSON"),
-        (lambda: (run / "results.json").write_text('{"branches": []}'), "no results.json of a finished run"),
-        (lambda: (run / "results.json").unlink(), "no results.json of a finished run"),
+        (lambda: (run / "results.json").write_text('{"branches": []}'), "the run is not finished. It logged step 80"),
+        (lambda: (run / "results.json").unlink(), "--resume_from_checkpoint auto"),
     ):
         spoil()
         with pytest.raises(SystemExit):
             command.main([str(run)])
         error = capsys.readouterr().err
         assert said in error and error.count("\n") == 1 and "Traceback" not in error
+    (run / "metrics.jsonl").unlink()
+    (run / "config.yaml").unlink()
+    with pytest.raises(SystemExit):
+        command.main([str(run)])
+    assert "no results.json of a finished run" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -177,11 +195,12 @@ def test_the_command_writes_the_page_or_a_one_line_error(tmp_path, capsys):
 def test_a_browser_shows_it_wide_and_narrow_without_an_error(tmp_path):
     path = write_report(write_run(tmp_path / "run"))
     with chromium(tmp_path / "profile") as browser:
-        for width in (1280, 500):
-            browser.set_window_size(width, 900)
+        for width in (1280, 400):
+            size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+            browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
             browser.get(path.as_uri())
             assert browser.title == "run: training report"  # no name could change it
-            assert browser.execute_script("return document.documentElement.scrollWidth <= window.innerWidth"), width
+            assert browser.execute_script("return document.documentElement.scrollWidth") <= width, width
             sizes = browser.execute_script(
                 "return [...document.images].map(i => { i.loading = 'eager'; return i.naturalWidth })"
             )

@@ -133,6 +133,17 @@ def test_a_second_train_call_raises_and_keeps_the_first_run(trained):
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()} == before
 
 
+def test_the_length_is_fixed_once_the_trainer_is_created(trained):
+    """The schedule was made for it: more steps would have a rate of zero, and end after the first."""
+    trainer, _ = trained
+    trainer.args.max_steps = 6
+    try:
+        with pytest.raises(ValueError, match="created for 4 steps, and `max_steps` is now 6. Create another trainer"):
+            trainer.train(resume_from_checkpoint=True)
+    finally:
+        trainer.args.max_steps = 4
+
+
 def test_evaluate_returns_each_class_by_name(trained):
     trainer, _ = trained
     metrics = trainer.evaluate()

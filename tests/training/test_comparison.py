@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -116,7 +117,7 @@ def test_results_say_what_the_second_stage_changed(root, tmp_path, judged):
         assert [c["name"] for c in one["classes"]] == [*NAMES]
         ious = np.subtract(after["per_category_iou"], before["per_category_iou"])
         assert [c["difference"] for c in one["classes"]] == pytest.approx(ious, nan_ok=True)
-    assert found["sentence"].startswith("The second stage changed branch 0's mean IoU by ")
+    assert "branch 0's mean IoU" in found["sentence"] and "12 validation images): " in found["sentence"]
     assert 0 < results["training"]["supervised_seconds"] < results["training"]["seconds"]
     written = json.loads((tmp_path / "out" / "results.json").read_text())
     assert written["comparison"] == json.loads(json.dumps(without_nan(found)))
@@ -225,7 +226,8 @@ def test_with_few_images_best_stays_the_second_stages_network(root, tmp_path):
     assert (
         results["best"]["step"] == 4 and results["comparison"]["branches"]["branch_0"]["verdict"] == "too few images"
     )
-    assert "9 validation images cannot show whether" in results["comparison"]["sentence"]
+    said = results["comparison"]["sentence"]
+    assert said.startswith("Whether the second stage helped cannot be told from 9 validation images (branch 0's mean ")
 
 
 def test_best_stays_if_the_supervised_network_cannot_be_copied(root, tmp_path):
@@ -243,29 +245,59 @@ def test_best_stays_if_the_supervised_network_cannot_be_copied(root, tmp_path):
     assert again["best"]["step"] == 2 and best_is(out, "supervised_0")
 
 
+def test_best_stays_if_the_supervised_network_is_gone(root, tmp_path, caplog):
+    """Its folder was deleted, or the run was resumed from a checkpoint in another folder."""
+    out = tmp_path / "out"
+    with without_cards_and_pictures(), caplog.at_level(logging.WARNING):
+        trainer = make_trainer(root, CPS, out, **TWO_STAGES)
+        scripted = Scripted(trainer, (0.5, 0.5), (0.70, 0.71), (0.4, 0.4), (0.5, 0.6))
+
+        def scores(dataset):
+            if trainer.state.global_step == 3:
+                shutil.rmtree(out / "supervised_1")
+            return scripted(dataset)
+
+        trainer.evaluator.scores = scores
+        results = trainer.train()
+    assert results["best"]["step"] == 4 and best_is(out, "branch_1")
+    assert f"is worse beyond chance than branch_1 of the supervised stage, but {out / 'supervised_1'}" in caplog.text
+
+
 # ---------------------------------------------------------------------------------------------- sentences
 
 
-def test_the_sentence_has_difference_interval_and_classes():
-    before, after = counts(1, 60, 0.60), counts(2, 60, 0.66)
+@pytest.mark.parametrize("order, verb", [(1, "raised"), (-1, "lowered")])
+def test_the_sentence_has_difference_interval_and_classes(order, verb):
+    before, after = [counts(1, 60, 0.60), counts(2, 60, 0.66)][::order]
     found = comparison.describe(before, after, [*ID2LABEL.values()])
     interval = paired_bootstrap(before, after)
-    said = comparison.in_words("The second stage", "branch 0", found)
+    said = comparison.in_words(comparison.second_stage("branch_0"), found)
     low, high = (f"{100 * end:+.1f}" for end in (interval.low, interval.high))
-    assert f"(95 % interval {low} to {high}, 60 validation images), which is beyond chance; beyond chance by" in said
-    assert said.startswith("The second stage changed branch 0's mean IoU by +") and said.endswith(").")
+    points = f"{abs(100 * interval.difference):.1f} points"
+    first, last = (f"{100 * score:.1f} %" for score in (before.mean_iou(), after.mean_iou()))
+    assert said.startswith(f"The second stage {verb} branch 0's mean IoU by {points}, from {first} to {last} (95 % ")
+    assert f"interval {low} to {high}, 60 validation images): beyond chance. Beyond chance by class: " in said
+    assert said.endswith(").")
     for name in NAMES:
-        assert f"{name} +" in said
+        assert f"{name} {'+' if order == 1 else '-'}" in said
     table = comparison.table(found).splitlines()
-    assert len(table) == 2 + 3 + 1 and table[-1].split()[0] == "mIoU" and table[-1].endswith("better")
+    verdict = {1: "better", -1: "worse"}[order]
+    assert len(table) == 2 + 3 + 1 and table[-1].split()[0] == "mIoU" and table[-1].endswith(verdict)
 
 
 def test_the_sentence_says_what_is_not_known():
+    words = comparison.second_stage("branch_0")
     chance = comparison.describe(counts(1), counts(2), NAMES)
     assert chance["verdict"] == "within chance"
-    said = comparison.in_words("The second stage", "branch 0", chance)
-    assert f"may be chance: about {chance['images_needed']} images would tell" in said
+    said = comparison.in_words(words, chance)
+    worse = chance["difference"]["mean_iou"] < 0
+    points = f"{abs(100 * chance['difference']['mean_iou']):.1f} points {'lower' if worse else 'higher'} than before"
+    assert said.startswith(f"After the second stage, branch 0's mean IoU is {points}, ")
+    assert f"): within chance. About {chance['images_needed']} images would tell. No single class changed" in said
     one = comparison.describe(counts(1, 1), counts(2, 1, 0.9), NAMES)
-    said = comparison.in_words("The second stage", "branch 0", one)
-    assert "1 validation image cannot show whether that is beyond chance: about 10 would." in said
+    said = comparison.in_words(words, one, images="images of here")
+    assert said.startswith(
+        "Whether the second stage helped cannot be told from 1 image of here (branch 0's mean IoU: "
+    )
+    assert said.endswith("; about 10 would be enough.")
     assert comparison.table(without_nan(one)).count(" - ") == 4

@@ -1,11 +1,19 @@
 """The lines that a run prints on the console."""
 
+import contextlib
+import fcntl
 import logging
+import os
+import pty
 import re
+import struct
+import sys
+import termios
 
 import pytest
 from accelerate import Accelerator
 from support.toy import settings, toy_models, write_world
+from transformers import TrainerCallback
 from transformers.utils import logging as transformers_logging
 
 from cps_hf.commands.train import agreement_in_words
@@ -35,7 +43,7 @@ def test_without_a_terminal_each_log_is_a_line(tmp_path, capfd):
     said = capfd.readouterr().err
     assert "\r" not in said
     logs = [line for line in said.splitlines() if ": loss " in line]
-    assert [re.match(r"step (\d) of 4, stage (\d) of 2", line).groups() for line in logs] == [
+    assert [re.match(r"step (\d) of 4, stage (\d)/2[,:]", line).groups() for line in logs] == [
         ("1", "1"),
         ("2", "1"),
         ("4", "2"),
@@ -67,13 +75,66 @@ def test_lines_follow_the_packages_log_level(tmp_path, capfd):
     assert capfd.readouterr().err == "two\n"
 
 
+@pytest.mark.parametrize("columns, rows", [(200, 24), (80, 24), (60, 24), (0, 24), (80, 0), (0, 0)])
+def test_the_bar_is_visible_in_any_terminal(tmp_path, monkeypatch, columns, rows):
+    main, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+    monkeypatch.delenv("COLUMNS", raising=False)
+    with open(terminal, "w", encoding="utf-8") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        log = RunLog(Accelerator(), str(tmp_path), max_steps=350, first_step=150, show_bar=True)
+        log.begin_stage("stage 2/2", 150, 350, 350)
+        log.show({"loss": 0.5123, "supervised_loss": 0.25, "cps_loss": 0.125, "learning_rate": 1e-4}, 151)
+        log.advance()
+        log.close()
+        stream.flush()
+        shown = _read(main)
+    last = shown.replace("\n", "\r").rstrip("\r").split("\r")[-1]
+    assert re.match(r"stage 2/2:  43%\|.*\| 151/350 \[", last) and len(last) <= (columns or 80)
+    assert len(last.split("|")[1]) >= (4 if columns == 60 else 10)
+    assert ("loss=0.512" in last, "lr=0.0001" in last) == (columns != 60, columns == 200)
+
+
+def _read(descriptor: int) -> str:
+    """What was written to the terminal."""
+    os.set_blocking(descriptor, False)
+    parts = []
+    with contextlib.suppress(OSError):
+        while part := os.read(descriptor, 65536):
+            parts.append(part)
+    os.close(descriptor)
+    return b"".join(parts).decode()
+
+
+def test_no_time_is_left_after_training(tmp_path, capfd):
+    class StopAtTwo(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop |= state.global_step == 2
+
+    world = write_world(tmp_path / "world", [(40, 40)] * 4)
+    values = {"output_dir": str(tmp_path / "out"), "crop_size": [32, 32], "per_device_train_batch_size": 2}
+    trainer = CPSTrainer(
+        toy_models(1),
+        **settings(**values, dataloader_num_workers=0, max_steps=4, logging_steps=1, num_pictures=0),
+        objective="supervised",
+        train_dataset=world,
+        eval_dataset=world,
+        callbacks=[StopAtTwo()],
+    )
+    trainer.train()
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("step ")]
+    first, last, scores = lines
+    assert first.startswith("step 1 of 4, ") and " left: loss" in first
+    assert last.startswith("step 2 of 4: loss") and scores.startswith("step 2 of 4: mean IoU")
+
+
 @pytest.mark.parametrize(
     ("seconds", "said"), [(0.2, "1 s"), (89, "89 s"), (91, "2 min"), (3540, "59 min"), (3700, "1 h 02 min")]
 )
 def test_the_time_left_in_words(seconds, said):
     assert console.duration(seconds) == said
     assert console.place(3, 9, "", seconds) == f"step 3 of 9, {said} left"
-    assert console.place(3, 9, "stage 1 of 2: supervised", seconds).endswith(f"supervised, {said} left in this stage")
+    assert console.place(3, 9, "stage 1/2", seconds) == f"step 3 of 9, stage 1/2, {said} left in this stage"
     assert console.place(3, 9, "", None) == "step 3 of 9"
 
 

@@ -200,6 +200,9 @@ def test_means_over_fewer_classes_state_their_number():
 def test_columns_of_the_score_table_are_separated():
     lines = scores_table({"branch_0_average": ALL, "branch_1_average": ALL}, NAMES).splitlines()
     assert "branch 0 average  branch 1 average" in lines[0] and len({len(line) for line in lines}) == 1
+    rows = ("branch_0", "branch_1", "branch_0_average", "branch_1_average", "mean")
+    lines = scores_table(dict.fromkeys(rows, PART), [f"class {i}" for i in range(3)]).splitlines()
+    assert {len(line) for line in lines} == {80}  # the width of most terminals
     lines = class_table(PART, NAMES).splitlines()
     assert lines[-2].split() == ["over", "classes", *"2 of 3".split(), *"1 of 3".split(), *"2 of 3".split()]
     assert "over classes" not in class_table(ALL, NAMES)
@@ -228,5 +231,5 @@ def test_the_line_on_absent_classes_is_empty_if_all_occur():
 
 
 def test_a_negative_time_limit_is_rejected():
-    with pytest.raises(ValueError, match="`check_labels_seconds` must be a number of at least 0"):
+    with pytest.raises(ValueError, match="`check_labels_seconds` must be 0 or more"):
         settings(check_labels_seconds=-1)

@@ -43,27 +43,41 @@ def losses(trainer, name="loss"):
     return [line[name] for line in trainer.state.log_history if "loss" in line]
 
 
-def test_a_pair_learns_by_its_own_loss_on_labels_and_pseudo_labels(world, tmp_path):
-    """All parameters move; another loss is another number; EoMT is exported with its masked attention off."""
+@pytest.fixture(scope="module")
+def trained(world, tmp_path_factory):
+    """A trained pair, its weights before, and its output folder."""
+    out = tmp_path_factory.mktemp("set") / "out"
     with without_cards_and_pictures():
-        trainer = trainer_for(world, tmp_path / "set", max_steps=4)
+        trainer = trainer_for(world, out, max_steps=4)
         assert trainer.models[1].attn_mask_probs.tolist() == [1, 1]
         before = {key: p.detach().clone() for key, p in trainer.module.named_parameters()}
-        frozen = {key for key, p in trainer.module.named_parameters() if not p.requires_grad}
         trainer.train()
-        still = {key for key, p in trainer.module.named_parameters() if torch.equal(p, before[key])} - frozen
-        assert not still, still
-        exported = AutoModelForUniversalSegmentation.from_pretrained(tmp_path / "set" / "branch_1")
-        assert exported.attn_mask_probs.tolist() == [0, 0]
-        others = {}
+    return trainer, before, out
+
+
+def test_a_pair_learns_by_its_own_loss_on_labels_and_pseudo_labels(trained):
+    """All parameters move; EoMT is exported with its masked attention off."""
+    trainer, before, out = trained
+    frozen = {key for key, p in trainer.module.named_parameters() if not p.requires_grad}
+    still = {key for key, p in trainer.module.named_parameters() if torch.equal(p, before[key])} - frozen
+    assert not still, still
+    exported = AutoModelForUniversalSegmentation.from_pretrained(out / "branch_1")
+    assert exported.attn_mask_probs.tolist() == [0, 0]
+    assert all(0 < one < 1000 for one in losses(trainer))
+
+
+@pytest.mark.slow
+def test_each_term_has_its_own_loss(world, tmp_path, trained):
+    others = {}
+    with without_cards_and_pictures():
         for fields in ({"labeled_loss": "set"}, {}):
             objective = CrossPseudoSupervision(**fields)
             others[len(fields)] = trainer_for(world, tmp_path / str(len(fields)), objective=objective, max_steps=1)
             others[len(fields)].train()
-    first = [losses(one, name)[0] for one in (trainer, *others.values()) for name in ("supervised_loss", "cps_loss")]
+    runs, terms = (trained[0], *others.values()), ("supervised_loss", "cps_loss")
+    first = [losses(run, term)[0] for run in runs for term in terms]
     assert first[0] == first[2] != first[4]  # on labels: set, set, pixels
     assert len({first[1], first[3], first[5]}) == 3  # on pseudo labels: set, pixels, and those of an unmasked EoMT
-    assert all(0 < one < 1000 for one in losses(trainer))
 
 
 @pytest.mark.slow

@@ -5,12 +5,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from support.architectures import ARCHITECTURES
 from support.toy import ID2LABEL, settings, toy_models, write_world
-from transformers import SegformerConfig
+from transformers import AutoModelForSemanticSegmentation, SegformerConfig
 
 from cps_hf.config import CPSConfig, ModelConfig
 from cps_hf.objectives import CrossPseudoSupervision
 from cps_hf.training import setup
+from cps_hf.training.model_checks import structure_of
 from cps_hf.training.setup import build_models, make_optimizer, train_streams
 
 
@@ -63,6 +65,44 @@ def test_adams_options_follow_its_formula(changed):
         change = 0.1 * (m / (1 - b1**t)) / ((v / (1 - b2**t)) ** 0.5 + epsilon)
         expected = [p - change for p in expected]
         torch.testing.assert_close([p.detach() for p in parameters], expected)
+
+
+def test_branches_of_one_structure_are_only_tried_once(monkeypatch):
+    """A pass without values takes a large share of a second. All branches are frozen alike."""
+    tried, original = [], setup.model_checks.freeze_unused
+    monkeypatch.setattr(
+        setup.model_checks, "freeze_unused", lambda model, *words: (tried.append(model), original(model, *words))[1]
+    )
+    groups = settings(crop_size=[64, 64], per_device_train_batch_size=2)
+    process = SimpleNamespace(num_processes=1, device=torch.device("cpu"), is_main_process=True)
+    how = (groups["model_config"], groups["args"], [64, 64], CrossPseudoSupervision(), None, process)
+    models = build_models([network("upernet-swin"), network("upernet-swin"), network("segformer")], *how)
+    assert [models.index(one) for one in tried] == [0, 2]
+    first, second = ({name: p.requires_grad for name, p in model.named_parameters()} for model in models[:2])
+    assert first == second and not all(first.values())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: setattr(model.config, "other", 1),
+        lambda model: setattr(model.decode_head, "classifier", torch.nn.Conv2d(16, 3, 1, bias=False)),
+        lambda model: setattr(model.decode_head, "activation", torch.nn.GELU()),
+        lambda model: model.decode_head.classifier.bias.requires_grad_(False),
+        lambda model: model.register_buffer("attn_mask_probs", torch.ones(2)),
+    ],
+    ids=["configuration", "parameters", "module", "frozen", "masked attention"],
+)
+def test_what_affects_a_pass_is_part_of_a_structure(change):
+    one, other = network("upernet-swin"), network("upernet-swin")
+    assert structure_of(one) == structure_of(other) and one.config is not other.config
+    change(other)
+    assert structure_of(one) != structure_of(other)
+
+
+def network(name):
+    row = next(row for row in ARCHITECTURES if row.name == name)
+    return AutoModelForSemanticSegmentation.from_config(row.config())
 
 
 def test_conditions_of_a_licence_are_logged_only_if_the_weights_are_found(monkeypatch, caplog):

@@ -134,6 +134,56 @@ def test_a_run_killed_at_the_border_after_saving_is_complete(root, tmp_path, who
     assert [name for name in compared if not same(whole[1][name], resumed[name])] == []
 
 
+class Lengthen(TrainerCallback):
+    """Gives the second stage another length, as a time limit does."""
+
+    def __init__(self, steps: int):
+        self.steps = steps
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.global_step == args.pretrain_steps:
+            state.max_steps = self.steps
+
+
+@pytest.mark.parametrize("steps", [LAST - 1, LAST + 2])
+def test_a_changed_second_stage_equals_one_of_that_length_and_resumes(root, tmp_path, steps):
+    """The schedule, the progress and the last step are those of a run that was `steps` long from the beginning."""
+    options = {"save_steps": 1, **STAGES}
+    with without_cards_and_pictures():
+        expected = run_whole(root, CPS, tmp_path / "expected", max_steps=steps, **options)
+        broken = make_trainer(root, CPS, tmp_path / "out", callbacks=[Lengthen(steps)], **options)
+        rates = []
+        broken.callback_handler.add_callback(NoteRates(rates))
+        break_off(broken, step=steps, micro_batch=2)
+        with pytest.raises(BrokenOff):
+            broken.train()
+        assert (broken.args.max_steps, broken.state.max_steps) == (steps, steps)
+        later = steps - BORDER
+        assert rates[BORDER:] == pytest.approx([0.5e-2 * (1 - k / later) ** 0.9 for k in range(later)])
+        # resumed with the command line of its beginning
+        resumed = run_whole(root, CPS, tmp_path / "out", resume_from_checkpoint="auto", **options)
+    compared = [name for name in expected if not name.startswith("ids of")]  # it saw other steps
+    assert [name for name in compared if not same(expected[name], resumed[name])] == []
+    saved = json.loads((tmp_path / "out" / f"checkpoint-{steps}" / "trainer_state.json").read_text())
+    assert (saved["planned_steps"], saved["settings"]["max_steps"]) == (LAST, steps)
+    with without_cards_and_pictures():  # a given length is kept
+        longer = make_trainer(root, CPS, tmp_path / "out", max_steps=20, resume_from_checkpoint=True, **options)
+        break_off(longer, step=steps + 1, micro_batch=1)
+        with pytest.raises(BrokenOff):
+            longer.train()
+        assert longer.state.max_steps == 20 and longer.state.planned_steps is None
+
+
+class NoteRates(TrainerCallback):
+    """The learning rate of each step."""
+
+    def __init__(self, rates: list[float]):
+        self.rates = rates
+
+    def on_step_begin(self, args, state, control, optimizer=None, **kwargs):
+        self.rates.append(optimizer.param_groups[0]["lr"])
+
+
 def raise_broken_off(*_):
     raise BrokenOff
 

@@ -33,7 +33,7 @@ def trainer_for(world, out, name, **fields):
     return CPSTrainer([segformer, BY_TYPE[name].config(id2label=ID2LABEL)], **settings(**(values | fields)), **world)
 
 
-@pytest.mark.parametrize("name", ["mask2former", "eomt"])
+@pytest.mark.parametrize("name", [pytest.param("mask2former", marks=pytest.mark.slow), "eomt"])
 def test_a_mixed_pair_trains_and_loads_without_this_package(world, tmp_path, name, caplog):
     trainer = trainer_for(world, tmp_path / "out", name)
     before = {key: p.detach().clone() for key, p in trainer.module.named_parameters()}
@@ -59,6 +59,7 @@ def test_a_mixed_pair_trains_and_loads_without_this_package(world, tmp_path, nam
     assert [tuple(ids.shape) for ids in found] == [image.shape[:2]] * 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mask2former", "eomt_dinov3"])
 def test_resuming_is_bit_identical(world, tmp_path, name):
     fields = {"gradient_accumulation_steps": 2, "save_steps": 1, "max_steps": 3}

@@ -1,9 +1,11 @@
 """A finished run's figures are returned, not written."""
 
+import itertools
 import json
 
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
 from cps_hf.visualization import classes_figure, confusion_figure, curves_figure, images_figure
@@ -37,10 +39,28 @@ def test_figures_are_returned_without_pyplot(run):
     curves, confusion, classes, images = figures
     assert [axes.get_ylabel() for axes in curves.axes] == ["loss", "mean IoU", "agreement"]
     assert curves.axes[0].get_lines()[1].get_ydata().tolist() == [2.0, 1.5]
+    assert [text.get_text() for text in curves.axes[1].get_legend().get_texts()] == ["branch 0"]
     assert confusion.axes[0].get_title() == "branch 0, step 2"
     assert [bar.get_width() for bar in classes.axes[0].patches] == pytest.approx([100 * 6 / 9, 25, 0])
     assert [bar.get_width() for bar in classes.axes[1].patches] == pytest.approx([80, 20, 0])
     assert len(images.axes) == 3
+
+
+def test_titles_of_images_do_not_overlap(run):
+    path = run / "evaluation.json"
+    content = json.loads(path.read_text())
+    content["worst"][0]["id"] = "street_00_png.rf.0123456789abcdef0123456789abcdef"
+    path.write_text(json.dumps(content))
+    figure = images_figure(run)
+    figure.canvas.draw()
+    titles = [text for axes in figure.axes for text in axes.findobj(Text) if text.get_text().strip()]
+    assert len(titles) == 4
+    # An empty last line does not count.
+    boxes = [text.get_window_extent() for text in titles]
+    lines = [text.get_text().count("\n") + 1 for text in titles]
+    for box, count in zip(boxes, lines, strict=True):
+        box.y0 += (box.y1 - box.y0) * (count - 1) / count
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
 
 
 def test_scores_by_class_follow_the_formulas(run):

@@ -27,6 +27,8 @@ class EarlyStopping(TrainerCallback, ExportableState):
         self.since = 0
 
     def on_train_begin(self, args, state, control, **kwargs):
+        if state.best_metric is None:  # resumed with another evaluation: its scores are not compared with earlier ones
+            self.best, self.since = None, 0
         if self.since >= self.patience:  # resumed after it had stopped
             control.should_training_stop = True
 

@@ -1,7 +1,11 @@
-"""Writes a run's report: `OUT/evaluation.json`, the worst and best evaluation images, and `OUT/report.html`."""
+"""Writes a run's report: `OUT/evaluation.json`, the worst and best evaluation images, and `OUT/report.html`.
+
+They describe the network in `OUT/best`, which the page says how to load.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from PIL import Image
 from torch import nn
@@ -21,7 +26,7 @@ from ...data.palettes import palette_of
 from ...data.streams import EvaluationStream
 from ...files import write_atomically, written_whole
 from ...report.page import write_report
-from ...visualization.runs import EVALUATION, worst_and_best
+from ...visualization.runs import EVALUATION, read_json, worst_and_best
 from ..evaluation import Evaluator, evaluating
 from ..sharding import whole
 from .optional import optional
@@ -32,7 +37,11 @@ FOLDER = Path("pictures", "images")  # inside the run's folder
 
 
 class ReportCallback(TrainerCallback):
-    """Writes the report at the end of a run. All processes call it.
+    """Writes the page at the end of a run, and the evaluation of a best network before the step that changes its
+    weights. All processes call it.
+
+    If `best` has no such evaluation (it is of the supervised stage, or the run was stopped right after it), the best
+    network of the last step is described, and the page says so.
 
     The images stay in the run's folder: the report, `pictures/` and evaluation.json are never pushed. Images in model
     cards have their own rule (`push_pictures`).
@@ -46,8 +55,13 @@ class ReportCallback(TrainerCallback):
         self.pictures, self.accelerator, self.metric = pictures, accelerator, metric
         self.output_dir = Path(output_dir)
 
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.best.get("step") == state.global_step:
+            self._write_evaluation(state)
+
     def on_train_end(self, args, state, control, **kwargs):
-        self._write_evaluation(state)
+        if state.best.get("step") == state.global_step or not self._describes_best(state):
+            self._write_evaluation(state)
         if state.is_world_process_zero:
             self._write_report()
 
@@ -59,7 +73,7 @@ class ReportCallback(TrainerCallback):
     def _write_evaluation(self, state) -> None:
         evaluator = self.pictures.evaluator
         rows = [row for row in evaluator.confusion_matrices if row in state.scores and row != "mean"]
-        if not rows:
+        if not rows or evaluator.image_counts is not state.image_counts:  # resumed, or scores of another set
             return
         row = max(rows, key=lambda row: state.scores[row][self.metric])
         if state.best.get("step") == state.global_step and state.best.get("branch") in rows:
@@ -67,6 +81,15 @@ class ReportCallback(TrainerCallback):
         with whole(evaluator.module):  # in all processes: a network may be sharded over them
             if self.accelerator.is_main_process:
                 self._write(row, state, evaluator.module.networks()[row])
+
+    def _describes_best(self, state) -> bool:
+        """Whether evaluation.json is that of `best`. The same on all processes; only the main one reads the file."""
+        found = {}
+        if self.accelerator.is_main_process:
+            with contextlib.suppress(OSError, ValueError):
+                found = read_json(self.output_dir / EVALUATION) or {}
+        (found,) = broadcast_object_list([found])
+        return bool(found) and (found["network"], found["step"]) == (state.best.get("branch"), state.best.get("step"))
 
     def _write(self, row: str, state, network: nn.Module) -> None:
         evaluator, pictures = self.pictures.evaluator, self.pictures

@@ -31,7 +31,7 @@ def test_only_the_second_stages_evaluations_are_counted():
     assert stopped_at(EarlyStopping(2, border=3), first_is_better) == 7
 
 
-def trainer_for(world, out, scores, **fields):
+def trainer_for(world, out, scores, eval_dataset=None, **fields):
     values = {"output_dir": str(out), "crop_size": [32, 32], "per_device_train_batch_size": 2, "max_steps": 8}
     values |= {"dataloader_num_workers": 0, "num_pictures": 0, "eval_steps": 1, "agreement_images": 0}
     trainer = CPSTrainer(
@@ -40,7 +40,7 @@ def trainer_for(world, out, scores, **fields):
         objective=CrossPseudoSupervision(),
         train_dataset=world,
         unlabeled_dataset=world.remove_columns("label"),
-        eval_dataset=world,
+        eval_dataset=eval_dataset or world,
     )
     found = trainer.evaluator.scores
 
@@ -71,6 +71,17 @@ def test_a_stopped_run_is_complete_and_stays_stopped_on_resuming(tmp_path):
     assert trainer_for(world, tmp_path / "b", scores, **fields, resume_from_checkpoint="auto").train()["steps"] == 5
     patient = {**fields, "early_stopping_patience": 5, "resume_from_checkpoint": "auto"}
     assert trainer_for(world, tmp_path / "b", scores, **patient).train()["steps"] == 7
+
+
+def test_scores_of_another_evaluation_set_are_not_compared(tmp_path):
+    """After a change of the set, the best branch is chosen again, and so is the score to beat."""
+    world = write_world(tmp_path / "world", [(40, 40)] * 4)
+    harder = write_world(tmp_path / "harder", [(40, 40)] * 2, first=20)
+    fields = {"early_stopping_patience": 2, "save_steps": 1}
+    assert trainer_for(world, tmp_path / "out", [0.8, 0.9], **fields, max_steps=2).train()["steps"] == 2
+    resumed = {**fields, "resume_from_checkpoint": "auto", "eval_dataset": harder}
+    scores = [0.8, 0.9, 0.5, 0.55, 0.6, 0.58, 0.59, 0.7]
+    assert trainer_for(world, tmp_path / "out", scores, **resumed).train()["steps"] == 7
 
 
 class StopAt(EarlyStopping):

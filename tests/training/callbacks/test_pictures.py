@@ -122,4 +122,9 @@ def test_colours_come_from_the_data_set_or_the_default_palette():
     own = ((9, 9, 9), (8, 8, 8))
     assert pictures.palette_of(LabelEncoding(("a", "b"), palette=own).to_feature(), ["a", "b"]) == own
     assert pictures.palette_of(None, CITYSCAPES) == PALETTE
-    assert pictures.palette_of(LabelEncoding(("a", "b")).to_feature(), ["a", "b"]) == visualization.palette(2)
+    for background in ("background", "Un-labeled", "class_0", "LABEL_0"):
+        assert pictures.palette_of(None, [background, "b"]) == visualization.palette(2)  # black: not tinted
+    feature = LabelEncoding(("a", "b")).to_feature()
+    assert pictures.palette_of(feature, ["a", "b"]) == visualization.palette(3)[1:]  # class 0 is tinted
+    names = [f"thing {i}" for i in range(255)]
+    assert pictures.palette_of(None, names) == visualization.palette(255)

@@ -1,4 +1,4 @@
-"""A run's report: its last evaluation, the worst and best images, the page."""
+"""A run's report: the evaluation of its best network, the worst and best images, the page."""
 
 import io
 import json
@@ -6,8 +6,10 @@ import json
 import pytest
 from PIL import Image
 from support.toy import NAMES, settings, tiny_upernet, toy_models, write_world
+from transformers import TrainerCallback
 
 from cps_hf import visualization
+from cps_hf.inference import as_logits_fn
 from cps_hf.metrics.mean_iou import IoUCounter
 from cps_hf.objectives import CrossPseudoSupervision, Supervised
 from cps_hf.training.trainer import CPSTrainer
@@ -59,6 +61,48 @@ def test_the_best_networks_evaluation_ranks_its_images(finished):
             as_jpeg = io.BytesIO()
             Image.fromarray(expected).save(as_jpeg, format="JPEG", quality=88)
             assert (out / name).read_bytes() == as_jpeg.getvalue()
+
+
+def test_the_evaluation_is_of_the_network_in_best(tmp_path):
+    trainer = trainer_for(
+        tmp_path, toy_models(1), Supervised(), max_steps=3, eval_steps=1, num_pictures=1, learning_rate=0.05
+    )
+    matrices = {}
+
+    class Choose(TrainerCallback):
+        """Makes step 2 the best."""
+
+        def on_evaluate(self, args, state, control, **kwargs):
+            state.scores["branch_0"]["mean_iou"] = {1: 0.1, 2: 0.9, 3: 0.2}[state.global_step]
+            matrices[state.global_step] = trainer.evaluator.confusion_matrices["branch_0"].tolist()
+
+    trainer.add_callback(Choose())
+    trainer.train()
+    out, found = tmp_path / "out", read_evaluation(tmp_path / "out")
+    assert (found["network"], found["step"]) == ("branch_0", 2) and found["confusion_matrix"] == matrices[2]
+    assert matrices[1] != matrices[2] != matrices[3]
+    text = (out / "report.html").read_text(encoding="utf-8")
+    assert "Branch 0 at step 2 (in <code>best/</code>)" in text
+    assert text.count("data:image/jpeg;base64,") == 6
+
+    best = as_logits_fn(type(trainer.models[0]).from_pretrained(out / "best").eval())
+    (worst,) = found["worst"]
+    samples = [sample for batch in trainer.evaluator.stream(trainer.eval_dataset) for sample in batch]
+    (sample,) = (sample for sample in samples if sample["id"] == worst["id"])
+    prediction = trainer.evaluator.logits(best, sample["image"][None]).argmax(1)[0]
+    assert IoUCounter(3).compute(predictions=prediction, references=sample["label"])["mean_iou"] == worst["mean_iou"]
+
+
+def test_without_an_evaluation_of_best_the_last_one_is_described(tmp_path):
+    trainer = trainer_for(tmp_path, toy_models(1), Supervised(), num_pictures=0)
+
+    class Other(TrainerCallback):
+        def on_train_end(self, args, state, control, **kwargs):
+            state.best["step"] = 1  # as after a supervised stage that stays the best
+
+    trainer.callback_handler.callbacks.insert(0, Other())
+    trainer.train()
+    assert read_evaluation(tmp_path / "out")["step"] == 2
 
 
 def test_the_page_shows_images_and_is_in_no_pushed_folder(finished):
