@@ -126,8 +126,8 @@ Written by `python benchmarks/step_of_models.py` on {date} with {versions},
 on one thread of a CPU that was shared with other jobs. Do not edit manually.
 
 One optimizer step of two small networks ([small_models.py](../../small_models.py): random weights, two labeled and two
-unlabeled images of {side} x {side} pixels, CPS + CutMix, {classes} classes), compared with its floor: the same network passes
-and the backward passes from the means of their outputs. Times are medians of CPU time, without the optimizer.
+unlabeled images of {side} x {side} pixels, CPS + CutMix, {classes} classes), compared with its floor: the same network
+passes and the backward passes from the means of their outputs. Times are medians of CPU time, without the optimizer.
 
 - A step adds data, class scores, losses and checks. The losses' cost depends on pixels and classes and not on the
   network: with these small networks, their share is larger than with full-size ones. *Without the loss*: the
@@ -140,8 +140,8 @@ and the backward passes from the means of their outputs. Times are medians of CP
 
 ## One frozen backbone for two branches
 
-ViT-DPT on DINOv2-S, {crop} x {crop} pixels, `lora_rank` {rank} in all linear layers, AdamW, in float32. Ratios are to full
-fine-tuning. Activations grow with the image and the batch, the other columns do not.
+ViT-DPT on DINOv2-S, {crop} x {crop} pixels, `lora_rank` {rank} in all linear layers, AdamW, in float32. Ratios are to
+full fine-tuning. Activations grow with the image and the batch, the other columns do not.
 
 {sharing}
 """
