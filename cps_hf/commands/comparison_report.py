@@ -121,15 +121,15 @@ def in_words(entries: Mapping[str, Mapping[str, Any]], found: Mapping[str, Any],
     """
     method = entries[METHOD]["method"]
     rows = {
-        CONTROL: f"labels alone: what {method} started from",
-        EQUAL_TIME: f"labels alone, for as long as {METHOD}",
-        METHOD: f"labels and unlabeled images, {method}",
+        CONTROL: "labels alone, first stage",
+        EQUAL_TIME: "labels alone, for as long",
+        METHOD: f"with unlabeled images, {method}",
     }
-    head = f"{'network':<24}{'mean IoU':>10}{'steps':>8}{'seconds':>9}"
+    head = f"{'network':<22}{'mean IoU':>9}{'steps':>7}{'seconds':>9}"
     lines = [head, "-" * len(head)]
     for name, what in rows.items():
         score = "-" if is_missing(entries[name]["mean_iou"]) else f"{100 * entries[name]['mean_iou']:.1f} %"
-        lines.append(f"{name:<24}{score:>10}{entries[name]['steps']:>8}{entries[name]['seconds']:>9.0f}  {what}")
+        lines.append(f"{name:<22}{score:>9}{entries[name]['steps']:>7}{entries[name]['seconds']:>9.0f}  {what}")
     gained = 100 * (entries[METHOD]["mean_iou"] - entries[CONTROL]["mean_iou"])
     return "\n".join(
         [

@@ -421,7 +421,7 @@ class CPSTrainer:
     def _begin_stage(self) -> None:
         """Activate the stage's objective. The second stage's optimizer does not know the first stage's steps."""
         step, stages = self.state.global_step, self.stages
-        if self.state.max_steps != self.args.max_steps:
+        if stages.is_border(step) and self.state.max_steps != self.args.max_steps:  # changed by a callback
             self.state.planned_steps = self.args.max_steps
             self._set_length(self.state.max_steps)
         self.module.objective = stages.objective_after(step)

@@ -190,7 +190,7 @@ def test_a_mistake_on_the_command_line_is_one_line(tmp_path, capsys, run_folder)
         ([str(tmp_path / "nothing")], "no model could be read"),
         ([str(run_folder), "--examples", str(tmp_path)], "no image"),
         ([str(run_folder), "--port", "99999999"], "`--port` must be from 1 to 65535, got 99999999"),
-        ([str(run_folder), "--device", "cudda"], "`device` 'cudda' cannot be used here"),
+        ([str(run_folder), "--device", "cudda"], "`--device` 'cudda' cannot be used here"),
     ):
         with pytest.raises(SystemExit):
             command.main(words)

@@ -366,7 +366,7 @@ def test_the_console_shows_the_answer_without_markdown(tmp_path):
         assert "#" not in shown and "```" not in shown and shown.startswith("Did the unlabeled images help?\n\n")
         verbatim = text.split("```\n")[1].splitlines()
         assert shown.splitlines()[-len(verbatim) :] == verbatim  # aligned columns are not wrapped
-        assert max(map(len, shown.splitlines()[: -len(verbatim)])) <= 60
+        assert max(map(len, shown.splitlines()[: -len(verbatim)])) <= 60 and max(map(len, verbatim)) <= 80
         one_line = " ".join(shown.split())
         # with few images: one sentence, and no table of classes that have no verdict
         assert ("95 % interval" in shown) == (images == 10) == ("within chance" in shown)

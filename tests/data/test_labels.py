@@ -7,7 +7,7 @@ import pytest
 from datasets import Dataset, Features, Image, load_dataset
 from PIL import Image as PILImage
 
-from cps_hf.data.labels import LabelEncoding, reduced_values
+from cps_hf.data.labels import LabelEncoding, LabelError, LabelSizeError, reduced_values
 
 NAMES = ("sky", "road", "car")
 LABEL = np.array([[0, 1, 2, 255], [2, 2, 0, 1]], np.uint8)
@@ -244,3 +244,9 @@ def test_transparent_pixels_of_known_colors_keep_their_class():
 def test_a_class_without_a_stored_value_cannot_be_encoded():
     with pytest.raises(ValueError, match=r"No stored value stands for \[1\]"):
         LabelEncoding(names=("a", "b"), values={0: 0}).encode(np.array([[0, 1]], np.uint8))
+
+
+def test_a_data_worker_can_raise_label_errors_again_from_their_text():
+    for kind in (LabelError, LabelSizeError):
+        again = kind(str(kind("contains 7; set `values`.", "contains 7.")))
+        assert str(again) == again.problem == "contains 7; set `values`."

@@ -245,7 +245,7 @@ def test_a_failed_push_names_the_command_for_later(hub, exported, tmp_path, caps
     assert metadata(hub.files("me/x", "v2")["README.md"])["license"] == "mit"
     with pytest.raises(SystemExit, match="2"):
         main(words[1:])
-    assert capsys.readouterr().err.startswith("error: `tag` v1")
+    assert capsys.readouterr().err.startswith("error: `--tag` v1")
 
 
 def test_the_pushing_file_imports_nothing_from_the_package(hub, exported, tmp_path):

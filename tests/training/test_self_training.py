@@ -325,7 +325,7 @@ def test_a_branch_and_its_average_label_for_a_new_network(streets, tmp_path, tra
     ("words", "said"),
     [
         (["--labelers", "a/b"], "`--labelers` label during training.*name the networks by `--teacher`"),
-        (["--teacher", "/nowhere/branch_0"], "`teacher`: there is no folder /nowhere/branch_0"),
+        (["--teacher", "/nowhere/branch_0"], "`--teacher`: there is no folder /nowhere/branch_0"),
         (["--pseudo_label_scales", "0"], "`scales` must be one or more positive factors"),
     ],
 )
