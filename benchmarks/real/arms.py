@@ -34,6 +34,8 @@ class Arm:
         branches: how many networks are trained.
         two_stages: use the first half of the steps as a supervised stage.
         as_long_as: take as many steps as fit into the training time of this arm.
+        labelers: the arm whose first-stage networks make the labels; this arm replaces its second stage. That run's
+            folder must still exist.
     """
 
     objective: str
@@ -41,6 +43,7 @@ class Arm:
     branches: int = 2
     two_stages: bool = False
     as_long_as: str | None = None
+    labelers: str | None = None
 
     def max_steps(self, length: int, seconds: dict[str, float], arms: dict[str, Arm]) -> int:
         """The number of steps at this length.
@@ -48,6 +51,8 @@ class Arm:
         Args:
             seconds: per step, by kind (`step_kind`).
         """
+        if self.labelers is not None:
+            return length - (arms[self.labelers].pretrain_steps(length) or 0)
         if self.as_long_as is None:
             return length
         other = arms[self.as_long_as]
@@ -86,4 +91,6 @@ ARMS = {
     "unimatch_v2": Arm("unimatch_v2", STAGES, branches=1, two_stages=True),
     "cpc": Arm("cpc", STAGES, two_stages=True),
     "pseudoseg": Arm("pseudoseg", STAGES, branches=1, two_stages=True),
+    # A new network learns what the finished pair of `recommended` predicts.
+    "fixed_teacher": Arm("fixed_teacher", CONTROL, branches=1, labelers="recommended"),
 }

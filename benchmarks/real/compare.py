@@ -24,7 +24,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -153,6 +153,7 @@ class Benchmark:
         ]
         return train.parse(words).with_values(
             **values,
+            **self._labelers(key),
             models=[str(self.model)],
             backbone=self.options.backbone,
             output_dir=str(folder),
@@ -182,6 +183,17 @@ class Benchmark:
             "dataloader_num_workers": 0,  # so that all CPU seconds are the process's
             "per_device_eval_batch_size": 8,
         }
+
+    def _labelers(self, key: Key) -> dict[str, Any]:
+        """The option that names the networks that make the labels, if the arm has any."""
+        arm = ARMS[key.arm].labelers
+        if arm is None:
+            return {}
+        first = self.options.runs / replace(key, arm=arm).name
+        folders = [first / f"supervised_{i}" for i in range(ARMS[arm].branches)]
+        if not all(folder.is_dir() for folder in folders):
+            raise SystemExit(f"{key.name} needs the networks in {first}, which are not there: run --arms {arm} first.")
+        return {"labelers": [*map(str, folders)]}
 
     # -------------------------------------------------------------------------------------------------- seconds
 

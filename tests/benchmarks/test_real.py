@@ -56,6 +56,11 @@ def test_equal_time_covers_both_stages():
     assert arms.ARMS["control"].max_steps(1500, seconds, arms.ARMS) == 1500
 
 
+def test_the_fixed_teacher_replaces_the_second_stage():
+    assert arms.ARMS["fixed_teacher"].max_steps(1500, {}, arms.ARMS) == 750
+    assert arms.ARMS["fixed_teacher"].pretrain_steps(750) is None
+
+
 def cell(arm, seed, score, supervised=None, length=1500):
     rows = {"branch_0": {"mean_iou": score, "per_category_iou": [score, score]}}
     staged = {"branch_0": {"mean_iou": supervised, "per_category_iou": []}} if supervised else {}
