@@ -265,7 +265,7 @@ def page(costs: Sequence[Cost], on_gpu: Sequence[float] | None = None) -> str:
         "activations per image",
         "GFLOP, forward",
         "step on a CPU",
-        "step on a GPU",
+        *(["step on a GPU"] if on_gpu else []),
         "the plan",
     ]
     lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
@@ -287,7 +287,7 @@ def page(costs: Sequence[Cost], on_gpu: Sequence[float] | None = None) -> str:
             f"{cost.activations:.0f} MiB" if cost.activations else "",
             f"{cost.flops / 1e9:.0f}" if cost.flops else "",
             f"{cost.seconds / least:.1f} x" if cost.seconds else "",
-            f"{1e3 * on_gpu[index]:.0f} ms" if on_gpu else "",
+            *([f"{1e3 * on_gpu[index]:.0f} ms"] if on_gpu else []),
             plans.get(candidate.weights, ""),
         ]
         lines.append("| " + " | ".join(cells) + " |")
