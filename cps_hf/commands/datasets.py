@@ -101,12 +101,19 @@ def from_arguments(arguments: argparse.Namespace, **further: Any) -> Dataset | I
         further: arguments of the loader, which override `--load_options`.
 
     Raises:
-        ValueError: as `find_dataset` and the loader, or `--load_options` is not a JSON object.
+        ValueError: as `find_dataset` and the loader, `--load_options` is not a JSON object, or `--data_root` contains
+            no drawn scenes although they are what `--dataset` names.
     """
     options = options_from_json(arguments.load_options)
     root = arguments.data_root
-    there = {path.name for path in Path(root).iterdir()} if root and Path(root).is_dir() else set()
-    if arguments.dataset.endswith("_scenes") and there and MANIFEST not in there:
+    drawn = arguments.dataset.endswith("_scenes")
+    if drawn and root and not Path(root).is_dir():
+        raise ValueError(
+            f"`data_root` {root} is no folder here. For images and masks, check the path and add `--dataset folder`; "
+            "for the drawn scenes, omit it."
+        )
+    there = {path.name for path in Path(root).iterdir()} if root and drawn else set()
+    if there and MANIFEST not in there:
         raise ValueError(
             f"`data_root` {root} contains no drawn scenes, but `dataset` is {arguments.dataset}. For a folder of "
             "images and masks, add `--dataset folder`."
