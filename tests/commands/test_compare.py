@@ -118,8 +118,9 @@ def test_scores_equal_cps_hf_evaluate_on_the_exported_networks(compared, world, 
 
 
 @pytest.mark.slow
-def test_the_answer_is_printed_and_saved_as_text(compared, world, capsys):
+def test_the_answer_is_printed_and_saved_as_text(compared, world, capsys, monkeypatch):
     out, found = compared
+    monkeypatch.setenv("COLUMNS", "118")
     again = compare.main(words_of(world, out, "--save_steps", "100"))
     said = capsys.readouterr().out
     assert again == found and plain((out / "comparison.md").read_text(), 118) in said

@@ -76,7 +76,8 @@ def ran(folder, tmp_path_factory):
 def test_the_plan_is_printed_and_saved_and_keeps_given_options(ran):
     printed, out = ran
     config = yaml.safe_load((out / "config.yaml").read_text())
-    assert re.search(r"class_weights +0.5 +from .* \(bar\) to .* \(ground\)", printed)
+    reason = r"class_weights 0\.5 rare classes get more weight: [^()]* \(bar\) to [^()]* \(ground\)"
+    assert re.search(reason, " ".join(printed.split()))
     assert (config["objective"], config["class_weights"], config["optim"]) == ("cps", 0.5, "adamw")
     assert (config["max_steps"], config["pretrain_steps"]) == (3, 2)
     assert config["crop_size"] == [32, 32] and config["ema_decay"] is None

@@ -205,7 +205,7 @@ def test_wrong_rates_are_errors():
         ValueError, match="needs a backbone of stacked layers; HighResolutionNetFeatures has no known ones"
     ):
         parameter_groups(model, learning_rate=1, weight_decay=0, layer_decay=0.9)
-    with pytest.raises(ValueError, match=r"`layer_decay` must be in \(0, 1\], got 1.5"):
+    with pytest.raises(ValueError, match="`layer_decay` must be above 0 and at most 1, got 1.5"):
         parameter_groups(model, learning_rate=1, weight_decay=0, layer_decay=1.5)
     with pytest.raises(ValueError, match="`head_learning_rate_factor` must be above 0, got 0"):
         parameter_groups(model, learning_rate=1, weight_decay=0, head_learning_rate_factor=0)

@@ -79,7 +79,7 @@ def test_a_momentum_needs_batch_norms_and_is_a_share():
     assert model[0].momentum == 0.02
     with pytest.raises(ValueError, match="`norm_momentum`: ToyForSemanticSegmentation has no batch norm"):
         set_norm_momentum(toy_models(1)[0], 0.02)
-    with pytest.raises(ValueError, match=r"`norm_momentum` must be in \(0, 1\], got 0"):
+    with pytest.raises(ValueError, match="`norm_momentum` must be above 0 and at most 1, or none, got 0"):
         ModelConfig(norm_momentum=0.0)
 
 
