@@ -130,10 +130,10 @@ def convert(
         raster = open_raster({"path": str(image.image)}, repr(image.name), "image")
         return paint_image(image, raster, table, overlap=overlap)
 
-    for image in tqdm(todo, desc="checking labels", unit="image", dynamic_ncols=True):
+    for image in tqdm(todo, desc="checking labels", unit="image", dynamic_ncols=True, disable=None):
         painted(image)
     outputs.begin()
-    for image in tqdm(todo, desc="converting", unit="image", dynamic_ncols=True):
+    for image in tqdm(todo, desc="converting", unit="image", dynamic_ncols=True, disable=None):
         outputs.write(image, painted(image), palette)
     report = outputs.report(project) | {"written": len(todo), "done before": len(project.images) - len(todo)}
     report |= _contact_sheet(out)

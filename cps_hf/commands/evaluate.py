@@ -194,7 +194,7 @@ def samples(dataset, options: argparse.Namespace, labeled: bool, num_labels: int
         dataset, name="dataset", with_label=labeled, num_labels=num_labels, num_workers=options.num_workers
     )
     total = len(dataset) if hasattr(dataset, "__len__") else None
-    for batch in tqdm(stream, desc="evaluating", unit="image", total=total, dynamic_ncols=True):
+    for batch in tqdm(stream, desc="evaluating", unit="image", total=total, dynamic_ncols=True, disable=None):
         yield from batch
 
 

@@ -95,7 +95,7 @@ def predict_huge(
     # Written in place: a list of parts, as views or small copies, would keep or fragment the memory of all rows.
     overview = np.zeros(rows_of.overview.shape[:2], np.uint8)
     geo = {"geo": image.geo, "order": image.order} if paths["masks"].suffix == ".tif" else {}
-    bar = tqdm(total=image.size[0], desc=Path(source).name, unit="row", leave=False, dynamic_ncols=True)
+    bar = tqdm(total=image.size[0], desc=Path(source).name, unit="row", leave=False, dynamic_ncols=True, disable=None)
     with bar, mask_writer(paths["masks"], image.size, palette, **geo) as writer:
         for rows, ids in branches.predict_rows(rows_of, image.size, **how):
             ids = ids.numpy()

@@ -151,7 +151,7 @@ class Progress:
 
     def __init__(self, total: int | None, *, skip_bad_images: bool):
         self.counts = {"predicted": 0, "done before": 0, "not readable": 0}
-        self.bar = tqdm(total=total, desc="predicting", unit="image", dynamic_ncols=True)
+        self.bar = tqdm(total=total, desc="predicting", unit="image", dynamic_ncols=True, disable=None)
         self._skips = skip_bad_images
 
     def __str__(self) -> str:

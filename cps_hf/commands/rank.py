@@ -175,7 +175,7 @@ def score(ensemble: Ensemble, how: dict[str, Any], sources: dict[str, Path], opt
         keep_errors=True,
     )
     found = []
-    bar = tqdm(total=len(sources), desc="ranking", unit="image", dynamic_ncols=True)
+    bar = tqdm(total=len(sources), desc="ranking", unit="image", dynamic_ncols=True, disable=None)
     for batch in stream:
         for sample in batch:
             if isinstance(sample, ValueError):
