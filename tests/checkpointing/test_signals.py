@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -99,7 +100,7 @@ def test_a_second_signal_exits_even_a_blocking_call():
     program = (
         "import hashlib, sys, types\n"
         "sys.modules['cps_hf'] = types.ModuleType('cps_hf')\n"  # not all that the package imports: it takes seconds
-        f"sys.modules['cps_hf'].__path__ = [{str(PATHS[0] / 'cps_hf')!r}]\n"
+        f"sys.modules['cps_hf'].__path__ = [{str(Path(signals_module.__file__).parents[1])!r}]\n"
         "import cps_hf.checkpointing.signals as s\n"
         "s.ECHO_SECONDS = 0.1\n"
         "with s.StopSignals():\n"

@@ -1,6 +1,7 @@
 """The cost of a step, measured: network passes by hooks, host reads, and unused computation."""
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
@@ -170,6 +171,8 @@ class Reads(TrainerCallback):
 
     def __init__(self):
         script = Path(__file__).parents[2] / "benchmarks" / "step.py"
+        if str(script.parent) not in sys.path:  # the script imports a file next to it
+            sys.path.insert(0, str(script.parent))
         spec = importlib.util.spec_from_file_location("step_benchmark", script)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
