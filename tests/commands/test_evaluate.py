@@ -250,7 +250,7 @@ def test_conflicting_class_names_are_an_error(caplog):
         (["--load_options", '{"color": 1}'], "load_cityscapes has no argument 'color'"),
         (["--data_root", "nowhere"], "No folder nowhere"),
         (["--data_root", str(Path(__file__).parent), "--dataset", "street_scenes"], "add `--dataset folder`"),
-        (["--data_root", "no/folder", "--dataset", "street_scenes"], "`--data_root` no/folder is no folder here"),
+        (["--data_root", "no/folder", "--dataset", "street_scenes"], "`--data_root` no/folder is not a folder here"),
         (["--mode", "sliding", "--crop_size", "8", "8", "--stride", "9", "9"], "must not exceed"),
         (["--window_batch_size", "0"], "`--window_batch_size` must be at least 1, got 0"),
         (["--num_pictures", "-3"], "`--num_pictures` must be 0 or more, got -3"),
