@@ -109,8 +109,8 @@ def from_arguments(arguments: argparse.Namespace, **further: Any) -> Dataset | I
     drawn = arguments.dataset.endswith("_scenes")
     if drawn and root and not Path(root).is_dir():
         raise ValueError(
-            f"`data_root` {root} is not a folder here. For images and masks, check the path and add `--dataset folder`; "
-            "for the drawn scenes, omit it."
+            f"`data_root` {root} is not a folder here. For images and masks, check the path and add `--dataset "
+            "folder`; for the drawn scenes, omit it."
         )
     there = {path.name for path in Path(root).iterdir()} if root and drawn else set()
     if there and MANIFEST not in there:
