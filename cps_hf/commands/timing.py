@@ -75,7 +75,7 @@ class TimeLimit(StepTimes):
         """End training if the rest of the time is needed for what follows."""
         super().on_step_end(args, state, control, **kwargs)
         is_first = state.global_step <= (args.pretrain_steps or 0)
-        recent = self.seconds[WARM_UP:][-RECENT:]
+        recent = self.seconds[max(WARM_UP, len(self.seconds) - RECENT) :]
         a_step = statistics.median(recent) if recent else 0.0  # the next one
         last = self.end - self.reserve * self._at_least(self._slowdown(a_step, is_first))
         if time.monotonic() + a_step > last and state.global_step < state.max_steps:
