@@ -2,7 +2,7 @@
 
 cps-hf rank outputs/run DIR --count 12
     DIR may be the training folder: images with a mask are skipped. Writes ranking.csv with all images, best first, and
-    ranking.png next to it: the first images with the disagreement drawn in.
+    ranking.png next to it: the first images with the disagreement drawn in. outputs/run/report.html shows both.
 
 cps-hf rank outputs/run photos --labeled DIR
     photos contains the original images, DIR is the output of `cps-hf convert`: images with a mask there are
@@ -17,6 +17,8 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import json
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,10 +35,11 @@ from ..data.same_files import KnownFiles
 from ..data.streams import EvaluationStream
 from ..data.table import build
 from ..data.walk import find_images
-from ..files import write_atomically
+from ..files import write_atomically, written_whole
 from ..inference.ensemble import Ensemble
 from ..inference.ranking import descriptor, spread, uncertainty
 from ..inference.windows import add_probabilities, class_ids
+from ..report.page import RANKING, RANKING_SHEET, write_report
 from . import branches as chosen
 from .arguments import ArgumentParser
 from .console import log_warnings_alone
@@ -101,7 +104,10 @@ def rank(options: argparse.Namespace) -> list[str]:
     print(f"{len(ranked)} images ranked by {key}{left_out}; the first {min(options.count, len(ranked))}:")
     for place, one in enumerate(ranked[: options.count], 1):
         print(f"  {place:3}  {one.means[key]:.4f}  {sources[one.name]}")
-    print(f"Written: {output}, {sheet}.")
+    written = [output, sheet]
+    if (Path(options.run) / "results.json").is_file():
+        written.append(add_to_report(Path(options.run), ranked[: options.count], len(ranked), sources, key, sheet))
+    print(f"Written: {', '.join(map(str, written))}.")
     return [str(sources[one.name]) for one in ranked]
 
 
@@ -233,6 +239,18 @@ def contact_sheet(ensemble, how, ranked: Sequence[Scored], sources: dict[str, Pa
     titles = ["image", *(f"branch {i}" for i in range(len(ensemble.networks))), key]
     captions = [f"{place}  {one.name}" for place, one in enumerate(ranked, 1)]
     visualization.panel(rows, titles, names, palette_of(None, names), path, captions=captions)
+
+
+def add_to_report(
+    run: Path, first: Sequence[Scored], count: int, sources: dict[str, Path], key: str, sheet: Path
+) -> Path:
+    """Show the first of `count` ranked images on the run's page, instead of those of an earlier ranking."""
+    rows = [{"image": str(sources[one.name]), "score": one.means[key]} for one in first]
+    (run / RANKING_SHEET).parent.mkdir(exist_ok=True)
+    with written_whole(run / RANKING_SHEET) as temporary:
+        shutil.copyfile(sheet, temporary)
+    write_atomically(run / RANKING, json.dumps({"key": key, "images": count, "first": rows}, ensure_ascii=False))
+    return write_report(run)
 
 
 def heat(values: np.ndarray) -> np.ndarray:

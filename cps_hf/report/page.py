@@ -27,6 +27,8 @@ from ..visualization.colors import overlay_name
 from ..visualization.runs import EVALUATION, class_rows, confusion_figure, image_caption, read_json, read_records
 
 REPORT = "report.html"
+RANKING, RANKING_SHEET = "ranking.json", Path("pictures", "ranking.png")
+"""What `cps-hf rank` adds to a run: {"key", "images", "first"}, and its contact sheet."""
 CELLS = 40  # classes; with more, the confusion matrix is a picture instead of a table
 # What a reader wants to know first; the other settings are collapsed.
 _FIRST = (
@@ -83,6 +85,8 @@ def render_report(run: str | os.PathLike) -> str:
         images=_images(run, evaluation),
         matrix=_matrix(evaluation),
         matrix_picture=_matrix_picture(run, evaluation),
+        ranking=read_json(run / RANKING),
+        ranking_sheet=_data_uri(run / RANKING_SHEET),
         loading=loading_lines(branch) if branch.is_dir() else [],
     )
 

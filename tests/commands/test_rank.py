@@ -1,6 +1,8 @@
 """`cps-hf rank`: images without a mask, ranked by the disagreement of two branches, in a table and on a page."""
 
+import base64
 import csv
+import json
 import os
 import shutil
 
@@ -64,6 +66,22 @@ def test_the_score_is_the_mean_divergence_of_both_predictions(tmp_path, run_fold
     assert [row["rank"] for row in rows] == ["1", "2", "3"]
     with Image.open(tmp_path / "next.png") as sheet:
         assert sheet.width > 600
+
+
+def test_the_runs_report_shows_the_newest_ranking(tmp_path, run_folder, photos, capsys):
+    run = shutil.copytree(run_folder, tmp_path / "run")
+    ranked(run, photos, output=tmp_path / "next.csv")
+    assert not (run / "report.html").exists()  # branches without a run
+    (run / "results.json").write_text(json.dumps({"training": {}, "steps": 4}))
+    order = ranked(run, photos, output=tmp_path / "next.csv", count=2)
+    text = (run / "report.html").read_text(encoding="utf-8")
+    assert "The first 2 of 3 images" in text and "by disagreement" in text
+    assert [path in text for path in order] == [True, True, False]
+    sheet = base64.b64encode((tmp_path / "next.png").read_bytes()).decode()
+    assert sheet in text and str(run / "report.html") in capsys.readouterr().out
+    ranked(run, order[2], output=tmp_path / "next.csv")
+    text = (run / "report.html").read_text(encoding="utf-8")
+    assert [path in text for path in order] == [False, False, True] and sheet not in text
 
 
 def test_near_duplicates_rank_late_unless_no_spread(tmp_path, run_folder, photos):

@@ -77,6 +77,8 @@ def write_run(folder, *, count=3, plan=True, comparison=True, step=40):
     }
     evaluation |= {"palette": [[0, 0, 0], *([i, 114, 178] for i in range(1, count))]}
     evaluation |= {"worst": shown("worst", 0.25), "best": shown("best", None)}
+    ranking = {"key": "disagreement", "images": 9, "first": [{"image": IMAGE, "score": 0.25}]}
+    (folder / "ranking.json").write_text(json.dumps(ranking))
     (folder / "evaluation.json").write_text(json.dumps(evaluation))
     return folder
 
