@@ -151,8 +151,15 @@ class CPSTrainer:
         check_sources(self.objective.labelers)
         id2label = setup.check_data(args, train_dataset, unlabeled_dataset, eval_dataset, self.objective)
         unlabeled_weight.check(args, self.objective, eval_dataset)
+        self.state = setup.run_state(args, accelerator)
+        self.stages = Stages(args, self.objective, self.state)
+        self._make_networks(models, id2label)
+        self._make_optimizer(optimizers)
+        self._make_monitors([*(callbacks or [])])
 
-        # The networks and what trains them
+    def _make_networks(self, models, id2label: dict[int, str] | None) -> None:
+        """The branches, their averages and the labelers."""
+        args, accelerator, processing_class = self.args, self.accelerator, self.processing_class
         crop_size = self.augmentation.crop_size
         self.models = setup.build_models(
             models, self.model_config, args, crop_size, self.objective, id2label, accelerator
@@ -165,12 +172,10 @@ class CPSTrainer:
         )
         self.groups = (args, self.augmentation, self.model_config, self.evaluation, self.hub, self.provenance)
         means = (self.model_config.image_mean, self.model_config.image_std)
-        reduces = setup.reduces_labels(train_dataset)
         if processing_class is not None:
+            reduces = setup.reduces_labels(self.train_dataset)
             for model in self.models:
                 check_processor(processing_class, model.config.model_type, *means, reduces=reduces)
-        self.state = setup.run_state(args, accelerator)
-        self.stages = Stages(args, self.objective, self.state)
         self._masked_attention = setup.annealed_masked_attention(self.models, self.objective)
         averages = setup.keeps_averages(args, self.objective)
         self.labelers = load_labelers(
@@ -187,6 +192,10 @@ class CPSTrainer:
             setup.share_backbones(self.module, accelerator)
         if args.torch_compile:
             self.module.compile_networks(args.torch_compile_backend, args.torch_compile_mode)
+
+    def _make_optimizer(self, optimizers: tuple[torch.optim.Optimizer | None, Any]) -> None:
+        """What trains the networks, and the tensors that a step reads."""
+        args, accelerator = self.args, self.accelerator
         if optimizers[0] is not None:
             model_checks.check_optimizer(optimizers[0], self.models)
         self.optimizer = optimizers[0] or setup.make_optimizer(self.models, args)
@@ -194,12 +203,15 @@ class CPSTrainer:
         # The schedule is not prepared: Accelerate would step it once per process.
         self.prepared, self.optimizer = prepare(accelerator, self.module, self.optimizer)
         self.device = accelerator.device
+        means = (self.model_config.image_mean, self.model_config.image_std)
         self.image_mean, self.image_std = (torch.tensor(v, device=self.device) for v in means)
         self._progress = torch.zeros((), device=self.device)
         self._unlabeled_weight = torch.ones((), device=self.device)
         self._class_counts: Tensor | None = None  # of the labeled set, if the objective weights classes by frequency
 
-        # The run's state, and what monitors it
+    def _make_monitors(self, callbacks: list[TrainerCallback]) -> None:
+        """What monitors the run, and what it writes."""
+        args, accelerator = self.args, self.accelerator
         self.control = TrainerControl()
         self.late = Late(args, accelerator)
         self.guard = Guard(accelerator, self.module, args, self.state)
@@ -212,13 +224,13 @@ class CPSTrainer:
         self.evaluator = self._evaluator()
         self.run = self._run()
         pictures = self._pictures()
-        self.exporter = self._exporter(pictures, do_reduce_labels=reduces)
+        self.exporter = self._exporter(pictures, do_reduce_labels=setup.reduces_labels(self.train_dataset))
         self.best = BestBranch(args, self.stages, self.state, self.exporter, self.late)
         self.callback_handler = Callbacks(
             self.late,
-            [DefaultFlowCallback, *self._callbacks(pictures, [*(callbacks or [])])],
+            [DefaultFlowCallback, *self._callbacks(pictures, callbacks)],
             self.module,
-            processing_class,
+            self.processing_class,
             self.optimizer,
             self.lr_scheduler,
         )
