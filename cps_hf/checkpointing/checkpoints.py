@@ -27,7 +27,7 @@ MANIFEST = "manifest.json"
 MARKER = "preempted.json"  # a signal stopped the run, which should be resumed
 RUN_FILES = (
     *(MARKER, "config.yaml", "metrics.jsonl", "results.json", "bad_samples.jsonl"),
-    *("evaluation.json", "plan.json", "report.html"),
+    *("evaluation.json", "plan.json", "ranking.json", "report.html"),
 )
 RUN_FOLDERS = (
     *("best", "teacher", "pictures", "branch_*", "supervised_*", "checkpoint-*", "aside-checkpoint-*"),

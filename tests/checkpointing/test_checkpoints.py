@@ -132,6 +132,7 @@ def test_half_written_and_later_checkpoints_are_moved(tmp_path, caplog):
     (tmp_path / "checkpoint-2" / "manifest.json").unlink()
     checkpoints.prepare_output_dir(str(tmp_path), step=None, overwrite=False)
     assert (tmp_path / "aside-checkpoint-2").is_dir() and (tmp_path / "aside-checkpoint-4").is_dir()
+    (tmp_path / "ranking.json").write_text("{}")  # from `cps-hf rank`, of the old run's networks
     checkpoints.prepare_output_dir(str(tmp_path), step=None, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
